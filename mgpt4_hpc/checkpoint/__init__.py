@@ -1,0 +1,1 @@
+"""The commit protocol: a checkpoint exists only if its manifest does."""

@@ -1,0 +1,1 @@
+"""Shards, index, sample order, reading, decoding and collating."""

@@ -1,0 +1,135 @@
+"""Every exception that this package raises for a user's eyes.
+
+Each carries what is wrong, why it matters and what to do, and knows the exit code of the
+command that it ends::
+
+    MgptError                  1   the run failed
+    ├── ConfigError            2   a setting or argument is wrong
+    ├── PreflightError         3   something the job needs is missing
+    ├── SlurmRejected          4   Slurm refused the job
+    ├── SlurmUnreachable       5   Slurm does not answer
+    ├── NoSuchRun              6   no run of that name or path
+    ├── RunLocked              7   another attempt owns the run, or it changed since it started
+    ├── DataError              1   a shard, index or sample
+    ├── WeightsError           1   a weight file, bundle or tokenizer
+    ├── CheckpointError        1   no checkpoint could be written or verified
+    ├── FatalTrainingError     70  it would fail the same way again: never requeued
+    └── BadNode                71  this node, not the run, is at fault
+
+A programming mistake stays an AssertionError or whatever Python raises: it is not for users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+EXIT_RESUMABLE = 75
+"""Trainer's exit code for "stopped, can go on" (EX_TEMPFAIL of sysexits.h)."""
+
+
+class MgptError(Exception):
+    """What went wrong, and how to mend it.
+
+    Args:
+        what: one sentence that names the bad value.
+        why: why that is a problem, where it is not plain.
+        fix: what to do now, as a command or a setting where possible.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.why = why
+        self.fix = fix
+
+    def __str__(self) -> str:
+        lines = [self.what]
+        if self.why:
+            lines.append(f"  why: {self.why}")
+        if self.fix:
+            lines.append(f"  fix: {self.fix}")
+        return "\n".join(lines)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process boundaries (data workers); keyword-only fields need a hand.
+        return (_rebuild, (type(self), self.what, self.why, self.fix))
+
+
+def _rebuild(cls: type[MgptError], what: str, why: str, fix: str) -> MgptError:
+    error = cls.__new__(cls)
+    MgptError.__init__(error, what, why=why, fix=fix)
+    return error
+
+
+class FaultList(MgptError):
+    """Several independent faults, told together.
+
+    A researcher must not learn of a second mistake after a second night in the queue.
+    """
+
+    def __init__(self, what: str, *, faults: Sequence[str] = (), why: str = "", fix: str = "") -> None:
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        super().__init__(what + listed, why=why, fix=fix)
+        self.faults = list(faults)
+
+
+class ConfigError(FaultList):
+    """A setting, option or argument is wrong."""
+
+    exit_code = 2
+
+
+class PreflightError(FaultList):
+    """Something that the job needs is missing or would refuse it."""
+
+    exit_code = 3
+
+
+class SlurmRejected(MgptError):
+    """Slurm answered, and said no."""
+
+    exit_code = 4
+
+
+class SlurmUnreachable(MgptError):
+    """Slurm's controller or its commands do not answer."""
+
+    exit_code = 5
+
+
+class NoSuchRun(MgptError):
+    """No run directory under that name or path."""
+
+    exit_code = 6
+
+
+class RunLocked(MgptError):
+    """Another attempt owns the run, or its inputs changed since it started."""
+
+    exit_code = 7
+
+
+class DataError(MgptError):
+    """A shard, an index or a sample is missing or broken."""
+
+
+class WeightsError(MgptError):
+    """A weight file, bundle or tokenizer is missing, broken or of another model."""
+
+
+class CheckpointError(MgptError):
+    """A checkpoint could not be written, found or verified."""
+
+
+class FatalTrainingError(MgptError):
+    """Training would fail the same way again; requeueing it would only burn GPU hours."""
+
+    exit_code = 70
+
+
+class BadNode(MgptError):
+    """The node is at fault: its GPU, scratch space or clock."""
+
+    exit_code = 71

@@ -1,0 +1,1 @@
+"""Frozen towers, the projector between them, their weights, generation."""

@@ -1,0 +1,1 @@
+"""TensorBoard, the run's ledger, meters. Floats only."""
