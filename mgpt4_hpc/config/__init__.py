@@ -1,0 +1,6 @@
+"""The schema, and where each value comes from."""
+
+from mgpt4_hpc.config.load import Resolved, load_config
+from mgpt4_hpc.config.schema import RunConfig
+
+__all__ = ["Resolved", "RunConfig", "load_config"]

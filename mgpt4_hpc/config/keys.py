@@ -1,0 +1,106 @@
+"""Dotted names of settings: finding them, flattening mappings, explaining faults."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from mgpt4_hpc.config.schema import RunConfig
+
+
+def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+    kinds = [field.annotation, *get_args(field.annotation)]
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+@cache
+def fields() -> dict[str, FieldInfo]:
+    """Every setting by its dotted key, in the schema's order."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in RunConfig.model_fields.items():
+        section = _section_of(field)
+        if section is None:
+            found[name] = field
+        else:
+            found.update({f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()})
+    return found
+
+
+def resolve(key: str) -> tuple[str, str]:
+    """Full dotted key of ``key``, which may be a leaf's name alone where that is unambiguous.
+
+    Returns:
+        ``(full key, "")`` or ``("", what is wrong with it)``.
+    """
+    known = fields()
+    if key in known:
+        return key, ""
+    if key.startswith("launch.sbatch."):
+        return key, ""
+    leaves = [full for full in known if full.rpartition(".")[2] == key]
+    if len(leaves) == 1:
+        return leaves[0], ""
+    if leaves:
+        return "", f"{key!r} is ambiguous: write {' or '.join(leaves)}"
+    return "", f"unknown setting {key!r}{_suggestion(key)}"
+
+
+def _suggestion(key: str) -> str:
+    known = list(fields())
+    leaves = {full.rpartition(".")[2]: full for full in known}
+    near = difflib.get_close_matches(key, known, n=1)
+    if not near:
+        near = [
+            leaves[leaf]
+            for leaf in difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1)
+        ]
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"train": {"lr": 1}}`` to ``{"train.lr": 1}``, one level deep; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flatten`; deeper keys (``launch.sbatch.x``) extend a copied mapping."""
+    nested: dict[str, Any] = {}
+    for key, value in sorted(flat.items(), key=lambda item: item[0].count(".")):
+        *parents, leaf = key.split(".")
+        place = nested
+        for parent in parents:
+            inner = place.get(parent)
+            place[parent] = dict(inner) if isinstance(inner, Mapping) else {}
+            place = place[parent]
+        place[leaf] = value
+    return nested
+
+
+def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """One pydantic fault as a sentence: key, value, what is allowed, who set it."""
+    key = ".".join(str(part) for part in error["loc"])
+    origin = origins.get(key) or origins.get(".".join(key.split(".")[:2]), "")
+    told = f" (from {origin})" if origin else ""
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown setting{_suggestion(key)}{told}"
+    if kind == "missing":
+        return f"{key}: not set, and has no default"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message
+    return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}{told}"

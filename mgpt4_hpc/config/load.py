@@ -1,0 +1,230 @@
+"""From files, environment and flags to one validated configuration that knows its origins.
+
+Precedence: flag > environment (``MGPT4_*``) > site profile > config file > default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
+
+ENV_PREFIX = "MGPT4_"
+
+Layer = tuple[str, dict[str, Any]]
+"""Origin in words, and flat settings: ``("--set", {"train.lr": "1e-4"})``."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A validated configuration.
+
+    Attributes:
+        config: the values.
+        origins: for each dotted key that was set, who set it; a key that is absent is a default.
+    """
+
+    config: RunConfig
+    origins: dict[str, str]
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b of everything that decides the result.
+
+        The launch section and the name are left out, for a requeue may use other nodes.
+        """
+        return config_digest(self.config)
+
+
+def config_digest(config: RunConfig) -> str:
+    """Hex digest of the settings that decide a run's result."""
+    decisive = config.model_dump(mode="json", exclude={"launch", "name"})
+    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML where a key given twice is an error; PyYAML alone silently keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def find_config(name: str) -> Path:
+    """File of a preset name or a path.
+
+    Raises:
+        ConfigError: if there is neither; it lists the presets.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    preset = configs_dir() / f"{name}.yaml"
+    if preset.is_file():
+        return preset
+    raise ConfigError(
+        f"no config file or preset {name!r}",
+        fix=f"give a YAML file or one of the presets: {', '.join(preset_names())}",
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file. Raises ConfigError with line and column if it is none."""
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no valid YAML: {error}", fix="mend that line") from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path} holds no settings", fix="write `section:` and indented keys")
+    return loaded
+
+
+def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
+    """``["lr=1e-4"]`` to ``{"train.lr": 1e-4}``.
+
+    Raises:
+        ConfigError: naming every assignment that has no ``=`` or no such key.
+    """
+    values: dict[str, Any] = {}
+    faults = []
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals:
+            faults.append(f"{option} {assignment!r}: write key=value")
+            continue
+        full, fault = keys.resolve(key.strip())
+        if fault:
+            faults.append(f"{option} {assignment!r}: {fault}")
+            continue
+        values[full] = _parse_value(text)
+    if faults:
+        raise ConfigError("cannot use these settings", faults=faults)
+    return values
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def env_layer(environ: Mapping[str, str]) -> Layer:
+    """Settings from ``MGPT4_TRAIN__LR`` or, where the name is unambiguous, ``MGPT4_LR``."""
+    values: dict[str, Any] = {}
+    for variable, text in environ.items():
+        if not variable.startswith(ENV_PREFIX):
+            continue
+        key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        full, fault = keys.resolve(key)
+        if not fault:  # other MGPT4_ variables steer the tools, not the run
+            values[full] = _parse_value(text)
+    return "environment", values
+
+
+def load_config(
+    config: str | Path | None,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    site: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Resolved:
+    """Resolve one run's configuration.
+
+    Args:
+        config: preset name or YAML file; None starts from the defaults.
+        overrides: flat dotted keys from flags.
+        site: site profile, by name (``configs/sites``) or path.
+        environ: environment to read; None reads nothing.
+
+    Raises:
+        ConfigError: with every fault at once.
+    """
+    layers: list[Layer] = []
+    if config is not None:
+        path = find_config(str(config))
+        layers.append((f"file {path.name}", keys.flatten(read_yaml(path))))
+    if site is not None:
+        path = _find_site(str(site))
+        layers.append((f"site {path.stem}", keys.flatten(read_yaml(path))))
+    if environ is not None:
+        layers.append(env_layer(environ))
+    layers.append(("flag", dict(overrides or {})))
+    return merge(layers)
+
+
+def _find_site(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    sites = configs_dir() / "sites"
+    found = sites / f"{name}.yaml"
+    if found.is_file():
+        return found
+    known = ", ".join(sorted(p.stem for p in sites.glob("*.yaml")))
+    raise ConfigError(f"no site profile {name!r}", fix=f"give a YAML file or one of: {known}")
+
+
+def merge(layers: Iterable[Layer]) -> Resolved:
+    """Lay ``layers`` over one another, the last on top, and validate the result.
+
+    Raises:
+        ConfigError: with every fault at once.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for origin, flat in layers:
+        for key, value in flat.items():
+            values[key] = value
+            origins[key] = origin
+    try:
+        config = RunConfig.model_validate(keys.unflatten(values))
+    except ValidationError as error:
+        raise ConfigError(
+            "the configuration has faults",
+            faults=[keys.explain(item, origins) for item in error.errors()],
+            fix="`mgpt4 config keys` lists every setting",
+        ) from None
+    return Resolved(with_absolute_paths(config), origins)
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration with every path made absolute, for jobs run elsewhere."""
+    sources = tuple(
+        source.model_copy(
+            update={
+                "path": resolve_path(source.path),
+                "index": resolve_path(source.index) if source.index else None,
+            }
+        )
+        for source in config.data.sources
+    )
+    model = config.model.model_copy(
+        update={
+            "weights": resolve_path(config.model.weights) if config.model.weights else "",
+            "projector": resolve_path(config.model.projector) if config.model.projector else None,
+        }
+    )
+    data = config.data.model_copy(update={"sources": sources})
+    return config.model_copy(update={"model": model, "data": data})

@@ -1,0 +1,256 @@
+"""Every setting, one documented field each. Unknown keys are refused.
+
+Names follow the design's table: counts begin with ``num_`` or say what they count, quantities
+carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimizer step.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from mgpt4_hpc.prompts import STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS, TEMPLATES, get_template
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(_Section):
+    """Which towers, and how they compute."""
+
+    weights: str = ""
+    """Bundle, or a folder with the original's own files; `toy:weights` is the shipped toy."""
+    projector: str | None = None
+    """Start `llama_proj` from here: a run, a checkpoint, or `pretrained_minigpt4.pth`."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of the frozen towers and the autocast; `auto` is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention kernel of the language model."""
+
+
+class SourceConfig(_Section):
+    """One dataset."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    """Name in logs and indexes: laion, cc_sbu, cc_sbu_align."""
+    path: str
+    """Folder of tar shards, brace pattern, list file, or a `cc_sbu_align` folder."""
+    weight: Positive = 1
+    """Share in the mixture: 115 and 14 mean 115 of every 129 samples."""
+    index: str | None = None
+    """Index made by `mgpt4 data index`; made inside the run at its first start if not given."""
+
+
+class DataConfig(_Section):
+    """What is read, in which order, by how many workers."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    """The datasets, mixed by weight."""
+    granularity: Positive = 1
+    """Samples taken from one source before the next draw; the original changes source per batch."""
+    val_fraction: Fraction = 0.0
+    """Part of each source that is never trained on and serves `val/loss`."""
+    num_workers: NonNegative = 4
+    """Decoding processes per rank."""
+    resize: Literal["squash", "border"] = "squash"
+    """Images of another size: stretched as the original does, or letterboxed."""
+    max_bad_fraction: Fraction = 0.01
+    """Unreadable samples beyond this part of those read stop the run."""
+
+
+class TextConfig(_Section):
+    """How captions become tokens."""
+
+    template: str = "vicuna_v0"
+    """Conversation format of the language model: vicuna_v0 or llama2."""
+    instructions: tuple[str, ...] = ()
+    """Stage 2 asks one of these per sample; empty means the original's four."""
+    prompt_per: Literal["sample", "batch"] = "sample"
+    """Draw the instruction for each sample, or once per batch as the original does."""
+    max_answer_tokens: Positive | None = None
+    """Longest answer including its end symbol; 32 in stage 1, 160 in stage 2."""
+    max_words: Positive | None = None
+    """Longest caption in words; 50 in stage 1, unlimited in stage 2."""
+    keep_end_symbol: bool = True
+    """A truncated answer keeps its end symbol. The original cuts it off, so long answers never learn to stop."""
+
+
+class TrainConfig(_Section):
+    """The optimisation, and how often things happen."""
+
+    global_batch_size: Positive
+    """Samples per optimizer step over all ranks."""
+    micro_batch_size: Positive
+    """Samples per rank and forward pass; accumulation is derived."""
+    max_steps: Positive
+    """Optimizer steps of the whole run."""
+    lr: Annotated[float, Field(gt=0)]
+    """Peak learning rate."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_start_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate of step 0."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up. The cosine is not shifted by it, as in the original."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """AdamW's decay, on matrices only."""
+    beta1: Fraction = 0.9
+    """AdamW's first moment."""
+    beta2: Fraction = 0.999
+    """AdamW's second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Clip threshold; 0 is off, as in the original."""
+    loss_reduction: Literal["global_tokens", "rank_mean"] = "global_tokens"
+    """Mean over all answer tokens of the global batch, or the original's mean of the ranks' own means."""
+    log_every_steps: Positive = 10
+    """The loss is read from the device only this often."""
+    eval_every_steps: NonNegative = 0
+    """Held-out loss this often; 0 is never. Needs `data.val_fraction`."""
+    eval_samples: Positive = 512
+    """Held-out samples per evaluation."""
+    save_every_s: Annotated[float, Field(gt=0)] = 30.0
+    """Most seconds of work that a kill without warning can cost."""
+    max_nonfinite_steps: NonNegative = 20
+    """Steps skipped for a NaN or infinite gradient before the run stops as hopeless."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """`auto` is the GPU where there is one."""
+    num_threads: NonNegative = 0
+    """CPU threads per rank; 0 shares the cores that the job may use among its ranks."""
+
+
+class CheckpointConfig(_Section):
+    """How many checkpoints stay."""
+
+    keep_last: Positive = 3
+    """Newest checkpoints kept."""
+    keep_every_steps: NonNegative = 0
+    """Checkpoints at multiples of this stay for ever; 0 keeps none."""
+
+
+class LaunchConfig(_Section):
+    """What the job asks Slurm for, and how often it may come back. Not part of the run's identity."""
+
+    gpus: Positive = 1
+    """GPUs of the whole job; one task each."""
+    nodes: Positive = 1
+    """Nodes; the GPUs are spread evenly."""
+    partition: str | None = None
+    """Slurm partition; none is the site's default."""
+    account: str | None = None
+    """Slurm account."""
+    qos: str | None = None
+    """Slurm quality of service."""
+    constraint: str | None = None
+    """Node features, as `a100_80g`."""
+    exclude: str | None = None
+    """Nodes to keep away from."""
+    gpu_type: str | None = None
+    """Type in the gres request: `a100` asks for `gpu:a100:N`."""
+    cpus_per_gpu: Positive = 8
+    """CPU cores per task; data workers need most of them."""
+    mem_gib_per_gpu: Positive | None = None
+    """Memory per task; none is the site's default."""
+    time_min: Positive = 1440
+    """Time limit of one attempt; the run goes on in the next."""
+    signal_before_s: Positive = 120
+    """Slurm warns this long before the time limit."""
+    setup: tuple[str, ...] = ()
+    """Shell lines before srun: modules, environment."""
+    sbatch: dict[str, str] = {}
+    """Further sbatch options, as `reservation: maintenance`."""
+    max_timeouts: NonNegative = 100
+    """Requeues after a time limit."""
+    max_crashes: NonNegative = 5
+    """Requeues after a crash, a killed rank or a lost node."""
+    max_stalled_attempts: Positive = 3
+    """Attempts in a row that may end without a new checkpoint."""
+
+
+class RunConfig(_Section):
+    """The whole configuration of one run."""
+
+    stage: Literal[1, 2]
+    """1 aligns on image-text pairs, 2 fine-tunes on conversations."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "run"
+    """Name of the run and of its Slurm job."""
+    seed: NonNegative = 42
+    """Of the sample order, the prompts and the projector's start."""
+    deterministic: bool = True
+    """Same hardware, versions and world size give the same bits."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    text: TextConfig = TextConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    launch: LaunchConfig = LaunchConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunConfig:
+        faults = []
+        if self.text.template not in TEMPLATES:
+            faults.append(
+                f"text.template is {self.text.template!r}: use one of {', '.join(TEMPLATES)}"
+            )
+        if self.train.min_lr > self.train.lr:
+            faults.append(f"train.min_lr {self.train.min_lr} is above train.lr {self.train.lr}")
+        if self.train.warmup_steps > self.train.max_steps:
+            faults.append(
+                f"train.warmup_steps {self.train.warmup_steps} is beyond train.max_steps "
+                f"{self.train.max_steps}: the peak learning rate would never be reached"
+            )
+        if self.train.eval_every_steps and not self.data.val_fraction:
+            faults.append("train.eval_every_steps needs data.val_fraction above 0")
+        if self.launch.gpus % self.launch.nodes:
+            faults.append(
+                f"launch.gpus {self.launch.gpus} do not spread evenly over launch.nodes "
+                f"{self.launch.nodes}"
+            )
+        per_pass = self.launch.gpus * self.train.micro_batch_size
+        if self.train.global_batch_size % per_pass:
+            faults.append(
+                f"train.global_batch_size {self.train.global_batch_size} is no multiple of launch.gpus "
+                f"{self.launch.gpus} x train.micro_batch_size {self.train.micro_batch_size} = {per_pass}"
+            )
+        names = [source.name for source in self.data.sources]
+        if len(set(names)) < len(names):
+            faults.append(f"data.sources has a name twice: {', '.join(names)}")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Forward passes per optimizer step and rank, at the world size submitted."""
+        return self.train.global_batch_size // (self.launch.gpus * self.train.micro_batch_size)
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """Longest answer in tokens; the original's limit of the stage unless set."""
+        return self.text.max_answer_tokens or (32 if self.stage == 1 else 160)
+
+    @property
+    def max_words(self) -> int | None:
+        """Longest caption in words; the original cuts at 50 in stage 1 only."""
+        return self.text.max_words or (50 if self.stage == 1 else None)
+
+    @property
+    def end_symbol(self) -> str:
+        """What ends an answer."""
+        return STAGE1_END_SYMBOL if self.stage == 1 else get_template(self.text.template).end_symbol
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Full prompts to draw from; stage 1 has none."""
+        if self.stage == 1:
+            return ()
+        template = get_template(self.text.template)
+        instructions = self.text.instructions or STAGE2_INSTRUCTIONS
+        return tuple(template.render(instruction) for instruction in instructions)

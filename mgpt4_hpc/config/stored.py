@@ -1,0 +1,68 @@
+"""The resolved configuration as it lies in a run directory: values, and their origins beside them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import Resolved, read_yaml
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.errors import ConfigError
+
+_ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
+
+
+def write_config(path: Path, resolved: Resolved) -> None:
+    """Write every setting, also the defaults, with who set it as a comment on its line."""
+    lines = ["# Resolved by mgpt4; the run reads this file at each start."]
+    section = ""
+    dumped = keys.flatten(resolved.config.model_dump(mode="json"))
+    for key, value in dumped.items():
+        parent, _, leaf = key.rpartition(".")
+        if parent != section:
+            lines.append(f"{parent}:")
+            section = parent
+        origin = resolved.origins.get(key, "default")
+        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _inline(value: Any) -> str:
+    # JSON-style flow on one line is YAML too, and survives any text a user may have written.
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=False)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def read_config(path: Path) -> Resolved:
+    """Configuration and origins of a run.
+
+    Raises:
+        ConfigError: if the file is missing, broken or was edited into something invalid.
+    """
+    nested = read_yaml(path)
+    try:
+        config = RunConfig.model_validate(nested)
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is no valid configuration: {error}",
+            fix="change settings with `mgpt4 resume RUN --set key=value`, not in the file",
+        ) from error
+    return Resolved(config, _origins(path.read_text(encoding="utf-8")))
+
+
+def _origins(text: str) -> dict[str, str]:
+    origins: dict[str, str] = {}
+    section = ""
+    for line in text.splitlines():
+        if re.fullmatch(r"[\w-]+:", line):
+            section = line[:-1] + "."
+            continue
+        found = _ORIGIN.match(line)
+        if found and found["origin"] != "default":
+            prefix = section if found["indent"] else ""
+            origins[prefix + found["key"]] = found["origin"]
+    return origins

@@ -1,0 +1,249 @@
+"""The run directory: the one source of truth of a run.
+
+::
+
+    RUN/
+      run.json          identity: name, stage, created, code version, config digest, format version
+      config.yaml       the whole resolved config, each value's origin beside it
+      pins.json         what the first start found: start weights, indexes, bundle
+      code/             snapshot of the package that the job runs
+      checkpoints/      step-00001000/...
+      tensorboard/      one folder for the life of the run
+      ledger/           attempt-0003.jsonl, one writer each
+      attempts/0003     claimed with O_EXCL by the attempt that may write
+      data/             packed folders and indexes made for this run
+      heartbeat.json    step, time, attempt
+      slurm/            rendered sbatch, submitit's files, stdout and stderr
+
+Whatever restarts a job reads everything from here, so a stale pickle or script is harmless.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
+
+FORMAT_VERSION = 1
+_ATTEMPT = re.compile(r"\d{4,}")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run directory, and the few files that belong to no other room."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the run."""
+        return self.path.name
+
+    @property
+    def identity_file(self) -> Path:
+        """``run.json``."""
+        return self.path / "run.json"
+
+    @property
+    def config_file(self) -> Path:
+        """``config.yaml``."""
+        return self.path / "config.yaml"
+
+    @property
+    def pins_file(self) -> Path:
+        """``pins.json``."""
+        return self.path / "pins.json"
+
+    @property
+    def code(self) -> Path:
+        """Snapshot of the package."""
+        return self.path / "code"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON-lines file per attempt."""
+        return self.path / "ledger"
+
+    @property
+    def attempts(self) -> Path:
+        """One file per attempt that was claimed."""
+        return self.path / "attempts"
+
+    @property
+    def data(self) -> Path:
+        """Shards and indexes made for this run."""
+        return self.path / "data"
+
+    @property
+    def heartbeat(self) -> Path:
+        """``heartbeat.json``."""
+        return self.path / "heartbeat.json"
+
+    @property
+    def slurm(self) -> Path:
+        """Job scripts and logs."""
+        return self.path / "slurm"
+
+    @property
+    def resubmit_needed(self) -> Path:
+        """Left behind when nobody could requeue; holds the command to run."""
+        return self.path / "RESUBMIT_NEEDED"
+
+    @property
+    def failed(self) -> Path:
+        """Left behind when requeueing would be pointless; holds the reason."""
+        return self.path / "FAILED"
+
+    # -- identity ---------------------------------------------------------------------------
+
+    def create(self, identity: dict[str, Any]) -> None:
+        """Make the folder and its ``run.json``.
+
+        Raises:
+            RunLocked: if the run exists.
+            MgptError: if the folder cannot be made.
+        """
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # 0700: the folder will hold pickled jobs, which are code.
+            self.path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise RunLocked(
+                f"the run {self.path} exists already",
+                fix=f"`mgpt4 resume {self.path}`, or choose another --name",
+            ) from None
+        except OSError as error:
+            raise MgptError(
+                f"the run directory {self.path} cannot be made: {error.strerror}",
+                fix="give --runs-dir a writable folder on storage that all nodes share",
+            ) from error
+        for folder in (self.checkpoints, self.tensorboard, self.ledger, self.attempts, self.slurm):
+            folder.mkdir()
+        write_json(self.identity_file, {"format_version": FORMAT_VERSION, **identity})
+
+    def identity(self) -> dict[str, Any]:
+        """Contents of ``run.json``.
+
+        Raises:
+            NoSuchRun: if this is no run directory.
+            RunLocked: if a newer version of this package wrote it.
+        """
+        try:
+            identity = read_json(self.identity_file)
+        except (OSError, ValueError) as error:
+            raise NoSuchRun(
+                f"{self.path} is no run directory: run.json is missing or broken ({error})",
+                fix="`mgpt4 ls` lists the runs",
+            ) from error
+        version = identity.get("format_version", 0)
+        if version > FORMAT_VERSION:
+            raise RunLocked(
+                f"{self.path} has format version {version}, this mgpt4 knows up to {FORMAT_VERSION}",
+                fix="use the newer mgpt4 that made it",
+            )
+        return identity
+
+    # -- attempts: fencing without locks, which do not hold on NFS and Lustre -----------------
+
+    def attempt_numbers(self) -> list[int]:
+        """Numbers claimed so far, ascending."""
+        if not self.attempts.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.attempts.iterdir() if _ATTEMPT.fullmatch(p.name))
+
+    def claim_attempt(self, claim: dict[str, Any]) -> int:
+        """Claim the next attempt number; it makes every older attempt a trespasser.
+
+        Args:
+            claim: who claims (job id, host, process), for people to read.
+
+        Returns:
+            the number, from 1.
+        """
+        while True:
+            number = max(self.attempt_numbers(), default=0) + 1
+            path = self.attempts / f"{number:04d}"
+            try:
+                handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            except FileExistsError:
+                continue  # another start took it in this moment: it is older than we now
+            with os.fdopen(handle, "w") as file:
+                json.dump(claim, file)
+                file.flush()
+                os.fsync(file.fileno())
+            return number
+
+    def assert_newest(self, attempt: int) -> None:
+        """Give up if a newer attempt exists.
+
+        Raises:
+            RunLocked: naming the newer attempt and what it said of itself.
+        """
+        newest = max(self.attempt_numbers(), default=0)
+        if newest > attempt:
+            try:
+                claim = (self.attempts / f"{newest:04d}").read_text()
+            except OSError:
+                claim = "?"
+            raise RunLocked(
+                f"attempt {attempt} of {self.name} was overtaken by attempt {newest} ({claim})",
+                why="two jobs writing one run would damage it",
+                fix="nothing: the newer attempt goes on",
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Object in a JSON file. Raises OSError or ValueError."""
+    loaded = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return loaded
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` so that a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def find_run(name: str, runs_dir: Path) -> RunDir:
+    """Run of that name under ``runs_dir``, or at that path.
+
+    Raises:
+        NoSuchRun: with the names that exist.
+    """
+    for path in (Path(name).expanduser(), runs_dir / name):
+        if (path / "run.json").is_file():
+            return RunDir(path.absolute())
+    known = ", ".join(run.name for run in list_runs(runs_dir)[:10]) or "none"
+    raise NoSuchRun(
+        f"no run {name!r} in {runs_dir}", fix=f"give a path or one of the runs there: {known}"
+    )
+
+
+def list_runs(runs_dir: Path) -> list[RunDir]:
+    """Runs under ``runs_dir``, newest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [path.parent for path in runs_dir.glob("*/run.json")]
+    return [RunDir(path) for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
