@@ -1,0 +1,47 @@
+"""Tell whether a weight file is still the one that it was, in milliseconds or thoroughly.
+
+BLAKE2b as everywhere in this project (twice as fast as SHA-256 without special instructions). A
+*fingerprint* covers the size and 64 samples of 64 KiB, so it costs the same for 1 MB and 26 GB and
+still sees truncation, replacement and another training run; the *full* hash sees every bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+_SAMPLES = 64
+_SAMPLE_BYTES = 64 * 1024
+_BLOCK_BYTES = 8 * 1024 * 1024
+
+
+def full_hash(path: Path) -> str:
+    """BLAKE2b of the whole content, 32 hex digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """BLAKE2b of size and evenly spaced samples; of everything up to 4 MiB. 32 hex digits."""
+    size = path.stat().st_size
+    digest = hashlib.blake2b(f"{size}:".encode(), digest_size=16)
+    with path.open("rb", buffering=0) as file:
+        if size <= _SAMPLES * _SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for index in range(_SAMPLES):
+                file.seek((size - _SAMPLE_BYTES) * index // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def combined(parts: Iterable[tuple[str, str]]) -> str:
+    """One digest of named ones, whatever their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(parts):
+        digest.update(f"{name}\0{value}\0".encode())
+    return digest.hexdigest()

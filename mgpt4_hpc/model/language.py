@@ -1,0 +1,112 @@
+"""The frozen language model: any causal one that transformers can build from a local folder.
+
+Only embeddings, trunk and output matrix are used, so that logits are computed where there is a
+label and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgpt4_hpc.errors import WeightsError
+
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Settings of other models that alter logits after the output matrix, where the loss is blind."""
+
+
+def load_language_model(
+    llm_dir: Path, *, dtype: torch.dtype, attention: str, device: torch.device
+) -> nn.Module:
+    """The model in ``dtype`` on ``device``, frozen, in eval mode.
+
+    Raises:
+        WeightsError: if transformers cannot build or load it, weights are missing, or its logits
+            need more than the output matrix.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(llm_dir, local_files_only=True)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                llm_dir,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attention,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise WeightsError(f"cannot load the language model in {llm_dir}: {error}") from error
+    _refuse_gaps(llm_dir, loading)
+    _refuse_logit_changes(model)
+    model.requires_grad_(False)
+    model.eval()
+    return model.to(device)
+
+
+def build_language_model(
+    config: dict[str, Any], *, dtype: torch.dtype, attention: str
+) -> nn.Module:
+    """An empty model from a configuration's values, on the current default device."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    with quiet_transformers():
+        built = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **values),
+            dtype=dtype,
+            attn_implementation=attention,
+        )
+    built.requires_grad_(False)
+    return built.eval()
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The model without its output matrix: embeddings in, hidden states out."""
+    base = model.base_model
+    assert isinstance(base, nn.Module) and base is not model
+    return base
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, warnings or advice from transformers while something is loaded."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _refuse_gaps(llm_dir: Path, loading: dict[str, Any]) -> None:
+    """Transformers fills missing weights at random and only warns: that would train on noise."""
+    missing = sorted(loading.get("missing_keys", ()))
+    wrong = sorted(str(entry) for entry in loading.get("mismatched_keys", ()))
+    if missing or wrong:
+        raise WeightsError(
+            f"the weights in {llm_dir} do not fill the model: missing {missing[:8]}, "
+            f"of another shape {wrong[:8]}",
+            fix="check that all shards are there and that config.json belongs to them",
+        )
+
+
+def _refuse_logit_changes(model: nn.Module) -> None:
+    for name in _LOGIT_CHANGES:
+        value = getattr(model.config, name, None)
+        if value not in (None, 1, 1.0):
+            raise WeightsError(
+                f"the language model alters its logits ({name} = {value}), which is not supported"
+            )

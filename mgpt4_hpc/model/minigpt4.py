@@ -1,0 +1,193 @@
+"""MiniGPT-4: a frozen vision tower and a frozen language model, joined by one trainable layer.
+
+Shapes: B batch, T tokens, N images (= B in training), C channels, H height, W width, I image
+tokens, Q projector's input width, D language width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle import Bundle
+from mgpt4_hpc.model.connector import build_connector, load_connector
+from mgpt4_hpc.model.language import build_language_model, load_language_model, trunk
+from mgpt4_hpc.model.loss import answer_loss_sum
+from mgpt4_hpc.model.precision import autocast, cast_matmul_weights, compute_dtype
+from mgpt4_hpc.model.vision import build_vision, load_vision
+
+Projector = Callable[[torch.Tensor], torch.Tensor]
+
+
+class MiniGPT4(nn.Module):
+    """The whole model; only ``llama_proj`` has parameters that require gradients.
+
+    Attributes:
+        architecture: sizes.
+        vision, connector, language_model: frozen, always in eval mode.
+        llama_proj: (Q -> D), float32 whatever the rest computes in.
+        dtype: what matrix multiplications compute in.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        vision: nn.Module,
+        connector: nn.Module,
+        language_model: nn.Module,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        assert architecture.llm_dim is not None
+        self.architecture = architecture
+        self.dtype = dtype
+        self.vision = vision
+        self.connector = connector
+        self.language_model = language_model
+        for tower in (vision, connector, language_model):
+            tower.requires_grad_(False)
+        self.llama_proj = nn.Linear(architecture.projector_in, architecture.llm_dim)
+        self.eval()
+
+    def train(self, mode: bool = True) -> MiniGPT4:
+        """Sets the projector's mode only: the frozen parts have dropout that must stay off."""
+        self.training = mode
+        self.llama_proj.train(mode)
+        return self
+
+    def eval(self) -> MiniGPT4:
+        """Everything in eval mode."""
+        for tower in (self.vision, self.connector, self.language_model):
+            tower.eval()
+        return self.train(False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the projector, and with it everything else, is."""
+        return self.llama_proj.weight.device
+
+    @torch.no_grad()
+    def encode_images(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
+        """Features (N, I, Q) of normalised pixels; no gradient, as both towers are frozen.
+
+        Not in inference mode, whose tensors could not enter the projector's backward pass.
+        """
+        with autocast(self.device, self.dtype):
+            features_NIQ: torch.Tensor = self.connector(self.vision(pixels_NCHW))
+        return features_NIQ
+
+    def project(
+        self, features_NIQ: torch.Tensor, projector: Projector | None = None
+    ) -> torch.Tensor:
+        """Image embeddings (N, I, D) in the language model's space and type."""
+        with autocast(self.device, self.dtype):
+            projected = (projector or self.llama_proj)(features_NIQ)
+        return projected.to(self.dtype)
+
+    def embed(
+        self, input_ids_BT: torch.Tensor, image_mask_BT: torch.Tensor, images_NID: torch.Tensor
+    ) -> torch.Tensor:
+        """Token embeddings (B, T, D) with image embeddings in the slots that the mask marks.
+
+        Slots are filled row by row, so the N images belong to rows in order; there must be N x I.
+        """
+        embeds_BTD = self.language_model.get_input_embeddings()(input_ids_BT)  # type: ignore[operator]
+        return embeds_BTD.to(self.dtype).masked_scatter(image_mask_BT.unsqueeze(-1), images_NID)
+
+    def answer_loss(
+        self,
+        pixels_NCHW: torch.Tensor,
+        input_ids_BT: torch.Tensor,
+        image_mask_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        projector: Projector | None = None,
+    ) -> torch.Tensor:
+        """Sum of the answer tokens' cross entropies, float32; divide by their number for the mean.
+
+        Args:
+            pixels_NCHW: normalised images, one per row of the batch.
+            input_ids_BT: BOS, text and image slots, padded on the right.
+            image_mask_BT: True in image slots.
+            labels_BT: the token where it is learned, -100 elsewhere; not shifted.
+            projector: stands in for ``llama_proj``, for instance wrapped in DDP.
+        """
+        features_NIQ = self.encode_images(pixels_NCHW)
+        return self.answer_loss_of_features(
+            features_NIQ, input_ids_BT, image_mask_BT, labels_BT, projector
+        )
+
+    def answer_loss_of_features(
+        self,
+        features_NIQ: torch.Tensor,
+        input_ids_BT: torch.Tensor,
+        image_mask_BT: torch.Tensor,
+        labels_BT: torch.Tensor,
+        projector: Projector | None = None,
+    ) -> torch.Tensor:
+        """As ``answer_loss``, from features that were encoded (and perhaps stored) before.
+
+        Padding stands on the right and attention is causal, so no answer token ever sees it: a
+        padding mask would only cost the fast attention kernels.
+        """
+        images_NID = self.project(features_NIQ, projector)
+        embeds_BTD = self.embed(input_ids_BT, image_mask_BT, images_NID)
+        hidden_BTD = trunk(self.language_model)(inputs_embeds=embeds_BTD, use_cache=False)[0]
+        output_layer = self.language_model.get_output_embeddings()  # type: ignore[operator]
+        return answer_loss_sum(hidden_BTD, labels_BT, output_layer)
+
+
+def build_model(
+    bundle: Bundle,
+    *,
+    precision: str = "fp32",
+    attention: str = "sdpa",
+    device: torch.device | str = "cpu",
+) -> MiniGPT4:
+    """The model of a bundle on one device, frozen but for ``llama_proj``.
+
+    The projector starts from the bundle's; without one, from torch's default initialisation under
+    the caller's seed, as stage 1 does.
+
+    Raises:
+        WeightsError: if weights are missing, broken or do not fit each other.
+    """
+    dtype, target = compute_dtype(precision), torch.device(device)
+    arch = bundle.architecture
+    vision = load_vision(arch, bundle.vision_state(), attention=attention)
+    connector = load_connector(arch, bundle.qformer_state(), attention=attention)
+    for tower in (vision, connector):
+        cast_matmul_weights(tower, dtype)
+        tower.to(target)
+    language_model = load_language_model(
+        bundle.llm_dir, dtype=dtype, attention=attention, device=target
+    )
+    model = MiniGPT4(arch, vision, connector, language_model, dtype)
+    start = bundle.projector_state()
+    if start is not None:
+        model.llama_proj.load_state_dict(start, strict=True)
+    model.llama_proj.to(target)
+    return model
+
+
+def plan_model(
+    arch: Architecture, llm_config: dict[str, object], *, precision: str = "bf16"
+) -> MiniGPT4:
+    """The same model on the meta device: every shape, type and count, and no memory.
+
+    Raises:
+        WeightsError: if ``arch.llm_dim`` is unknown.
+    """
+    if arch.llm_dim is None:
+        raise WeightsError("the architecture does not say the language model's width")
+    dtype = compute_dtype(precision)
+    with torch.device("meta"):
+        vision = build_vision(arch)
+        connector = build_connector(arch)
+        for tower in (vision, connector):
+            cast_matmul_weights(tower, dtype)
+        language_model = build_language_model(llm_config, dtype=dtype, attention="sdpa")
+        return MiniGPT4(arch, vision, connector, language_model, dtype)

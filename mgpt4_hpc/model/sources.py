@@ -1,0 +1,135 @@
+"""Read tensors from files that other people wrote, trusting none of them.
+
+A ``.pth`` is a zip with a pickle inside. It is only ever read with ``weights_only=True``, which
+refuses every global that is not a tensor's, and mapped into memory instead of read, so that a
+2 GiB file costs what is used of it. Older files (before torch 1.6) have no zip and are read whole.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgpt4_hpc.errors import WeightsError
+
+if TYPE_CHECKING:
+    import torch
+
+LFS_PREFIX = b"version https://git-lfs"
+"""How a git-lfs pointer file begins; the real content was never downloaded."""
+
+
+def require_real_file(path: Path) -> None:
+    """Refuse a missing file, an empty one, a git-lfs pointer and a saved web page.
+
+    Raises:
+        WeightsError: naming which it is.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise WeightsError(f"{path} is empty", fix="copy or download it again")
+    if head.startswith(LFS_PREFIX):
+        raise WeightsError(
+            f"{path} is a git-lfs pointer, not the file itself ({path.stat().st_size} bytes)",
+            why="the repository was cloned without git-lfs, which fetches the large files",
+            fix="run `git lfs pull` in that folder, or download the file by itself",
+        )
+    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>") or head.lstrip()[:5] == b"<html":
+        raise WeightsError(f"{path} is a web page, not weights", fix="download the file itself")
+
+
+def read_pth(path: Path) -> dict[str, Any]:
+    """Contents of a torch file, on the CPU, memory-mapped where its format allows.
+
+    Raises:
+        WeightsError: if it is truncated, no torch file, or holds anything but tensors and plain
+            values (nothing of which is executed).
+    """
+    import torch
+
+    require_real_file(path)
+    try:
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise _pickle_fault(path, str(error)) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise _broken(path, error) from None
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+    return content
+
+
+def _pickle_fault(path: Path, message: str) -> WeightsError:
+    """Tell code in a pickle from plain damage, both of which raise UnpicklingError."""
+    for words in ("GLOBAL", "Unsupported class", "Unsupported global", "not an allowed"):
+        if words in message:
+            line = next((part for part in message.splitlines() if words in part), message)
+            return WeightsError(
+                f"{path} holds more than tensors and plain values: {line.strip()}",
+                why="loading such a file can run any code; it was refused, and nothing was run",
+                fix="ask its author for a safetensors file, or for one with tensors only",
+            )
+    return _broken(path, message)
+
+
+def _broken(path: Path, error: object) -> WeightsError:
+    first_line = (str(error).splitlines() or [repr(error)])[0]
+    return WeightsError(
+        f"{path} is truncated or not a torch file ({path.stat().st_size:,} bytes): {first_line}",
+        fix="compare its size with the source's and download it again",
+    )
+
+
+def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """The table of tensors in a checkpoint: under ``model`` as the original saves, or flat.
+
+    A ``module.`` in front of every key, DDP's, is taken off.
+
+    Raises:
+        WeightsError: if a value is not a tensor, or there is none.
+    """
+    import torch
+
+    table = content.get("model", content)
+    if not isinstance(table, Mapping) or not table:
+        raise WeightsError(f"{path}: no table of tensors, neither under 'model' nor at the top")
+    strange = [key for key, value in table.items() if not isinstance(value, torch.Tensor)]
+    if strange:
+        raise WeightsError(f"{path}: these entries are not tensors: {strange[:8]}")
+    if all(str(key).startswith("module.") for key in table):
+        return {str(key).removeprefix("module."): value for key, value in table.items()}
+    return {str(key): value for key, value in table.items()}
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, memory-mapped.
+
+    Raises:
+        WeightsError: if the file is missing, truncated or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_real_file(path)
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path} is truncated or not a safetensors file: {error}",
+            fix="compare its size with the source's and download it again",
+        ) from None
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of one weight file, by its suffix: ``.safetensors``, otherwise a torch file."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return tensors_of(read_pth(path), path)
