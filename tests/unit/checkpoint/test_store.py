@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -343,4 +344,4 @@ pickle.load = pickle.loads = pickle.Unpickler = refuse
 assert CheckpointStore(Path({str(tmp_path)!r})).load_newest().step == 1
 """
     commit(CheckpointStore(tmp_path), 1)
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])

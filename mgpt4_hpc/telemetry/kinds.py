@@ -1,0 +1,58 @@
+"""What a ledger line can say.
+
+Every line is one JSON object: `t` (unix time in seconds), `kind`, and the fields below. A field
+may be missing where it is not known; fields that nobody here knows are kept and ignored.
+
+| kind | written when | fields |
+|---|---|---|
+| `start` | the attempt begins | `attempt`, `job_id`, `restart_count`, `nodes` (list), |
+| | | `world_size`, `hostname`, `versions` (object), `submitted_at` (unix time) |
+| `restore` | a checkpoint was loaded | `step`, `samples_seen`, `path` |
+| `damaged` | a checkpoint failed verification | `path`, `reason` |
+| `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s` |
+| `steps` | every so often | `step`, `samples_seen`, `loss`, |
+| | | `buckets` (seconds in each since the attempt's start) |
+| `save` | a checkpoint is durable | `step`, `durable_s`, `stall_s` |
+| `save_failed` | it is not | `step`, `reason` |
+| `validation` | the held-out loss is known | `step`, `loss` |
+| `signal` | a signal came | `name` |
+| `stop_requested` | the ranks agreed to stop | `step`, `reason`, `deadline` (unix time) |
+| `substitution` | a bad sample was replaced | `position`, `key`, `reason`, `replaced_by` |
+| `drift` | the run goes on though something changed | `what` |
+| `fault` | anything else worth knowing | `what`, `reason` |
+| `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
+| `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets` |
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """The `kind` of a ledger line; the module's table has the fields."""
+
+    START = "start"
+    RESTORE = "restore"
+    DAMAGED = "damaged"
+    FIRST_STEP = "first_step"
+    STEPS = "steps"
+    SAVE = "save"
+    SAVE_FAILED = "save_failed"
+    VALIDATION = "validation"
+    SIGNAL = "signal"
+    STOP_REQUESTED = "stop_requested"
+    SUBSTITUTION = "substitution"
+    DRIFT = "drift"
+    FAULT = "fault"
+    REQUEUE = "requeue"
+    END = "end"
+
+
+SYNCED = frozenset({Kind.START, Kind.RESTORE, Kind.SAVE, Kind.REQUEUE, Kind.END})
+"""Kinds that survive a power cut once `Ledger.event` has returned."""
+
+UNKNOWN_CAUSE = "unknown"
+"""Cause of an attempt that left no `end` and about which no supervisor left a note."""
+RUNNING_CAUSE = "running"
+"""Cause of the newest attempt while nothing tells that it ended."""

@@ -1,0 +1,193 @@
+"""The run's ledger: what happened in each attempt, one append-only file and one writer each.
+
+Several hosts appending to one file would overwrite each other on NFS, hence one file per attempt.
+Whoever watches from outside (the batch script after a kill -9) writes beside it, into
+`supervisor-NNNN.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
+from mgpt4_hpc.telemetry.kinds import SYNCED, Kind
+
+log = logging.getLogger(__name__)
+
+_FILE = re.compile(r"(attempt|supervisor)-(\d{4,})\.jsonl")
+_PENDING = 1000
+"""Lines kept in memory while the disk refuses them."""
+
+
+class Ledger:
+    """Appends lines for one attempt. Never raises for the disk's sake; safe in any thread.
+
+    Lines that the disk refuses are kept (the newest thousand) and written with the next event.
+
+    Args:
+        folder: RUN/ledger; made where missing.
+        attempt: this attempt's number, claimed by nobody else.
+        clock: unix time in seconds; replaced by tests.
+    """
+
+    def __init__(
+        self, folder: Path, attempt: int, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.path = Path(folder) / f"attempt-{attempt:04d}.jsonl"
+        self.attempt = attempt
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._pending: list[bytes] = []
+        self._fd: int | None = None
+        self._failed = False
+
+    def event(self, kind: Kind, **fields: object) -> None:
+        """Append one line; on return a kind in `SYNCED` survives a power cut.
+
+        Args:
+            kind: kinds.py tells which fields belong to it.
+            fields: JSON values; anything else is written as its `str`.
+        """
+        record = {"t": self._clock(), "kind": str(kind), **fields}
+        line = json.dumps(record, default=str).encode() + b"\n"
+        with self._lock:
+            self._pending = [*self._pending, line][-_PENDING:]
+            fd = self._flush()
+        if fd is not None and kind in SYNCED:
+            # Outside the lock: the saver's thread syncs, and the loop must not wait for it.
+            try:
+                os.fsync(fd)
+            except OSError as error:
+                self._warn(error)
+
+    def close(self) -> None:
+        """Write what is pending and close the file."""
+        with self._lock:
+            self._flush()
+            if self._fd is not None:
+                os.close(self._fd)
+                self._fd = None
+
+    def _flush(self) -> int | None:
+        try:
+            if self._fd is None:
+                self._fd = _open(self.path)
+            while self._pending:
+                _write(self._fd, self._pending[0])
+                del self._pending[0]
+        except OSError as error:
+            self._warn(error)
+            self._drop_descriptor()
+            return None
+        self._failed = False
+        return self._fd
+
+    def _drop_descriptor(self) -> None:
+        # The next event opens the file anew: after a mount came back the old descriptor is stale.
+        if self._fd is not None:
+            try:
+                os.close(self._fd)
+            except OSError:
+                pass
+            self._fd = None
+
+    def _warn(self, error: OSError) -> None:
+        if not self._failed:
+            log.warning("the ledger %s cannot be written: %s", self.path, error)
+        self._failed = True
+
+
+def append_supervisor_note(folder: Path, attempt: int, **fields: object) -> Path:
+    """Write down what is known from outside about an attempt that could not say it itself.
+
+    Args:
+        folder: RUN/ledger.
+        attempt: the attempt it is about.
+        fields: `cause`, `exit_code`, `step` (the last that is known), `reason`: whichever is known.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: the folder refused.
+    """
+    path = Path(folder) / f"supervisor-{attempt:04d}.jsonl"
+    fd = _open(path)
+    try:
+        _write(fd, json.dumps({"t": time.time(), **fields}, default=str).encode() + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return path
+
+
+def read_ledgers(folder: Path) -> list[Attempt]:
+    """Summaries of all attempts of a run, in order.
+
+    Torn, empty and foreign lines are passed over, as a killed writer leaves them.
+
+    Args:
+        folder: RUN/ledger; a missing one is a run without attempts.
+    """
+    records: dict[int, list[Record]] = {}
+    notes: dict[int, list[Record]] = {}
+    folder = Path(folder)
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for name in sorted(names):
+        match = _FILE.fullmatch(name)
+        if match:
+            into = records if match[1] == "attempt" else notes
+            into[int(match[2])] = read_records(folder / name)
+    numbers = sorted(records.keys() | notes.keys())
+    return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
+
+
+def read_records(path: Path) -> list[Record]:
+    """The lines of one ledger file that are whole, as dictionaries with at least a time."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    records: list[Record] = []
+    for line in data.split(b"\n"):
+        record = _parse(line)
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def _parse(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, Mapping) or not isinstance(record.get("t"), (int, float)):
+        return None
+    return record
+
+
+def _open(path: Path) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":
+            # A torn line must not swallow the one that follows.
+            os.write(fd, b"\n")
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _write(fd: int, line: bytes) -> None:
+    view = memoryview(line)
+    while view:
+        view = view[os.write(fd, view) :]

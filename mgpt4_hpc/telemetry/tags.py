@@ -1,0 +1,45 @@
+"""Every TensorBoard tag. The x-axis is always the optimizer step.
+
+| tag | what | unit |
+|---|---|---|
+| `train/loss` | mean cross entropy per answer token since the last point | nats |
+| `train/lr` | learning rate of the step | |
+| `train/grad_norm` | L2 norm of the projector's gradient, before clipping | |
+| `val/loss` | mean cross entropy per answer token over the held-out samples | nats |
+| `time/step_s` | median seconds per optimizer step since the last point | s |
+| `time/data_wait_fraction` | share of the time that the step waited for samples | 0 to 1 |
+| `throughput/samples_per_s` | samples of all ranks per second | 1/s |
+| `throughput/mfu` | model FLOPs utilisation | 0 to 1 |
+| `memory/peak_gib` | largest memory allocated on this rank's device | GiB |
+| `data/skipped` | samples substituted since the run began | |
+| `checkpoint/stall_s` | seconds for which the save held the step up | s |
+| `checkpoint/durable_s` | seconds from the save's start until it survives a power cut | s |
+| `checkpoint/failures` | saves that failed in this attempt | |
+| `run/attempt` | number of the attempt that drew the point | |
+| `run/goodput` | productive time / time since the run's first start | 0 to 1 |
+| `run/events` | text: starts, restores, stops, faults | |
+"""
+
+from __future__ import annotations
+
+TRAIN_LOSS = "train/loss"
+TRAIN_LR = "train/lr"
+TRAIN_GRAD_NORM = "train/grad_norm"
+VAL_LOSS = "val/loss"
+STEP_S = "time/step_s"
+DATA_WAIT_FRACTION = "time/data_wait_fraction"
+SAMPLES_PER_S = "throughput/samples_per_s"
+MFU = "throughput/mfu"
+PEAK_GIB = "memory/peak_gib"
+SKIPPED = "data/skipped"
+CHECKPOINT_STALL_S = "checkpoint/stall_s"
+CHECKPOINT_DURABLE_S = "checkpoint/durable_s"
+CHECKPOINT_FAILURES = "checkpoint/failures"
+ATTEMPT = "run/attempt"
+GOODPUT = "run/goodput"
+EVENTS = "run/events"
+
+ALL = frozenset(
+    value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)
+)
+"""Every tag above, for the writer, which refuses a misspelled one."""

@@ -1,0 +1,195 @@
+"""TensorBoard curves that survive requeues: one folder for the life of the run, no torch.
+
+A requeued attempt replays the steps since its checkpoint. It opens the same folder with
+`purge_step`, which hides what the dead attempt had drawn from there on, so that every step
+appears once and the curve goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from mgpt4_hpc.telemetry import tags
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 5
+"""Seconds after which points reach the file at the latest."""
+REOPEN_S = 30.0
+"""Seconds between attempts to write again after the disk refused."""
+_QUEUE = 10_000
+
+
+class Writer(Protocol):
+    """What the loop sees; rank 0 gets a real one, every other rank a `NullWriter`."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Draw one point per tag at `step`."""
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Write Markdown under a tag."""
+
+    def attempt(self, step: int, number: int, note: str = "") -> None:
+        """Mark that an attempt begins, with its number and a line of text."""
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is pending."""
+
+
+class NullWriter:
+    """Accepts everything and writes nothing."""
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Draw nothing."""
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Write nothing."""
+
+    def attempt(self, step: int, number: int, note: str = "") -> None:
+        """Mark nothing."""
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Have nothing to do."""
+
+
+class TensorBoardWriter:
+    """Writes event files in the background. No call raises for the disk's sake.
+
+    When the disk refuses, points are dropped (the ledger and the log say what happened) and a new
+    file is tried every `REOPEN_S` seconds.
+
+    Args:
+        folder: RUN/tensorboard.
+        purge_step: first step that this attempt will draw again; None in the first attempt.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        self.folder = Path(folder)
+        self._purge_step = purge_step
+        self._events: EventFileWriter | None = None
+        self._retry_at = 0.0
+        self._closed = False
+        self._open()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Draw one point per tag at `step`.
+
+        Raises:
+            ValueError: a tag that tags.py does not list.
+        """
+        unknown = sorted(values.keys() - tags.ALL)
+        if unknown:
+            raise ValueError(f"unknown tags {unknown}; telemetry/tags.py lists them all")
+        points = [
+            Summary.Value(tag=tag, simple_value=float(value)) for tag, value in values.items()
+        ]
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=points)))
+
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Write Markdown under a tag."""
+        metadata = SummaryMetadata(plugin_data=SummaryMetadata.PluginData(plugin_name="text"))
+        tensor = TensorProto(
+            dtype=DT_STRING,
+            string_val=[text.encode()],
+            tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+        )
+        value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+
+    def attempt(self, step: int, number: int, note: str = "") -> None:
+        """Mark that an attempt begins, with its number and a line of text."""
+        self.scalars(step, {tags.ATTEMPT: number})
+        self.text(step, tags.EVENTS, f"**attempt {number}** starts at step {step}. {note}".strip())
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write what is pending; give up after `timeout_s` seconds, as a mount may hang."""
+        self._closed = True
+        events, self._events = self._events, None
+        if events is None:
+            return
+        closing = threading.Thread(target=_close, args=(events,), daemon=True)
+        closing.start()
+        closing.join(timeout_s)
+
+    def _open(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _wait_for_a_later_name(self.folder)
+            events = EventFileWriter(str(self.folder), max_queue_size=_QUEUE, flush_secs=FLUSH_S)
+            if self._purge_step is not None:
+                # The first gives the step a file version of its own, the second hides what other
+                # files have drawn from this step on: the pair that TensorBoard looks for.
+                events.add_event(Event(step=self._purge_step, file_version="brain.Event:2"))
+                session = SessionLog(status=SessionLog.START)
+                events.add_event(Event(step=self._purge_step, session_log=session))
+        except OSError as error:
+            self._fail(error)
+        else:
+            self._events = events
+            self._purge_step = None
+
+    def _add(self, event: Event) -> None:
+        if self._closed:
+            return
+        if self._events is None and time.monotonic() >= self._retry_at:
+            self._open()
+        if self._events is None:
+            return
+        try:
+            self._events.add_event(event)
+        except OSError as error:
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        log.warning("TensorBoard events cannot be written to %s: %s", self.folder, error)
+        self._events = None
+        self._retry_at = time.monotonic() + REOPEN_S
+
+
+def open_writer(folder: Path, purge_step: int | None = None) -> TensorBoardWriter:
+    """Open a run's TensorBoard folder.
+
+    Args:
+        folder: RUN/tensorboard.
+        purge_step: after a restore, the restored step + 1: what was drawn at it and later is
+            hidden, as it is about to be drawn again. None where nothing was restored.
+    """
+    return TensorBoardWriter(folder, purge_step)
+
+
+def _close(events: EventFileWriter) -> None:
+    try:
+        events.close()
+    except OSError as error:
+        log.warning("the last TensorBoard events were lost: %s", error)
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    # TensorBoard reads event files in the order of their names, which begin with whole seconds.
+    # An attempt that starts in the second of its predecessor would be read before it, and its
+    # purge would then hide nothing.
+    stamps = [_stamp(path.name) for path in folder.glob("events.out.tfevents.*")]
+    newest = max(stamps, default=0)
+    give_up = time.monotonic() + 3
+    while int(time.time()) <= newest:
+        if time.monotonic() > give_up:
+            log.warning("clocks differ: %s holds events from the future", folder)
+            return
+        time.sleep(0.05)
+
+
+def _stamp(name: str) -> int:
+    digits = name.split(".")[3]
+    return int(digits) if digits.isdigit() else 0

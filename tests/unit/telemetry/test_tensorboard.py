@@ -1,0 +1,169 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from mgpt4_hpc.telemetry import tags, tensorboard
+from mgpt4_hpc.telemetry.tensorboard import NullWriter, TensorBoardWriter, Writer, open_writer
+
+
+def curve(folder, tag):
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def test_a_requeued_run_draws_every_step_once(tmp_path):
+    """Three attempts; each is killed some steps past its last checkpoint and replays them."""
+    restored = 0
+    for attempt, (start, stop) in enumerate([(0, 57), (50, 83), (80, 100)], 1):
+        writer = open_writer(tmp_path, purge_step=start + 1 if attempt > 1 else None)
+        writer.attempt(start + 1, attempt)
+        for step in range(start + 1, stop + 1):
+            writer.scalars(step, {tags.TRAIN_LOSS: step + attempt / 10})
+            if step % 10 == 0:
+                writer.scalars(step, {tags.VAL_LOSS: float(step)})
+        writer.close()
+        restored = start
+    assert restored == 80
+    loss = curve(tmp_path, tags.TRAIN_LOSS)
+    assert [step for step, _ in loss] == list(range(1, 101))
+    by_attempt = [round((value - step) * 10) for step, value in loss]
+    assert by_attempt == [1] * 50 + [2] * 30 + [3] * 20
+    assert [step for step, _ in curve(tmp_path, tags.VAL_LOSS)] == list(range(10, 101, 10))
+    assert curve(tmp_path, tags.ATTEMPT) == [(1, 1), (51, 2), (81, 3)]
+
+
+def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
+    for attempt, purge_step in enumerate([None, 6, 6, 6], 1):
+        writer = open_writer(tmp_path, purge_step)
+        for step in range(purge_step or 1, 8):
+            writer.scalars(step, {tags.TRAIN_LOSS: attempt})
+        writer.close()
+    loss = curve(tmp_path, tags.TRAIN_LOSS)
+    assert loss == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 4), (7, 4)]
+
+
+@pytest.mark.parametrize("torn", [1, 20])
+def test_a_kill_in_the_middle_of_a_record_hides_nothing_later(tmp_path, torn):
+    writer = open_writer(tmp_path)
+    for step in (1, 2, 3):
+        writer.scalars(step, {tags.TRAIN_LOSS: 1.0})
+    writer.close()
+    [path] = tmp_path.iterdir()
+    os.truncate(path, path.stat().st_size - torn)
+    writer = open_writer(tmp_path, purge_step=2)
+    for step in (2, 3):
+        writer.scalars(step, {tags.TRAIN_LOSS: 2.0})
+    writer.close()
+    assert curve(tmp_path, tags.TRAIN_LOSS) == [(1, 1.0), (2, 2.0), (3, 2.0)]
+
+
+def test_text_is_shown(tmp_path):
+    writer = open_writer(tmp_path)
+    writer.text(3, tags.EVENTS, "SIGUSR2 on node n1")
+    writer.close()
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    [event] = accumulator.Tensors(tags.EVENTS)
+    assert (event.step, event.tensor_proto.string_val[0]) == (3, b"SIGUSR2 on node n1")
+    plugins = accumulator.PluginTagToContent("text")
+    assert tags.EVENTS in plugins
+
+
+def test_points_appear_within_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "FLUSH_S", 0.05)
+    writer = open_writer(tmp_path)
+    [path] = tmp_path.iterdir()
+    before = path.stat().st_size
+    writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
+    deadline = tensorboard.time.monotonic() + 5
+    while path.stat().st_size == before:
+        assert tensorboard.time.monotonic() < deadline
+        tensorboard.time.sleep(0.01)
+    writer.close()
+
+
+def test_a_misspelled_tag_is_refused(tmp_path):
+    writer = open_writer(tmp_path)
+    with pytest.raises(ValueError, match="train/los"):
+        writer.scalars(1, {"train/los": 1.0})
+    writer.close()
+
+
+def test_after_close_nothing_happens(tmp_path):
+    writer = open_writer(tmp_path)
+    writer.close()
+    writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
+    writer.close()
+
+
+def test_the_null_writer_has_the_same_methods():
+    public = {name for name in vars(TensorBoardWriter) if not name.startswith("_")}
+    assert public == {name for name in vars(NullWriter) if not name.startswith("_")}
+    writer: Writer = NullWriter()
+    writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
+    writer.text(1, tags.EVENTS, "")
+    writer.attempt(1, 1)
+    writer.close()
+
+
+def test_a_refusing_disk_is_survived_and_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorboard, "REOPEN_S", 0.0)
+    folder = tmp_path / "tensorboard"
+    folder.write_text("a file where the folder should be")
+    writer = open_writer(folder, purge_step=5)
+    writer.scalars(5, {tags.TRAIN_LOSS: 1.0})
+    folder.unlink()
+    writer.scalars(6, {tags.TRAIN_LOSS: 2.0})
+    writer.close()
+    assert curve(folder, tags.TRAIN_LOSS) == [(6, 2.0)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_really_full_disk(tmp_path, monkeypatch):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    monkeypatch.setattr(tensorboard, "FLUSH_S", 0.01)
+    monkeypatch.setattr(tensorboard, "REOPEN_S", 0.2)
+    try:
+        writer = open_writer(tmp_path)
+        ballast = tmp_path / "ballast"
+        with pytest.raises(OSError), ballast.open("wb", buffering=0) as stream:
+            while stream.write(b"x" * 4096):
+                pass
+        for step in range(1, 301):
+            writer.scalars(step, {tags.TRAIN_LOSS: 1.0, tags.TRAIN_LR: 1.0, tags.STEP_S: 1.0})
+            tensorboard.time.sleep(0.001)
+        ballast.unlink()
+        tensorboard.time.sleep(0.3)
+        for step in range(301, 311):
+            writer.scalars(step, {tags.TRAIN_LOSS: 1.0})
+        writer.close()
+        steps = [step for step, _ in curve(tmp_path, tags.TRAIN_LOSS)]
+        assert steps[-10:] == list(range(301, 311))
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_the_table_of_tags_is_complete():
+    documented = set(re.findall(r"^\| `([a-z_/]+)` \|", tags.__doc__, re.MULTILINE))
+    assert documented == tags.ALL
+
+
+def test_no_torch_is_imported():
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "import mgpt4_hpc.telemetry as room\n"
+        "for module in pkgutil.iter_modules(room.__path__, 'mgpt4_hpc.telemetry.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "assert not {'torch', 'tensorflow'} & sys.modules.keys()"
+    )
+    root = Path(__file__).parents[3]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
