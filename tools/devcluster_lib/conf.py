@@ -1,0 +1,138 @@
+"""The text of the cluster's configuration files.
+
+Every choice that differs from Slurm's default says why. What makes the pretended GPUs and several
+slurmd on one host work was found by trying it on Debian bookworm's Slurm 22.05.
+"""
+
+import dataclasses
+import socket
+
+from devcluster_lib.layout import Layout, Options
+
+CLUSTER = "devcluster"
+ACCOUNT = "devaccount"
+# A node with four A100, as clusters have them. config_overrides makes Slurm believe it.
+CPUS_PER_NODE = 64
+MEMORY_PER_NODE_MB = 512_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Ports:
+    """TCP ports on 127.0.0.1; ``slurmd`` has one for each node."""
+
+    slurmctld: int
+    slurmdbd: int
+    slurmd: tuple[int, ...]
+
+
+def slurm_conf(layout: Layout, options: Options, ports: Ports) -> str:
+    """slurm.conf for the daemons and for every client."""
+    host = socket.gethostname().split(".")[0]
+    preempt_parameters = "PreemptParameters=send_user_signal" if options.send_user_signal else ""
+    nodes = "\n".join(
+        f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
+        f" CPUs={CPUS_PER_NODE} Sockets=2 CoresPerSocket={CPUS_PER_NODE // 2} ThreadsPerCore=1"
+        f" RealMemory={MEMORY_PER_NODE_MB}"
+        f" Gres=gpu:a100:{options.gpus_per_node} Feature=a100,a100_80g State=UNKNOWN"
+        for name, port in zip(options.node_names, ports.slurmd, strict=True)
+    )
+    return f"""\
+ClusterName={CLUSTER}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports.slurmctld}
+SlurmUser=root
+SlurmdUser=root
+
+# A munged of our own. cred_expire is also how long a requeued job must wait (default: 120 s).
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=socket={layout.munge_socket},cred_expire=5
+
+StateSaveLocation={layout.controller_state}
+SlurmdSpoolDir={layout.spool}/%n
+SlurmctldPidFile={layout.run}/slurmctld.pid
+SlurmdPidFile={layout.run}/slurmd-%n.pid
+SlurmctldLogFile={layout.log_of("slurmctld")}
+SlurmdLogFile={layout.log_of("slurmd-%n")}
+SlurmctldDebug=info
+SlurmdDebug=info
+
+# Neither cgroups nor real GPUs nor real cores.
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SlurmdParameters=config_overrides
+GresTypes=gpu
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU={MEMORY_PER_NODE_MB // CPUS_PER_NODE}
+
+# A node that was set down comes back as soon as its slurmd does.
+ReturnToService=2
+SlurmdTimeout=30
+InactiveLimit=0
+
+# As on a cluster, but without the waits between scheduler passes.
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=1,sched_interval=2,batch_sched_delay=0
+PriorityType=priority/basic
+# Refused at submission, as sites have it, and not left pending for ever.
+EnforcePartLimits=ALL
+JobRequeue=1
+OverTimeLimit=0
+KillWait={options.kill_wait_s}
+PreemptType=preempt/partition_prio
+PreemptMode={options.preempt_mode}
+{preempt_parameters}
+
+{_accounting(layout, options, ports)}
+
+{nodes}
+PartitionName=a100 Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF \
+DefaultTime=60 MaxTime=2-00:00:00 State=UP
+PartitionName=a100-preempt Nodes=ALL PriorityTier=1 PreemptMode={options.preempt_mode} \
+GraceTime={options.grace_s} DefaultTime=60 MaxTime=2-00:00:00 State=UP
+"""
+
+
+def _accounting(layout: Layout, options: Options, ports: Ports) -> str:
+    if not options.accounting:
+        return (
+            "AccountingStorageType=accounting_storage/none\nJobAcctGatherType=jobacct_gather/none"
+        )
+    return f"""\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={ports.slurmdbd}
+AccountingStoragePass={layout.munge_socket}
+AccountingStorageTRES=gres/gpu,gres/gpu:a100
+# As sites have it: an unknown --account or --qos is refused at submission.
+AccountingStorageEnforce=associations,qos
+JobAcctGatherType=jobacct_gather/linux"""
+
+
+def gres_conf(layout: Layout, options: Options) -> str:
+    """gres.conf: the device nodes stand in for GPUs, so tasks get CUDA_VISIBLE_DEVICES."""
+    files = f"{layout.dev}/a100_[0-{options.gpus_per_node - 1}]"
+    return "AutoDetect=off\n" + "".join(
+        f"NodeName={name} Name=gpu Type=a100 File={files}\n" for name in options.node_names
+    )
+
+
+def slurmdbd_conf(layout: Layout, ports: Ports) -> str:
+    """slurmdbd.conf; slurmdbd finds MariaDB's socket through MYSQL_UNIX_PORT."""
+    return f"""\
+AuthType=auth/munge
+AuthInfo=socket={layout.munge_socket}
+DbdHost={socket.gethostname().split(".")[0]}
+DbdAddr=127.0.0.1
+DbdPort={ports.slurmdbd}
+SlurmUser=root
+PidFile={layout.run}/slurmdbd.pid
+LogFile={layout.log_of("slurmdbd")}
+DebugLevel=info
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+"""
