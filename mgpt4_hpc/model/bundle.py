@@ -75,7 +75,9 @@ class Bundle:
 
     def projector_state(self) -> State | None:
         """``weight`` (llm_dim, projector_in) and ``bias``, float32; None where training starts."""
-        return None if self._projector is None else dict(self._projector)
+        if self._projector is None:
+            return None
+        return {key: tensor.float() for key, tensor in self._projector.items()}
 
 
 def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -> Bundle:

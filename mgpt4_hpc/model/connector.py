@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.model.architecture import PATCHES_PER_TOKEN, Architecture
+from mgpt4_hpc.model.lazy import garbage_collector_off
 
 LN_VISION_EPS = 1e-5
 """The original's; transformers' ``post_layernorm`` has 1e-6, which moves the output by 9e-5."""
@@ -22,8 +23,9 @@ class QFormerConnector(nn.Module):
 
     def __init__(self, arch: Architecture, *, attention: str = "sdpa") -> None:
         super().__init__()
-        from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
-        from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
+        with garbage_collector_off():
+            from transformers.models.blip_2.configuration_blip_2 import Blip2QFormerConfig
+            from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel
 
         self.ln_vision = nn.LayerNorm(arch.vision_width, eps=LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.zeros(1, arch.num_query_tokens, arch.qformer_width))

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.language import quiet_transformers
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.precision import autocast
 from mgpt4_hpc.model.preprocess import normalise
@@ -58,6 +57,9 @@ def generate(
     Raises:
         ConfigError: if a prompt has not exactly one image slot.
     """
+    _require_pairs(len(images_u8_NCHW), len(prompts))
+    if not prompts:
+        return []
     features = model.encode_images(normalise(images_u8_NCHW, model.device))
     return generate_from_features(
         model, tokenizer, features, prompts, max_new_tokens=max_new_tokens, stop=stop
@@ -75,10 +77,7 @@ def generate_from_features(
     stop: str = "",
 ) -> list[Answer]:
     """As ``generate``, from the towers' features (B, I, Q)."""
-    if len(features_BIQ) != len(prompts):
-        raise ConfigError(f"{len(features_BIQ)} images but {len(prompts)} prompts")
-    if not prompts:
-        return []
+    _require_pairs(len(features_BIQ), len(prompts))
     ids_BT, image_mask_BT, attention_BT = _left_padded(tokenizer, prompts, features_BIQ.shape[1])
     ids_BT, image_mask_BT = ids_BT.to(model.device), image_mask_BT.to(model.device)
     attention_BT = attention_BT.to(model.device)
@@ -89,7 +88,7 @@ def generate_from_features(
     # Padding on the left must not shift the positions that the text is seen at.
     positions_BT = (attention_BT.long().cumsum(1) - 1).clamp_(min=0)
     for _ in range(max_new_tokens):
-        with quiet_transformers(), autocast(model.device, model.dtype):
+        with autocast(model.device, model.dtype):
             output = model.language_model(
                 **inputs,
                 attention_mask=attention_BT,
@@ -108,6 +107,11 @@ def generate_from_features(
         attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(rows), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
     return [row.answer() for row in rows]
+
+
+def _require_pairs(num_images: int, num_prompts: int) -> None:
+    if num_images != num_prompts:
+        raise ConfigError(f"{num_images} images but {num_prompts} prompts")
 
 
 class _Row:

@@ -105,7 +105,7 @@ def identity_connector(arch: Architecture) -> tuple[State, KeyReport]:
 
 
 def import_projector(raw: Mapping[str, torch.Tensor], source: str) -> tuple[State, KeyReport]:
-    """``llama_proj`` from a MiniGPT-4 checkpoint; keys ``weight`` and ``bias``, in float32.
+    """``llama_proj`` from a MiniGPT-4 checkpoint; keys ``weight`` and ``bias``.
 
     Raises:
         WeightsError: if it is not there, its shapes contradict each other, or other keys are
@@ -129,8 +129,7 @@ def import_projector(raw: Mapping[str, torch.Tensor], source: str) -> tuple[Stat
         return key.removeprefix("llama_proj.") if key.startswith("llama_proj.") else None
 
     expected: Shapes = {"weight": (rows, columns), "bias": (rows,)}
-    state, report = _convert(raw, expected, place, why_dropped, source)
-    return {key: tensor.float() for key, tensor in state.items()}, report
+    return _convert(raw, expected, place, why_dropped, source)
 
 
 _CONNECTOR_RENAMES: tuple[tuple[str, str], ...] = (

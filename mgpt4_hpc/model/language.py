@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.lazy import garbage_collector_off
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -29,7 +30,8 @@ def load_language_model(
         WeightsError: if transformers cannot build or load it, weights are missing, or its logits
             need more than the output matrix.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with garbage_collector_off():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     with quiet_transformers():
         try:
@@ -55,7 +57,8 @@ def build_language_model(
     config: dict[str, Any], *, dtype: torch.dtype, attention: str
 ) -> nn.Module:
     """An empty model from a configuration's values, on the current default device."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    with garbage_collector_off():
+        from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in config.items() if key != "model_type"}
     with quiet_transformers():

@@ -18,6 +18,7 @@ from mgpt4_hpc.model.connector import build_connector, load_connector
 from mgpt4_hpc.model.language import build_language_model, load_language_model, trunk
 from mgpt4_hpc.model.loss import answer_loss_sum
 from mgpt4_hpc.model.precision import autocast, cast_matmul_weights, compute_dtype
+from mgpt4_hpc.model.recompute import recompute_layers
 from mgpt4_hpc.model.vision import build_vision, load_vision
 
 Projector = Callable[[torch.Tensor], torch.Tensor]
@@ -146,11 +147,20 @@ def build_model(
     precision: str = "fp32",
     attention: str = "sdpa",
     device: torch.device | str = "cpu",
+    activation_checkpointing: bool = False,
 ) -> MiniGPT4:
     """The model of a bundle on one device, frozen but for ``llama_proj``.
 
     The projector starts from the bundle's; without one, from torch's default initialisation under
     the caller's seed, as stage 1 does.
+
+    Args:
+        bundle: the weights.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
+        attention: ``sdpa`` or ``eager``.
+        device: one device for everything.
+        activation_checkpointing: recompute the language model's layers in the backward pass; a
+            third more compute for a fraction of the memory.
 
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
@@ -165,6 +175,8 @@ def build_model(
     language_model = load_language_model(
         bundle.llm_dir, dtype=dtype, attention=attention, device=target
     )
+    if activation_checkpointing:
+        recompute_layers(language_model)
     model = MiniGPT4(arch, vision, connector, language_model, dtype)
     start = bundle.projector_state()
     if start is not None:

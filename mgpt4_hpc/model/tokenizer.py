@@ -9,6 +9,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.language import quiet_transformers
+from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.llm_folder import read_llm_config
 from mgpt4_hpc.model.sources import require_real_file
 
@@ -60,13 +61,18 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
         )
     for path in files:
         require_real_file(path)
-    from transformers import AutoTokenizer
+    with garbage_collector_off():
+        from transformers import AutoTokenizer
 
     with quiet_transformers():
         try:
             backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:
-            raise WeightsError(f"cannot read the tokenizer in {folder}: {error}") from error
+            raise WeightsError(
+                f"cannot read the tokenizer in {folder}: {error}",
+                fix="the file is damaged: copy it again from the model's own repository",
+            ) from error
+    _require_same_vocabulary(folder, len(backend), config.get("vocab_size"))
     eos_id = _first(backend.eos_token_id, config.get("eos_token_id"))
     if eos_id is None:
         raise WeightsError(f"the tokenizer in {folder} has no end token")
@@ -79,6 +85,20 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
         vocab_size=len(backend),
         _backend=backend,
     )
+
+
+def _require_same_vocabulary(folder: Path, known: int, embedded: Any) -> None:
+    """A file cut between two of its records still parses, with fewer pieces: count them.
+
+    Models round their embeddings up (Qwen has 151,936 rows for 151,669 tokens), by far less than
+    a tenth.
+    """
+    if isinstance(embedded, int) and not 0.9 * embedded <= known <= embedded:
+        raise WeightsError(
+            f"the tokenizer in {folder} has {known} tokens, the model embeds {embedded}",
+            why="the tokenizer's file is cut short, or belongs to another model",
+            fix="copy the tokenizer's files from the model's own repository",
+        )
 
 
 def _pad_id(backend: Any, eos_id: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.lazy import garbage_collector_off
 
 LAYER_NORM_EPS = 1e-6
 """Of the blocks' norms, as in the original's ViT."""
@@ -25,7 +26,8 @@ def build_vision(arch: Architecture, *, attention: str = "sdpa") -> nn.Module:
     ``ln_vision`` follows.
     """
     # Importing timm registers all its models, which takes over a second: only where one is built.
-    from timm.models.eva import Eva
+    with garbage_collector_off():
+        from timm.models.eva import Eva
 
     tower: nn.Module = Eva(
         img_size=arch.image_size,
