@@ -1,0 +1,119 @@
+# ruff: noqa: N815 - tensor names carry their shape
+"""What the trainer receives: micro-batches of images and token sequences.
+
+Shapes: B samples, C channels (3), H and W pixels, T token positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mgpt4_hpc.data.text import NO_LABEL, TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class Substitution:
+    """One sample that could not be used, and what stands in its place.
+
+    Attributes:
+        position: in the run's sequence.
+        key: of the bad sample.
+        reason: why it is bad.
+        replaced_by: key of the other sample.
+    """
+
+    position: int
+    key: str
+    reason: str
+    replaced_by: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch, padded on the right to its longest sequence.
+
+    Attributes:
+        images_BCHW: uint8 pixels, not normalised.
+        input_ids_BT: int64; image slots and padding hold the pad id.
+        image_mask_BT: bool, True in image slots.
+        labels_BT: int64, the token itself on answer positions, -100 elsewhere; not shifted.
+        attention_mask_BT: bool, False on padding.
+        num_answer_tokens: positions with a label; may be 0.
+        keys: of the samples.
+        positions: of the samples in the run's sequence.
+        substitutions: samples that had to be replaced.
+    """
+
+    images_BCHW: Tensor
+    input_ids_BT: Tensor
+    image_mask_BT: Tensor
+    labels_BT: Tensor
+    attention_mask_BT: Tensor
+    num_answer_tokens: int
+    keys: tuple[str, ...]
+    positions: tuple[int, ...]
+    substitutions: tuple[Substitution, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pin_memory(self, device: object = None) -> Batch:
+        """A copy in page-locked memory (called by DataLoader), for asynchronous copies to a GPU."""
+        return replace(
+            self,
+            images_BCHW=self.images_BCHW.pin_memory(),
+            input_ids_BT=self.input_ids_BT.pin_memory(),
+            image_mask_BT=self.image_mask_BT.pin_memory(),
+            labels_BT=self.labels_BT.pin_memory(),
+            attention_mask_BT=self.attention_mask_BT.pin_memory(),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """A copy on ``device``; asynchronous from pinned memory."""
+        return replace(
+            self,
+            images_BCHW=self.images_BCHW.to(device, non_blocking=True),
+            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
+            image_mask_BT=self.image_mask_BT.to(device, non_blocking=True),
+            labels_BT=self.labels_BT.to(device, non_blocking=True),
+            attention_mask_BT=self.attention_mask_BT.to(device, non_blocking=True),
+        )
+
+
+def collate(
+    images: Sequence[NDArray[np.uint8]],
+    sequences: Sequence[TokenSequence],
+    pad_id: int,
+    *,
+    keys: Sequence[str],
+    positions: Sequence[int],
+    substitutions: Sequence[Substitution] = (),
+) -> Batch:
+    """Stack B samples (at least one): images uint8[3, H, W] each, sequences of any length."""
+    lengths = [len(sequence.input_ids) for sequence in sequences]
+    shape = (len(sequences), max(lengths))
+    input_ids = np.full(shape, pad_id, dtype=np.int64)
+    image_mask = np.zeros(shape, dtype=np.bool_)
+    labels = np.full(shape, NO_LABEL, dtype=np.int64)
+    for row, (sequence, length) in enumerate(zip(sequences, lengths, strict=True)):
+        input_ids[row, :length] = sequence.input_ids
+        image_mask[row, :length] = sequence.image_mask
+        labels[row, :length] = sequence.labels
+    attention_mask = np.arange(shape[1])[None, :] < np.asarray(lengths)[:, None]
+    return Batch(
+        images_BCHW=torch.from_numpy(np.stack(images)),
+        input_ids_BT=torch.from_numpy(input_ids),
+        image_mask_BT=torch.from_numpy(image_mask),
+        labels_BT=torch.from_numpy(labels),
+        attention_mask_BT=torch.from_numpy(attention_mask),
+        num_answer_tokens=int((labels != NO_LABEL).sum()),
+        keys=tuple(keys),
+        positions=tuple(positions),
+        substitutions=tuple(substitutions),
+    )

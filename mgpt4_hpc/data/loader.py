@@ -1,0 +1,381 @@
+"""Endless optimizer steps for training, and one pass over the held-out samples.
+
+Workers are forked: the tokenizer and the mapped index come along as they are, and a spawned worker
+would import torch again for many seconds. Fork does not mix with a CUDA context that the child
+uses, or with locks held by other threads, so ``start()`` the loader before either exists; the
+workers themselves never touch CUDA.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from mgpt4_hpc.data.batch import Batch, Substitution
+from mgpt4_hpc.data.collate import BatchMaker, TrainDraws, ValDraws
+from mgpt4_hpc.data.decode import Resize
+from mgpt4_hpc.data.index import ShardIndex
+from mgpt4_hpc.data.order import SampleOrder
+from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.data.text import TextSpec
+from mgpt4_hpc.data.workers import init_worker, kill_workers
+from mgpt4_hpc.errors import ConfigError, DataError
+
+_LISTED = 20
+_MIN_JUDGED = 1000
+"""Samples below which the share of bad ones says nothing yet."""
+
+
+def rank_slice(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The part of each global batch that a rank takes: begin and end, sizes differing by <= 1."""
+    return (
+        rank * global_batch_size // world_size,
+        (rank + 1) * global_batch_size // world_size,
+    )
+
+
+def step_positions(
+    start: int, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """One rank's micro-batches of the step that begins at position ``start``."""
+    low, high = rank_slice(global_batch_size, rank, world_size)
+    return [
+        list(range(start + begin, start + min(begin + micro_batch_size, high)))
+        for begin in range(low, high, micro_batch_size)
+    ]
+
+
+class StepLoader:
+    """One rank's micro-batches of one optimizer step after another, for ever.
+
+    The global sequence depends on the order alone: not on ranks, workers or interruptions. Step k
+    of a run consumes positions [k G, (k+1) G) for a global batch of G; resuming at any position
+    costs milliseconds.
+
+    Args:
+        order: which sample stands at which position.
+        indexes: of the order's sources, in the same order.
+        text_spec: tokens and prompts.
+        image_size: side in pixels.
+        global_batch_size: samples per optimizer step over all ranks.
+        micro_batch_size: samples per forward pass, at most.
+        rank, world_size: which slice of each global batch is ours.
+        num_workers: processes that prepare micro-batches; 0 does it in this process.
+        start_position: first position, normally the checkpoint's ``samples_seen``.
+        seed: of the choice of prompts.
+        max_bad_fraction: share of substituted samples past which the run stops.
+        resize: see ``decode_image``.
+        prefetch: micro-batches prepared ahead by each worker.
+        pin_memory: by default where CUDA is available.
+
+    Raises:
+        ConfigError: if the settings do not fit each other.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        indexes: Sequence[ShardIndex],
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        start_position: int = 0,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+        resize: Resize = "squash",
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        _check_sources(order, indexes)
+        _check_sizes(global_batch_size, micro_batch_size, world_size, start_position, num_workers)
+        self._step_shape = (global_batch_size, micro_batch_size, rank, world_size)
+        self._position = start_position
+        self._max_bad_fraction = max_bad_fraction
+        self._num_seen = 0
+        self._bad: list[Substitution] = []
+        maker = BatchMaker(
+            TrainDraws(order),
+            SampleReader(indexes),
+            text_spec,
+            image_size,
+            resize=resize,
+            seed=seed,
+            samples_per_step=global_batch_size,
+        )
+        self._stream = _Stream(maker, self._micro_batches(), num_workers, prefetch, pin_memory)
+
+    @property
+    def position(self) -> int:
+        """First position of the step that comes next: the whole state of the pipeline."""
+        return self._position
+
+    @property
+    def num_substituted(self) -> int:
+        """Samples of this rank that had to be replaced since it started."""
+        return len(self._bad)
+
+    def start(self) -> None:
+        """Fork the workers now and let them prepare the first steps."""
+        self._stream.start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """The next step's micro-batches.
+
+        Raises:
+            DataError: if too many samples are bad, or a worker died.
+        """
+        batches = [next(self._stream) for _ in step_positions(0, *self._step_shape)]
+        self._position += self._step_shape[0]
+        for batch in batches:
+            self._num_seen += len(batch)
+            self._bad += batch.substitutions
+        allowed = self._max_bad_fraction * max(self._num_seen, _MIN_JUDGED)
+        if len(self._bad) > allowed:
+            raise _too_many_bad(self._bad, self._num_seen, self._max_bad_fraction)
+        return batches
+
+    def close(self) -> None:
+        """End the workers at once, even those that hang in a read. Safe to call twice."""
+        self._stream.close()
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        start = self._position
+        while True:
+            yield from step_positions(start, *self._step_shape)
+            start += self._step_shape[0]
+
+
+class ValLoader:
+    """One pass over the held-out samples, each on exactly one rank; may be iterated again.
+
+    Ranks have as many samples as each other, give or take one, but perhaps not as many batches:
+    do not put a collective into each.
+
+    Args:
+        max_samples: over all ranks; all held-out samples by default.
+
+    The others are those of ``StepLoader``.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        indexes: Sequence[ShardIndex],
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        max_samples: int | None = None,
+        seed: int = 0,
+        resize: Resize = "squash",
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        _check_sources(order, indexes)
+        draws = ValDraws(order)
+        self.num_samples = len(draws) if max_samples is None else min(len(draws), max_samples)
+        self._spread = (len(draws), self.num_samples)
+        self._micro_batch_size = micro_batch_size
+        self._slice = rank_slice(self.num_samples, rank, world_size)
+        self._options = (num_workers, prefetch, pin_memory)
+        self._maker = BatchMaker(
+            draws,
+            SampleReader(indexes),
+            text_spec,
+            image_size,
+            resize=resize,
+            seed=seed,
+            samples_per_step=micro_batch_size,
+        )
+        self._stream: _Stream | None = None
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        low, high = self._slice
+        return -(-(high - low) // self._micro_batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.close()
+        self._stream = _Stream(self._maker, self._micro_batches(), *self._options)
+        try:
+            yield from self._stream
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the workers at once."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        low, high = self._slice
+        available, used = self._spread
+        for begin in range(low, high, self._micro_batch_size):
+            ordinals = range(begin, min(begin + self._micro_batch_size, high))
+            # A part of the held-out samples is taken evenly from all of them.
+            yield [ordinal * available // used for ordinal in ordinals]
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A DataError on its way out of a worker, without the worker's traceback glued to it."""
+
+    error: DataError
+
+
+class _MicroBatches(Dataset[Any]):
+    """Map-style: its "index" is a list of positions."""
+
+    def __init__(self, maker: BatchMaker) -> None:
+        self._maker = maker
+
+    def __getitem__(self, positions: list[int]) -> Batch | _Failure:
+        try:
+            return self._maker(positions)
+        except DataError as error:
+            return _Failure(error)
+
+
+class _Sampler:
+    """Hands DataLoader the lists of positions."""
+
+    def __init__(self, lists: Iterator[list[int]]) -> None:
+        self._lists = lists
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._lists
+
+
+class _Stream:
+    """Batches in the order of their positions, from DataLoader's workers."""
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        lists: Iterator[list[int]],
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool | None,
+    ) -> None:
+        forked: dict[str, Any] = {}
+        if num_workers:
+            forked = {
+                "multiprocessing_context": "fork",
+                "worker_init_fn": init_worker(),
+                "prefetch_factor": prefetch,
+            }
+        self._loader: DataLoader[Any] = DataLoader(
+            _MicroBatches(maker),
+            sampler=_Sampler(lists),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
+            **forked,
+        )
+        self._batches: Iterator[Batch | _Failure] | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        if self._batches is None and not self._closed:
+            self._batches = iter(self._loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        self.start()
+        if self._batches is None:
+            raise RuntimeError("the loader is closed")
+        try:
+            batch = next(self._batches)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a data worker died: {error}",
+                why="killed for memory, most often, or /dev/shm is full",
+                fix="ask for more memory per task, or lower data.num_workers",
+            ) from error
+        if isinstance(batch, _Failure):
+            raise batch.error
+        return batch
+
+    def close(self) -> None:
+        self._closed = True
+        if self._batches is not None:
+            kill_workers(self._batches)
+            self._batches = None
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:
+    faults = []
+    if len(order.sources) != len(indexes):
+        faults.append(f"{len(order.sources)} sources, but {len(indexes)} indexes")
+    for source, index in zip(order.sources, indexes, strict=False):
+        if source.num_samples != index.num_samples:
+            faults.append(
+                f"source {source.name!r} counts {source.num_samples} samples, "
+                f"its index {index.path} {index.num_samples}"
+            )
+    if faults:
+        raise ConfigError("the sample order and the indexes do not fit", faults=faults)
+
+
+def _check_sizes(
+    global_batch_size: int,
+    micro_batch_size: int,
+    world_size: int,
+    start_position: int,
+    num_workers: int,
+) -> None:
+    faults = []
+    if micro_batch_size < 1:
+        faults.append(f"micro_batch_size is {micro_batch_size}; it must be 1 or more")
+    if global_batch_size < world_size:
+        faults.append(
+            f"global_batch_size {global_batch_size} is below the {world_size} ranks: "
+            "some would have no sample"
+        )
+    if start_position < 0:
+        faults.append(f"start_position is {start_position}; it must be 0 or more")
+    if num_workers < 0:
+        faults.append(f"num_workers is {num_workers}; it must be 0 or more")
+    if faults:
+        raise ConfigError("the batches cannot be laid out", faults=faults)
+
+
+def _too_many_bad(bad: Sequence[Substitution], seen: int, limit: float) -> DataError:
+    listed = "".join(f"\n  - {entry.key}: {entry.reason}" for entry in bad[-_LISTED:])
+    more = f"\n  - and {len(bad) - _LISTED} before these" if len(bad) > _LISTED else ""
+    return DataError(
+        f"{len(bad)} of {seen} samples are bad, more than data.max_bad_fraction {limit} "
+        f"allows:{listed}{more}",
+        fix="repair or re-index the shards, or raise data.max_bad_fraction knowingly",
+    )

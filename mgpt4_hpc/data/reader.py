@@ -1,0 +1,211 @@
+"""Samples by number: one ``pread`` each, through a small cache of open shards.
+
+A read that fails for a passing reason (a file server that stumbles, a stale handle) is tried
+again with growing pauses; one that fails for good becomes BadSampleError, and the caller puts
+another sample in its place.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.data.caption import CaptionError, caption_of
+from mgpt4_hpc.data.index import ShardIndex, Span
+
+MAX_OPEN_SHARDS = 160
+"""More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
+RETRY_PAUSES_S = (0.1, 0.5, 2.0)
+_SHUN_S = 60.0
+"""For how long a shard that failed all its retries is not asked again."""
+_MAX_GAP = 64 * 1024
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOENT,
+    errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO,
+}  # fmt: skip
+
+
+class BadSampleError(Exception):
+    """A sample that cannot be used.
+
+    Attributes:
+        key: of the sample.
+        shard: that should hold it.
+        reason: for people.
+    """
+
+    def __init__(self, key: str, shard: Path, reason: str) -> None:
+        super().__init__(f"{key} in {shard}: {reason}")
+        self.key = key
+        self.shard = shard
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RawSample:
+    """One sample as stored: the compressed image and its caption, unchanged."""
+
+    key: str
+    jpg: bytes
+    caption: str
+
+
+class SampleReader:
+    """Reads samples of several sources.
+
+    Args:
+        indexes: the sources' indexes; the position in this list is the source id.
+        max_open: shards kept open.
+        pauses_s: before the second, third, ... attempt of a failed read.
+        sleep, clock: replaced in tests.
+
+    A reader may be sent to another process; open files stay behind.
+    """
+
+    def __init__(
+        self,
+        indexes: Sequence[ShardIndex],
+        *,
+        max_open: int = MAX_OPEN_SHARDS,
+        pauses_s: Sequence[float] = RETRY_PAUSES_S,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._indexes = list(indexes)
+        self._max_open = max_open
+        self._pauses_s = tuple(pauses_s)
+        self._sleep = sleep
+        self._clock = clock
+        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._shunned: dict[tuple[int, int], tuple[float, str]] = {}
+        self._owner = os.getpid()
+        self.num_retries = 0
+
+    def read(self, source_id: int, sample_id: int) -> RawSample:
+        """One sample.
+
+        Raises:
+            BadSampleError: if it cannot be read, was replaced, or has no caption.
+            IndexError: if there is no such sample.
+        """
+        index = self._indexes[source_id]
+        ref = index.locate(sample_id)
+        text_part = "json" if "json" in ref.parts else "txt"
+        image, text = ref.parts["jpg"], ref.parts[text_part]
+        where = (source_id, index.shard_of(sample_id))
+        try:
+            jpg, caption_bytes = self._read_spans(where, ref.shard, image, text)
+            if text_part == "json":
+                caption = caption_of(caption_bytes, None)
+            else:
+                caption = caption_of(None, caption_bytes)
+        except (_ReadError, CaptionError) as error:
+            raise BadSampleError(ref.key, ref.shard, str(error)) from None
+        return RawSample(ref.key, jpg, caption)
+
+    def shard_path(self, source_id: int, sample_id: int) -> Path:
+        """The shard that holds a sample."""
+        index = self._indexes[source_id]
+        return index.shard_path(index.shard_of(sample_id))
+
+    def close(self) -> None:
+        """Close all shards; reading on reopens them."""
+        if self._owner == os.getpid():
+            for fd in self._open.values():
+                os.close(fd)
+        self._open.clear()
+
+    def _read_spans(self, where: tuple[int, int], shard: Path, *spans: Span) -> tuple[bytes, ...]:
+        self._check_shunned(where)
+        for pause in (*self._pauses_s, None):
+            try:
+                return self._try_read(where, shard, spans)
+            except OSError as error:
+                self._drop(where)
+                if error.errno not in _PASSING or pause is None:
+                    reason = f"the shard cannot be read: {error.strerror or error}"
+                    self._shunned[where] = (self._clock() + _SHUN_S, reason)
+                    raise _ReadError(reason) from None
+                self.num_retries += 1
+                self._sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _try_read(
+        self, where: tuple[int, int], shard: Path, spans: Sequence[Span]
+    ) -> tuple[bytes, ...]:
+        fd = self._descriptor(where, shard)
+        begin = min(span.offset for span in spans)
+        end = max(span.offset + span.length for span in spans)
+        if end - begin <= sum(span.length for span in spans) + _MAX_GAP:
+            data = _pread(fd, begin, end - begin)  # neighbours: one request instead of two
+            parts = tuple(
+                data[span.offset - begin : span.offset - begin + span.length] for span in spans
+            )
+        else:
+            parts = tuple(_pread(fd, span.offset, span.length) for span in spans)
+        for part, span in zip(parts, spans, strict=True):
+            if len(part) != span.length:
+                self._drop(where)
+                raise _ReadError("the shard became shorter since it was indexed")
+            if span.crc is not None and zlib.crc32(part) != span.crc:
+                raise _ReadError("its bytes differ from what was indexed (CRC32)")
+        return parts
+
+    def _descriptor(self, where: tuple[int, int], shard: Path) -> int:
+        if self._owner != os.getpid():  # forked: the descriptors belong to the parent
+            self._open.clear()
+            self._owner = os.getpid()
+        fd = self._open.get(where)
+        if fd is not None:
+            self._open.move_to_end(where)
+            return fd
+        fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.fstat(fd).st_size
+        expected = self._indexes[where[0]].shard_size(where[1])
+        if size != expected:
+            os.close(fd)
+            reason = f"the shard has {size} bytes, but {expected} when it was indexed"
+            self._shunned[where] = (self._clock() + _SHUN_S, reason)
+            raise _ReadError(reason)
+        self._open[where] = fd
+        while len(self._open) > self._max_open:
+            os.close(self._open.popitem(last=False)[1])
+        return fd
+
+    def _drop(self, where: tuple[int, int]) -> None:
+        fd = self._open.pop(where, None)
+        if fd is not None:
+            os.close(fd)
+
+    def _check_shunned(self, where: tuple[int, int]) -> None:
+        shunned = self._shunned.get(where)
+        if shunned is None:
+            return
+        until, reason = shunned
+        if self._clock() < until:
+            raise _ReadError(reason)
+        del self._shunned[where]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+class _ReadError(Exception):
+    """Why a sample's bytes cannot be had."""
+
+
+def _pread(fd: int, offset: int, length: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

@@ -1,0 +1,119 @@
+"""Which tar files a shard setting names: a folder, a brace pattern, a text file or one tar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mgpt4_hpc.errors import DataError
+
+_RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
+_URL = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+_SHOWN = 5
+
+
+def expand_shards(spec: str | Path) -> list[Path]:
+    """The shards that ``spec`` names, in a fixed order.
+
+    Args:
+        spec: a folder (all its ``*.tar``, by name), a pattern such as
+            ``data/{00000..01255}.tar`` or ``{a,b}/0.tar``, a text file with one path or pattern
+            a line (``#`` starts a comment; relative paths count from the file's folder), or a tar.
+
+    Raises:
+        DataError: if nothing is found, something named is missing or named twice.
+    """
+    text = str(spec)
+    if _URL.match(text):
+        raise DataError(
+            f"{text!r} is a URL; an index needs shards on a file system",
+            why="exact resume reads samples by their offset in a local file",
+            fix="download the shards first",
+        )
+    path = Path(text)
+    if path.is_dir():
+        shards = sorted(path.glob("*.tar"))
+        if not shards:
+            raise DataError(f"the folder {text} has no *.tar", fix=_folder_hint(path))
+        return shards
+    shards = list(_expand(text, base=None))
+    _check(text, shards)
+    return shards
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Every string of a brace pattern, leftmost brace slowest.
+
+    ``{08..11}`` counts with leading zeros, ``{a,b}`` lists; other braces stand for themselves.
+    """
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if not match:
+        yield pattern
+        return
+    head, body, tail = pattern[: match.start()], match.group(1), pattern[match.end() :]
+    counted = _RANGE.match(body)
+    if counted:
+        first, last = counted.groups()
+        step = 1 if int(first) <= int(last) else -1
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        choices = [f"{n:0{width}d}" for n in range(int(first), int(last) + step, step)]
+    elif "," in body:
+        choices = body.split(",")
+    else:
+        choices = ["\0" + body + "\1"]  # put back below: not a pattern
+    for choice in choices:
+        for rest in expand_braces(head + choice + tail):
+            yield rest.replace("\0", "{").replace("\1", "}")
+
+
+def _expand(spec: str, base: Path | None) -> Iterator[Path]:
+    for name in expand_braces(spec):
+        path = Path(name) if base is None else base / name
+        if path.suffix in {".txt", ".lst", ".list"} and base is None:
+            yield from _expand_file(path)
+        else:
+            yield path
+
+
+def _expand_file(path: Path) -> Iterator[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the shard list {path} cannot be read: {error}") from None
+    for line in lines:
+        line = line.partition("#")[0].strip()
+        if line:
+            yield from _expand(line, base=path.parent)
+
+
+def _check(spec: str, shards: list[Path]) -> None:
+    if not shards:
+        raise DataError(
+            f"{spec!r} names no shard", fix="give a folder, a pattern or a list of *.tar"
+        )
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        listed = ", ".join(str(shard) for shard in missing[:_SHOWN])
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise DataError(
+            f"{len(missing)} of the {len(shards)} shards of {spec!r} are missing: {listed}{more}",
+            fix="correct the pattern, or finish the download",
+        )
+    packed = [shard for shard in shards if shard.suffix in {".gz", ".tgz", ".bz2", ".xz", ".zst"}]
+    if packed:
+        raise DataError(
+            f"{packed[0]} is compressed; its samples cannot be read by offset",
+            fix="unpack the shards to plain .tar (images are compressed already)",
+        )
+    seen: set[Path] = set()
+    for shard in shards:
+        if shard in seen:
+            raise DataError(f"{shard} is named twice by {spec!r}", fix="name every shard once")
+        seen.add(shard)
+
+
+def _folder_hint(path: Path) -> str:
+    if (path / "filter_cap.json").exists():
+        return f"this is a cc_sbu_align folder: pack it first (mgpt4 data pack {path} --out DIR)"
+    return "point to the folder that holds the shards themselves"

@@ -1,0 +1,75 @@
+"""Data workers that neither outlive their trainer nor hold it up."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data._utils import signal_handling
+
+_PR_SET_PDEATHSIG = 1
+_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def init_worker() -> Callable[[int], None]:
+    """A ``worker_init_fn`` for workers of the calling process."""
+    return _WorkerInit(os.getpid())
+
+
+class _WorkerInit:
+    def __init__(self, parent: int) -> None:
+        self._parent = parent
+
+    def __call__(self, worker_id: int) -> None:
+        # Slurm signals every process of a step. Stopping is the trainer's decision: a worker that
+        # ended by itself would take the batches with it that the last step still needs.
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _die_with(self._parent)
+        torch.set_num_threads(1)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent's thread ends, however it ends."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the request: nobody will tell us any more
+        os._exit(1)
+
+
+def kill_workers(iterator: Iterator[Any]) -> None:
+    """End a DataLoader iterator's workers with SIGKILL and reap them.
+
+    DataLoader's own shutdown waits for workers to come back from their reads, and for locks that
+    a killed worker may hold; a worker that hangs on a dead file server kept it for minutes. Its
+    internals are touched here only. An iterator without workers is left alone.
+    """
+    workers = getattr(iterator, "_workers", None)
+    if not workers:
+        return
+    it: Any = iterator
+    it._shutdown = True  # its __del__ must not start the slow shutdown
+    if getattr(it, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(it))  # their death is no error
+        it._worker_pids_set = False
+    pin_thread = getattr(it, "_pin_memory_thread", None)
+    if pin_thread is not None:
+        it._pin_memory_thread_done_event.set()
+        it._worker_result_queue.put((None, None))  # wakes it, while the workers' lock is sound
+        pin_thread.join(timeout=1.0)
+    for worker in workers:
+        worker.kill()
+    for worker in workers:
+        worker.join()
+    if pin_thread is not None:
+        pin_thread.join(timeout=10.0)
+    for queue in (*it._index_queues, it._worker_result_queue):
+        with contextlib.suppress(OSError, ValueError):
+            queue.cancel_join_thread()
+            queue.close()
