@@ -13,6 +13,7 @@ command that it ends::
     ├── DataError              1   a shard, index or sample
     ├── WeightsError           1   a weight file, bundle or tokenizer
     ├── CheckpointError        1   no checkpoint could be written or verified
+    ├── RendezvousError        1   the ranks did not find each other
     ├── FatalTrainingError     70  it would fail the same way again: never requeued
     └── BadNode                71  this node, not the run, is at fault
 
@@ -37,6 +38,8 @@ class MgptError(Exception):
     """
 
     exit_code = 1
+    will_repeat = True
+    """Whether the same job would fail the same way again, so that requeueing it is pointless."""
 
     def __init__(self, what: str, *, why: str = "", fix: str = "") -> None:
         super().__init__(what)
@@ -69,7 +72,9 @@ class FaultList(MgptError):
     A researcher must not learn of a second mistake after a second night in the queue.
     """
 
-    def __init__(self, what: str, *, faults: Sequence[str] = (), why: str = "", fix: str = "") -> None:
+    def __init__(
+        self, what: str, *, faults: Sequence[str] = (), why: str = "", fix: str = ""
+    ) -> None:
         listed = "".join(f"\n  - {fault}" for fault in faults)
         super().__init__(what + listed, why=why, fix=fix)
         self.faults = list(faults)
@@ -122,6 +127,14 @@ class WeightsError(MgptError):
 class CheckpointError(MgptError):
     """A checkpoint could not be written, found or verified."""
 
+    will_repeat = False
+
+
+class RendezvousError(MgptError):
+    """The ranks did not find each other."""
+
+    will_repeat = False
+
 
 class FatalTrainingError(MgptError):
     """Training would fail the same way again; requeueing it would only burn GPU hours."""
@@ -133,3 +146,4 @@ class BadNode(MgptError):
     """The node is at fault: its GPU, scratch space or clock."""
 
     exit_code = 71
+    will_repeat = False

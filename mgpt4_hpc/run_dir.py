@@ -153,7 +153,7 @@ class RunDir:
         version = identity.get("format_version", 0)
         if version > FORMAT_VERSION:
             raise RunLocked(
-                f"{self.path} has format version {version}, this mgpt4 knows up to {FORMAT_VERSION}",
+                f"{self.path} has format version {version}, known is up to {FORMAT_VERSION}",
                 fix="use the newer mgpt4 that made it",
             )
         return identity

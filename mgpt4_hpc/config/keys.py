@@ -30,7 +30,9 @@ def fields() -> dict[str, FieldInfo]:
         if section is None:
             found[name] = field
         else:
-            found.update({f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()})
+            found.update(
+                {f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()}
+            )
     return found
 
 

@@ -90,7 +90,7 @@ def find_config(name: str) -> Path:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file. Raises ConfigError with line and column if it is none."""
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - a SafeLoader
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no valid YAML: {error}", fix="mend that line") from error
     except OSError as error:

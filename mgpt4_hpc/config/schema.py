@@ -29,7 +29,7 @@ class ModelConfig(_Section):
     projector: str | None = None
     """Start `llama_proj` from here: a run, a checkpoint, or `pretrained_minigpt4.pth`."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Of the frozen towers and the autocast; `auto` is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
+    """Of the frozen towers; `auto` is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention kernel of the language model."""
 
@@ -78,7 +78,7 @@ class TextConfig(_Section):
     max_words: Positive | None = None
     """Longest caption in words; 50 in stage 1, unlimited in stage 2."""
     keep_end_symbol: bool = True
-    """A truncated answer keeps its end symbol. The original cuts it off, so long answers never learn to stop."""
+    """A truncated answer keeps its end symbol; the original cuts it off and never learns to stop."""
 
 
 class TrainConfig(_Section):
@@ -109,7 +109,7 @@ class TrainConfig(_Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """Clip threshold; 0 is off, as in the original."""
     loss_reduction: Literal["global_tokens", "rank_mean"] = "global_tokens"
-    """Mean over all answer tokens of the global batch, or the original's mean of the ranks' own means."""
+    """Mean over all answer tokens of the batch, or the original's mean of the ranks' means."""
     log_every_steps: Positive = 10
     """The loss is read from the device only this often."""
     eval_every_steps: NonNegative = 0
@@ -135,24 +135,28 @@ class CheckpointConfig(_Section):
     """Checkpoints at multiples of this stay for ever; 0 keeps none."""
 
 
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+"""Text for one line of a batch script: a line break in it would begin a command of its own."""
+
+
 class LaunchConfig(_Section):
-    """What the job asks Slurm for, and how often it may come back. Not part of the run's identity."""
+    """What the job asks Slurm for, and how often it may come back; no part of the result."""
 
     gpus: Positive = 1
     """GPUs of the whole job; one task each."""
     nodes: Positive = 1
     """Nodes; the GPUs are spread evenly."""
-    partition: str | None = None
+    partition: _Line | None = None
     """Slurm partition; none is the site's default."""
-    account: str | None = None
+    account: _Line | None = None
     """Slurm account."""
-    qos: str | None = None
+    qos: _Line | None = None
     """Slurm quality of service."""
-    constraint: str | None = None
+    constraint: _Line | None = None
     """Node features, as `a100_80g`."""
-    exclude: str | None = None
+    exclude: _Line | None = None
     """Nodes to keep away from."""
-    gpu_type: str | None = None
+    gpu_type: _Line | None = None
     """Type in the gres request: `a100` asks for `gpu:a100:N`."""
     cpus_per_gpu: Positive = 8
     """CPU cores per task; data workers need most of them."""
@@ -162,9 +166,9 @@ class LaunchConfig(_Section):
     """Time limit of one attempt; the run goes on in the next."""
     signal_before_s: Positive = 120
     """Slurm warns this long before the time limit."""
-    setup: tuple[str, ...] = ()
+    setup: tuple[_Line, ...] = ()
     """Shell lines before srun: modules, environment."""
-    sbatch: dict[str, str] = {}
+    sbatch: dict[_Line, _Line] = {}
     """Further sbatch options, as `reservation: maintenance`."""
     max_timeouts: NonNegative = 100
     """Requeues after a time limit."""
@@ -216,8 +220,9 @@ class RunConfig(_Section):
         per_pass = self.launch.gpus * self.train.micro_batch_size
         if self.train.global_batch_size % per_pass:
             faults.append(
-                f"train.global_batch_size {self.train.global_batch_size} is no multiple of launch.gpus "
-                f"{self.launch.gpus} x train.micro_batch_size {self.train.micro_batch_size} = {per_pass}"
+                f"train.global_batch_size {self.train.global_batch_size} is no multiple of "
+                f"launch.gpus {self.launch.gpus} x train.micro_batch_size "
+                f"{self.train.micro_batch_size} = {per_pass}"
             )
         names = [source.name for source in self.data.sources]
         if len(set(names)) < len(names):

@@ -1,4 +1,4 @@
-"""The resolved configuration as it lies in a run directory: values, and their origins beside them."""
+"""The resolved configuration in a run directory: values, and their origins beside them."""
 
 from __future__ import annotations
 

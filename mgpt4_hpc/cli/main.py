@@ -1,0 +1,102 @@
+"""The ``mgpt4`` command: a table of subcommands, each imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from mgpt4_hpc import __version__
+from mgpt4_hpc.errors import MgptError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Train both stages on the shipped toy world, preemption included."),
+    "submit": ("submit", "Submit a stage, or both, to Slurm or to this machine."),
+    "status": ("status", "What each run is doing."),
+    "history": ("history", "The attempts of a run, and why each ended."),
+    "logs": ("logs", "Print or follow a run's log."),
+    "cancel": ("cancel", "Cancel a run's job."),
+    "resume": ("resume", "Submit an unfinished run again."),
+    "ls": ("status", "List the runs."),
+    "config": ("config", "Presets and settings."),
+    "data": ("data", "Shards and their index."),
+    "weights": ("weights", "Import, export and check weights."),
+    "train": ("train", "Train without a scheduler, in this process."),
+}
+"""Name to (module of this package, one line of help)."""
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name and help line, and imports one only to run it."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table: the order in which a user meets them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command's module. Its attribute is named like the command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"mgpt4_hpc.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, but naming the nearest command in its error."""
+        import difflib
+
+        name = args[0] if args else ""
+        if name and name not in COMMANDS and not name.startswith("-"):
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            ctx.fail(f"No such command {name!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mgpt4")
+def cli() -> None:
+    """Train MiniGPT-4's two alignment stages on a Slurm cluster; a preempted run comes back."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: run a command, and turn our errors into a sentence and an exit code."""
+    try:
+        cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+    except click.exceptions.Exit as leave:
+        sys.exit(leave.exit_code)
+    except click.Abort:
+        click.echo("aborted", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MgptError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # `mgpt4 logs | head`: the reader left, which is no fault of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def echo_json(value: Any) -> None:
+    """Print ``value`` as JSON on stdout."""
+    import json
+
+    click.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+if __name__ == "__main__":
+    main()

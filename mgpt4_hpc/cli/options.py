@@ -1,0 +1,51 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mgpt4_hpc.launch.slurm import parse_duration_s
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+runs_dir_option: Callable[[F], F] = click.option(
+    "--runs-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="MGPT4_RUNS_DIR",
+    default="runs",
+    show_default=True,
+    help="Folder of the run directories, on storage that all nodes share.",
+)
+
+json_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="Machine-readable output on stdout."
+)
+
+
+class DurationMin(click.ParamType):
+    """A time limit in Slurm's forms, as whole minutes."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Minutes of ``90``, ``24:00:00`` or ``1-12``."""
+        if isinstance(value, int):
+            return value
+        try:
+            # sbatch reads a bare number as minutes; "MM:SS" is minutes and seconds.
+            seconds = parse_duration_s(str(value))
+        except ValueError:
+            seconds = None
+        if not seconds or seconds < 60:
+            self.fail(f"{value!r} is no time limit: write minutes, H:MM:SS or D-HH", param, ctx)
+        return int(seconds // 60)
+
+
+def absolute(path: Path) -> Path:
+    """``path`` made absolute without following links, as shared storage is often a link."""
+    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - resolve() would follow links

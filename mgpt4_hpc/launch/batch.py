@@ -1,0 +1,104 @@
+"""The batch script of a run, rendered by submitit from the run's configuration."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
+from mgpt4_hpc.launch.place import MASTER_ADDR_VARIABLE
+from mgpt4_hpc.run_dir import RunDir
+
+
+class BatchExecutor(submitit.SlurmExecutor):
+    """Submitit's Slurm executor, able to render where srun is not installed."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        """Always usable: whether Slurm is here is asked before submitting, not before rendering."""
+        return 1
+
+    def render(self) -> str:
+        """The batch script's text, as it would be submitted."""
+        return str(self._make_submission_file_text(self._submitit_command_str, "dry-run"))
+
+
+def make_executor(run: RunDir, config: RunConfig, dependency: str | None = None) -> BatchExecutor:
+    """Executor whose jobs run ``run`` with what ``config.launch`` asks for."""
+    shim = shlex.quote(str(run.slurm / "python"))
+    executor = BatchExecutor(folder=run.slurm, python=shim)
+    executor.update_parameters(**slurm_parameters(run, config, dependency))
+    return executor
+
+
+def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> dict[str, Any]:
+    """Parameters of submitit's Slurm executor."""
+    launch = config.launch
+    per_node = launch.gpus // launch.nodes
+    parameters: dict[str, Any] = {
+        "job_name": config.name,
+        "partition": launch.partition,
+        "account": launch.account,
+        "qos": launch.qos,
+        "constraint": launch.constraint,
+        "exclude": launch.exclude,
+        # Integer minutes: submitit's own handler cannot read "24:00:00".
+        "time": launch.time_min,
+        "nodes": launch.nodes,
+        "ntasks_per_node": per_node,
+        "cpus_per_task": launch.cpus_per_gpu,
+        "mem": f"{launch.mem_gib_per_gpu * per_node}G" if launch.mem_gib_per_gpu else None,
+        "signal_delay_s": launch.signal_before_s,
+        "dependency": dependency,
+        "stderr_to_stdout": True,
+        "wckey": None,
+        "setup": setup_lines(run, launch),
+        "teardown": teardown_lines(run),
+        # srun takes neither from the batch options: without the first a dead rank leaves the
+        # others waiting, without the second (since 22.05) each task gets one core.
+        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_gpu}"],
+        "additional_parameters": {
+            "requeue": True,
+            # Away from any checkout, which would win over the snapshot.
+            "chdir": str(run.path),
+            # Otherwise a job behind a failed one waits for ever.
+            "kill-on-invalid-dep": "yes",
+            **launch.sbatch,
+        },
+    }
+    if launch.gpu_type:
+        parameters["gres"] = f"gpu:{launch.gpu_type}:{per_node}"
+    else:
+        parameters["gpus_per_node"] = per_node
+    return parameters
+
+
+def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
+    """Shell lines before srun."""
+    code = shlex.quote(str(run.code))
+    return [
+        *launch.setup,
+        "# the code that this run was submitted with, not what the checkout says by now",
+        f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
+        "# rank 0 listens on the first node, under the address that Slurm has for it",
+        f'export {MASTER_ADDR_VARIABLE}="$(scontrol show node -o "$SLURMD_NODENAME" '
+        "| sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\"",
+    ]
+
+
+def teardown_lines(run: RunDir, python: str = sys.executable) -> list[str]:
+    """Shell lines after srun: the last supervisor, for what no rank lived to decide."""
+    path = shlex.quote(str(run.path))
+    return [
+        "code=$?",
+        f"exec {shlex.quote(python)} -m mgpt4_hpc.launch.supervise {path} --exit-code $code",
+    ]
+
+
+def script_path(run: RunDir) -> Path:
+    """Where a copy of the rendered script lies for people to read."""
+    return run.slurm / "job.sbatch"

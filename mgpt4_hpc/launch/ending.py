@@ -1,0 +1,123 @@
+"""The end of an attempt that did not finish: find out why, decide, carry it out.
+
+Rank 0 does this after its last save. Where no rank lived to do it, the batch script does (or the
+local controller), so that exactly one of them requeues.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from mgpt4_hpc.config.schema import LaunchConfig
+from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, SlurmRejected
+from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt, classify, decide
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+
+_TRIES = 3
+_PAUSE_S = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """One start of one job.
+
+    Attributes:
+        executor: "slurm" or "local".
+        job_id: as the executor names it.
+        restart_count: requeues before this start.
+    """
+
+    executor: str
+    job_id: str
+    restart_count: int
+
+    def is_of(self, attempt: Attempt) -> bool:
+        """Whether ``attempt`` ran in this start."""
+        return attempt.job_id == self.job_id and attempt.restart_count == self.restart_count
+
+
+def find_decision(
+    run: RunDir, start: JobStart, budget: LaunchConfig, signal_name: str | None, this: PastAttempt
+) -> Decision:
+    """Why this attempt ends and what becomes of the run.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        budget: limits, and how long before the time limit Slurm warns.
+        signal_name: the stop signal; None if the ranks ended without one.
+        this: whether the attempt progressed.
+    """
+    requeue_allowed = True
+    if start.executor == "local":
+        # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
+        cause = Cause.PREEMPTED if signal_name else Cause.CRASHED
+    else:
+        facts = _try_often(lambda: slurm.job_facts(start.job_id))
+        cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
+        requeue_allowed = facts is None or facts.requeue_allowed
+    earlier = [past(attempt) for attempt in read_ledgers(run.ledger) if not start.is_of(attempt)]
+    return decide(cause, this, earlier, budget, requeue_allowed=requeue_allowed)
+
+
+def past(attempt: Attempt) -> PastAttempt:
+    """What budgets need to know of a ledger's attempt."""
+    saved = attempt.last_saved_step
+    return PastAttempt(attempt.cause, saved is not None and saved > attempt.restored_step)
+
+
+def carry_out(run: RunDir, start: JobStart, decision: Decision) -> Decision:
+    """Requeue, or leave behind what a person needs to know.
+
+    Returns:
+        the decision; a requeue that Slurm refused has become a request to a person.
+    """
+    if decision.action is Action.REQUEUE and start.executor == "slurm":
+        refusal = _requeue(start.job_id)
+        if refusal:
+            decision = replace(
+                decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
+            )
+    if decision.action is Action.ASK:
+        run.resubmit_needed.write_text(f"{decision.reason}\n\nmgpt4 resume {run.path}\n")
+    if decision.action is Action.GIVE_UP:
+        run.failed.write_text(decision.reason + "\n")
+    return decision
+
+
+def exit_code(decision: Decision) -> int:
+    """The trainer's exit code for an unfinished run: never 0, or a dependent job would start."""
+    return FatalTrainingError.exit_code if decision.action is Action.GIVE_UP else EXIT_RESUMABLE
+
+
+def _requeue(job_id: str) -> str:
+    """Empty on success, else why not."""
+    refusal = ""
+    for attempt in range(_TRIES):
+        try:
+            slurm.requeue(job_id)
+            return ""
+        except SlurmRejected as error:
+            return error.what
+        except MgptError as error:
+            refusal = error.what
+            time.sleep(_PAUSE_S * 2**attempt)
+    return refusal
+
+
+def _try_often(ask: Callable[[], T]) -> T | None:
+    for attempt in range(_TRIES):
+        try:
+            return ask()
+        except MgptError:
+            if attempt < _TRIES - 1:
+                time.sleep(_PAUSE_S * 2**attempt)
+    return None

@@ -1,0 +1,110 @@
+"""Where this process runs: under Slurm, under the local executor, or under torchrun."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch import slurm
+
+MASTER_ADDR_VARIABLE = "MGPT4_MASTER_ADDR"
+"""Set by the batch script, so that a thousand ranks need not ask the controller."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process's surroundings.
+
+    Attributes:
+        executor: "slurm" or "local".
+        job_id: of Slurm, or the local controller's process.
+        restart_count: requeues of this job so far, whatever their cause.
+        ranks: this process among the others.
+        nodes: node list as Slurm writes it, or this host.
+        master_host: where rank 0 listens.
+    """
+
+    executor: str
+    job_id: str
+    restart_count: int
+    ranks: Ranks
+    nodes: str
+    master_host: str
+
+    @property
+    def token(self) -> str:
+        """Names this start of this job; ranks of another start must not meet ours."""
+        return f"{self.executor}-{self.job_id}-{self.restart_count}"
+
+    @property
+    def claim(self) -> dict[str, object]:
+        """Who claims an attempt, for people to read."""
+        return {
+            "executor": self.executor,
+            "job_id": self.job_id,
+            "restart_count": self.restart_count,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+        }
+
+
+def find_place(environ: Mapping[str, str] = os.environ) -> Place:
+    """Read the surroundings from the environment.
+
+    Raises:
+        MgptError: if neither Slurm nor the local executor started this process.
+    """
+    if environ.get("SUBMITIT_EXECUTOR") == "local":
+        return _local(environ)
+    if "SLURM_PROCID" in environ:
+        return _slurm(environ)
+    raise MgptError(
+        "this process was started by neither srun nor the local executor",
+        fix="use `mgpt4 submit`, or torchrun with `-m mgpt4_hpc.train --cfg-path FILE`",
+    )
+
+
+def _local(environ: Mapping[str, str]) -> Place:
+    world = int(environ["SUBMITIT_LOCAL_NTASKS"])
+    rank = int(environ["SUBMITIT_LOCAL_GLOBALID"])
+    return Place(
+        executor="local",
+        job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
+        restart_count=int(environ.get("MGPT4_LOCAL_RESTARTS", "0")),
+        ranks=Ranks(rank, int(environ["SUBMITIT_LOCAL_LOCALID"]), world, world),
+        nodes=socket.gethostname(),
+        master_host="127.0.0.1",
+    )
+
+
+def _slurm(environ: Mapping[str, str]) -> Place:
+    world = int(environ["SLURM_NTASKS"])
+    nodes = int(environ.get("SLURM_JOB_NUM_NODES", environ.get("SLURM_NNODES", "1")))
+    ranks = Ranks(
+        rank=int(environ["SLURM_PROCID"]),
+        local_rank=int(environ["SLURM_LOCALID"]),
+        world_size=world,
+        local_world_size=max(1, world // nodes),
+    )
+    host = environ.get(MASTER_ADDR_VARIABLE, "")
+    if not host and world > 1:
+        host = slurm.node_address(slurm.first_node(environ))
+    return Place(
+        executor="slurm",
+        job_id=job_id_of(environ),
+        restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
+        ranks=ranks,
+        nodes=environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
+        master_host=host or "127.0.0.1",
+    )
+
+
+def job_id_of(environ: Mapping[str, str]) -> str:
+    """Id under which ``scontrol`` knows this job; one task of an array has its own."""
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        return f"{environ['SLURM_ARRAY_JOB_ID']}_{environ['SLURM_ARRAY_TASK_ID']}"
+    return environ["SLURM_JOB_ID"]

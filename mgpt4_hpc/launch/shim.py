@@ -1,0 +1,40 @@
+"""How a task's Python starts: with the stop signals blocked.
+
+A signal that arrives during ``import torch`` would kill the process (default action) or vanish
+(ignored). Blocked, it waits until the trainer's handlers stand. The mask survives exec.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+_BLOCKED = ("TERM", "USR1", "USR2")
+
+
+def write_shim(path: Path, python: str = sys.executable) -> Path:
+    """Write the executable script that stands in for ``python`` in the job's command line.
+
+    It execs, so that no wrapper stands between Slurm and the task: with proctrack/cgroup only
+    the direct child is signalled.
+    """
+    interpreter = shlex.quote(python)
+    options = " ".join(f"--block-signal={name}" for name in _BLOCKED)
+    names = ", ".join(f"signal.SIG{name}" for name in _BLOCKED)
+    fallback = (
+        f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [{names}]); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    path.write_text(
+        "#!/bin/sh\n"
+        "# Stop signals wait until the trainer's handlers stand, instead of killing the import.\n"
+        f"if env {options} true 2>/dev/null; then\n"
+        f'    exec env {options} {interpreter} "$@"\n'
+        "fi\n"
+        "# coreutils before 8.31 has no --block-signal.\n"
+        f'exec {interpreter} -S -E -c {shlex.quote(fallback)} {interpreter} "$@"\n',
+        encoding="utf-8",
+    )
+    path.chmod(0o700)
+    return path

@@ -1,0 +1,169 @@
+"""Questions to Slurm's own commands, and their answers as plain data.
+
+Every command is run without a shell, with a time-out, and its failure is told apart: Slurm said
+no (:class:`SlurmRejected`) or does not answer (:class:`SlurmUnreachable`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
+
+COMMAND_TIMEOUT_S = 30.0
+
+_UNREACHABLE = re.compile(
+    r"unable to contact slurm controller|connection refused|communication connection failure"
+    r"|socket timed out|unable to establish controller|connection timed out"
+    r"|zero bytes were transmitted"
+    r"|error: slurmdbd|resource temporarily unavailable|could not establish a configuration source",
+    re.IGNORECASE,
+)
+_KEY = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=")
+_INHERITED = re.compile(r"^(SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_)")
+
+
+def has_slurm() -> bool:
+    """Whether this machine can submit to Slurm."""
+    return shutil.which("sbatch") is not None
+
+
+def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without what an enclosing job would force upon a new one."""
+    return {key: value for key, value in environ.items() if not _INHERITED.match(key)}
+
+
+def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    """Standard output of one Slurm command.
+
+    Raises:
+        SlurmUnreachable: the command is missing, hangs, or cannot reach its daemon.
+        SlurmRejected: the daemon answered with an error.
+    """
+    told = " ".join(command)
+    try:
+        done = subprocess.run(
+            list(command), capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except FileNotFoundError:
+        raise SlurmUnreachable(
+            f"{command[0]} is not installed here",
+            fix="log in to a submit node of the cluster, or use --executor local",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmUnreachable(
+            f"`{told}` gave no answer within {timeout_s:.0f} s",
+            fix="the controller is down or overloaded: try again, or ask the cluster's support",
+        ) from None
+    if done.returncode == 0:
+        return done.stdout
+    message = (done.stderr or done.stdout).strip()
+    if is_unreachable(message):
+        raise SlurmUnreachable(
+            f"`{told}` cannot reach Slurm: {message}",
+            fix="the controller is down or overloaded: try again, or ask the cluster's support",
+        )
+    raise SlurmRejected(f"`{told}` was refused: {message}")
+
+
+def is_unreachable(message: str) -> bool:
+    """Whether a Slurm command's error says that its daemon does not answer."""
+    return _UNREACHABLE.search(message) is not None
+
+
+def parse_record(line: str) -> dict[str, str]:
+    """One line of ``scontrol show ... -o`` as a mapping. Values may hold spaces."""
+    found = list(_KEY.finditer(line))
+    record = {}
+    for number, match in enumerate(found):
+        end = found[number + 1].start() if number + 1 < len(found) else len(line)
+        record[match.group(1)] = line[match.end() : end].strip()
+    return record
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What Slurm says of one job.
+
+    Attributes:
+        state: as RUNNING, COMPLETING, PENDING, CANCELLED, TIMEOUT.
+        restarts: how often it was requeued, whoever did it.
+        preempt_time: set while it is being preempted.
+        run_time_s: seconds since this start.
+        time_limit_s: seconds allowed, None if unlimited.
+        requeue_allowed: whether ``scontrol requeue`` may bring it back.
+    """
+
+    state: str
+    restarts: int
+    preempt_time: str | None
+    run_time_s: float
+    time_limit_s: float | None
+    requeue_allowed: bool
+
+
+def job_facts(job_id: str) -> JobFacts:
+    """Ask the controller about a job. Raises SlurmUnreachable or SlurmRejected."""
+    record = parse_record(run_slurm(["scontrol", "show", "job", "-o", job_id]))
+    preempted = record.get("PreemptTime", "None")
+    return JobFacts(
+        state=record.get("JobState", "UNKNOWN"),
+        restarts=int(record.get("Restarts", "0")),
+        preempt_time=None if preempted in ("None", "Unknown", "N/A", "") else preempted,
+        run_time_s=parse_duration_s(record.get("RunTime", "")) or 0.0,
+        time_limit_s=parse_duration_s(record.get("TimeLimit", "")),
+        requeue_allowed=record.get("Requeue", "1") != "0",
+    )
+
+
+def parse_duration_s(text: str) -> float | None:
+    """Seconds of ``[days-]hours:minutes:seconds`` and its short forms; None for UNLIMITED.
+
+    The forms are sbatch's ``--time``: ``minutes``, ``minutes:seconds``,
+    ``hours:minutes:seconds``, ``days-hours``, ``days-hours:minutes[:seconds]``.
+
+    Raises:
+        ValueError: if it is none of these.
+    """
+    text = text.strip()
+    if text.upper() in ("", "UNLIMITED", "INFINITE", "PARTITION_LIMIT", "INVALID", "N/A", "NONE"):
+        return None
+    days, dash, rest = text.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if len(parts) > 3 or any(part < 0 for part in parts):
+        raise ValueError(f"{text!r} is no duration")
+    if dash:
+        hours, minutes, seconds = (*parts, 0, 0)[:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = parts
+    else:
+        hours, (minutes, seconds) = 0, (*parts, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def requeue(job_id: str) -> None:
+    """Put a running job back into the queue. Raises SlurmUnreachable or SlurmRejected."""
+    run_slurm(["scontrol", "requeue", job_id])
+
+
+def partitions() -> dict[str, dict[str, str]]:
+    """Every partition that the controller knows, by name."""
+    records = map(parse_record, run_slurm(["scontrol", "show", "partition", "-o"]).splitlines())
+    return {record["PartitionName"]: record for record in records if "PartitionName" in record}
+
+
+def node_address(node: str) -> str:
+    """Address of a node as Slurm knows it; its name need not resolve."""
+    record = parse_record(run_slurm(["scontrol", "show", "node", "-o", node]))
+    return record.get("NodeAddr") or node
+
+
+def first_node(environ: Mapping[str, str] = os.environ) -> str:
+    """Name of the job's first node."""
+    listed = environ["SLURM_JOB_NODELIST"]
+    return run_slurm(["scontrol", "show", "hostnames", listed]).split()[0]

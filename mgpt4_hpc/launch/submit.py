@@ -1,0 +1,165 @@
+"""From a resolved configuration to a run directory and a job that works on it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mgpt4_hpc import __version__
+from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.shim import write_shim
+from mgpt4_hpc.launch.snapshot import take_snapshot
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was accepted.
+
+    Attributes:
+        run: its directory.
+        executor: "slurm" or "local".
+        job_id: Slurm's, or the local controller's process id.
+        process: the local controller, None under Slurm.
+    """
+
+    run: RunDir
+    executor: str
+    job_id: str
+    process: subprocess.Popen[bytes] | None = None
+
+
+def choose_executor(wanted: str) -> str:
+    """``auto`` is Slurm where sbatch is installed."""
+    if wanted != "auto":
+        return wanted
+    return "slurm" if slurm.has_slurm() else "local"
+
+
+def create_run(run: RunDir, resolved: Resolved) -> None:
+    """Make the run directory with everything that its job will read.
+
+    Raises:
+        RunLocked: if it exists.
+        MgptError: if it cannot be made.
+    """
+    run.create(
+        {
+            "name": resolved.config.name,
+            "stage": resolved.config.stage,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code_version": __version__,
+            "config_digest": resolved.digest,
+        }
+    )
+    write_config(run.config_file, resolved)
+    digest = take_snapshot(run.code)
+    write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+    write_shim(run.slurm / "python")
+
+
+def render(run: RunDir, resolved: Resolved, dependency: str | None = None) -> str:
+    """Text of the batch script; nothing is written and Slurm need not be there."""
+    from mgpt4_hpc.launch.batch import make_executor
+
+    return make_executor(run, resolved.config, dependency).render()
+
+
+def submit_run(
+    run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+) -> Submitted:
+    """Start a job on an existing run directory.
+
+    Args:
+        run: made by :func:`create_run`.
+        resolved: its configuration.
+        executor: "slurm" or "local".
+        dependency: Slurm's, as ``afterok:17``.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says.
+    """
+    for marker in (run.resubmit_needed, run.failed):
+        marker.unlink(missing_ok=True)
+    submitted = (
+        _submit_slurm(run, resolved, dependency)
+        if executor == "slurm"
+        else _submit_local(run, resolved)
+    )
+    write_json(
+        run.slurm / "job.json",
+        {"executor": executor, "job_id": submitted.job_id, "submitted": time.time()},
+    )
+    return submitted
+
+
+def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from mgpt4_hpc.launch.batch import make_executor, script_path
+    from mgpt4_hpc.launch.task import StageTask
+
+    executor = make_executor(run, resolved.config, dependency)
+    script_path(run).write_text(executor.render(), encoding="utf-8")
+    try:
+        with _environment(slurm.clean_environment(os.environ)):
+            job = executor.submit(StageTask(str(run.path)))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise _translate(str(error)) from error
+    except FileNotFoundError as error:
+        raise SlurmUnreachable(
+            "sbatch is not installed here",
+            fix="log in to a submit node of the cluster, or use --executor local",
+        ) from error
+    return Submitted(run, "slurm", str(job.job_id))
+
+
+def _translate(message: str) -> MgptError:
+    told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
+    text = "; ".join(line.strip() for line in told)
+    if slurm.is_unreachable(message):
+        return SlurmUnreachable(
+            f"sbatch cannot reach Slurm: {text}",
+            fix="the controller is down or overloaded: try again, or ask the cluster's support",
+        )
+    return SlurmRejected(
+        f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
+    )
+
+
+def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
+    from mgpt4_hpc.launch.local import LocalExecutor
+    from mgpt4_hpc.launch.task import StageTask
+
+    executor = LocalExecutor(folder=run.slurm, python=shlex.quote(str(run.slurm / "python")))
+    launch = resolved.config.launch
+    executor.update_parameters(
+        tasks_per_node=launch.gpus,
+        gpus_per_node=0 if resolved.config.train.device == "cpu" else launch.gpus,
+        run_dir=str(run.path),
+        code=str(run.code),
+    )
+    job = executor.submit(StageTask(str(run.path)))
+    return Submitted(run, "local", str(job.job_id), process=job._process)
+
+
+@contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    """Exchange the process's environment for the time of a call: submitit's sbatch inherits it."""
+    saved: dict[str, Any] = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

@@ -1,0 +1,117 @@
+"""The last supervisor: runs after srun, where perhaps no rank lived to decide.
+
+A rank that was killed with -9, a node that vanished or a task that never started leaves the job
+FAILED in spite of ``--requeue``. This reads what the ranks left in the run directory and, if
+they decided nothing, decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.errors import FatalTrainingError
+from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision, past
+from mgpt4_hpc.launch.local import EXIT_RESTART
+from mgpt4_hpc.launch.place import job_id_of
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the supervisor found.
+
+    Attributes:
+        exit_code: for the batch script.
+        again: whether the run goes on.
+        reason: the sentence for the log.
+    """
+
+    exit_code: int
+    again: bool
+    reason: str
+
+
+def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
+    """Judge a job start whose tasks have all ended.
+
+    Args:
+        run: the run.
+        start: which job, which restart.
+        code: srun's exit code, or the worst of the local tasks'.
+    """
+    mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
+    if mine is not None and mine.cause == Cause.FINISHED:
+        return Verdict(0, False, "finished")
+    if run.failed.exists():
+        return Verdict(FatalTrainingError.exit_code, False, run.failed.read_text().strip())
+    if run.resubmit_needed.exists():
+        return Verdict(75, False, run.resubmit_needed.read_text().strip())
+    if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
+        accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))
+        return Verdict(mine.exit_code or 75, accepted, f"rank 0 decided: {mine.cause}")
+    return _decide(run, start, mine, code)
+
+
+def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Verdict:
+    """No rank decided, or none lived to carry its decision out."""
+    number = (
+        mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
+    )
+    this = past(mine) if mine else PastAttempt(Cause.UNKNOWN, False)
+    signal_name = mine.signals[0] if mine and mine.signals else None
+    decision = _overrule(
+        find_decision(run, start, read_config(run.config_file).config.launch, signal_name, this),
+        mine,
+    )
+    append_supervisor_note(
+        run.ledger,
+        number,
+        cause=decision.cause,
+        exit_code=code,
+        reason=decision.reason,
+        job_id=start.job_id,
+        restart_count=start.restart_count,
+    )
+    decision = carry_out(run, start, decision)
+    return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+
+
+def _overrule(decision: Decision, mine: Attempt | None) -> Decision:
+    """Rank 0 said why it ended but was killed before its requeue: that cause is better known."""
+    if mine is None or not mine.ended or decision.action is not Action.REQUEUE:
+        return decision
+    return Decision(Cause(mine.cause), Action.REQUEUE, f"{mine.cause}, as rank 0 had decided")
+
+
+def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> bool:
+    """Judge for the local controller; whether to start the tasks again."""
+    worst = EXIT_RESTART if EXIT_RESTART in codes else max(codes, key=abs)
+    verdict = settle(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
+    return verdict.again
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the batch script's last line; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
+    arguments = parser.parse_args(argv)
+    start = JobStart(
+        "slurm", job_id_of(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    )
+    verdict = settle(RunDir(arguments.run_dir), start, arguments.exit_code)
+    print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
+    return verdict.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""What runs in each task of a job: one rank, from its first instruction to its exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from submitit.helpers import DelayedSubmission
+
+from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.errors import FatalTrainingError, MgptError, RunLocked
+from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
+from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.local import EXIT_RESTART
+from mgpt4_hpc.launch.place import Place, find_place
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.stop import SignalStop
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.train.recorder import SilentRecorder
+    from mgpt4_hpc.train.state import Outcome
+
+
+class StageTask:
+    """The callable that submitit pickles. It holds a path and nothing else.
+
+    Whoever unpickles it, however late, reads what to do from the run directory.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = run_dir
+
+    def __call__(self) -> int:
+        """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
+        started_at = time.time()
+        stop = SignalStop().install()
+        code = run_rank(RunDir(Path(self.run_dir)), stop, started_at)
+        if code:
+            _leave(code)
+        return code
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Submitit's own requeueing, should its handler ever run: the same task, state-free."""
+        return DelayedSubmission(StageTask(self.run_dir))
+
+
+def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
+    """Train as one rank of a job.
+
+    Returns:
+        0 finished; 75 stopped and resumable; 70 will fail again; 71 this node is at fault;
+        144 for submitit's local executor, which starts the job again on it; 1 a crash.
+    """
+    place = find_place()
+    try:
+        return _train(run, place, stop, started_at)
+    except RunLocked as error:
+        # Somebody else owns the run now. It is not failed, and not ours to requeue.
+        _tell(place, error)
+        return FatalTrainingError.exit_code
+    except MgptError as error:
+        _tell(place, error)
+        if not error.will_repeat:
+            return error.exit_code
+        # Read by the batch script: srun's own exit code may be that of a rank it killed.
+        run.failed.write_text(f"{error}\n", encoding="utf-8")
+        return FatalTrainingError.exit_code
+    except Exception:  # noqa: BLE001 - the last stop: a peer that died looks like this
+        traceback.print_exc()
+        print(f"rank {place.ranks.rank} crashed", flush=True)
+        return 1
+
+
+def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
+    from mgpt4_hpc import distributed
+    from mgpt4_hpc.train.device import choose_device
+    from mgpt4_hpc.train.run import run_training
+    from mgpt4_hpc.train.state import Ending
+
+    config = read_config(run.config_file).config
+    start = JobStart(place.executor, place.job_id, place.restart_count)
+    restart = False
+
+    def end(outcome: Outcome, recorder: SilentRecorder) -> None:
+        nonlocal restart
+        restart = _settle(run, start, stop, outcome, recorder)
+
+    store = (
+        distributed.rendezvous(place.ranks, place.master_host, place.token)
+        if place.ranks.world_size > 1
+        else None
+    )
+    distributed.start_group(place.ranks, choose_device(config, place.ranks), store)
+    outcome = run_training(
+        run, place.ranks, stop, claim=_claim(run, place), started_at=started_at, end=end
+    )
+    distributed.end_group()
+    if outcome.ending is Ending.FINISHED:
+        return 0
+    return EXIT_RESTART if restart else 75
+
+
+def _claim(run: RunDir, place: Place) -> dict[str, object]:
+    from mgpt4_hpc.run_dir import read_json
+
+    claim: dict[str, object] = {**place.claim, "nodes": [place.nodes]}
+    try:
+        claim["submitted_at"] = read_json(run.slurm / "job.json").get("submitted")
+    except (OSError, ValueError):
+        pass  # made by hand with sbatch: then the queue's wait is not known
+    return claim
+
+
+def _settle(
+    run: RunDir, start: JobStart, stop: SignalStop, outcome: Outcome, recorder: SilentRecorder
+) -> bool:
+    """Decide what follows; whether the local controller shall start the job again."""
+    from mgpt4_hpc.telemetry.kinds import Kind
+    from mgpt4_hpc.train.state import Ending
+
+    if outcome.ending is Ending.FINISHED:
+        recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
+        return False
+    recorder.event(Kind.STOP_REQUESTED, step=outcome.step, reason=outcome.reason)
+    request = stop.poll()
+    progressed = (outcome.durable_step or 0) > outcome.restored_step
+    signal_name = request.reason if request is not None else outcome.reason
+    budget = read_config(run.config_file).config.launch
+    decision = find_decision(
+        run, start, budget, signal_name, PastAttempt(Cause.UNKNOWN, progressed)
+    )
+    # On disk before the requeue, which begins to kill this job.
+    recorder.event(Kind.END, cause=decision.cause, step=outcome.step, exit_code=exit_code(decision))
+    recorder.say(f"stopping: {decision.reason}")
+    decision = carry_out(run, start, decision)
+    recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
+    return decision.action is Action.REQUEUE and start.executor == "local"
+
+
+def _tell(place: Place, error: MgptError) -> None:
+    print(f"rank {place.ranks.rank}: error: {error}", flush=True)
+
+
+def _leave(code: int) -> None:
+    """Exit at once: a finalizer that waits for a dead peer must not hold the job."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,99 @@
+"""Without a scheduler: ``torchrun --nproc-per-node N -m mgpt4_hpc.train --cfg-path FILE``."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc import __version__
+from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments
+from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.distributed import Ranks, end_group, start_group
+from mgpt4_hpc.errors import EXIT_RESUMABLE, MgptError
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.stop import SignalStop
+
+
+@click.command()
+@click.option("--cfg-path", "config", required=True, help="Preset or YAML file.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+def command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+    """Train one run, or go on with it if its directory exists."""
+    # Here and not earlier: click must be able to end the process while it parses.
+    stop = SignalStop().install()
+    started_at = time.time()
+    ranks = Ranks.from_environment(os.environ)
+    # A device belongs to torchrun's ranks; the run's world is what torchrun made of it.
+    overrides = {"launch.gpus": ranks.world_size, **parse_assignments(assignments)}
+    resolved = load_config(config, overrides=overrides, environ=os.environ)
+    run = RunDir((run_dir or Path("runs") / resolved.config.name).absolute())
+    sys.exit(_run(run, resolved, ranks, stop, started_at))
+
+
+def _run(run: RunDir, resolved: Resolved, ranks: Ranks, stop: SignalStop, started_at: float) -> int:
+    from mgpt4_hpc.train.device import choose_device
+    from mgpt4_hpc.train.run import run_training
+    from mgpt4_hpc.train.state import Ending, Outcome
+
+    start_group(ranks, choose_device(resolved.config, ranks))
+    ranks.first_does(lambda: _create(run, resolved))
+
+    def end(outcome: Outcome, recorder: object) -> None:
+        from mgpt4_hpc.telemetry.kinds import Kind
+        from mgpt4_hpc.train.recorder import SilentRecorder
+
+        assert isinstance(recorder, SilentRecorder)
+        finished = outcome.ending is Ending.FINISHED
+        recorder.event(
+            Kind.END,
+            cause="finished" if finished else "signalled",
+            step=outcome.step,
+            exit_code=0 if finished else EXIT_RESUMABLE,
+        )
+
+    claim = {
+        "executor": "torchrun",
+        "job_id": str(os.getppid()),
+        "restart_count": int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        "nodes": [socket.gethostname()],
+    }
+    outcome = run_training(run, ranks, stop, claim=claim, started_at=started_at, end=end)
+    end_group()
+    return 0 if outcome.ending is Ending.FINISHED else EXIT_RESUMABLE
+
+
+def _create(run: RunDir, resolved: Resolved) -> None:
+    if run.identity_file.exists():
+        return
+    run.create(
+        {
+            "name": resolved.config.name,
+            "stage": resolved.config.stage,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code_version": __version__,
+            "config_digest": resolved.digest,
+        }
+    )
+    write_config(run.config_file, resolved)
+
+
+def main() -> None:
+    """Entry point: our errors as a sentence and an exit code."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MgptError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Where data and model meet: loaders that know the tokenizer and the model's sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.index import ShardIndex
+from mgpt4_hpc.data.loader import StepLoader, ValLoader
+from mgpt4_hpc.data.order import SampleOrder, SourceSize
+from mgpt4_hpc.data.text import TextSpec
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle import Bundle
+from mgpt4_hpc.model.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.train.step import forward_loss
+
+
+def text_spec(config: RunConfig, tokenizer: TextTokenizer, architecture: Architecture) -> TextSpec:
+    """How this run's captions become tokens."""
+    return TextSpec(
+        encode=tokenizer.encode,
+        bos_id=tokenizer.bos_id,
+        pad_id=tokenizer.pad_id,
+        num_image_tokens=architecture.num_image_tokens,
+        max_answer_tokens=config.max_answer_tokens,
+        end_symbol=config.end_symbol,
+        keep_end_symbol=config.text.keep_end_symbol,
+        prompts=config.prompts,
+        prompt_per=config.text.prompt_per,
+        clean=config.stage == 1,
+        max_words=config.max_words,
+    )
+
+
+@dataclass
+class Batches:
+    """The training batches of one rank, and the held-out ones."""
+
+    training: StepLoader
+    held_out: ValLoader | None
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return iter(self.training)
+
+    def close(self) -> None:
+        """End all workers."""
+        self.training.close()
+        if self.held_out is not None:
+            self.held_out.close()
+
+    def evaluation(
+        self, model: MiniGPT4, device: torch.device, ranks: Ranks
+    ) -> Callable[[], float] | None:
+        """The held-out loss as a function; a mean over answer tokens of all ranks."""
+        held_out = self.held_out
+        if held_out is None:
+            return None
+
+        @torch.no_grad()
+        def evaluate() -> float:
+            loss_sum = torch.zeros((), device=device)
+            tokens = 0
+            for batch in held_out:
+                loss_sum += forward_loss(model, batch, device)
+                tokens += batch.num_answer_tokens
+            total, count = ranks.sum_on_cpu([loss_sum.item(), tokens])
+            return total / max(count, 1.0)
+
+        return evaluate
+
+
+def open_batches(
+    config: RunConfig,
+    indexes: Mapping[str, str],
+    bundle: Bundle,
+    ranks: Ranks,
+    start_position: int,
+) -> Batches:
+    """Loaders over the run's sources, from sample ``start_position`` on; workers start here."""
+    opened = [ShardIndex.open(indexes[source.name]) for source in config.data.sources]
+    order = SampleOrder(
+        [
+            SourceSize(source.name, index.num_samples, source.weight)
+            for source, index in zip(config.data.sources, opened, strict=True)
+        ],
+        seed=config.seed,
+        granularity=config.data.granularity,
+        val_fraction=config.data.val_fraction,
+    )
+    spec = text_spec(config, load_tokenizer(bundle.llm_dir), bundle.architecture)
+    training = StepLoader(
+        order,
+        opened,
+        spec,
+        bundle.architecture.image_size,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=config.data.num_workers,
+        start_position=start_position,
+        seed=config.seed,
+        max_bad_fraction=config.data.max_bad_fraction,
+        resize=config.data.resize,
+    )
+    training.start()
+    held_out = None
+    if config.train.eval_every_steps:
+        held_out = ValLoader(
+            order,
+            opened,
+            spec,
+            bundle.architecture.image_size,
+            micro_batch_size=config.train.micro_batch_size,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            num_workers=config.data.num_workers,
+            max_samples=config.train.eval_samples,
+            seed=config.seed,
+            resize=config.data.resize,
+        )
+    return Batches(training, held_out)

@@ -1,0 +1,65 @@
+"""Which device, which precision, how many threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import torch
+
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import BadNode
+
+
+def choose_device(config: RunConfig, ranks: Ranks) -> torch.device:
+    """Device of this rank.
+
+    Raises:
+        BadNode: if a GPU was asked for and none can be used here.
+    """
+    wanted = config.train.device
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available() or ranks.local_rank >= torch.cuda.device_count():
+        raise BadNode(
+            f"rank {ranks.rank} finds no GPU {ranks.local_rank} on {os.uname().nodename}: "
+            f"{torch.cuda.device_count()} visible, "
+            f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}",
+            fix="check `nvidia-smi` on that node, or exclude it",
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def choose_precision(config: RunConfig, device: torch.device) -> str:
+    """Precision of the frozen towers: fp32, bf16 or fp16."""
+    wanted = config.model.precision
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def set_up_process(config: RunConfig, ranks: Ranks) -> None:
+    """Threads and determinism; sums come out in another order with another thread count."""
+    threads = config.train.num_threads
+    if not threads:
+        threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
+    torch.set_num_threads(threads)
+    if config.deterministic:
+        # cuBLAS reads this when its handle is made, so before the first matrix product.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Warnings rather than errors: where no deterministic kernel exists, the run should say so
+        # and go on.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+
+
+def peak_memory_gib(device: torch.device) -> Callable[[], float]:
+    """Reader of the largest memory allocated on ``device``; 0 on a CPU."""
+    if device.type != "cuda":
+        return lambda: 0.0
+    return lambda: torch.cuda.max_memory_allocated(device) / 2**30

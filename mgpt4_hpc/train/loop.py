@@ -1,0 +1,208 @@
+"""The training loop, in the order in which things happen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mgpt4_hpc.config.schema import TrainConfig
+from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import FatalTrainingError
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.meters import (
+    CHECKPOINT_STALL,
+    DATA_WAIT,
+    PRODUCTIVE,
+    VALIDATION,
+    Buckets,
+    Stopwatch,
+    Throughput,
+)
+from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.saving import Saving
+from mgpt4_hpc.train.state import Ending, TrainState
+from mgpt4_hpc.train.step import StepResult, TrainStep
+from mgpt4_hpc.train.stop import StopSource
+
+
+@dataclass
+class Loop:
+    """Everything the loop needs, built elsewhere.
+
+    Attributes:
+        state: counters, changed in place.
+        config: settings of the optimisation.
+        batches: per step this rank's micro-batches, from ``state.samples_seen`` on, for ever.
+        step: forward, backward, update.
+        ranks: this process among the others.
+        stop: whether somebody wants us to stop.
+        saving: checkpoints; does nothing on ranks other than the first.
+        recorder: curves, ledger, log; silent on ranks other than the first.
+        evaluate: held-out loss, or None.
+        peak_memory_gib: largest memory allocated on the device so far.
+        buckets: where the seconds go.
+    """
+
+    state: TrainState
+    config: TrainConfig
+    batches: Iterator[Sequence[Batch]]
+    step: TrainStep
+    ranks: Ranks
+    stop: StopSource
+    saving: Saving
+    recorder: SilentRecorder
+    evaluate: Callable[[], float] | None = None
+    peak_memory_gib: Callable[[], float] = lambda: 0.0
+    buckets: Buckets = field(default_factory=Buckets)
+
+
+def train(loop: Loop) -> tuple[Ending, str]:
+    """Train until the last step or until any rank wants to stop; then save.
+
+    Returns:
+        how it ended, and what asked for the stop.
+
+    Raises:
+        FatalTrainingError: the loss is hopeless.
+    """
+    state, config, buckets = loop.state, loop.config, loop.buckets
+    progress = _Progress(loop)
+    ending, reason = Ending.FINISHED, ""
+    loop.saving.start_clock()
+    while state.step < config.max_steps:
+        with buckets.time(DATA_WAIT):
+            micro_batches = next(loop.batches)
+        with buckets.time(PRODUCTIVE):
+            wanted, reason, global_tokens = _agree(loop, micro_batches)
+            if wanted:
+                ending = Ending.STOPPED
+                break
+            result = loop.step(micro_batches, state.step, global_tokens)
+            state.advance(config.global_batch_size)
+            progress.note(micro_batches, result)
+            if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
+                progress.report(result)
+        if loop.evaluate is not None and state.step % config.eval_every_steps == 0:
+            with buckets.time(VALIDATION):
+                progress.report_validation(loop.evaluate())
+        with buckets.time(CHECKPOINT_STALL):
+            loop.saving.save_if_due(state)
+        loop.recorder.beat(state.step)
+    with buckets.time(CHECKPOINT_STALL):
+        loop.saving.save_now(state)
+    return ending, reason
+
+
+def _agree(loop: Loop, micro_batches: Sequence[Batch]) -> tuple[bool, str, int]:
+    """One reduction of CPU numbers: does any rank want to stop, how many answer tokens are there.
+
+    Asked after the data arrived and before anything is computed: the state is then exactly that
+    of a completed step, and the batch that was fetched will be fetched again.
+    """
+    request = loop.stop.poll()
+    tokens = sum(batch.num_answer_tokens for batch in micro_batches)
+    stops, global_tokens = loop.ranks.sum_on_cpu([0.0 if request is None else 1.0, tokens])
+    reason = request.reason if request is not None else "another rank's signal"
+    return stops > 0, reason if stops > 0 else "", int(global_tokens)
+
+
+class _Progress:
+    """What happened since the last report, and the report."""
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.throughput = Throughput()
+        self.watch = Stopwatch()
+        self.substitutions: list[object] = []
+        self.num_substitutions = 0
+        self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
+        self.last_report = time.monotonic()
+        self.first = True
+
+    def note(self, micro_batches: Sequence[Batch], result: StepResult) -> None:
+        """Count one step; reads nothing from the device."""
+        loop = self.loop
+        self.throughput.add(loop.config.global_batch_size, self.watch.lap())
+        for batch in micro_batches:
+            self.substitutions += batch.substitutions
+        if self.first:
+            self.first = False
+            loop.recorder.event(
+                Kind.FIRST_STEP, step=loop.state.step, since_start_s=loop.buckets.elapsed_s
+            )
+
+    def report(self, result: StepResult) -> None:
+        """Read the step's loss from the device, reduce it over the ranks, and record it."""
+        loop, step = self.loop, self.loop.state.step
+        loss_sum, tokens, bad, skipped_steps = loop.ranks.sum_on_cpu(
+            [
+                result.loss_sum.item(),
+                result.num_tokens,
+                len(self.substitutions),
+                loop.step.nonfinite_steps.item() / loop.ranks.world_size,
+            ]
+        )
+        loss = loss_sum / max(tokens, 1.0)
+        if bad:
+            for found in loop.ranks.gather(self.substitutions):
+                loop.recorder.substituted(found)
+            self.num_substitutions += int(bad)
+            self.substitutions = []
+        lr = loop.step.schedule(step - 1)
+        rate = self.throughput.samples_per_s
+        values = {
+            tags.TRAIN_LOSS: loss,
+            tags.TRAIN_LR: lr,
+            tags.TRAIN_GRAD_NORM: result.grad_norm.item(),
+            tags.STEP_S: self.throughput.median_step_s,
+            tags.DATA_WAIT_FRACTION: self._data_wait_fraction(),
+            tags.SAMPLES_PER_S: rate,
+            tags.SKIPPED: float(self.num_substitutions),
+        }
+        peak = loop.peak_memory_gib()
+        if peak:
+            values[tags.PEAK_GIB] = peak
+        left = (loop.config.max_steps - step) * self.throughput.median_step_s
+        line = (
+            f"step {step}/{loop.config.max_steps}  loss {loss:.4f}  lr {lr:.3g}  "
+            f"{rate:.1f} samples/s  {_clock(left)} left"
+        )
+        loop.recorder.logged(step, values, loop.buckets.seconds, line)
+        self._refuse_hopeless(loss, round(skipped_steps))
+
+    def report_validation(self, loss: float) -> None:
+        """Record the held-out loss."""
+        step = self.loop.state.step
+        self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss)
+        self.loop.recorder.logged(
+            step,
+            {tags.VAL_LOSS: loss},
+            self.loop.buckets.seconds,
+            f"step {step}  held-out loss {loss:.4f}",
+        )
+        self.watch.lap()  # not a part of the next step
+
+    def _data_wait_fraction(self) -> float:
+        now, waited = time.monotonic(), self.loop.buckets.seconds.get(DATA_WAIT, 0.0)
+        fraction = (waited - self.last_waited_s) / max(now - self.last_report, 1e-9)
+        self.last_waited_s, self.last_report = waited, now
+        return min(1.0, fraction)
+
+    def _refuse_hopeless(self, loss: float, skipped_steps: int) -> None:
+        limit = self.loop.config.max_nonfinite_steps
+        if skipped_steps > limit:
+            raise FatalTrainingError(
+                f"{skipped_steps} steps had a NaN or infinite gradient, "
+                f"train.max_nonfinite_steps allows {limit} (the last loss was {loss})",
+                why="the learning rate is too high, the weights are broken, or fp16 overflows",
+                fix="lower train.lr, run `mgpt4 weights check`, or use model.precision bf16",
+            )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,142 @@
+"""What rank 0 tells the world: curves, ledger, heartbeat and a line on stdout.
+
+The other ranks hold a recorder that is silent, so that the loop has no branches by rank.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.data.batch import Substitution
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.heartbeat import Heartbeat
+from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger
+from mgpt4_hpc.telemetry.tensorboard import NullWriter, Writer, open_writer
+
+
+class SilentRecorder:
+    """Accepts everything and writes nothing: the recorder of every rank but the first."""
+
+    def event(self, kind: Kind, **fields: object) -> None:
+        """Write nothing."""
+
+    def say(self, text: str) -> None:
+        """Print nothing."""
+
+    def open_curves(self, restored_step: int) -> None:
+        """Open nothing."""
+
+    def flush(self) -> None:
+        """Have nothing to write."""
+
+    def beat(self, step: int) -> None:
+        """Give no sign of life."""
+
+    def logged(
+        self, step: int, values: Mapping[str, float], buckets: Mapping[str, float], line: str
+    ) -> None:
+        """Write nothing."""
+
+    def substituted(self, substitutions: Sequence[Substitution]) -> None:
+        """Write nothing."""
+
+    def saved(self, step: int, path: Path, seconds: float) -> None:
+        """Write nothing."""
+
+    def save_failed(self, step: int, error: Exception) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Have nothing to close."""
+
+
+class Recorder(SilentRecorder):
+    """Rank 0's recorder.
+
+    Args:
+        run: where ledger, curves and heartbeat lie.
+        attempt: number of this attempt.
+    """
+
+    def __init__(self, run: RunDir, attempt: int) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.ledger = Ledger(run.ledger, attempt)
+        self.heartbeat = Heartbeat(run.heartbeat, attempt)
+        self.curves: Writer = NullWriter()
+        self._save_failures = 0
+        self._step = 0
+
+    def event(self, kind: Kind, **fields: object) -> None:
+        """Append a line to the attempt's ledger."""
+        self.ledger.event(kind, **fields)
+
+    def say(self, text: str) -> None:
+        """Print a line with the time, unbuffered, for the job's log."""
+        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+    def open_curves(self, restored_step: int) -> None:
+        """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
+        purge = restored_step + 1 if self.attempt > 1 else None
+        self.curves = open_writer(self.run.tensorboard, purge_step=purge)
+        self.curves.attempt(restored_step, self.attempt)
+        self._step = restored_step
+
+    def flush(self) -> None:
+        """Bring all points to the file. Called before a checkpoint becomes official.
+
+        A point that a later attempt will not draw again must be on disk by then.
+        """
+        self.curves.flush()
+
+    def beat(self, step: int) -> None:
+        """Say that we live, at most every few seconds."""
+        self._step = step
+        self.heartbeat.beat(step)
+
+    def logged(
+        self, step: int, values: Mapping[str, float], buckets: Mapping[str, float], line: str
+    ) -> None:
+        """Draw the points of one step, note them in the ledger, print ``line``."""
+        self.curves.scalars(step, {**values, tags.ATTEMPT: float(self.attempt)})
+        known: dict[str, Any] = {"step": step, "buckets": dict(buckets)}
+        if tags.TRAIN_LOSS in values:
+            known["loss"] = values[tags.TRAIN_LOSS]
+            known["samples_per_s"] = values.get(tags.SAMPLES_PER_S)
+        self.ledger.event(Kind.STEPS, **known)
+        self.say(line)
+
+    def substituted(self, substitutions: Sequence[Substitution]) -> None:
+        """Note each bad sample and its replacement."""
+        for item in substitutions:
+            self.ledger.event(
+                Kind.SUBSTITUTION,
+                position=item.position,
+                key=item.key,
+                reason=item.reason,
+                replaced_by=item.replaced_by,
+            )
+            self.say(f"bad sample {item.key}: {item.reason}; read {item.replaced_by} instead")
+
+    def saved(self, step: int, path: Path, seconds: float) -> None:
+        """A checkpoint is durable. Called in the saver's thread."""
+        self.ledger.event(Kind.SAVE, step=step, durable_s=round(seconds, 4), path=path.name)
+        self.curves.scalars(step, {tags.CHECKPOINT_DURABLE_S: seconds})
+
+    def save_failed(self, step: int, error: Exception) -> None:
+        """A checkpoint could not be written; training goes on. Called in the saver's thread."""
+        self._save_failures += 1
+        self.ledger.event(Kind.SAVE_FAILED, step=step, reason=str(error))
+        self.curves.scalars(step, {tags.CHECKPOINT_FAILURES: float(self._save_failures)})
+        self.say(f"WARNING: checkpoint at step {step} failed, training goes on: {error}")
+
+    def close(self) -> None:
+        """Write out and close everything."""
+        self.heartbeat.beat(self._step, force=True)
+        self.curves.close()
+        self.ledger.close()

@@ -1,0 +1,113 @@
+"""Checkpoints as the loop sees them: due by the clock, written in the background by rank 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from mgpt4_hpc.checkpoint.interval import SaveInterval
+from mgpt4_hpc.checkpoint.saver import AsyncSaver
+from mgpt4_hpc.errors import CheckpointError
+from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.state import TrainState
+
+Snapshot = Callable[[], dict[str, dict[str, Tensor]]]
+
+
+class Saving:
+    """The saving of ranks that do not save."""
+
+    def start_clock(self) -> None:
+        """Have no clock."""
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Save nothing."""
+
+    def save_now(self, state: TrainState) -> None:
+        """Save nothing."""
+
+    @property
+    def durable_step(self) -> int | None:
+        """Not known on this rank."""
+        return None
+
+
+class FirstRankSaving(Saving):
+    """Rank 0's saving; the state is the same on every rank.
+
+    Args:
+        saver: writes in the background.
+        snapshot: the tensors to save, as they are now.
+        meta: of a state: what the manifest says beside the tensors.
+        recorder: told of stalls.
+        save_every_s: most seconds of work that a kill can cost.
+        restored_step: step that needs no saving, as it was loaded.
+    """
+
+    def __init__(
+        self,
+        saver: AsyncSaver,
+        snapshot: Snapshot,
+        meta: Callable[[TrainState], dict[str, Any]],
+        recorder: SilentRecorder,
+        *,
+        save_every_s: float,
+        restored_step: int | None,
+    ) -> None:
+        self.saver = saver
+        self._snapshot = snapshot
+        self._meta = meta
+        self._recorder = recorder
+        self._save_every_s = save_every_s
+        self._interval = SaveInterval(save_every_s, started_at=time.monotonic())
+        self._saved_step = restored_step
+        self._restored_step = restored_step
+
+    def start_clock(self) -> None:
+        """Begin to count: what passed until now was no training that could be lost."""
+        self._interval = SaveInterval(self._save_every_s, started_at=time.monotonic())
+
+    def save_if_due(self, state: TrainState) -> None:
+        """Start a save if the interval has passed; costs the copy, never the disk."""
+        now = time.monotonic()
+        if self._interval.next_save_due(now):
+            self._save(state)
+            self._interval.saved(now, self.saver.last_stall_s or 0.0)
+
+    def _save(self, state: TrainState) -> None:
+        # A disk slower than the interval must not hold the loop up: then this save is left out.
+        if self.saver.save(state.step, self._snapshot(), self._meta(state), block=False):
+            self._saved_step = state.step
+
+    def save_now(self, state: TrainState) -> None:
+        """Save and wait until it is durable.
+
+        Raises:
+            CheckpointError: if this last save failed, twice: the run is not finished then.
+        """
+        if state.step == 0:
+            return  # a start from scratch is the same state, and AdamW has none yet
+        self.saver.wait()
+        for _ in range(2):
+            if self.durable_step == state.step:
+                return
+            self.saver.save(state.step, self._snapshot(), self._meta(state))
+            self.saver.wait()
+        if self.durable_step == state.step:
+            return
+        last = self.saver.failures[-1].error if self.saver.failures else "unknown"
+        raise CheckpointError(
+            f"the state of step {state.step} could not be saved: {last}",
+            why=f"the newest durable checkpoint is of step {self.durable_step}",
+            fix="make room or mend the storage, then `mgpt4 resume`",
+        )
+
+    @property
+    def durable_step(self) -> int | None:
+        """Step of the newest checkpoint that survives a power cut."""
+        if self.saver.last_durable_step is not None:
+            return self.saver.last_durable_step
+        return self._restored_step

@@ -1,0 +1,118 @@
+"""Where a run begins: what its first start pins, and where the projector's weights come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mgpt4_hpc.checkpoint.store import CheckpointStore
+from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.errors import FatalTrainingError, RunLocked, WeightsError
+from mgpt4_hpc.model.importer import import_projector
+from mgpt4_hpc.model.sources import read_tensors
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+
+PROJECTOR = "projector"
+"""Entry of the projector in a checkpoint."""
+
+OPTIMIZER = "optimizer"
+"""Entry of optimizer and loss scale in a checkpoint."""
+
+
+@dataclass(frozen=True)
+class StartWeights:
+    """A projector to start from.
+
+    Attributes:
+        tensors: ``weight`` (language width, projector input) and ``bias``, on the CPU.
+        source: file or checkpoint that they came from.
+        content: hash of the checkpoint's tensors or of the file.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    source: str
+    content: str
+
+
+def find_start_weights(setting: str) -> StartWeights:
+    """Projector named by ``model.projector``: a run, a checkpoint, or a weight file.
+
+    Raises:
+        FatalTrainingError: the run has not finished or its last checkpoint is damaged.
+        WeightsError: no such file, or no projector in it.
+    """
+    path = Path(setting)
+    if (path / "run.json").is_file():
+        return _from_run(RunDir(path))
+    if (path / "manifest.json").is_file():
+        return _from_checkpoint(path)
+    if path.is_file():
+        tensors, _ = import_projector(read_tensors(path), str(path))
+        return StartWeights(dict(tensors), str(path), _content(tensors))
+    raise WeightsError(
+        f"model.projector {setting} is neither a run, a checkpoint nor a file",
+        fix="give a run directory, a step-... folder, or pretrained_minigpt4.pth",
+    )
+
+
+def _from_run(run: RunDir) -> StartWeights:
+    max_steps = read_config(run.config_file).config.train.max_steps
+    store = CheckpointStore(run.checkpoints)
+    steps = store.steps()
+    last = steps[-1] if steps else 0
+    if last < max_steps:
+        raise FatalTrainingError(
+            f"the run {run.name} is at step {last} of {max_steps}, so its projector is not final",
+            fix=f"finish it (`mgpt4 resume {run.path}`), or name one of its checkpoints "
+            "(--set model.projector=RUN/checkpoints/step-...)",
+        )
+    return _from_checkpoint(store.path_of(last))
+
+
+def _from_checkpoint(path: Path) -> StartWeights:
+    manifest = CheckpointStore(path.parent).verify(path)
+    tensors, _ = import_projector(read_tensors(path / f"{PROJECTOR}.safetensors"), str(path))
+    return StartWeights(dict(tensors), str(path), manifest.files[PROJECTOR].blake2b)
+
+
+def _content(tensors: Mapping[str, torch.Tensor]) -> str:
+    import hashlib
+
+    digest = hashlib.blake2b(digest_size=32)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def pin(run: RunDir, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Hold a run to what its first start found.
+
+    Args:
+        run: the run.
+        found: hashes of everything outside the run that decides its result.
+        about: where these things were, for people; files may move.
+
+    Raises:
+        RunLocked: if something is not what it was; it shows the difference.
+    """
+    if not run.pins_file.exists():
+        write_json(run.pins_file, {**found, "about": dict(about)})
+        return
+    pinned = read_json(run.pins_file)
+    pinned.pop("about", None)
+    changed = [
+        f"{key} was {pinned.get(key)}, is {found.get(key)}"
+        for key in sorted(set(pinned) | set(found))
+        if pinned.get(key) != found.get(key)
+    ]
+    if changed:
+        raise RunLocked(
+            f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}",
+            why="a run continued on other inputs is neither the old run nor a new one",
+            fix="restore them, or start a new run from this one's checkpoint (model.projector)",
+        )

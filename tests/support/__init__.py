@@ -1,0 +1,1 @@
+"""Small worlds and helpers that several test suites share."""
