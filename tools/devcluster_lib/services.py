@@ -142,6 +142,8 @@ def start_slurmdbd(layout: Layout) -> None:
         ["add", "cluster", CLUSTER],
         ["add", "account", ACCOUNT, f"Cluster={CLUSTER}", "Description=devcluster"],
         ["add", "user", "root", f"Account={ACCOUNT}", f"Cluster={CLUSTER}"],
+        # Slurm brings an account called root, and would choose that.
+        ["modify", "user", "root", "set", f"DefaultAccount={ACCOUNT}"],
     ):
         result = run_client(layout, "sacctmgr", "-i", *words)
         # "Nothing new added" ends with status 1: it is there, and that is all we want.
