@@ -231,6 +231,16 @@ def test_a_fenced_attempt_leaves_nothing(store):
     assert names(store) == ["step-00000001"]
 
 
+def test_an_attempt_that_came_back_from_the_dead_cannot_commit(store):
+    """Cut off from the network in the middle of a save, while its successor took over."""
+    successor = CheckpointStore(store.folder, attempt=4)
+    commit(store, 1)
+    with pytest.raises(CheckpointError, match="could not write"):
+        store.commit(2, state(2), {}, guard=successor.clean_stale)
+    commit(successor, 2)
+    assert names(store) == ["step-00000001", "step-00000002"]
+
+
 def test_pruning_keeps_last_every_and_named(tmp_path):
     store = CheckpointStore(tmp_path, keep_last=2, keep_every_steps=100)
     commit(store, 50, 100, 150, 170, 200, 250, 260)
