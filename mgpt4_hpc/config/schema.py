@@ -78,7 +78,7 @@ class TextConfig(_Section):
     max_words: Positive | None = None
     """Longest caption in words; 50 in stage 1, unlimited in stage 2."""
     keep_end_symbol: bool = True
-    """A truncated answer keeps its end symbol; the original cuts it off and never learns to stop."""
+    """A truncated answer keeps its end symbol; the original cuts it off, and so never stops."""
 
 
 class TrainConfig(_Section):
