@@ -29,6 +29,7 @@ from mgpt4_hpc.model.importer import (
     import_vision,
 )
 from mgpt4_hpc.model.llm_folder import llm_files, llm_width, read_llm_config
+from mgpt4_hpc.model.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.sources import read_tensors
 from mgpt4_hpc.model.variants import require_projector_fits
 
@@ -37,7 +38,6 @@ QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 PROJECTOR_FILE = "pretrained_minigpt4.pth"
 LLM_FOLDER = "llm"
 ARCHITECTURE_FILE = "architecture.json"
-BUNDLE_FILE = "bundle.json"
 
 
 @dataclass(frozen=True)
@@ -93,12 +93,49 @@ def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -
     folder = Path(path)
     if not folder.is_dir():
         raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
+    if (folder / BUNDLE_FILE).exists():
+        return _open_written(folder, architecture)
     if not (folder / VISION_FILE).exists():
         raise WeightsError(
             f"{folder} is no bundle: it has neither {BUNDLE_FILE} nor {VISION_FILE}",
             fix="make one with `mgpt4 weights import`",
         )
     return _open_original(folder, architecture)
+
+
+def _open_written(folder: Path, architecture: Architecture | None) -> Bundle:
+    """A folder that an import wrote, if its files are still those that it wrote."""
+    manifest = Manifest.read(folder / BUNDLE_FILE)
+    llm_dir = manifest.llm_dir(folder)
+    if not llm_dir.is_dir():
+        raise WeightsError(
+            f"{folder} refers to the language model in {llm_dir}, which is not there",
+            fix="put it back, or import again, with --copy to keep it in the bundle",
+        )
+    faults = manifest.faults(folder)
+    if faults:
+        raise WeightsError(
+            f"{folder} is not what was imported: " + "; ".join(faults),
+            fix="import the weights again, or restore the file",
+        )
+    arch = manifest.architecture
+    if architecture is not None:
+        arch = architecture.with_llm_dim(arch.llm_dim or 0)
+    states = {name: read_tensors(folder / name) for name in manifest.files}
+    projector = states.get("projector.safetensors")
+    if projector is not None:
+        projector = {key.removeprefix("llama_proj."): t for key, t in projector.items()}
+    return Bundle(
+        path=folder,
+        architecture=arch,
+        llm_dir=llm_dir,
+        llm_config=read_llm_config(llm_dir),
+        digest=manifest.digest,
+        reports=tuple(KeyReport.from_dict(source) for source in manifest.sources),
+        _vision=states["vision.safetensors"],
+        _connector=states["connector.safetensors"],
+        _projector=projector,
+    )
 
 
 def _open_original(folder: Path, architecture: Architecture | None) -> Bundle:

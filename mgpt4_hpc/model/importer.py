@@ -47,6 +47,11 @@ class KeyReport:
             "missing": self.missing,
         }
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> KeyReport:
+        """Back from ``bundle.json``."""
+        return cls(values["source"], values["used"], values["dropped"], values["missing"])
+
 
 def import_vision(
     raw: Mapping[str, torch.Tensor], arch: Architecture, source: str
@@ -73,8 +78,8 @@ def import_vision(
             return "classification head and final norm of CLIP; ln_vision takes the norm's place"
         return None
 
-    expected = vision_shapes(arch, grid=_grid_of(raw.get("pos_embed")))
-    return _convert(raw, expected, place, why_dropped, source)
+    expected = vision_shapes(arch, grid=grid_of(raw.get("pos_embed")))
+    return convert(raw, expected, place, why_dropped, source)
 
 
 def import_connector(
@@ -85,7 +90,7 @@ def import_connector(
     Raises:
         WeightsError: listing every missing or unexplained key and every wrong shape.
     """
-    return _convert(raw, connector_shapes(arch), _connector_key, _connector_drop, source)
+    return convert(raw, connector_shapes(arch), _connector_key, _connector_drop, source)
 
 
 def identity_connector(arch: Architecture) -> tuple[State, KeyReport]:
@@ -129,7 +134,7 @@ def import_projector(raw: Mapping[str, torch.Tensor], source: str) -> tuple[Stat
         return key.removeprefix("llama_proj.") if key.startswith("llama_proj.") else None
 
     expected: Shapes = {"weight": (rows, columns), "bias": (rows,)}
-    return _convert(raw, expected, place, why_dropped, source)
+    return convert(raw, expected, place, why_dropped, source)
 
 
 _CONNECTOR_RENAMES: tuple[tuple[str, str], ...] = (
@@ -168,7 +173,7 @@ def _connector_drop(key: str) -> str | None:
     return None
 
 
-def _convert(
+def convert(
     raw: Mapping[str, torch.Tensor],
     expected: Shapes,
     place: Callable[[str], str | None],
@@ -177,7 +182,16 @@ def _convert(
 ) -> tuple[State, KeyReport]:
     """Sort every key of ``raw`` into used, dropped or unexplained, and check shapes.
 
-    A key that ``why_dropped`` explains is dropped only if it is not needed.
+    Args:
+        raw: the source's tensors.
+        expected: our keys and shapes, all of which must be filled.
+        place: the source's key -> ours, or None where it has no place.
+        why_dropped: the source's key -> why it is not needed, or None. Asked only about keys
+            that fill nothing.
+        source: its name in messages.
+
+    Raises:
+        WeightsError: listing every missing or unexplained key and every wrong shape or type.
     """
     state: State = {}
     report = KeyReport(source=source)
@@ -217,7 +231,7 @@ def _fault_text(source: str, missing: list[str], unexplained: list[str], wrong: 
     return "\n".join(lines)
 
 
-def _grid_of(pos_embed: torch.Tensor | None) -> int | None:
+def grid_of(pos_embed: torch.Tensor | None) -> int | None:
     """Patches along one side that a position embedding was made for, if it is square."""
     if pos_embed is None or pos_embed.dim() != 3:
         return None

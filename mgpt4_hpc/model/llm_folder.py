@@ -60,4 +60,16 @@ def llm_files(llm_dir: Path) -> list[Path]:
         )
     names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
     others = [llm_dir / name for name in names if (llm_dir / name).exists()]
-    return sorted(weights + others)
+    index = list(llm_dir.glob(f"{pattern}.index.json"))
+    return sorted(weights + others + index)
+
+
+def companion_files(llm_dir: Path) -> list[Path]:
+    """Other files that go along when the folder is copied: settings and vocabularies, no code."""
+    known = {path.name for path in llm_files(llm_dir)}
+    suffixes = {".json", ".txt", ".model", ".jinja"}
+    return sorted(
+        path
+        for path in llm_dir.iterdir()
+        if path.suffix in suffixes and path.name not in known and path.is_file()
+    )

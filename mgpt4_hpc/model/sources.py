@@ -8,6 +8,8 @@ refuses every global that is not a tensor's, and mapped into memory instead of r
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +59,10 @@ def read_pth(path: Path) -> dict[str, Any]:
     require_real_file(path)
     try:
         mapped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            # Of unusual pickles: torch either reads one, or says below why it does not.
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise _pickle_fault(path, str(error)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
@@ -68,16 +73,18 @@ def read_pth(path: Path) -> dict[str, Any]:
 
 
 def _pickle_fault(path: Path, message: str) -> WeightsError:
-    """Tell code in a pickle from plain damage, both of which raise UnpicklingError."""
-    for words in ("GLOBAL", "Unsupported class", "Unsupported global", "not an allowed"):
-        if words in message:
-            line = next((part for part in message.splitlines() if words in part), message)
-            return WeightsError(
-                f"{path} holds more than tensors and plain values: {line.strip()}",
-                why="loading such a file can run any code; it was refused, and nothing was run",
-                fix="ask its author for a safetensors file, or for one with tensors only",
-            )
-    return _broken(path, message)
+    """Tell what the restricted reader refused from plain damage; both raise UnpicklingError."""
+    named = re.search(r"GLOBAL (\S+)", message)
+    other = re.search(r"Unsupported [^\n]+", message)
+    if named is None and other is None:
+        return _broken(path, message)
+    reason = named[1] if named else other[0] if other else ""
+    damaged = "" if named else ", or is damaged"
+    return WeightsError(
+        f"{path} holds more than tensors and plain values{damaged}: {reason}",
+        why="loading such a file can run any code; it was refused, and nothing was run",
+        fix="ask its author for a safetensors file, or for one with tensors only",
+    )
 
 
 def _broken(path: Path, error: object) -> WeightsError:

@@ -1,0 +1,198 @@
+"""Write a bundle from other people's files (``mgpt4 weights import``).
+
+The folder appears under its name only when it is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.blip2_folder import Blip2Folder, open_blip2_folder
+from mgpt4_hpc.model.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.detect import detect_architecture
+from mgpt4_hpc.model.fingerprint import full_hash
+from mgpt4_hpc.model.headers import read_header
+from mgpt4_hpc.model.importer import (
+    KeyReport,
+    State,
+    identity_connector,
+    import_connector,
+    import_projector,
+    import_vision,
+)
+from mgpt4_hpc.model.llm_folder import companion_files, llm_files, llm_width, read_llm_config
+from mgpt4_hpc.model.manifest import BUNDLE_FILE, FileRecord, LlmRecord, Manifest
+from mgpt4_hpc.model.sources import read_tensors
+from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.variants import require_projector_fits
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where the weights come from.
+
+    Attributes:
+        vit: ``eva_vit_g.pth``, or a folder of Hugging Face's BLIP-2.
+        llm: the language model's folder in Hugging Face layout.
+        qformer: ``blip2_pretrained_flant5xxl.pth``, or a BLIP-2 folder; None for the Llama-2
+            variant.
+        projector: a MiniGPT-4 checkpoint to start from, or None.
+        architecture: sizes, where the shapes do not tell them.
+    """
+
+    vit: Path
+    llm: Path
+    qformer: Path | None = None
+    projector: Path | None = None
+    architecture: Architecture | None = None
+
+
+def write_bundle(
+    out: Path, sources: Sources, *, copy_llm: bool = False, say: Say = lambda _line: None
+) -> Bundle:
+    """Import, check, write, and open what was written.
+
+    Args:
+        out: the new folder; it must not exist.
+        sources: the files.
+        copy_llm: copy the language model into the bundle instead of referring to its folder.
+        say: called with a line before each slow step.
+
+    Raises:
+        WeightsError: on anything missing, broken, unexplained or unfitting; nothing is left behind.
+    """
+    if out.exists():
+        raise WeightsError(f"{out} exists already", fix="choose another name, or remove it first")
+    say("reading the vision side")
+    parts, reports, arch = _import_all(sources)
+    load_tokenizer(sources.llm)
+    with _appearing(out) as folder:
+        files, tensors = {}, {}
+        for name, state in parts.items():
+            say(f"writing {name}")
+            files[name] = _save(state, folder / name)
+            header = read_header(folder / name)
+            tensors[name] = {key: [info.dtype, *info.shape] for key, info in header.items()}
+        say("copying the language model" if copy_llm else "hashing the language model")
+        llm = _take_llm(sources.llm, folder, copy_llm)
+        manifest = Manifest(arch, files, tensors, llm, [_source(report) for report in reports])
+        manifest.write(folder / BUNDLE_FILE)
+        _sync(folder / BUNDLE_FILE)
+    return open_bundle(out)
+
+
+def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Architecture]:
+    """All tensors under our names, what became of the sources' keys, and the sizes."""
+    llm_config = read_llm_config(sources.llm)
+    vit = _open(sources.vit)
+    same = sources.qformer == sources.vit
+    qformer = vit if same else _open(sources.qformer) if sources.qformer else None
+    arch = sources.architecture or _architecture(vit, qformer)
+    arch = arch.with_llm_dim(llm_width(llm_config, sources.llm))
+    if arch.qformer != (qformer is not None):
+        raise WeightsError(
+            "the architecture has a Q-Former, but no file for it was given"
+            if arch.qformer
+            else "the architecture has no Q-Former, but a file for one was given"
+        )
+    if isinstance(vit, Blip2Folder):
+        vision, vision_report = vit.vision(arch)
+    else:
+        vision, vision_report = import_vision(vit, arch, str(sources.vit))
+    if isinstance(qformer, Blip2Folder):
+        connector, connector_report = qformer.connector(arch)
+    elif qformer is not None:
+        connector, connector_report = import_connector(qformer, arch, str(sources.qformer))
+    else:
+        connector, connector_report = identity_connector(arch)
+    parts = {"vision.safetensors": vision, "connector.safetensors": connector}
+    reports = [vision_report, connector_report]
+    if sources.projector:
+        path = sources.projector
+        projector, report = import_projector(read_tensors(path), str(path))
+        require_projector_fits(arch, arch.llm_dim or 0, tuple(projector["weight"].shape), str(path))
+        parts["projector.safetensors"] = {f"llama_proj.{k}": t for k, t in projector.items()}
+        reports.append(report)
+    return parts, reports, arch
+
+
+def _open(path: Path) -> State | Blip2Folder:
+    return open_blip2_folder(path) if path.is_dir() else read_tensors(path)
+
+
+def _architecture(vit: State | Blip2Folder, qformer: State | Blip2Folder | None) -> Architecture:
+    if isinstance(vit, Blip2Folder):
+        if qformer is None:
+            raise WeightsError(
+                "a BLIP-2 folder alone does not say whether its Q-Former is to be used",
+                fix="give it as --qformer too, or an --architecture with qformer false",
+            )
+        return vit.architecture
+    if isinstance(qformer, Blip2Folder):
+        return qformer.architecture
+    return detect_architecture(vit, qformer)
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its name at the end, or vanishes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:8]}")
+    folder.mkdir()
+    try:
+        yield folder
+        _sync(folder)
+        folder.rename(out)
+        _sync(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _save(state: State, path: Path) -> FileRecord:
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    _sync(path)
+    return FileRecord.of(path)
+
+
+def _take_llm(source: Path, folder: Path, copy: bool) -> LlmRecord:
+    """Refer to the language model's folder, or copy what defines it; never its code."""
+    if not copy:
+        files = {path.name: FileRecord.of(path) for path in llm_files(source)}
+        return LlmRecord(str(source.resolve()), False, files)
+    target = folder / "llm"
+    target.mkdir()
+    for path in llm_files(source) + companion_files(source):
+        shutil.copyfile(path, target / path.name)
+        _sync(target / path.name)
+    return LlmRecord("llm", True, {p.name: FileRecord.of(p) for p in llm_files(target)})
+
+
+def _source(report: KeyReport) -> dict[str, object]:
+    """A key report with the hashes of the files that it is about."""
+    path = Path(report.source) if report.source else None
+    files: list[Path] = []
+    if path is not None:
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    hashes = {p.name: {"num_bytes": p.stat().st_size, "blake2b": full_hash(p)} for p in files}
+    return report.to_dict() | {"files": hashes}
+
+
+def _sync(path: Path) -> None:
+    """Make a file or folder survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
