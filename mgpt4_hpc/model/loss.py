@@ -9,10 +9,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mgpt4_hpc.model.memory import LOGITS_AT_ONCE
+
 IGNORED = -100
 """Label of a token that is not learned, as everywhere in torch and transformers."""
 
-CHUNK_TOKENS = 1024
+CHUNK_TOKENS = LOGITS_AT_ONCE
 """Logits held at once: 1024 x 32000 in float32 is 125 MiB, and no product is slower for it."""
 
 
