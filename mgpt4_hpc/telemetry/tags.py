@@ -2,7 +2,7 @@
 
 | tag | what | unit |
 |---|---|---|
-| `train/loss` | mean cross entropy per answer token since the last point | nats |
+| `train/loss` | mean cross entropy per answer token of that step's global batch | nats |
 | `train/lr` | learning rate of the step | |
 | `train/grad_norm` | L2 norm of the projector's gradient, before clipping | |
 | `val/loss` | mean cross entropy per answer token over the held-out samples | nats |

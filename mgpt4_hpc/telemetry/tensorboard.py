@@ -44,6 +44,9 @@ class Writer(Protocol):
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark that an attempt begins, with its number and a line of text."""
 
+    def flush(self) -> None:
+        """Bring every point to the file now."""
+
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is pending."""
 
@@ -59,6 +62,9 @@ class NullWriter:
 
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark nothing."""
+
+    def flush(self) -> None:
+        """Have nothing to write."""
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Have nothing to do."""
@@ -110,8 +116,17 @@ class TensorBoardWriter:
 
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark that an attempt begins, with its number and a line of text."""
-        self.scalars(step, {tags.ATTEMPT: number})
         self.text(step, tags.EVENTS, f"**attempt {number}** starts at step {step}. {note}".strip())
+
+    def flush(self) -> None:
+        """Bring every point to the file; returns when it is there, or the disk refused."""
+        events = self._events
+        if events is None or self._closed:
+            return
+        try:
+            events.flush()
+        except OSError as error:
+            self._fail(error)
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is pending; give up after `timeout_s` seconds, as a mount may hang."""

@@ -186,7 +186,7 @@ def test_a_refusing_disk_is_survived_and_its_lines_come_later(tmp_path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_really_full_disk(tmp_path):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("mounting a tmpfs is not allowed here")
     try:
@@ -197,7 +197,7 @@ def test_a_really_full_disk(tmp_path):
             while stream.write(b"x" * 4096):
                 pass
         for step in range(200):
-            ledger.event(Kind.STEPS, step=step, padding="x" * 50)
+            ledger.event(Kind.STEPS, step=step, padding="x" * 1000)
         assert len(read_records(ledger.path)) < 150
         ballast.unlink()
         ledger.event(Kind.END, cause="finished")

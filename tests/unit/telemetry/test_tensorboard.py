@@ -24,7 +24,8 @@ def test_a_requeued_run_draws_every_step_once(tmp_path):
         writer = open_writer(tmp_path, purge_step=start + 1 if attempt > 1 else None)
         writer.attempt(start + 1, attempt)
         for step in range(start + 1, stop + 1):
-            writer.scalars(step, {tags.TRAIN_LOSS: step + attempt / 10})
+            loss = step + attempt / 10
+            writer.scalars(step, {tags.TRAIN_LOSS: loss, tags.ATTEMPT: attempt})
             if step % 10 == 0:
                 writer.scalars(step, {tags.VAL_LOSS: float(step)})
         writer.close()
@@ -35,7 +36,7 @@ def test_a_requeued_run_draws_every_step_once(tmp_path):
     by_attempt = [round((value - step) * 10) for step, value in loss]
     assert by_attempt == [1] * 50 + [2] * 30 + [3] * 20
     assert [step for step, _ in curve(tmp_path, tags.VAL_LOSS)] == list(range(10, 101, 10))
-    assert curve(tmp_path, tags.ATTEMPT) == [(1, 1), (51, 2), (81, 3)]
+    assert [value for _, value in curve(tmp_path, tags.ATTEMPT)] == by_attempt
 
 
 def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
@@ -75,6 +76,15 @@ def test_text_is_shown(tmp_path):
     assert tags.EVENTS in plugins
 
 
+def test_flushed_points_are_in_the_file(tmp_path):
+    writer = open_writer(tmp_path)
+    writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
+    writer.flush()
+    assert curve(tmp_path, tags.TRAIN_LOSS) == [(1, 1.0)]
+    writer.close()
+    writer.flush()
+
+
 def test_points_appear_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "FLUSH_S", 0.05)
     writer = open_writer(tmp_path)
@@ -109,6 +119,7 @@ def test_the_null_writer_has_the_same_methods():
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
     writer.text(1, tags.EVENTS, "")
     writer.attempt(1, 1)
+    writer.flush()
     writer.close()
 
 
