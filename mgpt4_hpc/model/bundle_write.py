@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
@@ -35,6 +36,7 @@ from mgpt4_hpc.model.tokenizer import load_tokenizer
 from mgpt4_hpc.model.variants import require_projector_fits
 
 Say = Callable[[str], None]
+LlmMode = Literal["refer", "copy", "move"]
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,14 @@ class Sources:
 
 
 def write_bundle(
-    out: Path, sources: Sources, *, copy_llm: bool = False, say: Say = lambda _line: None
+    out: Path, sources: Sources, *, llm: LlmMode = "refer", say: Say = lambda _line: None
 ) -> Bundle:
     """Import, check, write, and open what was written.
 
     Args:
         out: the new folder; it must not exist.
         sources: the files.
-        copy_llm: copy the language model into the bundle instead of referring to its folder.
+        llm: refer to the language model's folder where it is, copy it into the bundle, or move it.
         say: called with a line before each slow step.
 
     Raises:
@@ -83,9 +85,9 @@ def write_bundle(
             files[name] = _save(state, folder / name)
             header = read_header(folder / name)
             tensors[name] = {key: [info.dtype, *info.shape] for key, info in header.items()}
-        say("copying the language model" if copy_llm else "hashing the language model")
-        llm = _take_llm(sources.llm, folder, copy_llm)
-        manifest = Manifest(arch, files, tensors, llm, [_source(report) for report in reports])
+        say("hashing the language model")
+        record = _take_llm(sources.llm, folder, llm)
+        manifest = Manifest(arch, files, tensors, record, [_source(report) for report in reports])
         manifest.write(folder / BUNDLE_FILE)
         _sync(folder / BUNDLE_FILE)
     return open_bundle(out)
@@ -166,12 +168,15 @@ def _save(state: State, path: Path) -> FileRecord:
     return FileRecord.of(path)
 
 
-def _take_llm(source: Path, folder: Path, copy: bool) -> LlmRecord:
-    """Refer to the language model's folder, or copy what defines it; never its code."""
-    if not copy:
+def _take_llm(source: Path, folder: Path, mode: LlmMode) -> LlmRecord:
+    """Refer to the language model's folder, or take what defines it; never its code."""
+    if mode == "refer":
         files = {path.name: FileRecord.of(path) for path in llm_files(source)}
         return LlmRecord(str(source.resolve()), False, files)
     target = folder / "llm"
+    if mode == "move":
+        source.rename(target)
+        return LlmRecord("llm", True, {p.name: FileRecord.of(p) for p in llm_files(target)})
     target.mkdir()
     for path in llm_files(source) + companion_files(source):
         shutil.copyfile(path, target / path.name)

@@ -80,7 +80,7 @@ def test_copied_and_referenced_language_model(vicuna, tmp_path: Path) -> None:
     llm = tmp_path / "llm"
     shutil.copytree(vicuna.path / "llm", llm)
     (llm / "modeling_evil.py").write_text("raise SystemExit")
-    copied = write_bundle(tmp_path / "copied", sources_of(vicuna, llm=llm), copy_llm=True)
+    copied = write_bundle(tmp_path / "copied", sources_of(vicuna, llm=llm), llm="copy")
     referring = write_bundle(tmp_path / "referring", sources_of(vicuna, llm=llm))
     assert copied.digest == referring.digest, "where the folder lies is no part of the identity"
     assert not (copied.llm_dir / "modeling_evil.py").exists()

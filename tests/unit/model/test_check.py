@@ -48,7 +48,7 @@ def bundle(vicuna, tmp_path: Path) -> Path:
         projector=path / "pretrained_minigpt4.pth",
         architecture=vicuna.architecture,
     )
-    write_bundle(tmp_path / "bundle", sources, copy_llm=True)
+    write_bundle(tmp_path / "bundle", sources, llm="copy")
     return tmp_path / "bundle"
 
 

@@ -1,0 +1,184 @@
+"""``mgpt4 weights``: import other people's weights, export ours, look a bundle over."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.model.bundle import Bundle
+    from mgpt4_hpc.model.check import BundleCheck
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group("weights", short_help="Import, export and check weights.")
+def weights_command() -> None:
+    """Import other people's weights into a bundle, export a trained projector, check a bundle."""
+
+
+@weights_command.command("import")
+@click.option(
+    "--vit",
+    type=_PATH,
+    required=True,
+    help="eva_vit_g.pth, or a folder of Hugging Face's BLIP-2.",
+)
+@click.option(
+    "--qformer",
+    type=_PATH,
+    help="blip2_pretrained_flant5xxl.pth, or a BLIP-2 folder; leave it out for Llama 2.",
+)
+@click.option("--llm", type=_PATH, help="Language model's folder in Hugging Face layout.")
+@click.option(
+    "--vicuna-delta",
+    type=_PATH,
+    nargs=2,
+    metavar="BASE DELTA",
+    help="Instead of --llm: LLaMA's folder, and Vicuna v0's published difference to it.",
+)
+@click.option("--projector", type=_PATH, help="pretrained_minigpt4.pth, to start from.")
+@click.option("--out", type=_PATH, required=True, help="The new bundle's folder.")
+@click.option("--copy", is_flag=True, help="Copy the language model instead of referring to it.")
+@click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
+@json_option
+def import_weights(
+    vit: Path,
+    qformer: Path | None,
+    llm: Path | None,
+    vicuna_delta: tuple[Path, Path] | None,
+    projector: Path | None,
+    out: Path,
+    copy: bool,
+    architecture: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a bundle; every key of every source is used, dropped for a reason, or an error."""
+    from mgpt4_hpc.model.architecture import Architecture
+    from mgpt4_hpc.model.bundle_write import Sources, write_bundle
+    from mgpt4_hpc.model.vicuna_delta import merge_vicuna_delta
+
+    if (llm is None) == (vicuna_delta is None):
+        raise click.UsageError("give either --llm or --vicuna-delta")
+    sizes = Architecture.from_file(architecture) if architecture else None
+    out = absolute(out)
+    if llm is not None:
+        sources = Sources(vit, llm, qformer, projector, sizes)
+        bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)
+    else:
+        assert vicuna_delta is not None
+        merged = out.with_name(f".{out.name}.vicuna")
+        try:
+            merge_vicuna_delta(*vicuna_delta, merged, say=_say)
+            sources = Sources(vit, merged, qformer, projector, sizes)
+            bundle = write_bundle(out, sources, llm="move", say=_say)
+        finally:
+            shutil.rmtree(merged, ignore_errors=True)
+    if as_json:
+        echo_json(_bundle_facts(bundle))
+    else:
+        _print_bundle(bundle)
+
+
+@weights_command.command("export")
+@click.argument("source", metavar="RUN|CHECKPOINT|FILE", type=_PATH)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["pth", "safetensors"]),
+    required=True,
+    help="pth is the original repository's layout.",
+)
+@click.option("--out", type=_PATH, required=True, help="The file to write.")
+def export_weights(source: Path, fmt: Any, out: Path) -> None:
+    """Write the trained projector of a run or checkpoint to one file, bit for bit."""
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.export import export_projector, find_projector, read_projector
+
+    found = find_projector(source)
+    if (found.parent / "manifest.json").is_file():
+        CheckpointStore(found.parent.parent).verify(found.parent)
+    export_projector(read_projector(found), out, fmt=fmt)
+    click.echo(f"{found} -> {out}")
+
+
+@weights_command.command("check")
+@click.argument("bundle", type=_PATH)
+@click.option("--full", is_flag=True, help="Hash the language model completely, not in samples.")
+@click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
+@json_option
+@click.pass_context
+def check_weights(
+    context: click.Context, bundle: Path, full: bool, architecture: Path | None, as_json: bool
+) -> None:
+    """Check a bundle without building the model: shapes, hashes, tokenizer, memory."""
+    from mgpt4_hpc.errors import WeightsError
+    from mgpt4_hpc.model.architecture import Architecture
+    from mgpt4_hpc.model.check import check_bundle
+
+    sizes = Architecture.from_file(architecture) if architecture else None
+    found = check_bundle(bundle, full=full, architecture=sizes)
+    if as_json:
+        echo_json(found.to_dict())
+    else:
+        _print_check(found)
+    if not found.ok:
+        context.exit(WeightsError.exit_code)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "architecture": bundle.architecture.to_dict(),
+        "llm": str(bundle.llm_dir),
+        "sources": [report.to_dict() for report in bundle.reports],
+    }
+
+
+def _print_bundle(bundle: Bundle) -> None:
+    click.echo(f"{bundle.path}  digest {bundle.digest}")
+    for report in bundle.reports:
+        name = report.source or "no Q-Former file"
+        click.echo(
+            f"  {name}: {len(report.used)} tensors used, {len(report.dropped)} dropped, "
+            f"{len(report.missing)} filled in"
+        )
+        for reason in sorted({*report.dropped.values(), *report.missing.values()}):
+            click.echo(f"    {reason}")
+    click.echo(f"  language model: {bundle.llm_dir}")
+
+
+def _print_check(found: BundleCheck) -> None:
+    facts = found.facts
+    if "llm" in facts:
+        click.echo(f"vision side      {facts['vision_side']}")
+        click.echo(f"language model   {facts['llm']['model']}, {facts['llm']['path']}")
+        shape = facts["projector"]
+        click.echo(
+            f"projector        {shape[1]} -> {shape[0]}" if shape else "projector        none"
+        )
+        click.echo(f"digest           {facts['digest']}")
+    if found.memory:
+        click.echo("\nGiB per GPU (bf16)     micro-batch   plain   recomputing activations")
+        by_batch: dict[tuple[str, int], dict[bool, float]] = {}
+        for row in found.memory:
+            place = by_batch.setdefault((row["stage"], row["micro_batch_size"]), {})
+            place[row["activation_checkpointing"]] = row["total_gib"]
+        for (stage, batch), total in by_batch.items():
+            click.echo(f"  {stage:<20} {batch:>11}   {total[False]:>5}   {total[True]:>5}")
+    for note in found.notes:
+        click.echo(f"\nnote: {note}")
+    for fault in found.faults:
+        click.echo(f"\nfault: {fault}")
+    click.echo("\nok" if found.ok else f"\n{len(found.faults)} faults")

@@ -1,0 +1,79 @@
+"""`mgpt4 weights`, end to end on the reference folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from mgpt4_hpc.cli.weights import weights_command
+from mgpt4_hpc.errors import WeightsError
+
+ROOT = Path(__file__).parents[3]
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(weights_command, [str(a) for a in arguments], catch_exceptions=False)
+
+
+@pytest.fixture
+def imported(vicuna, tmp_path: Path) -> Path:
+    architecture = tmp_path / "architecture.json"
+    architecture.write_text(json.dumps(vicuna.architecture.to_dict()))
+    path, out = vicuna.path, tmp_path / "bundle"
+    result = call(
+        "import",
+        *("--vit", path / "eva_vit_g.pth"),
+        *("--qformer", path / "blip2_pretrained_flant5xxl.pth"),
+        *("--llm", path / "llm"),
+        *("--projector", path / "pretrained_minigpt4.pth"),
+        *("--architecture", architecture),
+        *("--out", out),
+    )
+    assert result.exit_code == 0 and "17 dropped" in result.stdout, result.output
+    return out
+
+
+def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
+    checked = call("check", imported)
+    assert checked.exit_code == 0 and "48 -> 64" in checked.stdout and "stage2" in checked.stdout
+    assert json.loads(call("check", imported, "--json").stdout)["ok"]
+    out = tmp_path / "exported.pth"
+    assert call("export", imported, "--format", "pth", "--out", out).exit_code == 0
+    ours = torch.load(out, weights_only=True)["model"]
+    theirs = torch.load(vicuna.path / "pretrained_minigpt4.pth", weights_only=True)["model"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_faulty_bundle_ends_with_1(imported: Path) -> None:
+    (imported / "connector.safetensors").write_bytes(b"x")
+    result = call("check", imported)
+    assert result.exit_code == 1 and "fault: " in result.stdout
+
+
+def test_a_delta_is_merged_into_the_bundle(imported: Path, vicuna, tmp_path: Path) -> None:
+    path = vicuna.path
+    with pytest.raises(WeightsError, match="looks like a finished model"):
+        call(
+            "import",
+            *("--vit", path / "eva_vit_g.pth", "--out", tmp_path / "b"),
+            *("--vicuna-delta", path / "llm", path / "llm"),
+        )
+    assert not list(tmp_path.glob(".b*"))
+    both = call("import", "--vit", path / "eva_vit_g.pth", "--out", tmp_path / "b")
+    assert both.exit_code == 2 and "either --llm or --vicuna-delta" in both.stderr
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys, click; from mgpt4_hpc.cli.weights import weights_command as w;"
+        "[c.get_help(click.Context(c)) for c in [w, *w.commands.values()]];"
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
