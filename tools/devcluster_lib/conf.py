@@ -28,7 +28,8 @@ class Ports:
 def slurm_conf(layout: Layout, options: Options, ports: Ports) -> str:
     """slurm.conf for the daemons and for every client."""
     host = socket.gethostname().split(".")[0]
-    preempt_parameters = "PreemptParameters=send_user_signal" if options.send_user_signal else ""
+    # From Slurm 23 on also PreemptParameters=send_user_signal; this name is understood by all.
+    user_signal = "SlurmctldParameters=preempt_send_user_signal" if options.send_user_signal else ""
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
         f" CPUs={CPUS_PER_NODE} Sockets=2 CoresPerSocket={CPUS_PER_NODE // 2} ThreadsPerCore=1"
@@ -83,7 +84,7 @@ OverTimeLimit=0
 KillWait={options.kill_wait_s}
 PreemptType=preempt/partition_prio
 PreemptMode={options.preempt_mode}
-{preempt_parameters}
+{user_signal}
 
 {_accounting(layout, options, ports)}
 

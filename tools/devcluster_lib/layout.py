@@ -33,7 +33,7 @@ class Options:
     kill_wait_s: int = 30
     """KillWait: seconds between TERM and KILL for time-outs and failed steps (Slurm's default)."""
     send_user_signal: bool = False
-    """PreemptParameters=send_user_signal: a preempted job gets its --signal too."""
+    """preempt_send_user_signal: at preemption a job's --signal is sent, in the place of TERM."""
     preempt_mode: str = "REQUEUE"
     """What happens to a preempted job after its grace time: REQUEUE or CANCEL."""
 
