@@ -72,7 +72,7 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
                 f"cannot read the tokenizer in {folder}: {error}",
                 fix="the file is damaged: copy it again from the model's own repository",
             ) from error
-    _require_same_vocabulary(folder, len(backend), config.get("vocab_size"))
+    _require_same_vocabulary(folder, backend, config.get("vocab_size"))
     eos_id = _first(backend.eos_token_id, config.get("eos_token_id"))
     if eos_id is None:
         raise WeightsError(f"the tokenizer in {folder} has no end token")
@@ -81,35 +81,43 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
     return TextTokenizer(
         bos_id=bos_id,
         eos_id=eos_id,
-        pad_id=_pad_id(backend, eos_id),
+        pad_id=_pad_id(backend, eos_id, config.get("vocab_size")),
         vocab_size=len(backend),
         _backend=backend,
     )
 
 
-def _require_same_vocabulary(folder: Path, known: int, embedded: Any) -> None:
+def _require_same_vocabulary(folder: Path, backend: Any, embedded: Any) -> None:
     """A file cut between two of its records still parses, with fewer pieces: count them.
 
-    Models round their embeddings up (Qwen has 151,936 rows for 151,669 tokens), by far less than
-    a tenth.
+    Models round their embeddings up, to a multiple of at most 256 or by far less than a tenth
+    (Qwen has 151,936 rows for 151,669 tokens). Special tokens that were added to a tokenizer and
+    have no row (Vicuna's ``[PAD]`` beside 32,000 rows) do no harm: no text contains them.
     """
-    if isinstance(embedded, int) and not 0.9 * embedded <= known <= embedded:
+    if not isinstance(embedded, int):
+        return
+    spare = max(256, embedded // 10)
+    if len(backend) < embedded - spare or backend.vocab_size > embedded:
         raise WeightsError(
-            f"the tokenizer in {folder} has {known} tokens, the model embeds {embedded}",
+            f"the tokenizer in {folder} has {len(backend)} tokens, the model embeds {embedded}",
             why="the tokenizer's file is cut short, or belongs to another model",
             fix="copy the tokenizer's files from the model's own repository",
         )
 
 
-def _pad_id(backend: Any, eos_id: int) -> int:
+def _pad_id(backend: Any, eos_id: int, embedded: Any) -> int:
     """``$$`` where the vocabulary has it, else the model's own padding, else the end token.
 
-    Only the shape of a batch depends on it: padded positions are neither attended to nor learned.
+    Padded positions are neither attended to nor learned, but they are embedded: a padding token
+    without a row of its own cannot be used.
     """
     pad = backend.convert_tokens_to_ids(PAD_TOKEN)
     if pad is not None and pad != backend.unk_token_id:
         return int(pad)
-    return int(_first(backend.pad_token_id, backend.unk_token_id, eos_id) or 0)
+    own = backend.pad_token_id
+    if isinstance(embedded, int) and isinstance(own, int) and own >= embedded:
+        own = None
+    return int(_first(own, backend.unk_token_id, eos_id) or 0)
 
 
 def _first(*values: Any) -> int | None:
