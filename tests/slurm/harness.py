@@ -181,9 +181,12 @@ def _run(
     stdin: str | None = None,
     timeout_s: float = 120,
 ) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        argv, env=env, text=True, capture_output=True, timeout=timeout_s, input=stdin, check=False
-    )
+    try:
+        result = subprocess.run(
+            argv, env=env, text=True, capture_output=True, timeout=timeout_s, input=stdin
+        )
+    except subprocess.TimeoutExpired:
+        result = subprocess.CompletedProcess(argv, 124, "", f"no answer within {timeout_s} s")
     if check and result.returncode != 0:
         raise AssertionError(
             f"{shlex.join(argv)} ended with status {result.returncode}\n"
