@@ -5,6 +5,7 @@ The only file that knows every room. Read :func:`run_training` from top to botto
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -103,9 +104,12 @@ def run_training(
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
     attempt = ranks.first_does(lambda: run.claim_attempt(dict(claim)))
+    processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
     recorder = Recorder(run, attempt) if ranks.is_first else SilentRecorder()
     try:
-        recorder.event(Kind.START, attempt=attempt, **_surroundings(claim, ranks))
+        recorder.event(
+            Kind.START, attempt=attempt, processes=processes, **_surroundings(claim, ranks)
+        )
         recorder.say(
             f"=== {run.name}: attempt {attempt} on {ranks.world_size} rank(s), {device} ==="
         )

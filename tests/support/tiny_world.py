@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "vicuna_tiny"
-WORDS = "a red blue green dog cat boat house tree on in the under small big old bright".split()
+WORDS = ["a", "red", "blue", "green", "dog", "cat", "boat", "house", "tree", "on", "in", "the", "under", "small", "big", "old", "bright"]
 
 
 @dataclass(frozen=True)
