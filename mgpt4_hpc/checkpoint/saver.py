@@ -143,7 +143,7 @@ class AsyncSaver:
             timeout: wait at most this many seconds for it.
 
         Returns:
-            Whether the state was taken. False only if no buffer was free.
+            Whether the state was taken; False if no buffer was free, or no memory for one.
         """
         asked_at = time.monotonic()
         with self._changed:
@@ -153,7 +153,15 @@ class AsyncSaver:
                 self.last_stall_s = time.monotonic() - asked_at
                 return False
             slot = self._free.pop()
-        copied = slot.fill(files)
+        try:
+            copied = slot.fill(files)
+        except RuntimeError as error:  # no memory left for the buffers
+            with self._changed:
+                slot.buffers = {}
+                self._free.append(slot)
+                self._changed.notify_all()
+            self._report_failure(step, error)
+            return False
         with self._changed:
             self._jobs.append(_Job(step, slot, copied, dict(meta), tuple(keep), asked_at))
             if self._thread is None:

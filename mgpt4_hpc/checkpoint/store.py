@@ -14,19 +14,14 @@ that a half-deleted checkpoint is never seen under an official name.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import logging
 import os
-import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from mgpt4_hpc.checkpoint.encoding import encode_tensors
@@ -39,13 +34,10 @@ from mgpt4_hpc.checkpoint.manifest import (
     file_name,
     new_hash,
 )
+from mgpt4_hpc.checkpoint.reading import PIECE, STEP_NAME, read_checkpoint
 from mgpt4_hpc.errors import CheckpointError
 
 log = logging.getLogger(__name__)
-
-_STEP = re.compile(r"step-(\d{8,})")
-_PIECE = 8 << 20
-"""Bytes per write: small enough that a hash overlaps the disk, large enough not to matter."""
 
 Files = Mapping[str, Mapping[str, Tensor]]
 
@@ -98,7 +90,7 @@ class CheckpointStore:
             names = [path.name for path in self.folder.iterdir()]
         except FileNotFoundError:
             return []
-        matches = (_STEP.fullmatch(name) for name in names)
+        matches = (STEP_NAME.fullmatch(name) for name in names)
         return sorted(int(match[1]) for match in matches if match)
 
     def path_of(self, step: int) -> Path:
@@ -162,7 +154,7 @@ class CheckpointStore:
             CheckpointError: it cannot be judged (newer format, no permission).
         """
         path = Path(path)
-        manifest = _read_checkpoint(path, keep=False)[0]
+        manifest = read_checkpoint(path, keep=False)[0]
         if path == self.path_of(manifest.step):
             self._verified.add(manifest.step)
         return manifest
@@ -182,7 +174,7 @@ class CheckpointStore:
         for step in reversed(self.steps()):
             path = self.path_of(step)
             try:
-                manifest, files = _read_checkpoint(path, keep=True)
+                manifest, files = read_checkpoint(path, keep=True)
             except DamagedCheckpointError as error:
                 reason = error.what
                 try:
@@ -289,8 +281,8 @@ class CheckpointStore:
         fd = self._fs.create(path)
         try:
             for view in pieces:
-                for start in range(0, view.nbytes, _PIECE):
-                    piece = view[start : start + _PIECE]
+                for start in range(0, view.nbytes, PIECE):
+                    piece = view[start : start + PIECE]
                     self._fs.write(fd, piece)
                     digest.update(piece)
                     size += piece.nbytes
@@ -358,51 +350,3 @@ class CheckpointStore:
                 self._remove_tree(path)
         except OSError:
             log.warning("left-over %s could not be removed now", path)
-
-
-def _read_checkpoint(path: Path, *, keep: bool) -> tuple[Manifest, dict[str, dict[str, Tensor]]]:
-    """Verify a checkpoint and, with `keep`, return its tensors from the very bytes verified."""
-    files: dict[str, dict[str, Tensor]] = {}
-    try:
-        manifest = Manifest.from_bytes((path / MANIFEST_NAME).read_bytes())
-        official = _STEP.fullmatch(path.name)
-        if official and int(official[1]) != manifest.step:
-            raise DamagedCheckpointError(f"its manifest is of step {manifest.step}")
-        for entry, record in manifest.files.items():
-            data = _read_file(path / file_name(entry), record, keep=keep)
-            if keep:
-                files[entry] = safetensors.torch.load(data)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise DamagedCheckpointError(f"{Path(error.filename).name} is missing") from error
-    except SafetensorError as error:
-        raise DamagedCheckpointError(f"a file is not safetensors: {error}") from error
-    except OSError as error:
-        if error.errno == errno.EIO:
-            raise DamagedCheckpointError(f"the disk cannot read it: {error}") from error
-        raise CheckpointError(
-            f"cannot read the checkpoint {path}: {error}",
-            why="it may be intact, so no older one is taken in its place",
-            fix="check the mount and the permissions, then resume",
-        ) from error
-    return manifest, files
-
-
-def _read_file(path: Path, record: FileRecord, *, keep: bool) -> bytes:
-    digest = new_hash()
-    kept: list[bytes] = []
-    size = 0
-    with path.open("rb", buffering=0) as stream:
-        with contextlib.suppress(OSError):
-            # Ask the disk, not the memory in which the writer just left it.
-            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found = os.fstat(stream.fileno()).st_size
-        if found != record.size:
-            raise DamagedCheckpointError(f"{path.name} has {found} bytes instead of {record.size}")
-        while piece := stream.read(_PIECE):
-            digest.update(piece)
-            size += len(piece)
-            if keep:
-                kept.append(piece)
-    if size != record.size or digest.hexdigest() != record.blake2b:
-        raise DamagedCheckpointError(f"{path.name} does not match its hash")
-    return b"".join(kept)

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from mgpt4_hpc.checkpoint import reading
 from mgpt4_hpc.checkpoint import store as store_module
 from mgpt4_hpc.checkpoint.manifest import DamagedCheckpointError
 from mgpt4_hpc.checkpoint.store import CheckpointStore
@@ -307,7 +308,7 @@ def test_without_the_hash_check_a_promise_breaks(scenarios, scratch, monkeypatch
             raise DamagedCheckpointError("another size")
         return data
 
-    monkeypatch.setattr(store_module, "_read_file", read_blindly)
+    monkeypatch.setattr(reading, "_read_file", read_blindly)
     assert fails(scenarios["saves_prune_and_fallback"], scratch)
 
 

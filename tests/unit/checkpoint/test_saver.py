@@ -164,6 +164,19 @@ def test_nothing_is_pruned_for_a_checkpoint_that_does_not_read_back(tmp_path):
     assert CheckpointStore(tmp_path).load_newest().step == 1
 
 
+def test_no_memory_for_the_buffers_is_a_failure_like_any_other(saver, monkeypatch):
+    def refuse(*arguments, **options):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", refuse)
+        for step in (1, 2, 3):
+            assert saver.save(step, files(step), {}) is False
+    assert [failure.step for failure in saver.failures] == [1, 2, 3]
+    assert saver.save(4, files(4), {}) and saver.save(5, files(5), {})
+    assert saver.wait(10) and saver.store.steps() == [4, 5]
+
+
 def test_broken_callbacks_break_nothing(tmp_path):
     def broken(*arguments):
         raise ZeroDivisionError

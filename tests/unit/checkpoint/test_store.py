@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mgpt4_hpc.checkpoint import store as store_module
+from mgpt4_hpc.checkpoint import reading
 from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.manifest import DamagedCheckpointError
 from mgpt4_hpc.checkpoint.store import CheckpointStore
@@ -168,14 +168,14 @@ def test_two_damaged_ones_are_passed_and_names_never_clash(store):
 
 
 def fail_reading(monkeypatch, folder_name, error):
-    read = store_module._read_file
+    read = reading._read_file
 
     def failing(path, *arguments, **options):
         if path.parent.name == folder_name:
             raise error
         return read(path, *arguments, **options)
 
-    monkeypatch.setattr(store_module, "_read_file", failing)
+    monkeypatch.setattr(reading, "_read_file", failing)
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOTCONN])
