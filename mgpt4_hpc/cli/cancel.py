@@ -1,0 +1,56 @@
+"""``mgpt4 cancel``: take runs out of the queue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.run_dir import find_run
+
+
+@click.command("cancel", short_help="Cancel a run's job.")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.option("--save", is_flag=True, help="Let it save first, however long that takes.")
+@runs_dir_option
+@json_option
+def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: bool) -> None:
+    """Cancel the jobs of runs. Nothing is deleted: `mgpt4 resume` goes on from the last checkpoint.
+
+    Without --save Slurm's scancel is used as it is: the ranks still try to save, but Slurm kills
+    them after its KillWait (30 seconds on most sites).
+
+    \b
+    mgpt4 cancel stage1-vicuna7b --save
+    """
+    from mgpt4_hpc.launch.cancel import cancel_run
+    from mgpt4_hpc.launch.overview import look_at
+
+    runs = [find_run(name, absolute(runs_dir)) for name in names]
+    seen = look_at(runs)
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    done = []
+    errors: list[MgptError] = []
+    for run, row in zip(runs, seen.rows, strict=True):
+        try:
+            done.append(cancel_run(run, row, save=save))
+        except MgptError as error:
+            # One that cannot be cancelled must not keep the others running.
+            errors.append(error)
+            click.echo(f"error: {error}", err=True)
+    if as_json:
+        echo_json(
+            [
+                {"run": one.run.name, "job_id": one.job_id, "done": one.done, "text": one.text}
+                for one in done
+            ]
+        )
+    else:
+        for one in done:
+            click.echo(f"{one.run.name}: {one.text}")
+    if errors:
+        raise click.exceptions.Exit(errors[0].exit_code)

@@ -1,0 +1,116 @@
+"""``mgpt4 history``: the attempts of a run, why each ended, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.telemetry.meters import BADPUT, PRODUCTIVE
+
+
+@click.command("history", short_help="The attempts of a run, and why each ended.")
+@click.argument("name", metavar="RUN")
+@runs_dir_option
+@json_option
+def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
+    """The attempts of a run, why each ended, and what share of the time trained.
+
+    \b
+    mgpt4 history stage1-vicuna7b
+    """
+    run = find_run(name, absolute(runs_dir))
+    run.identity()
+    attempts = read_ledgers(run.ledger)
+    total = goodput(attempts)
+    if as_json:
+        echo_json(
+            {
+                "run": run.name,
+                "path": str(run.path),
+                "attempts": [_plain_attempt(attempt) for attempt in attempts],
+                "goodput": asdict(total),
+            }
+        )
+        return
+    if not attempts:
+        click.echo(f"{run.name} has not started yet: see `mgpt4 status {run.name}`", err=True)
+        return
+    _print_attempts(attempts)
+    click.echo()
+    click.echo(goodput_line(total))
+
+
+def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        **asdict(attempt),
+        "seconds": attempt.seconds,
+        "from_step": attempt.restored_step,
+        "to_step": attempt.last_step,
+    }
+
+
+def _print_attempts(attempts: Sequence[Attempt]) -> None:
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    # A purpose that never took a tenth of a second would be a column of zeros.
+    shown = [
+        name
+        for name in (PRODUCTIVE, *BADPUT)
+        if any(attempt.buckets.get(name, 0.0) >= 0.1 for attempt in attempts)
+    ]
+    table = new_table(
+        ">attempt",
+        "job",
+        "nodes",
+        "start",
+        ">steps",
+        "ended",
+        ">replayed",
+        ">saves",
+        *(f">{name.replace('_', ' ')} s" for name in shown),
+    )
+    for attempt in attempts:
+        restart = f" (restart {attempt.restart_count})" if attempt.restart_count else ""
+        saves = str(attempt.saves)
+        if attempt.save_failures:
+            saves += f", {attempt.save_failures} failed"
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.start))
+        cells = [
+            attempt.number,
+            f"{attempt.job_id or '-'}{restart}",
+            ",".join(attempt.nodes) or "-",
+            started if attempt.start else "-",
+            f"{attempt.restored_step}-{attempt.last_step}",
+            attempt.cause,
+            attempt.steps_replayed,
+            saves,
+            *(f"{attempt.buckets.get(name, 0.0):.1f}" for name in shown),
+        ]
+        table.add_row(*map(plain, cells))
+    print_table(table)
+
+
+def goodput_line(total: Goodput) -> str:
+    """The whole run's time in a sentence."""
+    lost = sorted(
+        ((total.seconds[name], name) for name in (*BADPUT, UNACCOUNTED) if total.seconds[name] > 0),
+        reverse=True,
+    )
+    named = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for seconds, name in lost)
+    hours = sum(total.gpu_hours.values())
+    return (
+        f"goodput {total.without_queue:.1%} of the time that it held its GPUs "
+        f"({total.with_queue:.1%} with the waits in the queue), {hours:.2f} GPU hours"
+        + (f"; not training: {named}" if named else "")
+    )

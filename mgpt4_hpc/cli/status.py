@@ -1,0 +1,211 @@
+"""``mgpt4 status`` and ``mgpt4 ls``: what each run is doing, and which runs there are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mgpt4_hpc.launch.overview import Overviews, RunOverview
+
+_COLOURS = {
+    "running": "green",
+    "finished": "bold green",
+    "failed": "bold red",
+    "lost": "red",
+    "stopped": "yellow",
+    "unknown": "yellow",
+}
+
+
+@click.command("status", short_help="What each run is doing.")
+@click.argument("names", metavar="[RUN]...", nargs=-1)
+@click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(min=1.0),
+    default=5.0,
+    show_default=True,
+    help="Seconds between two looks with --watch.",
+)
+@runs_dir_option
+@json_option
+def status_command(
+    names: tuple[str, ...], watch: bool, every_s: float, runs_dir: Path, as_json: bool
+) -> None:
+    """What each run is doing: all runs of the folder, or those named.
+
+    \b
+    mgpt4 status
+    mgpt4 status stage1-vicuna7b --watch
+    """
+    from mgpt4_hpc.launch.overview import look_at
+
+    if watch and as_json:
+        raise ConfigError("--watch and --json exclude each other", fix="poll with --json")
+    runs_dir = absolute(runs_dir)
+    runs = _chosen(names, runs_dir)
+    if watch:
+        _watch(names, runs_dir, every_s)
+        return
+    seen = look_at(runs)
+    if as_json:
+        echo_json([row.to_json() for row in seen.rows])
+    elif runs:
+        print_table(status_table(seen.rows))
+    else:
+        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+    for warning in seen.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    if seen.unreachable is not None:
+        raise seen.unreachable
+
+
+@click.command("ls", short_help="List the runs.")
+@runs_dir_option
+@json_option
+def ls_command(runs_dir: Path, as_json: bool) -> None:
+    """List the runs, newest first, from their folders alone; Slurm is not asked."""
+    from mgpt4_hpc.launch.run_facts import read_facts
+
+    runs_dir = absolute(runs_dir)
+    facts = [read_facts(run) for run in list_runs(runs_dir)]
+    rows = [
+        {
+            "name": one.run.name,
+            "stage": one.stage,
+            "created": one.created,
+            "step": one.step,
+            "max_steps": one.max_steps,
+            "attempts": len(one.attempts),
+            "finished": one.last is not None and one.last.cause == "finished",
+            "path": str(one.run.path),
+        }
+        for one in facts
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    if not rows:
+        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+        return
+    table = new_table("run", "stage", "created", ">step", ">attempts", "path")
+    for row in rows:
+        step = f"{row['step']}/{row['max_steps']}"
+        cells = (row["name"], row["stage"], row["created"], step, row["attempts"], row["path"])
+        table.add_row(*map(plain, cells))
+    print_table(table)
+
+
+def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
+    return [find_run(name, runs_dir) for name in names] if names else list_runs(runs_dir)
+
+
+def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from mgpt4_hpc.launch.overview import look_at
+
+    def picture(seen: Overviews) -> Group:
+        lines = [Text(f"warning: {warning}", style="yellow") for warning in seen.warnings]
+        if not seen.rows:
+            lines.append(Text(f"no runs in {runs_dir} yet"))
+        return Group(Text(time.strftime("%H:%M:%S")), status_table(seen.rows), *lines)
+
+    try:
+        with Live(picture(look_at(_chosen(names, runs_dir))), auto_refresh=False) as live:
+            while True:
+                time.sleep(every_s)
+                live.update(picture(look_at(_chosen(names, runs_dir))), refresh=True)
+    except KeyboardInterrupt:
+        pass
+
+
+def status_table(rows: Iterable[RunOverview]) -> Table:
+    """The overviews as a table."""
+    from rich.text import Text
+
+    from mgpt4_hpc.launch.words import duration
+
+    table = new_table(
+        "run",
+        "state",
+        ">step",
+        ">%",
+        ">loss",
+        ">samples/s",
+        ">left",
+        ">attempt",
+        ">goodput",
+        "nodes",
+        ">checkpoint",
+        "source",
+    )
+    for row in rows:
+        checkpoint = "-" if row.checkpoint_step is None else str(row.checkpoint_step)
+        if row.checkpoint_age_s is not None:
+            checkpoint += f", {duration(row.checkpoint_age_s)} ago"
+        table.add_row(
+            plain(row.name),
+            Text(row.text, style=_COLOURS.get(row.state, "")),
+            plain(f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}"),
+            plain(_number(row.percent, ".0f")),
+            plain(_number(row.loss, ".4f")),
+            plain(_number(row.samples_per_s, ".1f")),
+            plain("-" if row.eta_s is None else duration(row.eta_s)),
+            plain(row.attempt or "-"),
+            plain(_number(row.goodput, ".1%")),
+            plain(row.nodes or "-"),
+            plain(checkpoint),
+            plain(row.source),
+        )
+    return table
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def new_table(*columns: str) -> Table:
+    """A table without lines, to be read and cut by people and by awk. ``>`` aligns to the right."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(
+            name.removeprefix(">"),
+            justify="right" if name.startswith(">") else "left",
+            overflow="fold",
+        )
+    return table
+
+
+def plain(value: object) -> str:
+    """Text for a cell: neither rich's markup nor a terminal's escapes come through."""
+    from rich.markup import escape
+
+    return escape("".join(char if char.isprintable() else "?" for char in str(value)))
+
+
+def print_table(table: Table) -> None:
+    """On stdout; in a pipe as wide as it needs to be, one row a line."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=1000)
+    console.print(table)

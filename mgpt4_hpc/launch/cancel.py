@@ -1,0 +1,90 @@
+"""Taking runs out of the queue: Slurm's jobs with scancel, local ones by their controller."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mgpt4_hpc.errors import MgptError, SlurmRejected
+from mgpt4_hpc.launch import processes
+from mgpt4_hpc.launch.cancel_mark import request_cancel
+from mgpt4_hpc.launch.overview import RunOverview
+from mgpt4_hpc.launch.run_facts import JobRef, read_facts
+from mgpt4_hpc.launch.run_state import RunState
+from mgpt4_hpc.launch.slurm import run_slurm
+from mgpt4_hpc.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of the wish to cancel one run.
+
+    Attributes:
+        run: the run.
+        job_id: its newest job; None if it never had one.
+        done: whether there was something to cancel.
+        text: the sentence for people.
+    """
+
+    run: RunDir
+    job_id: str | None
+    done: bool
+    text: str
+
+
+def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
+    """Cancel a run's job, if it has one.
+
+    Args:
+        run: the run.
+        seen: what it is doing.
+        save: let a running job save first, however long that takes; otherwise it saves only if
+            it can within the site's KillWait.
+
+    Raises:
+        MgptError: if the job could not be cancelled.
+    """
+    job = read_facts(run).job
+    if job is None or not (seen.state.is_live or seen.state is RunState.UNKNOWN):
+        return Cancelled(run, job.job_id if job else None, False, f"nothing to cancel: {seen.text}")
+    if job.executor == "torchrun":
+        raise MgptError(
+            f"{run.name} was started by torchrun, not by a job",
+            fix=f"end torchrun on {job.hostname or 'its machine'}: it saves first",
+        )
+    cancel: Callable[[RunDir, JobRef, bool], str] = (
+        _cancel_slurm if job.executor == "slurm" else _cancel_local
+    )
+    return Cancelled(run, job.job_id, True, cancel(run, job, save and seen.state == "running"))
+
+
+def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
+    request_cancel(run, job.job_id)
+    if not save:
+        run_slurm(["scancel", job.job_id])
+        return f"job {job.job_id} is cancelled"
+    # The mark may reach the node's view of the file system late; this reaches Slurm at once.
+    try:
+        run_slurm(["scontrol", "update", f"JobId={job.job_id}", "Requeue=0"])
+    except SlurmRejected:
+        pass  # some sites allow no such change: then the mark alone must do
+    # Without --batch or --full the signal goes to the ranks, and not to the batch script.
+    run_slurm(["scancel", "--signal=USR2", job.job_id])
+    return f"job {job.job_id} was asked to save and end"
+
+
+def _cancel_local(run: RunDir, job: JobRef, save: bool) -> str:
+    if not processes.is_here(job.hostname):
+        raise MgptError(
+            f"{run.name} runs on {job.hostname}, not on this machine",
+            fix=f"ssh {job.hostname} mgpt4 cancel {run.path}",
+        )
+    request_cancel(run, job.job_id)
+    # The controller takes INT for "end them and start no more", and hands USR2 on to the ranks,
+    # which then save, find the mark and end.
+    number = signal.SIGUSR2 if save else signal.SIGINT
+    if not processes.signal_controller(run, job.job_id, number):
+        return f"process {job.job_id} had ended already"
+    told = "was asked to save and end" if save else "is ending"
+    return f"process {job.job_id} {told}"

@@ -1,0 +1,198 @@
+"""Going on with an unfinished run: is it free, what may change, and a new job for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import Resolved, config_digest, merge
+from mgpt4_hpc.config.stored import read_config, write_config
+from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunLocked
+from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
+from mgpt4_hpc.launch.overview import RunOverview, look_at
+from mgpt4_hpc.launch.preflight import preflight
+from mgpt4_hpc.launch.run_state import RunState
+from mgpt4_hpc.launch.submit import Submitted, choose_executor, submit_run
+from mgpt4_hpc.run_dir import RunDir
+
+ORIGIN = "resume"
+"""Origin of a setting that was changed on the way."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What became of the wish to go on.
+
+    Attributes:
+        run: the run.
+        finished: nothing was left to do.
+        submitted: the new job; None if finished.
+        changes: setting to (old, new) value.
+    """
+
+    run: RunDir
+    finished: bool
+    submitted: Submitted | None = None
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def resume_run(
+    run: RunDir, overrides: Mapping[str, Any], executor: str | None, *, say: Callable[[str], None]
+) -> Resumption:
+    """Submit an unfinished run again.
+
+    Args:
+        run: the run.
+        overrides: settings to change, by dotted key.
+        executor: "slurm", "local" or "auto"; None takes what it ran with before.
+        say: told what changes.
+
+    Raises:
+        RunLocked: if a job of it is alive.
+        ConfigError: if a setting may not change, or not so.
+        PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
+    """
+    run.identity()
+    seen = _assert_free(run)
+    resolved = read_config(run.config_file)
+    changed = change(resolved, overrides)
+    if seen.state is RunState.FINISHED:
+        return Resumption(run, finished=True)
+    executor = choose_executor(executor or seen.executor or "auto")
+    changes = _differences(resolved, changed)
+    for key, (old, new) in changes.items():
+        say(f"{run.name}: {key} {old} -> {new}")
+    dependency = _wait_for_start(changed, executor)
+    preflight(
+        changed.config,
+        run.path.parent,
+        executor=executor,
+        # Beyond the first checkpoint nobody reads it; before, it may be that of a live job.
+        projector_follows=dependency is not None or seen.checkpoint_step is not None,
+    )
+    with _put_back(run.config_file, run.failed, run.resubmit_needed, cancel_mark(run)):
+        if changes:
+            _rewrite(run.config_file, changed)
+        withdraw_cancel(run)
+        submitted = submit_run(run, changed, executor, dependency=dependency)
+    return Resumption(run, False, submitted, changes)
+
+
+def _assert_free(run: RunDir) -> RunOverview:
+    seen = look_at([run])
+    row = seen.rows[0]
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    if row.state.is_live:
+        raise RunLocked(
+            f"{run.name} is alive: {row.text} (job {row.job_id})",
+            why="two jobs on one run would fence each other off",
+            fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save",
+        )
+    return row
+
+
+def change(resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
+    """The configuration with some settings changed.
+
+    What may change is what does not decide the result: the digest that a run is pinned to.
+
+    Raises:
+        ConfigError: naming every setting that may not change, or has a wrong value.
+    """
+    if not overrides:
+        return resolved
+    old = keys.flatten(resolved.config.model_dump(mode="json"))
+    changed = merge([("run", old), (ORIGIN, dict(overrides))])
+    faults = []
+    for key, (was, wanted) in _differences(resolved, changed).items():
+        if key == "name":
+            faults.append("name: a run keeps its name, for its folder and its curves carry it")
+        elif _is_decisive(resolved, changed, key):
+            faults.append(f"{key}: {was!r} decides the result, so it cannot become {wanted!r}")
+    if changed.config.launch.gpus > changed.config.train.global_batch_size:
+        faults.append(
+            f"launch.gpus: {changed.config.launch.gpus} GPUs cannot share "
+            f"train.global_batch_size {changed.config.train.global_batch_size} samples"
+        )
+    if faults:
+        raise ConfigError(
+            "a run that goes on cannot change this",
+            faults=faults,
+            fix="start a new run with it, from this one's projector: "
+            "mgpt4 submit --set model.projector=RUN ...",
+        )
+    origins = dict(resolved.origins)
+    origins.update(
+        {key: ORIGIN for key, (was, new) in _differences(resolved, changed).items() if was != new}
+    )
+    return Resolved(changed.config, origins)
+
+
+def _differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
+    before = keys.flatten(old.config.model_dump(mode="json"))
+    after = keys.flatten(new.config.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
+
+
+def _is_decisive(old: Resolved, new: Resolved, key: str) -> bool:
+    """Whether this one change alters the digest."""
+    section, _, leaf = key.partition(".")
+    value = getattr(new.config, section)
+    if leaf:
+        value = getattr(old.config, section).model_copy(update={leaf: getattr(value, leaf)})
+    return config_digest(old.config.model_copy(update={section: value})) != old.digest
+
+
+def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
+    """Dependency on the job of the run that this one starts from, if that is still under way.
+
+    Raises:
+        PreflightError: if that run is unfinished and nobody works on it.
+    """
+    projector = resolved.config.model.projector
+    if projector is None or not (Path(projector) / "run.json").is_file():
+        return None
+    seen = look_at([RunDir(Path(projector))]).rows[0]
+    if seen.state is RunState.FINISHED:
+        return None
+    if seen.state.is_live and seen.executor == "slurm" and executor == "slurm":
+        return f"afterok:{seen.job_id}"
+    raise PreflightError(
+        f"this run starts from {seen.name}, which is not finished",
+        faults=[seen.text],
+        fix=f"finish that first: mgpt4 resume {seen.path}",
+    )
+
+
+def _rewrite(path: Path, resolved: Resolved) -> None:
+    """Put a new configuration in place of the old one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_config(temporary, resolved)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+@contextmanager
+def _put_back(*paths: Path) -> Iterator[None]:
+    """Undo what was done to these files if a job cannot be had: the run then is as it was."""
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
+    try:
+        yield
+    except MgptError:
+        for path in paths:
+            if path in before and (not path.is_file() or path.read_bytes() != before[path]):
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                temporary.write_bytes(before[path])
+                temporary.replace(path)
+        raise
