@@ -2,16 +2,19 @@
 
 What a job sees of itself in ``scontrol show job`` (measured on Slurm 22.05):
 
-=======================================  =========================================
-RUNNING with PreemptTime                 being preempted, in its grace time
-Restarts above SLURM_RESTART_COUNT       somebody requeued it already
-RunTime at or beyond TimeLimit           timed out; a requeue still works
-COMPLETING otherwise                     cancelled by a person: never resurrect it
-unreadable                               nobody knows: leave the command behind
-=======================================  =========================================
+=========================================  =========================================
+Restarts above SLURM_RESTART_COUNT         somebody requeued it already
+RUNNING with PreemptTime                   being preempted, in its grace time
+COMPLETING, PreemptTime equal to EndTime   preempted without grace, or the grace is over, and
+                                           PreemptMode=CANCEL: a requeue of its own still works
+COMPLETING, Reason=TimeLimit               timed out; a requeue still works
+RUNNING, warned shortly before TimeLimit   about to time out
+COMPLETING otherwise                       cancelled by a person: never resurrect it
+unreadable                                 nobody knows: leave the command behind
+=========================================  =========================================
 
 A cancel, a requeue, a time-out and the end of a grace time all show COMPLETING, so the state
-alone tells nothing.
+alone tells nothing; and PreemptTime stays set when a person cancels during the grace time.
 """
 
 from __future__ import annotations
@@ -88,12 +91,16 @@ def classify(
         return Cause.UNKNOWN
     if facts.restarts > restart_count:
         return Cause.REQUEUED
-    if facts.preempt_time is not None and facts.state == "RUNNING":
+    if facts.preempt_time is not None and (
+        facts.state == "RUNNING" or facts.preempt_time == facts.end_time
+    ):
         return Cause.PREEMPTED
+    if facts.reason == "TimeLimit":
+        return Cause.TIME_LIMIT
     if facts.time_limit_s is not None:
         left_s = facts.time_limit_s - facts.run_time_s
         warned = signal_name == "SIGUSR2" and left_s <= signal_before_s + SIGNAL_EARLY_S
-        if left_s <= 0 or warned:
+        if facts.state == "RUNNING" and (left_s <= 0 or warned):
             return Cause.TIME_LIMIT
     if facts.state != "RUNNING":
         return Cause.CANCELLED

@@ -81,7 +81,7 @@ def carry_out(run: RunDir, start: JobStart, decision: Decision) -> Decision:
         the decision; a requeue that Slurm refused has become a request to a person.
     """
     if decision.action is Action.REQUEUE and start.executor == "slurm":
-        refusal = _requeue(start.job_id)
+        refusal = _requeue(start)
         if refusal:
             decision = replace(
                 decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
@@ -98,19 +98,28 @@ def exit_code(decision: Decision) -> int:
     return FatalTrainingError.exit_code if decision.action is Action.GIVE_UP else EXIT_RESUMABLE
 
 
-def _requeue(job_id: str) -> str:
-    """Empty on success, else why not."""
+def _requeue(start: JobStart) -> str:
+    """Empty on success, else why not; the restart count is believed, not scontrol alone."""
     refusal = ""
     for attempt in range(_TRIES):
         try:
-            slurm.requeue(job_id)
+            slurm.requeue(start.job_id)
             return ""
-        except SlurmRejected as error:
-            return error.what
         except MgptError as error:
             refusal = error.what
+            if _is_requeued(start):
+                return ""
+            if isinstance(error, SlurmRejected):
+                return refusal
             time.sleep(_PAUSE_S * 2**attempt)
     return refusal
+
+
+def _is_requeued(start: JobStart) -> bool:
+    try:
+        return slurm.job_facts(start.job_id).restarts > start.restart_count
+    except MgptError:
+        return False
 
 
 def _try_often(ask: Callable[[], T]) -> T | None:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
@@ -24,6 +26,7 @@ _UNREACHABLE = re.compile(
     r"|error: slurmdbd|resource temporarily unavailable|could not establish a configuration source",
     re.IGNORECASE,
 )
+_HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=")
 _INHERITED = re.compile(r"^(SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_)")
 
@@ -47,9 +50,10 @@ def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -
     """
     told = " ".join(command)
     try:
-        done = subprocess.run(
-            list(command), capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        with _signals_held_back():
+            done = subprocess.run(
+                list(command), capture_output=True, text=True, timeout=timeout_s, check=False
+            )
     except FileNotFoundError:
         raise SlurmUnreachable(
             f"{command[0]} is not installed here",
@@ -69,6 +73,20 @@ def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
     raise SlurmRejected(f"`{told}` was refused: {message}")
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Block the stop signals, also for children: Slurm signals every process of a step.
+
+    The TERM that comes with a preemption or with our own requeue would kill the very scontrol
+    that is asking about it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_unreachable(message: str) -> bool:
@@ -92,16 +110,20 @@ class JobFacts:
 
     Attributes:
         state: as RUNNING, COMPLETING, PENDING, CANCELLED, TIMEOUT.
+        reason: Slurm's word for the state, as TimeLimit.
         restarts: how often it was requeued, whoever did it.
         preempt_time: set while it is being preempted.
+        end_time: when this start ends or ended.
         run_time_s: seconds since this start.
         time_limit_s: seconds allowed, None if unlimited.
         requeue_allowed: whether ``scontrol requeue`` may bring it back.
     """
 
     state: str
+    reason: str
     restarts: int
     preempt_time: str | None
+    end_time: str
     run_time_s: float
     time_limit_s: float | None
     requeue_allowed: bool
@@ -113,8 +135,10 @@ def job_facts(job_id: str) -> JobFacts:
     preempted = record.get("PreemptTime", "None")
     return JobFacts(
         state=record.get("JobState", "UNKNOWN"),
+        reason=record.get("Reason", "None"),
         restarts=int(record.get("Restarts", "0")),
         preempt_time=None if preempted in ("None", "Unknown", "N/A", "") else preempted,
+        end_time=record.get("EndTime", "Unknown"),
         run_time_s=parse_duration_s(record.get("RunTime", "")) or 0.0,
         time_limit_s=parse_duration_s(record.get("TimeLimit", "")),
         requeue_allowed=record.get("Requeue", "1") != "0",
