@@ -150,3 +150,8 @@ def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+if __name__ == "__main__":
+    # `srun ... -m mgpt4_hpc.launch.task RUN_DIR`, for batch scripts that do without submitit.
+    StageTask(sys.argv[1])()

@@ -1,0 +1,55 @@
+"""Make a run directory from inside a job, for batch scripts that were submitted by hand."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc.config.load import load_config, parse_assignments
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.place import job_id_of
+from mgpt4_hpc.launch.submit import create_run
+from mgpt4_hpc.run_dir import RunDir, write_json
+
+
+@click.command()
+@click.option("--config", required=True, help="Preset or YAML file.")
+@click.option("--run-dir", type=click.Path(path_type=Path), required=True)
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
+    """Make RUN_DIR unless it exists; note which job works on it.
+
+    A requeued job finds its run directory and changes nothing in it, so that the configuration
+    of the first start holds for the whole run.
+    """
+    run = RunDir(run_dir.absolute())
+    if not run.identity_file.exists():
+        overrides = {
+            "launch.gpus": int(os.environ["SLURM_NTASKS"]),
+            "launch.nodes": int(os.environ["SLURM_JOB_NUM_NODES"]),
+            "name": run.name,
+            **parse_assignments(assignments),
+        }
+        create_run(run, load_config(config, overrides=overrides, environ=os.environ))
+    job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}
+    write_json(run.slurm / "job.json", job)
+
+
+def main() -> None:
+    """Entry point: our errors as a sentence and an exit code."""
+    try:
+        command.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MgptError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()
