@@ -21,7 +21,7 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     """Cancel the jobs of runs. Nothing is deleted: `mgpt4 resume` goes on from the last checkpoint.
 
     Without --save Slurm's scancel is used as it is: the ranks still try to save, but Slurm kills
-    them after its KillWait (30 seconds on most sites).
+    them after its KillWait (30 seconds on most sites). A local run always saves first.
 
     \b
     mgpt4 cancel stage1-vicuna7b --save

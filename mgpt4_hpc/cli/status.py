@@ -206,6 +206,10 @@ def print_table(table: Table) -> None:
     from rich.console import Console
 
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=1000)
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with (wide := Console(width=1000)).capture() as captured:
+        wide.print(table)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())

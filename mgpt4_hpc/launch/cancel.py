@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from mgpt4_hpc.errors import MgptError, SlurmRejected
@@ -39,8 +38,8 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
     Args:
         run: the run.
         seen: what it is doing.
-        save: let a running job save first, however long that takes; otherwise it saves only if
-            it can within the site's KillWait.
+        save: let Slurm's job save first, however long that takes; otherwise it saves only if it
+            can within the site's KillWait. A local one is always given the time.
 
     Raises:
         MgptError: if the job could not be cancelled.
@@ -53,10 +52,10 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
             f"{run.name} was started by torchrun, not by a job",
             fix=f"end torchrun on {job.hostname or 'its machine'}: it saves first",
         )
-    cancel: Callable[[RunDir, JobRef, bool], str] = (
-        _cancel_slurm if job.executor == "slurm" else _cancel_local
-    )
-    return Cancelled(run, job.job_id, True, cancel(run, job, save and seen.state == "running"))
+    if job.executor == "local":
+        return Cancelled(run, job.job_id, True, _cancel_local(run, job))
+    save = save and seen.state is RunState.RUNNING  # what only waits has nothing to save
+    return Cancelled(run, job.job_id, True, _cancel_slurm(run, job, save))
 
 
 def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
@@ -74,17 +73,14 @@ def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
     return f"job {job.job_id} was asked to save and end"
 
 
-def _cancel_local(run: RunDir, job: JobRef, save: bool) -> str:
+def _cancel_local(run: RunDir, job: JobRef) -> str:
     if not processes.is_here(job.hostname):
         raise MgptError(
             f"{run.name} runs on {job.hostname}, not on this machine",
             fix=f"ssh {job.hostname} mgpt4 cancel {run.path}",
         )
     request_cancel(run, job.job_id)
-    # The controller takes INT for "end them and start no more", and hands USR2 on to the ranks,
-    # which then save, find the mark and end.
-    number = signal.SIGUSR2 if save else signal.SIGINT
-    if not processes.signal_controller(run, job.job_id, number):
+    # The controller then asks the ranks to save and end, gives them the time, and starts no more.
+    if not processes.signal_controller(run, job.job_id, signal.SIGINT):
         return f"process {job.job_id} had ended already"
-    told = "was asked to save and end" if save else "is ending"
-    return f"process {job.job_id} {told}"
+    return f"process {job.job_id} was asked to save and end"

@@ -1,0 +1,153 @@
+"""``mgpt4 config``: which settings there are, what they are, and who set them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.config.load import Resolved
+
+_set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting, as lr=1e-4; repeat for more.",
+)
+_site_option = click.option("--site", envvar="MGPT4_SITE", help="Site profile.")
+
+
+@click.group("config", short_help="Presets and settings.")
+def config_command() -> None:
+    """Presets and settings: list, show, and explain where each value comes from."""
+
+
+@config_command.command("keys")
+@json_option
+def keys_command(as_json: bool) -> None:
+    """Every setting with its default, its type and what it means."""
+    from mgpt4_hpc.config.describe import describe_keys
+
+    described = describe_keys()
+    if as_json:
+        echo_json([one.to_json() for one in described])
+        return
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table("key", "default", "type", "meaning")
+    for one in described:
+        table.add_row(*map(plain, (one.key, one.default_text, one.type, one.doc)))
+    print_table(table)
+
+
+@config_command.command("presets")
+@json_option
+def presets_command(as_json: bool) -> None:
+    """The presets that --config takes."""
+    from mgpt4_hpc.config.describe import describe_presets
+
+    presets = describe_presets()
+    if as_json:
+        echo_json(
+            [{"name": name, "path": str(path), "about": about} for name, path, about in presets]
+        )
+        return
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table("preset", "about")
+    for name, _, about in presets:
+        table.add_row(plain(name), plain(about))
+    print_table(table)
+
+
+@config_command.command("show")
+@click.argument("what", metavar="PRESET|FILE|RUN")
+@_set_option
+@_site_option
+@runs_dir_option
+@json_option
+def show_command(
+    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path, as_json: bool
+) -> None:
+    """The resolved settings as YAML, defaults included; usable as a --config file.
+
+    \b
+    mgpt4 config show stage1-vicuna7b --set lr=3e-5 > mine.yaml
+    """
+    resolved = _resolve(what, assignments, site, absolute(runs_dir))
+    values = resolved.config.model_dump(mode="json")
+    if as_json:
+        echo_json(values)
+        return
+    import yaml
+
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config_command.command("explain")
+@click.argument("what", metavar="PRESET|FILE|RUN")
+@_set_option
+@_site_option
+@runs_dir_option
+@json_option
+def explain_command(
+    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path, as_json: bool
+) -> None:
+    """Each setting, its value, and who set it: flag, environment, site, file, default, resume."""
+    from mgpt4_hpc.config import keys
+
+    resolved = _resolve(what, assignments, site, absolute(runs_dir))
+    values = keys.flatten(resolved.config.model_dump(mode="json"))
+    rows = [(key, value, _origin(resolved, key)) for key, value in values.items()]
+    if as_json:
+        echo_json([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
+        return
+    import json
+
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table("key", "value", "set by")
+    for key, value, origin in rows:
+        table.add_row(plain(key), plain(json.dumps(value, ensure_ascii=False)), plain(origin))
+    print_table(table)
+
+
+def _resolve(what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path) -> Resolved:
+    from mgpt4_hpc.config.load import find_config, load_config, parse_assignments
+    from mgpt4_hpc.config.stored import read_config
+    from mgpt4_hpc.errors import NoSuchRun
+    from mgpt4_hpc.resources import preset_names
+    from mgpt4_hpc.run_dir import find_run
+
+    overrides = parse_assignments(assignments)
+    if what not in preset_names():
+        try:
+            run = find_run(what, runs_dir)
+        except NoSuchRun:
+            pass
+        else:
+            if overrides or site:
+                raise ConfigError(
+                    f"{what} is a run: its settings are fixed",
+                    fix=f"`mgpt4 resume {what} --set ...` changes those that may change",
+                )
+            return read_config(run.config_file)
+    find_config(what)
+    return load_config(what, overrides=overrides, site=site, environ=os.environ)
+
+
+def _origin(resolved: Resolved, key: str) -> str:
+    # One entry of a mapping, as launch.sbatch.nice, may have been set by another hand.
+    deeper: dict[str, Any] = {
+        full: origin for full, origin in resolved.origins.items() if full.startswith(key + ".")
+    }
+    told = {resolved.origins[key]} if key in resolved.origins else set()
+    return ", ".join(sorted(told | set(deeper.values()))) or "default"

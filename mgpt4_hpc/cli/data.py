@@ -1,0 +1,247 @@
+"""``mgpt4 data``: shards and their index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import json_option
+from mgpt4_hpc.errors import DataError
+
+Quarantine = Sequence[tuple[str, str, str]]
+"""(shard, key, reason) of what training will not see."""
+
+_SHARD_SUFFIXES = {".tar", ".txt", ".lst", ".list"}
+"""A file with one of these is a shard or a list of shards; any other is taken for an index."""
+
+_workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+_verify_option = click.option("--verify", is_flag=True, help="Also compute a CRC32 of every part.")
+_decode_option = click.option(
+    "--decode", is_flag=True, help="Also decode every image and parse every json."
+)
+
+
+@click.group("data", short_help="Shards and their index.")
+def data_command() -> None:
+    """Shards and their index. Training reads plain webdataset tars; nothing is converted."""
+
+
+@data_command.command("index")
+@click.argument("shards")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Index file."
+)
+@click.option("--name", help="Name of the source; default: the index file's.")
+@_verify_option
+@_decode_option
+@_workers_option
+@json_option
+def index_command(
+    shards: str,
+    out: Path,
+    name: str | None,
+    verify: bool,
+    decode: bool,
+    workers: int,
+    as_json: bool,
+) -> None:
+    """Index SHARDS: a folder, a brace pattern, a list file or one tar.
+
+    Walks each tar's headers once. An index that is there is brought up to date: only new and
+    changed shards are read again.
+
+    \b
+    mgpt4 data index 'laion/{00000..10488}.tar' --out laion.index --workers 8
+    """
+    from mgpt4_hpc.data.index import build_index
+    from mgpt4_hpc.data.shards import expand_shards
+
+    paths = expand_shards(shards)
+    _assert_folder(out.parent)
+    with _progress("indexing") as on_shard:
+        report = build_index(
+            paths, out, name=name, verify=verify, decode=decode, workers=workers, on_shard=on_shard
+        )
+    if as_json:
+        echo_json(
+            {
+                "index": str(report.path),
+                "num_samples": report.num_samples,
+                "num_shards": report.num_shards,
+                "num_reused": report.num_reused,
+                "num_ignored": report.num_ignored,
+                "num_quarantined": len(report.quarantined),
+            }
+        )
+        return
+    click.echo(
+        f"{report.path}: {report.num_samples} samples in {report.num_shards} shards, "
+        f"{len(report.quarantined)} quarantined, {report.num_reused} shards unchanged"
+    )
+    if report.quarantined:
+        click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
+
+
+@data_command.command("pack")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the shards; it must not exist or be empty.",
+)
+@json_option
+def pack_command(src: Path, out: Path, as_json: bool) -> None:
+    """Pack a cc_sbu_align folder (filter_cap.json and image/) into tar shards.
+
+    Every image is decoded once. Training packs such a folder by itself; do it by hand to share
+    the shards between runs.
+
+    \b
+    mgpt4 data pack cc_sbu_align --out cc_sbu_align_shards
+    """
+    from mgpt4_hpc.data.pack import pack_align_folder
+
+    _assert_folder(out.parent)
+    shards = pack_align_folder(src, out)
+    if as_json:
+        echo_json({"out": str(out), "shards": [str(shard) for shard in shards]})
+    else:
+        click.echo(f"{out}: {len(shards)} shards")
+
+
+@data_command.command("check")
+@click.argument("what", metavar="INDEX|SHARDS")
+@_verify_option
+@_decode_option
+@_workers_option
+@json_option
+def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: bool) -> None:
+    """Show what training will not see, by shard and reason; exit 1 if data is missing.
+
+    Of an INDEX: what it quarantined, and whether its shards are still as they were. Of SHARDS:
+    they are scanned now, without writing an index.
+
+    \b
+    mgpt4 data check laion.index
+    mgpt4 data check laion --decode
+    """
+    path = Path(what)
+    if path.is_file() and path.suffix not in _SHARD_SUFFIXES:
+        name, num_samples, num_shards, quarantined, changed = _check_index(path)
+    else:
+        name, num_samples, num_shards, quarantined, changed = _check_shards(
+            what, verify, decode, workers
+        )
+    if as_json:
+        echo_json(
+            {
+                "source": name,
+                "num_samples": num_samples,
+                "num_shards": num_shards,
+                "changed_shards": changed,
+                "quarantined": [
+                    {"shard": shard, "key": key, "reason": reason}
+                    for shard, key, reason in quarantined
+                ],
+            }
+        )
+    else:
+        _print_quarantine(quarantined)
+        click.echo(
+            f"{name}: {num_samples} usable samples in {num_shards} shards, "
+            f"{len(quarantined)} quarantined, {len(changed)} shards missing or changed"
+        )
+    if changed:
+        raise DataError(
+            f"{len(changed)} shards are missing or changed since they were indexed: "
+            + "; ".join(changed[:5]),
+            fix="bring them back, or index them again: mgpt4 data index SHARDS --out INDEX",
+        )
+    if num_samples == 0:
+        raise DataError(f"{name} has no usable sample", fix="see the reasons above")
+
+
+Checked = tuple[str, int, int, Quarantine, list[str]]
+
+
+def _check_index(path: Path) -> Checked:
+    from mgpt4_hpc.data.index import ShardIndex
+
+    index = ShardIndex.open(path)
+    found = index.quarantined, index.check_shards()
+    return (index.name, index.num_samples, index.num_shards, *found)
+
+
+def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:
+    import tempfile
+
+    from mgpt4_hpc.data.index import build_index
+    from mgpt4_hpc.data.shards import expand_shards
+
+    paths = expand_shards(what)
+    with tempfile.TemporaryDirectory(prefix="mgpt4-check-") as folder, _progress("reading") as tell:
+        report = build_index(
+            paths,
+            Path(folder) / "source.index",
+            verify=verify,
+            decode=decode,
+            workers=workers,
+            on_shard=tell,
+        )
+    return what, report.num_samples, report.num_shards, report.quarantined, []
+
+
+def _print_quarantine(quarantined: Quarantine) -> None:
+    if not quarantined:
+        return
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    # A truncated tar costs a thousand samples for one reason: a row, and one of its keys.
+    counts = Counter((shard, reason) for shard, _, reason in quarantined)
+    example = {(shard, reason): key for shard, key, reason in reversed(quarantined)}
+    table = new_table("shard", "reason", ">count", "first")
+    for (shard, reason), count in sorted(counts.items()):
+        table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
+    print_table(table)
+    click.echo()
+
+
+def _assert_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise DataError(f"the folder {folder} does not exist", fix=f"mkdir -p {folder}")
+
+
+@contextmanager
+def _progress(verb: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, where that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn(f"{verb} shards"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(verb, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

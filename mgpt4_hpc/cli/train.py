@@ -1,0 +1,31 @@
+"""``mgpt4 train``: ``python -m mgpt4_hpc.train`` under another name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("train", short_help="Train without a scheduler, in this process.")
+@click.option("--cfg-path", "config", required=True, help="Preset or YAML file.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+def train_command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+    """Train one run in this process, or go on with it if its directory exists.
+
+    For several GPUs start it by torchrun:
+
+    \b
+    mgpt4 train --cfg-path stage2-vicuna7b --set model.weights=DIR
+    torchrun --nproc-per-node 4 -m mgpt4_hpc.train --cfg-path stage1-vicuna7b
+    """
+    # Imported here: it needs torch, which `mgpt4 --help` must not wait for.
+    from mgpt4_hpc.train.__main__ import command
+
+    arguments = ["--cfg-path", config]
+    if run_dir is not None:
+        arguments += ["--run-dir", str(run_dir)]
+    for assignment in assignments:
+        arguments += ["--set", assignment]
+    command.main(args=arguments, prog_name="mgpt4 train", standalone_mode=False)
