@@ -68,7 +68,8 @@ def status_command(
     else:
         click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
     for warning in seen.warnings:
-        click.echo(f"warning: {warning}", err=True)
+        if seen.unreachable is None or warning != seen.unreachable.what:
+            click.echo(f"warning: {warning}", err=True)
     if seen.unreachable is not None:
         raise seen.unreachable
 

@@ -19,6 +19,8 @@ from mgpt4_hpc.telemetry.goodput import goodput
 _READERS = 8
 """Threads: on NFS and Lustre a run costs a dozen round trips, not computation."""
 
+_MAY_BE_BACK = frozenset({"PREEMPTED", "REQUEUED", "NODE_FAIL"})
+
 
 @dataclass(frozen=True)
 class RunOverview:
@@ -147,8 +149,12 @@ def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:
         if job.job_id in slurm.squeue:
             return Answer(slurm.squeue[job.job_id], Source.SQUEUE)
         recorded = slurm.sacct.get(job.job_id)
-        # Accounting lags, and keeps jobs as running whose end it missed: squeue knows better.
-        if recorded is not None and not (recorded.is_active and slurm.squeue_answered):
+        # Accounting lags, and keeps jobs as running whose end it missed; and what it shows as
+        # preempted may be back in the queue. Only squeue knows.
+        doubtful = recorded is not None and (
+            recorded.is_active if slurm.squeue_answered else recorded.state in _MAY_BE_BACK
+        )
+        if recorded is not None and not doubtful:
             return Answer(recorded, Source.SACCT)
         return Answer(asked=slurm.squeue_answered)
     if not processes.is_here(job.hostname):

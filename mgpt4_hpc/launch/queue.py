@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.slurm import run_slurm
+from mgpt4_hpc.launch.words import first_line
 
 ACTIVE = frozenset(
     {
@@ -105,8 +106,7 @@ def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     command = ["squeue", "--noheader", "--all", "--array", "--states=all"]
     command += [*_jobs_option(wanted), "--Format", _SQUEUE_FORMAT]
     try:
-        with _plain_environment():
-            output = run_slurm(command)
+        output = _run(command)
     except SlurmRejected as error:
         # Said of a single id that is forgotten; of several it leaves the unknown ones out.
         if _UNKNOWN_ID.search(error.what):
@@ -127,8 +127,7 @@ def ask_sacct(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers"]
     command += [*_jobs_option(wanted), f"--format={_SACCT_FORMAT}"]
-    with _plain_environment():
-        output = run_slurm(command)
+    output = _run(command)
     return {job.job_id: job for job in parse_sacct(output) if job.job_id in wanted}
 
 
@@ -212,6 +211,16 @@ def _wait_status(text: str) -> str:
         return text
     status = int(text)
     return f"{status >> 8}:{status & 0x7F}"
+
+
+def _run(command: list[str]) -> str:
+    try:
+        with _plain_environment():
+            return run_slurm(command)
+    except (SlurmRejected, SlurmUnreachable) as error:
+        # Whom the format string of this command would help reads the code.
+        what = first_line(error.what.replace(" ".join(command), command[0]))
+        raise type(error)(what, why=error.why, fix=error.fix) from None
 
 
 @contextmanager
