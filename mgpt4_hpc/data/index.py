@@ -6,11 +6,13 @@ offset, in any order, from plain webdataset shards that nobody had to convert.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -80,10 +82,10 @@ class ShardIndex:
         self.root = root
         self.name = meta["name"]
         self.digest = meta["digest"]
-        self.verified = meta["verified"] == "1" or meta["decoded"] == "1"
+        self.verified = meta["verified"] == "1"
         self.decoded = meta["decoded"] == "1"
         self._arrays = arrays
-        self._listing: dict[str, Any] = _parse_listing(arrays["listing"])
+        self._listing: dict[str, Any] = json.loads(bytes(arrays["listing"]))
         self.shard_names: list[str] = self._listing["shards"]
         self._first = arrays["shard_first"]
 
@@ -104,6 +106,9 @@ class ShardIndex:
         where = Path(root) if root is not None else path.parent / meta["root"]
         return cls(path, where, arrays, meta)
 
+    def __reduce__(self) -> tuple[Callable[..., ShardIndex], tuple[Path, Path]]:
+        return (ShardIndex.open, (self.path, self.root))  # mapped anew in the other process
+
     @property
     def num_samples(self) -> int:
         """Usable samples."""
@@ -117,12 +122,13 @@ class ShardIndex:
     @property
     def num_ignored(self) -> int:
         """Members that belong to no sample."""
-        return int(self._listing["num_ignored"])
+        return sum(self._listing["num_ignored"])
 
     @property
     def quarantined(self) -> list[tuple[str, str, str]]:
         """(shard, key, reason) of everything that training will not see."""
-        return [(shard, key, reason) for shard, key, reason in self._listing["quarantined"]]
+        names = self.shard_names
+        return [(names[shard], key, why) for shard, key, why in self._listing["quarantined"]]
 
     def shard_of(self, sample_id: int) -> int:
         """Number of the shard that holds a sample."""
@@ -183,17 +189,27 @@ class ShardIndex:
         """The stored scan of one shard, as ``scan_shard`` returned it (for incremental builds)."""
         arrays = self._arrays
         begin, end = int(self._first[shard]), int(self._first[shard + 1])
-        name = self.shard_names[shard]
+        ends = [int(arrays["key_end"][begin - 1]) if begin else 0]
+        ends += arrays["key_end"][begin:end].tolist()
+        names = bytes(arrays["key_bytes"][ends[0] : ends[-1]])
         return ShardScan(
-            name=name,
+            name=self.shard_names[shard],
             size=self.shard_size(shard),
             mtime_ns=self.shard_mtime(shard),
-            keys=[self.key(sample).encode() for sample in range(begin, end)],
+            keys=[names[low - ends[0] : high - ends[0]] for low, high in pairwise(ends)],
             blocks=arrays["blocks"][begin:end],
             lengths=arrays["lengths"][begin:end],
             crcs=arrays["crcs"][begin:end] if "crcs" in arrays else None,
-            quarantined=[Quarantined(key, why) for s, key, why in self.quarantined if s == name],
+            quarantined=[Quarantined(key, why) for key, why in self._quarantined_by_shard[shard]],
+            num_ignored=self._listing["num_ignored"][shard],
         )
+
+    @cached_property
+    def _quarantined_by_shard(self) -> list[list[tuple[str, str]]]:
+        result: list[list[tuple[str, str]]] = [[] for _ in self.shard_names]
+        for shard, key, reason in self._listing["quarantined"]:
+            result[shard].append((key, reason))
+        return result
 
 
 def build_index(
@@ -205,6 +221,7 @@ def build_index(
     verify: bool = False,
     decode: bool = False,
     workers: int = 1,
+    reuse: Sequence[Path] = (),
     on_shard: Callable[[int, int], None] | None = None,
 ) -> IndexReport:
     """Index tar shards into the file ``out``, atomically.
@@ -220,6 +237,8 @@ def build_index(
         verify: store a CRC32 of every part.
         decode: decode every image and parse every json; what fails is quarantined.
         workers: processes.
+        reuse: other indexes of the same shards, over which to look for unchanged ones before
+            reading: the parts that the tasks of a Slurm array made, for example.
         on_shard: called with (shards done, shards in all) after each.
 
     Raises:
@@ -227,19 +246,22 @@ def build_index(
     """
     if not shards:
         raise DataError("no shard to index", fix="give a folder, a pattern or a list of *.tar")
-    paths = [Path(os.path.abspath(shard)) for shard in shards]  # noqa: PTH100 - keeps symlinks
-    root = Path(os.path.abspath(root)) if root else _common_folder(paths)  # noqa: PTH100
+    paths = [_absolute(shard) for shard in shards]
+    root = _absolute(root) if root is not None else _common_folder(paths)
     names = [os.path.relpath(path, root) for path in paths]
-    known = _reusable(out, verify=verify, decode=decode)
+    known: dict[Path, tuple[ShardIndex, int]] = {}
+    for older in (*reuse, out):
+        known |= _reusable(older, verify=verify, decode=decode)
     name = name or out.name.split(".")[0]
     reused = 0
     with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
         jobs = [
-            (path, shard_name, _unchanged(path, known.get(shard_name)))
+            (path, shard_name, _unchanged(path, known.get(path)))
             for path, shard_name in zip(paths, names, strict=True)
         ]
         scans = _scan_all(jobs, partial(_scan_job, verify=verify, decode=decode), workers)
-        for done, (scan, (_, _, old)) in enumerate(zip(scans, jobs, strict=True), start=1):
+        for done, (scan, (_, shard_name, old)) in enumerate(zip(scans, jobs, strict=True), start=1):
+            scan.name = shard_name  # a reused one may have had another root
             writer.add(scan)
             reused += old is not None
             if on_shard is not None:
@@ -281,17 +303,17 @@ def _merge(jobs: Sequence[_Job], fresh: Iterator[ShardScan]) -> Iterator[ShardSc
         yield old[0].scan_of(old[1]) if old is not None else next(fresh)
 
 
-def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[str, tuple[ShardIndex, int]]:
-    """Shards of the index that is there, if it was checked at least as closely."""
+def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[Path, tuple[ShardIndex, int]]:
+    """Shards of an index that is there, if it was checked in the same way."""
     if not out.exists():
         return {}
     try:
         old = ShardIndex.open(out)
     except DataError:
         return {}
-    if old.decoded != decode or (verify and not old.verified):
+    if (old.decoded, old.verified) != (decode, verify):
         return {}
-    return {name: (old, shard) for shard, name in enumerate(old.shard_names)}
+    return {_absolute(old.shard_path(shard)): (old, shard) for shard in range(old.num_shards)}
 
 
 def _unchanged(path: Path, known: tuple[ShardIndex, int] | None) -> tuple[ShardIndex, int] | None:
@@ -306,12 +328,9 @@ def _unchanged(path: Path, known: tuple[ShardIndex, int] | None) -> tuple[ShardI
     return known if same else None
 
 
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+
+
 def _common_folder(paths: Sequence[Path]) -> Path:
     return Path(os.path.commonpath([path.parent for path in paths]))
-
-
-def _parse_listing(listing: NDArray[np.uint8]) -> dict[str, Any]:
-    import json
-
-    parsed: dict[str, Any] = json.loads(bytes(listing))
-    return parsed

@@ -13,7 +13,8 @@ key_bytes      uint8[...]       all keys, UTF-8, one behind the other
 blocks         uint32[n, 3]     begin of jpg, json, txt in 512-byte blocks; 0 = absent
 lengths        uint32[n, 3]     bytes
 crcs           uint32[n, 3]     CRC32; only with --verify
-listing        uint8[...]       JSON: shard names, quarantine, ignored members
+listing        uint8[...]       JSON: shard names; (shard number, key, reason) of what is
+                                quarantined; number of ignored members of each shard
 =============  ===============  ==========================================================
 """
 
@@ -72,17 +73,18 @@ class IndexWriter:
             "decoded": str(int(decoded)),
         }
         out.parent.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-        names = [name for name in _SHAPES if verified or decoded or name != "crcs"]
+        # Nameless files: nothing is left of them when this process is killed.
         self._files: dict[str, IO[bytes]] = {
-            name: (self._folder / name).open("wb") for name in names
+            name: tempfile.TemporaryFile(dir=out.parent)  # noqa: SIM115 - closed by __exit__
+            for name in _SHAPES
+            if verified or name != "crcs"
         }
         self._digest = hashlib.blake2b(FORMAT.encode(), digest_size=16)
         self._num_samples = 0
         self._key_end = 0
         self._shards: list[str] = []
-        self._quarantined: list[list[str]] = []
-        self._num_ignored = 0
+        self._quarantined: list[tuple[int, str, str]] = []
+        self._num_ignored: list[int] = []
 
     def add(self, scan: ShardScan) -> None:
         """Append one shard."""
@@ -103,9 +105,10 @@ class IndexWriter:
         if scan.keys:
             self._key_end = int(ends[-1])
         self._num_samples += len(scan.keys)
+        number = len(self._shards)
         self._shards.append(scan.name)
-        self._quarantined += [[scan.name, entry.key, entry.reason] for entry in scan.quarantined]
-        self._num_ignored += scan.num_ignored
+        self._quarantined += [(number, entry.key, entry.reason) for entry in scan.quarantined]
+        self._num_ignored.append(scan.num_ignored)
 
     def commit(self) -> None:
         """Put the file in its place, whole and on disk."""
@@ -122,23 +125,26 @@ class IndexWriter:
         for name, file in self._files.items():
             dtype, row = _SHAPES[name]
             size = file.tell()
-            file.close()
             shape = [size // (np.dtype(_DTYPES[dtype]).itemsize * int(np.prod(row))), *row]
-            header[name] = {
-                "dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size],
-            }  # fmt: skip
+            span = [offset, offset + size]
+            header[name] = {"dtype": dtype, "shape": shape, "data_offsets": span}
             offset += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        whole = self._folder / "index"
-        with whole.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for name in self._files:
-                with (self._folder / name).open("rb") as part:
-                    shutil.copyfileobj(part, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        whole.replace(self.out)
+        handle, temporary = tempfile.mkstemp(prefix=f".{self.out.name}.", dir=self.out.parent)
+        try:
+            with os.fdopen(handle, "wb") as whole:
+                whole.write(struct.pack("<Q", len(text)) + text)
+                for file in self._files.values():
+                    file.seek(0)
+                    shutil.copyfileobj(file, whole, 1 << 20)
+                whole.flush()
+                os.fchmod(whole.fileno(), 0o666 & ~_umask())
+                os.fsync(whole.fileno())
+            Path(temporary).replace(self.out)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
         sync_folder(self.out.parent)
 
     def _put(self, name: str, array: NDArray[Any]) -> None:
@@ -155,7 +161,13 @@ class IndexWriter:
     ) -> None:
         for file in self._files.values():
             file.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync_folder(folder: Path) -> None:
@@ -187,21 +199,46 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     (length,) = struct.unpack("<Q", memory[:8])
     try:
         header: dict[str, Any] = json.loads(memory[8 : 8 + length])
-        meta = header.pop("__metadata__")
-        form = meta["format"]
-    except (ValueError, KeyError, AttributeError, TypeError):
-        raise _not_an_index(path, "its header cannot be read") from None
-    if form != FORMAT:
-        raise _not_an_index(path, f"its format is {form!r}, this version reads {FORMAT!r}")
-    arrays = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        if 8 + length + end > size:
-            raise _not_an_index(path, f"it is cut short: {name} ends behind the file's end")
-        dtype = np.dtype(_DTYPES[entry["dtype"]])
-        flat = np.frombuffer(memory, dtype, (end - begin) // dtype.itemsize, 8 + length + begin)
-        arrays[name] = flat.reshape(entry["shape"])
+        meta: dict[str, str] = header.pop("__metadata__")
+        if meta["format"] != FORMAT:
+            found = meta["format"]
+            raise _not_an_index(path, f"its format is {found!r}, this version reads {FORMAT!r}")
+        arrays = {
+            name: _map_array(memory, 8 + length, header[name], *_SHAPES[name])
+            for name in _SHAPES
+            if name in header or name != "crcs"
+        }
+        _check_arrays(arrays, meta)
+    except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        why = f"it is damaged or cut short ({type(error).__name__}: {error})"
+        raise _not_an_index(path, why) from None
     return arrays, meta
+
+
+def _map_array(
+    memory: mmap.mmap, start: int, entry: dict[str, Any], dtype_name: str, row: tuple[int, ...]
+) -> NDArray[Any]:
+    begin, end = entry["data_offsets"]
+    dtype = np.dtype(_DTYPES[dtype_name])
+    if entry["dtype"] != dtype_name or begin < 0 or start + end > len(memory):
+        raise ValueError("an array ends behind the file's end")
+    flat = np.frombuffer(memory, dtype, (end - begin) // dtype.itemsize, start + begin)
+    return flat.reshape(-1, *row)
+
+
+def _check_arrays(arrays: dict[str, NDArray[Any]], meta: dict[str, str]) -> None:
+    """Raise ValueError or KeyError unless the arrays fit each other."""
+    first, listing = arrays["shard_first"], json.loads(bytes(arrays["listing"]))
+    num_shards, num_samples = len(listing["shards"]), int(first[-1])
+    per_shard = [len(first) - 1, *(len(arrays[f"shard_{x}"]) for x in ("size", "mtime", "digest"))]
+    per_sample = [len(arrays[x]) for x in ("key_end", "blocks", "lengths")]
+    per_sample += [len(arrays["crcs"])] if "crcs" in arrays else []
+    if {*per_shard} != {num_shards} or {*per_sample} != {num_samples}:
+        raise ValueError("its arrays differ in length")
+    if num_samples and int(arrays["key_end"][-1]) != len(arrays["key_bytes"]):
+        raise ValueError("its keys are incomplete")
+    if {"name", "root", "digest", "verified", "decoded"} - meta.keys():
+        raise ValueError("its metadata is incomplete")
 
 
 def _not_an_index(path: Path, why: str) -> DataError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mgpt4_hpc.data.tarheader import BLOCK, WindowedFile
+from mgpt4_hpc.data.tarheader import BLOCK, LARGE_WINDOW, SMALL_WINDOW, Int64, WindowedFile
 from mgpt4_hpc.data.tarwalk import TarListing, walk_tar
 
 PARTS = ("jpg", "json", "txt")
@@ -20,6 +20,8 @@ PARTS = ("jpg", "json", "txt")
 _PART_OF_EXTENSION = {
     b"jpg": 0, b"jpeg": 0, b"png": 0, b"webp": 0, b"json": 1, b"txt": 2,
 }  # fmt: skip
+_PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
+"""Names of nothing but these need no closer look."""
 _MAX_LENGTH = 2**32 - 1
 
 
@@ -79,76 +81,128 @@ def scan_shard(path: Path, name: str, *, verify: bool = False, decode: bool = Fa
         path: the tar.
         name: to record it under.
         verify: also compute the CRC32 of every part.
-        decode: also decode every image and parse every json (implies reading everything).
+        decode: also decode every image and parse every caption.
 
     A shard that cannot be read at all yields no samples and one quarantine entry.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        return _unreadable(name, 0, 0, error)
+        return _unreadable(name, error)
     try:
         stat = os.fstat(fd)
         try:
-            listing = walk_tar(WindowedFile(fd, stat.st_size))
+            window = LARGE_WINDOW if verify else SMALL_WINDOW
+            listing = walk_tar(WindowedFile(fd, stat.st_size, window), with_crcs=verify)
             scan = _group(listing, name, stat.st_size, stat.st_mtime_ns)
-            if verify or decode:
-                _check_contents(fd, scan, decode)
+            if decode:
+                _decode_all(fd, scan)
         except OSError as error:
-            return _unreadable(name, stat.st_size, stat.st_mtime_ns, error)
+            return _unreadable(name, error)
         return scan
     finally:
         os.close(fd)
 
 
-def _unreadable(name: str, size: int, mtime_ns: int, error: OSError) -> ShardScan:
+def _unreadable(name: str, error: OSError) -> ShardScan:
+    """Size and time are left 0, so that an incremental build tries the shard again."""
     none = np.zeros((0, len(PARTS)), dtype=np.uint32)
     reason = f"the shard cannot be read: {error.strerror or error}"
-    return ShardScan(name, size, mtime_ns, [], none, none, None, [Quarantined("@0", reason)])
+    return ShardScan(name, 0, 0, [], none, none, none, [Quarantined("@0", reason)])
 
 
 def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardScan:
-    samples: dict[bytes, list[int]] = {}  # key -> offset and length of each part, 0 if absent
+    quarantined: list[Quarantined] = []
+    num_ignored = 0
+    keys = _keys_of_plain_triples(listing)
+    if keys:
+        where = np.arange(3 * len(keys)).reshape(-1, 3)
+    else:
+        samples, faults, num_ignored = _collect_samples(listing)
+        quarantined = _fold_faults(listing, samples, faults)
+        keys = [key for key in samples if key not in faults]
+        where = np.asarray([samples[key] for key in keys], dtype=np.int64).reshape(-1, 3)
+
+    def column(values: Int64) -> NDArray[np.uint32]:
+        # A last element that index -1 finds: absent parts become 0.
+        return np.append(values, 0)[where].astype(np.uint32)
+
+    return ShardScan(
+        name=name,
+        size=size,
+        mtime_ns=mtime_ns,
+        keys=keys,
+        blocks=column(listing.offsets // BLOCK),
+        lengths=column(listing.lengths),
+        crcs=None if listing.crcs is None else column(listing.crcs),
+        quarantined=quarantined,
+        num_ignored=num_ignored,
+    )
+
+
+def _keys_of_plain_triples(listing: TarListing) -> list[bytes]:
+    """The keys, if the shard is nothing but KEY.jpg, KEY.json, KEY.txt in turn; else nothing.
+
+    Saves two thirds of the grouping's time on img2dataset's shards; whatever is odd goes the
+    general way.
+    """
+    names, lengths = listing.names, listing.lengths
+    if listing.faults or not names or len(names) % 3:
+        return []
+    keys = [name[:-4] for name in names[::3]]
+    usual = [key + b".jpg\n" + key + b".json\n" + key + b".txt" for key in keys]
+    text = b"\n".join(names)
+    if text != b"\n".join(usual) or len(text.translate(None, _PLAIN)) != len(names) - 1:
+        return []
+    if b"." in b"".join(keys) or len(set(keys)) != len(keys) or b"" in keys:
+        return []
+    whole = lengths.min() > 0 and lengths.max() <= _MAX_LENGTH
+    return keys if whole and not (listing.offsets % BLOCK).any() else []
+
+
+def _collect_samples(listing: TarListing) -> tuple[dict[bytes, list[int]], dict[bytes, str], int]:
+    """Members by key: number of each part's member, -1 if absent; faults; ignored members."""
+    samples: dict[bytes, list[int]] = {}
     faults: dict[bytes, str] = {}
     num_ignored = 0
-    unsafe = _unsafe_names(listing.names)
-    members = zip(listing.names, listing.offsets, listing.lengths, strict=True)
-    for member, offset, length in members:
-        if member[:2] == b"./":
-            member = member[2:]
-        slash = member.rfind(b"/") + 1
-        dot = member.find(b".", slash)
-        key = member[:dot] if dot > 0 else member
-        part = _PART_OF_EXTENSION.get(member[dot + 1 :].lower()) if dot > slash else None
+    unsafe = bool(b"".join(listing.names).translate(None, _PLAIN))
+    lengths, aligned = listing.lengths.tolist(), (listing.offsets % BLOCK == 0).tolist()
+    for number, member in enumerate(listing.names):
+        key, extension = split_name(member)
+        part = _PART_OF_EXTENSION.get(extension)
         if part is None:
             num_ignored += 1
             continue
         sample = samples.get(key)
         if sample is None:
-            sample = samples[key] = [0, 0, 0, 0, 0, 0]
+            sample = samples[key] = [-1, -1, -1]
+        length = lengths[number]
         if length == 0:
             faults[key] = f"its {PARTS[part]} is empty"
-        elif sample[part]:
+        elif sample[part] >= 0:
             faults[key] = f"it has two {PARTS[part]} members"
-        elif length > _MAX_LENGTH or offset % BLOCK:
+        elif length > _MAX_LENGTH:
+            faults[key] = f"its {PARTS[part]} has {length} bytes"
+        elif not aligned[number]:
             faults[key] = "it lies behind damage that shifted the tar"
         if unsafe and (reason := name_fault(key)):
             faults[key] = reason
-        sample[part] = offset
-        sample[part + 3] = length
-    quarantined = _fold_faults(listing, samples, faults)
-    rows = [(key, sample) for key, sample in samples.items() if key not in faults]
-    table = np.asarray([sample for _, sample in rows], dtype=np.int64).reshape(-1, 6)
-    return ShardScan(
-        name=name,
-        size=size,
-        mtime_ns=mtime_ns,
-        keys=[key for key, _ in rows],
-        blocks=(table[:, :3] // BLOCK).astype(np.uint32),
-        lengths=table[:, 3:].astype(np.uint32),
-        quarantined=quarantined,
-        num_ignored=num_ignored,
-    )
+        sample[part] = number
+    return samples, faults, num_ignored
+
+
+def split_name(member: bytes) -> tuple[bytes, bytes]:
+    """Key and lower-case extension of a member, as webdataset splits: at the base name's first dot.
+
+    Without an extension the key is the whole name.
+    """
+    if member[:2] == b"./":
+        member = member[2:]
+    slash = member.rfind(b"/") + 1
+    dot = member.find(b".", slash)
+    if dot <= slash:
+        return member, b""
+    return member[:dot], member[dot + 1 :].lower()
 
 
 def _fold_faults(
@@ -157,36 +211,21 @@ def _fold_faults(
     """Quarantine entries; afterwards ``faults`` holds every key that is not a whole sample."""
     for key, sample in samples.items():
         if key not in faults:
-            if not sample[0]:
+            if sample[0] < 0:
                 faults[key] = "it has no image"
-            elif not sample[1] and not sample[2]:
+            elif sample[1] < 0 and sample[2] < 0:
                 faults[key] = "it has neither json nor txt"
     entries = {}
     for fault in listing.faults:
-        member = fault.name.removeprefix(b"./")
-        slash = member.rfind(b"/") + 1
-        dot = member.find(b".", slash)
-        key = member[:dot] if dot > 0 else member
+        key, _ = split_name(fault.name)
         whole = key in samples and key not in faults
         if not key or whole:
             # The sample itself is whole: what is damaged is a part that it can do without.
             entries[f"@{fault.offset}"] = f"{show(fault.name)} {fault.reason}".strip()
         else:
-            faults[key] = f"its member {show(member)} {fault.reason}"
+            faults[key] = f"its member {show(fault.name)} {fault.reason}"
     result = [Quarantined(show(key), reason) for key, reason in faults.items()]
     return result + [Quarantined(key, reason) for key, reason in entries.items()]
-
-
-def _unsafe_names(names: list[bytes]) -> bool:
-    """Whether any name might be refused by ``name_fault``: one cheap look at all of them."""
-    text = b"\n".join(names)
-    if not text.isascii() or b".." in text or b"\\" in text or b"//" in text or b"\n/" in text:
-        return True
-    return text[:1] == b"/" or text.count(b"\n") >= len(names) or not _printable(text)
-
-
-def _printable(text: bytes) -> bool:
-    return text.decode("ascii").replace("\n", "").isprintable()
 
 
 def name_fault(key: bytes) -> str:
@@ -211,28 +250,23 @@ def show(name: bytes) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
-def _check_contents(fd: int, scan: ShardScan, decode: bool) -> None:
-    """Fill in the CRCs; with ``decode`` drop the samples whose contents are unusable."""
-    scan.crcs = np.zeros(scan.lengths.shape, dtype=np.uint32)
+def _decode_all(fd: int, scan: ShardScan) -> None:
+    """Drop the samples whose contents are unusable."""
     bad: dict[int, str] = {}
     for row in range(len(scan.keys)):
         for part in range(len(PARTS)):
             length = int(scan.lengths[row, part])
-            if not length:
+            if not length or row in bad:
                 continue
             data = os.pread(fd, length, int(scan.blocks[row, part]) * BLOCK)
-            if len(data) < length:
-                bad[row] = f"its {PARTS[part]} is cut off"
-                continue
-            scan.crcs[row, part] = zlib.crc32(data)
-            if decode and row not in bad and (reason := _content_fault(part, data)):
+            if reason := _content_fault(part, data):
                 bad[row] = reason
     if bad:
         keep = np.asarray([row not in bad for row in range(len(scan.keys))])
-        scan.quarantined += [Quarantined(show(scan.keys[r]), why) for r, why in bad.items()]
+        scan.quarantined += [Quarantined(show(scan.keys[row]), why) for row, why in bad.items()]
         scan.keys = [key for row, key in enumerate(scan.keys) if keep[row]]
         scan.blocks, scan.lengths = scan.blocks[keep], scan.lengths[keep]
-        scan.crcs = scan.crcs[keep]
+        scan.crcs = None if scan.crcs is None else scan.crcs[keep]
 
 
 def _content_fault(part: int, data: bytes) -> str:
@@ -242,8 +276,8 @@ def _content_fault(part: int, data: bytes) -> str:
     try:
         if part == 0:
             check_image(data)
-        elif part == 1:
-            caption_of(data, None)
+        else:
+            caption_of(data if part == 1 else None, data)
     except (CaptionError, ImageError) as error:
         return str(error)
     return ""

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
 
 BLOCK = 512
 ZERO_BLOCK = bytes(BLOCK)
@@ -23,25 +28,35 @@ LARGE_WINDOW = 4 * 1024 * 1024
 _SLOW_READ_S = 200e-6
 _TIMED_READS = 32
 _MAGIC = b"ustar"
+_MAX_SIZE = 2**50
 _MAGIC_AT = 257
 _EIGHTS = 8 ** np.arange(5, -1, -1, dtype=np.int64)
 
 
 class WindowedFile:
-    """``pread`` through one window that moves forward.
+    """``pread`` through a window that moves forward.
 
     Args:
         fd: open for reading; its position is neither used nor moved.
         size: of the file in bytes.
-        window: bytes per read; it grows when the first reads turn out slow.
+        window: bytes per read; a small one grows when the first reads turn out slow.
+
+    Attributes:
+        base: offset of the window's first byte.
+        buffer: the window; overwritten by the next but one ``fill``.
     """
 
     def __init__(self, fd: int, size: int, window: int = SMALL_WINDOW) -> None:
         self.fd = fd
         self.size = size
-        self.window = window
         self.base = 0
-        self.buffer = b""
+        self.buffer: bytes | bytearray = b""
+        # Two in turn, reused: fresh memory costs more than the copy into it, and one may still
+        # be in use by another thread while the other is filled.
+        window = min(window, size + BLOCK)
+        self._holds = [bytearray(window), bytearray(window)]
+        self._users: list[Future[Any] | None] = [None, None]
+        self._turn = 0
         self._reads = 0
         self._read_s = 0.0
 
@@ -49,27 +64,54 @@ class WindowedFile:
         """Up to ``length`` bytes at ``offset``: fewer at the end of the file."""
         start = offset - self.base
         if start < 0 or start + length > len(self.buffer):
-            self._fill(offset, length)
+            self.fill(offset, length)
             start = 0
-        return self.buffer[start : start + length]
+        return bytes(self.buffer[start : start + length])
 
-    def _fill(self, offset: int, length: int) -> None:
-        want = min(max(length, self.window), max(0, self.size - offset))
-        began = time.perf_counter()
-        data = os.pread(self.fd, want, offset) if want else b""
+    def fill(self, offset: int, length: int) -> bytes | bytearray:
+        """Move the window to ``offset``; it holds ``length`` bytes or more, if the file does."""
+        turn = self._turn = 1 - self._turn
+        user = self._users[turn]
+        if user is not None:
+            user.result()
+            self._users[turn] = None
+        if length > len(self._holds[turn]):
+            self._holds[turn] = bytearray(length)
+        hold = self._holds[turn]
+        timed = self._reads < _TIMED_READS and len(hold) <= SMALL_WINDOW
+        began = time.perf_counter() if timed else 0.0
+        got = os.preadv(self.fd, (hold,), offset)
+        if timed:
+            self._note_time(time.perf_counter() - began)
+        self.base = offset
+        self.buffer = hold
+        if got < len(hold):
+            self.buffer = self._read_on(bytes(hold[:got]), offset, len(hold))
+        return self.buffer
+
+    def in_use_by(self, user: Future[Any]) -> None:
+        """Keep the present window's bytes until ``user`` is done."""
+        self._users[self._turn] = user
+
+    def read_aside(self, offset: int, length: int) -> bytes:
+        """Like ``read``, but the window stays where it is."""
+        return self._read_on(os.pread(self.fd, length, offset), offset, length)
+
+    def _read_on(self, data: bytes, offset: int, want: int) -> bytes:
         while len(data) < want:
             more = os.pread(self.fd, want - len(data), offset + len(data))
             if not more:
-                self.size = offset + len(data)  # the file shrank since it was measured
+                if data:  # the file may have shrunk since it was measured
+                    self.size = min(self.size, offset + len(data))
                 break
             data += more
-        self.base = offset
-        self.buffer = data
-        if self._reads < _TIMED_READS:
-            self._reads += 1
-            self._read_s += time.perf_counter() - began
-            if self._reads == _TIMED_READS and self._read_s > _TIMED_READS * _SLOW_READ_S:
-                self.window = max(self.window, LARGE_WINDOW)
+        return data
+
+    def _note_time(self, seconds: float) -> None:
+        self._reads += 1
+        self._read_s += seconds
+        if self._reads == _TIMED_READS and self._read_s > _TIMED_READS * _SLOW_READ_S:
+            self._holds = [bytearray(LARGE_WINDOW), bytearray(LARGE_WINDOW)]
 
 
 @dataclass(slots=True)
@@ -81,19 +123,20 @@ class Extension:
     fault: str = ""
 
 
-def parse_size(header: bytes) -> int:
+def parse_size(header: bytes | bytearray) -> int:
     """Size field of a header, or -1 if it holds no number."""
-    if header[135] in b"\0 ":
-        try:
-            return int(header[124:135], 8)
-        except ValueError:
-            pass
     if header[124] == 0x80:  # base 256, as GNU writes sizes of 8 GiB and more
-        return int.from_bytes(header[125:136], "big")
-    try:
-        return int(header[124:136].strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return -1
+        size = int.from_bytes(header[125:136], "big")
+        return size if size < _MAX_SIZE else -1
+    digits = header[124:136].strip(b"\0 ")
+    if not digits:
+        return 0
+    return int(digits, 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else -1
+
+
+def only_times(data: bytes | bytearray) -> bool:
+    """Whether a pax header says nothing but a modification time."""
+    return data[2:9] == b" mtime=" and data.count(b"\n") == 1
 
 
 def parse_pax(data: bytes, extension: Extension) -> None:
@@ -114,7 +157,7 @@ def parse_pax(data: bytes, extension: Extension) -> None:
             if not value.isdigit() or len(value) > 18:
                 extension.fault = "has a size in its pax header that is no number"
                 return
-            extension.size = int(value)
+            extension.size = min(int(value), _MAX_SIZE)
         elif key.startswith(b"GNU.sparse"):
             extension.fault = "is a sparse file"
         data = data[length:]
@@ -124,42 +167,61 @@ class Headers:
     """Headers met by a walk, whose checksums and names are worked out all at once.
 
     Attributes:
-        raw: the blocks.
-        positions: their byte offsets.
-        sizes: of the data behind each; -1 for extension headers, which are no members.
-        extensions: what preceding extension headers say, per header.
+        extensions: what preceding extension headers say, by the header's number.
     """
 
-    __slots__ = ("extensions", "positions", "raw", "sizes")
+    __slots__ = ("_found", "_pending", "extensions", "num")
 
     def __init__(self) -> None:
-        self.raw: list[bytes] = []
-        self.positions: list[int] = []
-        self.sizes: list[int] = []
+        self.num = 0
         self.extensions: dict[int, Extension] = {}
+        self._found: list[tuple[bytes, Int64, Int64]] = []
+        self._pending: list[tuple[bytes | bytearray, int, int]] = []
 
-    def first_bad(self) -> int | None:
-        """Index of the first header whose checksum is wrong."""
-        if not self.raw:
-            return None
-        good = checksums_hold(np.frombuffer(b"".join(self.raw), dtype=np.uint8).reshape(-1, BLOCK))
-        return None if good.all() else int(np.argmin(good))
+    def add(self, header: bytes | bytearray, position: int, size: int) -> None:
+        """One header, its byte offset and its data's size (-1: no member, but an extension)."""
+        self._pending.append((header, position, size))
+        self.num += 1
 
-    def cut(self, index: int) -> None:
-        """Forget the headers from ``index`` on."""
-        del self.raw[index:], self.positions[index:], self.sizes[index:]
+    def add_many(self, headers: bytes, positions: Int64, sizes: Int64) -> None:
+        """Several headers in a piece."""
+        self._flush()
+        self._found.append((headers, positions, sizes))
+        self.num += len(positions)
 
-    def names(self) -> list[bytes]:
-        """Name of every header, prefix included, extensions not yet applied."""
-        if not self.raw:
-            return []
-        blocks = np.frombuffer(b"".join(self.raw), dtype=np.uint8).reshape(-1, BLOCK)
-        names: list[bytes] = blocks[:, :100].copy().view("S100")[:, 0].tolist()
-        if any(b"\0" in name for name in names):
-            names = [name.partition(b"\0")[0] for name in names]
-        for index in np.flatnonzero(blocks[:, 345]).tolist():
-            names[index] = header_name(self.raw[index])
-        return names
+    def columns(self) -> tuple[NDArray[np.uint8], Int64, Int64]:
+        """All headers: blocks uint8[n, 512], positions and sizes int64[n]."""
+        self._flush()
+        found = self._found
+        raw = found[0][0] if len(found) == 1 else b"".join([headers for headers, _, _ in found])
+        nothing = np.zeros(0, dtype=np.int64)
+        return (
+            np.frombuffer(raw, dtype=np.uint8).reshape(-1, BLOCK),
+            np.concatenate([nothing, *(positions for _, positions, _ in found)]),
+            np.concatenate([nothing, *(sizes for _, _, sizes in found)]),
+        )
+
+    def _flush(self) -> None:
+        if self._pending:
+            headers, positions, sizes = zip(*self._pending, strict=True)
+            self._found.append((b"".join(headers), _int64(positions), _int64(sizes)))
+            self._pending = []
+
+
+def _int64(values: Sequence[int]) -> Int64:
+    return np.asarray(values, dtype=np.int64)
+
+
+def header_names(blocks: NDArray[np.uint8]) -> list[bytes]:
+    """Names in headers, uint8[n, 512]; prefix included, extension headers not applied."""
+    if not len(blocks):
+        return []
+    names: list[bytes] = np.ascontiguousarray(blocks[:, :100]).view("S100")[:, 0].tolist()
+    if b"\0" in b"".join(names):  # left-overs of an older name behind the end of this one
+        names = [name.partition(b"\0")[0] for name in names]
+    for index in np.flatnonzero(blocks[:, 345]).tolist():
+        names[index] = header_name(blocks[index].tobytes())
+    return names
 
 
 def header_name(header: bytes) -> bytes:

@@ -10,24 +10,40 @@ v7 headers. Links, devices and sparse files are reported, not followed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mgpt4_hpc.data.tarcrc import Crcs
 from mgpt4_hpc.data.tarheader import (
     BLOCK,
     ZERO_BLOCK,
     Extension,
     Headers,
+    Int64,
     WindowedFile,
+    checksums_hold,
     find_header,
     header_name,
+    header_names,
+    only_times,
     parse_pax,
     parse_size,
 )
+from mgpt4_hpc.data.tarleap import leap
 
 _BATCH = 4096
-"""Headers whose checksums are checked at once: bounds the work thrown away behind damage."""
+"""About how many headers' checksums are checked at once: bounds the work lost behind damage."""
+_LEAP = 64 * 1024
+"""Windows from this size on are searched for headers all at once."""
+_MAX_PADDING = 2 * 10240
+"""Writers fill up to a multiple of 10,240 bytes, at most."""
+_PIECE = 1024 * 1024
 _MAX_EXTENSION = 1024 * 1024
-_REGULAR = frozenset(b"0\x007")  # 7: contiguous file, read as a regular one
+_FILE = ord("0")
+_REGULAR = np.frombuffer(b"0\x007", dtype=np.uint8)  # 7: contiguous, read as a regular file
+_ENDS = b"\0 "
 _DIRECTORY, _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK = b"5xgLK"
 _TYPE_NAMES = {
     "1": "is a hard link",
@@ -56,91 +72,122 @@ class TarFault:
 
 @dataclass(slots=True)
 class TarListing:
-    """Regular members in the order they lie in, as parallel lists, and what was wrong.
+    """Regular members in the order they lie in, and what was wrong.
 
     Attributes:
         names: as bytes, whatever the archive says: nothing is checked here.
-        offsets: of the first data byte.
-        lengths: of the data in bytes.
+        offsets: int64[n], of the first data byte.
+        lengths: int64[n], of the data in bytes.
+        crcs: int64[n], CRC32 of the data; None unless asked for.
     """
 
-    names: list[bytes] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    faults: list[TarFault] = field(default_factory=list)
-
-    def fault(self, offset: int, name: bytes, reason: str) -> None:
-        """Add a fault."""
-        self.faults.append(TarFault(offset, name, reason))
+    names: list[bytes]
+    offsets: Int64
+    lengths: Int64
+    crcs: Int64 | None
+    faults: list[TarFault]
 
 
-def walk_tar(file: WindowedFile) -> TarListing:
+def walk_tar(file: WindowedFile, *, with_crcs: bool = False) -> TarListing:
     """List the regular members of a tar.
+
+    Args:
+        file: the tar.
+        with_crcs: also read all data, in the same pass; wants a large window.
 
     Raises:
         OSError: if the file cannot be read.
     """
-    return _Walk(file).run()
+    if not with_crcs:
+        return _Walk(file).run()
+    with Crcs(file) as crcs:
+        return _Walk(file, crcs).run()
 
 
 class _Walk:
     """One pass over a tar."""
 
-    def __init__(self, file: WindowedFile) -> None:
+    def __init__(self, file: WindowedFile, crcs: Crcs | None = None) -> None:
         self.file = file
-        self.listing = TarListing()
+        self.crcs = crcs
         self.pos = 0
         self.extension: Extension | None = None
+        self.names: list[bytes] = []
+        self.columns: list[Int64] = [np.zeros((3, 0), dtype=np.int64)]
+        self.faults: list[TarFault] = []
 
     def run(self) -> TarListing:
-        while True:
+        going = True
+        while going:
             headers = Headers()
             stopped = self._collect(headers)
-            bad = headers.first_bad()
-            if bad is not None:
+            blocks, positions, sizes = headers.columns()
+            good = checksums_hold(blocks)
+            count = len(good)
+            if not good.all():
                 # What lies behind was found by a size that cannot be trusted.
-                self.pos = headers.positions[bad]
-                headers.cut(bad)
+                count = int(np.argmin(good))
+                self.pos = int(positions[count])
                 stopped = "has a header with a wrong checksum"
-            self._keep(headers)
-            if stopped and not self._step_over(stopped):
-                return self.listing
+            crcs = np.asarray(self.crcs.take(), np.int64) if self.crcs else np.zeros_like(sizes)
+            self._keep(blocks, np.stack([positions, sizes, crcs]), count, headers.extensions)
+            if stopped:
+                going = self._step_over(stopped)
+        offsets, lengths, crcs = np.concatenate(self.columns, axis=1)
+        return TarListing(self.names, offsets, lengths, crcs if self.crcs else None, self.faults)
 
     def _collect(self, headers: Headers) -> str:
-        """Walk up to a batch of headers from ``pos``; says why it stopped, if not at the limit."""
+        """Walk a batch of headers from ``pos`` on; says why it stopped, if not at the limit.
+
+        The inner loop of indexing: 100,000 samples are 300,000 to 600,000 rounds, so it parses
+        the common header in place.
+        """
         file, pos = self.file, self.pos
-        read, raw, positions, sizes = file.read, headers.raw, headers.positions, headers.sizes
-        stopped = ""
-        for _ in range(_BATCH):
-            header = read(pos, BLOCK)
+        base, buffer = file.base, file.buffer
+        while headers.num < _BATCH:
+            at = pos - base
+            header = buffer[at : at + BLOCK] if at >= 0 else b""
             if len(header) < BLOCK:
-                stopped = "is cut off by the end of the file" if header else "end of file"
-                break
-            size = parse_size(header)
+                buffer = file.fill(pos, BLOCK)
+                base, at = pos, 0
+                if len(buffer) >= _LEAP and self.extension is None:
+                    far = leap(headers, buffer, base, self.crcs)
+                    if far:
+                        pos, buffer = pos + far, b""
+                        continue
+                header = buffer[:BLOCK]
+                if len(header) < BLOCK:
+                    self.pos = pos
+                    return "is cut off by the end of the file" if header else "end of file"
             kind = header[156]
-            if size <= 0 and header == ZERO_BLOCK:
-                stopped = "end marker"
-                break
-            if size < 0:
-                stopped = "is no tar header"
-                break
-            raw.append(header)
-            positions.append(pos)
-            if kind in _REGULAR and self.extension is None:
-                sizes.append(size)
+            try:
+                size = int(header[124:135], 8) if header[135] in _ENDS else parse_size(header)
+            except ValueError:
+                size = parse_size(header)
+            if size <= 0 and (size < 0 or header == ZERO_BLOCK):
+                self.pos = pos
+                return "end marker" if header == ZERO_BLOCK else "is no tar header"
+            member_size = size
+            if kind == _FILE and self.extension is None:
+                pass
             elif kind in (_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK):
-                sizes.append(-1)
-                self._extend(kind, pos + BLOCK, size)
-            else:
-                if self.extension is not None:
-                    headers.extensions[len(sizes)] = self.extension
-                    if self.extension.size is not None:
-                        size = self.extension.size
-                    self.extension = None
-                sizes.append(size)
+                member_size = -1
+                data = buffer[at + BLOCK : at + BLOCK + size]
+                # webdataset's writer puts one with the time before each member.
+                if kind != _PAX or len(data) < size or not only_times(data):
+                    self._extend(kind, pos + BLOCK, size)
+                    base, buffer = file.base, file.buffer
+            elif self.extension is not None:
+                extension, self.extension = self.extension, None
+                headers.extensions[headers.num] = extension
+                if extension.size is not None:
+                    member_size = size = extension.size
+            headers.add(header, pos, member_size)
+            if self.crcs is not None:
+                self.crcs.add(pos, member_size)
             pos += BLOCK + ((size + BLOCK - 1) & -BLOCK)
         self.pos = pos
-        return stopped
+        return ""
 
     def _extend(self, kind: int, offset: int, size: int) -> None:
         """Take in the data of an extension header."""
@@ -156,60 +203,106 @@ class _Walk:
         else:
             parse_pax(data, extension)
 
-    def _keep(self, headers: Headers) -> None:
-        """Add the members among ``headers`` to the listing."""
-        listing, end = self.listing, self.file.size
-        members = zip(headers.raw, headers.positions, headers.sizes, headers.names(), strict=True)
-        for index, (header, position, size, name) in enumerate(members):
-            if size < 0:
-                continue
-            extension = headers.extensions.get(index) if headers.extensions else None
-            if extension is not None:
-                name = extension.name if extension.name is not None else name
-                if extension.fault:
-                    listing.fault(position, name, extension.fault)
-                    continue
-            kind = header[156]
-            if kind in _REGULAR and name[-1:] != b"/":
-                offset = position + BLOCK
-                if offset + size > end:
-                    listing.fault(position, name, f"is cut off at byte {end}, the file's end")
-                    continue
-                listing.names.append(name)
-                listing.offsets.append(offset)
-                listing.lengths.append(size)
-            elif kind in _REGULAR or kind == _DIRECTORY:
-                continue  # a directory; old tars mark it by the slash alone
-            else:
-                reason = _TYPE_NAMES.get(chr(kind), f"has the unknown type {chr(kind)!r}")
-                listing.fault(position, name, reason)
+    def _keep(
+        self,
+        blocks: NDArray[np.uint8],
+        columns: Int64,
+        count: int,
+        extensions: dict[int, Extension],
+    ) -> None:
+        """Add the members among the first ``count`` headers; columns: position, size, CRC32."""
+        end = self.file.size
+        rows = np.flatnonzero(columns[1, :count] >= 0)
+        members, kinds = columns[:, rows], blocks[rows, 156]
+        members[0] += BLOCK  # from the header to its data
+        names = header_names(blocks[rows])
+        extended = {
+            int(np.searchsorted(rows, row)): extension
+            for row, extension in extensions.items()
+            if row < count
+        }
+        for index, extension in extended.items():
+            if extension.name is not None:
+                names[index] = extension.name
+        plain = np.isin(kinds, _REGULAR) & (members[0] + members[1] <= end)
+        if extended or not plain.all() or b"/\0" in b"\0".join([*names, b""]):
+            for index, name in enumerate(names):
+                offset, size = int(members[0, index]), int(members[1, index])
+                fault = extended[index].fault if index in extended else ""
+                fault = fault or _fault(int(kinds[index]), name, offset + size, end)
+                plain[index] = not fault and kinds[index] != _DIRECTORY and name[-1:] != b"/"
+                if fault:
+                    self._fault(offset - BLOCK, name, fault)
+            names = [name for name, good in zip(names, plain.tolist(), strict=True) if good]
+        self.names += names
+        self.columns.append(members[:, plain])
 
     def _step_over(self, stopped: str) -> bool:
         """Report why the walk stopped and move to the next header; False at the end."""
-        file, listing, begin = self.file, self.listing, self.pos
+        file, begin = self.file, self.pos
         extension, self.extension = self.extension, None
+        if extension is not None and stopped in ("end of file", "end marker"):
+            self._fault(begin, extension.name or b"", "is announced, but does not follow")
         if stopped == "end of file":
-            listing.fault(file.size, b"", "has no end marker: the tar may have been cut short")
+            self._fault(file.size, b"", "has no end marker: the tar may have been cut short")
             return False
         if stopped == "end marker":
             following = find_header(file, begin)
             if following is None:
+                self._check_tail(begin)
                 return False
-            listing.fault(begin, b"", f"zeros up to byte {following}, behind which samples go on")
+            self._fault(begin, b"", f"zeros up to byte {following}, behind which samples go on")
         else:
             name = extension.name if extension and extension.name else _guess_name(file, begin)
             following = find_header(file, begin + 1)
             until = file.size if following is None else following
-            listing.fault(begin, name, f"{stopped}: bytes {begin} to {until} cannot be read")
+            if name:
+                self._fault(begin, name, stopped)
+            what = f"bytes {begin} to {until} cannot be read, and may hide more samples"
+            self._fault(begin, b"", what)
             if following is None:
                 return False
         self.pos = following
         return True
 
+    def _check_tail(self, begin: int) -> None:
+        """Complain of anything but the padding that writers put behind the end marker."""
+        pos = begin
+        while data := _piece(self.file, pos):
+            if data.strip(b"\0"):
+                self._fault(begin, b"", f"bytes {pos} to {self.file.size} are no part of the tar")
+                return
+            pos += len(data)
+        if pos - begin > _MAX_PADDING:
+            zeros = f"ends with {pos - begin} zero bytes: what was there may be missing"
+            self._fault(begin, b"", zeros)
+        elif pos % BLOCK:
+            self._fault(begin, b"", f"has {pos} bytes, no multiple of 512: it was cut short")
+
+    def _fault(self, offset: int, name: bytes, reason: str) -> None:
+        self.faults.append(TarFault(offset, name, reason))
+
+
+def _piece(file: WindowedFile, offset: int) -> bytes:
+    """The next piece of a file, for looking through it; empty at its end."""
+    return file.read(offset, min(_PIECE, max(0, file.size - offset)))
+
+
+def _fault(kind: int, name: bytes, data_end: int, file_end: int) -> str:
+    """Why a member cannot be used; empty for plain files and for directories."""
+    if kind == _DIRECTORY or name[-1:] == b"/":  # old tars mark a directory by the slash alone
+        return ""
+    if kind not in _REGULAR:
+        return _TYPE_NAMES.get(chr(kind), f"has the unknown type {chr(kind)!r}")
+    return f"is cut off at byte {file_end}, the file's end" if data_end > file_end else ""
+
 
 def _guess_name(file: WindowedFile, offset: int) -> bytes:
     """What a damaged header seems to be called; empty if it looks like no name."""
-    name = header_name(file.read(offset, BLOCK).ljust(BLOCK, b"\0"))
+    header = file.read(offset, BLOCK).ljust(BLOCK, b"\0")
+    if header[156] in (_PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK):
+        return b""  # the name of an extension header says nothing
+    name = header_name(header)
     try:
         return name if name.decode().isprintable() else b""
     except UnicodeDecodeError:

@@ -49,6 +49,8 @@ class TextSpec:
             stop; False cuts off the end symbol first, as the original does.
         prompts: full prompts, each with one image slot; empty for none (stage 1).
         prompt_per: one drawn prompt per "sample" or per "batch" (optimizer step).
+        learn_pad: learn the padding token where a caption contains it; the original leaves every
+            padding id without a label, also one that stands for text.
         clean: apply ``clean_caption``.
         max_words: its limit.
     """
@@ -62,6 +64,7 @@ class TextSpec:
     keep_end_symbol: bool = True
     prompts: tuple[str, ...] = ()
     prompt_per: Literal["sample", "batch"] = "sample"
+    learn_pad: bool = True
     clean: bool = False
     max_words: int | None = 50
 
@@ -104,6 +107,8 @@ def build_sequence(spec: TextSpec, caption: str, prompt: str | None = None) -> T
     image_mask[image_at : image_at + spec.num_image_tokens] = True
     labels = np.full(len(input_ids), NO_LABEL, dtype=np.int64)
     labels[answer_at:] = input_ids[answer_at:]
+    if not spec.learn_pad:
+        labels[labels == spec.pad_id] = NO_LABEL
     return TokenSequence(input_ids, image_mask, labels)
 
 
