@@ -38,7 +38,7 @@ class QFormerConnector(nn.Module):
             cross_attention_frequency=arch.cross_attention_frequency,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation=attention,
+            attn_implementation="eager" if attention == "eager" else "sdpa",
         )
         self.qformer = Blip2QFormerModel(config)
 

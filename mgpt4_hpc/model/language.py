@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.lazy import garbage_collector_off
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
@@ -40,7 +41,7 @@ def load_language_model(
                 llm_dir,
                 config=config,
                 dtype=dtype,
-                attn_implementation=attention,
+                attn_implementation=_implementation(attention, config.model_type),
                 local_files_only=True,
                 output_loading_info=True,
             )
@@ -65,7 +66,7 @@ def build_language_model(
         built = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config["model_type"], **values),
             dtype=dtype,
-            attn_implementation=attention,
+            attn_implementation=_implementation(attention, config["model_type"]),
         )
     built.requires_grad_(False)
     return built.eval()
@@ -76,6 +77,22 @@ def trunk(model: nn.Module) -> nn.Module:
     base = model.base_model
     assert isinstance(base, nn.Module) and base is not model
     return base
+
+
+def runs_packed(model: nn.Module) -> bool:
+    """Whether it was built to take sequences one after the other, without padding."""
+    config: Any = model.config
+    return bool(config._attn_implementation == PACKED)
+
+
+def _implementation(attention: str, model_type: str) -> str:
+    """Transformers' word for our setting; families that were never seen packed are padded."""
+    if attention != "packed":
+        return attention
+    if model_type not in PACKABLE_MODELS:
+        return "sdpa"
+    register()
+    return PACKED
 
 
 @contextlib.contextmanager

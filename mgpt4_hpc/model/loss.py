@@ -1,52 +1,93 @@
 """Cross entropy of answer tokens without ever holding all logits.
 
-Shapes: B batch, T tokens, D language width, A answer tokens (those with a label), K vocabulary.
+Shapes: A answer tokens (those with a label), D language width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from mgpt4_hpc.model.memory import LOGITS_AT_ONCE
-
-IGNORED = -100
-"""Label of a token that is not learned, as everywhere in torch and transformers."""
 
 CHUNK_TOKENS = LOGITS_AT_ONCE
 """Logits held at once: 1024 x 32000 in float32 is 125 MiB, and no product is slower for it."""
 
+_FP16_LIFT = 256.0
+"""Keeps a probability of 1 / 32000 out of fp16's subnormals; a power of two rounds nothing."""
+
 
 def answer_loss_sum(
-    hidden_BTD: torch.Tensor,
-    labels_BT: torch.Tensor,
+    hidden_AD: torch.Tensor,
+    labels_A: torch.Tensor,
     output_layer: nn.Module,
     *,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> torch.Tensor:
-    """Sum of the answer tokens' cross entropies: float32 scalar, differentiable in ``hidden_BTD``.
+    """Sum of the answer tokens' cross entropies: float32 scalar, differentiable in ``hidden_AD``.
 
-    ``labels_BT[b, t]`` is the token at t itself; the shift (position t - 1 predicts it) is made
-    here. A label at t = 0 has nothing to be predicted from and is ignored. More than one chunk is
-    recomputed in the backward pass, so that memory does not grow with tokens x vocabulary.
+    ``hidden_AD[a]`` predicts ``labels_A[a]``. The output layer is frozen, so a chunk's gradient is
+    known as soon as its probabilities are: it is computed on the spot, and the logits are thrown
+    away instead of being kept or computed twice. Memory does not grow with tokens x vocabulary.
     """
-    wanted_BT = labels_BT[:, 1:] != IGNORED
-    hidden_AD = hidden_BTD[:, :-1][wanted_BT]
-    labels_A = labels_BT[:, 1:][wanted_BT]
-    if len(labels_A) <= chunk_tokens:
-        return _chunk_loss(hidden_AD, labels_A, output_layer)
-    total = hidden_AD.new_zeros((), dtype=torch.float32)
-    for start in range(0, len(labels_A), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        total = total + checkpoint(
-            _chunk_loss, hidden_AD[part], labels_A[part], output_layer, use_reentrant=False
+    assert isinstance(output_layer, nn.Linear)
+    wants_gradient = torch.is_grad_enabled() and hidden_AD.requires_grad
+    loss: torch.Tensor = _FrozenHeadLoss.apply(
+        hidden_AD, labels_A, output_layer.weight, output_layer.bias, chunk_tokens, wants_gradient
+    )
+    return loss
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_AD: torch.Tensor,
+        labels_A: torch.Tensor,
+        weight_VD: torch.Tensor,
+        bias_V: torch.Tensor | None,
+        chunk_tokens: int,
+        wants_gradient: bool,
+    ) -> torch.Tensor:
+        gradients = []
+        total = torch.zeros((), dtype=torch.float32, device=hidden_AD.device)
+        lift = _lift(hidden_AD.dtype)
+        for start in range(0, len(labels_A), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            labels_C = labels_A[part]
+            logits_CV = nn.functional.linear(hidden_AD[part], weight_VD, bias_V)
+            logs_CV = nn.functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+            del logits_CV
+            total -= logs_CV.gather(1, labels_C.unsqueeze(1)).sum()
+            if wants_gradient:
+                difference_CV = logs_CV.exp_()  # probabilities, less one at the label
+                rows_C = torch.arange(len(labels_C), device=labels_C.device)
+                minus_one = torch.full((), -1.0, device=labels_C.device)
+                difference_CV.index_put_((rows_C, labels_C), minus_one, accumulate=True)
+                if lift != 1.0:
+                    difference_CV.mul_(lift)
+                gradients.append(difference_CV.to(weight_VD.dtype) @ weight_VD)
+        if wants_gradient:
+            ctx.save_for_backward(torch.cat(gradients) if gradients else hidden_AD.new_zeros(0))
+            ctx.shape = hidden_AD.shape
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (gradient_AD,) = ctx.saved_tensors
+        return (
+            (gradient_AD.view(ctx.shape) * (grad / _lift(gradient_AD.dtype))),
+            None,
+            None,
+            None,
+            None,
+            None,
         )
-    return total
 
 
-def _chunk_loss(
-    hidden_AD: torch.Tensor, labels_A: torch.Tensor, output_layer: nn.Module
-) -> torch.Tensor:
-    logits_AK = output_layer(hidden_AD).float()
-    return nn.functional.cross_entropy(logits_AK, labels_A, reduction="sum")
+def _lift(dtype: torch.dtype) -> float:
+    return _FP16_LIFT if dtype == torch.float16 else 1.0

@@ -1,7 +1,8 @@
 """MiniGPT-4: a frozen vision tower and a frozen language model, joined by one trainable layer.
 
 Shapes: B batch, T tokens, N images (= B in training), C channels, H height, W width, I image
-tokens, Q projector's input width, D language width.
+tokens, Q projector's input width, D language width; of packed batches N tokens, M image
+embeddings, A predicted tokens, R rows (see ``packing.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.attention import packed_arguments
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.model.connector import build_connector, load_connector
-from mgpt4_hpc.model.language import build_language_model, load_language_model, trunk
+from mgpt4_hpc.model.language import (
+    build_language_model,
+    load_language_model,
+    runs_packed,
+    trunk,
+)
 from mgpt4_hpc.model.loss import answer_loss_sum
+from mgpt4_hpc.model.packing import Packed, pack
 from mgpt4_hpc.model.precision import autocast, cast_matmul_weights, compute_dtype
 from mgpt4_hpc.model.recompute import recompute_layers
 from mgpt4_hpc.model.vision import build_vision, load_vision
@@ -115,6 +123,8 @@ class MiniGPT4(nn.Module):
             image_mask_BT: True in image slots.
             labels_BT: the token where it is learned, -100 elsewhere; not shifted.
             projector: stands in for ``llama_proj``, for instance wrapped in DDP.
+
+        The token tensors may be on the CPU, and then nothing here waits for a GPU.
         """
         features_NIQ = self.encode_images(pixels_NCHW)
         return self.answer_loss_of_features(
@@ -129,25 +139,44 @@ class MiniGPT4(nn.Module):
         labels_BT: torch.Tensor,
         projector: Projector | None = None,
     ) -> torch.Tensor:
-        """As ``answer_loss``, from features that were encoded (and perhaps stored) before.
-
-        Padding stands on the right and attention is causal, so no answer token ever sees it: a
-        padding mask would only cost the fast attention kernels.
-        """
-        images_NID = self.project(features_NIQ, projector)
-        embeds_BTD = self.embed(input_ids_BT, image_mask_BT, images_NID)
-        hidden_BTD = trunk(self.language_model)(inputs_embeds=embeds_BTD, use_cache=False)[0]
+        """As ``answer_loss``, from features that were encoded (and perhaps stored) before."""
+        packed = pack(input_ids_BT, image_mask_BT, labels_BT).to(self.device)
+        images_MD = self.project(features_NIQ, projector).flatten(0, 1)
+        if not packed.num_tokens:
+            return images_MD.sum().float() * 0.0  # nothing is learned, but DDP expects a gradient
+        if not packed.all_images:
+            images_MD = images_MD.index_select(0, packed.images_S)
+        embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
+        embeds_ND = embedding(packed.token_ids_N).to(self.dtype)
+        embeds_ND = embeds_ND.index_copy(0, packed.slots_S, images_MD)
+        hidden_AD = self._hidden(packed, embeds_ND).index_select(0, packed.predicts_A)
         output_layer = self.language_model.get_output_embeddings()  # type: ignore[operator]
-        return answer_loss_sum(hidden_BTD, labels_BT, output_layer)
+        return answer_loss_sum(hidden_AD, packed.labels_A, output_layer)
+
+    def _hidden(self, packed: Packed, embeds_ND: torch.Tensor) -> torch.Tensor:
+        """Hidden states (N, D) of packed embeddings."""
+        llm = trunk(self.language_model)
+        if runs_packed(self.language_model):
+            arguments = packed_arguments(packed, embeds_ND.device)
+            output = llm(inputs_embeds=embeds_ND.unsqueeze(0), use_cache=False, **arguments)
+            hidden_ND: torch.Tensor = output[0].squeeze(0)
+            return hidden_ND
+        # Padding stands on the right and attention is causal, so no token that matters ever sees
+        # it: a padding mask would only cost the fast attention kernels.
+        table_XD = embeds_ND.new_zeros(packed.num_rows * packed.longest, embeds_ND.shape[1])
+        table_XD = table_XD.index_copy(0, packed.padded_N, embeds_ND)
+        embeds_RTD = table_XD.unflatten(0, (packed.num_rows, packed.longest))
+        hidden_RTD = llm(inputs_embeds=embeds_RTD, use_cache=False)[0]
+        return hidden_RTD.flatten(0, 1).index_select(0, packed.padded_N)
 
 
 def build_model(
     bundle: Bundle,
     *,
     precision: str = "fp32",
-    attention: str = "sdpa",
+    attention: str = "packed",
     device: torch.device | str = "cpu",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: float = 0.0,
 ) -> MiniGPT4:
     """The model of a bundle on one device, frozen but for ``llama_proj``.
 
@@ -157,10 +186,12 @@ def build_model(
     Args:
         bundle: the weights.
         precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
-        attention: ``sdpa`` or ``eager``.
+        attention: ``packed`` computes no padding in the language model (families that cannot do
+            that are padded); ``sdpa`` and ``eager`` pad.
         device: one device for everything.
-        activation_checkpointing: recompute the language model's layers in the backward pass; a
-            third more compute for a fraction of the memory.
+        activation_checkpointing: part of the language model's layers, 0 to 1, that are recomputed
+            in the backward pass; all of them cost half as much again of the language model's
+            compute for a fraction of the memory.
 
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
@@ -175,8 +206,7 @@ def build_model(
     language_model = load_language_model(
         bundle.llm_dir, dtype=dtype, attention=attention, device=target
     )
-    if activation_checkpointing:
-        recompute_layers(language_model)
+    recompute_layers(language_model, float(activation_checkpointing))
     model = MiniGPT4(arch, vision, connector, language_model, dtype)
     start = bundle.projector_state()
     if start is not None:

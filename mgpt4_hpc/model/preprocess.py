@@ -5,6 +5,8 @@ Shapes: N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -24,6 +26,13 @@ def normalise(images_NCHW: torch.Tensor, device: torch.device | str | None = Non
         raise TypeError(f"images must be uint8, not {images_NCHW.dtype}")
     device = images_NCHW.device if device is None else torch.device(device)
     pixels = images_NCHW.to(device, non_blocking=True).float().div_(255.0)
+    mean_1C11, std_1C11 = _constants(device)
+    return pixels.sub_(mean_1C11).div_(std_1C11)
+
+
+@cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation, copied to a device once: each such copy waits for it."""
     mean = torch.tensor(CLIP_MEAN, device=device).view(1, 3, 1, 1)
     std = torch.tensor(CLIP_STD, device=device).view(1, 3, 1, 1)
-    return pixels.sub_(mean).div_(std)
+    return mean, std

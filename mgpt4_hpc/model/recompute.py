@@ -6,6 +6,7 @@ dropout would come on). So each layer's forward is wrapped here instead.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,12 +16,17 @@ from torch.utils.checkpoint import checkpoint
 from mgpt4_hpc.errors import WeightsError
 
 
-def recompute_layers(model: nn.Module) -> int:
-    """Wrap every repeated layer of a transformers model; returns how many.
+def recompute_layers(model: nn.Module, part: float = 1.0) -> int:
+    """Wrap ``part`` of a transformers model's repeated layers; returns how many.
+
+    The last layers stay as they are: their backward pass comes first, when memory is fullest, and
+    a layer recomputed then would add its inside to everything that is kept.
 
     Raises:
         WeightsError: if the model has no layers that transformers marks as repeatable.
     """
+    if part <= 0.0:
+        return 0
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
@@ -29,9 +35,10 @@ def recompute_layers(model: nn.Module) -> int:
             f"{type(model).__name__} has no layers whose activations can be recomputed",
             fix="switch activation checkpointing off",
         )
-    for layer in layers:
+    chosen = layers[: math.ceil(part * len(layers))]
+    for layer in chosen:
         _wrap(layer)
-    return len(layers)
+    return len(chosen)
 
 
 def _wrap(layer: nn.Module) -> None:

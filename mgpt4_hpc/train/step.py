@@ -146,12 +146,12 @@ def forward_loss(
     model: MiniGPT4, batch: Batch, device: torch.device, projector: nn.Module | None = None
 ) -> torch.Tensor:
     """Cross entropy of ``batch``, summed over its answer tokens; float32 scalar."""
-    images_BCHW = batch.images_BCHW.to(device, non_blocking=True)
+    # Only the pixels go to the device here: the model counts tokens on the CPU, where nobody waits.
     loss: torch.Tensor = model.answer_loss(
-        normalise(images_BCHW),
-        batch.input_ids_BT.to(device, non_blocking=True),
-        batch.image_mask_BT.to(device, non_blocking=True),
-        batch.labels_BT.to(device, non_blocking=True),
+        normalise(batch.images_BCHW, device),
+        batch.input_ids_BT,
+        batch.image_mask_BT,
+        batch.labels_BT,
         projector=projector,
     )
     return loss

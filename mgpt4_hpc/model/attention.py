@@ -1,0 +1,157 @@
+"""Attention over packed sequences, handed to transformers under a name of its own.
+
+Shapes: N packed tokens, H query heads, K key heads, W head width, R sequences, T the longest.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgpt4_hpc.model.lazy import garbage_collector_off
+from mgpt4_hpc.model.packing import Packed
+
+PACKED = "mgpt4_packed"
+"""What transformers knows the attention function below by."""
+
+PACKABLE_MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""``model_type`` of the families that tests have seen packed: rotary positions, nothing else."""
+
+
+def register() -> None:
+    """Make ``PACKED`` known to transformers; harmless when repeated."""
+    with garbage_collector_off():
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(PACKED, packed_attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def packed_arguments(packed: Packed, device: torch.device) -> dict[str, Any]:
+    """What a language model with ``PACKED`` attention is called with beside its embeddings.
+
+    The mask has four dimensions, which transformers takes as made by somebody who knows better:
+    otherwise it would look for the sequences in the positions, and build a mask of N x N.
+    """
+    return {
+        "position_ids": packed.positions_N.unsqueeze(0),
+        "attention_mask": torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=device),
+        "starts_R1": packed.starts_R1,
+        "padded_N": packed.padded_N,
+        "num_rows": packed.num_rows,
+        "longest": packed.longest,
+    }
+
+
+def packed_attention(
+    module: nn.Module,
+    query_1HNW: torch.Tensor,
+    key_1KNW: torch.Tensor,
+    value_1KNW: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    starts_R1: torch.Tensor | None = None,
+    padded_N: torch.Tensor | None = None,
+    num_rows: int = 0,
+    longest: int = 0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each sequence; without packed sequences (generation) plain SDPA."""
+    if starts_R1 is None or padded_N is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module,
+            query_1HNW,
+            key_1KNW,
+            value_1KNW,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            **kwargs,
+        )
+        return plain
+    query_NHW, key_NKW, value_NKW = (
+        x.squeeze(0).transpose(0, 1) for x in (query_1HNW, key_1KNW, value_1KNW)
+    )
+    if _flash_fits(query_NHW, key_NKW, scaling):
+        output_NHW = _flash(query_NHW, key_NKW, value_NKW, starts_R1, longest)
+    else:
+        output_NHW = _padded_sdpa(
+            query_NHW, key_NKW, value_NKW, padded_N, num_rows, longest, scaling
+        )
+    return output_NHW.unsqueeze(0), None
+
+
+def _flash_fits(query_NHW: torch.Tensor, key_NKW: torch.Tensor, scaling: float | None) -> bool:
+    """Whether torch's kernel for sequences of different lengths computes just this."""
+    width = query_NHW.shape[-1]
+    return (
+        query_NHW.is_cuda
+        and query_NHW.dtype in (torch.bfloat16, torch.float16)
+        and query_NHW.shape == key_NKW.shape
+        and width % 8 == 0
+        and width <= 256
+        and (scaling is None or abs(scaling - width**-0.5) < 1e-9)
+    )
+
+
+def _causal_flag() -> dict[str, Any]:
+    """Causality in the words of the installed torch: 2.10 says it otherwise than 2.11."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if "window_size" in inspect.signature(varlen_attn).parameters:
+        return {"window_size": (-1, 0)}
+    return {"is_causal": True}
+
+
+def _flash(
+    query_NHW: torch.Tensor,
+    key_NHW: torch.Tensor,
+    value_NHW: torch.Tensor,
+    starts_R1: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    output_NHW = varlen_attn(
+        query_NHW, key_NHW, value_NHW, starts_R1, starts_R1, longest, longest, **_CAUSAL
+    )
+    assert isinstance(output_NHW, torch.Tensor)
+    return output_NHW
+
+
+_CAUSAL = _causal_flag()
+
+
+def _padded_sdpa(
+    query_NHW: torch.Tensor,
+    key_NKW: torch.Tensor,
+    value_NKW: torch.Tensor,
+    padded_N: torch.Tensor,
+    num_rows: int,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    """Spread out for attention alone, which is a small part of a layer, and gather again."""
+
+    def spread(packed_NHW: torch.Tensor) -> torch.Tensor:
+        heads, width = packed_NHW.shape[1:]
+        table = packed_NHW.new_zeros(num_rows * longest, heads, width)
+        table = table.index_copy(0, padded_N, packed_NHW)
+        return table.view(num_rows, longest, heads, width).transpose(1, 2)
+
+    output_RHTW = nn.functional.scaled_dot_product_attention(
+        spread(query_NHW),
+        spread(key_NKW),
+        spread(value_NKW),
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=query_NHW.shape[1] != key_NKW.shape[1],
+    )
+    return output_RHTW.transpose(1, 2).flatten(0, 1).index_select(0, padded_N)
