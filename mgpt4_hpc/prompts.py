@@ -15,6 +15,9 @@ IMAGE_SLOT = "<ImageHere>"
 
 IMAGE_TAG = f"<Img>{IMAGE_SLOT}</Img>"
 
+PROMPT_SLOT = "{}"
+"""Marks where image and instruction go in a conversation format."""
+
 STAGE2_INSTRUCTIONS: tuple[str, ...] = (
     "Describe this image in detail.",
     "Take a look at this image and describe what you notice.",
@@ -29,7 +32,7 @@ class Template:
 
     Attributes:
         name: the value of the setting ``text.template``.
-        prompt: a format string with one ``{}`` for image and instruction.
+        prompt: the conversation up to the answer, with one ``{}`` for image and instruction.
         end_symbol: what ends an answer in stage 2, and stops generation.
     """
 
@@ -39,7 +42,8 @@ class Template:
 
     def render(self, instruction: str) -> str:
         """Full prompt for one image and one instruction."""
-        return self.prompt.format(f"{IMAGE_TAG} {instruction}")
+        # Not str.format: other models' formats may hold braces of their own.
+        return self.prompt.replace(PROMPT_SLOT, f"{IMAGE_TAG} {instruction}", 1)
 
 
 TEMPLATES: dict[str, Template] = {
@@ -61,6 +65,19 @@ def get_template(name: str) -> Template:
         raise ConfigError(
             f"unknown prompt template {name!r}", fix=f"use one of: {', '.join(sorted(TEMPLATES))}"
         ) from None
+
+
+def template_faults(prompt: str) -> list[str]:
+    """What is wrong with a conversation format that a user wrote; each goes on from its name."""
+    faults = []
+    if prompt.count(PROMPT_SLOT) != 1:
+        faults.append(
+            f"has {prompt.count(PROMPT_SLOT)} places {PROMPT_SLOT} for image and instruction, "
+            "write it once"
+        )
+    if IMAGE_SLOT in prompt:
+        faults.append(f"contains {IMAGE_SLOT}, which {PROMPT_SLOT} brings along: leave it out")
+    return faults
 
 
 def split_at_image(prompt: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mgpt4_hpc.cli.config_import import import_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
@@ -28,6 +29,9 @@ _site_option = click.option("--site", envvar="MGPT4_SITE", help="Site profile.")
 @click.group("config", short_help="Presets and settings.")
 def config_command() -> None:
     """Presets and settings: list, show, and explain where each value comes from."""
+
+
+config_command.add_command(import_command)
 
 
 @config_command.command("keys")

@@ -21,6 +21,10 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+MAPPINGS = ("launch.sbatch", "data.paths")
+"""Settings that are mappings themselves: their entries are set one by one."""
+
+
 @cache
 def fields() -> dict[str, FieldInfo]:
     """Every setting by its dotted key, in the schema's order."""
@@ -45,7 +49,7 @@ def resolve(key: str) -> tuple[str, str]:
     known = fields()
     if key in known:
         return key, ""
-    if key.startswith("launch.sbatch."):
+    if key.startswith(tuple(f"{mapping}." for mapping in MAPPINGS)):
         return key, ""
     leaves = [full for full in known if full.rpartition(".")[2] == key]
     if len(leaves) == 1:
@@ -68,7 +72,11 @@ def _suggestion(key: str) -> str:
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"train": {"lr": 1}}`` to ``{"train.lr": 1}``, one level deep; lists stay whole."""
+    """``{"train": {"lr": 1}}`` to ``{"train.lr": 1}``, one level deep; lists stay whole.
+
+    ``split_mappings`` does the same to settings that are mappings, where entries from several
+    places are to be laid over one another.
+    """
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, Mapping):
@@ -76,6 +84,17 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
         else:
             flat[str(name)] = value
     return flat
+
+
+def split_mappings(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"data.paths": {"laion": "x"}}`` to ``{"data.paths.laion": "x"}``."""
+    split: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key in MAPPINGS and isinstance(value, Mapping):
+            split.update({f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
+        else:
+            split[key] = value
+    return split
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.faithful import apply_faithful
+from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
@@ -38,6 +40,13 @@ class Resolved:
     config: RunConfig
     origins: dict[str, str]
 
+    def origin(self, key: str) -> str:
+        """Who set a setting, or the entries of one that is a mapping."""
+        entries = {
+            told for full, told in self.origins.items() if full == key or full.startswith(f"{key}.")
+        }
+        return ", ".join(sorted(entries)) or "default"
+
     @property
     def digest(self) -> str:
         """BLAKE2b of everything that decides the result.
@@ -49,7 +58,9 @@ class Resolved:
 
 def config_digest(config: RunConfig) -> str:
     """Hex digest of the settings that decide a run's result."""
-    decisive = config.model_dump(mode="json", exclude={"launch", "name"})
+    # Of data.paths only those count that became a source's path, and those stand there.
+    told_elsewhere: Any = {"launch": True, "name": True, "data": {"paths": True}}
+    decisive = config.model_dump(mode="json", exclude=told_elsewhere)
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -153,7 +164,8 @@ def load_config(
     """Resolve one run's configuration.
 
     Args:
-        config: preset name or YAML file; None starts from the defaults.
+        config: preset name or YAML file, also one of the original's; None starts from the
+            defaults.
         overrides: flat dotted keys from flags.
         site: site profile, by name (``configs/sites``) or path.
         environ: environment to read; None reads nothing.
@@ -162,16 +174,26 @@ def load_config(
         ConfigError: with every fault at once.
     """
     layers: list[Layer] = []
-    if config is not None:
-        path = find_config(str(config))
-        layers.append((f"file {path.name}", keys.flatten(read_yaml(path))))
     if site is not None:
         path = _find_site(str(site))
         layers.append((f"site {path.stem}", keys.flatten(read_yaml(path))))
     if environ is not None:
         layers.append(env_layer(environ))
     layers.append(("flag", dict(overrides or {})))
+    if config is not None:
+        layers.insert(0, _file_layer(find_config(str(config)), layers))
     return merge(layers)
+
+
+def _file_layer(path: Path, above: list[Layer]) -> Layer:
+    """The settings in a file; one of the original's is translated."""
+    nested = read_yaml(path)
+    if not is_original(nested):
+        return f"file {path.name}", keys.flatten(nested)
+    # The original's batch size is per GPU, so that the global one needs to know how many.
+    gpus = [flat["launch.gpus"] for _, flat in above if "launch.gpus" in flat]
+    known = gpus[-1] if gpus and isinstance(gpus[-1], int) and gpus[-1] > 0 else None
+    return f"file {path.name}", import_original(nested, path, gpus=known).settings
 
 
 def _find_site(name: str) -> Path:
@@ -195,9 +217,10 @@ def merge(layers: Iterable[Layer]) -> Resolved:
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, flat in layers:
-        for key, value in flat.items():
+        for key, value in keys.split_mappings(flat).items():
             values[key] = value
             origins[key] = origin
+    apply_faithful(values, origins)
     try:
         config = RunConfig.model_validate(keys.unflatten(values))
     except ValidationError as error:
@@ -210,11 +233,15 @@ def merge(layers: Iterable[Layer]) -> Resolved:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same configuration with every path made absolute, for jobs run elsewhere."""
+    """The same configuration with every path made absolute, for jobs run elsewhere.
+
+    ``data.paths`` becomes the paths of the sources that it names.
+    """
+    paths = {name: _absolute(path) for name, path in config.data.paths.items()}
     sources = tuple(
         source.model_copy(
             update={
-                "path": resolve_path(source.path),
+                "path": paths.get(source.name) or _absolute(source.path),
                 "index": resolve_path(source.index) if source.index else None,
             }
         )
@@ -222,9 +249,30 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     )
     model = config.model.model_copy(
         update={
-            "weights": resolve_path(config.model.weights) if config.model.weights else "",
+            "weights": _absolute(config.model.weights),
             "projector": resolve_path(config.model.projector) if config.model.projector else None,
         }
     )
-    data = config.data.model_copy(update={"sources": sources})
+    data = config.data.model_copy(update={"sources": sources, "paths": paths})
     return config.model_copy(update={"model": model, "data": data})
+
+
+def _absolute(path: str) -> str:
+    return resolve_path(path) if path else ""
+
+
+def unset_paths(config: RunConfig) -> list[str]:
+    """What a preset leaves to the site and nobody has filled in, each with its fix."""
+    faults = []
+    if not config.model.weights:
+        faults.append(
+            "model.weights is not set: give the bundle that `mgpt4 weights import` made "
+            "(--set model.weights=DIR), or toy:weights to try things out"
+        )
+    faults += [
+        f"the data source {source.name} has no path: --set data.paths.{source.name}=DIR, "
+        "or data.paths in a site profile"
+        for source in config.data.sources
+        if not source.path
+    ]
+    return faults

@@ -6,11 +6,19 @@ carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimiz
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mgpt4_hpc.prompts import STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS, TEMPLATES, get_template
+from mgpt4_hpc.config.faithful import ORIGINAL_VALUES, contradictions
+from mgpt4_hpc.prompts import (
+    STAGE1_END_SYMBOL,
+    STAGE2_INSTRUCTIONS,
+    TEMPLATES,
+    Template,
+    get_template,
+    template_faults,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -28,10 +36,20 @@ class ModelConfig(_Section):
     """Bundle, or a folder with the original's own files; `toy:weights` is the shipped toy."""
     projector: str | None = None
     """Start `llama_proj` from here: a run, a checkpoint, or `pretrained_minigpt4.pth`."""
+    variant: Literal["any", "vicuna7b", "vicuna13b", "llama2-7b"] = "any"
+    """Published model that these settings are for; weights of another published one are refused."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Of the frozen towers; `auto` is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
-    attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention kernel of the language model."""
+    vision_precision: Literal["same", "bf16", "fp16", "fp32"] = "same"
+    """Of the vision side's matrix products, if it is to differ; its residuals stay in float32."""
+    ln_vision: Literal["bundle", "identity"] = "bundle"
+    """Without Q-Former: the bundle's `ln_vision`, or the identity that the original trains with."""
+    attention: Literal["packed", "sdpa", "eager"] = "packed"
+    """Of the language model: without padding, or padded with one of two kernels."""
+    activation_checkpointing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Part of the language model's layers recomputed in the backward pass, to save memory."""
+    compile: bool = False
+    """Fuse the layers' small operations with torch.compile; takes a minute at every start."""
 
 
 class SourceConfig(_Section):
@@ -39,7 +57,7 @@ class SourceConfig(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
     """Name in logs and indexes: laion, cc_sbu, cc_sbu_align."""
-    path: str
+    path: str = ""
     """Folder of tar shards, brace pattern, list file, or a `cc_sbu_align` folder."""
     weight: Positive = 1
     """Share in the mixture: 115 and 14 mean 115 of every 129 samples."""
@@ -52,6 +70,8 @@ class DataConfig(_Section):
 
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     """The datasets, mixed by weight."""
+    paths: dict[str, str] = {}
+    """Where the sources lie, by name, as a site knows it; stands above a source's own path."""
     granularity: Positive = 1
     """Samples taken from one source before the next draw; the original changes source per batch."""
     val_fraction: Fraction = 0.0
@@ -69,6 +89,10 @@ class TextConfig(_Section):
 
     template: str = "vicuna_v0"
     """Conversation format of the language model: vicuna_v0 or llama2."""
+    prompt: str | None = None
+    """Conversation format of another model, `{}` for image and instruction; above the template."""
+    end_symbol: str | None = None
+    """What ends an answer; a line break in stage 1, in stage 2 the template's."""
     instructions: tuple[str, ...] = ()
     """Stage 2 asks one of these per sample; empty means the original's four."""
     prompt_per: Literal["sample", "batch"] = "sample"
@@ -79,6 +103,8 @@ class TextConfig(_Section):
     """Longest caption in words; 50 in stage 1, unlimited in stage 2."""
     keep_end_symbol: bool = True
     """A truncated answer keeps its end symbol; the original cuts it off, and so never stops."""
+    learn_padding_token: bool = True
+    """Learn the padding token (`$$`) where a caption contains it; the original leaves it out."""
 
 
 class TrainConfig(_Section):
@@ -189,6 +215,8 @@ class RunConfig(_Section):
     """Of the sample order, the prompts and the projector's start."""
     deterministic: bool = True
     """Same hardware, versions and world size give the same bits."""
+    faithful: bool = False
+    """Do everything as the original does, quirks included; docs/fidelity.md lists them."""
     model: ModelConfig = ModelConfig()
     data: DataConfig
     text: TextConfig = TextConfig()
@@ -201,8 +229,12 @@ class RunConfig(_Section):
         faults = []
         if self.text.template not in TEMPLATES:
             faults.append(
-                f"text.template is {self.text.template!r}: use one of {', '.join(TEMPLATES)}"
+                f"text.template is {self.text.template!r}: use one of {', '.join(TEMPLATES)}, "
+                "or give your own as text.prompt and text.end_symbol"
             )
+        faults += self._text_faults()
+        if self.faithful:
+            faults += contradictions({key: self._setting(key) for key in ORIGINAL_VALUES})
         if self.train.min_lr > self.train.lr:
             faults.append(f"train.min_lr {self.train.min_lr} is above train.lr {self.train.lr}")
         if self.train.warmup_steps > self.train.max_steps:
@@ -231,6 +263,24 @@ class RunConfig(_Section):
             raise ValueError("; ".join(faults))
         return self
 
+    def _setting(self, key: str) -> Any:
+        section, _, leaf = key.partition(".")
+        return getattr(getattr(self, section), leaf)
+
+    def _text_faults(self) -> list[str]:
+        faults = []
+        if self.text.end_symbol == "":
+            faults.append("text.end_symbol is empty: an answer would never end")
+        if self.text.prompt is None:
+            return faults
+        faults += [f"text.prompt {fault}" for fault in template_faults(self.text.prompt)]
+        if self.stage == 2 and self.text.end_symbol is None:
+            faults.append(
+                "text.prompt is a format of your own, so text.end_symbol must say what ends an "
+                "answer in it, as <|im_end|>"
+            )
+        return faults
+
     @property
     def grad_accum_steps(self) -> int:
         """Forward passes per optimizer step and rank, at the world size submitted."""
@@ -249,13 +299,21 @@ class RunConfig(_Section):
     @property
     def end_symbol(self) -> str:
         """What ends an answer."""
-        return STAGE1_END_SYMBOL if self.stage == 1 else get_template(self.text.template).end_symbol
+        if self.text.end_symbol is not None:
+            return self.text.end_symbol
+        return STAGE1_END_SYMBOL if self.stage == 1 else self.template.end_symbol
+
+    @property
+    def template(self) -> Template:
+        """How the language model is spoken to in stage 2."""
+        if self.text.prompt is None:
+            return get_template(self.text.template)
+        return Template("custom", self.text.prompt, self.text.end_symbol or "")
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """Full prompts to draw from; stage 1 has none."""
         if self.stage == 1:
             return ()
-        template = get_template(self.text.template)
         instructions = self.text.instructions or STAGE2_INSTRUCTIONS
-        return tuple(template.render(instruction) for instruction in instructions)
+        return tuple(self.template.render(instruction) for instruction in instructions)

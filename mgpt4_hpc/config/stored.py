@@ -26,8 +26,7 @@ def write_config(path: Path, resolved: Resolved) -> None:
         if parent != section:
             lines.append(f"{parent}:")
             section = parent
-        origin = resolved.origins.get(key, "default")
-        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
+        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {resolved.origin(key)}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.prepare import is_align_folder
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import MgptError, PreflightError
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.model.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.variants import require_variant
 
 
 def preflight(
@@ -28,6 +31,7 @@ def preflight(
         SlurmUnreachable: if the scheduler cannot be asked.
     """
     faults = [
+        *unset_paths(config),
         *_weights_faults(config),
         *_source_faults(config),
         *_projector_faults(config, projector_follows),
@@ -41,19 +45,27 @@ def preflight(
 def _weights_faults(config: RunConfig) -> list[str]:
     weights = config.model.weights
     if not weights:
-        return [
-            "model.weights is not set: give the bundle that `mgpt4 weights import` made "
-            "(--set model.weights=DIR), or toy:weights to try things out"
-        ]
+        return []  # told already
     if not Path(weights).is_dir():
         return [f"model.weights {weights} is no folder: make it with `mgpt4 weights import`"]
+    return _variant_faults(config, Path(weights) / BUNDLE_FILE)
+
+
+def _variant_faults(config: RunConfig, manifest: Path) -> list[str]:
+    if not manifest.exists():
+        return []  # the original's own files tell their sizes only when they are opened
+    try:
+        architecture = Manifest.read(manifest).architecture
+        require_variant(config.model.variant, architecture, config.model.weights)
+    except MgptError as error:
+        return [f"{error.what} ({error.fix})"]
     return []
 
 
 def _source_faults(config: RunConfig) -> list[str]:
     faults = []
     for source in config.data.sources:
-        if is_align_folder(Path(source.path)):
+        if not source.path or is_align_folder(Path(source.path)):
             continue
         try:
             expand_shards(source.path)

@@ -76,9 +76,13 @@ class Blip2Folder:
         return state, report
 
     def connector(self, arch: Architecture) -> tuple[State, KeyReport]:
-        """``ln_vision``, query tokens and Q-Former. Raises WeightsError as ``convert`` does."""
+        """``ln_vision``, query tokens and Q-Former. Raises WeightsError as ``convert`` does.
+
+        For an architecture without Q-Former only ``ln_vision`` is taken.
+        """
         theirs = {key: t for key, t in self._tensors.items() if _is_connector(key)}
-        return convert(theirs, connector_shapes(arch), _connector_key, _no_reason, str(self.path))
+        why_dropped = _no_reason if arch.qformer else _not_ln_vision
+        return convert(theirs, connector_shapes(arch), _connector_key, why_dropped, str(self.path))
 
 
 def open_blip2_folder(path: Path) -> Blip2Folder:
@@ -174,6 +178,10 @@ def _connector_key(key: str) -> str | None:
 
 def _no_reason(_key: str) -> str | None:
     return None
+
+
+def _not_ln_vision(_key: str) -> str | None:
+    return "the Q-Former; this model joins neighbouring patches instead"
 
 
 def _split_biases(tensors: State, source: str) -> tuple[State, dict[str, str]]:

@@ -25,6 +25,7 @@ from mgpt4_hpc.model.importer import (
     State,
     identity_connector,
     import_connector,
+    import_ln_vision,
     import_projector,
     import_vision,
 )
@@ -153,8 +154,9 @@ def _open_original(folder: Path, architecture: Architecture | None) -> Bundle:
         raise WeightsError(f"the architecture has a Q-Former, but {qformer_path} is missing")
 
     vision, vision_report = import_vision(raw_vision, arch, str(vision_path))
-    if arch.qformer and raw_connector is not None:
-        connector, connector_report = import_connector(raw_connector, arch, str(qformer_path))
+    if raw_connector is not None:
+        take = import_connector if arch.qformer else import_ln_vision
+        connector, connector_report = take(raw_connector, arch, str(qformer_path))
     else:
         connector, connector_report = identity_connector(arch)
     reports = [vision_report, connector_report]

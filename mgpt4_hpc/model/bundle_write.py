@@ -26,6 +26,7 @@ from mgpt4_hpc.model.importer import (
     State,
     identity_connector,
     import_connector,
+    import_ln_vision,
     import_projector,
     import_vision,
 )
@@ -101,12 +102,8 @@ def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Ar
     qformer = vit if same else _open(sources.qformer) if sources.qformer else None
     arch = sources.architecture or _architecture(vit, qformer)
     arch = arch.with_llm_dim(llm_width(llm_config, sources.llm))
-    if arch.qformer != (qformer is not None):
-        raise WeightsError(
-            "the architecture has a Q-Former, but no file for it was given"
-            if arch.qformer
-            else "the architecture has no Q-Former, but a file for one was given"
-        )
+    if arch.qformer and qformer is None:
+        raise WeightsError("the architecture has a Q-Former, but no file for it was given")
     if isinstance(vit, Blip2Folder):
         vision, vision_report = vit.vision(arch)
     else:
@@ -114,7 +111,8 @@ def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Ar
     if isinstance(qformer, Blip2Folder):
         connector, connector_report = qformer.connector(arch)
     elif qformer is not None:
-        connector, connector_report = import_connector(qformer, arch, str(sources.qformer))
+        take = import_connector if arch.qformer else import_ln_vision
+        connector, connector_report = take(qformer, arch, str(sources.qformer))
     else:
         connector, connector_report = identity_connector(arch)
     parts = {"vision.safetensors": vision, "connector.safetensors": connector}

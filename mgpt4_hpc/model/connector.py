@@ -68,6 +68,14 @@ class PatchConnector(nn.Module):
         )
 
 
+def make_identity(norm: nn.Module) -> None:
+    """Weight 1 and bias 0, whatever it had: what a norm is that nobody ever trained."""
+    assert isinstance(norm, nn.LayerNorm)
+    # New tensors, not in place: the old ones may be mapped from a file.
+    norm.weight = nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)
+    norm.bias = nn.Parameter(torch.zeros_like(norm.weight), requires_grad=False)
+
+
 def build_connector(arch: Architecture, *, attention: str = "sdpa") -> nn.Module:
     """The connector of that architecture, on the current default device."""
     return QFormerConnector(arch, attention=attention) if arch.qformer else PatchConnector(arch)

@@ -93,6 +93,25 @@ def import_connector(
     return convert(raw, connector_shapes(arch), _connector_key, _connector_drop, source)
 
 
+def import_ln_vision(
+    raw: Mapping[str, torch.Tensor], arch: Architecture, source: str
+) -> tuple[State, KeyReport]:
+    """``ln_vision`` alone from BLIP-2's file, for a model that has no Q-Former.
+
+    The original never does this (see :func:`identity_connector`).
+
+    Raises:
+        WeightsError: listing every missing or unexplained key and every wrong shape.
+    """
+
+    def why_dropped(key: str) -> str | None:
+        if key.startswith("Qformer.") or key == "query_tokens":
+            return "the Q-Former; this model joins neighbouring patches instead"
+        return _connector_drop(key)
+
+    return convert(raw, connector_shapes(arch), _connector_key, why_dropped, source)
+
+
 def identity_connector(arch: Architecture) -> tuple[State, KeyReport]:
     """The connector without a Q-Former file: ``ln_vision`` with weight 1 and bias 0.
 

@@ -1,9 +1,86 @@
-"""The published MiniGPT-4 variants, to name in words what a wrong number probably is."""
+"""The published MiniGPT-4 variants: their sizes, and what a wrong number probably is in words."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.architecture import EVA_G_PATCHES, EVA_G_QFORMER, Architecture
+
+_LLAMA_7B: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-6,
+}
+_LLAMA_13B = _LLAMA_7B | {
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One published model.
+
+    Attributes:
+        name: value of the setting ``model.variant``.
+        architecture: of the vision side, and the language model's width.
+        llm_config: the language model's sizes, as in its ``config.json``.
+    """
+
+    name: str
+    architecture: Architecture
+    llm_config: dict[str, Any]
+
+
+VARIANTS: dict[str, Variant] = {
+    name: Variant(name, architecture.with_llm_dim(llm_config["hidden_size"]), llm_config)
+    for name, architecture, llm_config in (
+        ("vicuna7b", EVA_G_QFORMER, _LLAMA_7B),
+        ("vicuna13b", EVA_G_QFORMER, _LLAMA_13B),
+        ("llama2-7b", EVA_G_PATCHES, _LLAMA_7B | {"rms_norm_eps": 1e-5}),
+    )
+}
+
+
+def find_variant(architecture: Architecture) -> Variant | None:
+    """The published model of that size, if there is one; towers and projector decide."""
+    for variant in VARIANTS.values():
+        known = variant.architecture
+        same_ends = (known.projector_in, known.llm_dim, known.qformer) == (
+            architecture.projector_in,
+            architecture.llm_dim,
+            architecture.qformer,
+        )
+        if same_ends and known.vision_width == architecture.vision_width:
+            return variant
+    return None
+
+
+def require_variant(wanted: str, architecture: Architecture, source: str) -> None:
+    """Refuse the weights of one published model under settings made for another.
+
+    Weights of no published size pass: settings are also a start for models of one's own.
+
+    Raises:
+        WeightsError: naming both models.
+    """
+    found = find_variant(architecture)
+    if wanted == "any" or found is None or found.name == wanted:
+        return
+    raise WeightsError(
+        f"the weights in {source} are of {found.name}, these settings are for {wanted}",
+        why="batch sizes, prompt and learning rates belong to the model",
+        fix=f"use the preset for {found.name}, or --set model.variant=any",
+    )
+
 
 _LLM_BY_WIDTH = {4096: "7B", 5120: "13B"}
 _TOWER_BY_WIDTH = {768: "with Q-Former (Vicuna)", 5632: "without Q-Former (Llama 2)"}

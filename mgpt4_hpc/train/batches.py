@@ -33,6 +33,7 @@ def text_spec(config: RunConfig, tokenizer: TextTokenizer, architecture: Archite
         keep_end_symbol=config.text.keep_end_symbol,
         prompts=config.prompts,
         prompt_per=config.text.prompt_per,
+        learn_pad=config.text.learn_padding_token,
         clean=config.stage == 1,
         max_words=config.max_words,
     )

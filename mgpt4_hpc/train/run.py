@@ -20,7 +20,7 @@ from torch import nn
 from mgpt4_hpc import __version__
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import Checkpoint, CheckpointStore
-from mgpt4_hpc.config.load import config_digest
+from mgpt4_hpc.config.load import config_digest, unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.data.index import ShardIndex
@@ -29,6 +29,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.variants import require_variant
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.meters import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
@@ -95,6 +96,8 @@ def run_training(
     if started_at is not None:
         buckets.add(START_UP, time.time() - started_at)
     config = read_config(run.config_file).config
+    if unset := unset_paths(config):
+        raise ConfigError("the settings are not complete", faults=unset)
     if config.train.global_batch_size < ranks.world_size:
         raise ConfigError(
             f"train.global_batch_size {config.train.global_batch_size} is below the "
@@ -142,6 +145,7 @@ def _attempt(
     )
     with buckets.time(WEIGHTS_LOADING):
         bundle = open_bundle(config.model.weights)
+        require_variant(config.model.variant, bundle.architecture, config.model.weights)
     with buckets.time(START_UP):
         inputs: _Inputs = ranks.first_does(
             lambda: _find_inputs(run, config, bundle, store, recorder)
@@ -272,6 +276,8 @@ def _build_model(
     model = build_model(
         bundle,
         precision=choose_precision(config, device),
+        vision_precision=config.model.vision_precision,
+        ln_vision=config.model.ln_vision,
         attention=config.model.attention,
         device=device,
     )
