@@ -46,7 +46,7 @@ def keys_command(as_json: bool) -> None:
         return
     from mgpt4_hpc.cli.status import new_table, plain, print_table
 
-    table = new_table("key", "default", "type", "meaning")
+    table = new_table("key", "default", "type", "meaning", folding=("default", "type", "meaning"))
     for one in described:
         table.add_row(*map(plain, (one.key, one.default_text, one.type, one.doc)))
     print_table(table)
@@ -66,7 +66,7 @@ def presets_command(as_json: bool) -> None:
         return
     from mgpt4_hpc.cli.status import new_table, plain, print_table
 
-    table = new_table("preset", "about")
+    table = new_table("preset", "about", folding=("about",))
     for name, _, about in presets:
         table.add_row(plain(name), plain(about))
     print_table(table)
@@ -118,7 +118,7 @@ def explain_command(
 
     from mgpt4_hpc.cli.status import new_table, plain, print_table
 
-    table = new_table("key", "value", "set by")
+    table = new_table("key", "value", "set by", folding=("value",))
     for key, value, origin in rows:
         table.add_row(plain(key), plain(json.dumps(value, ensure_ascii=False)), plain(origin))
     print_table(table)

@@ -207,7 +207,7 @@ def _print_quarantine(quarantined: Quarantine) -> None:
     # A truncated tar costs a thousand samples for one reason: a row, and one of its keys.
     counts = Counter((shard, reason) for shard, _, reason in quarantined)
     example = {(shard, reason): key for shard, key, reason in reversed(quarantined)}
-    table = new_table("shard", "reason", ">count", "first")
+    table = new_table("shard", "reason", ">count", "first", folding=("shard", "reason"))
     for (shard, reason), count in sorted(counts.items()):
         table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
     print_table(table)

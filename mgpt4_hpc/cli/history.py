@@ -48,6 +48,8 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
         return
     _print_attempts(attempts)
     click.echo()
+    _print_seconds(attempts)
+    click.echo()
     click.echo(goodput_line(total))
 
 
@@ -63,12 +65,6 @@ def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
 def _print_attempts(attempts: Sequence[Attempt]) -> None:
     from mgpt4_hpc.cli.status import new_table, plain, print_table
 
-    # A purpose that never took a tenth of a second would be a column of zeros.
-    shown = [
-        name
-        for name in (PRODUCTIVE, *BADPUT)
-        if any(attempt.buckets.get(name, 0.0) >= 0.1 for attempt in attempts)
-    ]
     table = new_table(
         ">attempt",
         "job",
@@ -78,7 +74,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         "ended",
         ">replayed",
         ">saves",
-        *(f">{name.replace('_', ' ')} s" for name in shown),
+        folding=("job", "nodes"),
     )
     for attempt in attempts:
         restart = f" (restart {attempt.restart_count})" if attempt.restart_count else ""
@@ -86,7 +82,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         if attempt.save_failures:
             saves += f", {attempt.save_failures} failed"
         started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.start))
-        cells = [
+        cells = (
             attempt.number,
             f"{attempt.job_id or '-'}{restart}",
             ",".join(attempt.nodes) or "-",
@@ -95,8 +91,27 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
             attempt.cause,
             attempt.steps_replayed,
             saves,
-            *(f"{attempt.buckets.get(name, 0.0):.1f}" for name in shown),
-        ]
+        )
+        table.add_row(*map(plain, cells))
+    print_table(table)
+
+
+def _print_seconds(attempts: Sequence[Attempt]) -> None:
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    # A purpose that never took a tenth of a second would be a column of zeros.
+    shown = [
+        name
+        for name in (PRODUCTIVE, *BADPUT)
+        if any(attempt.buckets.get(name, 0.0) >= 0.1 for attempt in attempts)
+    ]
+    headings = [name.replace("_", " ") for name in shown]
+    table = new_table(
+        ">attempt", *(f">{heading}" for heading in headings), ">seconds", folding=headings
+    )
+    for attempt in attempts:
+        seconds = [attempt.buckets.get(name, 0.0) for name in shown]
+        cells = (attempt.number, *(f"{value:.1f}" for value in (*seconds, attempt.seconds)))
         table.add_row(*map(plain, cells))
     print_table(table)
 

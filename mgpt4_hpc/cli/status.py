@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -64,7 +64,7 @@ def status_command(
     if as_json:
         echo_json([row.to_json() for row in seen.rows])
     elif runs:
-        print_table(status_table(seen.rows))
+        print_table(status_table(seen.rows, terminal_width()))
     else:
         click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
     for warning in seen.warnings:
@@ -125,55 +125,54 @@ def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
         lines = [Text(f"warning: {warning}", style="yellow") for warning in seen.warnings]
         if not seen.rows:
             lines.append(Text(f"no runs in {runs_dir} yet"))
-        return Group(Text(time.strftime("%H:%M:%S")), status_table(seen.rows), *lines)
+        table = status_table(seen.rows, live.console.width)
+        return Group(Text(time.strftime("%H:%M:%S")), table, *lines)
 
+    live = Live(auto_refresh=False)
     try:
-        with Live(picture(look_at(_chosen(names, runs_dir))), auto_refresh=False) as live:
+        with live:
             while True:
-                time.sleep(every_s)
                 live.update(picture(look_at(_chosen(names, runs_dir))), refresh=True)
+                time.sleep(every_s)
     except KeyboardInterrupt:
         pass
 
 
-def status_table(rows: Iterable[RunOverview]) -> Table:
-    """The overviews as a table."""
+_WIDE = 150
+"""Columns of a terminal that hold the whole table; a narrower one gets the columns that matter."""
+
+
+def status_table(rows: Iterable[RunOverview], width: int | None = None) -> Table:
+    """The overviews as a table, for a terminal of so many columns; None is no terminal."""
     from rich.text import Text
 
     from mgpt4_hpc.launch.words import duration
 
-    table = new_table(
-        "run",
-        "state",
-        ">step",
-        ">%",
-        ">loss",
-        ">samples/s",
-        ">left",
-        ">attempt",
-        ">goodput",
-        "nodes",
-        ">checkpoint",
-        "source",
-    )
+    wide = width is None or width >= _WIDE
+    columns = ["run", "state", ">step", ">%", ">loss", ">left"]
+    if wide:
+        columns += [">samples/s", ">attempt", ">goodput", "nodes", ">checkpoint", "source"]
+    table = new_table(*columns, folding=("state", "nodes"))
     for row in rows:
         checkpoint = "-" if row.checkpoint_step is None else str(row.checkpoint_step)
         if row.checkpoint_age_s is not None:
             checkpoint += f", {duration(row.checkpoint_age_s)} ago"
-        table.add_row(
-            plain(row.name),
+        cells = [
+            row.name,
             Text(row.text, style=_COLOURS.get(row.state, "")),
-            plain(f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}"),
-            plain(_number(row.percent, ".0f")),
-            plain(_number(row.loss, ".4f")),
-            plain(_number(row.samples_per_s, ".1f")),
-            plain("-" if row.eta_s is None else duration(row.eta_s)),
-            plain(row.attempt or "-"),
-            plain(_number(row.goodput, ".1%")),
-            plain(row.nodes or "-"),
-            plain(checkpoint),
-            plain(row.source),
-        )
+            f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}",
+            _number(row.percent, ".0f"),
+            _number(row.loss, ".4f"),
+            "-" if row.eta_s is None else duration(row.eta_s),
+            _number(row.samples_per_s, ".1f"),
+            str(row.attempt or "-"),
+            _number(row.goodput, ".1%"),
+            row.nodes or "-",
+            checkpoint,
+            row.source,
+        ]
+        shown = cells[: len(columns)]
+        table.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in shown))
     return table
 
 
@@ -181,17 +180,20 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def new_table(*columns: str) -> Table:
-    """A table without lines, to be read and cut by people and by awk. ``>`` aligns to the right."""
+def new_table(*columns: str, folding: Sequence[str] = ()) -> Table:
+    """A table without lines, to be read and cut by people and by awk.
+
+    Args:
+        columns: headings; with a ``>`` in front the column is aligned to the right.
+        folding: those that take a second line where the terminal is too narrow.
+    """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(
-            name.removeprefix(">"),
-            justify="right" if name.startswith(">") else "left",
-            overflow="fold",
-        )
+    for column in columns:
+        name = column.removeprefix(">")
+        justify: Literal["left", "right"] = "right" if column != name else "left"
+        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in folding)
     return table
 
 
@@ -202,13 +204,20 @@ def plain(value: object) -> str:
     return escape("".join(char if char.isprintable() else "?" for char in str(value)))
 
 
+def terminal_width() -> int | None:
+    """Columns of the terminal that stdout is; None for a pipe or file."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else None
+
+
 def print_table(table: Table) -> None:
     """On stdout; in a pipe as wide as it needs to be, one row a line."""
     from rich.console import Console
 
-    console = Console()
-    if console.is_terminal:
-        console.print(table)
+    if terminal_width() is not None:
+        Console().print(table)
         return
     with (wide := Console(width=1000)).capture() as captured:
         wide.print(table)

@@ -1,0 +1,60 @@
+"""Stand-ins: a command that ended, and a Slurm that says what it is told."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from mgpt4_hpc.errors import SlurmUnreachable
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command wrote, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Mgpt4 = Callable[..., Ended]
+
+
+@dataclass
+class FakeSlurm:
+    """Answers of Slurm's commands, as text; None does not answer."""
+
+    squeue: str | None = ""
+    sacct: str | None = ""
+    calls: list[list[str]] = field(default_factory=list)
+
+    def __call__(self, command: list[str], **_: Any) -> str:
+        self.calls.append(command)
+        answer = getattr(self, command[0], "")
+        if answer is None:
+            raise SlurmUnreachable(f"`{' '.join(command)}` cannot reach Slurm: it is down")
+        return answer
+
+    def called(self, name: str) -> list[list[str]]:
+        return [command for command in self.calls if command[0] == name]
+
+
+def squeue_row(job_id: str, state: str, reason: str = "None", **changed: object) -> str:
+    """A row of squeue in our format, padded as it pads."""
+    cells = {
+        "id": job_id,
+        "state": state,
+        "reason": reason,
+        "nodes": "node[1-2]",
+        "eligible": "N/A",
+        "start": "N/A",
+        "preempt": "N/A",
+        "restarts": 0,
+        "code": 0,
+        **changed,
+    }
+    return "".join(f"{cell!s:<20}|" for cell in cells.values()) + "\n"

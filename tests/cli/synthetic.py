@@ -1,0 +1,103 @@
+"""Run folders as training leaves them, made in milliseconds."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.config.load import merge
+from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.telemetry.heartbeat import Heartbeat
+from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger
+
+SETTINGS: dict[str, Any] = {
+    "stage": 1,
+    "model.weights": "/nowhere/weights",
+    "data.sources": [{"name": "laion", "path": "/nowhere/laion"}],
+    "train.global_batch_size": 8,
+    "train.micro_batch_size": 2,
+    "train.max_steps": 100,
+    "train.lr": 0.01,
+}
+
+
+@dataclass
+class Clock:
+    """Unix time that moves when told."""
+
+    now: float = field(default_factory=lambda: time.time() - 3600)
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def make_run(root: Path, name: str = "one", **settings: Any) -> RunDir:
+    """A run that was made and not yet submitted; ``train__lr=1`` changes a setting."""
+    changed = {key.replace("__", "."): value for key, value in settings.items()}
+    resolved = merge([("file made.yaml", {**SETTINGS, "name": name, **changed})])
+    run = RunDir(root / name)
+    run.create({"name": name, "stage": resolved.config.stage, "created": "2026-11-22T10:00:00"})
+    write_config(run.config_file, resolved)
+    return run
+
+
+def submitted(run: RunDir, job_id: str = "17", executor: str = "slurm", age_s: float = 900) -> None:
+    """Leave what submission leaves."""
+    job = {"executor": executor, "job_id": job_id, "submitted": time.time() - age_s}
+    write_json(run.slurm / "job.json", job)
+
+
+def attempt(
+    run: RunDir,
+    number: int,
+    *,
+    first: int,
+    last: int,
+    cause: str | None = None,
+    job_id: str = "17",
+    restart_count: int = 0,
+    clock: Clock | None = None,
+    requeue: bool | None = None,
+    executor: str = "slurm",
+) -> None:
+    """Write one attempt's ledger: steps ``first`` to ``last``, one second each, a save at the end.
+
+    Without ``cause`` it is still running, or was killed.
+    """
+    clock = clock or Clock()
+    ledger = Ledger(run.ledger, number, clock=clock)
+    (run.attempts / f"{number:04d}").write_text("{}")
+    ledger.event(
+        Kind.START,
+        attempt=number,
+        job_id=job_id,
+        restart_count=restart_count,
+        nodes=["node1", "node2"],
+        world_size=4,
+        executor=executor,
+    )
+    if first > 1:
+        ledger.event(Kind.RESTORE, step=first - 1)
+    clock.now += 10
+    ledger.event(Kind.FIRST_STEP, step=first)
+    for step in range(first, last + 1):
+        clock.now += 1
+        ledger.event(
+            Kind.STEPS,
+            step=step,
+            loss=5 - step / 100,
+            samples_per_s=8.0,
+            buckets={"productive": float(step - first + 1), "start_up": 10.0},
+        )
+    ledger.event(Kind.SAVE, step=last, durable_s=0.1)
+    checkpoint = run.checkpoints / f"step-{last:08d}"
+    checkpoint.mkdir(exist_ok=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    if cause is not None:
+        ledger.event(Kind.END, cause=cause, step=last, exit_code=0 if cause == "finished" else 75)
+    if requeue is not None:
+        ledger.event(Kind.REQUEUE, accepted=requeue)
+    ledger.close()
+    Heartbeat(run.heartbeat, number).beat(last, force=True)

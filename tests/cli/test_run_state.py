@@ -1,0 +1,202 @@
+"""What a run is said to be doing, whatever squeue, sacct and its folder hold."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.launch.cancel_mark import request_cancel
+from mgpt4_hpc.launch.queue import QueuedJob
+from mgpt4_hpc.launch.run_facts import read_facts
+from mgpt4_hpc.launch.run_state import Answer, Source, describe
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
+
+NOW = time.time()
+RESUME = "run `mgpt4 resume one`"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = make_run(tmp_path)
+    submitted(made)
+    return made
+
+
+def said(run: RunDir, answer: Answer) -> tuple[str, str]:
+    status = describe(read_facts(run), answer, NOW)
+    return str(status.state), status.text
+
+
+def squeue(state: str, **fields: Any) -> Answer:
+    return Answer(QueuedJob("17", state, **fields), Source.SQUEUE)
+
+
+def recently() -> Clock:
+    return Clock(NOW - 60)
+
+
+UNKNOWN_JOB = Answer()
+SILENT = Answer(asked=False)
+
+
+def test_never_submitted(tmp_path: Path) -> None:
+    assert said(make_run(tmp_path), UNKNOWN_JOB) == (
+        "stopped",
+        f"stopped: never submitted; {RESUME}",
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "state", "text"),
+    [
+        (squeue("PENDING", reason="Priority"), "pending", "pending (Priority)"),
+        (
+            squeue("PENDING", reason="Resources", start_at=NOW + 7200),
+            "pending",
+            "pending (Resources), expected to start in 2.0 h",
+        ),
+        (squeue("PENDING", reason="Dependency"), "pending", "pending (Dependency)"),
+        (squeue("PENDING", reason="JobHeldUser"), "pending", "held: `scontrol release 17`"),
+        (
+            squeue("PENDING", reason="DependencyNeverSatisfied"),
+            "stopped",
+            f"stopped: the run it waited for did not finish; {RESUME}",
+        ),
+        (squeue("CONFIGURING"), "pending", "starting: its nodes are being prepared"),
+        (squeue("RUNNING"), "running", "starting"),
+        (squeue("CANCELLED"), "cancelled", "cancelled"),
+        (
+            squeue("CANCELLED", reason="Dependency"),
+            "stopped",
+            f"stopped: the run it waited for did not finish; {RESUME}",
+        ),
+        (
+            squeue("FAILED", exit_code="1:0"),
+            "failed",
+            "failed: Slurm says FAILED, exit code 1; read `mgpt4 logs one`",
+        ),
+        (squeue("NODE_FAIL"), "stopped", f"stopped (Slurm says NODE_FAIL): {RESUME}"),
+        (
+            Answer(QueuedJob("17", "CANCELLED", cancelled_by="1000"), Source.SACCT),
+            "cancelled",
+            "cancelled by user 1000",
+        ),
+        (UNKNOWN_JOB, "lost", f"lost: Slurm does not know job 17; {RESUME}"),
+        (SILENT, "unknown", "unknown: Slurm does not answer"),
+    ],
+)
+def test_before_the_first_attempt(run: RunDir, answer: Answer, state: str, text: str) -> None:
+    assert said(run, answer) == (state, text)
+
+
+def test_a_job_of_this_minute_is_not_lost(run: RunDir) -> None:
+    submitted(run, age_s=1)
+    assert said(run, UNKNOWN_JOB) == ("pending", "submitted a moment ago")
+
+
+def test_running(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20, clock=recently())
+    assert said(run, squeue("RUNNING")) == ("running", "running")
+    assert said(run, squeue("RUNNING", preempt_at=NOW)) == ("running", "being preempted: saving")
+    # Only its next start is running, which has not said anything yet.
+    assert said(run, squeue("RUNNING", restarts=1)) == ("running", "starting")
+    # Accounting says 0 restarts of everything.
+    assert said(run, Answer(QueuedJob("17", "RUNNING"), Source.SACCT))[1] == "running"
+    # Nobody can be asked, but the run is writing.
+    assert said(run, SILENT) == ("running", "running")
+
+
+def test_running_but_silent(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20)
+    later = describe(read_facts(run), squeue("RUNNING"), NOW + 900)
+    assert (later.state, later.text) == ("running", "running, but silent for 15 min")
+
+
+@pytest.mark.parametrize(
+    ("cause", "word"),
+    [
+        ("preempted", "preempted"),
+        ("time limit", "time limit reached"),
+        ("crashed", "crashed"),
+        ("requeued", "put back by Slurm"),
+        (None, "killed"),
+    ],
+)
+def test_between_two_attempts(run: RunDir, cause: str | None, word: str) -> None:
+    attempt(run, 1, first=1, last=20, cause=cause)
+    waits = squeue("PENDING", reason="BeginTime", eligible_at=NOW + 40, restarts=1)
+    assert said(run, waits) == ("pending", f"{word}, requeued, eligible in 40 s")
+    queued = squeue("PENDING", reason="Priority", eligible_at=NOW - 5, restarts=1)
+    assert said(run, queued) == ("pending", f"{word}, requeued, pending (Priority)")
+    assert said(run, squeue("COMPLETING", restarts=1)) == ("running", f"ending ({word}, requeued)")
+
+
+def test_finished_wins_over_everybody(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=100, cause="finished")
+    for answer in (squeue("COMPLETING"), squeue("FAILED"), UNKNOWN_JOB, SILENT):
+        status = describe(read_facts(run), answer, NOW)
+        assert (status.state, status.text, status.source) == ("finished", "finished", "run folder")
+
+
+def test_what_was_left_behind(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20, cause="time limit")
+    over = squeue("FAILED", exit_code="75:0")
+    run.resubmit_needed.write_text("Slurm did not say why\n\nmgpt4 resume x\n")
+    assert said(run, over) == ("stopped", f"stopped: {RESUME}")
+    assert said(run, SILENT) == ("stopped", f"stopped: {RESUME}")
+    run.failed.write_text("crashed 6 times, launch.max_crashes allows 5\n")
+    assert said(run, over) == ("failed", "failed: crashed 6 times, launch.max_crashes allows 5")
+
+
+def test_a_reason_with_terminal_escapes_is_harmless(run: RunDir) -> None:
+    run.failed.write_text("\x1b[2J\x07bad\x1b]0;title\x07\n")
+    assert said(run, squeue("FAILED"))[1] == "failed: [2J bad ]0;title"
+
+
+def test_cancelled_by_mark(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20, clock=recently())
+    request_cancel(run, "17")
+    assert said(run, squeue("RUNNING"))[1] == "cancelled: saving, then it ends"
+    run.resubmit_needed.write_text("Slurm does not allow this job to be requeued\n")
+    assert said(run, squeue("FAILED")) == ("cancelled", "cancelled")
+
+
+def test_a_mark_for_an_older_job_says_nothing(run: RunDir) -> None:
+    request_cancel(run, "16")
+    assert said(run, squeue("RUNNING"))[1] == "starting"
+
+
+def test_lost_says_when_it_was_last_seen(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20)
+    facts = read_facts(run)
+    status = describe(facts, UNKNOWN_JOB, NOW + 3 * 3600)
+    assert status.state == "lost"
+    assert "Slurm does not know job 17, last sign of life 3.0 h ago" in status.text
+
+
+def test_preempted_on_a_silent_slurm(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20, cause="preempted", requeue=True)
+    told = "unknown: preempted, requeued; Slurm does not answer"
+    assert describe(read_facts(run), SILENT, NOW + 900).text == told
+
+
+def test_local_processes(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    submitted(run, executor="local", job_id="4711")
+    assert said(run, Answer(alive=True)) == ("running", "starting")
+    assert said(run, Answer(alive=False))[0] == "lost"
+    attempt(
+        run, 1, first=1, last=5, job_id="4711", executor="local", cause="preempted", requeue=True
+    )
+    assert said(run, Answer(alive=True)) == ("running", "preempted, starting again")
+    assert said(run, Answer(alive=False))[0] == "lost"
+
+
+def test_a_run_by_hand_is_seen_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    attempt(run, 1, first=1, last=5, job_id="99", executor="slurm", clock=recently())
+    facts = read_facts(run)
+    assert facts.job is not None
+    assert (facts.job.executor, facts.job.job_id) == ("slurm", "99")

@@ -1,0 +1,197 @@
+"""``status`` and ``ls`` on synthetic run folders."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.errors import SlurmRejected
+from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
+
+
+def test_a_running_run(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "seven")
+    submitted(run)
+    attempt(run, 1, first=1, last=30, cause="preempted", clock=Clock(time.time() - 600))
+    attempt(run, 2, first=26, last=50, restart_count=1, clock=Clock(time.time() - 40))
+    slurm.squeue = squeue_row("17", "RUNNING", restarts=1)
+
+    (row,) = mgpt4("status", "--json").json
+    assert row["state"] == row["text"] == "running"
+    assert row["source"] == "squeue"
+    assert (row["step"], row["max_steps"], row["percent"]) == (50, 100, 50.0)
+    assert row["loss"] == 4.5
+    assert row["samples_per_s"] == 8.0
+    assert row["eta_s"] == 50 * 8 / 8.0
+    assert row["attempt"] == 2
+    assert row["nodes"] == "node[1-2]"
+    assert row["checkpoint_step"] == 50
+    # 30 new steps and 20 more of 75 s; 5 were done twice.
+    assert row["goodput"] == pytest.approx(50 / 75, abs=0.01)
+
+    table = mgpt4("status").out
+    assert "seven" in table
+    assert "50/100" in table
+    assert "squeue" in table
+
+
+def test_one_call_each_for_two_hundred_runs_in_two_seconds(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    rows = []
+    for number in range(200):
+        run = make_run_quickly(tmp_path / "runs", f"run{number:03d}", str(number))
+        rows.append(squeue_row(run, "RUNNING"))
+    slurm.squeue = "".join(rows[:100])
+    began = time.monotonic()
+    shown = mgpt4("status", "--json").json
+    assert time.monotonic() - began < 2
+    assert len(shown) == 200
+    assert [command[0] for command in slurm.calls] == ["squeue", "sacct"]
+
+
+def make_run_quickly(root: Path, name: str, job_id: str) -> str:
+    """A run with two thousand steps logged, by copying lines rather than settings."""
+    run = make_run(root, name) if name.endswith("000") else None
+    template = root / "run000"
+    if run is None:
+        import shutil
+
+        shutil.copytree(template, root / name)
+    else:
+        attempt(run, 1, first=1, last=2000, job_id="0")
+    from mgpt4_hpc.run_dir import RunDir
+
+    submitted(RunDir(root / name), job_id)
+    return job_id
+
+
+def test_finished_runs_need_no_slurm(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+    attempt(run, 1, first=1, last=100, cause="finished")
+    slurm.squeue = slurm.sacct = None
+    ended = mgpt4("status", "--json")
+    assert ended.code == 0
+    assert ended.json[0]["text"] == "finished"
+    assert slurm.calls == []
+
+
+def test_squeue_fails_and_sacct_knows(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+    slurm.squeue, slurm.sacct = None, "17|RUNNING|0:0|1795360162|Unknown|node[1-4]|None\n"
+    ended = mgpt4("status", "--json")
+    assert ended.code == 0
+    assert ended.json[0]["source"] == "sacct"
+    assert "`squeue` cannot reach Slurm" in ended.err
+
+
+def test_preempted_in_accounting_may_be_back_in_the_queue(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+    attempt(run, 1, first=1, last=5, cause="preempted", requeue=True, clock=Clock(1e9))
+    slurm.squeue, slurm.sacct = None, "17|PREEMPTED|0:0|1795360162|1795360204|node1|None\n"
+    assert mgpt4("status", "--json").json[0]["state"] == "unknown"
+    slurm.squeue = ""
+    assert mgpt4("status", "--json").json[0]["state"] == "stopped"
+
+
+def test_slurm_is_down(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+    slurm.squeue = slurm.sacct = None
+    ended = mgpt4("status")
+    assert ended.code == 5
+    assert "unknown: Slurm does not answer" in ended.out
+    assert "cannot reach Slurm" in ended.err
+
+
+def test_no_accounting_is_no_news(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+
+    def no_accounting(command: list[str]) -> str:
+        if command[0] == "sacct":
+            raise SlurmRejected("Slurm accounting storage is disabled")
+        return ""
+
+    monkeypatch.setattr("mgpt4_hpc.launch.queue.run_slurm", no_accounting)
+    ended = mgpt4("status", "--json")
+    assert ended.code == 0
+    assert ended.err == ""
+    assert ended.json[0]["state"] == "lost"
+
+
+def test_a_folder_in_ruins_is_still_shown(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    run.config_file.write_text(": : [")
+    run.heartbeat.write_text("{")
+    (run.ledger / "attempt-0001.jsonl").write_bytes(b'{"t": 1, "kind": "start"}\n{"t": 2, "ki')
+    (run.slurm / "job.json").write_text("[]")
+    (row,) = mgpt4("status", "--json").json
+    assert row["max_steps"] is None
+    assert row["attempt"] == 1
+
+
+def test_no_runs(mgpt4: Mgpt4) -> None:
+    assert mgpt4("status", "--json").json == []
+    ended = mgpt4("status")
+    assert (ended.code, ended.out) == (0, "")
+    assert "no runs" in ended.err
+
+
+def test_watch_and_json_exclude_each_other(mgpt4: Mgpt4) -> None:
+    assert mgpt4("status", "--watch", "--json").code == 2
+
+
+def test_watch_ends_with_ctrl_c(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path / "runs", "watched")
+    looks = []
+
+    def interrupt(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("mgpt4_hpc.cli.status.time.sleep", interrupt)
+    ended = mgpt4("status", "--watch", "--every", "2")
+    assert ended.code == 0
+    assert looks == [2.0, 2.0]
+    assert "watched" in ended.out
+
+
+def test_ls(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "listed")
+    submitted(run)
+    attempt(run, 1, first=1, last=7)
+    (row,) = mgpt4("ls", "--json").json
+    assert (row["name"], row["step"], row["max_steps"], row["attempts"]) == ("listed", 7, 100, 1)
+    assert "listed" in mgpt4("ls").out
+    assert slurm.calls == []
+
+
+def test_names_are_text_and_not_markup(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "plain")
+    run.path.rename(run.path.with_name("[red]x\x1b[2Jy"))
+    out = mgpt4("ls").out
+    assert "[red]x?[2Jy" in out
+    assert "\x1b" not in out
+
+
+def test_a_long_ledger_is_not_read_whole(tmp_path: Path) -> None:
+    from mgpt4_hpc.launch.run_facts import read_facts
+    from mgpt4_hpc.telemetry.ledger import read_ledgers
+
+    run = make_run(tmp_path)
+    attempt(run, 1, first=1, last=3000, cause="preempted")
+    (whole,) = read_ledgers(run.ledger)
+    (edges,) = read_facts(run).attempts
+    assert edges == whole
