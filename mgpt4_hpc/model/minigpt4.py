@@ -16,7 +16,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.attention import packed_arguments
 from mgpt4_hpc.model.bundle import Bundle
-from mgpt4_hpc.model.connector import build_connector, load_connector
+from mgpt4_hpc.model.connector import build_connector, load_connector, make_identity
 from mgpt4_hpc.model.language import (
     build_language_model,
     load_language_model,
@@ -39,7 +39,8 @@ class MiniGPT4(nn.Module):
         architecture: sizes.
         vision, connector, language_model: frozen, always in eval mode.
         llama_proj: (Q -> D), float32 whatever the rest computes in.
-        dtype: what matrix multiplications compute in.
+        dtype: what matrix multiplications of projector and language model compute in.
+        vision_dtype: the same of vision tower and connector.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class MiniGPT4(nn.Module):
         connector: nn.Module,
         language_model: nn.Module,
         dtype: torch.dtype,
+        vision_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         assert architecture.llm_dim is not None
         self.architecture = architecture
         self.dtype = dtype
+        self.vision_dtype = dtype if vision_dtype is None else vision_dtype
         self.vision = vision
         self.connector = connector
         self.language_model = language_model
@@ -85,7 +88,7 @@ class MiniGPT4(nn.Module):
 
         Not in inference mode, whose tensors could not enter the projector's backward pass.
         """
-        with autocast(self.device, self.dtype):
+        with autocast(self.device, self.vision_dtype):
             features_NIQ: torch.Tensor = self.connector(self.vision(pixels_NCHW))
         return features_NIQ
 
@@ -174,6 +177,8 @@ def build_model(
     bundle: Bundle,
     *,
     precision: str = "fp32",
+    vision_precision: str = "same",
+    ln_vision: str = "bundle",
     attention: str = "packed",
     device: torch.device | str = "cpu",
     activation_checkpointing: float = 0.0,
@@ -186,6 +191,8 @@ def build_model(
     Args:
         bundle: the weights.
         precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
+        vision_precision: another one for vision tower and connector, or ``same``.
+        ln_vision: without Q-Former: the ``bundle``'s, or ``identity`` as the original has it.
         attention: ``packed`` computes no padding in the language model (families that cannot do
             that are padded); ``sdpa`` and ``eager`` pad.
         device: one device for everything.
@@ -197,17 +204,20 @@ def build_model(
         WeightsError: if weights are missing, broken or do not fit each other.
     """
     dtype, target = compute_dtype(precision), torch.device(device)
+    vision_dtype = dtype if vision_precision == "same" else compute_dtype(vision_precision)
     arch = bundle.architecture
     vision = load_vision(arch, bundle.vision_state(), attention=attention)
     connector = load_connector(arch, bundle.qformer_state(), attention=attention)
+    if ln_vision == "identity" and not arch.qformer:
+        make_identity(connector.get_submodule("ln_vision"))
     for tower in (vision, connector):
-        cast_matmul_weights(tower, dtype)
+        cast_matmul_weights(tower, vision_dtype)
         tower.to(target)
     language_model = load_language_model(
         bundle.llm_dir, dtype=dtype, attention=attention, device=target
     )
     recompute_layers(language_model, float(activation_checkpointing))
-    model = MiniGPT4(arch, vision, connector, language_model, dtype)
+    model = MiniGPT4(arch, vision, connector, language_model, dtype, vision_dtype)
     start = bundle.projector_state()
     if start is not None:
         model.llama_proj.load_state_dict(start, strict=True)
