@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.launch.demo import DemoResult
 
 _SHOWN_ROWS = 6
+_SHOWN_CHARACTERS = 160
 
 
 class _Bars:
@@ -90,7 +91,7 @@ def _show(result: DemoResult, folder: Path) -> None:
     for heading in ("image", "after stage 1", "after stage 2", "truth"):
         table.add_column(heading, overflow="fold")
     for row in result.rows[:_SHOWN_ROWS]:
-        table.add_row(*(" ".join(cell.split()) for cell in row))
+        table.add_row(*(_shortened(cell) for cell in row))
     console.print(table, markup=False)
     shares = Table(title=f"Shares of {len(result.rows)} held-out scenes")
     for heading in ("", "main object right", "incomplete", "repetitive", "loss", "seconds"):
@@ -104,6 +105,11 @@ def _show(result: DemoResult, folder: Path) -> None:
         )
     console.print(shares)
     click.echo(f"curves:  tensorboard --logdir {folder}")
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARACTERS else line[:_SHOWN_CHARACTERS] + " ..."
 
 
 def _last_line(result: DemoResult) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,8 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
         overrides = {
             "launch.gpus": int(os.environ["SLURM_NTASKS"]),
             "launch.nodes": int(os.environ["SLURM_JOB_NUM_NODES"]),
-            "name": run.name,
+            # A folder may be called anything, a run and its Slurm job may not.
+            "name": re.sub(r"[^A-Za-z0-9_.-]", "-", run.name).lstrip("_.-") or "run",
             **parse_assignments(assignments),
         }
         create_run(run, load_config(config, overrides=overrides, environ=os.environ))

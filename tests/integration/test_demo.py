@@ -1,0 +1,58 @@
+"""The demo as a user runs it, and the toy world under torchrun."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.support.runs import ENVIRONMENT, REPO, assert_every_step_once, curve
+
+
+def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, "-m", "mgpt4_hpc.cli.main", "demo", "--dir", str(folder), "--json"],
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    result = json.loads(done.stdout)
+    assert result["ok"] and not result["faults"]
+    one, two = result["stages"]
+    assert one["attempts"] == ["preempted", "finished"]
+    assert two["right"] >= 0.90
+    # What stage 2 is for: answers that end, and do not go round in circles.
+    assert max(one["incomplete"], one["repetitive"]) >= 0.5
+    assert max(two["incomplete"], two["repetitive"]) <= 0.1
+    # Every tenth step and so on is drawn, and none of them twice.
+    steps = [step for step, _ in curve(Path(one["run_dir"]))]
+    assert len(steps) == len(set(steps)) and steps == sorted(steps)
+
+
+def test_torchrun_trains_without_slurm(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("-m", "mgpt4_hpc.train", "--cfg-path", str(REPO / "configs" / "toy-stage1.yaml")),
+            *("--run-dir", str(run), "--set", "max_steps=4", "--set", "warmup_steps=1"),
+            *("--set", "log_every_steps=1"),
+        ],
+        env=ENVIRONMENT,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_every_step_once(run, 4)
+    (attempt,) = read_ledgers(run / "ledger")
+    assert (attempt.cause, attempt.world_size, attempt.last_step) == ("finished", 2, 4)
