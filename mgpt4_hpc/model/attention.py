@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention.varlen import varlen_attn
 
 from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.packing import Packed
@@ -102,9 +103,7 @@ def _flash_fits(query_NHW: torch.Tensor, key_NKW: torch.Tensor, scaling: float |
 
 
 def _causal_flag() -> dict[str, Any]:
-    """Causality in the words of the installed torch: 2.10 says it otherwise than 2.11."""
-    from torch.nn.attention.varlen import varlen_attn
-
+    """Causality in the words of the installed torch, which changed them between 2.10 and 2.12."""
     if "window_size" in inspect.signature(varlen_attn).parameters:
         return {"window_size": (-1, 0)}
     return {"is_causal": True}
@@ -117,8 +116,6 @@ def _flash(
     starts_R1: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     output_NHW = varlen_attn(
         query_NHW, key_NHW, value_NHW, starts_R1, starts_R1, longest, longest, **_CAUSAL
     )

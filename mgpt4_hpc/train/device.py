@@ -56,6 +56,8 @@ def set_up_process(config: RunConfig, ranks: Ranks) -> None:
         # and go on.
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
+        # Filling fresh memory with NaN finds bugs and costs a pass over every tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def peak_memory_gib(device: torch.device) -> Callable[[], float]:

@@ -5,6 +5,7 @@ The only file that knows every room. Read :func:`run_training` from top to botto
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -28,6 +29,7 @@ from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.compiled import compile_layers
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.variants import require_variant
 from mgpt4_hpc.run_dir import RunDir
@@ -193,6 +195,7 @@ def _attempt(
         else None,
         peak_memory_gib=peak_memory_gib(device),
         buckets=buckets,
+        uniform_loss=_uniform_loss(model),
     )
     try:
         ending, reason = train(loop)
@@ -280,7 +283,10 @@ def _build_model(
         ln_vision=config.model.ln_vision,
         attention=config.model.attention,
         device=device,
+        activation_checkpointing=config.model.activation_checkpointing,
     )
+    if config.model.compile:
+        compile_layers(model)
     if inputs.start is not None:
         try:
             model.llama_proj.load_state_dict(inputs.start.tensors)
@@ -294,6 +300,11 @@ def _build_model(
         start = nn.Linear(model.llama_proj.in_features, model.llama_proj.out_features)
         model.llama_proj.load_state_dict(start.state_dict())
     return model.train()
+
+
+def _uniform_loss(model: MiniGPT4) -> float:
+    output_layer = model.language_model.get_output_embeddings()  # type: ignore[operator]
+    return math.log(output_layer.weight.shape[0])
 
 
 def _build_step(
