@@ -34,7 +34,10 @@ def random_model(
     Args:
         arch: sizes; ``llm_dim`` is taken from ``llm_config``.
         llm_config: values of the language model's ``config.json``, ``model_type`` among them.
-        precision, attention, device, activation_checkpointing: as in ``build_model``.
+        precision: as in ``build_model``.
+        attention: as in ``build_model``.
+        device: where it is made and stays.
+        activation_checkpointing: as in ``build_model``.
 
     Raises:
         WeightsError: for an unknown precision.

@@ -57,7 +57,7 @@ def set_up_process(config: RunConfig, ranks: Ranks) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.backends.cudnn.benchmark = False
         # Filling fresh memory with NaN finds bugs and costs a pass over every tensor.
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def peak_memory_gib(device: torch.device) -> Callable[[], float]:
