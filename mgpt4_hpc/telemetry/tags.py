@@ -5,6 +5,7 @@
 | `train/loss` | mean cross entropy per answer token of that step's global batch | nats |
 | `train/lr` | learning rate of the step | |
 | `train/grad_norm` | L2 norm of the projector's gradient, before clipping | |
+| `train/skipped_steps` | steps without an update in the whole run: NaN, infinity, fp16 overflow | |
 | `val/loss` | mean cross entropy per answer token over the held-out samples | nats |
 | `time/step_s` | median seconds per optimizer step since the last point | s |
 | `time/data_wait_fraction` | share of the time that the step waited for samples | 0 to 1 |
@@ -25,6 +26,7 @@ from __future__ import annotations
 TRAIN_LOSS = "train/loss"
 TRAIN_LR = "train/lr"
 TRAIN_GRAD_NORM = "train/grad_norm"
+SKIPPED_STEPS = "train/skipped_steps"
 VAL_LOSS = "val/loss"
 STEP_S = "time/step_s"
 DATA_WAIT_FRACTION = "time/data_wait_fraction"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.data.batch import Batch
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import FatalTrainingError
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.meters import (
@@ -21,6 +20,7 @@ from mgpt4_hpc.telemetry.meters import (
     Stopwatch,
     Throughput,
 )
+from mgpt4_hpc.train.health import Health
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
@@ -44,6 +44,7 @@ class Loop:
         evaluate: held-out loss, or None.
         peak_memory_gib: largest memory allocated on the device so far.
         buckets: where the seconds go.
+        uniform_loss: ln(vocabulary), what a model loses that knows nothing; None if unknown.
     """
 
     state: TrainState
@@ -57,6 +58,7 @@ class Loop:
     evaluate: Callable[[], float] | None = None
     peak_memory_gib: Callable[[], float] = lambda: 0.0
     buckets: Buckets = field(default_factory=Buckets)
+    uniform_loss: float | None = None
 
 
 def train(loop: Loop) -> tuple[Ending, str]:
@@ -121,6 +123,11 @@ class _Progress:
         self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
         self.last_report = time.monotonic()
         self.first = True
+        self.health = Health(
+            loop.recorder,
+            max_nonfinite_steps=loop.config.max_nonfinite_steps,
+            uniform_loss=loop.uniform_loss,
+        )
 
     def note(self, micro_batches: Sequence[Batch], result: StepResult) -> None:
         """Count one step; reads nothing from the device."""
@@ -137,13 +144,10 @@ class _Progress:
     def report(self, result: StepResult) -> None:
         """Read the step's loss from the device, reduce it over the ranks, and record it."""
         loop, step = self.loop, self.loop.state.step
-        loss_sum, tokens, bad, skipped_steps = loop.ranks.sum_on_cpu(
-            [
-                result.loss_sum.item(),
-                result.num_tokens,
-                len(self.substitutions),
-                loop.step.nonfinite_steps.item() / loop.ranks.world_size,
-            ]
+        nonfinite_steps = round(loop.step.nonfinite_steps.item())  # the same on every rank
+        skipped_steps = nonfinite_steps + round(loop.step.overflow_steps.item())
+        loss_sum, tokens, bad = loop.ranks.sum_on_cpu(
+            [result.loss_sum.item(), result.num_tokens, len(self.substitutions)]
         )
         loss = loss_sum / max(tokens, 1.0)
         if bad:
@@ -161,6 +165,7 @@ class _Progress:
             tags.DATA_WAIT_FRACTION: self._data_wait_fraction(),
             tags.SAMPLES_PER_S: rate,
             tags.SKIPPED: float(self.num_substitutions),
+            tags.SKIPPED_STEPS: float(skipped_steps),
         }
         peak = loop.peak_memory_gib()
         if peak:
@@ -171,7 +176,7 @@ class _Progress:
             f"{rate:.1f} samples/s  {_clock(left)} left"
         )
         loop.recorder.logged(step, values, loop.buckets.seconds, line)
-        self._refuse_hopeless(loss, round(skipped_steps))
+        self.health.look(step, loss, nonfinite_steps)
 
     def report_validation(self, loss: float) -> None:
         """Record the held-out loss."""
@@ -190,16 +195,6 @@ class _Progress:
         fraction = (waited - self.last_waited_s) / max(now - self.last_report, 1e-9)
         self.last_waited_s, self.last_report = waited, now
         return min(1.0, fraction)
-
-    def _refuse_hopeless(self, loss: float, skipped_steps: int) -> None:
-        limit = self.loop.config.max_nonfinite_steps
-        if skipped_steps > limit:
-            raise FatalTrainingError(
-                f"{skipped_steps} steps had a NaN or infinite gradient, "
-                f"train.max_nonfinite_steps allows {limit} (the last loss was {loss})",
-                why="the learning rate is too high, the weights are broken, or fp16 overflows",
-                fix="lower train.lr, run `mgpt4 weights check`, or use model.precision bf16",
-            )
 
 
 def _clock(seconds: float) -> str:

@@ -5,6 +5,7 @@ The other ranks hold a recorder that is silent, so that the loop has no branches
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,9 @@ class Recorder(SilentRecorder):
         self.curves.scalars(step, {**values, tags.ATTEMPT: float(self.attempt)})
         known: dict[str, Any] = {"step": step, "buckets": dict(buckets)}
         if tags.TRAIN_LOSS in values:
-            known["loss"] = values[tags.TRAIN_LOSS]
+            # JSON has no NaN, and a reader that is no Python would stumble over it.
+            loss = values[tags.TRAIN_LOSS]
+            known["loss"] = loss if math.isfinite(loss) else None
             known["samples_per_s"] = values.get(tags.SAMPLES_PER_S)
         self.ledger.event(Kind.STEPS, **known)
         self.say(line)

@@ -46,8 +46,10 @@ class TrainStep:
     averaging over ranks is multiplied out. ``rank_mean`` instead averages each micro-batch over
     its own tokens and does not divide by the accumulation, which is what the original does.
 
-    A non-finite gradient skips the update on the device (fused AdamW's ``found_inf``) and is
-    counted there; nobody waits for it.
+    A loss or gradient that is not finite skips the update on the device (fused AdamW's
+    ``found_inf``) and is counted there; nobody waits for it. With fp16 the loss scale is searched
+    by overflowing now and then: those steps are skipped too, but counted by themselves, as they
+    say nothing about the training.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TrainStep:
         self.loss_scale = torch.full((), _FP16_START_SCALE if fp16 else 1.0, device=device)
         self.growth_tracker = torch.zeros((), dtype=torch.int32, device=device)
         self.nonfinite_steps = torch.zeros((), device=device)
+        self.overflow_steps = torch.zeros((), device=device)
         self._parameters = [p for p in projector.parameters() if p.requires_grad]
 
     def __call__(self, micro_batches: Sequence[Batch], step: int, global_tokens: int) -> StepResult:
@@ -106,7 +109,10 @@ class TrainStep:
             weight = 1.0 / max(batch.num_answer_tokens, 1)
         else:
             weight = self.world_size / max(global_tokens, 1)
-        (loss_sum * (weight * self.loss_scale)).backward()
+        # A loss can be infinite and its gradient finite (a label's logit at -inf). Times zero it is
+        # NaN then, and with it the gradient, which tells all ranks.
+        poison = loss_sum.detach() * 0.0
+        (loss_sum * (weight * self.loss_scale + poison)).backward()
         return loss_sum.detach()
 
     def _update(self) -> torch.Tensor:
@@ -120,7 +126,9 @@ class TrainStep:
         # The attributes that torch.amp.GradScaler hands a fused optimizer.
         self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
         self.optimizer.step()
-        self.nonfinite_steps += found_inf
+        overflow = found_inf * (self.loss_scale > 1.0)
+        self.overflow_steps += overflow
+        self.nonfinite_steps += found_inf - overflow
         if self.fp16:
             torch._amp_update_scale_(
                 self.loss_scale, self.growth_tracker, found_inf, 2.0, 0.5, _FP16_GROWTH_INTERVAL
@@ -133,6 +141,7 @@ class TrainStep:
             "scaler.loss_scale": self.loss_scale,
             "scaler.growth_tracker": self.growth_tracker,
             "scaler.nonfinite_steps": self.nonfinite_steps,
+            "scaler.overflow_steps": self.overflow_steps,
         }
 
     def load_scaler_tensors(self, tensors: dict[str, torch.Tensor]) -> None:

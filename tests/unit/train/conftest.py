@@ -1,0 +1,110 @@
+"""The reference models behind the trainer's own step, looking at the reference's own images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgpt4_hpc.config.schema import TrainConfig
+from mgpt4_hpc.data.batch import Batch, collate
+from mgpt4_hpc.data.text import TextSpec, build_sequence
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.train.optimizer import build_optimizer
+from mgpt4_hpc.train.schedule import WarmupCosine
+from mgpt4_hpc.train.step import TrainStep
+
+REFERENCE = Path(__file__).parents[2] / "reference"
+
+
+class GivenImages:
+    """A model that sees the reference's normalised pixels, whatever it is shown."""
+
+    def __init__(self, model: MiniGPT4, pixels_NCHW: torch.Tensor) -> None:
+        self.model, self.pixels_NCHW = model, pixels_NCHW
+        self.add_to_loss = 0.0
+
+    def answer_loss(self, pixels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        seen = self.pixels_NCHW[: len(pixels)]
+        return self.model.answer_loss(seen, *args, **kwargs) + self.add_to_loss
+
+
+@dataclass
+class Trainable:
+    """A reference folder, ready to be trained on its one batch."""
+
+    bundle: Bundle
+    expected: dict[str, Any]
+    tensors: dict[str, torch.Tensor]
+
+    def batch(self, stage: str, rows: slice = slice(None)) -> Batch:
+        tokenizer, arch = load_tokenizer(self.bundle.llm_dir), self.bundle.architecture
+        spec = TextSpec(
+            encode=tokenizer.encode,
+            bos_id=tokenizer.bos_id,
+            pad_id=tokenizer.pad_id,
+            num_image_tokens=arch.num_image_tokens,
+            max_answer_tokens=self.expected[f"{stage}.max_text_tokens"],
+            end_symbol=self.expected[f"{stage}.end_symbol"],
+            keep_end_symbol=False,
+        )
+        answers = self.expected[f"{stage}.answers"]
+        prompts = self.expected.get(f"{stage}.prompts") or repeat(None)
+        sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
+        sequences = sequences[rows]
+        blank = np.zeros((3, arch.image_size, arch.image_size), dtype=np.uint8)
+        count = len(sequences)
+        keys = [str(number) for number in range(count)]
+        return collate([blank] * count, sequences, spec.pad_id, keys=keys, positions=range(count))
+
+    def step(self, stage: str, precision: str = "fp32", **settings: Any) -> TrainStep:
+        model = build_model(self.bundle, precision=precision)
+        seen: Any = GivenImages(model, self.tensors[f"{stage}.images"])
+        schedule = self.expected[f"{stage}.schedule"]
+        config = TrainConfig(
+            global_batch_size=1,
+            micro_batch_size=1,
+            max_steps=schedule["max_epoch"] * schedule["iters_per_epoch"],
+            lr=schedule["init_lr"],
+            min_lr=schedule["min_lr"],
+            warmup_start_lr=schedule["warmup_start_lr"],
+            warmup_steps=schedule["warmup_steps"],
+        )
+        return TrainStep(
+            seen,
+            model.llama_proj,
+            build_optimizer(model.llama_proj, config),
+            WarmupCosine.from_config(config),
+            world_size=1,
+            device=torch.device("cpu"),
+            fp16=precision == "fp16",
+            **settings,
+        )
+
+
+def open_trainable(name: str) -> Trainable:
+    folder = REFERENCE / name
+    expected = json.loads((folder / "expected.json").read_text())
+    bundle = open_bundle(folder, architecture=Architecture.from_dict(expected["architecture"]))
+    return Trainable(bundle, expected, load_file(folder / "expected.safetensors"))
+
+
+@pytest.fixture(scope="session", params=["vicuna_tiny", "llama2_tiny"])
+def trainable(request: pytest.FixtureRequest) -> Trainable:
+    """Each reference folder."""
+    return open_trainable(request.param)
+
+
+@pytest.fixture(scope="session")
+def vicuna() -> Trainable:
+    return open_trainable("vicuna_tiny")
