@@ -41,7 +41,6 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
         except MgptError as error:
             # One that cannot be cancelled must not keep the others running.
             errors.append(error)
-            click.echo(f"error: {error}", err=True)
     if as_json:
         echo_json(
             [
@@ -52,5 +51,7 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     else:
         for one in done:
             click.echo(f"{one.run.name}: {one.text}")
+    for error in errors[1:]:
+        click.echo(f"error: {error}", err=True)
     if errors:
-        raise click.exceptions.Exit(errors[0].exit_code)
+        raise errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from dataclasses import dataclass
 
@@ -77,7 +78,7 @@ def _cancel_local(run: RunDir, job: JobRef) -> str:
     if not processes.is_here(job.hostname):
         raise MgptError(
             f"{run.name} runs on {job.hostname}, not on this machine",
-            fix=f"ssh {job.hostname} mgpt4 cancel {run.path}",
+            fix=f"ssh {job.hostname} mgpt4 cancel {shlex.quote(str(run.path))}",
         )
     request_cancel(run, job.job_id)
     # The controller then asks the ranks to save and end, gives them the time, and starts no more.

@@ -1,0 +1,176 @@
+"""Wrong input to `submit`: the right exit code, a sentence with the fix, and nothing written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.fakes import Mgpt4
+from tests.support.tiny_world import TinyWorld
+
+
+@pytest.fixture
+def stage1(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_config(tmp_path_factory.mktemp("config") / "stage1.yaml", 1)
+
+
+@pytest.fixture
+def stage2(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.write_config(tmp_path_factory.mktemp("config") / "stage2.yaml", 2)
+
+
+@pytest.fixture(autouse=True)
+def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What should have been refused must not begin to run."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a job was submitted")
+
+    monkeypatch.setattr("mgpt4_hpc.launch.orders.submit_run", refuse)
+
+
+def refused(mgpt4: Mgpt4, code: int, *arguments: object) -> str:
+    """What ``submit`` says when it refuses; the folder must stay empty."""
+    ended = mgpt4("submit", "--executor", "local", *arguments)
+    assert ended.code == code, ended.err
+    assert ended.out == ""
+    assert list(Path().iterdir()) == []
+    return ended.err
+
+
+def test_unknown_setting(mgpt4: Mgpt4, stage1: Path) -> None:
+    told = refused(mgpt4, 2, "--config", stage1, "--set", "trian.lr=1")
+    assert "unknown setting 'trian.lr'" in told
+    assert "did you mean train.lr?" in told
+
+
+def test_unknown_setting_in_the_file(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = world.write_config(tmp_path_factory.mktemp("c") / "x.yaml", 1, train__lrr=1)
+    told = refused(mgpt4, 2, "--config", config)
+    assert "train.lrr: unknown setting; did you mean train.lr?" in told
+
+
+def test_unknown_preset(mgpt4: Mgpt4) -> None:
+    assert "presets" in refused(mgpt4, 2, "--config", "no-such-preset")
+
+
+def test_every_fault_of_a_config_at_once(mgpt4: Mgpt4, stage1: Path) -> None:
+    told = refused(
+        mgpt4, 2, "--config", stage1, "--set", "lr=-1", "--set", "max_steps=0", "--set", "seed=x"
+    )
+    for key in ("train.lr", "train.max_steps", "seed"):
+        assert f"  - {key}: " in told
+
+
+@pytest.mark.parametrize("gpus", ["0", "-1", "two"])
+def test_gpus(mgpt4: Mgpt4, stage1: Path, gpus: str) -> None:
+    assert "--gpus" in refused(mgpt4, 2, "--config", stage1, "--gpus", gpus)
+
+
+@pytest.mark.parametrize("time", ["0", "soon", "x-5", "1:2:3:4"])
+def test_time(mgpt4: Mgpt4, stage1: Path, time: str) -> None:
+    assert "--time" in refused(mgpt4, 2, "--config", stage1, "--time", time)
+
+
+def test_neither_stage_nor_config(mgpt4: Mgpt4) -> None:
+    assert "--stage" in refused(mgpt4, 2)
+
+
+def test_the_wrong_stage(mgpt4: Mgpt4, stage1: Path) -> None:
+    assert "is for stage 1" in refused(mgpt4, 2, "--config", stage1, "--stage", "2")
+
+
+def test_missing_shard(mgpt4: Mgpt4, stage1: Path) -> None:
+    sources = "data.sources=[{name: laion, path: '/nowhere/{00000..00003}.tar'}]"
+    told = refused(mgpt4, 3, "--config", stage1, "--set", sources)
+    assert "data source laion" in told
+    assert "/nowhere/00000.tar" in told
+
+
+def test_stage_2_without_stage_1(mgpt4: Mgpt4, stage2: Path) -> None:
+    assert "--after RUN" in refused(mgpt4, 3, "--config", stage2)
+
+
+def test_stage_2_from_what_is_not_there(mgpt4: Mgpt4, stage2: Path) -> None:
+    told = refused(mgpt4, 3, "--config", stage2, "--set", "model.projector=/nowhere/p.pth")
+    assert "/nowhere/p.pth does not exist" in told
+
+
+def test_after_an_unknown_run(mgpt4: Mgpt4, stage2: Path) -> None:
+    refused(mgpt4, 6, "--config", stage2, "--after", "other")
+
+
+def test_weights_that_are_not_there(mgpt4: Mgpt4, stage1: Path) -> None:
+    told = refused(mgpt4, 3, "--config", stage1, "--set", "model.weights=/nowhere/w")
+    assert "mgpt4 weights import" in told
+
+
+def test_all_that_is_missing_at_once(mgpt4: Mgpt4, stage2: Path) -> None:
+    told = refused(
+        mgpt4, 3, "--config", stage2, "--set", "model.weights=/nowhere/w",
+        "--set", "data.sources=[{name: a, path: /nowhere/d}]",
+    )  # fmt: skip
+    assert told.count("  - ") == 3
+
+
+def test_runs_dir_below_a_file(mgpt4: Mgpt4, stage1: Path) -> None:
+    told = refused(mgpt4, 3, "--config", stage1, "--runs-dir", stage1 / "runs")
+    assert "is no folder" in told
+
+
+def test_runs_dir_that_cannot_be_written(mgpt4: Mgpt4, stage1: Path) -> None:
+    # /proc refuses even root, though it has write permission there.
+    ended = mgpt4("submit", "--executor", "local", "--config", stage1, "--runs-dir", "/proc/runs")
+    assert ended.code in (1, 3)
+    assert "give --runs-dir a writable folder" in ended.err
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a'b", 'a"b', "a\nb", "$(touch x)", "`touch x`", "../up", "-rf", "a/b", "", "ä"]
+)
+def test_hostile_names(mgpt4: Mgpt4, stage1: Path, name: str) -> None:
+    ended = mgpt4(
+        "submit", "--executor", "local", "--config", stage1, "--dry-run", f"--set=name={name!r}"
+    )
+    assert ended.code == 2
+    assert "name" in ended.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["status", "history", "logs", "cancel", "resume"])
+@pytest.mark.parametrize("name", ["other", "a b", "$(touch x)", "a\nb", "../..", "", "[red]"])
+def test_no_such_run(mgpt4: Mgpt4, command: str, name: str) -> None:
+    ended = mgpt4(command, "--", name)
+    assert ended.code == 6
+    assert "no run" in ended.err
+    assert list(Path().iterdir()) == []
+
+
+def test_values_in_the_script_are_quoted(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A runs folder with spaces and quotes, rendered: the shell sees it as one word."""
+    folder = tmp_path_factory.mktemp("odd") / "it's $(touch x) a folder"
+    folder.mkdir()
+    config = world.write_config(folder / "c.yaml", 1)
+    ended = mgpt4("submit", "--config", config, "--dry-run", "--executor", "local",
+                  "--runs-dir", folder)  # fmt: skip
+    assert ended.code == 0, ended.err
+    script = folder / "script.sh"
+    script.write_text(ended.out)
+    assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+    fakes = folder / "bin"
+    fakes.mkdir()
+    for name in ("srun", "scontrol", Path(sys.executable).name):
+        (fakes / name).write_text("#!/bin/sh\nexit 0\n")
+        (fakes / name).chmod(0o755)
+    body = script.read_text().replace(sys.executable, str(Path(sys.executable).name))
+    environment = {**os.environ, "PATH": f"{fakes}:{os.environ['PATH']}", "SLURMD_NODENAME": "n"}
+    subprocess.run(["bash", "-c", body], cwd=fakes, env=environment, check=False)
+    assert not (fakes / "x").exists()
+    assert not Path("x").exists()

@@ -1,0 +1,90 @@
+"""``data``: index, pack and check on shards of a few samples."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cli.fakes import Mgpt4
+from tests.support.tiny_world import TinyWorld
+
+
+@pytest.fixture
+def shards(world: TinyWorld, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(world.shards("laion"), tmp_path / "laion"))
+
+
+def cut(shard: Path) -> None:
+    """As a full disk or a killed download leaves it."""
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+
+
+def test_index_and_check(mgpt4: Mgpt4, shards: Path) -> None:
+    made = mgpt4("data", "index", shards, "--out", "laion.index", "--json").json
+    assert (made["num_samples"], made["num_shards"], made["num_quarantined"]) == (16, 2, 0)
+    again = mgpt4("data", "index", shards, "--out", "laion.index", "--verify", "--decode")
+    assert "16 samples in 2 shards" in again.out
+    good = mgpt4("data", "check", "laion.index")
+    assert good.code == 0
+    assert "16 usable samples" in good.out
+
+
+def test_a_shard_that_changed_since(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    cut(shards / "00001.tar")
+    ended = mgpt4("data", "check", "laion.index", "--json")
+    assert ended.code == 1
+    assert len(ended.json["changed_shards"]) == 1
+    assert "00001.tar" in ended.err
+
+
+def test_a_cut_shard_is_quarantined_by_shard_and_reason(mgpt4: Mgpt4, shards: Path) -> None:
+    cut(shards / "00001.tar")
+    ended = mgpt4("data", "check", shards)
+    assert ended.code == 0
+    assert "00001.tar" in ended.out
+    assert "reason" in ended.out
+    told = mgpt4("data", "check", shards, "--json").json
+    assert {entry["shard"] for entry in told["quarantined"]} == {"00001.tar"}
+    assert 8 <= told["num_samples"] < 16
+
+
+def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
+    packed = mgpt4("data", "pack", world.align, "--out", "packed", "--json").json
+    assert all(Path(shard).is_file() for shard in packed["shards"])
+    again = mgpt4("data", "pack", world.align, "--out", "packed")
+    assert again.code == 1
+    assert "is not empty" in again.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "nothing.tar", "--out", "x.index"],
+        ["index", "{00..03}.tar", "--out", "x.index"],
+        ["index", "s3://bucket/x.tar", "--out", "x.index"],
+        ["pack", "nothing", "--out", "x"],
+        ["check", "nothing"],
+        ["check", "nothing.index"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there(mgpt4: Mgpt4, arguments: list[str]) -> None:
+    ended = mgpt4("data", *arguments)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert list(Path().iterdir()) == []
+
+
+def test_out_in_a_folder_that_is_not_there(mgpt4: Mgpt4, shards: Path) -> None:
+    ended = mgpt4("data", "index", shards, "--out", "no/x.index")
+    assert ended.code == 1
+    assert "mkdir -p no" in ended.err
+
+
+def test_what_is_no_index(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    (tmp_path / "x.index").write_text("no index at all")
+    ended = mgpt4("data", "check", "x.index")
+    assert ended.code == 1
+    assert "is not a usable shard index" in ended.err

@@ -1,0 +1,212 @@
+"""``resume``: whether a run is free, what may change, and what is left if no job can be had."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.launch.cancel_mark import cancel_requested, request_cancel
+from mgpt4_hpc.launch.submit import Submitted
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
+
+
+class Submissions:
+    """Stands in for `submit_run`; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Resolved, str, str | None]] = []
+        self.error: Exception | None = None
+
+    def __call__(
+        self, run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+    ) -> Submitted:
+        for marker in (run.resubmit_needed, run.failed):
+            marker.unlink(missing_ok=True)
+        if self.error is not None:
+            raise self.error
+        self.asked.append((resolved, executor, dependency))
+        return Submitted(run, executor, "18")
+
+
+@pytest.fixture
+def submissions(monkeypatch: pytest.MonkeyPatch) -> Submissions:
+    stand_in = Submissions()
+    monkeypatch.setattr("mgpt4_hpc.launch.resume.submit_run", stand_in)
+    monkeypatch.setattr("mgpt4_hpc.launch.resume.preflight", lambda *_, **__: None)
+    return stand_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = make_run(tmp_path / "runs")
+    submitted(made)
+    attempt(made, 1, first=1, last=20, cause="time limit", clock=Clock(1e9))
+    made.resubmit_needed.write_text("Slurm did not say why\n")
+    return made
+
+
+def test_as_it_was(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions) -> None:
+    request_cancel(run, "17")
+    before = run.config_file.read_bytes()
+    ended = mgpt4("resume", "one", "--json")
+    assert ended.code == 0
+    assert ended.json["job_id"] == "18"
+    assert ended.json["changes"] == {}
+    ((_, executor, dependency),) = submissions.asked
+    assert (executor, dependency) == ("slurm", None)
+    assert run.config_file.read_bytes() == before
+    assert not cancel_requested(run)
+
+
+def test_allowed_changes_are_recorded(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    digest = read_config(run.config_file).digest
+    ended = mgpt4(
+        "resume", "one", "--gpus", "2", "--time", "2:00:00", "--partition", "a100-preempt",
+        "--set", "launch.max_crashes=9", "--set", "launch.sbatch.reservation=x",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "one: launch.gpus 1 -> 2" in ended.err
+    stored = read_config(run.config_file)
+    launch = stored.config.launch
+    assert (launch.gpus, launch.time_min, launch.max_crashes) == (2, 120, 9)
+    assert launch.sbatch == {"reservation": "x"}
+    assert stored.origins["launch.gpus"] == "resume"
+    assert stored.origins["train.lr"] == "file made.yaml"
+    assert stored.digest == digest
+    assert submissions.asked[0][0].config == stored.config
+    assert not list(run.path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "lr=0.1"], "train.lr: 0.01 decides the result"),
+        (["--set", "max_steps=200"], "train.max_steps: 100 decides the result"),
+        (["--set", "seed=1"], "seed: 42 decides the result"),
+        (["--set", "stage=2"], "stage: 1 decides the result"),
+        (["--set", "name=other"], "a run keeps its name"),
+        (["--set", "lrr=1"], "did you mean train.lr?"),
+        (["--set", "launch.gpus=none"], "launch.gpus"),
+        (["--gpus", "9"], "launch.gpus"),
+        (["--gpus", "0"], "--gpus"),
+        (["--gpus", "2", "--nodes", "3"], "launch.nodes"),
+        (["--partition", "a\nb"], "launch.partition"),
+    ],
+)
+def test_forbidden_changes_change_nothing(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    arguments: list[str],
+    told: str,
+) -> None:
+    before = contents(run)
+    ended = mgpt4("resume", "one", *arguments)
+    assert ended.code == 2
+    assert told in ended.err
+    assert submissions.asked == []
+    assert contents(run) == before
+
+
+def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1", "--set", "seed=3", "--set", "name=x")
+    assert ended.code == 2
+    for key in ("train.lr", "seed", "name"):
+        assert f"  - {key}: " in ended.err
+
+
+def test_the_same_value_is_no_change(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1e-2", "--gpus", "1", "--json")
+    assert ended.code == 0
+    assert ended.json["changes"] == {}
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING"])
+def test_its_job_is_alive(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
+) -> None:
+    slurm.squeue = squeue_row("17", state)
+    ended = mgpt4("resume", "one")
+    assert ended.code == 7
+    assert "one is alive" in ended.err
+    assert "(job 17)" in ended.err
+    assert submissions.asked == []
+
+
+def test_finished_already(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    attempt(run, 2, first=21, last=100, cause="finished")
+    ended = mgpt4("resume", "one")
+    assert ended.code == 0
+    assert "finished already" in ended.out
+    assert mgpt4("resume", "one", "--json").json["finished"] is True
+    assert submissions.asked == []
+
+
+def test_slurm_is_down(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    run.resubmit_needed.unlink()
+    slurm.squeue = slurm.sacct = None
+    assert mgpt4("resume", "one").code == 5
+    assert submissions.asked == []
+
+
+def test_no_such_run(mgpt4: Mgpt4) -> None:
+    assert mgpt4("resume", "other").code == 6
+
+
+def test_a_newer_format_is_left_alone(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
+    run.identity_file.write_text('{"format_version": 99}')
+    assert mgpt4("resume", "one").code == 7
+
+
+def test_a_refused_job_leaves_the_run_as_it_was(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    request_cancel(run, "17")
+    before = contents(run)
+    submissions.error = SlurmRejected("sbatch refused the job: invalid partition")
+    ended = mgpt4("resume", "one", "--partition", "nonsense")
+    assert ended.code == 4
+    assert contents(run) == before
+
+
+def test_it_waits_for_the_run_it_starts_from(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    first = make_run(tmp_path / "runs", "first")
+    submitted(first, "21")
+    second = make_run(tmp_path / "runs", "second", stage=2, model__projector=str(first.path))
+    submitted(second, "19")
+    slurm.squeue = squeue_row("21", "RUNNING") + squeue_row(
+        "19", "CANCELLED", "DependencyNeverSatisfied"
+    )
+    assert mgpt4("resume", "second").code == 0
+    assert submissions.asked[0][2] == "afterok:21"
+
+    attempt(first, 1, first=1, last=9, cause="crashed", job_id="21")
+    slurm.squeue = slurm.squeue.replace("RUNNING", "FAILED ")
+    ended = mgpt4("resume", "second")
+    assert ended.code == 3
+    assert f"mgpt4 resume {first.path}" in ended.err
+
+
+def contents(run: RunDir) -> dict[str, Any]:
+    """Every file of the run by its name."""
+    return {
+        str(path.relative_to(run.path)): path.read_bytes()
+        for path in run.path.rglob("*")
+        if path.is_file()
+    }
