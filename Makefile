@@ -34,8 +34,8 @@ format: install  ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-soak: install  ## the long tests
-	MGPT4_REQUIRE_SLURM=1 $(BIN)/python -m pytest -m soak $(PYTEST_ARGS)
+soak: install  ## the long tests; writes a dated report into docs/soak
+	MGPT4_REQUIRE_SLURM=1 $(BIN)/python tools/soak.py $(PYTEST_ARGS)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) demo build dist

@@ -11,8 +11,6 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_option
 
-_DEFAULT_PRESETS = {"1": "stage1-vicuna7b", "2": "stage2-vicuna7b"}
-
 
 @click.command("submit", short_help="Submit a stage, or both, to Slurm or to this machine.")
 @click.option("--stage", type=click.Choice(["1", "2", "both"]), help="Which stage to train.")
@@ -98,13 +96,14 @@ def submit_command(
         after=after_name,
         executor=executor,
         runs_dir=absolute(runs_dir),
+        dry_run=dry_run,
     )
     plan = orders.make_plan(order, os.environ)
+    for line in plan.notes:
+        click.echo(line, err=True)
     if dry_run:
         _show_scripts(plan, as_json)
         return
-    for line in plan.notes:
-        click.echo(line, err=True)
     submitted = orders.carry_out(plan, say=lambda text: click.echo(text, err=True), wait=wait)
     if as_json:
         echo_json(

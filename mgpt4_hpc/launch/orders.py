@@ -34,6 +34,7 @@ class Order:
     after: str | None = None
     executor: str = "auto"
     runs_dir: Path = Path("runs")
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
         SlurmUnreachable: the scheduler cannot be asked.
     """
     executor = choose_executor(order.executor)
-    notes = (f"using {executor}",) if order.executor == "auto" else ()
+    notes = (f"using {executor}",) if order.executor == "auto" and not order.dry_run else ()
     after = find_run(order.after, order.runs_dir) if order.after else None
     planned: list[PlannedRun] = []
     for stage, config_name in _stages(order):
@@ -71,8 +72,10 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
         resolved = _resolve(order, stage, config_name, follows, environ)
         run = RunDir(order.runs_dir / resolved.config.name)
         planned.append(PlannedRun(run, resolved, follows))
-    _check(planned, order, executor)
-    return Plan(tuple(planned), executor, notes)
+    faults = _faults(planned, order, executor)
+    if faults and not order.dry_run:
+        raise PreflightError("this job would fail", faults=faults)
+    return Plan(tuple(planned), executor, notes + tuple(f"would be refused: {f}" for f in faults))
 
 
 def _stages(order: Order) -> list[tuple[int | None, str | None]]:
@@ -132,7 +135,8 @@ def _sbatch_options(options: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _check(planned: list[PlannedRun], order: Order, executor: str) -> None:
+def _faults(planned: list[PlannedRun], order: Order, executor: str) -> list[str]:
+    """Everything that would stop these runs; a dry run shows it beside the script."""
     faults: list[str] = []
     for item in planned:
         if item.run.path.exists():
@@ -144,13 +148,13 @@ def _check(planned: list[PlannedRun], order: Order, executor: str) -> None:
             preflight(
                 item.resolved.config,
                 order.runs_dir,
-                executor=executor,
+                # A dry run renders the batch script also where there is no Slurm to be asked.
+                executor="none" if order.dry_run and not slurm.has_slurm() else executor,
                 projector_follows=item.follows is not None,
             )
         except PreflightError as error:
             faults += [fault for fault in error.faults if fault not in faults]
-    if faults:
-        raise PreflightError("this job would fail", faults=faults)
+    return faults
 
 
 def render_plan(plan: Plan) -> dict[str, str]:

@@ -23,7 +23,7 @@ def preflight(
     Args:
         config: of the run to be submitted.
         runs_dir: where its directory will be made.
-        executor: "slurm" or "local".
+        executor: "slurm", "local", or "none" to ask nobody.
         projector_follows: stage 2's start will come from a job before it.
 
     Raises:
@@ -36,7 +36,7 @@ def preflight(
         *_source_faults(config),
         *_projector_faults(config, projector_follows),
         *_runs_dir_faults(runs_dir),
-        *(_partition_faults(config) if executor == "slurm" else _local_faults(config)),
+        *_executor_faults(config, executor),
     ]
     if faults:
         raise PreflightError("this job would fail", faults=faults)
@@ -111,6 +111,12 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
     if "%" in str(runs_dir.absolute()):
         return [f"runs directory {runs_dir} has a % in its path, which Slurm would expand"]
     return []
+
+
+def _executor_faults(config: RunConfig, executor: str) -> list[str]:
+    if executor == "slurm":
+        return _partition_faults(config)
+    return _local_faults(config) if executor == "local" else []
 
 
 def _partition_faults(config: RunConfig) -> list[str]:

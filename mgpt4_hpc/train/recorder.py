@@ -16,7 +16,8 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.kinds import Kind
-from mgpt4_hpc.telemetry.ledger import Ledger
+from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
+from mgpt4_hpc.telemetry.meters import PRODUCTIVE
 from mgpt4_hpc.telemetry.tensorboard import NullWriter, Writer, open_writer
 
 
@@ -70,6 +71,9 @@ class Recorder(SilentRecorder):
         self.ledger = Ledger(run.ledger, attempt)
         self.heartbeat = Heartbeat(run.heartbeat, attempt)
         self.curves: Writer = NullWriter()
+        earlier = [a for a in read_ledgers(run.ledger) if a.number < attempt]
+        self._first_start = min((a.start for a in earlier), default=time.time())
+        self._earlier_productive_s = sum(a.productive_s for a in earlier)
         self._save_failures = 0
         self._step = 0
 
@@ -104,7 +108,8 @@ class Recorder(SilentRecorder):
         self, step: int, values: Mapping[str, float], buckets: Mapping[str, float], line: str
     ) -> None:
         """Draw the points of one step, note them in the ledger, print ``line``."""
-        self.curves.scalars(step, {**values, tags.ATTEMPT: float(self.attempt)})
+        own = {tags.ATTEMPT: float(self.attempt), tags.GOODPUT: self._goodput(buckets)}
+        self.curves.scalars(step, {**values, **own})
         known: dict[str, Any] = {"step": step, "buckets": dict(buckets)}
         if tags.TRAIN_LOSS in values:
             # JSON has no NaN, and a reader that is no Python would stumble over it.
@@ -113,6 +118,11 @@ class Recorder(SilentRecorder):
             known["samples_per_s"] = values.get(tags.SAMPLES_PER_S)
         self.ledger.event(Kind.STEPS, **known)
         self.say(line)
+
+    def _goodput(self, buckets: Mapping[str, float]) -> float:
+        """Productive time over the time since the run's first start, queues included."""
+        productive_s = self._earlier_productive_s + buckets.get(PRODUCTIVE, 0.0)
+        return min(1.0, productive_s / max(time.time() - self._first_start, 1e-9))
 
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Note each bad sample and its replacement."""

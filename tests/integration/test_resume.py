@@ -150,3 +150,21 @@ def test_changed_data_is_refused(ranks: ForkedRanks, tiny_world: TinyWorld, tmp_
     assert ranks.wait() == [1]
     fault = [r for r in read_ledgers(run / "ledger")[-1].faults if r["what"] == "RunLocked"]
     assert "index laion" in fault[0]["reason"]
+
+
+def test_held_out_loss_is_drawn_and_never_trained_on(
+    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = make_run(
+        tiny_world,
+        tmp_path / "run",
+        2,
+        train__max_steps=10,
+        train__eval_every_steps=5,
+        data__val_fraction=0.2,
+    )
+    train_through(ranks, run, 2)
+    points = curve(run, "val/loss")
+    assert [step for step, _ in points] == [5, 10]
+    assert all(0 < loss < 20 for _, loss in points)
+    assert_every_step_once(run, 10)
