@@ -1,0 +1,142 @@
+"""Each quirk of the original, both ways, from the setting to what it changes.
+
+``train.loss_reduction`` has its test in test_step.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.collate import BatchMaker
+from mgpt4_hpc.data.decode import decode_image
+from mgpt4_hpc.data.text import NO_LABEL, TextSpec, build_sequence
+from mgpt4_hpc.model.bundle import QFORMER_FILE, open_bundle
+from mgpt4_hpc.model.minigpt4 import build_model
+from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.train.batches import text_spec
+from tests.unit.train.conftest import Trainable, open_trainable
+
+FAITHFUL = {"faithful": True}
+
+
+def config_of(stage: int = 2, **settings: Any) -> RunConfig:
+    overrides = {key.replace("__", "."): value for key, value in settings.items()}
+    return load_config(f"stage{stage}-vicuna7b", overrides=overrides).config
+
+
+def spec_of(trainable: Trainable, stage: int = 2, **settings: Any) -> TextSpec:
+    tokenizer = load_tokenizer(trainable.bundle.llm_dir)
+    return text_spec(config_of(stage, **settings), tokenizer, trainable.bundle.architecture)
+
+
+@pytest.mark.parametrize(("faithful", "kept"), [(False, True), (True, False)])
+def test_a_truncated_answer_keeps_or_loses_its_end(vicuna, faithful: bool, kept: bool) -> None:
+    spec = spec_of(vicuna, text__max_answer_tokens=16, faithful=faithful)
+    sequence = build_sequence(spec, "word " * 50, spec.prompts[0])
+    learned = sequence.labels[sequence.labels != NO_LABEL].tolist()
+    assert len(learned) == 16
+    end = spec.encode("word###")[len(spec.encode("word")) :]
+    assert (learned[-len(end) :] == end) == kept
+    short = build_sequence(spec, "word", spec.prompts[0])
+    assert short.labels[-len(end) :].tolist() == end, "a short answer always has it"
+
+
+@pytest.mark.parametrize(("faithful", "learned"), [(False, True), (True, False)])
+def test_a_padding_token_in_a_caption(vicuna, faithful: bool, learned: bool) -> None:
+    spec = spec_of(vicuna, faithful=faithful)
+    # The tiny vocabulary has no `$$`; any token of a caption can stand for it.
+    spec = dataclasses.replace(spec, pad_id=spec.encode("the red dog")[1])
+    sequence = build_sequence(spec, "the red dog", spec.prompts[0])
+    answer = spec.encode("the red dog###")
+    assert sequence.input_ids[-len(answer) :].tolist() == answer, "it is read in any case"
+    wanted = [NO_LABEL if token == spec.pad_id and not learned else token for token in answer]
+    assert sequence.labels[-len(answer) :].tolist() == wanted
+
+
+@pytest.mark.parametrize(("faithful", "one"), [(False, False), (True, True)])
+def test_a_prompt_per_sample_or_per_batch(vicuna, faithful: bool, one: bool) -> None:
+    spec = spec_of(vicuna, faithful=faithful)
+    nothing: Any = None
+    maker = BatchMaker(nothing, nothing, spec, 56, resize="squash", seed=1, samples_per_step=32)
+    drawn = [{maker.prompt_at(step * 32 + i) for i in range(32)} for step in range(8)]
+    assert all(len(prompts) == (1 if one else 4) for prompts in drawn)
+    assert len(set.union(*drawn)) > 1
+
+
+@pytest.mark.parametrize(("resize", "whites"), [("squash", 0), ("border", 2 * 14 * 56)])
+def test_images_are_squashed_or_letterboxed(resize: str, whites: int) -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (100, 50), (200, 0, 0)).save(stream, "PNG")
+    chosen = config_of(data__resize=resize).data.resize
+    pixels_CHW = decode_image(stream.getvalue(), 56, chosen)
+    white_HW = (pixels_CHW == 255).all(axis=0)
+    assert white_HW.sum() == whites
+    assert np.abs(pixels_CHW[0][~white_HW].astype(int) - 200).max() <= 1
+    assert config_of(**FAITHFUL).data.resize == "squash"
+
+
+@pytest.mark.parametrize("vision", ["same", "fp16", "fp32"])
+def test_the_vision_side_has_a_precision_of_its_own(trainable, vision: str) -> None:
+    model = build_model(trainable.bundle, precision="bf16", vision_precision=vision)
+    dtype = {"same": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[vision]
+    block = model.vision.get_submodule("blocks.1")
+    residual, product = [], []
+    block.register_forward_hook(lambda _m, _i, out: residual.append(out.dtype))
+    block.get_submodule("mlp.fc1").register_forward_hook(
+        lambda _m, _i, out: product.append(out.dtype)
+    )
+    features = model.encode_images(trainable.tensors["stage1.images"])
+    assert (residual, product) == ([torch.float32], [dtype]), "residuals stay in float32"
+    assert model.project(features).dtype == torch.bfloat16
+    ours = model.project(features).float()
+    theirs = trainable.tensors["stage1.image_embeds"]
+    assert (ours - theirs).norm() / theirs.norm() < 0.02
+
+
+def test_faithful_precision_is_fp16_all_through() -> None:
+    model = config_of(**FAITHFUL).model
+    assert (model.precision, model.vision_precision) == ("fp16", "fp16")
+
+
+@pytest.mark.parametrize(("ln_vision", "identity"), [("identity", True), ("bundle", False)])
+def test_the_norm_of_a_model_without_qformer(tmp_path, ln_vision: str, identity: bool) -> None:
+    """A bundle may bring a trained one; the original never loads it."""
+    trainable = open_trainable("llama2_tiny")
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for path in trainable.bundle.path.iterdir():
+        if not path.name.startswith("expected"):
+            (folder / path.name).symlink_to(path)
+    width = trainable.bundle.architecture.vision_width
+    trained = {
+        "ln_vision.weight": torch.full((width,), 2.0),
+        "ln_vision.bias": torch.full((width,), 0.5),
+        "query_tokens": torch.zeros(1, 32, 8),
+        "Qformer.bert.encoder.layer.0.attention.self.query.weight": torch.zeros(8, 8),
+        "t5_proj.weight": torch.zeros(8, 8),
+    }
+    torch.save({"model": trained}, folder / QFORMER_FILE)
+    bundle = open_bundle(folder, architecture=trainable.bundle.architecture)
+    assert any(
+        "joins neighbouring patches" in w for r in bundle.reports for w in r.dropped.values()
+    )
+    norm = build_model(bundle, ln_vision=ln_vision).connector.get_submodule("ln_vision")
+    assert norm.weight.unique().tolist() == [1.0 if identity else 2.0]
+    assert norm.bias.unique().tolist() == [0.0 if identity else 0.5]
+    assert not norm.weight.requires_grad
+    assert config_of(**FAITHFUL).model.ln_vision == "identity"
+
+
+def test_a_model_with_qformer_keeps_its_norm(vicuna) -> None:
+    model = build_model(vicuna.bundle, ln_vision="identity")
+    theirs = vicuna.bundle.qformer_state()["ln_vision.weight"]
+    assert torch.equal(model.connector.get_submodule("ln_vision").weight, theirs)
