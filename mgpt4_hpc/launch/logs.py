@@ -1,7 +1,8 @@
 """A run's log files: which there are, and which part of one belongs to an attempt.
 
-Submitit names them ``JOBID_RANK_log.out``. A requeued job appends to its file; each start of a task
-begins with a line of submitit's, and rank 0 then says which attempt it is.
+They are named ``JOBID_RANK_log.out``, as submitit does. A requeued job appends to its file. Each
+start of a task begins with a line of submitit's, except under the plain batch scripts, and rank 0
+then says which attempt it is.
 """
 
 from __future__ import annotations
@@ -106,14 +107,18 @@ def attempt_bytes(run: RunDir, rank: int, number: int) -> bytes:
 
 
 def split_starts(data: bytes) -> list[bytes]:
-    """A log cut where a task started anew."""
+    """A log cut where a task started anew, or, without submitit's line, where it says so itself."""
     cuts = [0]
     position = 0
-    seen_start = False
+    introduced = False  # submitit's line has come, and the banner after it not yet
     for line in data.splitlines(keepends=True):
-        if _TASK_START.match(line) and (seen_start or position > 0):
+        if _TASK_START.match(line):
             cuts.append(position)
-        seen_start = seen_start or bool(_TASK_START.match(line))
+            introduced = True
+        elif _BANNER.match(line):
+            if not introduced:
+                cuts.append(position)
+            introduced = False
         position += len(line)
     cuts.append(len(data))
     return [data[a:b] for a, b in pairwise(cuts) if b > a]

@@ -223,7 +223,7 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
     last = facts.last
     if fresh and last is not None and not last.ended:
         return RunState.RUNNING, "running" if last.first_step is not None else "starting"
-    if now - job.since < LAG_S and (last is None or last.job_id != job.job_id):
+    if asked and now - job.since < LAG_S and (last is None or last.job_id != job.job_id):
         return RunState.PENDING, "submitted a moment ago"
     if job.executor == "slurm" and not asked:
         left_behind = _left_behind(facts)

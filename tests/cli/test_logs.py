@@ -71,6 +71,18 @@ class TestPrint:
         assert mgpt4("logs", "one", "--attempt", "1", "-f").code == 2
 
 
+def test_attempts_of_a_plain_batch_script(mgpt4: Mgpt4, run: RunDir) -> None:
+    """Without submitit only rank 0's own banner tells the attempts apart."""
+    text = one_start(1, "first") + one_start(2, "second")
+    log(run, "17_0", text.replace(START, ""))
+    assert mgpt4("logs", "one", "--attempt", "1").out.endswith("first\n")
+    assert mgpt4("logs", "one", "--attempt", "2").out.startswith("15:26:44 === one: attempt 2 on")
+    log(run, "17_1", "rank one\n")
+    ended = mgpt4("logs", "one", "--attempt", "2", "--rank", "1")
+    assert ended.code == 1
+    assert "mgpt4 logs one --rank 1" in ended.err
+
+
 def test_no_log_yet(mgpt4: Mgpt4, tmp_path: Path) -> None:
     make_run(tmp_path / "runs")
     ended = mgpt4("logs", "one")
