@@ -51,7 +51,7 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     else:
         for one in done:
             click.echo(f"{one.run.name}: {one.text}")
-    for error in errors[1:]:
-        click.echo(f"error: {error}", err=True)
+    for another in errors[1:]:
+        click.echo(f"error: {another}", err=True)
     if errors:
         raise errors[0]
