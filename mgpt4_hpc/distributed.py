@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
+import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ COLLECTIVE_TIMEOUT_S = 1200.0
 
 _PORT_RANGE = (20000, 32000)  # below Linux's ephemeral ports, so that no client socket sits there
 _NUM_PORTS = 16
+_KNOCK_S = 10.0
+"""Patience with whoever listens on a candidate port."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,35 @@ class Ranks:
 
     def first_does(self, action: Any) -> Any:
         """Run ``action()`` on rank 0 and return its result, or raise its error, on every rank."""
-        outcome: tuple[Any, BaseException | None] = (None, None)
+        result: Any = None
+        failure: Exception | None = None
         if self.is_first:
             try:
-                outcome = (action(), None)
+                result = action()
             except Exception as error:  # noqa: BLE001 - handed to every rank and raised there
-                outcome = (None, error)
-        result, failure = self.broadcast(outcome)
-        if failure is not None:
-            raise failure
+                failure = error
+        told: Exception | None
+        result, told = self.broadcast((result, failure and _portable(failure)))
+        if told is not None:
+            raise failure or told
         return result
+
+    def any_says(self, yes: bool) -> bool:
+        """Whether any rank says yes; the same answer on every rank."""
+        return self.sum_on_cpu([float(yes)])[0] > 0
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         self.sum_on_cpu([0.0])
+
+
+def _portable(error: Exception) -> Exception:
+    """``error``, or its text where it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, a moment old
+    except Exception:  # noqa: BLE001 - a foreign class may do anything there
+        return RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+    return error
 
 
 def candidate_ports(token: str) -> list[int]:
@@ -164,23 +183,48 @@ def _listen(host: str, ports: Iterable[int], token: str, world_size: int) -> TCP
 
 
 def _find(host: str, ports: Sequence[int], token: str, deadline: float) -> TCPStore | None:
-    from torch.distributed import TCPStore
-
     pause_s = 0.1
+    knocks: dict[int, _Knock] = {}
     while time.monotonic() < deadline:
         for port in ports:
             if not _answers(host, port):
                 continue
-            try:
-                store = TCPStore(host, port, wait_for_workers=False, timeout=timedelta(seconds=10))
-                if store.get("mgpt4/token").decode() == token:
-                    store.set_timeout(timedelta(seconds=RENDEZVOUS_TIMEOUT_S))
-                    return store
-            except (RuntimeError, ValueError):
-                continue  # not a store, or one that does not know our token
+            knock = knocks.get(port)
+            if knock is None or not knock.is_alive():
+                knock = knocks[port] = _Knock(host, port, token)
+                knock.start()
+                knock.join(max(0.0, min(_KNOCK_S, deadline - time.monotonic())))
+            if knock.store is not None:
+                return knock.store
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 2.0)
     return None
+
+
+class _Knock(threading.Thread):
+    """Asks one port for our token.
+
+    In a thread of its own, because TCPStore waits for ever, whatever its time-out, for a stranger
+    that accepts connections and never answers.
+    """
+
+    def __init__(self, host: str, port: int, token: str) -> None:
+        super().__init__(name=f"rendezvous-{port}", daemon=True)
+        self.host, self.port, self.token = host, port, token
+        self.store: TCPStore | None = None
+
+    def run(self) -> None:
+        """Connect, compare, keep the store if it is ours."""
+        from torch.distributed import TCPStore
+
+        patience = timedelta(seconds=_KNOCK_S)
+        try:
+            store = TCPStore(self.host, self.port, wait_for_workers=False, timeout=patience)
+            if store.get("mgpt4/token").decode() == self.token:
+                store.set_timeout(timedelta(seconds=RENDEZVOUS_TIMEOUT_S))
+                self.store = store
+        except (RuntimeError, ValueError):
+            pass  # not a store, or one that does not know our token
 
 
 def _answers(host: str, port: int) -> bool:
