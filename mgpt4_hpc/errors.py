@@ -10,6 +10,7 @@ command that it ends::
     ├── SlurmUnreachable       5   Slurm does not answer
     ├── NoSuchRun              6   no run of that name or path
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
+    │   └── Overtaken          7   a newer attempt owns the run: not failed, and not ours any more
     ├── DataError              1   a shard, index or sample
     ├── WeightsError           1   a weight file, bundle or tokenizer
     ├── CheckpointError        1   no checkpoint could be written or verified
@@ -56,13 +57,14 @@ class MgptError(Exception):
         return "\n".join(lines)
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process boundaries (data workers); keyword-only fields need a hand.
-        return (_rebuild, (type(self), self.what, self.why, self.fix))
+        # Exceptions cross process boundaries (ranks, data workers); keyword-only fields and those
+        # of subclasses need a hand.
+        return (_rebuild, (type(self), self.args), self.__dict__)
 
 
-def _rebuild(cls: type[MgptError], what: str, why: str, fix: str) -> MgptError:
+def _rebuild(cls: type[MgptError], args: tuple[object, ...]) -> MgptError:
     error = cls.__new__(cls)
-    MgptError.__init__(error, what, why=why, fix=fix)
+    error.args = args
     return error
 
 
@@ -102,6 +104,7 @@ class SlurmUnreachable(MgptError):
     """Slurm's controller or its commands do not answer."""
 
     exit_code = 5
+    will_repeat = False
 
 
 class NoSuchRun(MgptError):
@@ -114,6 +117,10 @@ class RunLocked(MgptError):
     """Another attempt owns the run, or its inputs changed since it started."""
 
     exit_code = 7
+
+
+class Overtaken(RunLocked):
+    """A newer attempt owns the run: this one must write nothing more, and nobody requeues it."""
 
 
 class DataError(MgptError):

@@ -27,9 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
+from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked
 
 FORMAT_VERSION = 1
+CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
+"""In the claim of an attempt whose tasks never began, made only to count it."""
 _ATTEMPT = re.compile(r"\d{4,}")
 
 
@@ -151,7 +153,7 @@ class RunDir:
                 fix="`mgpt4 ls` lists the runs",
             ) from error
         version = identity.get("format_version", 0)
-        if version > FORMAT_VERSION:
+        if not isinstance(version, int) or version > FORMAT_VERSION:
             raise RunLocked(
                 f"{self.path} has format version {version}, known is up to {FORMAT_VERSION}",
                 fix="use the newer mgpt4 that made it",
@@ -175,8 +177,10 @@ class RunDir:
         Returns:
             the number, from 1.
         """
+        number = max(self.attempt_numbers(), default=0)
         while True:
-            number = max(self.attempt_numbers(), default=0) + 1
+            # Counted on and not listed anew: NFS may show another start's claim a minute late.
+            number += 1
             path = self.attempts / f"{number:04d}"
             try:
                 handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -186,25 +190,51 @@ class RunDir:
                 json.dump(claim, file)
                 file.flush()
                 os.fsync(file.fileno())
+            _fsync_folder(self.attempts)
             return number
 
+    def clear_markers(self) -> None:
+        """Take away what an earlier attempt left for people: somebody brought the run back."""
+        for marker in (self.resubmit_needed, self.failed):
+            marker.unlink(missing_ok=True)
+
+    def overtaken_by(self, attempt: int) -> int | None:
+        """Number of the newest writer, if that is another than ``attempt``.
+
+        The claim of a supervisor for a start whose tasks never began is no writer's.
+        """
+        newer = [number for number in self.attempt_numbers() if number > attempt]
+        writers = [n for n in newer if CLAIMED_BY_SUPERVISOR not in self._claim(n)]
+        return writers[-1] if writers else None
+
     def assert_newest(self, attempt: int) -> None:
-        """Give up if a newer attempt exists.
+        """Give up if a newer attempt writes.
 
         Raises:
-            RunLocked: naming the newer attempt and what it said of itself.
+            Overtaken: naming the newer attempt and what it said of itself.
         """
-        newest = max(self.attempt_numbers(), default=0)
-        if newest > attempt:
-            try:
-                claim = (self.attempts / f"{newest:04d}").read_text()
-            except OSError:
-                claim = "?"
-            raise RunLocked(
-                f"attempt {attempt} of {self.name} was overtaken by attempt {newest} ({claim})",
+        newest = self.overtaken_by(attempt)
+        if newest is not None:
+            raise Overtaken(
+                f"attempt {attempt} of {self.name} was overtaken by attempt {newest} "
+                f"({self._claim(newest) or '?'})",
                 why="two jobs writing one run would damage it",
                 fix="nothing: the newer attempt goes on",
             )
+
+    def _claim(self, number: int) -> str:
+        try:
+            return (self.attempts / f"{number:04d}").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return ""
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -245,5 +275,10 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
     """Runs under ``runs_dir``, newest first."""
     if not runs_dir.is_dir():
         return []
-    found = [path.parent for path in runs_dir.glob("*/run.json")]
-    return [RunDir(path) for path in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+    found = []
+    for path in runs_dir.glob("*/run.json"):
+        try:
+            found.append((path.parent.stat().st_mtime, path.parent))
+        except OSError:
+            continue  # removed in this moment
+    return [RunDir(path) for _, path in sorted(found, reverse=True)]
