@@ -12,9 +12,9 @@ import click
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.stored import read_config, write_config
 from mgpt4_hpc.distributed import Ranks, end_group, start_group
-from mgpt4_hpc.errors import EXIT_RESUMABLE, MgptError
+from mgpt4_hpc.errors import EXIT_RESUMABLE, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.stop import SignalStop
 
@@ -30,7 +30,11 @@ def command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> 
     started_at = time.time()
     ranks = Ranks.from_environment(os.environ)
     # A device belongs to torchrun's ranks; the run's world is what torchrun made of it.
-    overrides = {"launch.gpus": ranks.world_size, **parse_assignments(assignments)}
+    overrides = {
+        "launch.gpus": ranks.world_size,
+        "launch.nodes": max(1, ranks.world_size // ranks.local_world_size),
+        **parse_assignments(assignments),
+    }
     resolved = load_config(config, overrides=overrides, environ=os.environ)
     run = RunDir((run_dir or Path("runs") / resolved.config.name).absolute())
     sys.exit(_run(run, resolved, ranks, stop, started_at))
@@ -70,6 +74,13 @@ def _run(run: RunDir, resolved: Resolved, ranks: Ranks, stop: SignalStop, starte
 
 def _create(run: RunDir, resolved: Resolved) -> None:
     if run.identity_file.exists():
+        run.identity()
+        if read_config(run.config_file).digest != resolved.digest:
+            raise RunLocked(
+                f"the run {run.path} exists already, with other settings",
+                why="a run goes on with what it began with",
+                fix="leave the settings as they were, or give another --run-dir",
+            )
         return
     run.create(
         {

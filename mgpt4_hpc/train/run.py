@@ -53,7 +53,7 @@ from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.start import OPTIMIZER, PROJECTOR, StartWeights, find_start_weights, pin
-from mgpt4_hpc.train.state import Outcome, TrainState
+from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
 from mgpt4_hpc.train.stop import StopSource
 
@@ -108,7 +108,7 @@ def run_training(
         )
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
-    attempt = ranks.first_does(lambda: run.claim_attempt(dict(claim)))
+    attempt = ranks.first_does(lambda: _claim(run, claim))
     processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
     recorder = Recorder(run, attempt) if ranks.is_first else SilentRecorder()
     try:
@@ -126,6 +126,12 @@ def run_training(
         raise
     finally:
         recorder.close()
+
+
+def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
+    number = run.claim_attempt(dict(claim))
+    run.clear_markers()  # somebody started it again, perhaps with scontrol
+    return number
 
 
 def _attempt(
@@ -152,15 +158,36 @@ def _attempt(
         inputs: _Inputs = ranks.first_does(
             lambda: _find_inputs(run, config, bundle, store, recorder)
         )
+    restored_step = inputs.checkpoint.step if inputs.checkpoint else 0
+
+    def stopped_early() -> Outcome | None:
+        """End before the first step if any rank was asked to: start-up can outlast the grace."""
+        if not ranks.any_says(stop.poll() is not None):
+            return None
+        request = stop.poll()
+        outcome = Outcome(
+            Ending.STOPPED,
+            restored_step,
+            restored_step,
+            restored_step or None,
+            request.reason if request is not None else "another rank's signal",
+            attempt,
+        )
+        _wind_down(outcome, config, ranks, recorder, end)
+        return outcome
+
+    if (outcome := stopped_early()) is not None:
+        return outcome
     with buckets.time(WEIGHTS_LOADING):
         model = _build_model(config, bundle, inputs, device)
+    if (outcome := stopped_early()) is not None:
+        return outcome
     with buckets.time(START_UP):
         state = TrainState()
         projector = wrap_projector(model.llama_proj, device, ranks.world_size)
         step = _build_step(config, model, projector, ranks, device)
         if inputs.checkpoint is not None:
-            _restore(inputs.checkpoint, state, model, step, recorder)
-        restored_step = state.step
+            _restore(inputs.checkpoint, state, model, step)
         recorder.open_curves(restored_step)
         batches = open_batches(config, inputs.indexes, bundle, ranks, state.samples_seen)
 
@@ -199,23 +226,33 @@ def _attempt(
     )
     try:
         ending, reason = train(loop)
+        outcome = Outcome(ending, state.step, restored_step, saving.durable_step, reason, attempt)
         with buckets.time(WIND_DOWN):
-            outcome = Outcome(
-                ending, state.step, restored_step, saving.durable_step, reason, attempt
-            )
-            if ranks.is_first and end is not None:
-                end(outcome, recorder)
-        recorder.say(
-            f"=== attempt {attempt} {ending} at step {state.step}/{config.train.max_steps} ==="
-        )
-        recorder.flush()
-        # Nobody leaves before rank 0 has saved and decided: the first to go takes the others along.
-        ranks.barrier()
+            _wind_down(outcome, config, ranks, recorder, end)
         return outcome
     finally:
         batches.close()
         if saver is not None:
             saver.close(timeout=60.0)
+
+
+def _wind_down(
+    outcome: Outcome,
+    config: RunConfig,
+    ranks: Ranks,
+    recorder: SilentRecorder,
+    end: Callable[[Outcome, SilentRecorder], None] | None,
+) -> None:
+    """Let rank 0 decide what follows, while the others wait."""
+    if ranks.is_first and end is not None:
+        end(outcome, recorder)
+    recorder.say(
+        f"=== attempt {outcome.attempt} {outcome.ending} at step "
+        f"{outcome.step}/{config.train.max_steps} ==="
+    )
+    recorder.flush()
+    # Nobody leaves before rank 0 has saved and decided: the first to go takes the others along.
+    ranks.barrier()
 
 
 def _surroundings(claim: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -261,6 +298,14 @@ def _find_inputs(
     )
     store.clean_stale()
     checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
+    if checkpoint is not None:
+        recorder.event(
+            Kind.RESTORE,
+            step=checkpoint.step,
+            samples_seen=int(checkpoint.meta["samples_seen"]),
+            path=checkpoint.path.name,
+        )
+        recorder.say(f"going on from {checkpoint.path.name}")
     return _Inputs(indexes, start, checkpoint)
 
 
@@ -323,13 +368,7 @@ def _build_step(
     )
 
 
-def _restore(
-    checkpoint: Checkpoint,
-    state: TrainState,
-    model: MiniGPT4,
-    step: TrainStep,
-    recorder: SilentRecorder,
-) -> None:
+def _restore(checkpoint: Checkpoint, state: TrainState, model: MiniGPT4, step: TrainStep) -> None:
     tensors = checkpoint.files[PROJECTOR]
     model.llama_proj.load_state_dict(
         {name.removeprefix("llama_proj."): tensor for name, tensor in tensors.items()}
@@ -339,10 +378,6 @@ def _restore(
     step.load_scaler_tensors(saved)
     state.step = checkpoint.step
     state.samples_seen = int(checkpoint.meta["samples_seen"])
-    recorder.event(
-        Kind.RESTORE, step=state.step, samples_seen=state.samples_seen, path=checkpoint.path.name
-    )
-    recorder.say(f"resumed from {checkpoint.path.name}")
 
 
 def _snapshot(model: MiniGPT4, step: TrainStep) -> dict[str, dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mgpt4_hpc.checkpoint.interval import SaveInterval
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
-from mgpt4_hpc.errors import CheckpointError
+from mgpt4_hpc.errors import CheckpointError, Overtaken
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.state import TrainState
 
@@ -71,11 +71,22 @@ class FirstRankSaving(Saving):
         self._interval = SaveInterval(self._save_every_s, started_at=time.monotonic())
 
     def save_if_due(self, state: TrainState) -> None:
-        """Start a save if the interval has passed; costs the copy, never the disk."""
+        """Start a save if the interval has passed; costs the copy, never the disk.
+
+        Raises:
+            Overtaken: an earlier save found that a newer attempt owns the run.
+        """
+        self._give_up_if_overtaken()
         now = time.monotonic()
         if self._interval.next_save_due(now):
             self._save(state)
             self._interval.saved(now, self.saver.last_stall_s or 0.0)
+
+    def _give_up_if_overtaken(self) -> None:
+        # Every other failure may pass; this one never does, and training on would be for nothing.
+        for failure in self.saver.failures[-1:]:
+            if isinstance(failure.error, Overtaken):
+                raise failure.error
 
     def _save(self, state: TrainState) -> None:
         # A disk slower than the interval must not hold the loop up: then this save is left out.
@@ -87,6 +98,7 @@ class FirstRankSaving(Saving):
 
         Raises:
             CheckpointError: if this last save failed, twice: the run is not finished then.
+            Overtaken: a newer attempt owns the run.
         """
         if state.step == 0:
             return  # a start from scratch is the same state, and AdamW has none yet
@@ -96,6 +108,7 @@ class FirstRankSaving(Saving):
                 return
             self.saver.save(state.step, self._snapshot(), self._meta(state))
             self.saver.wait()
+            self._give_up_if_overtaken()
         if self.durable_step == state.step:
             return
         last = self.saver.failures[-1].error if self.saver.failures else "unknown"

@@ -77,8 +77,12 @@ class SignalStop:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self.request(signal.Signals(number).name)
+
+    def request(self, reason: str) -> None:
+        """Wish to stop without a signal; changes nothing once one came."""
         if self._request is None:
-            self._request = StopRequest(signal.Signals(number).name, self._clock())
+            self._request = StopRequest(reason, self._clock())
 
     def poll(self) -> StopRequest | None:
         """Return the first signal that came, or None."""
