@@ -82,6 +82,8 @@ def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
     code = shlex.quote(str(run.code))
     return [
         *launch.setup,
+        "# whatever the lines above set: when srun ends badly, the last lines must still run",
+        "set +e",
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         "# rank 0 listens on the first node, under the address that Slurm has for it",

@@ -6,18 +6,26 @@ local controller), so that exactly one of them requeues.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypeVar
 
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, SlurmRejected
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
+
+_FOUND_OUT = frozenset(
+    {Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.SIGNALLED, Cause.CANCELLED, Cause.CRASHED}
+)
+"""Causes that stay true after rank 0 died."""
 
 _TRIES = 3
 _PAUSE_S = 1.0
@@ -41,7 +49,11 @@ class JobStart:
 
     def is_of(self, attempt: Attempt) -> bool:
         """Whether ``attempt`` ran in this start."""
-        return attempt.job_id == self.job_id and attempt.restart_count == self.restart_count
+        return self.is_of_job(attempt) and attempt.restart_count == self.restart_count
+
+    def is_of_job(self, attempt: Attempt) -> bool:
+        """Whether ``attempt`` ran in this job, in whichever start."""
+        return (attempt.job_id or str(attempt.supervisor.get("job_id", ""))) == self.job_id
 
 
 def find_decision(
@@ -49,12 +61,15 @@ def find_decision(
 ) -> Decision:
     """Why this attempt ends and what becomes of the run.
 
+    The budgets are those of a job: a person who submits a run again means it.
+
     Args:
         run: the run.
         start: the job's start.
         budget: limits, and how long before the time limit Slurm warns.
         signal_name: the stop signal; None if the ranks ended without one.
-        this: whether the attempt progressed.
+        this: whether the attempt progressed, and its cause where rank 0 found it out and died
+            before it could act.
     """
     requeue_allowed = True
     if start.executor == "local":
@@ -64,7 +79,15 @@ def find_decision(
         facts = _try_often(lambda: slurm.job_facts(start.job_id))
         cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
         requeue_allowed = facts is None or facts.requeue_allowed
-    earlier = [past(attempt) for attempt in read_ledgers(run.ledger) if not start.is_of(attempt)]
+    if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
+        cause = Cause(this.cause)
+    if cause is not Cause.REQUEUED and cancel_requested(run, start.job_id):
+        cause = Cause.CANCELLED
+    earlier = [
+        past(attempt)
+        for attempt in read_ledgers(run.ledger)
+        if start.is_of_job(attempt) and not start.is_of(attempt)
+    ]
     return decide(cause, this, earlier, budget, requeue_allowed=requeue_allowed)
 
 
@@ -87,10 +110,18 @@ def carry_out(run: RunDir, start: JobStart, decision: Decision) -> Decision:
                 decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
             )
     if decision.action is Action.ASK:
-        run.resubmit_needed.write_text(f"{decision.reason}\n\nmgpt4 resume {run.path}\n")
+        command = f"mgpt4 resume {shlex.quote(str(run.path))}"
+        _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
-        run.failed.write_text(decision.reason + "\n")
+        _leave_behind(run.failed, decision.reason + "\n")
     return decision
+
+
+def _leave_behind(marker: Path, text: str) -> None:
+    try:
+        marker.write_text(text, encoding="utf-8")
+    except OSError as error:  # a full disk: then the job's log is all there is
+        print(f"{marker} could not be written ({error}); it would say: {text}", flush=True)
 
 
 def exit_code(decision: Decision) -> int:

@@ -28,7 +28,8 @@ _UNREACHABLE = re.compile(
 )
 _HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=")
-_INHERITED = re.compile(r"^(SLURM_(?!CONF$)|SBATCH_|SRUN_|SALLOC_)")
+_INHERITED = re.compile(r"^(SLURM_(?!CONF$|CONF_SERVER$|JWT$)|SBATCH_|SRUN_|SALLOC_|SUBMITIT_)")
+"""All but where Slurm is and who we are there."""
 
 
 def has_slurm() -> bool:
@@ -52,13 +53,20 @@ def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -
     try:
         with _signals_held_back():
             done = subprocess.run(
-                list(command), capture_output=True, text=True, timeout=timeout_s, check=False
+                list(command),
+                capture_output=True,
+                encoding="utf-8",
+                errors="replace",  # somebody's job comment in another encoding is no reason to fail
+                timeout=timeout_s,
+                check=False,
             )
     except FileNotFoundError:
         raise SlurmUnreachable(
             f"{command[0]} is not installed here",
             fix="log in to a submit node of the cluster, or use --executor local",
         ) from None
+    except OSError as error:
+        raise SlurmUnreachable(f"`{told}` cannot be started: {error}") from error
     except subprocess.TimeoutExpired:
         raise SlurmUnreachable(
             f"`{told}` gave no answer within {timeout_s:.0f} s",
@@ -95,12 +103,15 @@ def is_unreachable(message: str) -> bool:
 
 
 def parse_record(line: str) -> dict[str, str]:
-    """One line of ``scontrol show ... -o`` as a mapping. Values may hold spaces."""
+    """One line of ``scontrol show ... -o`` as a mapping. Values may hold spaces.
+
+    Of a key that comes twice the first counts: what looks like a second one is a user's comment.
+    """
     found = list(_KEY.finditer(line))
-    record = {}
+    record: dict[str, str] = {}
     for number, match in enumerate(found):
         end = found[number + 1].start() if number + 1 < len(found) else len(line)
-        record[match.group(1)] = line[match.end() : end].strip()
+        record.setdefault(match.group(1), line[match.end() : end].strip())
     return record
 
 
@@ -132,6 +143,15 @@ class JobFacts:
 def job_facts(job_id: str) -> JobFacts:
     """Ask the controller about a job. Raises SlurmUnreachable or SlurmRejected."""
     record = parse_record(run_slurm(["scontrol", "show", "job", "-o", job_id]))
+    try:
+        return _read_facts(record)
+    except ValueError as error:
+        raise SlurmUnreachable(
+            f"Slurm's answer about job {job_id} cannot be understood: {error}"
+        ) from error
+
+
+def _read_facts(record: Mapping[str, str]) -> JobFacts:
     preempted = record.get("PreemptTime", "None")
     return JobFacts(
         state=record.get("JobState", "UNKNOWN"),

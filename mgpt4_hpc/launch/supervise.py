@@ -11,11 +11,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.errors import FatalTrainingError
+from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
 from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision, past
 from mgpt4_hpc.launch.local import EXIT_RESTART
@@ -51,52 +51,65 @@ def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
     mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
     if mine is not None and mine.cause == Cause.FINISHED:
         return Verdict(0, False, "finished")
+    if mine is not None and (newer := run.overtaken_by(mine.number)) is not None:
+        # Requeued, the two would take the run from each other for ever.
+        return Verdict(FatalTrainingError.exit_code, False, f"overtaken by attempt {newer}")
     if run.failed.exists():
         return Verdict(FatalTrainingError.exit_code, False, run.failed.read_text().strip())
     if run.resubmit_needed.exists():
-        return Verdict(75, False, run.resubmit_needed.read_text().strip())
+        return Verdict(EXIT_RESUMABLE, False, run.resubmit_needed.read_text().strip())
     if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
         accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))
-        return Verdict(mine.exit_code or 75, accepted, f"rank 0 decided: {mine.cause}")
+        return Verdict(mine.exit_code or EXIT_RESUMABLE, accepted, f"rank 0 decided: {mine.cause}")
     return _decide(run, start, mine, code)
 
 
 def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Verdict:
     """No rank decided, or none lived to carry its decision out."""
-    number = (
-        mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
-    )
-    this = past(mine) if mine else PastAttempt(Cause.UNKNOWN, False)
+    this = PastAttempt(Cause.UNKNOWN, False)
+    if mine is not None:
+        this = past(mine) if mine.ended else replace(past(mine), cause=Cause.UNKNOWN)
     signal_name = mine.signals[0] if mine and mine.signals else None
-    decision = _overrule(
-        find_decision(run, start, read_config(run.config_file).config.launch, signal_name, this),
-        mine,
-    )
-    append_supervisor_note(
-        run.ledger,
-        number,
-        cause=decision.cause,
-        exit_code=code,
-        reason=decision.reason,
-        job_id=start.job_id,
-        restart_count=start.restart_count,
-    )
+    budget = read_config(run.config_file).config.launch
+    decision = find_decision(run, start, budget, signal_name, this)
+    _note(run, start, mine, code, decision)
     decision = carry_out(run, start, decision)
     return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
 
 
-def _overrule(decision: Decision, mine: Attempt | None) -> Decision:
-    """Rank 0 said why it ended but was killed before its requeue: that cause is better known."""
-    if mine is None or not mine.ended or decision.action is not Action.REQUEUE:
-        return decision
-    return Decision(Cause(mine.cause), Action.REQUEUE, f"{mine.cause}, as rank 0 had decided")
+def _note(
+    run: RunDir, start: JobStart, mine: Attempt | None, code: int, decision: Decision
+) -> None:
+    """Write down what we found, also for the budgets of later attempts."""
+    try:
+        number = (
+            mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
+        )
+        append_supervisor_note(
+            run.ledger,
+            number,
+            cause=decision.cause,
+            exit_code=code,
+            reason=decision.reason,
+            job_id=start.job_id,
+            restart_count=start.restart_count,
+        )
+    except OSError as error:
+        # Before the requeue, but a full disk must not prevent it.
+        print(f"supervisor: the ledger cannot be written: {error}", flush=True)
 
 
-def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> bool:
-    """Judge for the local controller; whether to start the tasks again."""
+def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> Verdict:
+    """Judge for the local controller: whether to start the tasks again, and the exit code if not.
+
+    Args:
+        run_dir: the run.
+        job_id: the controller's process.
+        restarts: starts before this one.
+        codes: of the tasks; at least one is not 0.
+    """
     worst = EXIT_RESTART if EXIT_RESTART in codes else max(codes, key=abs)
-    verdict = settle(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
-    return verdict.again
+    return settle(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,7 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     start = JobStart(
         "slurm", job_id_of(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     )
-    verdict = settle(RunDir(arguments.run_dir), start, arguments.exit_code)
+    try:
+        verdict = settle(RunDir(arguments.run_dir), start, arguments.exit_code)
+    except MgptError as error:
+        print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
+        return EXIT_RESUMABLE
     print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
     return verdict.exit_code
 

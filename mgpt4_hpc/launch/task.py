@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from submitit.helpers import DelayedSubmission
 
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.errors import FatalTrainingError, MgptError, RunLocked
+from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, Overtaken
+from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
 from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.local import EXIT_RESTART
@@ -55,23 +56,26 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
         0 finished; 75 stopped and resumable; 70 will fail again; 71 this node is at fault;
         144 for submitit's local executor, which starts the job again on it; 1 a crash.
     """
-    place = find_place()
     try:
+        place = find_place()
         return _train(run, place, stop, started_at)
-    except RunLocked as error:
+    except Overtaken as error:
         # Somebody else owns the run now. It is not failed, and not ours to requeue.
-        _tell(place, error)
+        print(f"error: {error}", flush=True)
         return FatalTrainingError.exit_code
     except MgptError as error:
-        _tell(place, error)
+        print(f"error: {error}", flush=True)
         if not error.will_repeat:
             return error.exit_code
         # Read by the batch script: srun's own exit code may be that of a rank it killed.
-        run.failed.write_text(f"{error}\n", encoding="utf-8")
+        try:
+            run.failed.write_text(f"{error}\n", encoding="utf-8")
+        except OSError as trouble:
+            print(f"{run.failed} could not be written: {trouble}", flush=True)
         return FatalTrainingError.exit_code
     except Exception:  # noqa: BLE001 - the last stop: a peer that died looks like this
         traceback.print_exc()
-        print(f"rank {place.ranks.rank} crashed", flush=True)
+        sys.stderr.flush()
         return 1
 
 
@@ -83,11 +87,14 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
 
     config = read_config(run.config_file).config
     start = JobStart(place.executor, place.job_id, place.restart_count)
-    restart = False
+    # The other ranks' codes matter to nobody: they leave after rank 0.
+    code = EXIT_RESUMABLE
+    if place.ranks.is_first and cancel_requested(run, place.job_id):
+        stop.request("cancelled")  # it was back in the queue before the mark was seen
 
     def end(outcome: Outcome, recorder: SilentRecorder) -> None:
-        nonlocal restart
-        restart = _settle(run, start, stop, outcome, recorder)
+        nonlocal code
+        code = _settle(run, start, stop, outcome, recorder)
 
     store = (
         distributed.rendezvous(place.ranks, place.master_host, place.token)
@@ -99,9 +106,7 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
         run, place.ranks, stop, claim=_claim(run, place), started_at=started_at, end=end
     )
     distributed.end_group()
-    if outcome.ending is Ending.FINISHED:
-        return 0
-    return EXIT_RESTART if restart else 75
+    return 0 if outcome.ending is Ending.FINISHED else code
 
 
 def _claim(run: RunDir, place: Place) -> dict[str, object]:
@@ -117,14 +122,19 @@ def _claim(run: RunDir, place: Place) -> dict[str, object]:
 
 def _settle(
     run: RunDir, start: JobStart, stop: SignalStop, outcome: Outcome, recorder: SilentRecorder
-) -> bool:
-    """Decide what follows; whether the local controller shall start the job again."""
+) -> int:
+    """Decide what follows; rank 0's exit code.
+
+    Raises:
+        Overtaken: a newer attempt owns the run, so that there is nothing to decide.
+    """
     from mgpt4_hpc.telemetry.kinds import Kind
     from mgpt4_hpc.train.state import Ending
 
     if outcome.ending is Ending.FINISHED:
         recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
-        return False
+        return 0
+    run.assert_newest(outcome.attempt)
     recorder.event(Kind.STOP_REQUESTED, step=outcome.step, reason=outcome.reason)
     request = stop.poll()
     progressed = (outcome.durable_step or 0) > outcome.restored_step
@@ -138,11 +148,9 @@ def _settle(
     recorder.say(f"stopping: {decision.reason}")
     decision = carry_out(run, start, decision)
     recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
-    return decision.action is Action.REQUEUE and start.executor == "local"
-
-
-def _tell(place: Place, error: MgptError) -> None:
-    print(f"rank {place.ranks.rank}: error: {error}", flush=True)
+    if decision.action is Action.REQUEUE and start.executor == "local":
+        return EXIT_RESTART
+    return exit_code(decision)
 
 
 def _leave(code: int) -> None:
