@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ import submitit
 from submitit.local.local import Controller, LocalJob
 
 from mgpt4_hpc.errors import EXIT_RESUMABLE
+from mgpt4_hpc.launch.cancel_mark import request_cancel
+from mgpt4_hpc.run_dir import RunDir
 
 EXIT_RESTART = 144
 """What submitit's local job side means by "start me again"."""
@@ -54,18 +56,28 @@ class LocalExecutor(submitit.LocalExecutor):
             PYTHONSAFEPATH="1",
         )
         if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, gpus))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mgpt4_hpc.launch.local", str(self.folder)],
-            env=env,
-            cwd=self.parameters["run_dir"],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C in the terminal ends the command, not the run
-        )
+            env["CUDA_VISIBLE_DEVICES"] = _visible_gpus(len(gpus), os.environ)
+        # Its own log: with our stdout it would hold up whoever reads that to its end.
+        with (self.folder / "controller.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "mgpt4_hpc.launch.local", str(self.folder)],
+                env=env,
+                cwd=self.parameters["run_dir"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal ends the command, not the run
+            )
         job: LocalJob[Any] = LocalJob(
             folder=self.folder, job_id=str(process.pid), process=process, tasks=list(range(tasks))
         )
         return job
+
+
+def _visible_gpus(count: int, environ: Mapping[str, str]) -> str:
+    """The first ``count`` GPUs, of those that the user chose if so."""
+    chosen = [part for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return ",".join((chosen or [str(number) for number in range(count)])[:count])
 
 
 class RestartingController(Controller):
@@ -75,14 +87,24 @@ class RestartingController(Controller):
         super().__init__(folder)
         self.run_dir = run_dir
         self._interrupted = False
+        self._told = False
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._forward_signal)
         signal.signal(signal.SIGINT, self._cancel)
 
     def _cancel(self, number: int, frame: object) -> None:
-        # As scancel: the tasks may save, but nobody brings them back.
+        # As scancel: the tasks may save, but nobody brings them back. The rest is done outside of
+        # the handler, which may have interrupted anything, also the moment between two starts.
         self._interrupted = True
-        self._forward_signal(signal.SIGTERM)
+
+    def _pass_on_cancel(self) -> None:
+        """Leave the mark that the ranks look for, then ask them to save and end."""
+        self._told = True
+        try:
+            request_cancel(RunDir(self.run_dir), self.pid)
+        except OSError as error:
+            print(f"the run could not be marked as cancelled: {error}", flush=True)
+        self._signal_living(signal.SIGTERM)
 
     def supervise(self) -> int:
         """Run the tasks until the run is finished, given up or cancelled; the exit code."""
@@ -100,9 +122,12 @@ class RestartingController(Controller):
                 return 0
             if self._interrupted:
                 return EXIT_RESUMABLE
-            again = settle_local(self.run_dir, self.pid, restarts, codes)
-            if not again:
-                return max(code if code > 0 else 1 for code in codes if code)
+            verdict = settle_local(self.run_dir, self.pid, restarts, codes)
+            if self._interrupted:
+                return EXIT_RESUMABLE
+            if not verdict.again:
+                print(f"not started again: {verdict.reason}", flush=True)
+                return verdict.exit_code
             restarts += 1
 
     def wait_as_slurm(self) -> list[int]:
@@ -117,6 +142,8 @@ class RestartingController(Controller):
             ended = [code for code in codes if code is not None]
             if len(ended) == len(codes):
                 return ended
+            if self._interrupted and not self._told:
+                self._pass_on_cancel()
             now = time.monotonic()
             if kill_at is None and any(ended):
                 kill_at = now + KILL_WAIT_S
