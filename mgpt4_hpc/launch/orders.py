@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments
-from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError
+from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, SlurmRejected
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.overview import look_at
 from mgpt4_hpc.launch.preflight import preflight
+from mgpt4_hpc.launch.run_state import RunState
 from mgpt4_hpc.launch.submit import Submitted, choose_executor, create_run, render, submit_run
 from mgpt4_hpc.run_dir import RunDir, find_run, read_json
 
@@ -73,6 +75,8 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
         run = RunDir(order.runs_dir / resolved.config.name)
         planned.append(PlannedRun(run, resolved, follows))
     faults = _faults(planned, order, executor)
+    if after is not None and (fault := _after_fault(after, executor)):
+        faults.append(fault)
     if faults and not order.dry_run:
         raise PreflightError("this job would fail", faults=faults)
     return Plan(tuple(planned), executor, notes + tuple(f"would be refused: {f}" for f in faults))
@@ -157,6 +161,21 @@ def _faults(planned: list[PlannedRun], order: Order, executor: str) -> list[str]
     return faults
 
 
+def _after_fault(after: RunDir, executor: str) -> str:
+    """Why a job behind that run would start without its projector, or never."""
+    seen = look_at([after])
+    row = seen.rows[0]
+    trained = row.max_steps is not None and (row.checkpoint_step or 0) >= row.max_steps
+    if row.state is RunState.FINISHED or trained:
+        return ""
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    if row.state.is_live and row.executor == executor == "slurm":
+        return ""
+    mend = "wait for it" if row.state.is_live else f"finish it first: mgpt4 resume {after.name}"
+    return f"--after {after.name}: that run is not finished ({row.text}): {mend}"
+
+
 def render_plan(plan: Plan) -> dict[str, str]:
     """Batch script of each run, by its name."""
     scripts = {}
@@ -184,6 +203,8 @@ def carry_out(plan: Plan, *, say: Callable[[str], None], wait: bool = False) -> 
             job = submit_run(item.run, item.resolved, plan.executor, dependency=dependency)
         except MgptError:
             _remove(item.run)
+            for before in submitted:
+                say(f"{before.run.name} was submitted already, as job {before.job_id}")
             raise
         submitted.append(job)
         is_last = number == len(plan.runs) - 1
@@ -209,7 +230,7 @@ def _dependency(follows: RunDir) -> str | None:
     # The controller forgets finished jobs after minutes; a dependency on one would be refused.
     try:
         slurm.job_facts(job_id)
-    except MgptError:
+    except SlurmRejected:
         return None
     return f"afterok:{job_id}"
 

@@ -17,7 +17,7 @@ from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
-from mgpt4_hpc.launch.submit import Submitted, choose_executor, submit_run
+from mgpt4_hpc.launch.submit import Submitted, choose_executor, submit_run, submitting
 from mgpt4_hpc.run_dir import RunDir
 
 ORIGIN = "resume"
@@ -53,11 +53,18 @@ def resume_run(
         say: told what changes.
 
     Raises:
-        RunLocked: if a job of it is alive.
+        RunLocked: if a job of it is alive, or somebody else submits it right now.
         ConfigError: if a setting may not change, or not so.
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
     """
     run.identity()
+    with submitting(run):
+        return _resume(run, overrides, executor, say)
+
+
+def _resume(
+    run: RunDir, overrides: Mapping[str, Any], executor: str | None, say: Callable[[str], None]
+) -> Resumption:
     seen = _assert_free(run)
     resolved = read_config(run.config_file)
     changed = change(resolved, overrides)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.shim import write_shim
 from mgpt4_hpc.launch.snapshot import take_snapshot
@@ -61,10 +63,54 @@ def create_run(run: RunDir, resolved: Resolved) -> None:
             "config_digest": resolved.digest,
         }
     )
-    write_config(run.config_file, resolved)
-    digest = take_snapshot(run.code)
-    write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
-    write_shim(run.slurm / "python")
+    try:
+        write_config(run.config_file, resolved)
+        digest = take_snapshot(run.code)
+        write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+        write_shim(run.slurm / "python")
+    except BaseException as error:
+        # Half a run would be in the way of the next try, and `mgpt4 resume` could not use it.
+        shutil.rmtree(run.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MgptError(
+                f"the run directory {run.path} could not be filled: {error.strerror}",
+                fix="check space and quota, or give another --runs-dir",
+            ) from error
+        raise
+
+
+@contextmanager
+def submitting(run: RunDir) -> Iterator[None]:
+    """Hold the run while its job is looked for and a new one submitted.
+
+    Two jobs of one run do no harm (the newer one fences the older off), but waste its GPUs.
+
+    Raises:
+        RunLocked: if another command is at it.
+    """
+    lock = run.slurm / ".submitting"
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise RunLocked(
+            f"{run.name} is being submitted by another command ({_text(lock) or '?'})",
+            fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
+        ) from None
+    except OSError as error:
+        raise MgptError(f"{lock} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"process {os.getpid()} on {os.uname().nodename}, {time.ctime()}")
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def render(run: RunDir, resolved: Resolved, dependency: str | None = None) -> str:
@@ -88,8 +134,7 @@ def submit_run(
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says.
     """
-    for marker in (run.resubmit_needed, run.failed):
-        marker.unlink(missing_ok=True)
+    run.clear_markers()
     submitted = (
         _submit_slurm(run, resolved, dependency)
         if executor == "slurm"
