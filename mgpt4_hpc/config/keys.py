@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import types
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -38,6 +39,20 @@ def fields() -> dict[str, FieldInfo]:
                 {f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()}
             )
     return found
+
+
+def is_text(key: str) -> bool:
+    """Whether a setting's value is a text (or nothing), and not something that YAML must read."""
+    field = fields().get(key)
+    if field is None:
+        return key.startswith(tuple(f"{mapping}." for mapping in MAPPINGS))
+    kind = field.annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    return {_plain(kind) for kind in kinds} in ({str}, {str, type(None)})
+
+
+def _plain(kind: Any) -> Any:
+    return getattr(kind, "__origin__", kind) if hasattr(kind, "__metadata__") else kind
 
 
 def resolve(key: str) -> tuple[str, str]:
@@ -81,9 +96,14 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in nested.items():
         if isinstance(value, Mapping):
             flat.update({f"{name}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
-        else:
+        elif value is not None or not _is_section(str(name)):  # `train:` and nothing below
             flat[str(name)] = value
     return flat
+
+
+def _is_section(name: str) -> bool:
+    field = RunConfig.model_fields.get(name)
+    return field is not None and _section_of(field) is not None
 
 
 def split_mappings(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,9 +131,21 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
-    """One pydantic fault as a sentence: key, value, what is allowed, who set it."""
+def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """One pydantic fault as a sentence: key, value, what is allowed, who set it.
+
+    Settings that contradict each other are one fault to pydantic, and a line each to us.
+    """
     key = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not key:
+        return message.splitlines()
+    return [_explain_field(key, error, message, origins)]
+
+
+def _explain_field(
+    key: str, error: Mapping[str, Any], message: str, origins: Mapping[str, str]
+) -> str:
     origin = origins.get(key) or origins.get(".".join(key.split(".")[:2]), "")
     told = f" (from {origin})" if origin else ""
     kind = error["type"]
@@ -121,7 +153,4 @@ def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> str:
         return f"{key}: unknown setting{_suggestion(key)}{told}"
     if kind == "missing":
         return f"{key}: not set, and has no default"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
     return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}{told}"

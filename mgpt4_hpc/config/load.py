@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *defaults`, which what stands beside it may override
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                continue  # refused below, with its place
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key!r} is given twice", key_node.start_mark
@@ -128,29 +132,45 @@ def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict
         if fault:
             faults.append(f"{option} {assignment!r}: {fault}")
             continue
-        values[full] = _parse_value(text)
+        values[full] = _parse_value(full, text)
     if faults:
         raise ConfigError("cannot use these settings", faults=faults)
     return values
 
 
-def _parse_value(text: str) -> Any:
+def _parse_value(key: str, text: str) -> Any:
+    """What ``text`` means for a setting; for a text it is itself, however much it looks like YAML.
+
+    Otherwise ``text.end_symbol=###`` would be a comment, and ``constraint=[a|b]`` a list.
+    """
     try:
-        return yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+    if not keys.is_text(key):
+        return value
+    return None if text.strip() in ("", "null", "~") else text
 
 
 def env_layer(environ: Mapping[str, str]) -> Layer:
-    """Settings from ``MGPT4_TRAIN__LR`` or, where the name is unambiguous, ``MGPT4_LR``."""
+    """Settings from ``MGPT4_TRAIN__LR`` or, where the name is unambiguous, ``MGPT4_LR``.
+
+    Raises:
+        ConfigError: naming every variable with a section in its name that is no setting.
+    """
     values: dict[str, Any] = {}
+    faults = []
     for variable, text in environ.items():
         if not variable.startswith(ENV_PREFIX):
             continue
-        key = variable.removeprefix(ENV_PREFIX).lower().replace("__", ".")
-        full, fault = keys.resolve(key)
-        if not fault:  # other MGPT4_ variables steer the tools, not the run
-            values[full] = _parse_value(text)
+        name = variable.removeprefix(ENV_PREFIX)
+        full, fault = keys.resolve(name.lower().replace("__", "."))
+        if not fault:
+            values[full] = _parse_value(full, text)
+        elif "__" in name:  # without a section it steers the tools, not the run
+            faults.append(f"{variable}: {fault}")
+    if faults:
+        raise ConfigError("cannot use these environment variables", faults=faults)
     return "environment", values
 
 
@@ -226,10 +246,36 @@ def merge(layers: Iterable[Layer]) -> Resolved:
     except ValidationError as error:
         raise ConfigError(
             "the configuration has faults",
-            faults=[keys.explain(item, origins) for item in error.errors()],
+            faults=_all_faults(values, origins, error),
             fix="`mgpt4 config keys` lists every setting",
         ) from None
     return Resolved(with_absolute_paths(config), origins)
+
+
+def _all_faults(
+    values: Mapping[str, Any], origins: Mapping[str, str], error: ValidationError
+) -> list[str]:
+    """Also those that pydantic does not look for while a single setting is wrong."""
+    found = error.errors()
+    faults = [fault for item in found for fault in keys.explain(item, origins)]
+    wrong = {".".join(str(part) for part in item["loc"][:2]) for item in found if item["loc"]}
+    rest = {
+        key: value for key, value in values.items() if ".".join(key.split(".")[:2]) not in wrong
+    }
+    if len(rest) == len(values):
+        return faults
+    try:
+        RunConfig.model_validate(keys.unflatten(rest))
+    except ValidationError as second:
+        # What is wrong has its default now, so that whatever mentions it may not be true.
+        faults += [
+            fault
+            for item in second.errors()
+            if not item["loc"]
+            for fault in keys.explain(item, origins)
+            if not any(key in fault for key in wrong)
+        ]
+    return faults
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -260,7 +260,7 @@ class RunConfig(_Section):
         if len(set(names)) < len(names):
             faults.append(f"data.sources has a name twice: {', '.join(names)}")
         if faults:
-            raise ValueError("; ".join(faults))
+            raise ValueError("\n".join(faults))
         return self
 
     def _setting(self, key: str) -> Any:

@@ -26,14 +26,34 @@ def write_config(path: Path, resolved: Resolved) -> None:
         if parent != section:
             lines.append(f"{parent}:")
             section = parent
-        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {resolved.origin(key)}")
+        origin = _one_line(resolved.origin(key))
+        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+class _OneLineDumper(yaml.SafeDumper):
+    """Writes every text on one line, whatever a user wrote into it."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Other styles put a line break as a line break: the next line might look like a setting.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLineDumper.add_representer(str, _represent_text)
+
+
 def _inline(value: Any) -> str:
-    # JSON-style flow on one line is YAML too, and survives any text a user may have written.
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=False)
-    return text.removesuffix("\n").removesuffix("\n...")
+    text = yaml.dump(
+        value, Dumper=_OneLineDumper, default_flow_style=True, width=10**9, allow_unicode=False
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
+def _one_line(origin: str) -> str:
+    """An origin fit for a comment: a file may be called anything."""
+    return "".join(c if c.isprintable() and c != "#" else "?" for c in origin)
 
 
 def read_config(path: Path) -> Resolved:
