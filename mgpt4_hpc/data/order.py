@@ -23,12 +23,14 @@ Permutations come from the raw Philox stream, whose values NumPy guarantees for 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.random import Philox
 from numpy.typing import NDArray
 
 from mgpt4_hpc.errors import ConfigError
@@ -43,6 +45,7 @@ ORDER_VERSION = 1
 
 MAX_BLOCK_SAMPLES = 256
 WINDOW_SAMPLES = 16_384
+_MAX_CYCLE = 100_000
 _CACHED_WINDOWS = 4
 _CACHED_EPOCHS = 2
 
@@ -66,23 +69,36 @@ def keyed_words(num_words: int, *key: object) -> NDArray[np.uint64]:
     """``num_words`` random 64-bit words that depend on ``key`` alone."""
     text = "\x1f".join(str(part) for part in key)
     digest = hashlib.blake2b(text.encode(), digest_size=16, person=b"mgpt4-order").digest()
-    philox = np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
+    philox = Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64))
     return np.asarray(philox.random_raw(num_words), dtype=np.uint64)
 
 
 def keyed_permutation(size: int, *key: object) -> Int64:
-    """A permutation of ``range(size)`` that depends on ``key`` alone.
-
-    The rank of random words; their low bits are replaced by the element's number, which makes
-    them distinct, so that no sorting algorithm can change the result.
-    """
-    bits = np.uint64(max(1, int(size - 1).bit_length()))
-    one = np.uint64(1)
-    mask = (one << bits) - one
-    words = keyed_words(size, *key)
-    words = (words & ~mask) | np.arange(size, dtype=np.uint64)
+    """A permutation of ``range(size)`` that depends on ``key`` alone."""
+    words, mask = _numbered_words(size, key)
     words.sort()
     return (words & mask).astype(np.int64)
+
+
+def keyed_choice(size: int, count: int, *key: object) -> Int64:
+    """``count`` elements of ``range(size)``, ascending: the first of ``keyed_permutation``."""
+    words, mask = _numbered_words(size, key)
+    if count < size:
+        words.partition(count)
+    return np.sort((words[:count] & mask).astype(np.int64))
+
+
+def _numbered_words(size: int, key: tuple[object, ...]) -> tuple[NDArray[np.uint64], np.uint64]:
+    """Random words whose low bits are their own numbers, and the mask of those bits.
+
+    So all are distinct, and no sorting algorithm can change the order in which they come out.
+    """
+    bits = np.uint64(max(1, (size - 1).bit_length()))
+    mask = (np.uint64(1) << bits) - np.uint64(1)
+    words = keyed_words(size, *key)
+    words &= ~mask
+    words |= np.arange(size, dtype=np.uint64)
+    return words, mask
 
 
 def mixing_pattern(weights: Sequence[int]) -> Int32:
@@ -136,7 +152,8 @@ class SampleOrder:
                 f"val_fraction {val_fraction} leaves nothing to train on in {', '.join(empty)}",
                 fix="lower val_fraction",
             )
-        weights = [source.weight for source in sources]
+        divisor = math.gcd(*(source.weight for source in sources))
+        weights = [source.weight // divisor for source in sources]
         pattern = mixing_pattern(weights)
         self._cycle = len(pattern)
         self._pattern = pattern
@@ -210,9 +227,10 @@ class _SourceOrder:
         num_held = 0
         if val_fraction > 0:
             num_held = max(1, round(val_fraction * num_blocks))
-        shuffled = keyed_permutation(num_blocks, source.name, "held-out")
-        self._held = np.sort(shuffled[:num_held])
-        self._train = np.sort(shuffled[num_held:]) if num_held else np.arange(num_blocks)
+        self._held = keyed_choice(num_blocks, num_held, source.name, "held-out")
+        trained_on = np.ones(num_blocks, dtype=np.bool_)
+        trained_on[self._held] = False
+        self._train = np.flatnonzero(trained_on)
         # Only the source's last block can be short; it is in one of the two parts.
         short = num_blocks * self.block - source.num_samples
         last_held = num_held > 0 and self._held[-1] == num_blocks - 1
@@ -320,6 +338,10 @@ def _check(sources: Sequence[SourceSize], granularity: int, val_fraction: float)
             faults.append(
                 f"source {source.name!r} has weight {source.weight}; it must be 1 or more"
             )
+    weights = [source.weight for source in sources]
+    cycle = sum(weights) // max(1, math.gcd(*weights))
+    if cycle > _MAX_CYCLE:
+        faults.append(f"the weights add up to a cycle of {cycle} draws; {_MAX_CYCLE} is the most")
     if granularity < 1:
         faults.append(f"granularity is {granularity}; it must be 1 or more")
     if not 0.0 <= val_fraction < 1.0:

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import webdataset
-
 from mgpt4_hpc.data.decode import ImageError, check_image
 from mgpt4_hpc.errors import DataError
 
@@ -118,6 +116,9 @@ def _fault(image_id: str, caption: object, image: Path, seen: set[str]) -> str:
 
 
 def _write(folder: Path, samples: list[tuple[str, str, Path]], per_shard: int) -> None:
+    # It brings torch along, which the login node's commands do without.
+    import webdataset
+
     for number, chunk in enumerate(_chunks(samples, per_shard)):
         with (folder / f"{number:05d}.tar").open("wb") as file:
             # A fixed time, owner and format: the same folder gives the same bytes.

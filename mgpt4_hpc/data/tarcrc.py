@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from mgpt4_hpc.data.tarheader import BLOCK, Int64, WindowedFile
 
-
 _PIECE = 16 * 1024 * 1024
 
 
