@@ -62,7 +62,7 @@ def estimate_memory(
     micro_batch_size: int,
     text_tokens: int,
     precision: str = "bf16",
-    activation_checkpointing: bool = False,
+    activation_checkpointing: float = 0.0,
 ) -> MemoryEstimate:
     """Memory of one rank that holds the whole model.
 
@@ -73,7 +73,8 @@ def estimate_memory(
         micro_batch_size: rows per forward.
         text_tokens: tokens per row beside the image's: begin, prompt and answer.
         precision: as in ``build_model``.
-        activation_checkpointing: keep only each layer's input, and one layer's inside at a time.
+        activation_checkpointing: part of the layers of which only the input is kept, beside one
+            layer's inside at a time.
     """
     assert arch.llm_dim is not None
     size = _BYTES[precision]
@@ -81,10 +82,9 @@ def estimate_memory(
     tokens = micro_batch_size * (arch.num_image_tokens + text_tokens)
     per_layer = _layer_bytes_per_token(llm_config, arch.llm_dim, size)
     layers = int(llm_config.get("num_hidden_layers", 32))
-    if activation_checkpointing:
-        kept = tokens * (layers * arch.llm_dim * size + per_layer)
-    else:
-        kept = tokens * layers * per_layer
+    recomputed = math.ceil(activation_checkpointing * layers)
+    kept = tokens * (layers - recomputed + bool(recomputed)) * per_layer
+    kept += tokens * recomputed * arch.llm_dim * size
     # Logits of one chunk as they are, in float32, and their gradient.
     logits = LOGITS_AT_ONCE * int(llm_config.get("vocab_size", 32000)) * (size + 4 + 4)
     # The ViT keeps nothing; while it runs, its widest layer is held in and out.

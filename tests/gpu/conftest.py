@@ -1,0 +1,26 @@
+"""Every test here needs an NVIDIA GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark this folder's tests, and skip them where there is no GPU."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.gpu)
+            if not torch.cuda.is_available():
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """The first GPU, as empty as it can be made."""
+    torch.cuda.empty_cache()
+    return torch.device("cuda", 0)

@@ -1,0 +1,187 @@
+"""The benchmark measures what it says: equal losses on both sides, true counts of operations."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+TOOLS = Path(__file__).parents[3] / "tools"
+
+KEYS = {
+    "samples_per_s",
+    "step_s_median",
+    "mfu",
+    "peak_memory_gib",
+    "baseline_samples_per_s",
+    "ratio_to_baseline",
+    "parts_s",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools_importable():
+    sys.path.insert(0, str(TOOLS))
+    yield
+    sys.path.remove(str(TOOLS))
+
+
+def tiny(shape: str, stage: int, **options):
+    """A subject and two of its batches."""
+    from bench.subject import Settings, build_subject
+
+    from mgpt4_hpc.distributed import Ranks
+
+    settings = Settings(shape=shape, stage=stage, **options)
+    subject = build_subject(settings, Ranks(), torch.device("cpu"))
+    return subject, [next(subject.batches)[0] for _ in range(2)]
+
+
+def invoke(*arguments: str) -> dict:
+    spec = importlib.util.spec_from_file_location("bench_train", TOOLS / "bench_train.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        result = CliRunner().invoke(tool.main, [*arguments, "--threads", "1", "--json"])
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("stage", ["1", "2"])
+def test_the_report_has_what_it_promises(stage: str) -> None:
+    report = invoke(
+        *("--shape", "tiny", "--stage", stage, "--synthetic", "--baseline", "reference"),
+        *("--rounds", "1", "--steps", "2", "--warmup", "1"),
+    )
+    assert report.keys() >= KEYS
+    assert report["flop_efficiency"] == 1.0 and 0 < report["mfu"] < 1
+    assert report["parts_s"].keys() >= {"vision", "qformer", "llm_forward", "optimizer"}
+    assert report["step_s_p95"] >= report["step_s_median"] > 0
+    assert report["machine"] and report["versions"]["torch"]
+
+
+def test_recomputing_costs_flops_that_nobody_needed() -> None:
+    report = invoke(
+        *("--shape", "tiny-patches", "--activation-checkpointing", "1.0", "--cached-features"),
+        *("--rounds", "1", "--steps", "1", "--warmup", "1"),
+    )
+    assert 0.5 < report["flop_efficiency"] < 0.8
+
+
+@pytest.mark.parametrize("shape", ["tiny", "tiny-patches"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_both_sides_compute_the_same_loss_and_gradient(shape: str, stage: int) -> None:
+    from bench.baseline import ReferenceStep, as_the_original, to_samples
+
+    from mgpt4_hpc.train.step import forward_loss
+
+    subject, batches = tiny(shape, stage)
+    weight = subject.model.llama_proj.weight
+    for batch in batches:
+        ours = forward_loss(subject.model, batch, torch.device("cpu")) / batch.num_answer_tokens
+        (gradient,) = torch.autograd.grad(ours, weight)
+        with as_the_original(subject.model, half=False):
+            step = ReferenceStep(subject.model, subject.train, half=False)
+            theirs = step.loss(to_samples(batch))
+            (wanted,) = torch.autograd.grad(theirs, weight)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            gradient, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item()
+        )
+
+
+def test_the_model_is_its_old_self_after_the_race() -> None:
+    from bench.baseline import as_the_original
+
+    from mgpt4_hpc.model.language import runs_packed
+    from mgpt4_hpc.train.step import forward_loss
+
+    subject, (batch, _) = tiny("tiny", 2, activation_checkpointing=1.0)
+    before = forward_loss(subject.model, batch, torch.device("cpu"))
+    layer = subject.model.language_model.model.layers[0]
+    assert "forward" in layer.__dict__
+    with as_the_original(subject.model, half=False):
+        assert not runs_packed(subject.model.language_model) and "forward" not in layer.__dict__
+        assert not subject.model.vision.blocks[0].attn.fused_attn
+    assert "forward" in layer.__dict__ and subject.model.vision.blocks[0].attn.fused_attn
+    assert torch.equal(forward_loss(subject.model, batch, torch.device("cpu")), before)
+
+
+@pytest.mark.parametrize("shape", ["tiny", "tiny-patches"])
+@pytest.mark.parametrize("stage", [1, 2])
+def test_flops_are_those_that_torch_counts(shape: str, stage: int) -> None:
+    """The guard against slower steps: operations, which no busy machine can change."""
+    from bench.flops import step_flops
+
+    from mgpt4_hpc.model.packing import pack
+    from mgpt4_hpc.train.step import forward_loss
+
+    # Padded, without skipping half of the scores: what the counter can see through.
+    subject, (batch, _) = tiny(shape, stage, attention="eager")
+    packed = pack(batch.input_ids_BT, batch.image_mask_BT, batch.labels_BT)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        forward_loss(subject.model, batch, torch.device("cpu")).backward()
+    expected = step_flops(
+        subject.model.architecture,
+        subject.llm,
+        num_images=len(batch),
+        lengths=[packed.longest] * packed.num_rows,
+        num_predicted=len(packed.predicts_A),
+        causal=False,
+    )
+    # Of the first layer's keys and values nothing but the image part matters, yet all is computed.
+    assert counter.get_total_flops() == pytest.approx(expected.needed, rel=1e-3)
+
+
+def test_a_packed_step_computes_no_padding() -> None:
+    from bench.flops import step_flops
+
+    from mgpt4_hpc.model.packing import pack
+
+    subject, (batch, _) = tiny("tiny", 1)
+    packed = pack(batch.input_ids_BT, batch.image_mask_BT, batch.labels_BT)
+    padded = step_flops(
+        subject.model.architecture,
+        subject.llm,
+        num_images=len(batch),
+        lengths=[batch.input_ids_BT.shape[1]] * len(batch),
+        num_predicted=batch.labels_BT.numel(),
+    )
+    needed = step_flops(
+        subject.model.architecture,
+        subject.llm,
+        num_images=len(batch),
+        lengths=packed.lengths(),
+        num_predicted=len(packed.predicts_A),
+    )
+    assert packed.num_tokens == sum(packed.lengths()) < batch.input_ids_BT.numel()
+    assert needed.needed < 0.8 * padded.needed
+
+
+def test_synthetic_batches_depend_on_their_number_alone() -> None:
+    _, first = tiny("tiny", 2)
+    _, again = tiny("tiny", 2)
+    assert all(
+        torch.equal(a.input_ids_BT, b.input_ids_BT) for a, b in zip(first, again, strict=True)
+    )
+    assert not torch.equal(first[0].images_BCHW, first[1].images_BCHW)
+
+
+def test_unknown_shapes_are_answered_with_the_known_ones() -> None:
+    spec = importlib.util.spec_from_file_location("bench_train", TOOLS / "bench_train.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    result = CliRunner().invoke(tool.main, ["--shape", "vicuna99b"])
+    assert result.exit_code == 2 and "vicuna7b" in result.output
