@@ -73,9 +73,9 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run a command, and turn our errors into a sentence and an exit code."""
     try:
-        cli.main(args=None if argv is None else list(argv), standalone_mode=False)
-    except click.exceptions.Exit as leave:
-        sys.exit(leave.exit_code)
+        # Without standalone mode, click returns the code of a ctx.exit(); commands return nothing.
+        code = cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:
         click.echo("aborted", err=True)
         sys.exit(130)

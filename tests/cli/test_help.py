@@ -87,12 +87,7 @@ print("LOADED", loaded, "CODE", code, file=sys.stderr)
 """
 
 
-DRY_RUN = pytest.param(
-    ("submit", "--config", "tiny.yaml", "--executor", "local", "--dry-run"),
-    marks=pytest.mark.xfail(
-        strict=False, reason="the preflight imports data.pack, which imports webdataset and torch"
-    ),
-)
+DRY_RUN = ("submit", "--config", "tiny.yaml", "--executor", "local", "--dry-run")
 
 
 @pytest.mark.parametrize(
