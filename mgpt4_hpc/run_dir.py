@@ -124,12 +124,12 @@ class RunDir:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # 0700: the folder will hold pickled jobs, which are code.
             self.path.mkdir(mode=0o700)
-        except FileExistsError:
-            raise RunLocked(
-                f"the run {self.path} exists already",
-                fix=f"`mgpt4 resume {self.path}`, or choose another --name",
-            ) from None
         except OSError as error:
+            if os.path.lexists(self.path):
+                raise RunLocked(
+                    f"the run {self.path} exists already",
+                    fix=f"`mgpt4 resume {self.path}`, or choose another --name",
+                ) from None
             raise MgptError(
                 f"the run directory {self.path} cannot be made: {error.strerror}",
                 fix="give --runs-dir a writable folder on storage that all nodes share",
