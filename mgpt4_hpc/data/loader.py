@@ -22,7 +22,7 @@ from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder
 from mgpt4_hpc.data.reader import SampleReader
 from mgpt4_hpc.data.text import TextSpec
-from mgpt4_hpc.data.workers import init_worker, kill_workers
+from mgpt4_hpc.data.workers import init_worker, kill_workers, watch_quietly
 from mgpt4_hpc.errors import ConfigError, DataError
 
 _LISTED = 20
@@ -301,6 +301,7 @@ class _Stream:
     def start(self) -> None:
         if self._batches is None and not self._closed:
             self._batches = iter(self._loader)
+            watch_quietly(self._batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -311,8 +312,9 @@ class _Stream:
             raise RuntimeError("the loader is closed")
         try:
             batch = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            # OSError, EOFError: a batch's memory is fetched from the worker, which is gone.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise DataError(
                 f"a data worker died: {error}",

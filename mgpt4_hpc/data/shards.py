@@ -46,6 +46,7 @@ def expand_braces(pattern: str) -> Iterator[str]:
     """Every string of a brace pattern, leftmost brace slowest.
 
     ``{08..11}`` counts with leading zeros, ``{a,b}`` lists; other braces stand for themselves.
+    Braces do not nest.
     """
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch.utils.data._utils import signal_handling
 
 _PR_SET_PDEATHSIG = 1
+_living: weakref.WeakSet[Any] = weakref.WeakSet()
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -43,6 +46,28 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+def watch_quietly(iterator: Iterator[Any]) -> None:
+    """Have a worker's death surface in ``next()`` alone.
+
+    DataLoader also raises from a SIGCHLD handler, that is anywhere in the main thread: in the
+    middle of a checkpoint, say. ``next()`` finds dead workers by itself. Also ends the workers
+    before the interpreter waits for them at its exit.
+    """
+    it: Any = iterator
+    if getattr(it, "_worker_pids_set", False):
+        signal_handling._remove_worker_pids(id(it))
+        it._worker_pids_set = False
+        _living.add(it)
+
+
+@atexit.register
+def _kill_living() -> None:
+    # Later than the last use, but before multiprocessing sends SIGTERM, which the workers
+    # ignore, and waits.
+    for iterator in list(_living):
+        kill_workers(iterator)
+
+
 def kill_workers(iterator: Iterator[Any]) -> None:
     """End a DataLoader iterator's workers with SIGKILL and reap them.
 
@@ -55,9 +80,7 @@ def kill_workers(iterator: Iterator[Any]) -> None:
         return
     it: Any = iterator
     it._shutdown = True  # its __del__ must not start the slow shutdown
-    if getattr(it, "_worker_pids_set", False):
-        signal_handling._remove_worker_pids(id(it))  # their death is no error
-        it._worker_pids_set = False
+    _living.discard(it)
     pin_thread = getattr(it, "_pin_memory_thread", None)
     if pin_thread is not None:
         it._pin_memory_thread_done_event.set()

@@ -1,0 +1,180 @@
+"""Reading by number: right bytes, few handles, patience with servers, no patience with lies."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.data.index import ShardIndex, build_index
+from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from tests.unit.data.worlds import jpeg, make_index, members, tar_bytes
+
+
+class Flaky:
+    """``os.pread`` that fails a number of times."""
+
+    def __init__(self, failures: int, code: int = errno.EIO) -> None:
+        self.failures = failures
+        self.code = code
+        self.pread = os.pread
+
+    def __call__(self, fd: int, length: int, offset: int) -> bytes:
+        if self.failures:
+            self.failures -= 1
+            raise OSError(self.code, os.strerror(self.code))
+        return self.pread(fd, length, offset)
+
+
+def a_reader(index: ShardIndex, **options: object) -> tuple[SampleReader, list[float]]:
+    slept: list[float] = []
+    reader = SampleReader([index], sleep=slept.append, **options)  # type: ignore[arg-type]
+    return reader, slept
+
+
+def test_reads_every_sample(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 30, 10)
+    reader, _ = a_reader(index)
+    for sample in (29, 0, 15, 15):
+        raw = reader.read(0, sample)
+        assert raw.key == f"{sample:09d}"
+        assert raw.jpg == jpeg(sample)
+        assert raw.caption == f"picture number {sample}"
+    copy = pickle.loads(pickle.dumps(SampleReader([index])))
+    assert copy.read(0, 7).key == "000000007"
+
+
+def test_prefers_the_json_and_reads_parts_that_lie_apart(tmp_path: Path) -> None:
+    shard = tmp_path / "a.tar"
+    far = [("filler.bin", bytes(200_000))]
+    shard.write_bytes(
+        tar_bytes(
+            [
+                ("1.jpg", jpeg(1)),
+                ("1.txt", b"from txt"),
+                *far,
+                ("1.json", b'{"caption": "from json"}'),
+                ("2.txt", b"only txt"),
+                *far,
+                ("2.jpg", jpeg(2)),
+            ]
+        )
+    )
+    build_index([shard], tmp_path / "a.index")
+    reader, _ = a_reader(ShardIndex.open(tmp_path / "a.index"))
+    assert reader.read(0, 0).caption == "from json"
+    assert reader.read(0, 0).jpg == jpeg(1)
+    assert reader.read(0, 1).caption == "only txt"
+    assert reader.read(0, 1).jpg == jpeg(2)
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_handles_do_not_leak(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 100, 1)
+    before = open_files()
+    reader, _ = a_reader(index, max_open=8)
+    for _ in range(3):
+        for sample in range(100):
+            reader.read(0, sample)
+    assert open_files() - before == 8
+    reader.close()
+    assert open_files() == before
+    assert reader.read(0, 3).key == "000000003"
+    reader.close()
+
+
+def test_a_stumbling_server_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, slept = a_reader(make_index(tmp_path, 5), pauses_s=(0.1, 0.5, 2.0))
+    monkeypatch.setattr(os, "pread", Flaky(3, errno.ESTALE))
+    assert reader.read(0, 2).key == "000000002"
+    assert slept == [0.1, 0.5, 2.0]
+    assert reader.num_retries == 3
+
+
+def test_a_dead_shard_is_given_up_and_shunned_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    reader, slept = a_reader(make_index(tmp_path, 5), pauses_s=(1.0,), clock=lambda: now[0])
+    flaky = Flaky(2)
+    monkeypatch.setattr(os, "pread", flaky)
+    with pytest.raises(BadSampleError, match="Input/output error"):
+        reader.read(0, 2)
+    with pytest.raises(BadSampleError, match="Input/output error"):
+        reader.read(0, 3)
+    assert slept == [1.0], "the second did not wait for what is known to be dead"
+    now[0] = 61.0
+    assert reader.read(0, 3).key == "000000003"
+
+
+def test_permission_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, slept = a_reader(make_index(tmp_path, 5))
+    monkeypatch.setattr(os, "pread", Flaky(1, errno.EACCES))
+    with pytest.raises(BadSampleError, match="Permission denied"):
+        reader.read(0, 2)
+    assert slept == []
+
+
+def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 40, 10)
+    build_index([index.shard_path(n) for n in range(4)], index.path, verify=True)
+    index = ShardIndex.open(index.path)
+    index.shard_path(0).unlink()
+    index.shard_path(1).write_bytes(tar_bytes(members(range(10, 13))))
+    altered = bytearray(index.shard_path(2).read_bytes())
+    altered[index.locate(20).parts["jpg"].offset + 300] ^= 1
+    index.shard_path(2).write_bytes(altered)
+    reader, _ = a_reader(index)
+    for sample, reason in (
+        (5, "No such file"),
+        (15, "when it was indexed"),
+        (20, "CRC32"),
+    ):
+        with pytest.raises(BadSampleError, match=reason) as error:
+            reader.read(0, sample)
+        assert error.value.key == f"{sample:09d}"
+    assert reader.read(0, 21).key == "000000021"
+    assert reader.read(0, 31).key == "000000031"
+    os.truncate(index.shard_path(3), 2000)
+    with pytest.raises(BadSampleError, match="shorter"):
+        reader.read(0, 39)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"{", "cannot be parsed"),
+        (b"[1]", "no caption"),
+        (b'{"caption": null}', "NoneType"),
+        (b'{"caption": "  "}', "empty"),
+        (b"\xff\xfe{}", "cannot be parsed"),
+    ],
+)
+def test_a_json_without_a_caption_is_bad(tmp_path: Path, text: bytes, reason: str) -> None:
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(tar_bytes([("1.jpg", jpeg()), ("1.json", text), ("1.txt", b"a cat")]))
+    build_index([shard], tmp_path / "a.index")
+    reader, _ = a_reader(ShardIndex.open(tmp_path / "a.index"))
+    with pytest.raises(BadSampleError, match=reason):
+        reader.read(0, 0)
+
+
+def test_a_forked_reader_leaves_the_parents_handles_alone(tmp_path: Path) -> None:
+    reader, _ = a_reader(make_index(tmp_path, 5))
+    reader.read(0, 0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            reader.close()
+            code = 0 if reader.read(0, 1).key == "000000001" else 1
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reader.read(0, 2).key == "000000002"
