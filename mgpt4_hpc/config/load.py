@@ -252,6 +252,17 @@ def merge(layers: Iterable[Layer]) -> Resolved:
     return Resolved(with_absolute_paths(config), origins)
 
 
+_ANY: dict[str, Any] = {
+    "stage": 1,
+    "data.sources": [{"name": "any"}],
+    "train.global_batch_size": 1,
+    "train.micro_batch_size": 1,
+    "train.max_steps": 1,
+    "train.lr": 1.0,
+}
+"""Stands in for required settings that are missing or wrong, to look at the others."""
+
+
 def _all_faults(
     values: Mapping[str, Any], origins: Mapping[str, str], error: ValidationError
 ) -> list[str]:
@@ -262,12 +273,12 @@ def _all_faults(
     rest = {
         key: value for key, value in values.items() if ".".join(key.split(".")[:2]) not in wrong
     }
-    if len(rest) == len(values):
+    if not wrong:
         return faults
     try:
-        RunConfig.model_validate(keys.unflatten(rest))
+        RunConfig.model_validate(keys.unflatten({**_ANY, **rest}))
     except ValidationError as second:
-        # What is wrong has its default now, so that whatever mentions it may not be true.
+        # What is wrong has another value now, so that whatever mentions it may not be true.
         faults += [
             fault
             for item in second.errors()

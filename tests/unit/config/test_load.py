@@ -1,0 +1,242 @@
+"""Settings from files, environment and flags: who wins, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mgpt4_hpc.config.load import (
+    config_digest,
+    env_layer,
+    load_config,
+    parse_assignments,
+    read_yaml,
+)
+from mgpt4_hpc.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "stage": 1,
+    "model": {"weights": "/w"},
+    "data": {"sources": [{"name": "laion", "path": "/d"}]},
+    "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_steps": 10, "lr": 0.01},
+}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+def faults_of(path: Path, **kwargs: Any) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, **kwargs)
+    return caught.value.faults
+
+
+# -- precedence --------------------------------------------------------------------------------
+
+
+def test_flag_above_environment_above_site_above_file_above_default(
+    file: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "nersc.yaml"
+    assert load_config(file).config.train.log_every_steps == 10
+    file.write_text(yaml.safe_dump({**MINIMAL, "train": MINIMAL["train"] | {"log_every_steps": 1}}))
+    site.write_text("train: {log_every_steps: 2}\n")
+    environ = {"MGPT4_TRAIN__LOG_EVERY_STEPS": "3"}
+    overrides = {"train.log_every_steps": 4}
+    layers = [
+        ("file mine.yaml", {}),
+        ("site nersc", {"site": site}),
+        ("environment", {"site": site, "environ": environ}),
+        ("flag", {"site": site, "environ": environ, "overrides": overrides}),
+    ]
+    for expected, (origin, kwargs) in enumerate(layers, start=1):
+        resolved = load_config(file, **kwargs)
+        assert resolved.config.train.log_every_steps == expected
+        assert resolved.origin("train.log_every_steps") == origin
+        assert resolved.origin("train.lr") == "file mine.yaml"
+        assert resolved.origin("train.beta1") == "default"
+
+
+def test_mappings_are_laid_over_one_another_entry_by_entry(file: Path, tmp_path: Path) -> None:
+    file.write_text(
+        yaml.safe_dump({**MINIMAL, "launch": {"sbatch": {"comment": "a", "nice": "1"}}})
+    )
+    site = tmp_path / "s.yaml"
+    site.write_text("launch: {sbatch: {nice: '2', reservation: r}}\n")
+    overrides = {"launch.sbatch.reservation": "mine"}
+    resolved = load_config(file, site=site, overrides=overrides)
+    assert resolved.config.launch.sbatch == {"comment": "a", "nice": "2", "reservation": "mine"}
+    assert resolved.origin("launch.sbatch") == "file mine.yaml, flag, site s"
+
+
+def test_an_empty_section_changes_nothing(file: Path) -> None:
+    file.write_text(file.read_text() + "launch:\n#  gpus: 4\n")
+    assert load_config(file).config.launch.gpus == 1
+
+
+def test_paths_are_absolute_for_the_job_elsewhere(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config(file, overrides={"model.projector": "p.pth"}).config
+    assert config.model.projector == str(tmp_path / "p.pth")
+
+
+# -- values ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["1e-4", "1.0e-4", "0.0001", "'1e-4'"])
+def test_a_float_is_one_however_yaml_1_1_reads_it(file: Path, text: str) -> None:
+    file.write_text(file.read_text().replace("lr: 0.01", f"lr: {text}"))
+    assert load_config(file).config.train.lr == 1e-4
+    assert load_config(file, overrides=parse_assignments([f"lr={text}"])).config.train.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("assignment", "key", "value"),
+    [
+        ("end_symbol=###", "text.end_symbol", "###"),
+        ("constraint=[a100|h100]", "launch.constraint", "[a100|h100]"),
+        ("account=0042", "launch.account", "0042"),
+        ("launch.sbatch.begin=16:00", "launch.sbatch.begin", "16:00"),
+        ("launch.sbatch.comment=a: b # c", "launch.sbatch.comment", "a: b # c"),
+        ("partition=null", "launch.partition", None),
+        ("model.projector=", "model.projector", None),
+        ("prompt={} said", "text.prompt", "{} said"),
+        ("setup=[module load cuda]", "launch.setup", ["module load cuda"]),
+        ("deterministic=no", "deterministic", False),
+        ("stage=2", "stage", 2),
+    ],
+)
+def test_a_text_is_taken_as_it_stands_and_anything_else_as_yaml(
+    assignment: str, key: str, value: object
+) -> None:
+    assert parse_assignments([assignment]) == {key: value}
+
+
+def test_the_environment_says_which_of_its_variables_are_settings() -> None:
+    environ = {"MGPT4_LR": "1e-3", "MGPT4_LAUNCH__GPUS": "4", "MGPT4_RUNS_DIR": "/r", "HOME": "/h"}
+    assert env_layer(environ) == ("environment", {"train.lr": "1e-3", "launch.gpus": 4})
+    with pytest.raises(ConfigError, match=r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?"):
+        env_layer({"MGPT4_TRAIN__LRR": "1"})
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+def test_every_fault_is_told_at_once_with_its_author(file: Path) -> None:
+    environ = {"MGPT4_TRAIN__EPS": "-1"}
+    overrides = {"train.lr": "fast", "launch.nodes": 3, "launch.gpus": 4, "train.beta1": 2}
+    faults = faults_of(file, environ=environ, overrides={**overrides, "train.lrr": 1})
+    told = "\n".join(faults)
+    assert "train.lrr: unknown setting; did you mean train.lr? (from flag)" in faults
+    assert "train.lr: input should be a valid number" in told and "'fast' (from flag)" in told
+    assert "train.eps: input should be greater than 0, got -1 (from environment)" in faults
+    assert "train.beta1: input should be less than 1, got 2 (from flag)" in faults
+    assert "launch.gpus 4 do not spread evenly over launch.nodes 3" in faults
+    assert len(faults) == 5
+
+
+def test_what_stands_on_a_wrong_value_is_not_told(file: Path) -> None:
+    # With launch.gpus unreadable nobody knows whether it fits the nodes.
+    faults = faults_of(file, overrides={"launch.gpus": "four", "launch.nodes": 2})
+    assert len(faults) == 1 and faults[0].startswith("launch.gpus: ")
+
+
+def test_contradictions_are_told_one_by_one(file: Path) -> None:
+    overrides = {"train.min_lr": 1, "train.warmup_steps": 11, "train.eval_every_steps": 5}
+    assert len(faults_of(file, overrides=overrides)) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("train:\n  lr: 1\n  lr: 2\n", "'lr' is given twice"),
+        ("a: 1\na: 2\n", "'a' is given twice"),
+        ("train: [1\n", "line 2"),
+        ("? [a, b]\n: 1\n", "unhashable"),
+        ("- 1\n", "holds no settings"),
+        ("", "holds no settings"),
+        ("a: !!python/object:os.system x\n", "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_settings_file_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_yaml(path)
+
+
+def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"name: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="no valid YAML"):
+        read_yaml(path)
+
+
+def test_yaml_anchors_may_be_merged_and_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("base: &b {lr: 1, eps: 2}\ntrain:\n  <<: *b\n  lr: 3\n")
+    assert read_yaml(path)["train"] == {"lr": 3, "eps": 2}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "told"),
+    [
+        ("lr", "write key=value"),
+        ("lrr=1", r"unknown setting 'lrr'; did you mean train.lr\?"),
+        ("train.learning_rate=1", "unknown setting"),
+        ("=1", "unknown setting"),
+    ],
+)
+def test_assignments_that_mean_nothing(assignment: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        parse_assignments([assignment, "seed=1"])
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "exclude"])
+@pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x7f"])
+def test_no_line_break_reaches_a_batch_script(file: Path, key: str, character: str) -> None:
+    hostile = f"a{character}#SBATCH --uid=0"
+    (fault,) = faults_of(file, overrides={f"launch.{key}": hostile})
+    assert f"launch.{key}" in fault
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [
+        {"setup": ["module load cuda", "true\nrm -rf /"]},
+        {"sbatch": {"comment": "a\nb"}},
+        {"sbatch": {"comment\n": "a"}},
+    ],
+)
+def test_nor_through_lists_and_mappings(file: Path, launch: dict) -> None:
+    file.write_text(yaml.safe_dump({**MINIMAL, "launch": launch}))
+    assert faults_of(file)
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a b", "-x", ".x", "a/b", "x" * 101, "a\n"])
+def test_a_name_is_fit_for_a_folder_and_a_job(file: Path, name: str) -> None:
+    assert faults_of(file, overrides={"name": name})[0].startswith("name: ")
+
+
+def test_an_unknown_preset_or_site_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="toy-stage1"):
+        load_config("toy-stage9")
+    with pytest.raises(ConfigError, match="no site profile 'mars'"):
+        load_config("toy-stage1", site="mars")
+
+
+def test_the_digest_covers_what_decides_the_result_and_nothing_else(file: Path) -> None:
+    base = config_digest(load_config(file).config)
+    for same in ({"name": "other"}, {"launch.gpus": 4}, {"launch.account": "x"}):
+        assert config_digest(load_config(file, overrides=same).config) == base
+    for other in ({"seed": 1}, {"train.lr": 0.02}, {"data.granularity": 2}, {"stage": 2}):
+        assert config_digest(load_config(file, overrides=other).config) != base
