@@ -107,6 +107,17 @@ class TextConfig(_Section):
     """Learn the padding token (`$$`) where a caption contains it; the original leaves it out."""
 
 
+class LoraConfig(_Section):
+    """Small matrices trained beside the language model's own; off unless a rank is given."""
+
+    rank: NonNegative = 0
+    """Rank of the added matrices; 0 is off. Needs `pip install 'mgpt4-hpc[lora]'`."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """What they add is scaled by alpha / rank."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+    """Names of the layers that get them."""
+
+
 class TrainConfig(_Section):
     """The optimisation, and how often things happen."""
 
@@ -220,6 +231,7 @@ class RunConfig(_Section):
     model: ModelConfig = ModelConfig()
     data: DataConfig
     text: TextConfig = TextConfig()
+    lora: LoraConfig = LoraConfig()
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -235,6 +247,10 @@ class RunConfig(_Section):
         faults += self._text_faults()
         if self.faithful:
             faults += contradictions({key: self._setting(key) for key in ORIGINAL_VALUES})
+        if frozen := {"lm_head", "embed_tokens"} & set(self.lora.target_modules):
+            faults.append(f"lora.target_modules has {', '.join(sorted(frozen))}, which stay frozen")
+        if self.faithful and self.lora.rank:
+            faults.append("lora.rank is set, but the original's MiniGPT-4 has no LoRA")
         if self.train.min_lr > self.train.lr:
             faults.append(f"train.min_lr {self.train.min_lr} is above train.lr {self.train.lr}")
         if self.train.warmup_steps > self.train.max_steps:

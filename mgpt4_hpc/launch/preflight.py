@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 from mgpt4_hpc.config.load import unset_paths
@@ -35,6 +36,7 @@ def preflight(
         *_weights_faults(config),
         *_source_faults(config),
         *_projector_faults(config, projector_follows),
+        *_extra_faults(config),
         *_runs_dir_faults(runs_dir),
         *_executor_faults(config, executor),
     ]
@@ -98,6 +100,14 @@ def _projector_faults(config: RunConfig, projector_follows: bool) -> list[str]:
             f"model.projector: the run {projector} has no checkpoint yet: use --after {path.name}"
         ]
     return []
+
+
+def _extra_faults(config: RunConfig) -> list[str]:
+    """Optional packages that the settings need; jobs run in the environment that submits them."""
+    faults = []
+    if config.lora.rank and find_spec("peft") is None:
+        faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")
+    return faults
 
 
 def _runs_dir_faults(runs_dir: Path) -> list[str]:

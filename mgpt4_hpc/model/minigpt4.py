@@ -8,6 +8,7 @@ embeddings, A predicted tokens, R rows (see ``packing.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.attention import packed_arguments
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.model.connector import build_connector, load_connector, make_identity
+from mgpt4_hpc.model.graphs import ReplayedTowers
 from mgpt4_hpc.model.language import (
     build_language_model,
     load_language_model,
@@ -63,6 +65,7 @@ class MiniGPT4(nn.Module):
         for tower in (vision, connector, language_model):
             tower.requires_grad_(False)
         self.llama_proj = nn.Linear(architecture.projector_in, architecture.llm_dim)
+        self._replayed: ReplayedTowers | None = None
         self.eval()
 
     def train(self, mode: bool = True) -> MiniGPT4:
@@ -82,12 +85,28 @@ class MiniGPT4(nn.Module):
         """Where the projector, and with it everything else, is."""
         return self.llama_proj.weight.device
 
+    def replay_towers(self, wanted: bool = True) -> None:
+        """Run the frozen towers as a CUDA graph where there is a GPU; see ``graphs.py``."""
+        self._replayed = ReplayedTowers(self._encode) if wanted else None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MiniGPT4:
+        """Every way of moving or casting parameters comes by here."""
+        if self._replayed is not None:
+            self._replayed.forget()
+        moved: MiniGPT4 = super()._apply(*args, **kwargs)
+        return moved
+
     @torch.no_grad()
     def encode_images(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Features (N, I, Q) of normalised pixels; no gradient, as both towers are frozen.
 
         Not in inference mode, whose tensors could not enter the projector's backward pass.
         """
+        if self._replayed is not None and pixels_NCHW.is_cuda:
+            return self._replayed(pixels_NCHW)
+        return self._encode(pixels_NCHW)
+
+    def _encode(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         with autocast(self.device, self.vision_dtype):
             features_NIQ: torch.Tensor = self.connector(self.vision(pixels_NCHW))
         return features_NIQ
@@ -146,7 +165,7 @@ class MiniGPT4(nn.Module):
         packed = pack(input_ids_BT, image_mask_BT, labels_BT).to(self.device)
         images_MD = self.project(features_NIQ, projector).flatten(0, 1)
         if not packed.num_tokens:
-            return images_MD.sum().float() * 0.0  # nothing is learned, but DDP expects a gradient
+            return self._no_loss(images_MD)
         if not packed.all_images:
             images_MD = images_MD.index_select(0, packed.images_S)
         embedding = self.language_model.get_input_embeddings()  # type: ignore[operator]
@@ -155,6 +174,11 @@ class MiniGPT4(nn.Module):
         hidden_AD = self._hidden(packed, embeds_ND).index_select(0, packed.predicts_A)
         output_layer = self.language_model.get_output_embeddings()  # type: ignore[operator]
         return answer_loss_sum(hidden_AD, packed.labels_A, output_layer)
+
+    def _no_loss(self, images_MD: torch.Tensor) -> torch.Tensor:
+        """Zero, for a batch that teaches nothing: DDP expects a gradient of every parameter."""
+        added = [p for p in self.language_model.parameters() if p.requires_grad]
+        return sum((p.sum() for p in added), images_MD.sum().float()) * 0.0
 
     def _hidden(self, packed: Packed, embeds_ND: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, D) of packed embeddings."""

@@ -30,6 +30,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.compiled import compile_layers
+from mgpt4_hpc.model.lora import add_lora, load_lora, lora_parameters
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.variants import require_variant
 from mgpt4_hpc.run_dir import RunDir
@@ -52,7 +53,14 @@ from mgpt4_hpc.train.optimizer import (
 from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.start import OPTIMIZER, PROJECTOR, StartWeights, find_start_weights, pin
+from mgpt4_hpc.train.start import (
+    LORA,
+    OPTIMIZER,
+    PROJECTOR,
+    StartWeights,
+    find_start_weights,
+    pin,
+)
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
 from mgpt4_hpc.train.stop import StopSource
@@ -184,7 +192,8 @@ def _attempt(
         return outcome
     with buckets.time(START_UP):
         state = TrainState()
-        projector = wrap_projector(model.llama_proj, device, ranks.world_size)
+        lora = list(lora_parameters(model.language_model).values())
+        projector = wrap_projector(model.llama_proj, device, ranks.world_size, lora)
         step = _build_step(config, model, projector, ranks, device)
         if inputs.checkpoint is not None:
             _restore(inputs.checkpoint, state, model, step)
@@ -330,9 +339,18 @@ def _build_model(
         device=device,
         activation_checkpointing=config.model.activation_checkpointing,
     )
+    if config.lora.rank:
+        add_lora(
+            model.language_model,
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            target_modules=config.lora.target_modules,
+            seed=config.seed,
+        )
     if config.model.compile:
         compile_layers(model)
     if inputs.start is not None:
+        _start_lora(config, model, inputs.start)
         try:
             model.llama_proj.load_state_dict(inputs.start.tensors)
         except RuntimeError as error:
@@ -347,6 +365,17 @@ def _build_model(
     return model.train()
 
 
+def _start_lora(config: RunConfig, model: MiniGPT4, start: StartWeights) -> None:
+    if not start.lora:
+        return
+    if not config.lora.rank:
+        raise WeightsError(
+            f"the projector of {start.source} was trained together with LoRA, and needs it",
+            fix="set lora.rank as it was there, and lora.alpha and lora.target_modules",
+        )
+    load_lora(model.language_model, start.lora, start.source)
+
+
 def _uniform_loss(model: MiniGPT4) -> float:
     output_layer = model.language_model.get_output_embeddings()  # type: ignore[operator]
     return math.log(output_layer.weight.shape[0])
@@ -358,7 +387,7 @@ def _build_step(
     return TrainStep(
         model,
         projector,
-        build_optimizer(model.llama_proj, config.train),
+        build_optimizer(_trained(model), config.train),
         WarmupCosine.from_config(config.train),
         world_size=ranks.world_size,
         device=device,
@@ -373,8 +402,11 @@ def _restore(checkpoint: Checkpoint, state: TrainState, model: MiniGPT4, step: T
     model.llama_proj.load_state_dict(
         {name.removeprefix("llama_proj."): tensor for name, tensor in tensors.items()}
     )
+    if lora_parameters(model.language_model):
+        lora = checkpoint.files.get(LORA, {})
+        load_lora(model.language_model, lora, checkpoint.path.name)
     saved = checkpoint.files[OPTIMIZER]
-    load_optimizer_tensors(step.optimizer, model.llama_proj, saved)
+    load_optimizer_tensors(step.optimizer, _trained(model), saved)
     step.load_scaler_tensors(saved)
     state.step = checkpoint.step
     state.samples_seen = int(checkpoint.meta["samples_seen"])
@@ -384,10 +416,20 @@ def _snapshot(model: MiniGPT4, step: TrainStep) -> dict[str, dict[str, torch.Ten
     projector = {
         f"llama_proj.{name}": p.detach() for name, p in model.llama_proj.named_parameters()
     }
-    return {
+    files = {
         PROJECTOR: projector,
-        OPTIMIZER: {**optimizer_tensors(step.optimizer, model.llama_proj), **step.scaler_tensors()},
+        OPTIMIZER: {**optimizer_tensors(step.optimizer, _trained(model)), **step.scaler_tensors()},
     }
+    if lora := lora_parameters(model.language_model):
+        files[LORA] = {name: p.detach() for name, p in lora.items()}
+    return files
+
+
+def _trained(model: MiniGPT4) -> dict[str, nn.Parameter]:
+    """Every trained parameter, under the name that its optimizer state is saved by."""
+    lora = lora_parameters(model.language_model)
+    projector = dict(model.llama_proj.named_parameters())
+    return projector | {f"lora.{name}": parameter for name, parameter in lora.items()}
 
 
 def _meta(

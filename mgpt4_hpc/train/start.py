@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 PROJECTOR = "projector"
 """Entry of the projector in a checkpoint."""
 
+LORA = "lora"
+"""Entry of LoRA's matrices in a checkpoint, if there are any."""
+
 OPTIMIZER = "optimizer"
 """Entry of optimizer and loss scale in a checkpoint."""
 
@@ -31,11 +34,13 @@ class StartWeights:
         tensors: ``weight`` (language width, projector input) and ``bias``, on the CPU.
         source: file or checkpoint that they came from.
         content: hash of the checkpoint's tensors or of the file.
+        lora: matrices that were trained with it; without them it is of no use.
     """
 
     tensors: dict[str, torch.Tensor]
     source: str
     content: str
+    lora: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def find_start_weights(setting: str) -> StartWeights:
@@ -76,7 +81,12 @@ def _from_run(run: RunDir) -> StartWeights:
 def _from_checkpoint(path: Path) -> StartWeights:
     manifest = CheckpointStore(path.parent).verify(path)
     tensors, _ = import_projector(read_tensors(path / f"{PROJECTOR}.safetensors"), str(path))
-    return StartWeights(dict(tensors), str(path), manifest.files[PROJECTOR].blake2b)
+    content = manifest.files[PROJECTOR].blake2b
+    lora: dict[str, torch.Tensor] = {}
+    if LORA in manifest.files:
+        lora = dict(read_tensors(path / f"{LORA}.safetensors"))
+        content += manifest.files[LORA].blake2b
+    return StartWeights(dict(tensors), str(path), content, lora)
 
 
 def _content(tensors: Mapping[str, torch.Tensor]) -> str:
