@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mgpt4_hpc.model.sources import require_real_file
 PAD_TOKEN = "$$"
 """An ordinary token of LLaMA's vocabulary that the original pads with, as LLaMA has none for it."""
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 
 
@@ -43,6 +45,10 @@ class TextTokenizer:
         """Text of the ids; special tokens appear as they are written (``</s>``)."""
         text: str = self._backend.decode(list(ids), clean_up_tokenization_spaces=False)
         return text
+
+    def is_byte(self, token: int) -> bool:
+        """Whether the id is one byte of a character that has no piece of its own (``<0xE4>``)."""
+        return bool(_BYTE.fullmatch(str(self._backend.convert_ids_to_tokens(token))))
 
 
 def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
