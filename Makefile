@@ -4,7 +4,12 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: help install demo test lint format soak clean
+# Where the short tests are; those that start real jobs have the machine to themselves.
+QUICK   = tests/unit tests/cli tests/reference
+REAL    = tests/integration tests/slurm
+SELECT  = -m "not soak and not gpu"
+
+.PHONY: help install demo test quick real lint format soak clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -21,8 +26,13 @@ $(STAMP): pyproject.toml
 demo: install  ## both stages on the toy world, preempted once, in under four minutes
 	$(BIN)/mgpt4 demo
 
-test: install  ## everything that can run on this machine
-	$(BIN)/python -m pytest -m "not soak and not gpu" $(PYTEST_ARGS)
+test: quick real  ## everything that can run on this machine
+
+quick: install  ## the short tests alone
+	$(BIN)/python -m pytest $(SELECT) -n 2 $(QUICK) $(PYTEST_ARGS) $(QUICK_ARGS)
+
+real: install  ## the tests that start real jobs, on a real Slurm where there is one
+	$(BIN)/python -m pytest $(SELECT) $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
 lint: install  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
