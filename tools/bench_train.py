@@ -51,6 +51,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 )  # fmt: skip
 @click.option("--activation-checkpointing", type=click.FloatRange(0, 1), default=0.0)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile the layers.")
+@click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True)
 @click.option("--cached-features", is_flag=True, help="Vision features come from a cache.")
 @click.option("--deterministic/--no-deterministic", default=True, show_default=True)
 @click.option("--threads", type=click.IntRange(0), default=0, help="0: as a run would choose.")

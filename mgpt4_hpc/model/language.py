@@ -17,6 +17,7 @@ from torch import nn
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.lazy import garbage_collector_off
+from mgpt4_hpc.model.norms import fuse_norms
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -49,6 +50,8 @@ def load_language_model(
             raise WeightsError(f"cannot load the language model in {llm_dir}: {error}") from error
     _refuse_gaps(llm_dir, loading)
     _refuse_logit_changes(model)
+    if runs_packed(model):
+        fuse_norms(model)
     model.requires_grad_(False)
     model.eval()
     return model.to(device)
@@ -68,6 +71,8 @@ def build_language_model(
             dtype=dtype,
             attn_implementation=_implementation(attention, config["model_type"]),
         )
+    if runs_packed(built):
+        fuse_norms(built)
     built.requires_grad_(False)
     return built.eval()
 

@@ -89,10 +89,14 @@ class MiniGPT4(nn.Module):
         """Run the frozen towers as a CUDA graph where there is a GPU; see ``graphs.py``."""
         self._replayed = ReplayedTowers(self._encode) if wanted else None
 
-    def _apply(self, *args: Any, **kwargs: Any) -> MiniGPT4:
-        """Every way of moving or casting parameters comes by here."""
+    def forget_replays(self) -> None:
+        """After the towers' weights were put elsewhere in memory."""
         if self._replayed is not None:
             self._replayed.forget()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MiniGPT4:
+        """Every way of moving or casting a module's parameters comes by here."""
+        self.forget_replays()
         moved: MiniGPT4 = super()._apply(*args, **kwargs)
         return moved
 

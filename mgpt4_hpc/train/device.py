@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -58,6 +59,23 @@ def set_up_process(config: RunConfig, ranks: Ranks) -> None:
         torch.backends.cudnn.benchmark = False
         # Filling fresh memory with NaN finds bugs and costs a pass over every tensor.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+@contextmanager
+def strict_determinism() -> Iterator[None]:
+    """For the backward pass of a deterministic run: flash attention takes a mere warning lightly.
+
+    With ``warn_only`` it warns and adds up in any order, although it can do otherwise.
+    """
+    lenient = torch.is_deterministic_algorithms_warn_only_enabled()
+    if not lenient:
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def peak_memory_gib(device: torch.device) -> Callable[[], float]:

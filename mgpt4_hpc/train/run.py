@@ -349,6 +349,7 @@ def _build_model(
         )
     if config.model.compile:
         compile_layers(model)
+    model.replay_towers(config.model.cuda_graphs)
     if inputs.start is not None:
         _start_lora(config, model, inputs.start)
         try:

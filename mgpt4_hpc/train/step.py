@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mgpt4_hpc.data.batch import Batch
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.preprocess import normalise
+from mgpt4_hpc.train.device import strict_determinism
 from mgpt4_hpc.train.optimizer import set_lr
 
 _FP16_START_SCALE = 2.0**16  # torch.amp.GradScaler's default, which the original used
@@ -112,7 +113,8 @@ class TrainStep:
         # A loss can be infinite and its gradient finite (a label's logit at -inf). Times zero it is
         # NaN then, and with it the gradient, which tells all ranks.
         poison = loss_sum.detach() * 0.0
-        (loss_sum * (weight * self.loss_scale + poison)).backward()
+        with strict_determinism():
+            (loss_sum * (weight * self.loss_scale + poison)).backward()
         return loss_sum.detach()
 
     def _update(self) -> torch.Tensor:

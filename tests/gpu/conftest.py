@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -22,5 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def cuda() -> torch.device:
     """The first GPU, as empty as it can be made."""
+    gc.collect()
     torch.cuda.empty_cache()
     return torch.device("cuda", 0)

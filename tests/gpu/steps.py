@@ -40,20 +40,20 @@ def make_model(precision: str = "bf16", **options) -> MiniGPT4:
     return random_model(ARCHITECTURE, LLM, precision=precision, device="cuda", **options)
 
 
-def make_batch(number: int, size: int = 6) -> Batch:
+def make_batch(number: int, size: int = 6, longest: int = 30) -> Batch:
     """Pinned, with answers of different lengths."""
     rng = np.random.default_rng(number)
     side, slots = ARCHITECTURE.image_size, ARCHITECTURE.num_image_tokens
     sequences = []
     for _ in range(size):
-        answer = int(rng.integers(3, 30))
+        answer = int(rng.integers(longest // 10, longest))
         ids = rng.integers(3, LLM["vocab_size"], 1 + slots + answer)
         mask = np.zeros(len(ids), dtype=np.bool_)
         mask[1 : 1 + slots] = True
         labels = np.full(len(ids), NO_LABEL, dtype=np.int64)
         labels[-answer:] = ids[-answer:]
         sequences.append(TokenSequence(ids, mask, labels))
-    images = [rng.integers(0, 256, (3, side, side), dtype=np.uint8) for _ in range(size)]
+    images = rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)
     names = [str(index) for index in range(size)]
     return collate(images, sequences, 0, keys=names, positions=range(size)).pin_memory()
 

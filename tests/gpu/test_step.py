@@ -9,6 +9,7 @@ from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.model.compiled import compile_layers
 from mgpt4_hpc.model.minigpt4 import build_model
+from mgpt4_hpc.model.preprocess import normalise
 from mgpt4_hpc.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mgpt4_hpc.train.step import forward_loss
 from tests.gpu.steps import deterministic, make_batch, make_model, make_step, run
@@ -51,16 +52,19 @@ def test_attention_runs_in_a_flash_kernel(cuda) -> None:
     assert any("fwd" in name for name in flash), kernels
 
 
+@pytest.mark.parametrize("replayed", [False, True])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_step_never_waits_for_the_gpu(cuda, precision) -> None:
-    step = make_step(make_model(precision), fp16=precision == "fp16", max_grad_norm=1.0)
+def test_a_step_never_waits_for_the_gpu(cuda, precision, replayed) -> None:
+    model = make_model(precision)
+    model.replay_towers(replayed)
+    step = make_step(model, fp16=precision == "fp16", max_grad_norm=1.0)
     with deterministic():
-        for number in range(2):
+        for number in range(3):
             run(step, make_batch(number), number)
         torch.cuda.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for number in range(2, 5):
+            for number in range(3, 6):
                 result = run(step, make_batch(number), number)
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -76,7 +80,7 @@ def test_fp16_skips_an_overflow_without_asking(cuda) -> None:
     moments = {name: tensor.clone() for name, tensor in moments.items()}
     step.loss_scale.fill_(2.0**40)  # no gradient survives that in fp16
     run(step, make_batch(1), 1)
-    assert step.nonfinite_steps.item() == 1.0
+    assert step.overflow_steps.item() == 1.0
     assert step.loss_scale.item() == 2.0**39
     for name, parameter in model.llama_proj.named_parameters():
         assert torch.equal(parameter, before[name]), name
@@ -84,7 +88,7 @@ def test_fp16_skips_an_overflow_without_asking(cuda) -> None:
         assert torch.equal(tensor, moments[name]), name
     step.loss_scale.fill_(2.0**10)
     run(step, make_batch(2), 2)
-    assert step.nonfinite_steps.item() == 1.0
+    assert step.overflow_steps.item() == 1.0 and step.nonfinite_steps.item() == 0.0
     assert not torch.equal(model.llama_proj.weight, before["weight"])
 
 
@@ -115,6 +119,37 @@ def test_a_save_holds_the_step_it_was_asked_after_while_training_goes_on(cuda, t
             assert torch.equal(loaded.files[part][name], tensor.cpu()), (part, name)
 
 
+def test_long_sequences_have_one_gradient(cuda) -> None:
+    """Flash attention's backward adds up in any order unless it is told not to."""
+    model = make_model()
+    step = make_step(model)
+    batch = make_batch(0, 8, longest=900)
+    with deterministic():
+        gradients = []
+        for _ in range(6):
+            model.zero_grad()
+            step._backward(batch, batch.num_answer_tokens)
+            gradients.append(model.llama_proj.weight.grad.clone())
+    assert all(torch.equal(gradients[0], gradient) for gradient in gradients)
+
+
+def test_replayed_towers_compute_the_same_bits(cuda) -> None:
+    model = make_model()
+    images = [make_batch(number).images_BCHW for number in range(6)]
+    smaller = make_batch(6, 2).images_BCHW
+    with deterministic():
+        plain = [model.encode_images(normalise(image, cuda)) for image in images]
+        model.replay_towers()
+        replayed = [model.encode_images(normalise(image, cuda)) for image in images]
+        assert len(model._replayed) == 1
+        assert all(torch.equal(a, b) for a, b in zip(plain, replayed, strict=True))
+        model.encode_images(normalise(smaller, cuda))
+        assert len(model._replayed) == 1, "a last, smaller batch is not worth a graph"
+        model.to(torch.device("cpu")).to(cuda)
+        assert len(model._replayed) == 0, "the weights are elsewhere"
+        assert torch.equal(model.encode_images(normalise(images[0], cuda)), plain[0])
+
+
 def test_resuming_is_bit_identical(cuda) -> None:
     with deterministic():
         straight = make_step(make_model())
@@ -124,6 +159,7 @@ def test_resuming_is_bit_identical(cuda) -> None:
         for number in range(3):
             run(early, make_batch(number), number)
         late = make_step(make_model())
+        late.model.replay_towers()
         saved = snapshot(early)
         late.model.llama_proj.load_state_dict(saved["projector"])
         load_optimizer_tensors(late.optimizer, late.model.llama_proj, saved["optimizer"])

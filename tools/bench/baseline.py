@@ -230,6 +230,7 @@ def as_the_original(model: MiniGPT4, *, half: bool) -> Iterator[None]:
             attention.fused_attn = flag
         for module, attributes in zip(model.modules(), hidden, strict=True):
             module.__dict__.update(attributes)
+        model.forget_replays()
 
 
 def _hide(module: nn.Module, *names: str) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def race(settings: Settings) -> dict[str, Any]:
     try:
         if settings.compiled:
             compile_layers(subject.model)
+        subject.model.replay_towers(settings.cuda_graphs)
         steps = list(islice(subject.batches, _DISTINCT_BATCHES))
         ours_steps = steps
         if settings.cached_features:
@@ -157,6 +158,7 @@ class _Race:
         reference = ReferenceStep(subject.model, subject.train, half=half)
         baseline = Timings()
         for turn in range(self.settings.rounds):
+            ours(self.ours_steps[0])  # the towers' graph is recorded anew after the baseline
             self._block(timings, self._ours(ours, turn))
             with as_the_original(subject.model, half=half):
                 theirs = [partial(_each, reference, samples[i]) for i in self._order(turn)]
@@ -205,6 +207,7 @@ def _report(
         "precision": settings.precision,
         "attention": settings.attention,
         "compile": settings.compiled,
+        "cuda_graphs": settings.cuda_graphs and device.type == "cuda",
         "activation_checkpointing": settings.activation_checkpointing,
         "cached_features": settings.cached_features,
         "deterministic": settings.deterministic,

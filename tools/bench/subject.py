@@ -40,6 +40,7 @@ class Settings:
     attention: str = "packed"
     activation_checkpointing: float = 0.0
     compiled: bool = False
+    cuda_graphs: bool = True
     cached_features: bool = False
     deterministic: bool = True
     threads: int = 0
