@@ -29,6 +29,9 @@ from mgpt4_hpc.launch.slurm import JobFacts
 SIGNAL_EARLY_S = 60.0
 """Slurm may send the warning before a time limit this much earlier than asked (sbatch --signal)."""
 
+_LOST = frozenset({"NODE_FAIL", "BOOT_FAIL"})
+"""States of a job that lost a node; Slurm requeues it by itself where it may."""
+
 
 class Cause(StrEnum):
     """Why an attempt ended, as the ledger and the tables say it."""
@@ -102,6 +105,8 @@ def classify(
         warned = signal_name == "SIGUSR2" and left_s <= signal_before_s + SIGNAL_EARLY_S
         if facts.state == "RUNNING" and (left_s <= 0 or warned):
             return Cause.TIME_LIMIT
+    if facts.state in _LOST:
+        return Cause.CRASHED
     if facts.state != "RUNNING":
         return Cause.CANCELLED
     return Cause.SIGNALLED if signal_name else Cause.CRASHED
