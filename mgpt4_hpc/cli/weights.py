@@ -106,6 +106,12 @@ def export_weights(source: Path, fmt: Any, out: Path) -> None:
         CheckpointStore(found.parent.parent).verify(found.parent)
     export_projector(read_projector(found), out, fmt=fmt)
     click.echo(f"{found} -> {out}")
+    if (found.parent / "lora.safetensors").is_file():
+        click.echo(
+            "note: it was trained together with LoRA, which is not in the file, and is of little "
+            "use without it",
+            err=True,
+        )
 
 
 @weights_command.command("check")

@@ -11,6 +11,7 @@ from mgpt4_hpc.data.decode import decode_image
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.model.generate import Answer, generate_from_features
 from mgpt4_hpc.model.importer import import_projector
+from mgpt4_hpc.model.lora import use_lora_beside
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.preprocess import normalise
 from mgpt4_hpc.model.sources import read_tensors
@@ -62,6 +63,7 @@ class Answerer:
         """
         tensors, _ = import_projector(read_tensors(projector), str(projector))
         self._model.llama_proj.load_state_dict(dict(tensors))
+        use_lora_beside(self._model.language_model, projector)
         found: list[Answer] = []
         for features_BIQ in self._features_NIQ.split(self._batch_size):
             found += generate_from_features(

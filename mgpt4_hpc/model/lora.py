@@ -6,14 +6,21 @@ float32 whatever the layers compute in, as the projector is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.language import quiet_transformers
+from mgpt4_hpc.model.sources import read_tensors
+
+LORA_FILE = "lora.safetensors"
+"""Beside ``projector.safetensors`` in a checkpoint that was trained with LoRA."""
 
 MISSING = "lora.rank needs peft: pip install 'mgpt4-hpc[lora]'"
 
@@ -82,3 +89,52 @@ def load_lora(language_model: nn.Module, tensors: Mapping[str, torch.Tensor], so
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+
+
+def use_lora_beside(language_model: nn.Module, projector: Path) -> bool:
+    """Bring the language model to the state that a checkpoint's projector was trained with.
+
+    Args:
+        language_model: with or without LoRA from an earlier call.
+        projector: a weight file; LoRA lies beside it, or it was trained without.
+
+    Returns:
+        whether there is LoRA.
+
+    Raises:
+        WeightsError: if it cannot be added, or does not fit what an earlier call added.
+    """
+    file = projector.parent / LORA_FILE
+    own = lora_parameters(language_model)
+    if not file.is_file():
+        with torch.no_grad():
+            for parameter in own.values():
+                parameter.zero_()  # a product with zero adds nothing
+        return False
+    settings = _settings(projector.parent / "manifest.json")
+    if own and language_model.peft_config["default"].lora_alpha != settings["alpha"]:  # type: ignore[union-attr,index]
+        raise WeightsError(
+            f"the LoRA of {file} has another alpha than the one that the model holds",
+            fix="load them one after the other, each into a model of its own",
+        )
+    if not own:
+        add_lora(
+            language_model,
+            rank=int(settings["rank"]),
+            alpha=float(settings["alpha"]),
+            target_modules=tuple(settings["target_modules"]),
+            seed=0,
+        )
+    load_lora(language_model, read_tensors(file), str(file))
+    return True
+
+
+def _settings(manifest: Path) -> dict[str, Any]:
+    try:
+        settings: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["meta"]["lora"]
+        return {name: settings[name] for name in ("rank", "alpha", "target_modules")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{manifest} does not say how its LoRA was set: {error!r}",
+            fix=f"keep {LORA_FILE} in its checkpoint's folder",
+        ) from error

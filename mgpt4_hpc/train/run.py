@@ -442,6 +442,7 @@ def _meta(
         "config_digest": config_digest(config),
         "bundle_digest": bundle.digest,
         "start": inputs.start.content if inputs.start else None,
+        "lora": config.lora.model_dump(mode="json") if config.lora.rank else None,
         "code_version": __version__,
         "attempt": attempt,
         "world_size": ranks.world_size,

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
+from mgpt4_hpc.cli.weights import weights_command
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle import open_bundle
+from mgpt4_hpc.model.lora import lora_parameters, use_lora_beside
+from mgpt4_hpc.model.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import ForkedRanks, curve, final_projector, last_step, wait_until
 from tests.support.tiny_world import TinyWorld
@@ -65,6 +70,7 @@ def test_two_ranks_stopped_and_resumed_end_with_the_same_bits(
     train_alone(single)
     for name, tensor in lora_of(single).items():
         torch.testing.assert_close(tensor, theirs[name], rtol=1e-3, atol=1e-4)
+    assert_answers_use_both(tiny_world, single)
     assert_stage_2_takes_both(tiny_world, tmp_path, single)
 
 
@@ -74,6 +80,23 @@ def train_alone(run: Path) -> None:
     from mgpt4_hpc.train.stop import NeverStop
 
     run_training(RunDir(run), Ranks(), NeverStop(), claim={})
+
+
+def assert_answers_use_both(world: TinyWorld, run: Path) -> None:
+    model = build_model(open_bundle(world.weights))
+    newest = max((run / "checkpoints").glob("step-*"))
+    assert use_lora_beside(model.language_model, newest / "projector.safetensors")
+    added = lora_parameters(model.language_model)
+    saved = lora_of(run)
+    assert all(torch.equal(p, saved[name]) for name, p in added.items())
+    # Another projector, trained without: what was added must add nothing any more.
+    assert not use_lora_beside(model.language_model, world.weights / "eva_vit_g.pth")
+    assert not any(p.any() for p in added.values())
+    result = CliRunner().invoke(
+        weights_command,
+        ["export", str(run), "--format", "pth", "--out", str(run.with_suffix(".pth"))],
+    )
+    assert result.exit_code == 0 and "trained together with LoRA" in result.stderr
 
 
 def assert_stage_2_takes_both(world: TinyWorld, tmp_path: Path, start: Path) -> None:
