@@ -1,0 +1,127 @@
+"""Batch scripts as texts: a change of the launcher is a readable diff of ``golden/*.sbatch``.
+
+``MGPT4_UPDATE_GOLDEN=1 pytest tests/unit/launch/test_batch.py`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.launch.submit import render
+from mgpt4_hpc.run_dir import RunDir
+
+GOLDEN = Path(__file__).parent / "golden"
+
+CASES: dict[str, dict[str, Any]] = {
+    "one-gpu": {"launch.gpus": 1},
+    "four-gpus": {"launch.gpus": 4, "launch.mem_gib_per_gpu": 64},
+    "two-nodes": {"launch.gpus": 4, "launch.nodes": 2, "launch.partition": "a100-preempt"},
+    "gpu-type": {"launch.gpus": 4, "launch.gpu_type": "a100", "launch.constraint": "[r1|r2]&nvme"},
+    "dependency": {"dependency": "afterok:17"},
+    "account-and-qos": {
+        "launch.account": "lab-17",
+        "launch.qos": "preempt",
+        "launch.exclude": "node[1-3],node7",
+        "launch.time_min": 90,
+        "launch.signal_before_s": 300,
+    },
+    "odd-names": {
+        "name": "0.a_b-C..",
+        "launch.account": 'my lab\'s $HOME `id` "x" #1',
+        "run": "it's a 'run' $(id)",
+    },
+    "setup-lines": {
+        "launch.setup": ("module load cuda/12.4", "source '/opt/my env/bin/activate'", "set -eu")
+    },
+    "sbatch-options": {
+        "launch.sbatch.reservation": "maintenance",
+        "launch.sbatch.comment": "kill -9; $(id) \"quoted\" 'too'",
+        "launch.sbatch.mail-user": "a@b.c",
+    },
+}
+
+
+def script_of(case: str) -> str:
+    settings = dict(CASES[case])
+    dependency = settings.pop("dependency", None)
+    run = RunDir(Path("/scratch/runs") / settings.pop("run", "my-run"))
+    resolved = load_config("stage1-vicuna7b", overrides={"name": "my-run", **settings})
+    return render(run, resolved, dependency).replace(shlex.quote(sys.executable), "PYTHON")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_script_is_the_golden_one(case: str) -> None:
+    script = script_of(case) + "\n"
+    golden = GOLDEN / f"{case}.sbatch"
+    if os.environ.get("MGPT4_UPDATE_GOLDEN"):
+        golden.write_text(script)
+    assert script == golden.read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_shell_can_read_it(case: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=script_of(case), text=True, capture_output=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_no_golden_file_tells_of_this_machine() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.sbatch")} == set(CASES)
+    known = {"/scratch/runs", "/bin/bash", "/opt/my env", "/12.4", "/p"}
+    for path in GOLDEN.glob("*.sbatch"):
+        text = path.read_text()
+        assert sys.prefix not in text and str(Path.home()) not in text
+        for found in re.findall(r"(?<![\w$}\\])/[\w.-]+/[\w.-]+", text):
+            assert any(found.startswith(place) for place in (*known, "/opt/my")), found
+
+
+# -- what the lines do -------------------------------------------------------------------------
+
+
+def execute(script: str, tmp_path: Path, srun: str) -> tuple[int, list[str]]:
+    """Run a script with a fake srun, scontrol and Python; its exit code and what they were told."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    calls = tmp_path / "calls"
+    for name, body in {
+        "srun": srun,
+        "scontrol": 'echo "NodeName=$4 Arch=x NodeAddr=10.0.0.7 NodeHostName=h"',
+        "PYTHON": "exit 75",
+    }.items():
+        script_file = folder / name
+        script_file.write_text(
+            f'#!/bin/bash\necho "{name} $MGPT4_MASTER_ADDR $*" >> {calls}\n{body}\n'
+        )
+        script_file.chmod(0o755)
+    environ = {"PATH": f"{folder}:/usr/bin:/bin", "SLURMD_NODENAME": "node3", "HOME": "/nowhere"}
+    done = subprocess.run(["bash"], input=script, text=True, env=environ, capture_output=True)
+    return done.returncode, calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize(("srun", "code"), [("exit 0", 0), ("exit 143", 143), ("kill -9 $$", 137)])
+def test_the_supervisor_learns_how_srun_ended_and_has_the_last_word(
+    tmp_path: Path, srun: str, code: int
+) -> None:
+    script = script_of("setup-lines").replace("module load", "true").replace("source ", "true ")
+    ended, calls = execute(script, tmp_path, srun)
+    assert ended == 75
+    assert calls[0].startswith("scontrol  show node -o node3")
+    assert calls[1].startswith("srun 10.0.0.7 --unbuffered")
+    assert "--kill-on-bad-exit=1 --cpus-per-task=8" in calls[1]
+    assert calls[2] == (
+        f"PYTHON 10.0.0.7 -m mgpt4_hpc.launch.supervise /scratch/runs/my-run --exit-code {code}"
+    )
+
+
+def test_nothing_that_a_user_wrote_is_executed(tmp_path: Path) -> None:
+    ended, calls = execute(script_of("odd-names"), tmp_path, "exit 1")
+    assert ended == 75
+    assert "supervise /scratch/runs/it's a 'run' $(id) --exit-code 1" in calls[2]
