@@ -44,6 +44,8 @@ class ModelConfig(_Section):
     """Of the vision side's matrix products, if it is to differ; its residuals stay in float32."""
     ln_vision: Literal["bundle", "identity"] = "bundle"
     """Without Q-Former: the bundle's `ln_vision`, or the identity that the original trains with."""
+    llm_8bit: bool = False
+    """Round the language model's matrices to 8 bits: half the memory. Needs `mgpt4-hpc[int8]`."""
     attention: Literal["packed", "sdpa", "eager"] = "packed"
     """Of the language model: without padding, or padded with one of two kernels."""
     activation_checkpointing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

@@ -107,6 +107,8 @@ def _extra_faults(config: RunConfig) -> list[str]:
     faults = []
     if config.lora.rank and find_spec("peft") is None:
         faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")
+    if config.model.llm_8bit and find_spec("bitsandbytes") is None:
+        faults.append("model.llm_8bit needs bitsandbytes: pip install 'mgpt4-hpc[int8]'")
     return faults
 
 

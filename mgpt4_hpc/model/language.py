@@ -16,6 +16,7 @@ from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.attention import PACKABLE_MODELS, PACKED, register
+from mgpt4_hpc.model.eight_bit import eight_bit_arguments
 from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.norms import fuse_norms
 
@@ -24,9 +25,16 @@ _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "l
 
 
 def load_language_model(
-    llm_dir: Path, *, dtype: torch.dtype, attention: str, device: torch.device
+    llm_dir: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    eight_bit: bool = False,
 ) -> nn.Module:
     """The model in ``dtype`` on ``device``, frozen, in eval mode.
+
+    ``eight_bit`` rounds its matrices to 8 bits, all but embeddings and output.
 
     Raises:
         WeightsError: if transformers cannot build or load it, weights are missing, or its logits
@@ -35,6 +43,7 @@ def load_language_model(
     with garbage_collector_off():
         from transformers import AutoConfig, AutoModelForCausalLM
 
+    extra = eight_bit_arguments(device) if eight_bit else {}
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(llm_dir, local_files_only=True)
@@ -45,6 +54,7 @@ def load_language_model(
                 attn_implementation=_implementation(attention, config.model_type),
                 local_files_only=True,
                 output_loading_info=True,
+                **extra,
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise WeightsError(f"cannot load the language model in {llm_dir}: {error}") from error
@@ -54,7 +64,7 @@ def load_language_model(
         fuse_norms(model)
     model.requires_grad_(False)
     model.eval()
-    return model.to(device)
+    return model if eight_bit else model.to(device)
 
 
 def build_language_model(

@@ -207,6 +207,7 @@ def build_model(
     precision: str = "fp32",
     vision_precision: str = "same",
     ln_vision: str = "bundle",
+    llm_8bit: bool = False,
     attention: str = "packed",
     device: torch.device | str = "cpu",
     activation_checkpointing: float = 0.0,
@@ -221,6 +222,7 @@ def build_model(
         precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
         vision_precision: another one for vision tower and connector, or ``same``.
         ln_vision: without Q-Former: the ``bundle``'s, or ``identity`` as the original has it.
+        llm_8bit: round the language model's matrices to 8 bits (see ``eight_bit.py``).
         attention: ``packed`` computes no padding in the language model (families that cannot do
             that are padded); ``sdpa`` and ``eager`` pad.
         device: one device for everything.
@@ -242,7 +244,7 @@ def build_model(
         cast_matmul_weights(tower, vision_dtype)
         tower.to(target)
     language_model = load_language_model(
-        bundle.llm_dir, dtype=dtype, attention=attention, device=target
+        bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
     )
     recompute_layers(language_model, float(activation_checkpointing))
     model = MiniGPT4(arch, vision, connector, language_model, dtype, vision_dtype)

@@ -335,6 +335,7 @@ def _build_model(
         precision=choose_precision(config, device),
         vision_precision=config.model.vision_precision,
         ln_vision=config.model.ln_vision,
+        llm_8bit=config.model.llm_8bit,
         attention=config.model.attention,
         device=device,
         activation_checkpointing=config.model.activation_checkpointing,
