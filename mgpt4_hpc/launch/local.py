@@ -76,8 +76,9 @@ class LocalExecutor(submitit.LocalExecutor):
 
 def _visible_gpus(count: int, environ: Mapping[str, str]) -> str:
     """The first ``count`` GPUs, of those that the user chose if so."""
-    chosen = [part for part in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
-    return ",".join((chosen or [str(number) for number in range(count)])[:count])
+    if "CUDA_VISIBLE_DEVICES" not in environ:
+        return ",".join(str(number) for number in range(count))
+    return ",".join(environ["CUDA_VISIBLE_DEVICES"].split(",")[:count])
 
 
 class RestartingController(Controller):

@@ -75,12 +75,11 @@ def test_the_shell_can_read_it(case: str) -> None:
 
 def test_no_golden_file_tells_of_this_machine() -> None:
     assert {path.stem for path in GOLDEN.glob("*.sbatch")} == set(CASES)
-    known = {"/scratch/runs", "/bin/bash", "/opt/my env", "/12.4", "/p"}
     for path in GOLDEN.glob("*.sbatch"):
-        text = path.read_text()
-        assert sys.prefix not in text and str(Path.home()) not in text
-        for found in re.findall(r"(?<![\w$}\\])/[\w.-]+/[\w.-]+", text):
-            assert any(found.startswith(place) for place in (*known, "/opt/my")), found
+        text = path.read_text().replace("/opt/my env/bin/activate", "")
+        assert sys.prefix not in text
+        absolute = re.findall(r"(?<![\w)])/[\w.-]+/[\w.-]+", text)
+        assert set(absolute) <= {"/scratch/runs", "/bin/bash"}
 
 
 # -- what the lines do -------------------------------------------------------------------------
