@@ -87,7 +87,7 @@ class Batch:
 
 
 def collate(
-    images: Sequence[NDArray[np.uint8]],
+    images_BCHW: NDArray[np.uint8],
     sequences: Sequence[TokenSequence],
     pad_id: int,
     *,
@@ -95,7 +95,7 @@ def collate(
     positions: Sequence[int],
     substitutions: Sequence[Substitution] = (),
 ) -> Batch:
-    """Stack B samples (at least one): images uint8[3, H, W] each, sequences of any length."""
+    """A batch of B samples, at least one, with sequences of any length."""
     lengths = [len(sequence.input_ids) for sequence in sequences]
     shape = (len(sequences), max(lengths))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
@@ -107,7 +107,7 @@ def collate(
         labels[row, :length] = sequence.labels
     attention_mask = np.arange(shape[1])[None, :] < np.asarray(lengths)[:, None]
     return Batch(
-        images_BCHW=torch.from_numpy(np.stack(images)),
+        images_BCHW=torch.from_numpy(images_BCHW),
         input_ids_BT=torch.from_numpy(input_ids),
         image_mask_BT=torch.from_numpy(image_mask),
         labels_BT=torch.from_numpy(labels),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
+
 from mgpt4_hpc.data.batch import Batch, Substitution, collate
 from mgpt4_hpc.data.decode import ImageError, Pixels, Resize, decode_image
 from mgpt4_hpc.data.order import SampleOrder, keyed_words
@@ -113,21 +115,27 @@ class BatchMaker:
         Raises:
             DataError: if a sample and all its substitutes are bad.
         """
-        images, sequences, keys = [], [], []
+        size = self._image_size
+        images_BCHW = np.empty((len(positions), 3, size, size), dtype=np.uint8)
+        sequences, keys = [], []
         substitutions: list[Substitution] = []
-        for position, draw in zip(positions, self._draws.at(positions), strict=True):
-            sample, pixels = self._usable(position, *draw, substitutions)
-            images.append(pixels)
+        draws = self._draws.at(positions)
+        for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
+            sample = self._usable(position, draw, images_BCHW[row], substitutions)
             sequences.append(build_sequence(self._text, sample.caption, self.prompt_at(position)))
             keys.append(sample.key)
         return collate(
-            images,
+            images_BCHW,
             sequences,
             self._text.pad_id,
             keys=keys,
             positions=positions,
             substitutions=substitutions,
         )
+
+    def close(self) -> None:
+        """Close the shards that this process opened."""
+        self._reader.close()
 
     def prompt_at(self, position: int) -> str | None:
         """The prompt drawn for a position: a pure function of (seed, position)."""
@@ -143,12 +151,18 @@ class BatchMaker:
         return prompts[int(word[0]) % len(prompts)]
 
     def _usable(
-        self, position: int, source_id: int, sample_id: int, substitutions: list[Substitution]
-    ) -> tuple[RawSample, Pixels]:
+        self,
+        position: int,
+        draw: tuple[int, int],
+        pixels_CHW: Pixels,
+        substitutions: list[Substitution],
+    ) -> RawSample:
+        """The sample at ``position``, or its substitute; its pixels are written to the array."""
+        source_id, sample_id = draw
         bad: list[BadSampleError] = []
         for attempt in range(1, MAX_SUBSTITUTES + 2):
             try:
-                sample, pixels = self._decoded(source_id, sample_id)
+                sample = self._decoded(source_id, sample_id, pixels_CHW)
             except BadSampleError as error:
                 bad.append(error)
                 sample_id = self._draws.substitute(source_id, position, attempt)
@@ -157,7 +171,7 @@ class BatchMaker:
                 Substitution(position, error.key, f"{error.shard}: {error.reason}", sample.key)
                 for error in bad
             ]
-            return sample, pixels
+            return sample
         listed = "".join(f"\n  - {error}" for error in bad)
         raise DataError(
             f"the sample at position {position} and {MAX_SUBSTITUTES} substitutes are bad:{listed}",
@@ -165,10 +179,11 @@ class BatchMaker:
             fix="see that the shards are where the index says; after changes run mgpt4 data index",
         )
 
-    def _decoded(self, source_id: int, sample_id: int) -> tuple[RawSample, Pixels]:
+    def _decoded(self, source_id: int, sample_id: int, pixels_CHW: Pixels) -> RawSample:
         sample = self._reader.read(source_id, sample_id)
         try:
-            return sample, decode_image(sample.jpg, self._image_size, self._resize)
+            decode_image(sample.jpg, self._image_size, self._resize, out=pixels_CHW)
         except ImageError as error:
             shard = self._reader.shard_path(source_id, sample_id)
             raise BadSampleError(sample.key, shard, str(error)) from None
+        return sample

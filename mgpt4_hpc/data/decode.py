@@ -29,7 +29,9 @@ class ImageError(Exception):
     """Bytes that are no usable image; the message says why."""
 
 
-def decode_image(data: bytes, size: int, resize: Resize = "squash") -> Pixels:
+def decode_image(
+    data: bytes, size: int, resize: Resize = "squash", out: Pixels | None = None
+) -> Pixels:
     """Decode and resize one image: uint8[3, size, size], RGB.
 
     Args:
@@ -38,6 +40,7 @@ def decode_image(data: bytes, size: int, resize: Resize = "squash") -> Pixels:
         resize: ``squash`` is bicubic to the square without regard to the aspect ratio, as
             MiniGPT-4's preprocessing; ``border`` keeps the ratio and pads with white, as
             img2dataset's default.
+        out: uint8[3, size, size] to write to (a batch's row); a new array by default.
 
     Raises:
         ImageError: if it cannot be decoded.
@@ -46,7 +49,10 @@ def decode_image(data: bytes, size: int, resize: Resize = "squash") -> Pixels:
     height, width = pixels_HWC.shape[:2]
     if (height, width) != (size, size):
         pixels_HWC = _resize(pixels_HWC, size, resize)
-    return np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1))
+    if out is None:
+        out = np.empty((3, size, size), dtype=np.uint8)
+    np.copyto(out, pixels_HWC.transpose(2, 0, 1))
+    return out
 
 
 def decode_rgb(data: bytes) -> Pixels:

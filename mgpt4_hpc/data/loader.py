@@ -8,7 +8,7 @@ workers themselves never touch CUDA.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,7 +111,7 @@ class StepLoader:
             seed=seed,
             samples_per_step=global_batch_size,
         )
-        self._stream = _Stream(maker, self._micro_batches(), num_workers, prefetch, pin_memory)
+        self._stream = _Stream(maker, self._micro_batches, num_workers, prefetch, pin_memory)
 
     @property
     def position(self) -> int:
@@ -166,6 +166,8 @@ class StepLoader:
 class ValLoader:
     """One pass over the held-out samples, each on exactly one rank; may be iterated again.
 
+    The workers stay for the next pass: later in a run a fork would meet other threads' locks.
+
     Ranks have as many samples as each other, give or take one, but perhaps not as many batches:
     do not put a collective into each.
 
@@ -198,8 +200,7 @@ class ValLoader:
         self._spread = (len(draws), self.num_samples)
         self._micro_batch_size = micro_batch_size
         self._slice = rank_slice(self.num_samples, rank, world_size)
-        self._options = (num_workers, prefetch, pin_memory)
-        self._maker = BatchMaker(
+        maker = BatchMaker(
             draws,
             SampleReader(indexes),
             text_spec,
@@ -208,26 +209,26 @@ class ValLoader:
             seed=seed,
             samples_per_step=micro_batch_size,
         )
-        self._stream: _Stream | None = None
+        self._stream = _Stream(
+            maker, self._micro_batches, num_workers, prefetch, pin_memory, again=True
+        )
 
     def __len__(self) -> int:
         """Batches of this rank."""
         low, high = self._slice
         return -(-(high - low) // self._micro_batch_size)
 
+    def start(self) -> None:
+        """Fork the workers now."""
+        self._stream.start()
+
     def __iter__(self) -> Iterator[Batch]:
-        self.close()
-        self._stream = _Stream(self._maker, self._micro_batches(), *self._options)
-        try:
-            yield from self._stream
-        finally:
-            self.close()
+        self._stream.rewind()
+        return self._stream
 
     def close(self) -> None:
-        """End the workers at once."""
-        if self._stream is not None:
-            self._stream.close()
-            self._stream = None
+        """End the workers at once. Safe to call twice."""
+        self._stream.close()
 
     def _micro_batches(self) -> Iterator[list[int]]:
         low, high = self._slice
@@ -261,11 +262,11 @@ class _MicroBatches(Dataset[Any]):
 class _Sampler:
     """Hands DataLoader the lists of positions."""
 
-    def __init__(self, lists: Iterator[list[int]]) -> None:
+    def __init__(self, lists: Callable[[], Iterator[list[int]]]) -> None:
         self._lists = lists
 
     def __iter__(self) -> Iterator[list[int]]:
-        return self._lists
+        return self._lists()
 
 
 class _Stream:
@@ -274,10 +275,12 @@ class _Stream:
     def __init__(
         self,
         maker: BatchMaker,
-        lists: Iterator[list[int]],
+        lists: Callable[[], Iterator[list[int]]],
         num_workers: int,
         prefetch: int,
         pin_memory: bool | None,
+        *,
+        again: bool = False,
     ) -> None:
         forked: dict[str, Any] = {}
         if num_workers:
@@ -285,6 +288,7 @@ class _Stream:
                 "multiprocessing_context": "fork",
                 "worker_init_fn": init_worker(),
                 "prefetch_factor": prefetch,
+                "persistent_workers": again,
             }
         self._loader: DataLoader[Any] = DataLoader(
             _MicroBatches(maker),
@@ -295,11 +299,20 @@ class _Stream:
             pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
             **forked,
         )
+        self._maker = maker
         self._batches: Iterator[Batch | _Failure] | None = None
+        self._untouched = False
         self._closed = False
 
     def start(self) -> None:
         if self._batches is None and not self._closed:
+            self._batches = iter(self._loader)
+            watch_quietly(self._batches)
+            self._untouched = True
+
+    def rewind(self) -> None:
+        """Begin another pass, in the same workers."""
+        if self._batches is not None and not self._untouched:
             self._batches = iter(self._loader)
             watch_quietly(self._batches)
 
@@ -310,6 +323,7 @@ class _Stream:
         self.start()
         if self._batches is None:
             raise RuntimeError("the loader is closed")
+        self._untouched = False
         try:
             batch = next(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
@@ -330,6 +344,7 @@ class _Stream:
         if self._batches is not None:
             kill_workers(self._batches)
             self._batches = None
+        self._maker.close()
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -35,6 +35,8 @@ class _WorkerInit:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _die_with(self._parent)
+        # One thread a worker; and the tokenizers library would warn of each fork otherwise.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(1)
 
 
@@ -58,12 +60,13 @@ def watch_quietly(iterator: Iterator[Any]) -> None:
         signal_handling._remove_worker_pids(id(it))
         it._worker_pids_set = False
         _living.add(it)
+        # Handlers run in reverse order: this one before multiprocessing's, which sends SIGTERM
+        # and waits, and before DataLoader's own.
+        atexit.unregister(_kill_living)
+        atexit.register(_kill_living)
 
 
-@atexit.register
 def _kill_living() -> None:
-    # Later than the last use, but before multiprocessing sends SIGTERM, which the workers
-    # ignore, and waits.
     for iterator in list(_living):
         kill_workers(iterator)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -124,6 +125,38 @@ def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
         order, [index], text_spec(), 16, global_batch_size=240, micro_batch_size=240
     ) as train:
         assert not held_out & set(next(train)[0].keys)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_validation_may_be_broken_off_and_repeated(index: ShardIndex, num_workers: int) -> None:
+    loader = ValLoader(
+        an_order(index, 0.2), [index], text_spec(), 16, micro_batch_size=4, num_workers=num_workers
+    )
+    loader.start()
+    whole = [batch.keys for batch in loader]
+    for _ in range(3):
+        batches = iter(loader)
+        assert [next(batches).keys, next(batches).keys] == whole[:2]
+    assert [batch.keys for batch in loader] == whole
+    if num_workers:
+        pids = {worker.pid for worker in loader._stream._batches._workers}  # type: ignore[union-attr]
+        assert [batch.keys for batch in loader] == whole
+        assert pids == {worker.pid for worker in loader._stream._batches._workers}  # type: ignore[union-attr]
+    loader.close()
+
+
+def test_closing_leaves_no_open_files(index: ShardIndex) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    for num_workers in (0, 2):
+        for _ in range(2):
+            with a_loader(index, num_workers=num_workers) as loader:
+                next(loader)
+    del loader
+    gc.collect()
+    assert open_files() <= before + 3, "multiprocessing keeps its tracker's pipe"
 
 
 def test_a_part_of_the_held_out_samples(index: ShardIndex) -> None:
