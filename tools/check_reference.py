@@ -129,10 +129,10 @@ def make_batch(setup: Setup, stage: str) -> Batch:
     answers = expected[f"{stage}.answers"]
     prompts = expected.get(f"{stage}.prompts") or repeat(None)
     sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
-    blank = np.zeros((3, arch.image_size, arch.image_size), dtype=np.uint8)
+    blank = np.zeros((len(answers), 3, arch.image_size, arch.image_size), dtype=np.uint8)
     numbers = range(len(answers))
     return collate(
-        [blank] * len(answers),
+        blank,
         sequences,
         spec.pad_id,
         keys=[str(number) for number in numbers],

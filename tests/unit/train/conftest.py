@@ -62,10 +62,10 @@ class Trainable:
         prompts = self.expected.get(f"{stage}.prompts") or repeat(None)
         sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
         sequences = sequences[rows]
-        blank = np.zeros((3, arch.image_size, arch.image_size), dtype=np.uint8)
         count = len(sequences)
+        blank = np.zeros((count, 3, arch.image_size, arch.image_size), dtype=np.uint8)
         keys = [str(number) for number in range(count)]
-        return collate([blank] * count, sequences, spec.pad_id, keys=keys, positions=range(count))
+        return collate(blank, sequences, spec.pad_id, keys=keys, positions=range(count))
 
     def step(self, stage: str, precision: str = "fp32", **settings: Any) -> TrainStep:
         model = build_model(self.bundle, precision=precision)
