@@ -7,22 +7,32 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.data.collate import BatchMaker
 from mgpt4_hpc.data.decode import decode_image
 from mgpt4_hpc.data.text import NO_LABEL, TextSpec, build_sequence
+from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle import QFORMER_FILE, open_bundle
 from mgpt4_hpc.model.minigpt4 import build_model
 from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.batches import text_spec
+from mgpt4_hpc.train.run import run_training
+from mgpt4_hpc.train.state import Ending
+from mgpt4_hpc.train.stop import NeverStop
+from tests.support.runs import curve
+from tests.support.tiny_world import TinyWorld
 from tests.unit.train.conftest import Trainable, open_trainable
 
 FAITHFUL = {"faithful": True}
@@ -140,3 +150,16 @@ def test_a_model_with_qformer_keeps_its_norm(vicuna) -> None:
     model = build_model(vicuna.bundle, ln_vision="identity")
     theirs = vicuna.bundle.qformer_state()["ln_vision.weight"]
     assert torch.equal(model.connector.get_submodule("ln_vision").weight, theirs)
+
+
+def test_a_faithful_run_trains(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    settings = tiny_world.config(2, data__num_workers=0, train__max_steps=4)
+    settings["model"]["precision"] = "fp16"
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(settings | {"faithful": True}))
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run", "stage": 2})
+    write_config(run.config_file, load_config(file))
+    assert run_training(run, Ranks(), NeverStop(), claim={}).ending is Ending.FINISHED
+    assert len(curve(run.path)) == 4
+    assert "  loss_reduction: rank_mean  # faithful\n" in run.config_file.read_text()
