@@ -95,6 +95,7 @@ def train(loop: Loop) -> tuple[Ending, str]:
         loop.recorder.beat(state.step)
     with buckets.time(CHECKPOINT_STALL):
         loop.saving.save_now(state)
+    progress.tell_substitutions()
     return ending, reason
 
 
@@ -146,15 +147,9 @@ class _Progress:
         loop, step = self.loop, self.loop.state.step
         nonfinite_steps = round(loop.step.nonfinite_steps.item())  # the same on every rank
         skipped_steps = nonfinite_steps + round(loop.step.overflow_steps.item())
-        loss_sum, tokens, bad = loop.ranks.sum_on_cpu(
-            [result.loss_sum.item(), result.num_tokens, len(self.substitutions)]
-        )
+        loss_sum, tokens = loop.ranks.sum_on_cpu([result.loss_sum.item(), result.num_tokens])
         loss = loss_sum / max(tokens, 1.0)
-        if bad:
-            for found in loop.ranks.gather(self.substitutions):
-                loop.recorder.substituted(found)
-            self.num_substitutions += int(bad)
-            self.substitutions = []
+        self.tell_substitutions()
         lr = loop.step.schedule(step - 1)
         rate = self.throughput.samples_per_s
         values = {
@@ -177,6 +172,16 @@ class _Progress:
         )
         loop.recorder.logged(step, values, loop.buckets.seconds, line)
         self.health.look(step, loss, nonfinite_steps)
+
+    def tell_substitutions(self) -> None:
+        """Record the bad samples of all ranks; these steps will not be done again."""
+        (bad,) = self.loop.ranks.sum_on_cpu([len(self.substitutions)])
+        if not bad:
+            return
+        for found in self.loop.ranks.gather(self.substitutions):
+            self.loop.recorder.substituted(found)
+        self.num_substitutions += int(bad)
+        self.substitutions = []
 
     def report_validation(self, loss: float) -> None:
         """Record the held-out loss."""

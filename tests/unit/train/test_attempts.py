@@ -1,0 +1,93 @@
+"""An attempt that should not go on, on a real run of the tiny world with one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import Overtaken
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.train import run as run_module
+from mgpt4_hpc.train.state import Ending, Outcome
+from mgpt4_hpc.train.stop import NeverStop, StopRequest
+from tests.support.tiny_world import TinyWorld
+
+
+class Stop:
+    """Asked for at the n-th question; may do something at each."""
+
+    def __init__(self, at: int = 10**9, then: Callable[[int], object] = lambda poll: None) -> None:
+        self.polls, self.at, self.then = 0, at, then
+
+    def poll(self) -> StopRequest | None:
+        self.polls += 1
+        self.then(self.polls)
+        return StopRequest("SIGTERM", 0.0) if self.polls >= self.at else None
+
+
+@pytest.fixture
+def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
+    file = tiny_world.write_config(
+        tmp_path / "x.yaml", train__max_steps=400, train__save_every_s=0.001, data__num_workers=0
+    )
+    made = RunDir(tmp_path / "run")
+    made.create({"name": "run", "stage": 1})
+    write_config(made.config_file, load_config(file))
+    return made
+
+
+def attempt(run: RunDir, stop: Any, ends: list[Outcome] | None = None) -> Outcome:
+    return run_module.run_training(
+        run,
+        Ranks(),
+        stop,
+        claim={"job_id": "1", "restart_count": 0},
+        end=lambda outcome, recorder: (ends if ends is not None else []).append(outcome),
+    )
+
+
+def forbidden(*args: object, **kwargs: object) -> None:
+    raise AssertionError("the weights were loaded in spite of the stop")
+
+
+def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.failed.write_text("of an earlier attempt")
+    first = attempt(run, Stop(at=8))
+    assert first.ending is Ending.STOPPED and first.step > 0
+    assert not run.failed.exists(), "somebody brought the run back"
+
+    ends: list[Outcome] = []
+    monkeypatch.setattr(run_module, "build_model", forbidden)
+    early = attempt(run, Stop(at=1), ends)
+    assert ends == [early], "rank 0 still decides what follows"
+    assert early == Outcome(Ending.STOPPED, first.step, first.step, first.step, "SIGTERM", 2)
+    _, two = read_ledgers(run.ledger)
+    assert (two.restored_step, two.last_step, two.steps_replayed) == (first.step, first.step, 0)
+
+
+def test_an_overtaken_attempt_stops_at_its_next_save_and_decides_nothing(run: RunDir) -> None:
+    ends: list[Outcome] = []
+    stop = Stop(then=lambda poll: run.claim_attempt({"job_id": "2"}) if poll == 12 else None)
+    with pytest.raises(Overtaken, match="overtaken by attempt 2"):
+        attempt(run, stop, ends)
+    assert ends == []
+    assert stop.polls < 400
+    assert read_ledgers(run.ledger)[0].faults[-1]["what"] == "Overtaken"
+
+
+def test_a_finished_run_is_finished_again_at_once(tiny_world: TinyWorld, run: RunDir) -> None:
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("max_steps: 400", "max_steps: 5"))
+    done = attempt(run, NeverStop())
+    again = attempt(run, NeverStop())
+    assert (done.ending, done.step) == (again.ending, again.step) == (Ending.FINISHED, 5)
+    assert again.restored_step == 5

@@ -1,0 +1,213 @@
+"""The order in which the loop does things, with everything around it replaced by notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.data.batch import Batch, Substitution
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import CheckpointError, FatalTrainingError
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.train.loop import Loop, train
+from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.saving import Saving
+from mgpt4_hpc.train.state import Ending, TrainState
+from mgpt4_hpc.train.step import StepResult
+from mgpt4_hpc.train.stop import StopRequest
+from tests.unit.train.fakes import make_batches
+
+Notes = list[Any]
+
+
+class NotingStep:
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
+        self.nonfinite_steps = torch.zeros(())
+        self.overflow_steps = torch.zeros(())
+        self.broken = False
+
+    def schedule(self, step: int) -> float:
+        return 0.1 * (step + 1)
+
+    def __call__(self, batches: Sequence[Batch], step: int, global_tokens: int) -> StepResult:
+        self.notes.append(("step", step, global_tokens))
+        self.nonfinite_steps += self.broken
+        return StepResult(torch.tensor(6.0), 3, torch.tensor(1.5))
+
+
+class NotingSaving(Saving):
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
+        self.error: Exception | None = None
+
+    def start_clock(self) -> None:
+        self.notes.append("clock")
+
+    def save_if_due(self, state: TrainState) -> None:
+        self.notes.append(("due?", state.step))
+
+    def save_now(self, state: TrainState) -> None:
+        self.notes.append(("save", state.step, state.samples_seen))
+        if self.error is not None:
+            raise self.error
+
+
+class NotingRecorder(SilentRecorder):
+    def __init__(self, notes: Notes) -> None:
+        self.notes = notes
+
+    def beat(self, step: int) -> None:
+        self.notes.append(("beat", step))
+
+    def logged(self, step: int, values: Any, buckets: Any, line: str) -> None:
+        self.notes.append(("log", step, dict(values)))
+
+    def substituted(self, substitutions: Sequence[Substitution]) -> None:
+        self.notes += [("bad sample", item.key) for item in substitutions]
+
+
+class StopAt:
+    """A signal that is there from the n-th question on."""
+
+    def __init__(self, poll: int) -> None:
+        self.polls, self.at = 0, poll
+
+    def poll(self) -> StopRequest | None:
+        self.polls += 1
+        return StopRequest("SIGTERM", 0.0) if self.polls >= self.at else None
+
+
+class AnotherRank(Ranks):
+    """The first of two ranks, whose peer has as many tokens and wants to stop at some point."""
+
+    def sum_on_cpu(self, values: Sequence[float]) -> list[float]:
+        if len(values) == 2 and values[1] > 5:  # the agreement: stop flag and tokens
+            object.__setattr__(self, "asked", getattr(self, "asked", 0) + 1)
+            return [values[0] + (self.asked >= 3), 2 * values[1]]  # type: ignore[attr-defined]
+        return list(values)
+
+
+def make_loop(notes: Notes, stop_at: int = 10**9, **changes: Any) -> Loop:
+    config = load_config("stage1-vicuna7b").config.train.model_copy(
+        update={
+            "max_steps": 4,
+            "log_every_steps": 2,
+            "global_batch_size": 10,
+            "eval_every_steps": 3,
+            "max_nonfinite_steps": 1,
+            **changes.pop("config", {}),
+        }
+    )
+    (batch,) = make_batches([3])
+
+    def batches() -> Iterator[list[Batch]]:
+        number = 0
+        while True:
+            number += 1
+            notes.append(("batch", number))
+            yield [batch]
+
+    usual: dict[str, Any] = {
+        "state": TrainState(),
+        "config": config,
+        "batches": batches(),
+        "step": NotingStep(notes),
+        "ranks": Ranks(),
+        "stop": StopAt(stop_at),
+        "saving": NotingSaving(notes),
+        "recorder": NotingRecorder(notes),
+        "evaluate": lambda: notes.append("validate") or 2.5,
+    }
+    return Loop(**{**usual, **changes})
+
+
+def names(notes: Notes) -> list[Any]:
+    return [note[:2] if isinstance(note, tuple) else note for note in notes]
+
+
+def test_a_whole_run_in_its_order() -> None:
+    notes: Notes = []
+    loop = make_loop(notes)
+    assert train(loop) == (Ending.FINISHED, "")
+    assert names(notes) == [
+        "clock",
+        ("batch", 1), ("step", 0), ("due?", 1), ("beat", 1),
+        ("batch", 2), ("step", 1), ("log", 2), ("due?", 2), ("beat", 2),
+        ("batch", 3), ("step", 2), "validate", ("log", 3), ("due?", 3), ("beat", 3),
+        ("batch", 4), ("step", 3), ("log", 4), ("due?", 4), ("beat", 4),
+        ("save", 4),
+    ]  # fmt: skip
+    assert loop.state == TrainState(4, 40)
+    logged = next(note[2] for note in notes if note[:2] == ("log", 4))
+    assert logged[tags.TRAIN_LOSS] == 2.0
+    assert logged[tags.TRAIN_LR] == pytest.approx(0.4), "of the update that made this step"
+    assert logged[tags.TRAIN_GRAD_NORM] == 1.5
+
+
+def test_a_last_step_off_the_rhythm_is_logged_too() -> None:
+    notes: Notes = []
+    train(make_loop(notes, config={"max_steps": 3}))
+    assert ("log", 3) in names(notes)
+
+
+def test_a_stop_saves_exactly_the_completed_steps() -> None:
+    notes: Notes = []
+    loop = make_loop(notes, stop_at=3)
+    assert train(loop) == (Ending.STOPPED, "SIGTERM")
+    # The third batch was fetched and is not used: it will be fetched again.
+    assert names(notes)[-2:] == [("batch", 3), ("save", 2)]
+    assert notes[-1] == ("save", 2, 20) and loop.state == TrainState(2, 20)
+
+
+def test_a_stop_before_the_first_step() -> None:
+    notes: Notes = []
+    assert train(make_loop(notes, stop_at=1)) == (Ending.STOPPED, "SIGTERM")
+    assert names(notes) == ["clock", ("batch", 1), ("save", 0)]
+
+
+def test_another_ranks_wish_is_ours_and_the_tokens_are_those_of_all() -> None:
+    notes: Notes = []
+    loop = make_loop(notes, ranks=AnotherRank(0, 0, 2, 2))
+    (tokens,) = {batch.num_answer_tokens for batch in make_batches([3])}
+    assert train(loop) == (Ending.STOPPED, "another rank's signal")
+    assert loop.state.step == 2
+    assert [note[2] for note in notes if note[0] == "step"] == [2 * tokens] * 2
+
+
+def test_a_run_that_is_complete_does_nothing() -> None:
+    notes: Notes = []
+    assert train(make_loop(notes, state=TrainState(4, 40))) == (Ending.FINISHED, "")
+    assert names(notes) == ["clock", ("save", 4)]
+
+
+def test_a_last_save_that_fails_is_not_passed_over() -> None:
+    notes: Notes = []
+    loop = make_loop(notes)
+    loop.saving.error = CheckpointError("disk full")  # type: ignore[attr-defined]
+    with pytest.raises(CheckpointError):
+        train(loop)
+
+
+def test_a_hopeless_run_ends_without_a_save() -> None:
+    notes: Notes = []
+    loop = make_loop(notes, config={"log_every_steps": 1})
+    loop.step.broken = True  # type: ignore[attr-defined]
+    with pytest.raises(FatalTrainingError, match=r"2 steps .* allows 1"):
+        train(loop)
+    assert [name for name in names(notes) if name[0] == "save"] == []
+
+
+def test_bad_samples_are_told_also_if_a_stop_comes_before_the_next_report() -> None:
+    notes: Notes = []
+    (good,) = make_batches([3])
+    bad = make_batches([3])[0]
+    object.__setattr__(bad, "substitutions", (Substitution(5, "k5", "torn", "k9"),))
+    stream = iter([[good], [good], [bad], [good]])
+    loop = make_loop(notes, stop_at=4, batches=stream)
+    assert train(loop)[0] is Ending.STOPPED
+    assert notes[-2:] == [("save", 3, 30), ("bad sample", "k5")]

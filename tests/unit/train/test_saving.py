@@ -1,0 +1,126 @@
+"""Rank 0's saving on a real store: due by the clock, the last one durable, or a loud end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgpt4_hpc.checkpoint.saver import AsyncSaver
+from mgpt4_hpc.checkpoint.store import CheckpointStore
+from mgpt4_hpc.errors import CheckpointError, Overtaken
+from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.saving import FirstRankSaving, Saving
+from mgpt4_hpc.train.state import TrainState
+
+
+class Guard:
+    """Fails so many times, then lets through."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def __call__(self) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+
+
+Make = Callable[..., tuple[FirstRankSaving, CheckpointStore]]
+
+
+@pytest.fixture
+def make(tmp_path: Path):
+    savers = []
+
+    def made(*errors: Exception, save_every_s: float = 1e9, restored_step: int | None = None):
+        store = CheckpointStore(tmp_path / "checkpoints", keep_last=9)
+        savers.append(AsyncSaver(store, guard=Guard(*errors)))
+        saving = FirstRankSaving(
+            savers[-1],
+            lambda: {"projector": {"weight": torch.ones(2)}},
+            lambda state: {"samples_seen": state.samples_seen},
+            SilentRecorder(),
+            save_every_s=save_every_s,
+            restored_step=restored_step,
+        )
+        return saving, store
+
+    yield made
+    for saver in savers:
+        saver.close(timeout=10)
+
+
+def test_the_last_save_is_durable_when_it_returns(make: Make) -> None:
+    saving, store = make()
+    saving.save_now(TrainState(7, 70))
+    assert saving.durable_step == 7
+    newest = store.load_newest()
+    assert newest is not None and (newest.step, newest.meta["samples_seen"]) == (7, 70)
+
+
+def test_it_is_tried_twice(make: Make) -> None:
+    saving, store = make(OSError(28, "No space left on device"))
+    saving.save_now(TrainState(7, 70))
+    assert store.steps() == [7]
+
+
+def test_a_last_save_that_fails_is_no_end_to_be_proud_of(make: Make) -> None:
+    full = [OSError(28, "No space left on device") for _ in range(2)]
+    saving, store = make(*full, restored_step=3)
+    with pytest.raises(
+        CheckpointError, match=r"step 7 could not be saved.*No space left"
+    ) as caught:
+        saving.save_now(TrainState(7, 70))
+    assert "of step 3" in caught.value.why and not caught.value.will_repeat
+    assert store.steps() == []
+
+
+def test_whoever_was_overtaken_stops_training(make: Make) -> None:
+    saving, _ = make(Overtaken("attempt 2 owns the run"), save_every_s=1e-9)
+    saving.start_clock()
+    saving.save_if_due(TrainState(5, 50))
+    saving.saver.wait()
+    with pytest.raises(Overtaken):
+        saving.save_if_due(TrainState(6, 60))
+
+
+def test_whoever_was_overtaken_before_the_last_save_learns_it_there(make: Make) -> None:
+    saving, _ = make(Overtaken("attempt 2 owns the run"))
+    with pytest.raises(Overtaken):
+        saving.save_now(TrainState(5, 50))
+
+
+def test_another_failure_on_the_way_is_survived(make: Make) -> None:
+    saving, store = make(OSError(28, "No space left on device"), save_every_s=1e-9)
+    for step in (5, 6):
+        saving.start_clock()  # or the interval would grow with the first save's stall
+        saving.save_if_due(TrainState(step, step))
+        saving.saver.wait()
+    assert store.steps() == [6] and saving.durable_step == 6
+
+
+def test_it_is_not_due_before_its_time(make: Make) -> None:
+    saving, store = make(save_every_s=3600.0)
+    saving.start_clock()
+    saving.save_if_due(TrainState(5, 50))
+    saving.saver.wait()
+    assert store.steps() == []
+
+
+def test_what_was_restored_or_never_trained_needs_no_save(make: Make) -> None:
+    saving, store = make(restored_step=4)
+    saving.save_now(TrainState(4, 40))
+    assert store.steps() == [] and saving.durable_step == 4
+    fresh, store = make()
+    fresh.save_now(TrainState(0, 0))
+    assert store.steps() == [] and fresh.durable_step is None
+
+
+def test_other_ranks_save_nothing() -> None:
+    saving = Saving()
+    saving.start_clock()
+    saving.save_if_due(TrainState(1, 1))
+    saving.save_now(TrainState(1, 1))
+    assert saving.durable_step is None

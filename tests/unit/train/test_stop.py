@@ -1,0 +1,54 @@
+"""Stop signals are noted, also those that came before anybody listened; in forked processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from mgpt4_hpc.train.stop import STOP_SIGNALS, NeverStop, SignalStop
+from tests.support.forked import in_processes
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_is_noted_and_the_first_one_counts(number: signal.Signals) -> None:
+    def run() -> list[object]:
+        stop = SignalStop(clock=lambda: 12.5).install()
+        seen: list[object] = [stop.poll()]
+        for each in (number, *STOP_SIGNALS, signal.SIGCONT):
+            os.kill(os.getpid(), each)
+        request = stop.poll()
+        assert request is not None
+        return [*seen, request.reason, request.since]
+
+    assert in_processes([run]) == [[None, number.name, 12.5]]
+
+
+def test_a_signal_that_came_during_the_import_is_delivered_at_last() -> None:
+    def run() -> tuple[bool, str]:
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # as launch/shim.py starts us
+        os.kill(os.getpid(), signal.SIGUSR2)
+        stop = SignalStop()
+        before = stop.poll() is None
+        request = stop.install().poll()
+        return before, request.reason if request else ""
+
+    assert in_processes([run]) == [(True, "SIGUSR2")]
+
+
+def test_a_wish_without_a_signal_counts_like_one() -> None:
+    def run() -> Callable[[], object] | str:
+        stop = SignalStop()
+        stop.request("cancelled")
+        stop.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        request = stop.poll()
+        return request.reason if request else ""
+
+    assert in_processes([run]) == ["cancelled"]
+
+
+def test_never_is_never() -> None:
+    assert NeverStop().poll() is None
