@@ -45,8 +45,14 @@ class QFormerConnector(nn.Module):
     def forward(self, patches_NPV: torch.Tensor) -> torch.Tensor:
         """Features (N, I, Q) of the ViT's output (N, P + 1, V), class token included."""
         queries_NIQ = self.query_tokens.expand(len(patches_NPV), -1, -1)
-        output = self.qformer(
-            query_embeds=queries_NIQ, encoder_hidden_states=self.ln_vision(patches_NPV)
+        # Not by the model's own forward, which makes masks that hide nothing, and other ones while
+        # a CUDA graph is recorded: slower kernels, and other bits.
+        output = self.qformer.encoder(
+            self.qformer.layernorm(queries_NIQ),
+            attention_mask=None,
+            encoder_hidden_states=self.ln_vision(patches_NPV),
+            encoder_attention_mask=None,
+            query_length=queries_NIQ.shape[1],
         )
         features: torch.Tensor = output.last_hidden_state
         return features

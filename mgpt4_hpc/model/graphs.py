@@ -57,6 +57,12 @@ class _Graph:
     def __init__(self, encode: Encode, pixels_NCHW: torch.Tensor) -> None:
         self._pixels_NCHW = pixels_NCHW.clone()
         self._graph = torch.cuda.CUDAGraph()
+        # Once more outside the recording, on a stream like its own: libraries set themselves up.
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            encode(self._pixels_NCHW)
+        torch.cuda.current_stream().wait_stream(aside)
         # Other threads (pinning batches, saving checkpoints) go on using the device meanwhile.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._features_NIQ = encode(self._pixels_NCHW)

@@ -103,13 +103,13 @@ def estimate_memory(
 def _layer_bytes_per_token(config: Mapping[str, Any], width: int, size: int) -> int:
     """What autograd keeps of one layer for one token.
 
-    Frozen matrices keep no inputs. Two norms keep their input in float32 (4 D each); attention
-    keeps query, key, value and output; the gated MLP its gate (twice, around the activation's
-    product) and up projection, F each.
+    Frozen matrices keep no inputs. Two norms keep their input (D each); attention keeps query, key,
+    value and output; the gated MLP its gate (twice, around the activation's product) and up
+    projection, F each.
     """
     heads = int(config.get("num_attention_heads", 32))
     key_heads = int(config.get("num_key_value_heads") or heads)
     head_width = int(config.get("head_dim") or width // heads)
     attention = (2 * heads + 2 * key_heads) * head_width
     mlp = 3 * int(config.get("intermediate_size", 4 * width))
-    return 2 * 4 * width + (attention + mlp) * size
+    return (2 * width + attention + mlp) * size

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.gpu.steps import make_model
+
 HERE = Path(__file__).parent
 
 
@@ -18,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
             if not torch.cuda.is_available():
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def libraries() -> None:
+    """Import what models need: some import keeps a traceback, and with it its callers' models."""
+    if torch.cuda.is_available():
+        make_model()
 
 
 @pytest.fixture
