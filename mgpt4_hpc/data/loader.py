@@ -1,19 +1,8 @@
-"""Endless optimizer steps for training, and one pass over the held-out samples.
-
-Workers are forked: the tokenizer and the mapped index come along as they are, and a spawned worker
-would import torch again for many seconds. Fork does not mix with a CUDA context that the child
-uses, or with locks held by other threads, so ``start()`` the loader before either exists; the
-workers themselves never touch CUDA.
-"""
+"""Endless optimizer steps for training, and passes over the held-out samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch.utils.data import DataLoader, Dataset
+from collections.abc import Iterator, Sequence
 
 from mgpt4_hpc.data.batch import Batch, Substitution
 from mgpt4_hpc.data.collate import BatchMaker, TrainDraws, ValDraws
@@ -21,8 +10,8 @@ from mgpt4_hpc.data.decode import Resize
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder
 from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.data.stream import BatchStream
 from mgpt4_hpc.data.text import TextSpec
-from mgpt4_hpc.data.workers import init_worker, kill_workers, watch_quietly
 from mgpt4_hpc.errors import ConfigError, DataError
 
 _LISTED = 20
@@ -111,7 +100,7 @@ class StepLoader:
             seed=seed,
             samples_per_step=global_batch_size,
         )
-        self._stream = _Stream(maker, self._micro_batches, num_workers, prefetch, pin_memory)
+        self._stream = BatchStream(maker, self._micro_batches, num_workers, prefetch, pin_memory)
 
     @property
     def position(self) -> int:
@@ -209,7 +198,7 @@ class ValLoader:
             seed=seed,
             samples_per_step=micro_batch_size,
         )
-        self._stream = _Stream(
+        self._stream = BatchStream(
             maker, self._micro_batches, num_workers, prefetch, pin_memory, again=True
         )
 
@@ -237,118 +226,6 @@ class ValLoader:
             ordinals = range(begin, min(begin + self._micro_batch_size, high))
             # A part of the held-out samples is taken evenly from all of them.
             yield [ordinal * available // used for ordinal in ordinals]
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """A DataError on its way out of a worker, without the worker's traceback glued to it."""
-
-    error: DataError
-
-
-class _MicroBatches(Dataset[Any]):
-    """Map-style: its "index" is a list of positions."""
-
-    def __init__(self, maker: BatchMaker) -> None:
-        self._maker = maker
-
-    def __getitem__(self, positions: list[int]) -> Batch | _Failure:
-        try:
-            return self._maker(positions)
-        except DataError as error:
-            return _Failure(error)
-
-
-class _Sampler:
-    """Hands DataLoader the lists of positions."""
-
-    def __init__(self, lists: Callable[[], Iterator[list[int]]]) -> None:
-        self._lists = lists
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return self._lists()
-
-
-class _Stream:
-    """Batches in the order of their positions, from DataLoader's workers."""
-
-    def __init__(
-        self,
-        maker: BatchMaker,
-        lists: Callable[[], Iterator[list[int]]],
-        num_workers: int,
-        prefetch: int,
-        pin_memory: bool | None,
-        *,
-        again: bool = False,
-    ) -> None:
-        forked: dict[str, Any] = {}
-        if num_workers:
-            forked = {
-                "multiprocessing_context": "fork",
-                "worker_init_fn": init_worker(),
-                "prefetch_factor": prefetch,
-                "persistent_workers": again,
-            }
-        self._loader: DataLoader[Any] = DataLoader(
-            _MicroBatches(maker),
-            sampler=_Sampler(lists),
-            batch_size=None,
-            collate_fn=_as_it_is,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
-            **forked,
-        )
-        self._maker = maker
-        self._batches: Iterator[Batch | _Failure] | None = None
-        self._untouched = False
-        self._closed = False
-
-    def start(self) -> None:
-        if self._batches is None and not self._closed:
-            self._batches = iter(self._loader)
-            watch_quietly(self._batches)
-            self._untouched = True
-
-    def rewind(self) -> None:
-        """Begin another pass, in the same workers."""
-        if self._batches is not None and not self._untouched:
-            self._batches = iter(self._loader)
-            watch_quietly(self._batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        self.start()
-        if self._batches is None:
-            raise RuntimeError("the loader is closed")
-        self._untouched = False
-        try:
-            batch = next(self._batches)
-        except (RuntimeError, OSError, EOFError) as error:
-            # OSError, EOFError: a batch's memory is fetched from the worker, which is gone.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a data worker died: {error}",
-                why="killed for memory, most often, or /dev/shm is full",
-                fix="ask for more memory per task, or lower data.num_workers",
-            ) from error
-        if isinstance(batch, _Failure):
-            raise batch.error
-        return batch
-
-    def close(self) -> None:
-        self._closed = True
-        if self._batches is not None:
-            kill_workers(self._batches)
-            self._batches = None
-        self._maker.close()
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:
