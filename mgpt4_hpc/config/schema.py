@@ -180,6 +180,22 @@ _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 """Text for one line of a batch script: a line break in it would begin a command of its own."""
 
 
+_OWN_OPTIONS = {
+    "array": "its tasks would take the one run from each other: submit a run for each",
+    "chdir": "a checkout there would win over the code that the run was submitted with",
+    "error": "`mgpt4 logs` would not find it",
+    "no-requeue": "the run could not come back: set launch.max_crashes and launch.max_timeouts",
+    "nodes": "set launch.nodes",
+    "ntasks": "set launch.gpus: one task each",
+    "ntasks-per-node": "set launch.gpus and launch.nodes",
+    "open-mode": "a requeued job would overwrite its log",
+    "output": "`mgpt4 logs` would not find it",
+    "signal": "set launch.signal_before_s",
+    "time": "set launch.time_min",
+}
+"""sbatch options that the launcher must decide, and why."""
+
+
 class LaunchConfig(_Section):
     """What the job asks Slurm for, and how often it may come back; no part of the result."""
 
@@ -269,13 +285,9 @@ class RunConfig(_Section):
                 f"launch.gpus {self.launch.gpus} do not spread evenly over launch.nodes "
                 f"{self.launch.nodes}"
             )
-        per_pass = self.launch.gpus * self.train.micro_batch_size
-        if self.train.global_batch_size % per_pass:
-            faults.append(
-                f"train.global_batch_size {self.train.global_batch_size} is no multiple of "
-                f"launch.gpus {self.launch.gpus} x train.micro_batch_size "
-                f"{self.train.micro_batch_size} = {per_pass}"
-            )
+        for option in self.launch.sbatch:
+            if reason := _OWN_OPTIONS.get(option.lstrip("-").replace("_", "-")):
+                faults.append(f"launch.sbatch.{option} cannot be set: {reason}")
         names = [source.name for source in self.data.sources]
         if len(set(names)) < len(names):
             faults.append(f"data.sources has a name twice: {', '.join(names)}")
