@@ -263,8 +263,11 @@ def find_run(name: str, runs_dir: Path) -> RunDir:
         NoSuchRun: with the names that exist.
     """
     for path in (Path(name).expanduser(), runs_dir / name):
-        if (path / "run.json").is_file():
-            return RunDir(path.absolute())
+        try:
+            if (path / "run.json").is_file():
+                return RunDir(path.absolute())
+        except OSError:
+            continue  # longer than a file name may be, say
     known = ", ".join(run.name for run in list_runs(runs_dir)[:10]) or "none"
     raise NoSuchRun(
         f"no run {name!r} in {runs_dir}", fix=f"give a path or one of the runs there: {known}"

@@ -56,11 +56,26 @@ class Resolved:
         return config_digest(self.config)
 
 
+_UNDECISIVE: Any = {
+    "launch": True,
+    "name": True,
+    "checkpoint": True,
+    # Of data.paths only those count that became a source's path, and those stand there.
+    "data": {"paths": True, "num_workers": True, "max_bad_fraction": True},
+    "train": {
+        "log_every_steps": True,
+        "eval_every_steps": True,
+        "eval_samples": True,
+        "save_every_s": True,
+        "max_nonfinite_steps": True,
+    },
+}
+"""Settings that leave every weight as it is; a run may go on with others."""
+
+
 def config_digest(config: RunConfig) -> str:
     """Hex digest of the settings that decide a run's result."""
-    # Of data.paths only those count that became a source's path, and those stand there.
-    told_elsewhere: Any = {"launch": True, "name": True, "data": {"paths": True}}
-    decisive = config.model_dump(mode="json", exclude=told_elsewhere)
+    decisive = config.model_dump(mode="json", exclude=_UNDECISIVE)
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -37,6 +37,7 @@ def preflight(
         *_source_faults(config),
         *_projector_faults(config, projector_follows),
         *_extra_faults(config),
+        *_batch_faults(config),
         *_runs_dir_faults(runs_dir),
         *_executor_faults(config, executor),
     ]
@@ -123,6 +124,18 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
     if "%" in str(runs_dir.absolute()):
         return [f"runs directory {runs_dir} has a % in its path, which Slurm would expand"]
     return []
+
+
+def _batch_faults(config: RunConfig) -> list[str]:
+    """A new run's batch must divide; one that goes on elsewhere may have uneven slices."""
+    per_pass = config.launch.gpus * config.train.micro_batch_size
+    if config.train.global_batch_size % per_pass == 0:
+        return []
+    return [
+        f"train.global_batch_size {config.train.global_batch_size} is no multiple of "
+        f"launch.gpus {config.launch.gpus} x train.micro_batch_size "
+        f"{config.train.micro_batch_size} = {per_pass}"
+    ]
 
 
 def _executor_faults(config: RunConfig, executor: str) -> list[str]:

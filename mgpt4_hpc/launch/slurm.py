@@ -179,7 +179,7 @@ def parse_duration_s(text: str) -> float | None:
         return None
     days, dash, rest = text.rpartition("-")
     parts = [int(part) for part in rest.split(":")]
-    if len(parts) > 3 or any(part < 0 for part in parts):
+    if len(parts) > 3 or any(part < 0 for part in parts) or (dash and not days.isdigit()):
         raise ValueError(f"{text!r} is no duration")
     if dash:
         hours, minutes, seconds = (*parts, 0, 0)[:3]

@@ -142,7 +142,12 @@ def submit_run(
     )
     write_json(
         run.slurm / "job.json",
-        {"executor": executor, "job_id": submitted.job_id, "submitted": time.time()},
+        {
+            "executor": executor,
+            "job_id": submitted.job_id,
+            "submitted": time.time(),
+            "host": os.uname().nodename,
+        },
     )
     return submitted
 

@@ -19,7 +19,7 @@ class Attempt:
     Attributes:
         number: from 1.
         job_id, restart_count, nodes, hostname, world_size, versions: as at its start.
-        start: unix time in seconds of its first line.
+        start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
         restored_step: step of the checkpoint it began from; 0 for a fresh start.
@@ -145,6 +145,8 @@ def _apply(attempt: Attempt, record: Record) -> None:
         if isinstance(versions, Mapping):
             attempt.versions = {str(name): str(version) for name, version in versions.items()}
         attempt.submitted_at = _float(record.get("submitted_at"))
+        # Imports come before the first line.
+        attempt.start = min(attempt.start, _float(record.get("started_at")) or attempt.start)
     elif kind == Kind.RESTORE:
         attempt.restored_step = _int(record.get("step")) or 0
     elif kind == Kind.FIRST_STEP:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a table
 """What a ledger line can say.
 
 Every line is one JSON object: `t` (unix time in seconds), `kind`, and the fields below. A field
@@ -6,7 +7,7 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | kind | written when | fields |
 |---|---|---|
 | `start` | the attempt begins | `attempt`, `job_id`, `restart_count`, `nodes` (list), |
-| | | `world_size`, `hostname`, `processes` (rank, host and pid of each), `versions` (object), `submitted_at` (unix time) |
+| | | `world_size`, `hostname`, `processes` (rank, host, pid of each), `started_at` (unix time of the process), `versions` (object), `submitted_at` (unix time) |
 | `restore` | a checkpoint was loaded | `step`, `samples_seen`, `path` |
 | `damaged` | a checkpoint failed verification | `path`, `reason` |
 | `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s` |

@@ -126,4 +126,6 @@ def open_batches(
             seed=config.seed,
             resize=config.data.resize,
         )
+        # Forked here with the others, not in the middle of the run beside the checkpoint thread.
+        held_out.start()
     return Batches(training, held_out)

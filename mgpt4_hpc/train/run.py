@@ -121,7 +121,11 @@ def run_training(
     recorder = Recorder(run, attempt) if ranks.is_first else SilentRecorder()
     try:
         recorder.event(
-            Kind.START, attempt=attempt, processes=processes, **_surroundings(claim, ranks)
+            Kind.START,
+            attempt=attempt,
+            processes=processes,
+            started_at=started_at,
+            **_surroundings(claim, ranks),
         )
         recorder.say(
             f"=== {run.name}: attempt {attempt} on {ranks.world_size} rank(s), {device} ==="

@@ -1,4 +1,4 @@
-"""The main job on a real Slurm: preempted, timed out, killed, chained; finished with the same bits."""
+"""The main job on a real Slurm: preempted, timed out, killed, chained; the bits are the same."""
 
 from __future__ import annotations
 

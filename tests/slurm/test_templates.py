@@ -1,4 +1,4 @@
-"""The batch scripts in ``slurm/``: submitted by hand, preempted, finished; no Python at submission."""
+"""The batch scripts in ``slurm/``: submitted by hand, preempted, finished."""
 
 from __future__ import annotations
 

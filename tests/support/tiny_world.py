@@ -14,7 +14,21 @@ import yaml
 from PIL import Image
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "vicuna_tiny"
-WORDS = ["a", "red", "blue", "green", "dog", "cat", "boat", "house", "tree", "on", "in", "the", "under", "small", "big", "old", "bright"]
+WORDS = [
+    "a",
+    "red",
+    "blue",
+    "green",
+    "dog",
+    "cat",
+    "boat",
+    "house",
+    "tree",
+    "on",
+    "in",
+    "the",
+    "big",
+]
 
 
 @dataclass(frozen=True)
