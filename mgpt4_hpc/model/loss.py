@@ -21,8 +21,8 @@ _FP16_LIFT = 256.0
 """Keeps a probability of 1 / 32000 out of fp16's subnormals; a power of two rounds nothing."""
 
 _ALIGNED = 8
-"""Rows of logits begin at multiples of so many: Vicuna's 32,001 tokens are odd, and the kernels for
-odd rows take three times as long."""
+"""Products and rows of logits have sizes that divide by this, but for a rest: Vicuna's 32,001 tokens
+are odd, and the kernels for odd sizes take three times as long."""
 
 
 def answer_loss_sum(
@@ -59,7 +59,6 @@ class _FrozenHeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         gradients = []
         total = torch.zeros((), dtype=torch.float32, device=hidden_AD.device)
-        lift = _lift(hidden_AD.dtype)
         vocabulary = len(weight_VD)
         table_CP = hidden_AD.new_empty(
             min(chunk_tokens, len(labels_A)), -(-vocabulary // _ALIGNED) * _ALIGNED
@@ -68,19 +67,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
             part = slice(start, start + chunk_tokens)
             labels_C = labels_A[part]
             logits_CV = table_CP[: len(labels_C), :vocabulary]
-            torch.mm(hidden_AD[part], weight_VD.t(), out=logits_CV)
-            if bias_V is not None:
-                logits_CV += bias_V
-            logs_CV = nn.functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
-            total -= logs_CV.gather(1, labels_C.unsqueeze(1)).sum()
+            _logits(hidden_AD[part], weight_VD, bias_V, logits_CV)
+            total += _losses(logits_CV, labels_C, wants_gradient)
             if wants_gradient:
-                difference_CV = logs_CV.exp_()  # probabilities, less one at the label
-                rows_C = torch.arange(len(labels_C), device=labels_C.device)
-                minus_one = torch.full((), -1.0, device=labels_C.device)
-                difference_CV.index_put_((rows_C, labels_C), minus_one, accumulate=True)
-                if lift != 1.0:
-                    difference_CV.mul_(lift)
-                gradients.append(logits_CV.copy_(difference_CV) @ weight_VD)
+                gradients.append(_product(logits_CV, weight_VD))
         if wants_gradient:
             ctx.save_for_backward(torch.cat(gradients) if gradients else hidden_AD.new_zeros(0))
             ctx.shape = hidden_AD.shape
@@ -98,6 +88,50 @@ class _FrozenHeadLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _logits(
+    hidden_CD: torch.Tensor,
+    weight_VD: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    logits_CV: torch.Tensor,
+) -> None:
+    for columns in _columns(len(weight_VD)):
+        torch.mm(hidden_CD, weight_VD[columns].t(), out=logits_CV[:, columns])
+    if bias_V is not None:
+        logits_CV += bias_V
+
+
+def _losses(logits_CV: torch.Tensor, labels_C: torch.Tensor, wants_gradient: bool) -> torch.Tensor:
+    """Sum of the losses; leaves their gradient, lifted, where the logits were."""
+    logs_CV = nn.functional.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    loss = -logs_CV.gather(1, labels_C.unsqueeze(1)).sum()
+    if wants_gradient:
+        difference_CV = logs_CV.exp_()  # probabilities, less one at the label
+        rows_C = torch.arange(len(labels_C), device=labels_C.device)
+        minus_one = torch.full((), -1.0, device=labels_C.device)
+        difference_CV.index_put_((rows_C, labels_C), minus_one, accumulate=True)
+        lift = _lift(logits_CV.dtype)
+        if lift != 1.0:
+            difference_CV.mul_(lift)
+        logits_CV.copy_(difference_CV)
+    return loss
+
+
+def _product(difference_CV: torch.Tensor, weight_VD: torch.Tensor) -> torch.Tensor:
+    """``difference_CV @ weight_VD``."""
+    first, *rest = _columns(len(weight_VD))
+    product_CD = difference_CV[:, first] @ weight_VD[first]
+    for columns in rest:
+        product_CD.addmm_(difference_CV[:, columns], weight_VD[columns])
+    return product_CD
+
+
+def _columns(vocabulary: int) -> list[slice]:
+    """The vocabulary as an aligned part and the few tokens beyond it."""
+    aligned = vocabulary // _ALIGNED * _ALIGNED
+    parts = [slice(0, aligned), slice(aligned, vocabulary)]
+    return [part for part in parts if part.stop > part.start]
 
 
 def _lift(dtype: torch.dtype) -> float:

@@ -280,6 +280,8 @@ def _counted_flops(ours: _Ours, batches: Sequence[Batch]) -> float:
 
 
 def _parts(ours: _Ours, steps: Sequence[Sequence[Batch]]) -> dict[str, float]:
+    """Without CUDA graphs, inside which no clock can be read."""
+    ours.step.model.replay_towers(False)
     clock = PartClock(ours.step)
     for batches in islice(steps, _PART_STEPS):
         with clock.watching():
