@@ -22,6 +22,9 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
+EXIT_RESTART = 144
+"""What submitit's local job side means by "start me again"."""
+
 _FOUND_OUT = frozenset(
     {Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.SIGNALLED, Cause.CANCELLED, Cause.CRASHED}
 )

@@ -23,9 +23,6 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE
 from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.run_dir import RunDir
 
-EXIT_RESTART = 144
-"""What submitit's local job side means by "start me again"."""
-
 KILL_WAIT_S = 30.0
 """From TERM to KILL for ranks whose peer died; Slurm's KillWait default."""
 

@@ -17,8 +17,14 @@ from pathlib import Path
 from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
-from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision, past
-from mgpt4_hpc.launch.local import EXIT_RESTART
+from mgpt4_hpc.launch.ending import (
+    EXIT_RESTART,
+    JobStart,
+    carry_out,
+    exit_code,
+    find_decision,
+    past,
+)
 from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt

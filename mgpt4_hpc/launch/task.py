@@ -15,8 +15,7 @@ from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
-from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
-from mgpt4_hpc.launch.local import EXIT_RESTART
+from mgpt4_hpc.launch.ending import EXIT_RESTART, JobStart, carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.place import Place, find_place
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.stop import SignalStop

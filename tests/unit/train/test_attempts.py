@@ -66,7 +66,7 @@ def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
     assert not run.failed.exists(), "somebody brought the run back"
 
     ends: list[Outcome] = []
-    monkeypatch.setattr(run_module, "build_model", forbidden)
+    monkeypatch.setattr(run_module, "build_run_model", forbidden)
     early = attempt(run, Stop(at=1), ends)
     assert ends == [early], "rank 0 still decides what follows"
     assert early == Outcome(Ending.STOPPED, first.step, first.step, first.step, "SIGTERM", 2)
