@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("config", "Presets and settings."),
     "data": ("data", "Shards and their index."),
     "weights": ("weights", "Import, export and check weights."),
+    "chat": ("chat", "Talk with a trained model about images."),
     "train": ("train", "Train without a scheduler, in this process."),
 }
 """Name to (module of this package, one line of help)."""

@@ -1,0 +1,142 @@
+"""A conversation about images: what was said, and how the language model gets to read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG, PROMPT_SLOT, Template
+from mgpt4_hpc.run_dir import write_json
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+        question: what the person wrote.
+        answer: what the model said, without its end symbol.
+        images: names of the images that were shown with the question.
+    """
+
+    question: str
+    answer: str
+    images: tuple[str, ...] = ()
+
+
+@dataclass
+class Conversation:
+    """Turns so far, in the format of one language model.
+
+    The first question with one image is exactly the prompt that stage 2 trains on. Later turns
+    follow as the original's demo strings them together: each answer ended by its symbol.
+
+    Attributes:
+        template: the format.
+        turns: what was said.
+        pending: names of images that go with the next question.
+    """
+
+    template: Template
+    turns: list[Turn] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
+
+    @property
+    def images(self) -> list[str]:
+        """Names of all images, in the order in which the model sees them."""
+        return [name for turn in self.turns for name in turn.images] + self.pending
+
+    def prompt(self, question: str) -> str:
+        """Everything said so far and the question, up to where the answer begins.
+
+        Raises:
+            ConfigError: if the question is empty or contains the image mark.
+        """
+        if not question.strip():
+            raise ConfigError("the question is empty", fix="ask something about the image")
+        if IMAGE_SLOT in question:
+            raise ConfigError(
+                f"the question contains {IMAGE_SLOT}, which marks where an image goes",
+                fix="leave it out; images are added by themselves",
+            )
+        text = ""
+        for turn in self.turns:
+            text += self._opened(text, turn.question, len(turn.images)) + turn.answer
+        return text + self._opened(text, question, len(self.pending))
+
+    def add(self, question: str, answer: str) -> Turn:
+        """Note a turn; the pending images belong to it."""
+        turn = Turn(question, answer, tuple(self.pending))
+        self.turns.append(turn)
+        self.pending = []
+        return turn
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.turns.clear()
+        self.pending.clear()
+
+    def save(self, path: Path) -> None:
+        """Write the conversation as JSON.
+
+        Raises:
+            DataError: if the file cannot be written.
+        """
+        try:
+            write_json(path, self.to_dict())
+        except OSError as error:
+            raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The conversation as JSON values."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "template": self.template.name,
+            "turns": [
+                {"question": turn.question, "answer": turn.answer, "images": list(turn.images)}
+                for turn in self.turns
+            ],
+            "pending": list(self.pending),
+        }
+
+    @classmethod
+    def load(cls, path: Path, template: Template) -> Conversation:
+        """A saved conversation, to be gone on with in ``template``.
+
+        Raises:
+            DataError: if the file is missing, or no conversation.
+            ConfigError: if it was held in another format.
+        """
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            turns = [
+                Turn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
+                for turn in saved["turns"]
+            ]
+            pending, name = [str(image) for image in saved["pending"]], saved["template"]
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} is no saved conversation: {error!r}", fix="give a file written by /save"
+            ) from error
+        if name != template.name:
+            raise ConfigError(
+                f"{path} was held in the format {name}, this model speaks {template.name}",
+                why="it would read its own earlier answers as something else",
+                fix="use the checkpoint that the conversation was held with",
+            )
+        return cls(template, turns, pending)
+
+    def _opened(self, before: str, question: str, num_images: int) -> str:
+        """The template with images and question, behind the end of the answer before it."""
+        said = f"{IMAGE_TAG} " * num_images + question
+        text = self.template.prompt.replace(PROMPT_SLOT, said, 1)
+        end = self.template.end_symbol
+        # In "###Human: ..." the next turn's beginning is the end symbol; elsewhere it is written.
+        return text if not before or text.startswith(end) else end + text

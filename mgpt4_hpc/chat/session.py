@@ -1,0 +1,104 @@
+"""A conversation with a model behind it; no screen, no keyboard.
+
+Shapes: N images, I image tokens, Q projector's input width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+
+from mgpt4_hpc.chat.conversation import Conversation
+from mgpt4_hpc.data.picture import picture_pixels, read_picture
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.model.answer import Answer
+from mgpt4_hpc.model.generate import Sampling
+from mgpt4_hpc.model.talker import Talker
+
+MIN_ANSWER_TOKENS = 16
+"""With less room than this the conversation is full; a shorter answer would be a fragment."""
+
+
+class ChatSession:
+    """Images in, questions in, answers out, piece by piece.
+
+    Args:
+        talker: the model; several sessions may share one, but not at the same moment.
+        sampling: how it answers.
+    """
+
+    def __init__(self, talker: Talker, sampling: Sampling) -> None:
+        self.talker = talker
+        self.sampling = sampling
+        self.conversation = Conversation(talker.source.template)
+        self._features: list[torch.Tensor] = []
+
+    def add_image(self, path: Path) -> None:
+        """Show a picture's file with the next question. Raises DataError if it is none."""
+        self.add_picture(read_picture(path), str(path.absolute()))
+
+    def add_picture(self, data: bytes, name: str) -> None:
+        """Show a picture with the next question; the towers look at it once, here and now.
+
+        Raises:
+            DataError: if it cannot be decoded or has too many pixels.
+        """
+        pixels = torch.from_numpy(picture_pixels(data, self.talker.image_size, name))
+        self._features.append(self.talker.encode(pixels.unsqueeze(0)))
+        self.conversation.pending.append(name)
+
+    def ask(self, question: str) -> Generator[str, None, Answer]:
+        """The answer, piece by piece; noted in the conversation once it is complete.
+
+        An answer that is abandoned in the middle leaves the conversation as it was.
+
+        Raises:
+            ConfigError: if the question is empty, there is no image yet, or the conversation
+                fills the language model's context.
+        """
+        question = question.strip()
+        prompt = self.conversation.prompt(question)
+        if not self._features:
+            raise ConfigError("there is no image to talk about yet", fix="add one: /image FILE")
+        features_NIQ = torch.cat(self._features)
+        answer = yield from self.talker.stream(prompt, features_NIQ, self._fitting(prompt))
+        self.conversation.add(question, answer.text)
+        return answer
+
+    def reset(self) -> None:
+        """Begin anew, without images."""
+        self.conversation.clear()
+        self._features.clear()
+
+    def save(self, path: Path) -> None:
+        """Write the conversation to a file; its images are kept as paths."""
+        self.conversation.save(path)
+
+    def resume(self, path: Path) -> None:
+        """Go on with a saved conversation; its images are read again from where they were.
+
+        Raises:
+            DataError: if the file or one of its images cannot be read.
+            ConfigError: if it was held in another format.
+        """
+        saved = Conversation.load(path, self.talker.source.template)
+        self.reset()
+        for name in saved.images:
+            self.add_image(Path(name))
+        self.conversation = saved
+
+    def _fitting(self, prompt: str) -> Sampling:
+        """The sampling, shortened to what is left of the context."""
+        room = self.talker.room(prompt)
+        if room is None or room >= self.sampling.max_new_tokens:
+            return self.sampling
+        if room < MIN_ANSWER_TOKENS:
+            raise ConfigError(
+                f"the conversation fills the language model's context: {max(room, 0)} tokens are "
+                f"left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
+                fix="begin a new one with /reset, or ask something shorter",
+            )
+        return dataclasses.replace(self.sampling, max_new_tokens=room)

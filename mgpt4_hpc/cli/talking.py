@@ -1,0 +1,146 @@
+"""Options of the commands that put a trained model to work, and how they find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mgpt4_hpc.errors import CheckpointError, NoSuchRun
+from mgpt4_hpc.run_dir import find_run
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.model.sampling import Sampling
+    from mgpt4_hpc.model.talker import Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--weights",
+        envvar="MGPT4_WEIGHTS",
+        help="The bundle; default: the one that the run was trained on.",
+    ),
+    click.option(
+        "--template",
+        help="Conversation format (vicuna_v0, llama2); default: the run's, or the bundle's.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:NUMBER."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="auto is fp32 on a CPU, bf16 on a GPU that has it.",
+    ),
+)
+
+_SAMPLING_OPTIONS = (
+    click.option(
+        "--max-new-tokens", type=int, default=300, show_default=True, help="Limit of an answer."
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="0 always takes the likeliest token; the original's demo draws with 1.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Draw among the likeliest tokens of this total probability.",
+    ),
+    click.option(
+        "--beams", type=int, default=1, show_default=True, help="Beams; at temperature 0 only."
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Above 1 makes tokens that were said less likely; the original's demo has 1.05.",
+    ),
+    click.option("--seed", type=int, default=42, show_default=True, help="Of the draws."),
+)
+
+
+def model_options(function: F) -> F:
+    """--weights, --template, --device and --precision."""
+    for option in reversed(_MODEL_OPTIONS):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: F) -> F:
+    """How answers are generated; they arrive as ``make_sampling``'s arguments."""
+    for option in reversed(_SAMPLING_OPTIONS):
+        function = option(function)
+    return function
+
+
+def make_sampling(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    beams: int,
+    repetition_penalty: float,
+    seed: int,
+) -> Sampling:
+    """The options' values put together. Raises ConfigError with everything that is wrong."""
+    from mgpt4_hpc.model.sampling import Sampling
+
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=beams,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+
+
+def locate(
+    name: str | None, runs_dir: Path, *, weights: str | None, template: str | None
+) -> Source:
+    """What a run's name, a run's directory, a checkpoint or a weight file stands for.
+
+    The file of a checkpoint is verified against its manifest before it is believed.
+
+    Raises:
+        NoSuchRun: if nothing of that name exists.
+        MgptError: if it cannot be used.
+    """
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.talker import find_source
+
+    source = find_source(_path(name, runs_dir), weights=weights, template=template)
+    if source.projector and (source.projector.parent / "manifest.json").is_file():
+        folder = source.projector.parent
+        try:
+            CheckpointStore(folder.parent).verify(folder)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the checkpoint {folder} is damaged: {error}", fix="use an older one of the run"
+            ) from None
+    return source
+
+
+def _path(name: str | None, runs_dir: Path) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    try:
+        return find_run(name, runs_dir).path
+    except NoSuchRun as error:
+        raise NoSuchRun(
+            f"{name!r} is neither a run in {runs_dir}, a checkpoint nor a file", fix=error.fix
+        ) from None

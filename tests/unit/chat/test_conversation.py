@@ -1,0 +1,76 @@
+"""How turns are strung together, and that a conversation survives its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.chat.conversation import Conversation
+from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.prompts import TEMPLATES, Template
+
+VICUNA, LLAMA2 = TEMPLATES["vicuna_v0"], TEMPLATES["llama2"]
+CHATML = Template("chatml", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
+
+
+@pytest.mark.parametrize("template", [VICUNA, LLAMA2, CHATML], ids=lambda t: t.name)
+def test_the_first_question_is_the_prompt_of_training(template: Template) -> None:
+    talk = Conversation(template, pending=["a.jpg"])
+    assert talk.prompt("Describe this.") == template.render("Describe this.")
+
+
+def test_later_turns_follow_the_answers() -> None:
+    talk = Conversation(VICUNA, pending=["a.jpg"])
+    talk.add("What is this?", "A cat.")
+    talk.pending.append("b.jpg")
+    assert talk.prompt("And this?") == (
+        "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A cat."
+        "###Human: <Img><ImageHere></Img> And this? ###Assistant: "
+    )
+    assert talk.images == ["a.jpg", "b.jpg"]
+
+
+def test_the_end_symbol_stands_between_turns() -> None:
+    talk = Conversation(LLAMA2, pending=["a.jpg"])
+    talk.add("What?", "A cat.")
+    assert (
+        talk.prompt("Why?")
+        == "[INST] <Img><ImageHere></Img> What? [/INST] A cat.</s>[INST] Why? [/INST] "
+    )
+
+
+def test_two_images_with_one_question() -> None:
+    talk = Conversation(VICUNA, pending=["a.jpg", "b.jpg"])
+    assert talk.prompt("Which?").count("<ImageHere>") == 2
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    talk = Conversation(VICUNA, pending=["a.jpg"])
+    talk.add("What?", "Eine Katze \u2026 \U0001f408")
+    talk.pending.append("b.jpg")
+    talk.save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json", VICUNA) == talk
+
+
+def test_what_cannot_be_asked() -> None:
+    talk = Conversation(VICUNA, pending=["a.jpg"])
+    with pytest.raises(ConfigError, match="empty"):
+        talk.prompt("  \n")
+    with pytest.raises(ConfigError, match="ImageHere"):
+        talk.prompt("look at <ImageHere>")
+
+
+def test_what_cannot_be_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    with pytest.raises(DataError, match="cannot read"):
+        Conversation.load(path, VICUNA)
+    for text in ("", "[]", '{"turns": 3}', '{"turns": [{}], "pending": [], "template": "x"}'):
+        path.write_text(text)
+        with pytest.raises(DataError, match="no saved conversation"):
+            Conversation.load(path, VICUNA)
+    Conversation(LLAMA2).save(path)
+    with pytest.raises(ConfigError, match="llama2"):
+        Conversation.load(path, VICUNA)
+    with pytest.raises(DataError, match="cannot write"):
+        Conversation(LLAMA2).save(tmp_path / "nowhere" / "talk.json")
