@@ -119,6 +119,11 @@ def decide(cause):
         json.dumps({"t": time.time(), "kind": "start", "restart_count": restart,
                     "job_id": os.environ["SUBMITIT_LOCAL_JOB_ID"]}) + "\\n"
         + json.dumps({"t": time.time(), "kind": "end", "cause": cause, "exit_code": 75}) + "\\n")
+    tell("decided")
+def wait_for_decision():
+    # As in real life, where a barrier stands between: nobody leaves before rank 0 has decided.
+    while f"decided {restart}" not in (run / "told-0").read_text().splitlines():
+        time.sleep(0.01)
 """
 
 
@@ -126,17 +131,22 @@ def test_144_brings_the_tasks_back_more_often_than_submitit_would(controlled: Ma
     controller = controlled(
         DECIDED
         + """
+on(signal.SIGTERM, "term")
 tell("began")
 if restart == 8:
     sys.exit(0)
 if rank == 0:
     decide("preempted")
     sys.exit(144)
+while not (run / "told-0").exists():
+    time.sleep(0.01)
+wait_for_decision()
 sys.exit(75)
 """
     )
     assert controller.wait() == 0
-    assert controller.told(0) == [f"began {restart}" for restart in range(9)]
+    began = [line for line in controller.told(0) if line.startswith("began")]
+    assert began == [f"began {restart}" for restart in range(9)]
 
 
 def test_a_dead_rank_takes_the_others_along_with_term_first(controlled: Make) -> None:
@@ -207,14 +217,17 @@ def test_an_int_between_two_starts_is_not_lost(controlled: Make) -> None:
     controller = controlled(
         DECIDED
         + """
-on(signal.SIGTERM, "term", 75)
 tell("began")
 if restart == 0:
     if rank == 0:
         decide("preempted")
         os.kill(os.getppid(), signal.SIGINT)
         os._exit(144)
-    os._exit(75)
+    while not (run / "told-0").exists():
+        time.sleep(0.01)
+    wait_for_decision()
+    signal.pause()
+on(signal.SIGTERM, "term", 75)
 wait_forever()
 """
     )
