@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from mgpt4_hpc.cli.data_convert import convert_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
@@ -31,6 +32,9 @@ _decode_option = click.option(
 @click.group("data", short_help="Shards and their index.")
 def data_command() -> None:
     """Shards and their index. Training reads plain webdataset tars; nothing is converted."""
+
+
+data_command.add_command(convert_command)
 
 
 @data_command.command("index")

@@ -1,5 +1,6 @@
-"""``data``: index, pack and check on shards of a few samples."""
+"""``data``: convert, index, pack and check on a few samples."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,22 @@ def test_a_cut_shard_is_quarantined_by_shard_and_reason(mgpt4: Mgpt4, shards: Pa
     assert 8 <= told["num_samples"] < 16
 
 
+def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    rows = [{"url": f"http://a.org/{n}", "caption": "a dog"} for n in range(200)]
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"url": "http://a.org/x"}]))
+    made = mgpt4("data", "convert", "list.json", "--out", "all", "--json").json
+    assert (made["num_rows"], made["num_written"], made["num_bad"]) == (201, 200, 1)
+    assert made["reasons"] == {"it has no caption": 1}
+    assert made["bad_rows"][0]["row"] == 200
+    part = mgpt4("data", "convert", "list.json", "--out", "part", "--fraction", "0.3", "--seed", 5)
+    assert "of 201 rows in 1 files" in part.out
+    assert "1 bad: it has no caption" in part.out
+    assert str(Path("part") / "bad_rows.jsonl") in part.err
+    again = mgpt4("data", "convert", "list.json", "--out", "part")
+    assert again.code == 1
+    assert "is not an empty folder" in again.err
+
+
 def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
     packed = mgpt4("data", "pack", world.align, "--out", "packed", "--json").json
     assert all(Path(shard).is_file() for shard in packed["shards"])
@@ -65,6 +82,8 @@ def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
         ["index", "{00..03}.tar", "--out", "x.index"],
         ["index", "s3://bucket/x.tar", "--out", "x.index"],
         ["pack", "nothing", "--out", "x"],
+        ["convert", "nothing.json", "--out", "x"],
+        ["convert", "nothing.json", "--out", "no/x"],
         ["check", "nothing"],
         ["check", "nothing.index"],
     ],
