@@ -172,7 +172,8 @@ def test_who_does_not_listen_to_term_is_killed(controlled: Make) -> None:
     controller = controlled(
         """
 if rank == 1:
-    while not (run / "told-0").exists():
+    told = run / "told-0"
+    while not (told.exists() and f"ready {restart}" in told.read_text()):
         time.sleep(0.01)
     sys.exit(3)
 on(signal.SIGTERM, "term")
