@@ -21,8 +21,8 @@ _FP16_LIFT = 256.0
 """Keeps a probability of 1 / 32000 out of fp16's subnormals; a power of two rounds nothing."""
 
 _ALIGNED = 8
-"""Products and rows of logits have sizes that divide by this, but for a rest: Vicuna's 32,001 tokens
-are odd, and the kernels for odd sizes take three times as long."""
+"""Products and rows of logits have sizes that divide by this, but for a rest: Vicuna's 32,001
+tokens are odd, and the kernels for odd sizes take three times as long."""
 
 
 def answer_loss_sum(

@@ -87,7 +87,8 @@ def race(settings: Settings) -> dict[str, Any]:
         report["warmup_s"] = warmup_s
         report["parts_s"] = _parts(ours, ours_steps)
         if not settings.compiled:
-            report["flops_counted"] = _counted_flops(ours, ours_steps[0])
+            expected = mean_flops(settings, subject, steps[:1]).executed
+            report["flops_counted_over_expected"] = _counted_flops(ours, ours_steps[0]) / expected
         return report | _surroundings(device)
     finally:
         subject.close()
