@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 Pixels = NDArray[np.uint8]
 Resize = Literal["squash", "border"]
@@ -121,4 +121,6 @@ def _describe(data: bytes, error: Exception) -> str:
     head = data[:256].lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml", b"<svg")):
         return "its image is a web page, not an image"
+    if isinstance(error, UnidentifiedImageError):  # Pillow's text names a memory address
+        return "its image cannot be decoded: it is of no known format, or its header is damaged"
     return f"its image cannot be decoded: {type(error).__name__}: {error}"[:200]
