@@ -10,15 +10,13 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.data_convert import convert_command
+from mgpt4_hpc.cli.data_stats import names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
-
-_SHARD_SUFFIXES = {".tar", ".txt", ".lst", ".list"}
-"""A file with one of these is a shard or a list of shards; any other is taken for an index."""
 
 _workers_option = click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
@@ -31,7 +29,7 @@ _decode_option = click.option(
 
 @click.group("data", short_help="Shards and their index.")
 def data_command() -> None:
-    """Shards and their index. Training reads plain webdataset tars; nothing is converted."""
+    """Caption lists, shards and their index. Training reads plain webdataset tars as they are."""
 
 
 data_command.add_command(convert_command)
@@ -137,9 +135,8 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     mgpt4 data check laion.index
     mgpt4 data check laion --decode
     """
-    path = Path(what)
-    if path.is_file() and path.suffix not in _SHARD_SUFFIXES:
-        name, num_samples, num_shards, quarantined, changed = _check_index(path)
+    if names_an_index(what):
+        name, num_samples, num_shards, quarantined, changed = _check_index(Path(what))
     else:
         name, num_samples, num_shards, quarantined, changed = _check_shards(
             what, verify, decode, workers
@@ -172,6 +169,8 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     if num_samples == 0:
         raise DataError(f"{name} has no usable sample", fix="see the reasons above")
 
+
+data_command.add_command(stats_command)
 
 Checked = tuple[str, int, int, Quarantine, list[str]]
 

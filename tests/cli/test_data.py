@@ -1,4 +1,4 @@
-"""``data``: convert, index, pack and check on a few samples."""
+"""``data``: convert, index, stats, pack and check on a few samples."""
 
 import json
 import shutil
@@ -67,6 +67,31 @@ def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "is not an empty folder" in again.err
 
 
+def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    ended = mgpt4("data", "stats", "laion.index", "--contact-sheet", "sheet.png")
+    assert "16 of 16 samples read" in ended.out
+    assert "most frequent sizes: 56x56 (16)" in ended.out
+    assert "--tokenizer LLM_DIR" in ended.err
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
+    told = mgpt4(
+        "data", "stats", shards, "--tokenizer", world.weights / "llm", "--limit", "4", "--json"
+    ).json
+    assert (told["num_samples"], told["num_read"]) == (16, 4)
+    assert told["tokens"]["stage1"]["minimum"] >= 2
+    assert set(told["truncated"]) == {"stage1", "stage2"}
+    assert sorted(path.name for path in Path().iterdir()) == ["laion", "laion.index", "sheet.png"]
+
+
+def test_stats_of_shards_that_are_gone(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    shutil.rmtree(shards)
+    ended = mgpt4("data", "stats", "laion.index")
+    assert ended.code == 1
+    assert "no sample can be read" in ended.err
+    assert "No such file" in ended.out
+
+
 def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
     packed = mgpt4("data", "pack", world.align, "--out", "packed", "--json").json
     assert all(Path(shard).is_file() for shard in packed["shards"])
@@ -84,6 +109,8 @@ def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
         ["pack", "nothing", "--out", "x"],
         ["convert", "nothing.json", "--out", "x"],
         ["convert", "nothing.json", "--out", "no/x"],
+        ["stats", "nothing"],
+        ["stats", "nothing.index", "--contact-sheet", "no/x.png"],
         ["check", "nothing"],
         ["check", "nothing.index"],
     ],
