@@ -25,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("config", "Presets and settings."),
     "data": ("data", "Shards and their index."),
     "weights": ("weights", "Import, export and check weights."),
+    "eval": ("eval", "Measure what a trained model says about images."),
+    "compare": ("compare", "Two checkpoints on the same images, with intervals."),
     "chat": ("chat", "Talk with a trained model about images."),
     "train": ("train", "Train without a scheduler, in this process."),
 }

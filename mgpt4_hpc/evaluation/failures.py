@@ -74,3 +74,23 @@ def loops(words: list[str]) -> bool:
             if phrase * times == words[start : start + times * length]:
                 return True
     return False
+
+
+def is_empty(text: str) -> bool:
+    """Whether an answer says nothing: no word in it."""
+    return not words_of(text)
+
+
+def echoes_prompt(text: str, instruction: str) -> bool:
+    """Whether an answer begins with what it was asked, or consists of words of it in order.
+
+    Args:
+        text: the answer.
+        instruction: what was asked, without the conversation format around it.
+    """
+    said, asked = words_of(text), words_of(instruction)
+    if not said or len(asked) < MIN_SENTENCE_WORDS:
+        return False
+    return said[: len(asked)] == asked or (
+        len(said) >= MIN_SENTENCE_WORDS and " ".join(said) in " ".join(asked)
+    )

@@ -18,6 +18,7 @@
 | `checkpoint/failures` | saves that failed in this attempt | |
 | `run/attempt` | number of the attempt that drew the point | |
 | `run/goodput` | productive time / time since the run's first start | 0 to 1 |
+| `eval/` | task and metric follow, as `eval/detail_failing`: see `mgpt4 eval` | 0 to 1 |
 | `run/events` | text: starts, restores, stops, faults | |
 """
 
@@ -40,6 +41,7 @@ CHECKPOINT_FAILURES = "checkpoint/failures"
 ATTEMPT = "run/attempt"
 GOODPUT = "run/goodput"
 EVENTS = "run/events"
+EVAL = "eval/"
 
 ALL = frozenset(
     value for name, value in list(globals().items()) if name.isupper() and isinstance(value, str)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from mgpt4_hpc.evaluation.failures import is_incomplete, is_repetitive
+from mgpt4_hpc.evaluation.failures import (
+    echoes_prompt,
+    is_empty,
+    is_incomplete,
+    is_repetitive,
+)
 
 SOUND = (
     "The image shows a large red circle at the top left. There is also a small red circle at the "
@@ -50,3 +55,28 @@ def test_repetitive(text: str, repetitive: bool) -> None:
 
 def test_a_loop_of_more_than_one_sentence_is_seen() -> None:
     assert is_repetitive("One two three. Four five six. One two three. Four five six.")
+
+
+@pytest.mark.parametrize(
+    ("text", "empty"), [("", True), (" \n", True), ("...", True), ("ok", False)]
+)
+def test_empty(text: str, empty: bool) -> None:
+    assert is_empty(text) is empty
+
+
+ASKED = "Describe the image in detail."
+
+
+@pytest.mark.parametrize(
+    ("text", "echo"),
+    [
+        ("Describe the image in detail.", True),
+        ("describe the image in DETAIL: a cat", True),
+        ("the image in detail", True),
+        ("The image shows a cat in detail.", False),
+        ("The image", False),
+        ("", False),
+    ],
+)
+def test_echo(text: str, echo: bool) -> None:
+    assert echoes_prompt(text, ASKED) is echo

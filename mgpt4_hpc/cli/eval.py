@@ -1,0 +1,214 @@
+"""``mgpt4 eval``: what a trained model says about images, measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.evaluating import (
+    check_page,
+    counting,
+    evaluation_options,
+    find_examples,
+    is_toy,
+    print_rows,
+    shown,
+)
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.results import Evaluation
+    from mgpt4_hpc.model.sampling import Sampling
+    from mgpt4_hpc.model.talker import Source, Talker
+
+_EXAMPLES_SHOWN = 3
+
+
+@click.command("eval", short_help="Measure what a trained model says about images.")
+@click.argument("model", metavar="RUN|CHECKPOINT|FILE")
+@click.option(
+    "--suite",
+    type=click.Choice(["failure", "caption", "loss"]),
+    default="failure",
+    show_default=True,
+    help="What is measured.",
+)
+@evaluation_options
+@model_options
+@sampling_options
+@runs_dir_option
+@json_option
+def eval_command(
+    model: str,
+    suite: str,
+    images: str | None,
+    references: Path | None,
+    synonyms: str | None,
+    limit: int | None,
+    batch_size: int,
+    html: Path | None,
+    weights: str | None,
+    template: str | None,
+    device: str,
+    precision: str,
+    runs_dir: Path,
+    as_json: bool,
+    **sampling: Any,
+) -> None:
+    """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
+
+    \b
+    failure  share of answers that are incomplete, repetitive, empty or echo the prompt, to the
+             paper's two tasks (a detailed caption, a poem)
+    caption  BLEU-4, ROUGE-L, METEOR-like, CIDEr, coverage and hallucination of objects
+    loss     held-out loss and perplexity per source
+
+    Numbers also go to the run's TensorBoard folder, under eval/.
+
+    \b
+    mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html
+    mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
+          --references captions_val2014.json --limit 500
+    """
+    from mgpt4_hpc.evaluation.captions import require_libraries
+    from mgpt4_hpc.evaluation.objects import named_objects
+    from mgpt4_hpc.model.talker import Talker
+
+    settings = make_sampling(**sampling)
+    check_page(html)
+    source = locate(model, absolute(runs_dir), weights=weights, template=template)
+    if suite == "loss":
+        talker = Talker(source, device=device, precision=precision)
+        _loss(talker, images, limit, batch_size, as_json)
+        return
+    if suite == "caption":
+        require_libraries()
+    objects = named_objects(synonyms or ("toy" if is_toy(source) else "coco"))
+    examples = find_examples(source, images, references, limit)
+    talker = Talker(source, device=device, precision=precision)
+    found = _evaluate(talker, examples, suite, settings, objects, batch_size)
+    _draw(source, _scalars(found))
+    if html is not None:
+        _write_page(html, suite, found, examples)
+    if as_json:
+        echo_json(_facts(source, suite, found))
+    else:
+        _show(found)
+
+
+def _evaluate(
+    talker: Talker,
+    examples: list[Example],
+    suite: str,
+    settings: Sampling,
+    objects: Any,
+    batch_size: int,
+) -> Evaluation:
+    from mgpt4_hpc.evaluation.suites import FAILURE_TASKS, evaluate, look_at
+
+    tasks = len(FAILURE_TASKS) if suite == "failure" else 1
+    with counting("images and answers", (1 + tasks) * len(examples)) as count:
+        pictures = look_at(talker, examples, batch_size=batch_size, progress=count)
+        return evaluate(
+            talker, pictures, suite, settings, objects, batch_size=batch_size, progress=count
+        )
+
+
+def _show(found: Evaluation) -> None:
+    from mgpt4_hpc.evaluation.bootstrap import interval
+
+    for task in found.tasks:
+        click.echo(f"{found.name}, {len(task.told)} images: {task.instruction}")
+        values = task.values()
+        rows = []
+        for metric, value in task.metrics.items():
+            low, high = interval(values[metric]) if metric in values else (None, None)
+            spread = f"{shown(metric, low)} to {shown(metric, high)}" if low is not None else ""  # type: ignore[arg-type]
+            rows.append((metric, shown(metric, value), spread))
+        print_rows(("metric", ">value", ">95 % interval"), rows)
+        worst = [told for told in task.told if told.scores.get("failing", 1.0)]
+        for told in (worst or task.told)[:_EXAMPLES_SHOWN]:
+            click.echo(f"  {told.image}: {told.text[:200]!r}")
+        click.echo()
+    for reason in found.left_out:
+        click.echo(f"left out: {reason}", err=True)
+
+
+def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
+    return {
+        "model": found.name,
+        "step": source.step,
+        "suite": suite,
+        "tasks": [task.to_dict() for task in found.tasks],
+        "left_out": list(found.left_out),
+    }
+
+
+def _write_page(path: Path, suite: str, found: Evaluation, examples: list[Example]) -> None:
+    from mgpt4_hpc.evaluation.page import write_page
+
+    tables = [
+        (
+            task.task,
+            ("metric", "value"),
+            [(metric, shown(metric, value)) for metric, value in task.metrics.items()],
+        )
+        for task in found.tasks
+    ]
+    write_page(path, f"{found.name}: {suite} suite", tables, [found], examples)
+    click.echo(f"page: {path}", err=True)
+
+
+def _scalars(found: Evaluation) -> dict[str, float]:
+    return {
+        f"{task.task}_{metric}": value
+        for task in found.tasks
+        for metric, value in task.metrics.items()
+    }
+
+
+def _draw(source: Source, values: Mapping[str, float]) -> None:
+    """Points in a TensorBoard folder of their own: the trainer may be writing into the run's."""
+    if source.run is None or source.step is None:
+        return
+    from mgpt4_hpc.telemetry import tags
+    from mgpt4_hpc.telemetry.tensorboard import open_writer
+
+    writer = open_writer(source.run.tensorboard / "eval")
+    writer.scalars(source.step, {f"{tags.EVAL}{name}": value for name, value in values.items()})
+    writer.close()
+
+
+def _loss(
+    talker: Talker, images: str | None, limit: int | None, batch_size: int, as_json: bool
+) -> None:
+    from mgpt4_hpc.train.held_out import held_out_losses
+
+    losses = held_out_losses(talker, images=images, limit=limit, batch_size=batch_size)
+    _draw(talker.source, {f"loss_{found.source}": found.loss for found in losses})
+    if as_json:
+        sources = {
+            found.source: {
+                "loss": found.loss,
+                "perplexity": found.perplexity,
+                "num_samples": found.num_samples,
+                "num_tokens": found.num_tokens,
+            }
+            for found in losses
+        }
+        echo_json({"model": talker.source.name, "suite": "loss", "sources": sources})
+        return
+    click.echo(f"{talker.source.name}: held-out loss (nats per answer token)")
+    print_rows(
+        ("source", ">loss", ">perplexity", ">samples", ">tokens"),
+        [
+            (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)  # type: ignore[misc]
+            for f in losses
+        ],
+    )

@@ -1,0 +1,121 @@
+"""What ``eval`` and ``compare`` share: their options, images and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.model.talker import Source
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_LIMIT = 100
+"""As many images as the paper looked at."""
+
+_OPTIONS = (
+    click.option(
+        "--images", help="Folder of images, shards, or an aligned folder; a toy run has its own."
+    ),
+    click.option(
+        "--references",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Captions: COCO's JSON, or file names to lists of texts.",
+    ),
+    click.option(
+        "--synonyms",
+        help="Word list of objects: coco, toy or a file. [coco; toy for toy runs]",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), help=f"Images at most. [{DEFAULT_LIMIT}; loss: all]"
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="At a time."
+    ),
+    click.option(
+        "--html",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Also write a page with the pictures into this file.",
+    ),
+)
+
+
+def evaluation_options(function: F) -> F:
+    """--images, --references, --synonyms, --limit, --batch-size and --html."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def find_examples(
+    source: Source, images: str | None, references: Path | None, limit: int | None
+) -> list[Example]:
+    """The images that were named, or a toy run's own held-out scenes."""
+    from mgpt4_hpc.evaluation.examples import load_examples
+
+    if images is None:
+        if not is_toy(source):
+            raise ConfigError(
+                "there is nothing to look at",
+                fix="--images FOLDER|SHARDS, best images that the model was not trained on",
+            )
+        images = str(_held_out(source))
+    return load_examples(images, references, limit or DEFAULT_LIMIT)
+
+
+def is_toy(source: Source) -> bool:
+    """Whether the model's weights belong to a toy world: its held-out scenes lie beside them."""
+    return (_held_out(source) / "scenes.json").is_file()
+
+
+def _held_out(source: Source) -> Path:
+    return source.weights.parent / "heldout"
+
+
+def check_page(path: Path | None) -> None:
+    """Refuse a page's path that cannot be written, before the work and not after it."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ConfigError(f"--html {path}: there is no folder {path.absolute().parent}")
+
+
+def percent(value: float) -> str:
+    """A share for people."""
+    return f"{value:.1%}"
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric for people: shares in percent, CIDEr as it is."""
+    return f"{value:.3f}" if metric == "cider" else percent(value)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; takes how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table(*columns)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    print_table(table)

@@ -1,0 +1,164 @@
+"""Images to be answered about, with what people wrote about them, from folders, shards and COCO."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mgpt4_hpc.data.index import ShardIndex, build_index
+from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder
+from mgpt4_hpc.data.picture import list_pictures, read_picture
+from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.errors import DataError
+
+SCENES_FILE = "scenes.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image.
+
+    Attributes:
+        name: unlike any other's; answers of two models are compared by it.
+        where: its file, or its bytes where they came out of a shard.
+        references: what people wrote about it; may be empty.
+    """
+
+    name: str
+    where: Path | bytes
+    references: tuple[str, ...] = ()
+
+    def data(self) -> bytes:
+        """The compressed image. Raises DataError if its file cannot be read."""
+        return self.where if isinstance(self.where, bytes) else read_picture(self.where)
+
+
+def load_examples(
+    images: str | Path, references: Path | None = None, limit: int | None = None
+) -> list[Example]:
+    """Images of a folder, of shards, of a ``cc_sbu_align`` folder, or of toy held-out scenes.
+
+    Args:
+        images: what ``data.shards.expand_shards`` knows, or a folder.
+        references: COCO's caption JSON (``images`` and ``annotations``), or an object that maps
+            file names to a caption or a list of them; adds to what the images bring along.
+        limit: take so many, evenly spread over all.
+
+    Raises:
+        DataError: if there are no images, or the references fit none of them.
+    """
+    folder = Path(images)
+    if (folder / SCENES_FILE).is_file():
+        found = _of_scenes(folder)
+    elif folder.is_dir() and is_align_folder(folder):
+        found = _of_align(folder)
+    elif folder.is_dir() and not any(folder.glob("*.tar")):
+        found = [Example(path.name, path) for path in list_pictures(folder)]
+    else:
+        return _with_references(_of_shards(images, limit), references)
+    return _with_references(spread(found, limit), references)
+
+
+def spread(items: Sequence[T], limit: int | None) -> list[T]:
+    """At most ``limit`` of the items, evenly spaced, in their order."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[number * len(items) // limit] for number in range(limit)]
+
+
+def read_references(path: Path) -> dict[str, tuple[str, ...]]:
+    """File name of each image to its captions.
+
+    Raises:
+        DataError: if the file is neither COCO's layout nor a plain mapping.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        return _coco(raw) if "annotations" in raw else _mapping(raw)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path} holds no captions: {error!r}",
+            fix='give COCO\'s captions_*.json, or {"FILE NAME": ["caption", ...], ...}',
+        ) from error
+
+
+def _coco(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    names = {entry["id"]: entry["file_name"] for entry in raw["images"]}
+    captions: dict[str, list[str]] = defaultdict(list)
+    for entry in raw["annotations"]:
+        captions[names[entry["image_id"]]].append(entry["caption"].strip())
+    return {name: tuple(texts) for name, texts in captions.items()}
+
+
+def _mapping(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    return {
+        name: (texts,) if isinstance(texts, str) else tuple(text.strip() for text in texts)
+        for name, texts in raw.items()
+    }
+
+
+def _with_references(found: list[Example], path: Path | None) -> list[Example]:
+    if path is None:
+        return found
+    captions = read_references(path)
+    joined = [
+        Example(example.name, example.where, example.references + captions.get(example.name, ()))
+        for example in found
+    ]
+    if not any(example.name in captions for example in found):
+        raise DataError(
+            f"{path} says nothing about any of the {len(found)} images",
+            why=f"it knows for instance {next(iter(captions), 'none')!r}, "
+            f"the images are for instance {found[0].name!r}",
+            fix="give the captions that belong to these images",
+        )
+    return joined
+
+
+def _of_scenes(folder: Path) -> list[Example]:
+    scenes = json.loads((folder / SCENES_FILE).read_text(encoding="utf-8"))
+    return [
+        Example(scene["image"], folder / IMAGE_FOLDER / scene["image"], (scene["reference"],))
+        for scene in scenes
+    ]
+
+
+def _of_align(folder: Path) -> list[Example]:
+    entries = json.loads((folder / CAPTION_FILE).read_text(encoding="utf-8"))["annotations"]
+    return [
+        Example(
+            f"{entry['image_id']}.jpg",
+            folder / IMAGE_FOLDER / f"{entry['image_id']}.jpg",
+            (entry["caption"],),
+        )
+        for entry in entries
+    ]
+
+
+def _of_shards(images: str | Path, limit: int | None) -> list[Example]:
+    shards = expand_shards(images)
+    found: list[Example] = []
+    with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as folder:
+        path = Path(folder) / "images.index"
+        build_index(shards, path, name="images")
+        index = ShardIndex.open(path)
+        reader = SampleReader([index])
+        for sample_id in spread(range(index.num_samples), limit):
+            try:
+                sample = reader.read(0, sample_id)
+            except BadSampleError:
+                continue
+            found.append(Example(sample.key, sample.jpg, (sample.caption,)))
+        reader.close()
+    if not found:
+        raise DataError(f"{images} holds no usable sample", fix="see: mgpt4 data check")
+    return found

@@ -1,0 +1,147 @@
+"""Loss and perplexity of each source on samples that the run never trained on."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.data.collate import BatchMaker, Draws, ValDraws
+from mgpt4_hpc.data.index import ShardIndex
+from mgpt4_hpc.data.order import SampleOrder, SourceSize
+from mgpt4_hpc.data.prepare import prepare_source
+from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.model.talker import Talker
+from mgpt4_hpc.train.batches import text_spec
+from mgpt4_hpc.train.step import forward_loss
+
+
+@dataclass(frozen=True)
+class SourceLoss:
+    """What a model loses on one source.
+
+    Attributes:
+        source: its name.
+        num_samples, num_tokens: samples and answer tokens that were looked at.
+        loss: mean cross entropy per answer token, in nats.
+    """
+
+    source: str
+    num_samples: int
+    num_tokens: int
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return math.exp(self.loss)
+
+
+class EverySample:
+    """Draws all samples of one source in their order, for shards that were held out by hand."""
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """(0, position) of each position."""
+        return [(0, position) for position in positions]
+
+    def substitute(self, source_id: int, position: int, attempt: int) -> int:
+        """The sample ``attempt`` places further on."""
+        return (position + attempt) % self._num_samples
+
+
+def held_out_losses(
+    talker: Talker,
+    *,
+    images: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 8,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[SourceLoss]:
+    """The loss on what the run kept back of each source, or on other shards.
+
+    Texts are laid out as the run's own settings say, in the order that its validation uses.
+
+    Args:
+        talker: with a source that has a run's settings.
+        images: shards (or an aligned folder) that nobody trained on; None takes the samples that
+            ``data.val_fraction`` kept back.
+        limit: samples per source at most, evenly spread.
+        batch_size: samples per forward pass.
+        progress: told the size of each batch.
+
+    Raises:
+        ConfigError: if there is no run, or it kept nothing back and no shards are given.
+        DataError: if samples cannot be read.
+    """
+    config = talker.source.config
+    if config is None:
+        raise ConfigError(
+            "the loss suite needs a run: its settings say how texts become tokens",
+            fix="give a run's directory or one of its checkpoints",
+        )
+    if images is None and not config.data.val_fraction:
+        raise ConfigError(
+            f"{talker.source.name} kept nothing back: data.val_fraction is 0",
+            fix="give shards that it did not train on: --images SHARDS",
+        )
+    given = (SourceConfig(name="given", path=images),) if images is not None else None
+    with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as work:
+        return [
+            _loss(
+                talker, config, source, Path(work), given is not None, limit, batch_size, progress
+            )
+            for source in given or config.data.sources
+        ]
+
+
+@torch.no_grad()
+def _loss(
+    talker: Talker,
+    config: RunConfig,
+    source: SourceConfig,
+    work: Path,
+    every: bool,
+    limit: int | None,
+    batch_size: int,
+    progress: Callable[[int], None],
+) -> SourceLoss:
+    known = Path(source.index) if source.index else None
+    index = ShardIndex.open(prepare_source(source.name, source.path, known, work))
+    draws: Draws
+    if every:
+        draws, available = EverySample(index.num_samples), index.num_samples
+    else:
+        # Which samples are held out depends on seed and source alone, so one source is enough.
+        size = SourceSize(source.name, index.num_samples, source.weight)
+        order = SampleOrder([size], seed=config.seed, val_fraction=config.data.val_fraction)
+        draws, available = ValDraws(order), order.val_size(0)
+    maker = BatchMaker(
+        draws,
+        SampleReader([index]),
+        text_spec(config, talker.tokenizer, talker.bundle.architecture),
+        talker.image_size,
+        resize=config.data.resize,
+        seed=config.seed,
+        samples_per_step=batch_size,
+    )
+    used = available if limit is None else min(limit, available)
+    loss_sum, num_tokens = 0.0, 0
+    for start in range(0, used, batch_size):
+        ordinals = range(start, min(start + batch_size, used))
+        batch = maker([ordinal * available // used for ordinal in ordinals])
+        loss_sum += forward_loss(talker.model, batch, talker.model.device).item()
+        num_tokens += batch.num_answer_tokens
+        progress(len(ordinals))
+    return SourceLoss(source.name, used, num_tokens, loss_sum / max(num_tokens, 1))
