@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "weights": ("weights", "Import, export and check weights."),
     "eval": ("eval", "Measure what a trained model says about images."),
     "compare": ("compare", "Two checkpoints on the same images, with intervals."),
+    "report": ("report", "A run's curves and attempts as a picture and a page."),
     "chat": ("chat", "Talk with a trained model about images."),
     "train": ("train", "Train without a scheduler, in this process."),
 }

@@ -1,0 +1,69 @@
+"""``mgpt4 report`` draws what TensorBoard and the ledger hold."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.report import _smoothed, read_curves
+from mgpt4_hpc.telemetry.tensorboard import open_writer
+from tests.cli.fakes import Mgpt4
+from tests.cli.synthetic import Clock, attempt, make_run
+
+
+def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    clock = Clock()
+    attempt(run, 1, first=1, last=40, cause="preempted", clock=clock)
+    attempt(run, 2, first=41, last=100, cause="finished", clock=clock)
+    for purge, steps in ((None, range(1, 45)), (41, range(41, 101))):
+        writer = open_writer(run.tensorboard, purge_step=purge)
+        for step in steps:
+            writer.scalars(step, {tags.TRAIN_LOSS: 5 - step / 50, tags.TRAIN_LR: 1e-4})
+        writer.close()
+    assert [step for step, _ in read_curves(run.tensorboard)[tags.TRAIN_LOSS]] == list(
+        range(1, 101)
+    )
+
+    ended = mgpt4("report", "one", "--json")
+    assert ended.code == 0, ended.err
+    with Image.open(ended.json["png"]) as image:
+        assert image.format == "PNG" and min(image.size) > 600
+    page = Path(ended.json["html"]).read_text()
+    (held,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert base64.b64decode(held) == Path(ended.json["png"]).read_bytes()
+    assert "<td>preempted</td>" in page and "goodput" in page
+
+
+def test_a_run_without_curves_is_drawn_too(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    attempt(run, 1, first=1, last=3)
+    assert mgpt4("report", "one").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("one",), 1, "has not started yet"),
+        (("two",), 6, "no run 'two'"),
+        (("one", "--out", "none"), 1, "has not started"),
+    ],
+)
+def test_refused(
+    mgpt4: Mgpt4, tmp_path: Path, arguments: tuple[str, ...], code: int, told: str
+) -> None:
+    make_run(tmp_path / "runs")
+    ended = mgpt4("report", *arguments)
+    assert ended.code == code and told in ended.err
+
+
+def test_the_moving_mean_is_one() -> None:
+    points = [(step, float(step % 2)) for step in range(100)]
+    smooth = _smoothed(points)
+    assert smooth[0] == (0, 0.0)
+    assert all(abs(value - 0.5) < 0.15 for _, value in smooth[10:])
