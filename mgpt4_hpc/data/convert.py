@@ -224,7 +224,7 @@ class _Utf8File:
     def __init__(self, file: IO[bytes]) -> None:
         self.num_read = 0
         self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8")("mgpt4-mark")
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")("mgpt4-mark")
 
     def read(self, size: int = -1) -> bytes:
         """At most ``size`` bytes of the file, a little more where something was replaced."""

@@ -82,6 +82,13 @@ def test_bytes_that_are_no_utf8_spoil_their_row_alone(tmp_path: Path) -> None:
     assert report.reasons == {"its text is not UTF-8": 3}
 
 
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    src = source(tmp_path, rows_of(2))
+    src.write_bytes(b"\xef\xbb\xbf\n " + src.read_bytes())
+    convert_captions(src, tmp_path / "out")
+    assert written(tmp_path / "out") == rows_of(2)
+
+
 def test_a_fraction_is_reproducible_and_nested(tmp_path: Path) -> None:
     rows = rows_of(20_000)
     src = source(tmp_path, rows)
