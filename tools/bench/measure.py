@@ -35,11 +35,14 @@ class Timings:
 
     Attributes:
         step_s: each step by itself.
+        cpu_s: processor time of each step over all threads: where other processes take the cores
+            away, it is steadier than a clock; with one thread, waiting is not in it.
         blocks: (seconds, samples) of each block, with everything in it, as reading the loss.
         peak_bytes: most memory allocated in any block; 0 on a CPU.
     """
 
     step_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
     blocks: list[tuple[float, int]] = field(default_factory=list)
     peak_bytes: int = 0
 
@@ -73,6 +76,7 @@ def run_block(
     settle(device)
     timings.blocks.append((time.perf_counter() - started, batch_size * len(steps)))
     timings.step_s += [b.since(a) for a, b in pairwise(marks)]
+    timings.cpu_s += [b.cpu_s - a.cpu_s for a, b in pairwise(marks)]
     if device.type == "cuda":
         timings.peak_bytes = max(timings.peak_bytes, torch.cuda.max_memory_allocated(device))
 
@@ -83,6 +87,7 @@ class _Mark:
     def __init__(self, device: torch.device) -> None:
         self.event = None
         self.at = time.perf_counter()
+        self.cpu_s = time.process_time()
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -230,6 +231,16 @@ def _report(
             "baseline_peak_memory_gib": baseline.peak_bytes / GIB,
             "ratio_to_baseline": baseline.step_s_median / median,
         }
+        if device.type == "cpu":
+            ours_cpu_s, theirs_cpu_s = (
+                statistics.median(timings.cpu_s),
+                statistics.median(baseline.cpu_s),
+            )
+            report |= {
+                "cpu_s_median": ours_cpu_s,
+                "baseline_cpu_s_median": theirs_cpu_s,
+                "cpu_ratio_to_baseline": theirs_cpu_s / ours_cpu_s,
+            }
     return report
 
 
