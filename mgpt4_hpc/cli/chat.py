@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mgpt4_hpc.cli.options import DurationMin, absolute, runs_dir_option
+from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
+from mgpt4_hpc.cli.options import absolute, runs_dir_option
 from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
 
 
@@ -30,13 +30,7 @@ from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling
     help="Go on with a conversation that /save wrote.",
 )
 @runs_dir_option
-@click.option("--slurm", is_flag=True, help="Run on a GPU node, through `srun --pty`.")
-@click.option("--partition", help="With --slurm: the partition.")
-@click.option(
-    "--time", "time_min", type=DurationMin(), default=60, help="With --slurm: time limit. [1:00:00]"
-)
-@click.option("--gpus", type=click.IntRange(0), default=1, help="With --slurm: GPUs. [1]")
-@click.option("--srun", multiple=True, metavar="OPTION", help="With --slurm: an option of srun.")
+@slurm_options
 @click.pass_context
 def chat_command(
     context: click.Context,
@@ -48,12 +42,7 @@ def chat_command(
     precision: str,
     resume: Path | None,
     runs_dir: Path,
-    slurm: bool,
-    partition: str | None,
-    time_min: int,
-    gpus: int,
-    srun: tuple[str, ...],
-    **sampling: Any,
+    **others: Any,
 ) -> None:
     """Talk about IMAGEs with a trained model; /help lists what can be done meanwhile.
 
@@ -65,9 +54,10 @@ def chat_command(
     mgpt4 chat a.jpg b.jpg --checkpoint stage2-vicuna7b --slurm --partition a100
     echo 'What is this?' | mgpt4 chat photo.jpg --checkpoint runs/stage2-vicuna7b
     """
+    node, sampling = split_slurm(others)
     settings = make_sampling(**sampling)
-    if slurm:
-        _on_a_node(context, partition, gpus, time_min, srun)
+    if node.wanted:
+        go_to_node(node, context, terminal=sys.stdin.isatty())
         return
     from mgpt4_hpc.chat.session import ChatSession
     from mgpt4_hpc.chat.terminal import converse
@@ -86,35 +76,3 @@ def chat_command(
     shown = len(session.conversation.images)
     click.echo(f"{source.name} on {talker.model.device}, {shown} image(s); /help, /quit", err=True)
     context.exit(converse(session))
-
-
-def _on_a_node(
-    context: click.Context, partition: str | None, gpus: int, time_min: int, srun: Sequence[str]
-) -> None:
-    from mgpt4_hpc.launch.interactive import become, srun_command
-
-    arguments = _without_slurm(sys.argv[1:], context)
-    become(
-        srun_command(
-            arguments,
-            partition=partition,
-            gpus=gpus,
-            time_min=time_min,
-            extra=srun,
-            terminal=sys.stdin.isatty(),
-        )
-    )
-
-
-def _without_slurm(arguments: Sequence[str], context: click.Context) -> list[str]:
-    """The command line as it was typed, but for the options that choose the node."""
-    takes_value = {"--partition", "--time", "--gpus", "--srun"}
-    kept: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        if word in takes_value:
-            next(rest, None)
-        elif word != "--slurm" and word.partition("=")[0] not in takes_value:
-            kept.append(word)
-    assert context.info_name in kept
-    return kept

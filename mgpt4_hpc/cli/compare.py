@@ -18,6 +18,7 @@ from mgpt4_hpc.cli.evaluating import (
     shown,
 )
 from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
 
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
 @evaluation_options
 @model_options
 @sampling_options
+@slurm_options
 @runs_dir_option
 @json_option
+@click.pass_context
 def compare_command(
+    context: click.Context,
     first: str,
     second: str,
     suite: str,
@@ -58,7 +62,7 @@ def compare_command(
     precision: str,
     runs_dir: Path,
     as_json: bool,
-    **sampling: Any,
+    **others: Any,
 ) -> None:
     """Ask A and B (runs, checkpoints or files) the same about the same images.
 
@@ -67,14 +71,18 @@ def compare_command(
     \b
     mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
     """
+    node, sampling = split_slurm(others)
+    settings = make_sampling(**sampling)
+    check_page(html)
+    if node.wanted:
+        go_to_node(node, context, terminal=False)
+        return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.objects import named_objects
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.evaluation.suites import evaluate, look_at
     from mgpt4_hpc.model.talker import Talker
 
-    settings = make_sampling(**sampling)
-    check_page(html)
     sources = [
         locate(name, absolute(runs_dir), weights=weights, template=template)
         for name in (first, second)

@@ -18,6 +18,7 @@ from mgpt4_hpc.cli.evaluating import (
     shown,
 )
 from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
 
@@ -42,9 +43,12 @@ _EXAMPLES_SHOWN = 3
 @evaluation_options
 @model_options
 @sampling_options
+@slurm_options
 @runs_dir_option
 @json_option
+@click.pass_context
 def eval_command(
+    context: click.Context,
     model: str,
     suite: str,
     images: str | None,
@@ -59,7 +63,7 @@ def eval_command(
     precision: str,
     runs_dir: Path,
     as_json: bool,
-    **sampling: Any,
+    **others: Any,
 ) -> None:
     """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
 
@@ -72,16 +76,20 @@ def eval_command(
     Numbers also go to the run's TensorBoard folder, under eval/.
 
     \b
-    mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html
+    mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
     """
+    node, sampling = split_slurm(others)
+    settings = make_sampling(**sampling)
+    check_page(html)
+    if node.wanted:
+        go_to_node(node, context, terminal=False)
+        return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.objects import named_objects
     from mgpt4_hpc.model.talker import Talker
 
-    settings = make_sampling(**sampling)
-    check_page(html)
     source = locate(model, absolute(runs_dir), weights=weights, template=template)
     if suite == "loss":
         talker = Talker(source, device=device, precision=precision)
