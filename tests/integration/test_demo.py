@@ -34,6 +34,30 @@ def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
     # Every tenth step and so on is drawn, and none of them twice.
     steps = [step for step, _ in curve(Path(one["run_dir"]))]
     assert len(steps) == len(set(steps)) and steps == sorted(steps)
+    assert_the_stages_differ_as_in_the_paper(folder)
+
+
+def assert_the_stages_differ_as_in_the_paper(folder: Path) -> None:
+    """The paper's two tasks on held-out scenes, as ``mgpt4 compare`` asks them."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mgpt4_hpc.cli.main", "compare", "toy-stage1", "toy-stage2"),
+            *("--runs-dir", str(folder), "--limit", "40", "--batch-size", "40"),
+            *("--max-new-tokens", "80", "--json", "--html", str(folder / "stages.html")),
+        ],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    failing = [row for row in json.loads(done.stdout)["differences"] if row["metric"] == "failing"]
+    assert [row["task"] for row in failing] == ["detail", "poem"]
+    for row in failing:
+        assert row["first"] >= 0.5 and row["clear"]
+    assert failing[0]["second"] <= 0.1
+    assert (folder / "stages.html").stat().st_size > 40_000
 
 
 def test_torchrun_trains_without_slurm(tmp_path: Path) -> None:
