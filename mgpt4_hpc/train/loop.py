@@ -26,6 +26,7 @@ from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult, TrainStep
 from mgpt4_hpc.train.stop import StopSource
+from mgpt4_hpc.train.utilisation import Utilisation
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Loop:
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss, or None.
         peak_memory_gib: largest memory allocated on the device so far.
+        utilisation: of a step's micro-batches and seconds, the share of the device's peak.
         buckets: where the seconds go.
         uniform_loss: ln(vocabulary), what a model loses that knows nothing; None if unknown.
     """
@@ -57,6 +59,7 @@ class Loop:
     recorder: SilentRecorder
     evaluate: Callable[[], float] | None = None
     peak_memory_gib: Callable[[], float] = lambda: 0.0
+    utilisation: Utilisation = lambda micro_batches, step_s: None
     buckets: Buckets = field(default_factory=Buckets)
     uniform_loss: float | None = None
 
@@ -86,7 +89,7 @@ def train(loop: Loop) -> tuple[Ending, str]:
             state.advance(config.global_batch_size)
             progress.note(micro_batches, result)
             if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
-                progress.report(result)
+                progress.report(result, micro_batches)
         if loop.evaluate is not None and state.step % config.eval_every_steps == 0:
             with buckets.time(VALIDATION):
                 progress.report_validation(loop.evaluate())
@@ -142,7 +145,7 @@ class _Progress:
                 Kind.FIRST_STEP, step=loop.state.step, since_start_s=loop.buckets.elapsed_s
             )
 
-    def report(self, result: StepResult) -> None:
+    def report(self, result: StepResult, micro_batches: Sequence[Batch]) -> None:
         """Read the step's loss from the device, reduce it over the ranks, and record it."""
         loop, step = self.loop, self.loop.state.step
         nonfinite_steps = round(loop.step.nonfinite_steps.item())  # the same on every rank
@@ -162,6 +165,9 @@ class _Progress:
             tags.SKIPPED: float(self.num_substitutions),
             tags.SKIPPED_STEPS: float(skipped_steps),
         }
+        mfu = loop.utilisation(micro_batches, self.throughput.median_step_s)
+        if mfu is not None:
+            values[tags.MFU] = mfu
         peak = loop.peak_memory_gib()
         if peak:
             values[tags.PEAK_GIB] = peak

@@ -33,6 +33,7 @@ from mgpt4_hpc.train.building import build_run_model, build_step, uniform_loss
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.device import (
     choose_device,
+    choose_precision,
     peak_memory_gib,
     set_up_process,
 )
@@ -43,6 +44,7 @@ from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import describe, restore, snapshot
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.stop import StopSource
+from mgpt4_hpc.train.utilisation import utilisation
 
 _VERSIONED = ("torch", "transformers", "timm", "numpy")
 
@@ -202,6 +204,9 @@ def _attempt(
         if config.train.eval_every_steps
         else None,
         peak_memory_gib=peak_memory_gib(device),
+        utilisation=utilisation(
+            bundle.architecture, bundle.llm_config, device, choose_precision(config, device)
+        ),
         buckets=buckets,
         uniform_loss=uniform_loss(model),
     )

@@ -122,8 +122,7 @@ def test_the_model_is_its_old_self_after_the_race() -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_flops_are_those_that_torch_counts(shape: str, stage: int) -> None:
     """The guard against slower steps: operations, which no busy machine can change."""
-    from bench.flops import step_flops
-
+    from mgpt4_hpc.model.flops import step_flops
     from mgpt4_hpc.model.packing import pack
     from mgpt4_hpc.train.step import forward_loss
 
@@ -146,8 +145,7 @@ def test_flops_are_those_that_torch_counts(shape: str, stage: int) -> None:
 
 
 def test_a_packed_step_computes_no_padding() -> None:
-    from bench.flops import step_flops
-
+    from mgpt4_hpc.model.flops import step_flops
     from mgpt4_hpc.model.packing import pack
 
     subject, (batch, _) = tiny("tiny", 1)
