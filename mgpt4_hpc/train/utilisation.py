@@ -62,7 +62,7 @@ def utilisation(
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     peak = peak_flops_per_s(name, precision)
-    if not _COUNTED_BY <= llm_config.keys():
+    if not llm_config.keys() >= _COUNTED_BY:
         peak = None  # a model that names its sizes otherwise cannot be counted
 
     def fraction(micro_batches: Sequence[Batch], step_s: float) -> float | None:
