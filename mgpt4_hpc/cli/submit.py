@@ -22,8 +22,16 @@ from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_o
     help="Settings. With --stage both, give it twice: stage 1's, then stage 2's.",
 )
 @click.option("--name", help="Name of the run and its folder.")
-@click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job, one task each.")
-@click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="GPUs of the whole job, one task each; with --stage both of stage 1's.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    help="Nodes to spread the GPUs over; with --stage both stage 1's.",
+)
 @click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
 @click.option("--partition", help="Slurm partition.")
 @click.option("--account", help="Slurm account.")

@@ -333,6 +333,22 @@ def _absolute(path: str) -> str:
     return resolve_path(path) if path else ""
 
 
+_START_FILES = ("projector.safetensors", "pretrained_minigpt4.pth")
+"""Files of a projector in a bundle, and among the original's own files."""
+
+
+def missing_start(config: RunConfig) -> list[str]:
+    """Stage 2 without a projector to start from would train in silence, and for nothing."""
+    if config.stage == 1 or config.model.projector is not None:
+        return []
+    if any((Path(config.model.weights) / name).exists() for name in _START_FILES):
+        return []
+    return [
+        "stage 2 starts from stage 1's projector, and none is given: use --after RUN, "
+        "--stage both, or --set model.projector=RUN|CHECKPOINT|FILE.pth"
+    ]
+
+
 def unset_paths(config: RunConfig) -> list[str]:
     """What a preset leaves to the site and nobody has filled in, each with its fix."""
     faults = []

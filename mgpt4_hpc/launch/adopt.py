@@ -13,6 +13,7 @@ import click
 from mgpt4_hpc.config.load import load_config, parse_assignments
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.place import job_id_of
+from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.submit import create_run
 from mgpt4_hpc.run_dir import RunDir, write_json
 
@@ -36,7 +37,9 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
             "name": re.sub(r"[^A-Za-z0-9_.-]", "-", run.name).lstrip("_.-") or "run",
             **parse_assignments(assignments),
         }
-        create_run(run, load_config(config, overrides=overrides, environ=os.environ))
+        resolved = load_config(config, overrides=overrides, environ=os.environ)
+        preflight(resolved.config, run.path.parent, executor="none")
+        create_run(run, resolved)
     job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}
     write_json(run.slurm / "job.json", job)
 

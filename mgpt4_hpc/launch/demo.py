@@ -7,19 +7,22 @@ the shipped toy world.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import MgptError, RunLocked
 from mgpt4_hpc.launch.orders import Order, make_plan
 from mgpt4_hpc.launch.submit import Submitted, create_run, submit_run
 from mgpt4_hpc.resources import toy_world_dir
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_ledgers, read_records
@@ -30,7 +33,7 @@ MIN_RIGHT = 0.90
 PREEMPT_AT = 0.4
 """Part of stage 1 after which it is preempted."""
 
-_MARKER = "mgpt4-demo.json"
+_MARKER = ".made-by-mgpt4-demo"
 _POLL_S = 0.2
 _START_TIMEOUT_S = 120.0
 _MAX_ANSWER_TOKENS = 80
@@ -119,23 +122,33 @@ def run_demo(folder: Path, reporter: Reporter) -> DemoResult:
         MgptError: if a run fails.
     """
     started = time.monotonic()
-    _prepare(folder)
-    one = _stage(folder, "toy-stage1", reporter, preempt=True)
-    two = _stage(folder, "toy-stage2", reporter, after=one.run)
+    with _alone_in(folder):
+        one = _stage(folder, "toy-stage1", reporter, preempt=True)
+        two = _stage(folder, "toy-stage2", reporter, after=one.run)
     shares, rows = _caption((one, two), reporter)
     return DemoResult((one, two), shares, rows, time.monotonic() - started)
 
 
-def _prepare(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / _MARKER).exists():
-            raise MgptError(
-                f"{folder} exists and was not made by the demo", fix="give another --dir"
-            )
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Prepare the folder, unless another demo is at work there: it would lose its runs."""
+    _refuse_foreign(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _MARKER).open("a", encoding="utf-8") as marker:
+        try:
+            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunLocked(
+                f"a demo is running in {folder}", fix="wait for it, or give another --dir"
+            ) from None
         for run in folder.glob("toy-stage*"):
             shutil.rmtree(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / _MARKER, {"made_by": "mgpt4 demo"})
+        yield
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
+        raise MgptError(f"{folder} exists and was not made by the demo", fix="give another --dir")
 
 
 def _stage(

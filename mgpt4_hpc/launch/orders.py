@@ -116,7 +116,7 @@ def _resolve(
         # The second stage is 200 times smaller; the job's GPUs were asked for the first.
         for key in ("launch.gpus", "launch.nodes"):
             overrides.pop(key, None)
-    if order.name:
+    if order.name is not None:
         overrides["name"] = order.name if order.stage != "both" else f"{order.name}-stage{stage}"
     if follows is not None:
         overrides["model.projector"] = str(follows.path)

@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.load import missing_start, unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.prepare import is_align_folder
 from mgpt4_hpc.data.shards import expand_shards
@@ -17,7 +17,12 @@ from mgpt4_hpc.model.variants import require_variant
 
 
 def preflight(
-    config: RunConfig, runs_dir: Path, *, executor: str, projector_follows: bool = False
+    config: RunConfig,
+    runs_dir: Path,
+    *,
+    executor: str,
+    projector_follows: bool = False,
+    new: bool = True,
 ) -> None:
     """Look for everything that would stop the job later.
 
@@ -26,6 +31,7 @@ def preflight(
         runs_dir: where its directory will be made.
         executor: "slurm", "local", or "none" to ask nobody.
         projector_follows: stage 2's start will come from a job before it.
+        new: a new run's batch must divide; one that goes on may have uneven slices.
 
     Raises:
         PreflightError: with every fault at once.
@@ -37,7 +43,7 @@ def preflight(
         *_source_faults(config),
         *_projector_faults(config, projector_follows),
         *_extra_faults(config),
-        *_batch_faults(config),
+        *(_batch_faults(config) if new else []),
         *_runs_dir_faults(runs_dir),
         *_executor_faults(config, executor),
     ]
@@ -87,12 +93,7 @@ def _projector_faults(config: RunConfig, projector_follows: bool) -> list[str]:
     if projector_follows:
         return []
     if projector is None:
-        if config.stage == 1:
-            return []
-        return [
-            "stage 2 starts from stage 1's projector, and none is given: use --after RUN, "
-            "--stage both, or --set model.projector=RUN|CHECKPOINT|FILE.pth"
-        ]
+        return missing_start(config)
     path = Path(projector)
     if not path.exists():
         return [f"model.projector {projector} does not exist"]
@@ -127,7 +128,6 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
 
 
 def _batch_faults(config: RunConfig) -> list[str]:
-    """A new run's batch must divide; one that goes on elsewhere may have uneven slices."""
     per_pass = config.launch.gpus * config.train.micro_batch_size
     if config.train.global_batch_size % per_pass == 0:
         return []

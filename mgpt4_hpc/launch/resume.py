@@ -17,7 +17,13 @@ from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
-from mgpt4_hpc.launch.submit import Submitted, choose_executor, submit_run, submitting
+from mgpt4_hpc.launch.submit import (
+    Submitted,
+    choose_executor,
+    complete_run,
+    submit_run,
+    submitting,
+)
 from mgpt4_hpc.run_dir import RunDir
 
 ORIGIN = "resume"
@@ -81,7 +87,9 @@ def _resume(
         executor=executor,
         # Beyond the first checkpoint nobody reads it; before, it may be that of a live job.
         projector_follows=dependency is not None or seen.checkpoint_step is not None,
+        new=False,
     )
+    complete_run(run)
     with _put_back(run.config_file, run.failed, run.resubmit_needed, cancel_mark(run)):
         if changes:
             _rewrite(run.config_file, changed)

@@ -47,6 +47,19 @@ def choose_executor(wanted: str) -> str:
     return "slurm" if slurm.has_slurm() else "local"
 
 
+def complete_run(run: RunDir) -> None:
+    """Add what a job needs and torchrun's runs lack: the code's snapshot and the launcher.
+
+    Raises:
+        MgptError, OSError: if it cannot be written.
+    """
+    if not run.code.exists():
+        digest = take_snapshot(run.code)
+        write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+    if not (run.slurm / "python").exists():
+        write_shim(run.slurm / "python")
+
+
 def create_run(run: RunDir, resolved: Resolved) -> None:
     """Make the run directory with everything that its job will read.
 
@@ -65,9 +78,7 @@ def create_run(run: RunDir, resolved: Resolved) -> None:
     )
     try:
         write_config(run.config_file, resolved)
-        digest = take_snapshot(run.code)
-        write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
-        write_shim(run.slurm / "python")
+        complete_run(run)
     except BaseException as error:
         # Half a run would be in the way of the next try, and `mgpt4 resume` could not use it.
         shutil.rmtree(run.path, ignore_errors=True)

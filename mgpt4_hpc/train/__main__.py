@@ -11,10 +11,16 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc import __version__
-from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments
+from mgpt4_hpc.config.load import (
+    Resolved,
+    load_config,
+    missing_start,
+    parse_assignments,
+    unset_paths,
+)
 from mgpt4_hpc.config.stored import read_config, write_config
 from mgpt4_hpc.distributed import Ranks, end_group, start_group
-from mgpt4_hpc.errors import EXIT_RESUMABLE, MgptError, RunLocked
+from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.stop import SignalStop
 
@@ -82,6 +88,8 @@ def _create(run: RunDir, resolved: Resolved) -> None:
                 fix="leave the settings as they were, or give another --run-dir",
             )
         return
+    if faults := unset_paths(resolved.config) + missing_start(resolved.config):
+        raise ConfigError("the settings are not complete", faults=faults)
     run.create(
         {
             "name": resolved.config.name,

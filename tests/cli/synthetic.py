@@ -40,6 +40,8 @@ def make_run(root: Path, name: str = "one", **settings: Any) -> RunDir:
     run = RunDir(root / name)
     run.create({"name": name, "stage": resolved.config.stage, "created": "2026-11-22T10:00:00"})
     write_config(run.config_file, resolved)
+    run.code.mkdir()
+    (run.slurm / "python").touch()
     return run
 
 

@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import submit
-from mgpt4_hpc.launch.submit import create_run, submit_run, submitting
+from mgpt4_hpc.launch.submit import complete_run, create_run, submit_run, submitting
 from mgpt4_hpc.run_dir import RunDir, read_json
 from tests.support.forked import in_processes
 
@@ -125,3 +125,14 @@ def test_a_command_that_was_killed_can_be_cleared_away(run: RunDir) -> None:
         pass
     assert f"rm '{lock}'" in caught.value.fix
     assert lock.exists()
+
+
+def test_a_run_that_torchrun_made_gets_what_a_job_needs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run"})
+    complete_run(run)
+    assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
+    assert os.access(run.slurm / "python", os.X_OK)
+    before = (run.slurm / "python").stat().st_mtime_ns
+    complete_run(run)
+    assert (run.slurm / "python").stat().st_mtime_ns == before, "a second time changes nothing"
