@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.run_dir import find_run
 
 
 @click.command("cancel", short_help="Cancel a run's job.")
-@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--save", is_flag=True, help="Let it save first, however long that takes.")
 @runs_dir_option
 @json_option

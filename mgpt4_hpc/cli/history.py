@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
@@ -20,7 +20,7 @@ from mgpt4_hpc.telemetry.meters import BADPUT, PRODUCTIVE
 
 
 @click.command("history", short_help="The attempts of a run, and why each ended.")
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=complete_runs)
 @runs_dir_option
 @json_option
 def history_command(name: str, runs_dir: Path, as_json: bool) -> None:

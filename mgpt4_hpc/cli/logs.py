@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc.cli.options import absolute, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, runs_dir_option
 from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
 
@@ -18,7 +18,7 @@ _LOOK_EVERY_S = 5.0
 
 
 @click.command("logs", short_help="Print or follow a run's log.")
-@click.argument("name", metavar="[RUN]", required=False)
+@click.argument("name", metavar="[RUN]", required=False, shell_complete=complete_runs)
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until the run is over.")
 @click.option(
     "--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Which task's log."

@@ -6,12 +6,15 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.errors import MgptError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("demo", "Train both stages on the shipped toy world, preemption included."),
@@ -22,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("cancel", "Cancel a run's job."),
     "resume": ("resume", "Submit an unfinished run again."),
     "ls": ("status", "List the runs."),
+    "rm": ("rm", "Delete runs that are over."),
     "config": ("config", "Presets and settings."),
     "data": ("data", "Shards and their index."),
     "weights": ("weights", "Import, export and check weights."),
@@ -30,6 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("report", "A run's curves and attempts as a picture and a page."),
     "chat": ("chat", "Talk with a trained model about images."),
     "train": ("train", "Train without a scheduler, in this process."),
+    "version": ("version", "Versions of all that matters here."),
+    "completion": ("completion", "Completion for bash, zsh or fish."),
 }
 """Name to (module of this package, one line of help)."""
 
@@ -53,6 +59,17 @@ class LazyGroup(click.Group):
         """List the table without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Names from the table, for a shell's TAB: click would import every command."""
+        from click.shell_completion import CompletionItem
+
+        found = [
+            CompletionItem(name, help=line)
+            for name, (_, line) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

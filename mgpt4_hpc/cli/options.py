@@ -27,6 +27,25 @@ json_option: Callable[[F], F] = click.option(
 )
 
 
+def complete_runs(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the runs that begin so, for a shell's TAB; reads one folder and nothing else."""
+    runs_dir = ctx.params.get("runs_dir") or os.environ.get("MGPT4_RUNS_DIR") or "runs"
+    given = {name for value in ctx.params.values() if isinstance(value, tuple) for name in value}
+    try:
+        with os.scandir(Path(runs_dir).expanduser()) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(incomplete)]
+    except OSError:
+        return []
+    return sorted(
+        name
+        for name in names
+        # A shell's reply is a line per name.
+        if name not in given
+        and name.isprintable()
+        and Path(runs_dir, name, "run.json").expanduser().is_file()
+    )
+
+
 class DurationMin(click.ParamType):
     """A time limit in Slurm's forms, as whole minutes."""
 

@@ -8,7 +8,7 @@ import click
 
 from mgpt4_hpc.cli.history import goodput_line
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.goodput import goodput
@@ -18,7 +18,7 @@ _COLUMNS = ("attempt", "job", "steps", "replayed", "saves", "minutes", "ended")
 
 
 @click.command("report", short_help="A run's curves and attempts as a picture and a page.")
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=complete_runs)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

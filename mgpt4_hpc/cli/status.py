@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
 
@@ -30,7 +30,7 @@ _COLOURS = {
 
 
 @click.command("status", short_help="What each run is doing.")
-@click.argument("names", metavar="[RUN]...", nargs=-1)
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
 @click.option("--watch", is_flag=True, help="Keep the table up to date until Ctrl-C.")
 @click.option(
     "--every",
