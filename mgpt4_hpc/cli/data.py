@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mgpt4_hpc.cli.data_convert import convert_command
 from mgpt4_hpc.cli.data_stats import names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
 
@@ -44,6 +45,7 @@ data_command.add_command(convert_command)
 @_verify_option
 @_decode_option
 @_workers_option
+@array_options(parts=64, time_min=240)
 @json_option
 def index_command(
     shards: str,
@@ -53,6 +55,7 @@ def index_command(
     decode: bool,
     workers: int,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Index SHARDS: a folder, a brace pattern, a list file or one tar.
 
@@ -61,16 +64,47 @@ def index_command(
 
     \b
     mgpt4 data index 'laion/{00000..10488}.tar' --out laion.index --workers 8
+    mgpt4 data index /data/laion --out laion.index --verify --slurm --parts 64
+
+    With --slurm each task indexes a part of the shards into OUT.parts/, and the parts are put
+    together in the end. By hand: --part 1/64 and so on, then once without --part.
     """
+    import shutil
+
+    from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.index import build_index
     from mgpt4_hpc.data.shards import expand_shards
+    from mgpt4_hpc.launch.array import slice_of
 
+    array, rest = split_array(options, cpus=workers)
+    part: Part | None = rest["part"]
     paths = expand_shards(shards)
     _assert_folder(out.parent)
-    with _progress("indexing") as on_shard:
+    parts_folder = out.with_name(f"{out.name}.parts")
+    if array.wanted:
+        job_id = run_array(array, f"index-{out.name}", parts_folder, parts=len(paths), merge=True)
+        if job_id is not None:
+            _tell_submitted(job_id, out, as_json)
+            return
+    reuse = sorted(parts_folder.glob("*.index"))
+    target = out
+    if part is not None:
+        reuse.append(out)
+        target = parts_folder / f"{part[0]}-of-{part[1]}.index"
+        paths = list(slice_of(paths, *part))
+    with progress("indexing", "shards") as tell:
         report = build_index(
-            paths, out, name=name, verify=verify, decode=decode, workers=workers, on_shard=on_shard
+            paths,
+            target,
+            name=name or out.name.split(".")[0],
+            verify=verify,
+            decode=decode,
+            workers=workers,
+            reuse=reuse,
+            on_shard=tell,
         )
+    if part is None and parts_folder.is_dir():
+        shutil.rmtree(parts_folder, ignore_errors=True)
     if as_json:
         echo_json(
             {
@@ -87,7 +121,7 @@ def index_command(
         f"{report.path}: {report.num_samples} samples in {report.num_shards} shards, "
         f"{len(report.quarantined)} quarantined, {report.num_reused} shards unchanged"
     )
-    if report.quarantined:
+    if report.quarantined and part is None:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
 
 
@@ -186,11 +220,15 @@ def _check_index(path: Path) -> Checked:
 def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:
     import tempfile
 
+    from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.index import build_index
     from mgpt4_hpc.data.shards import expand_shards
 
     paths = expand_shards(what)
-    with tempfile.TemporaryDirectory(prefix="mgpt4-check-") as folder, _progress("reading") as tell:
+    with (
+        tempfile.TemporaryDirectory(prefix="mgpt4-check-") as folder,
+        progress("reading", "shards") as tell,
+    ):
         report = build_index(
             paths,
             Path(folder) / "source.index",
@@ -222,29 +260,8 @@ def _assert_folder(folder: Path) -> None:
         raise DataError(f"the folder {folder} does not exist", fix=f"mkdir -p {folder}")
 
 
-@contextmanager
-def _progress(verb: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on stderr, where that is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn(f"{verb} shards"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task(verb, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+def _tell_submitted(job_id: str, out: Path, as_json: bool) -> None:
+    if as_json:
+        echo_json({"index": str(out), "job_id": job_id})
+    else:
+        click.echo(f"submitted; job {job_id} writes {out} when all parts are done")

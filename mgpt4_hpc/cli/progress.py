@@ -16,7 +16,7 @@ Tell = Callable[[int, int], None]
 
 
 @contextmanager
-def progress(label: str, unit: Literal["bytes", "samples"]) -> Iterator[Tell]:
+def progress(label: str, unit: Literal["bytes", "samples", "shards", "parts"]) -> Iterator[Tell]:
     """Show how far something is; ``label`` says what is done to what."""
     from rich.console import Console
 

@@ -42,8 +42,13 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in environ.items() if not _INHERITED.match(key)}
 
 
-def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-    """Standard output of one Slurm command.
+def run_slurm(
+    command: Sequence[str],
+    *,
+    timeout_s: float = COMMAND_TIMEOUT_S,
+    environ: Mapping[str, str] | None = None,
+) -> str:
+    """Standard output of one Slurm command, run with ``environ`` if given.
 
     Raises:
         SlurmUnreachable: the command is missing, hangs, or cannot reach its daemon.
@@ -58,6 +63,7 @@ def run_slurm(command: Sequence[str], *, timeout_s: float = COMMAND_TIMEOUT_S) -
                 encoding="utf-8",
                 errors="replace",  # somebody's job comment in another encoding is no reason to fail
                 timeout=timeout_s,
+                env=environ,
                 check=False,
             )
     except FileNotFoundError:
