@@ -28,6 +28,9 @@ from collections.abc import Sequence
 EXIT_RESUMABLE = 75
 """Trainer's exit code for "stopped, can go on" (EX_TEMPFAIL of sysexits.h)."""
 
+EXIT_HUNG = 72
+"""Trainer's exit code for "no step for too long", by its own watchdog."""
+
 
 class MgptError(Exception):
     """What went wrong, and how to mend it.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.faithful import apply_faithful
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.sites import find_site, read_site
+from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 
@@ -58,6 +60,7 @@ class Resolved:
 
 _UNDECISIVE: Any = {
     "launch": True,
+    "container": True,
     "name": True,
     "checkpoint": True,
     # Of data.paths only those count that became a source's path, and those stand there.
@@ -67,6 +70,8 @@ _UNDECISIVE: Any = {
         "eval_every_steps": True,
         "eval_samples": True,
         "save_every_s": True,
+        "hang_timeout_s": True,
+        "slow_timeout_s": True,
         "max_nonfinite_steps": True,
     },
 }
@@ -78,25 +83,6 @@ def config_digest(config: RunConfig) -> str:
     decisive = config.model_dump(mode="json", exclude=_UNDECISIVE)
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML where a key given twice is an error; PyYAML alone silently keeps the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *defaults`, which what stands beside it may override
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                continue  # refused below, with its place
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is given twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def find_config(name: str) -> Path:
@@ -115,19 +101,6 @@ def find_config(name: str) -> Path:
         f"no config file or preset {name!r}",
         fix=f"give a YAML file or one of the presets: {', '.join(preset_names())}",
     )
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file. Raises ConfigError with line and column if it is none."""
-    try:
-        loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no valid YAML: {error}", fix="mend that line") from error
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path} holds no settings", fix="write `section:` and indented keys")
-    return loaded
 
 
 def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
@@ -195,6 +168,7 @@ def load_config(
     overrides: Mapping[str, Any] | None = None,
     site: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
+    strict_paths: bool = True,
 ) -> Resolved:
     """Resolve one run's configuration.
 
@@ -202,22 +176,39 @@ def load_config(
         config: preset name or YAML file, also one of the original's; None starts from the
             defaults.
         overrides: flat dotted keys from flags.
-        site: site profile, by name (``configs/sites``) or path.
+        site: site profile, by name or path (see ``config/sites.py``).
         environ: environment to read; None reads nothing.
+        strict_paths: refuse a flag that gives the path of a source that the run does not have.
 
     Raises:
         ConfigError: with every fault at once.
     """
     layers: list[Layer] = []
     if site is not None:
-        path = _find_site(str(site))
-        layers.append((f"site {path.stem}", keys.flatten(read_yaml(path))))
+        path = find_site(str(site))
+        layers.append((f"site {path.stem}", read_site(path)))
     if environ is not None:
         layers.append(env_layer(environ))
     layers.append(("flag", dict(overrides or {})))
     if config is not None:
         layers.insert(0, _file_layer(find_config(str(config)), layers))
-    return merge(layers)
+    resolved = merge(layers)
+    if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
+        raise ConfigError("cannot use these settings", faults=faults)
+    return resolved
+
+
+def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) -> list[str]:
+    """Flags that give the path of a source that none of the runs has, each with what there is.
+
+    A site or the environment may name more sources than a run reads; who types a flag means one.
+    """
+    known = [source.name for one in resolved for source in one.config.data.sources]
+    named = dict(overrides.get("data.paths") or {})
+    named |= {key: None for key in overrides if key.startswith("data.paths.")}
+    wrong = [name for name in (n.removeprefix("data.paths.") for n in named) if name not in known]
+    listed = ", ".join(dict.fromkeys(known))
+    return [f"data.paths.{name}: there is no data source {name!r}, only {listed}" for name in wrong]
 
 
 def _file_layer(path: Path, above: list[Layer]) -> Layer:
@@ -229,18 +220,6 @@ def _file_layer(path: Path, above: list[Layer]) -> Layer:
     gpus = [flat["launch.gpus"] for _, flat in above if "launch.gpus" in flat]
     known = gpus[-1] if gpus and isinstance(gpus[-1], int) and gpus[-1] > 0 else None
     return f"file {path.name}", import_original(nested, path, gpus=known).settings
-
-
-def _find_site(name: str) -> Path:
-    path = Path(name).expanduser()
-    if path.is_file():
-        return path
-    sites = configs_dir() / "sites"
-    found = sites / f"{name}.yaml"
-    if found.is_file():
-        return found
-    known = ", ".join(sorted(p.stem for p in sites.glob("*.yaml")))
-    raise ConfigError(f"no site profile {name!r}", fix=f"give a YAML file or one of: {known}")
 
 
 def merge(layers: Iterable[Layer]) -> Resolved:

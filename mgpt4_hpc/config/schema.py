@@ -6,6 +6,7 @@ carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimiz
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,6 +24,10 @@ from mgpt4_hpc.prompts import (
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+_SOURCE_NAME = r"^[A-Za-z0-9_.-]+$"
 
 
 class _Section(BaseModel):
@@ -59,7 +64,7 @@ class ModelConfig(_Section):
 class SourceConfig(_Section):
     """One dataset."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+    name: Annotated[str, Field(pattern=_SOURCE_NAME)]
     """Name in logs and indexes: laion, cc_sbu, cc_sbu_align."""
     path: str = ""
     """Folder of tar shards, brace pattern, list file, or a `cc_sbu_align` folder."""
@@ -159,6 +164,10 @@ class TrainConfig(_Section):
     """Held-out samples per evaluation."""
     save_every_s: Annotated[float, Field(gt=0)] = 30.0
     """Most seconds of work that a kill without warning can cost."""
+    hang_timeout_s: Annotated[float, Field(ge=0)] = 600.0
+    """A step that takes longer is a hang: stacks into the logs, end, requeue; 0 is never."""
+    slow_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    """The same for each part of the start-up, the first step, a validation and the last save."""
     max_nonfinite_steps: NonNegative = 20
     """Steps skipped for a NaN or infinite gradient before the run stops as hopeless."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
@@ -176,12 +185,17 @@ class CheckpointConfig(_Section):
     """Checkpoints at multiples of this stay for ever; 0 keeps none."""
 
 
-_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+_LINE = r"^[^\x00-\x1f\x7f]+$"
+_Line = Annotated[str, Field(pattern=_LINE)]
 """Text for one line of a batch script: a line break in it would begin a command of its own."""
 
 
+_VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_Variable = Annotated[str, Field(pattern=_VARIABLE)]
+
+
 _OWN_OPTIONS = {
-    "array": "its tasks would take the one run from each other: submit a run for each",
+    "array": "its tasks would take the one run from each other: --sweep makes a run for each",
     "chdir": "a checkout there would win over the code that the run was submitted with",
     "error": "`mgpt4 logs` would not find it",
     "no-requeue": "the run could not come back: set launch.max_crashes and launch.max_timeouts",
@@ -194,6 +208,13 @@ _OWN_OPTIONS = {
     "time": "set launch.time_min",
 }
 """sbatch options that the launcher must decide, and why."""
+
+
+MAIL_TYPES = (
+    "NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT",
+    "TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS",
+)  # fmt: skip
+"""What sbatch takes as --mail-type (its manual, Slurm 22.05)."""
 
 
 class LaunchConfig(_Section):
@@ -214,7 +235,11 @@ class LaunchConfig(_Section):
     exclude: _Line | None = None
     """Nodes to keep away from."""
     gpu_type: _Line | None = None
-    """Type in the gres request: `a100` asks for `gpu:a100:N`."""
+    """Type of GPU, as the site's gres has it: `a100` asks for `gpu:a100:N`."""
+    gpu_request: Literal["auto", "gres", "gpus-per-node", "none"] = "auto"
+    """How GPUs are asked for; `auto` is gres with a type, else gpus-per-node; `none` is not."""
+    exclusive: bool = False
+    """Whole nodes, shared with no other job."""
     cpus_per_gpu: Positive = 8
     """CPU cores per task; data workers need most of them."""
     mem_gib_per_gpu: Positive | None = None
@@ -223,16 +248,53 @@ class LaunchConfig(_Section):
     """Time limit of one attempt; the run goes on in the next."""
     signal_before_s: Positive = 120
     """Slurm warns this long before the time limit."""
+    stop_signals: tuple[Literal["TERM", "USR2", "USR1", "INT", "HUP"], ...] = (
+        "TERM",
+        "USR2",
+        "USR1",
+    )
+    """Signals after which a run saves and stops; TERM and USR2, which Slurm sends, always do."""
+    modules: tuple[_Line, ...] = ()
+    """Modules that the job loads, in this order, as `cuda/12.4`."""
+    env: dict[_Variable, _Line] = {}
+    """Environment variables of the job, as `NCCL_SOCKET_IFNAME: ib0`; taken literally."""
     setup: tuple[_Line, ...] = ()
-    """Shell lines before srun: modules, environment."""
+    """Further shell lines before srun."""
+    runs_dir: str | None = None
+    """Folder of the run directories, on storage that all nodes share; `--runs-dir` stands above."""
+    mail_type: _Line | None = None
+    """When Slurm mails: BEGIN, END, FAIL, REQUEUE, TIME_LIMIT or ALL, with commas between."""
+    mail_user: _Line | None = None
+    """Whom Slurm mails; none is who submits."""
+    on_event: tuple[_Line, ...] = ()
+    """Commands told of finished, failed, preempted and the like, as JSON on their stdin."""
+    on_event_timeout_s: Annotated[float, Field(gt=0, le=20)] = 10.0
+    """Such a command is killed after this; a job being killed has little longer."""
     sbatch: dict[_Line, _Line] = {}
     """Further sbatch options, as `reservation: maintenance`."""
     max_timeouts: NonNegative = 100
     """Requeues after a time limit."""
     max_crashes: NonNegative = 5
     """Requeues after a crash, a killed rank or a lost node."""
+    max_hangs: NonNegative = 5
+    """Requeues after a hang, that is no step within `train.hang_timeout_s`."""
     max_stalled_attempts: Positive = 3
     """Attempts in a row that may end without a new checkpoint."""
+
+
+class ContainerConfig(_Section):
+    """In which container the ranks run, if in one; no part of the result."""
+
+    runtime: Literal["none", "pyxis", "apptainer", "singularity"] = "none"
+    """Pyxis is an option of srun, the others are commands around each rank."""
+    image: str = ""
+    """File, or what the runtime can fetch, as `nvcr.io#nvidia/pytorch:25.01-py3`."""
+    mounts: tuple[_Line, ...] = ()
+    """Folders seen inside, as `/data` or `/data:/data:ro`; the run's own always is."""
+    python: _Line = "python3"
+    """The interpreter inside, which has this package's dependencies."""
+    options: tuple[_Line, ...] = ()
+    """Further options: of srun for Pyxis, else of `exec`, as `--cleanenv`."""
 
 
 class RunConfig(_Section):
@@ -240,7 +302,7 @@ class RunConfig(_Section):
 
     stage: Literal[1, 2]
     """1 aligns on image-text pairs, 2 fine-tunes on conversations."""
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")] = "run"
+    name: Annotated[str, Field(pattern=_NAME)] = "run"
     """Name of the run and of its Slurm job."""
     seed: NonNegative = 42
     """Of the sample order, the prompts and the projector's start."""
@@ -255,6 +317,7 @@ class RunConfig(_Section):
     train: TrainConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     launch: LaunchConfig = LaunchConfig()
+    container: ContainerConfig = ContainerConfig()
 
     @model_validator(mode="after")
     def _agree(self) -> RunConfig:
@@ -288,12 +351,40 @@ class RunConfig(_Section):
         for option in self.launch.sbatch:
             if reason := _OWN_OPTIONS.get(option.lstrip("-").replace("_", "-")):
                 faults.append(f"launch.sbatch.{option} cannot be set: {reason}")
+        faults += self._launch_faults()
         names = [source.name for source in self.data.sources]
         if len(set(names)) < len(names):
             faults.append(f"data.sources has a name twice: {', '.join(names)}")
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    def _launch_faults(self) -> list[str]:
+        faults = []
+        if self.container.runtime != "none" and not self.container.image:
+            faults.append(f"container.image is not set, which {self.container.runtime} needs")
+        if self.container.runtime == "none" and self.container.image:
+            faults.append(
+                "container.image is set, but container.runtime is none: set it to pyxis, apptainer "
+                "or singularity"
+            )
+        if self.launch.gpu_type and self.launch.gpu_request == "none":
+            faults.append(
+                "launch.gpu_type is set, but launch.gpu_request is none: it asks for no GPU"
+            )
+        if self.launch.mail_type:
+            wrong = [w for w in self.launch.mail_type.split(",") if w.upper() not in MAIL_TYPES]
+            if wrong:
+                faults.append(
+                    f"launch.mail_type has {', '.join(map(repr, wrong))}: use "
+                    f"{', '.join(MAIL_TYPES)}"
+                )
+        for command in self.launch.on_event:
+            try:
+                shlex.split(command)
+            except ValueError as error:
+                faults.append(f"launch.on_event {command!r} is no command: {error}")
+        return faults
 
     def _setting(self, key: str) -> Any:
         section, _, leaf = key.partition(".")
@@ -349,3 +440,12 @@ class RunConfig(_Section):
             return ()
         instructions = self.text.instructions or STAGE2_INSTRUCTIONS
         return tuple(self.template.render(instruction) for instruction in instructions)
+
+
+PATTERNS_IN_WORDS = {
+    _NAME: "must be letters, digits, `_`, `.` and `-`, at most 100, and begin with a letter or digit",
+    _SOURCE_NAME: "must be letters, digits, `_`, `.` and `-`",
+    _LINE: "must be one line of text, and not empty",
+    _VARIABLE: "must be the name of an environment variable: letters, digits and `_`",
+}
+"""What a text that was refused should have been, for people who read no regular expressions."""
