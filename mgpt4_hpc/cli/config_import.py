@@ -23,8 +23,9 @@ def import_command(file: Path, gpus: int | None, as_json: bool) -> None:
     \b
     mgpt4 config import train_configs/minigpt4_stage1_pretrain.yaml > mine.yaml
     """
-    from mgpt4_hpc.config.load import merge, read_yaml
+    from mgpt4_hpc.config.load import merge
     from mgpt4_hpc.config.original import as_yaml, import_original, is_original
+    from mgpt4_hpc.config.yaml_file import read_yaml
     from mgpt4_hpc.errors import ConfigError
 
     nested = read_yaml(file)

@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.schema import PATTERNS_IN_WORDS, RunConfig
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -22,7 +22,7 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
-MAPPINGS = ("launch.sbatch", "data.paths")
+MAPPINGS = ("launch.sbatch", "launch.env", "data.paths")
 """Settings that are mappings themselves: their entries are set one by one."""
 
 
@@ -153,4 +153,6 @@ def _explain_field(
         return f"{key}: unknown setting{_suggestion(key)}{told}"
     if kind == "missing":
         return f"{key}: not set, and has no default"
+    if kind == "string_pattern_mismatch":
+        message = PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], message)
     return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}{told}"

@@ -278,6 +278,8 @@ class LaunchConfig(_Section):
     """Requeues after a crash, a killed rank or a lost node."""
     max_hangs: NonNegative = 5
     """Requeues after a hang, that is no step within `train.hang_timeout_s`."""
+    max_bad_nodes: NonNegative = 3
+    """Nodes that a job may leave out as unfit; beyond, rather the check or the site is at fault."""
     max_stalled_attempts: Positive = 3
     """Attempts in a row that may end without a new checkpoint."""
 
@@ -443,7 +445,7 @@ class RunConfig(_Section):
 
 
 PATTERNS_IN_WORDS = {
-    _NAME: "must be letters, digits, `_`, `.` and `-`, at most 100, and begin with a letter or digit",
+    _NAME: "must be at most 100 letters, digits, `_`, `.` and `-`, the first a letter or digit",
     _SOURCE_NAME: "must be letters, digits, `_`, `.` and `-`",
     _LINE: "must be one line of text, and not empty",
     _VARIABLE: "must be the name of an environment variable: letters, digits and `_`",

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.load import Resolved, read_yaml
+from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")

@@ -13,8 +13,8 @@ from mgpt4_hpc.config.load import (
     env_layer,
     load_config,
     parse_assignments,
-    read_yaml,
 )
+from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 
 MINIMAL: dict[str, Any] = {
@@ -123,7 +123,8 @@ def test_a_text_is_taken_as_it_stands_and_anything_else_as_yaml(
 
 def test_the_environment_says_which_of_its_variables_are_settings() -> None:
     environ = {"MGPT4_LR": "1e-3", "MGPT4_LAUNCH__GPUS": "4", "MGPT4_RUNS_DIR": "/r", "HOME": "/h"}
-    assert env_layer(environ) == ("environment", {"train.lr": "1e-3", "launch.gpus": 4})
+    expected = {"train.lr": "1e-3", "launch.gpus": 4, "launch.runs_dir": "/r"}
+    assert env_layer(environ) == ("environment", expected)
     with pytest.raises(ConfigError, match=r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?"):
         env_layer({"MGPT4_TRAIN__LRR": "1"})
 
