@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "submit": ("submit", "Submit a stage, or both, to Slurm or to this machine."),
     "status": ("status", "What each run is doing."),
     "history": ("history", "The attempts of a run, and why each ended."),
+    "usage": ("usage", "GPU-hours of runs: useful, replayed, waiting, and so on."),
     "logs": ("logs", "Print or follow a run's log."),
     "cancel": ("cancel", "Cancel a run's job."),
     "resume": ("resume", "Submit an unfinished run again."),

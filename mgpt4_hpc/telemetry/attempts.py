@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE, Kind
-from mgpt4_hpc.telemetry.meters import PRODUCTIVE, QUEUE_WAIT, REPLAYED
+from mgpt4_hpc.telemetry.meters import PRODUCTIVE, QUEUE_WAIT, REPLAYED, START_UP, WIND_DOWN
 
 Record = Mapping[str, Any]
 
@@ -22,6 +22,7 @@ class Attempt:
         start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
+        ended_itself: whether it said so itself; otherwise it was killed, or lives.
         restored_step: step of the checkpoint it began from; 0 for a fresh start.
         first_step: its first finished step, None if it never got that far.
         first_step_at: unix time of that.
@@ -35,6 +36,8 @@ class Attempt:
         saves, save_failures: how many.
         last_saved_step: newest durable checkpoint of this attempt.
         substitutions, signals, faults, damaged: as recorded.
+        hangs: of each rank that could tell of a hang, what it told.
+        save_s: longest time from asking for a checkpoint to having it on disk.
         requeue: the line about the successor, where there is one.
         supervisor: all fields of the supervisor's notes, later ones winning.
     """
@@ -49,6 +52,7 @@ class Attempt:
     start: float = 0.0
     end: float = 0.0
     ended: bool = False
+    ended_itself: bool = False
     restored_step: int = 0
     first_step: int | None = None
     first_step_at: float | None = None
@@ -64,6 +68,8 @@ class Attempt:
     signals: list[str] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[dict[str, Any]] = field(default_factory=list)
+    hangs: list[dict[str, Any]] = field(default_factory=list)
+    save_s: float = 0.0
     requeue: dict[str, Any] | None = None
     supervisor: dict[str, Any] = field(default_factory=dict)
     submitted_at: float | None = None
@@ -126,11 +132,36 @@ def _read(number: int, records: Sequence[Record], notes: Sequence[Record]) -> At
     attempt.end = max(times, default=0.0)
     for record in records:
         _apply(attempt, record)
+    _account_for_silence(attempt, records)
     for note in notes:
         attempt.supervisor.update(note)
     _apply_supervisor(attempt)
     attempt.last_step = max(attempt.last_step, attempt.restored_step)
     return attempt
+
+
+def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:
+    """Name the time of which no line gives the seconds, where it is plain what it was.
+
+    An attempt that never told its seconds was starting up until its first step. One that wrote
+    its own end was winding down since it last told them. What passed before a kill stays open.
+    """
+    told_at = max((float(r["t"]) for r in records if _tells_seconds(r)), default=None)
+    if told_at is None:
+        until = attempt.end if attempt.first_step_at is None else attempt.first_step_at
+        if records:
+            attempt.buckets[START_UP] = max(0.0, until - attempt.start)
+    elif attempt.ended_itself:
+        rest = attempt.seconds - sum(attempt.buckets.values())
+        wind_down = min(rest, attempt.end - told_at)
+        if wind_down > 0:
+            attempt.buckets[WIND_DOWN] = attempt.buckets.get(WIND_DOWN, 0.0) + wind_down
+
+
+def _tells_seconds(record: Record) -> bool:
+    return record.get("kind") in (Kind.STEPS, Kind.FAULT, Kind.END) and isinstance(
+        record.get("buckets"), Mapping
+    )
 
 
 def _apply(attempt: Attempt, record: Record) -> None:
@@ -155,12 +186,15 @@ def _apply(attempt: Attempt, record: Record) -> None:
     elif kind == Kind.SAVE:
         attempt.saves += 1
         attempt.last_saved_step = _int(record.get("step"))
+        attempt.save_s = max(attempt.save_s, _float(record.get("durable_s")) or 0.0)
     elif kind == Kind.SAVE_FAILED:
         attempt.save_failures += 1
     elif kind == Kind.SUBSTITUTION:
         attempt.substitutions += 1
     elif kind == Kind.SIGNAL:
         attempt.signals.append(str(record.get("name")))
+    elif kind == Kind.HANG:
+        attempt.hangs.append(dict(record))
     elif kind == Kind.FAULT:
         attempt.faults.append(dict(record))
     elif kind == Kind.DAMAGED:
@@ -168,12 +202,12 @@ def _apply(attempt: Attempt, record: Record) -> None:
     elif kind == Kind.REQUEUE:
         attempt.requeue = dict(record)
     elif kind == Kind.END:
-        attempt.ended = True
+        attempt.ended = attempt.ended_itself = True
         attempt.cause = str(record.get("cause") or UNKNOWN_CAUSE)
         attempt.exit_code = _int(record.get("exit_code"))
     if kind in (Kind.FIRST_STEP, Kind.STEPS, Kind.SAVE, Kind.STOP_REQUESTED, Kind.END):
         attempt.last_step = max(attempt.last_step, _int(record.get("step")) or 0)
-    if kind in (Kind.STEPS, Kind.END) and isinstance(record.get("buckets"), Mapping):
+    if _tells_seconds(record):
         seconds = {str(name): _float(value) for name, value in record["buckets"].items()}
         attempt.buckets = {name: value for name, value in seconds.items() if value is not None}
 

@@ -40,11 +40,13 @@ def goodput(attempts: Iterable[Attempt]) -> Goodput:
     for attempt in attempts:
         known = {name: value for name, value in attempt.buckets.items() if name != QUEUE_WAIT}
         known[UNACCOUNTED] = max(0.0, attempt.seconds - sum(known.values()))
+        # The buckets' clock cannot be set back, the ledger's can: then the buckets are right.
+        held_s = sum(known.values())
         for name, value in known.items():
             seconds[name] = seconds.get(name, 0.0) + value
             gpu_hours[name] = gpu_hours.get(name, 0.0) + value * attempt.world_size / 3600
         seconds[QUEUE_WAIT] += attempt.buckets.get(QUEUE_WAIT, 0.0)
-        wall_s += attempt.seconds + attempt.buckets.get(QUEUE_WAIT, 0.0)
+        wall_s += held_s + attempt.buckets.get(QUEUE_WAIT, 0.0)
     productive = seconds[PRODUCTIVE]
     running_s = wall_s - seconds[QUEUE_WAIT]
     return Goodput(

@@ -16,10 +16,11 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | `save` | a checkpoint is durable | `step`, `durable_s`, `stall_s` |
 | `save_failed` | it is not | `step`, `reason` |
 | `validation` | the held-out loss is known | `step`, `loss` |
-| `signal` | a signal came | `name` |
+| `signal` | a signal came | `name`, `deadline` (unix time; null is at once) |
 | `stop_requested` | the ranks agreed to stop | `step`, `reason`, `deadline` (unix time) |
 | `substitution` | a bad sample was replaced | `position`, `key`, `reason`, `replaced_by` |
 | `drift` | the run goes on though something changed | `what` |
+| `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
 | `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets` |
@@ -45,6 +46,7 @@ class Kind(StrEnum):
     STOP_REQUESTED = "stop_requested"
     SUBSTITUTION = "substitution"
     DRIFT = "drift"
+    HANG = "hang"
     FAULT = "fault"
     REQUEUE = "requeue"
     END = "end"

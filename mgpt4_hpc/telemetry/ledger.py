@@ -2,7 +2,7 @@
 
 Several hosts appending to one file would overwrite each other on NFS, hence one file per attempt.
 Whoever watches from outside (the batch script after a kill -9) writes beside it, into
-`supervisor-NNNN.jsonl`.
+`supervisor-NNNN.jsonl`, and a rank that hangs into `hang-NNNN-rank-RRRR.jsonl`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mgpt4_hpc.telemetry.kinds import SYNCED, Kind
 
 log = logging.getLogger(__name__)
 
-_FILE = re.compile(r"(attempt|supervisor)-(\d{4,})\.jsonl")
+_FILE = re.compile(r"(attempt|supervisor|hang)-(\d{4,})(?:-rank-\d{4,})?\.jsonl")
 _PENDING = 1000
 """Lines kept in memory while the disk refuses them."""
 
@@ -104,6 +104,25 @@ class Ledger:
         self._failed = True
 
 
+def append_hang(folder: Path, attempt: int, rank: int, **fields: object) -> Path:
+    """Write down that a rank hangs: any rank may be the one that still can.
+
+    Args:
+        folder: RUN/ledger.
+        attempt: the attempt it belongs to.
+        rank: the one that writes.
+        fields: kinds.py has those of `hang`.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: the folder refused.
+    """
+    path = Path(folder) / f"hang-{attempt:04d}-rank-{rank:04d}.jsonl"
+    return _append(path, kind=Kind.HANG, rank=rank, **fields)
+
+
 def append_supervisor_note(folder: Path, attempt: int, **fields: object) -> Path:
     """Write down what is known from outside about an attempt that could not say it itself.
 
@@ -118,7 +137,10 @@ def append_supervisor_note(folder: Path, attempt: int, **fields: object) -> Path
     Raises:
         OSError: the folder refused.
     """
-    path = Path(folder) / f"supervisor-{attempt:04d}.jsonl"
+    return _append(Path(folder) / f"supervisor-{attempt:04d}.jsonl", **fields)
+
+
+def _append(path: Path, **fields: object) -> Path:
     fd = _open(path)
     try:
         _write(fd, json.dumps({"t": time.time(), **fields}, default=str).encode() + b"\n")
@@ -143,8 +165,8 @@ def read_ledgers(folder: Path) -> list[Attempt]:
     for name in sorted(names):
         match = _FILE.fullmatch(name)
         if match:
-            into = records if match[1] == "attempt" else notes
-            into[int(match[2])] = read_records(folder / name)
+            into = notes if match[1] == "supervisor" else records
+            into.setdefault(int(match[2]), []).extend(read_records(folder / name))
     numbers = sorted(records.keys() | notes.keys())
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 

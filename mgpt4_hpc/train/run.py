@@ -212,6 +212,8 @@ def _attempt(
     )
     try:
         ending, reason = train(loop)
+        # The last save is in it, and steps that were not yet reported: what follows is winding down.
+        recorder.event(Kind.STEPS, step=state.step, buckets=buckets.seconds)
         outcome = Outcome(ending, state.step, restored_step, saving.durable_step, reason, attempt)
         with buckets.time(WIND_DOWN):
             _wind_down(outcome, config, ranks, recorder, end)

@@ -1,0 +1,81 @@
+"""``mgpt4 usage``: what the GPU-hours of runs went into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.run_dir import find_run, list_runs
+from mgpt4_hpc.telemetry.usage import PURPOSES, USEFUL, Usage, read_usage
+
+
+@click.command("usage", short_help="GPU-hours of runs: useful, replayed, waiting, and so on.")
+@click.argument("names", metavar="[RUN]...", nargs=-1)
+@runs_dir_option
+@json_option
+def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
+    """What the GPU-hours of runs went into: those named, or all of the folder.
+
+    Useful are steps done for the first time; replayed ones had been done already and were lost.
+    Goodput is the useful part of the time that a run held its GPUs, and then of all the time since
+    its submission, the waits in the queue included. An attempt that was killed counts up to its
+    last sign of life.
+
+    \b
+    mgpt4 usage stage1-vicuna7b
+    mgpt4 usage stage1-vicuna7b stage2-vicuna7b --json
+    """
+    runs_dir = absolute(runs_dir)
+    runs = [find_run(name, runs_dir) for name in dict.fromkeys(names)] or list_runs(runs_dir)
+    for run in runs:
+        run.identity()
+    found, total = read_usage(runs)
+    if as_json:
+        echo_json({"runs": [_plain(one) for one in found], "total": _plain(total)})
+    elif not runs:
+        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+    else:
+        _print([*found, total] if len(found) > 1 else found)
+
+
+def _plain(one: Usage) -> dict[str, Any]:
+    return {**asdict(one), "total_gpu_hours": one.total_gpu_hours}
+
+
+def _print(rows: Sequence[Usage]) -> None:
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table(
+        "run", ">attempts", ">GPU-hours", ">useful", ">queue", ">goodput", ">with queue"
+    )
+    for row in rows:
+        cells = (
+            row.name + (" (running)" if row.running else ""),
+            f"{row.num_attempts}, {row.num_killed} killed" if row.num_killed else row.num_attempts,
+            _number(row.total_gpu_hours),
+            _number(row.gpu_hours[USEFUL]),
+            f"{_number(row.queue_wait_h)} h",
+            f"{row.goodput:.1%}",
+            f"{row.goodput_with_queue:.1%}",
+        )
+        table.add_row(*map(plain, cells))
+    print_table(table)
+    click.echo()
+    split = new_table("GPU-hours", *(f">{row.name}" for row in rows), ">share")
+    whole = rows[-1]  # the total where there is one
+    for purpose in PURPOSES:
+        share = whole.gpu_hours[purpose] / whole.total_gpu_hours if whole.total_gpu_hours else 0.0
+        hours = (_number(row.gpu_hours[purpose]) for row in rows)
+        split.add_row(*map(plain, (purpose.replace("_", " "), *hours, f"{share:.1%}")))
+    print_table(split)
+
+
+def _number(hours: float) -> str:
+    """Two places from a tenth of an hour on, four for short runs."""
+    return f"{hours:,.2f}" if hours >= 0.1 else f"{hours:.4f}"
