@@ -81,7 +81,7 @@ def compare_command(
     from mgpt4_hpc.evaluation.objects import named_objects
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.evaluation.suites import evaluate, look_at
-    from mgpt4_hpc.model.talker import Talker
+    from mgpt4_hpc.model.talker import Talker, same_towers
 
     sources = [
         locate(name, absolute(runs_dir), weights=weights, template=template)
@@ -95,7 +95,7 @@ def compare_command(
     with counting("answers", (4 if suite == "failure" else 2) * len(examples)) as count:
         talker = None
         for source in sources:
-            if talker is None or not _same_towers(talker.source, source):
+            if talker is None or not same_towers(talker.source, source):
                 talker = None  # let go of the first before the second is loaded
                 talker = Talker(source, device=device, precision=precision)
                 pictures = look_at(talker, examples, batch_size=batch_size)
@@ -120,21 +120,6 @@ def compare_command(
         return
     click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
     print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
-
-
-def _same_towers(one: Source, two: Source) -> bool:
-    """Whether only the projector differs, so that what the towers saw can be used again."""
-
-    def around(source: Source) -> tuple[object, ...]:
-        model = source.config.model if source.config else None
-        lora = (
-            source.projector is not None
-            and source.projector.with_name("lora.safetensors").is_file()
-        )
-        settings = (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None
-        return source.weights.resolve(), settings, lora
-
-    return around(one) == around(two)
 
 
 def _table(rows: list[Difference]) -> list[tuple[str, ...]]:

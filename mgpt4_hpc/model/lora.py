@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,42 +92,79 @@ def load_lora(language_model: nn.Module, tensors: Mapping[str, torch.Tensor], so
             parameter.copy_(tensors[name])
 
 
-def use_lora_beside(language_model: nn.Module, projector: Path) -> bool:
+@dataclass(frozen=True)
+class SavedLora:
+    """What a checkpoint holds of LoRA.
+
+    Attributes:
+        tensors: by name.
+        rank, alpha, target_modules: as it was trained.
+        source: its file, for messages.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    rank: int
+    alpha: float
+    target_modules: tuple[str, ...]
+    source: str
+
+
+def read_lora_beside(projector: Path) -> SavedLora | None:
+    """The LoRA that lies beside a projector's file; None if it was trained without.
+
+    Raises:
+        WeightsError: if it cannot be read, or nothing says how it was set.
+    """
+    file = projector.parent / LORA_FILE
+    if not file.is_file():
+        return None
+    settings = _settings(projector.parent / "manifest.json")
+    return SavedLora(
+        tensors=dict(read_tensors(file)),
+        rank=int(settings["rank"]),
+        alpha=float(settings["alpha"]),
+        target_modules=tuple(settings["target_modules"]),
+        source=str(file),
+    )
+
+
+def use_lora(language_model: nn.Module, saved: SavedLora | None) -> None:
     """Bring the language model to the state that a checkpoint's projector was trained with.
 
     Args:
         language_model: with or without LoRA from an earlier call.
-        projector: a weight file; LoRA lies beside it, or it was trained without.
-
-    Returns:
-        whether there is LoRA.
+        saved: what the checkpoint holds of it, if anything.
 
     Raises:
         WeightsError: if it cannot be added, or does not fit what an earlier call added.
     """
-    file = projector.parent / LORA_FILE
     own = lora_parameters(language_model)
-    if not file.is_file():
+    if saved is None:
         with torch.no_grad():
             for parameter in own.values():
                 parameter.zero_()  # a product with zero adds nothing
-        return False
-    settings = _settings(projector.parent / "manifest.json")
-    if own and language_model.peft_config["default"].lora_alpha != settings["alpha"]:  # type: ignore[union-attr,index]
+        return
+    if own and language_model.peft_config["default"].lora_alpha != saved.alpha:  # type: ignore[union-attr,index]
         raise WeightsError(
-            f"the LoRA of {file} has another alpha than the one that the model holds",
+            f"the LoRA of {saved.source} has another alpha than the one that the model holds",
             fix="load them one after the other, each into a model of its own",
         )
     if not own:
         add_lora(
             language_model,
-            rank=int(settings["rank"]),
-            alpha=float(settings["alpha"]),
-            target_modules=tuple(settings["target_modules"]),
+            rank=saved.rank,
+            alpha=saved.alpha,
+            target_modules=saved.target_modules,
             seed=0,
         )
-    load_lora(language_model, read_tensors(file), str(file))
-    return True
+    load_lora(language_model, saved.tensors, saved.source)
+
+
+def use_lora_beside(language_model: nn.Module, projector: Path) -> bool:
+    """As ``use_lora``, with what lies beside a projector's file; returns whether there is any."""
+    saved = read_lora_beside(projector)
+    use_lora(language_model, saved)
+    return saved is not None
 
 
 def _settings(manifest: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Shapes: N images, C channels, H height, W width, I image tokens, Q projector's i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from mgpt4_hpc.model.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.export import find_projector, read_projector
 from mgpt4_hpc.model.generate import Sampling, answer_prompts, stream
 from mgpt4_hpc.model.interleave import context_length, prompt_length
-from mgpt4_hpc.model.lora import use_lora_beside
+from mgpt4_hpc.model.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
 from mgpt4_hpc.model.minigpt4 import build_model
 from mgpt4_hpc.model.preprocess import normalise
 from mgpt4_hpc.model.tokenizer import load_tokenizer
@@ -50,6 +50,34 @@ class Source:
     config: RunConfig | None = None
     run: RunDir | None = None
     step: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training changed, read into memory.
+
+    Attributes:
+        source: where it was.
+        projector: of ``llama_proj``, without prefix.
+        lora: what was trained beside it, if anything.
+    """
+
+    source: Source
+    projector: Mapping[str, torch.Tensor]
+    lora: SavedLora | None
+
+
+def same_towers(one: Source, two: Source) -> bool:
+    """Whether one model can answer for both: only what was trained differs."""
+
+    def around(source: Source) -> tuple[object, ...]:
+        model = source.config.model if source.config else None
+        settings = (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None
+        file = source.projector
+        lora = file is not None and file.with_name(LORA_FILE).is_file()
+        return source.weights.resolve(), settings, lora
+
+    return around(one) == around(two)
 
 
 def find_source(
@@ -129,27 +157,38 @@ class Talker:
         """Side of the square that images are brought to, in pixels."""
         return self.bundle.architecture.image_size
 
-    def use(self, source: Source) -> None:
+    def read(self, source: Source) -> Trained:
+        """What was trained on these weights, into memory: a run deletes its old checkpoints.
+
+        Raises:
+            WeightsError: if it is missing, broken, or of another variant than the weights.
+        """
+        lora = read_lora_beside(source.projector or source.weights / "none")
+        if source.projector is None:
+            own = self.bundle.projector_state()
+            if own is None:
+                raise WeightsError(
+                    f"{source.weights} has no trained projector",
+                    fix="give a run or a checkpoint, or import one with "
+                    "`mgpt4 weights import --projector pretrained_minigpt4.pth`",
+                )
+            return Trained(source, own, lora)
+        state = dict(read_projector(source.projector))
+        require_projector_fits(
+            self.bundle.architecture,
+            self.bundle.architecture.llm_dim or 0,
+            tuple(state["weight"].shape),
+            str(source.projector),
+        )
+        return Trained(source, state, lora)
+
+    def use(self, trained: Source | Trained) -> None:
         """Answer with another projector of the same weights, and its LoRA, from now on."""
-        if source.projector is not None:
-            state = read_projector(source.projector)
-            require_projector_fits(
-                self.bundle.architecture,
-                self.bundle.architecture.llm_dim or 0,
-                tuple(state["weight"].shape),
-                str(source.projector),
-            )
-            self.model.llama_proj.load_state_dict(dict(state))
-        elif (own := self.bundle.projector_state()) is not None:
-            self.model.llama_proj.load_state_dict(own)
-        else:
-            raise WeightsError(
-                f"{source.weights} has no trained projector",
-                fix="give a run or a checkpoint, or import one with "
-                "`mgpt4 weights import --projector pretrained_minigpt4.pth`",
-            )
-        use_lora_beside(self.model.language_model, source.projector or source.weights / "none")
-        self.source = source
+        if isinstance(trained, Source):
+            trained = self.read(trained)
+        self.model.llama_proj.load_state_dict(dict(trained.projector))
+        use_lora(self.model.language_model, trained.lora)
+        self.source = trained.source
 
     def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
         """The towers' features (N, I, Q) of uint8 pixels of the model's image size."""
