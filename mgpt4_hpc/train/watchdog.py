@@ -1,0 +1,182 @@
+"""Ends a process in which nothing moves any more, and says where it stood.
+
+Every rank has its own: when one hangs, the others soon wait for it in a collective, and all of
+them write their stacks, so that the logs tell who waits for whom. Then the process ends with
+:data:`~mgpt4_hpc.errors.EXIT_HUNG`, and whoever started the ranks decides whether they come back.
+A rank that was stopped (SIGSTOP) or whose node froze writes nothing; the others end, and with them
+the job.
+
+A thread keeps the time. A hang inside a C call that holds the interpreter's lock keeps that thread
+from running too, so it winds up an alarm clock each time it looks: faulthandler's own thread, which
+needs no lock, writes the stacks, and the kernel's SIGALRM ends the process.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+from mgpt4_hpc.errors import EXIT_HUNG
+
+PEERS_S = 10.0
+"""From our stacks to our end: peers that wait for us write theirs meanwhile, before the first of us
+to leave takes the others along."""
+
+ALARM_DELAY_S = 20.0
+"""How long after the thread should have acted the alarm clock does."""
+
+_LOOK_EVERY_S = 5.0
+_NOTE_S = 10.0
+"""Patience with a disk that may be what hangs."""
+
+
+@dataclass(frozen=True)
+class Hang:
+    """What is known of a hang.
+
+    Attributes:
+        phase: what the process was at, as "step" or "validation".
+        silent_s: seconds since the last sign of life.
+        allowed_s: how many were allowed.
+        step: optimizer steps completed.
+    """
+
+    phase: str
+    silent_s: float
+    allowed_s: float
+    step: int
+
+
+class Watchdog:
+    """Watches the calling process from :meth:`start` to :meth:`close`.
+
+    Args:
+        step_s: longest silence between steps; 0 watches nothing.
+        slow_s: the same in the phases that :meth:`phase` names: loading, compiling, validating.
+        note: told of a hang, in another thread and with little time; may fail or hang itself.
+        stream: where the stacks go; it must have a file descriptor.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        step_s: float,
+        slow_s: float,
+        *,
+        note: Callable[[Hang], None] = lambda hang: None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.step_s = step_s
+        self.slow_s = max(slow_s, step_s)
+        self.note = note
+        # Its descriptor: the stream's own lock may be in the hands of whoever hangs.
+        self._fd = (stream or sys.stderr).fileno() if step_s > 0 else -1
+        self._clock = clock
+        self._step = 0
+        self._phases: list[tuple[str, float]] = []
+        self._since = clock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+
+    def start(self) -> Watchdog:
+        """Begin to watch."""
+        if self.step_s > 0 and self._thread is None:
+            self._since = self._clock()
+            self._wind_up(self._allowed()[1])
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def beat(self, step: int | None = None) -> None:
+        """Something moved. Costs nothing.
+
+        Args:
+            step: optimizer steps completed, if that is what moved.
+        """
+        if step is not None:
+            self._step = step
+        self._since = self._clock()
+
+    @contextmanager
+    def phase(self, name: str, allowed_s: float | None = None) -> Iterator[None]:
+        """A part of the work that takes longer than a step.
+
+        Args:
+            name: for the log.
+            allowed_s: seconds without a beat; the slow phases' usual ones if not given.
+        """
+        self._phases.append((name, self.slow_s if allowed_s is None else allowed_s))
+        self.beat()
+        try:
+            yield
+        finally:
+            self._phases.pop()
+            self.beat()
+
+    def close(self) -> None:
+        """Watch no longer."""
+        if self._thread is not None and os.getpid() == self._pid:
+            self._closed.set()
+            self._thread.join()
+            self._thread = None
+
+    def _allowed(self) -> tuple[str, float]:
+        phases = self._phases
+        return phases[-1] if phases else ("step", self.step_s)
+
+    def _watch(self) -> None:
+        try:
+            while not self._closed.wait(self._look_every_s):
+                phase, allowed_s = self._allowed()
+                silent_s = self._clock() - self._since
+                if silent_s >= allowed_s:
+                    self._end(Hang(phase, silent_s, allowed_s, self._step))
+                self._wind_up(allowed_s - silent_s)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    @property
+    def _look_every_s(self) -> float:
+        return min(_LOOK_EVERY_S, self.step_s / 4)
+
+    def _wind_up(self, left_s: float) -> None:
+        seconds = left_s + self._look_every_s + ALARM_DELAY_S
+        faulthandler.dump_traceback_later(seconds, file=self._fd)
+        # By default this signal ends a process; nothing else here uses it.
+        signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)
+
+    def _end(self, hang: Hang) -> None:
+        """Stacks first: whatever comes after may hang as well."""
+        self._wind_up(_NOTE_S + PEERS_S)
+        self._tell(
+            f"no sign of life for {hang.silent_s:.0f} s in phase {hang.phase!r} after step "
+            f"{hang.step} ({hang.allowed_s:.0f} s are allowed); the stacks of all threads:"
+        )
+        faulthandler.dump_traceback(self._fd, all_threads=True)
+        noting = threading.Thread(target=self.note, args=(hang,), name="hang-note", daemon=True)
+        noting.start()
+        noting.join(_NOTE_S)
+        time.sleep(PEERS_S)
+        self._tell(f"this process ends itself with code {EXIT_HUNG}")
+        os._exit(EXIT_HUNG)
+
+    def _tell(self, text: str) -> None:
+        os.write(self._fd, f"\n=== hang: {text} ===\n".encode())
+
+
+class NoWatchdog(Watchdog):
+    """Watches nothing: for library use and tests."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0)
