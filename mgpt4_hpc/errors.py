@@ -15,6 +15,7 @@ command that it ends::
     ├── WeightsError           1   a weight file, bundle or tokenizer
     ├── CheckpointError        1   no checkpoint could be written or verified
     ├── RendezvousError        1   the ranks did not find each other
+    ├── StorageTrouble         1   shared storage does not answer, perhaps only now
     ├── FatalTrainingError     70  it would fail the same way again: never requeued
     └── BadNode                71  this node, not the run, is at fault
 
@@ -23,7 +24,7 @@ A programming mistake stays an AssertionError or whatever Python raises: it is n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 EXIT_RESUMABLE = 75
 """Trainer's exit code for "stopped, can go on" (EX_TEMPFAIL of sysexits.h)."""
@@ -146,6 +147,12 @@ class RendezvousError(MgptError):
     will_repeat = False
 
 
+class StorageTrouble(MgptError):
+    """Shared storage refuses or hides what was there before: worth another start."""
+
+    will_repeat = False
+
+
 class FatalTrainingError(MgptError):
     """Training would fail the same way again; requeueing it would only burn GPU hours."""
 
@@ -157,3 +164,5 @@ class BadNode(MgptError):
 
     exit_code = 71
     will_repeat = False
+    nodes: Mapping[str, str] = {}
+    """Node to its faults, where it is known by name."""

@@ -43,6 +43,7 @@ class Cause(StrEnum):
     SIGNALLED = "signalled"
     CANCELLED = "cancelled"
     CRASHED = "crashed"
+    BAD_NODE = "bad node"
     FATAL = "fatal"
     UNKNOWN = "unknown"
 
@@ -119,11 +120,13 @@ def decide(
     budget: LaunchConfig,
     *,
     requeue_allowed: bool = True,
+    bad_nodes: int = 0,
 ) -> Decision:
     """What happens to an unfinished run.
 
     Preemptions are free. Time-outs and crashes have budgets, and so have attempts in a row that
-    brought nothing (those that were preempted do not count: they were given no chance).
+    brought nothing (those that were preempted or met a bad node do not count: they were given no
+    chance).
 
     Args:
         cause: why this attempt ends.
@@ -131,6 +134,7 @@ def decide(
         earlier: the attempts before it, oldest first.
         budget: the run's limits.
         requeue_allowed: Slurm's own say for this job.
+        bad_nodes: how many nodes this job has found unfit so far.
     """
     if cause is Cause.REQUEUED:
         return Decision(cause, Action.LEAVE, "the job is back in the queue already")
@@ -149,6 +153,13 @@ def decide(
             return Decision(
                 cause, Action.GIVE_UP, f"{kind} {count} times, {setting} allows {limit}"
             )
+    if cause is Cause.BAD_NODE and bad_nodes > budget.max_bad_nodes:
+        return Decision(
+            cause,
+            Action.GIVE_UP,
+            f"{bad_nodes} nodes failed the check, launch.max_bad_nodes allows "
+            f"{budget.max_bad_nodes}",
+        )
     stalled = _stalled_in_a_row([*earlier, PastAttempt(cause, this.progressed)])
     if stalled >= budget.max_stalled_attempts:
         return Decision(
@@ -164,7 +175,7 @@ def decide(
 def _stalled_in_a_row(attempts: Sequence[PastAttempt]) -> int:
     count = 0
     for attempt in reversed(attempts):
-        if attempt.cause in (Cause.PREEMPTED, Cause.REQUEUED):
+        if attempt.cause in (Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE):
             continue
         if attempt.progressed:
             break

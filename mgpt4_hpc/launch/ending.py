@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from mgpt4_hpc.config.schema import LaunchConfig
-from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, SlurmRejected
+from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt, classify, decide
+from mgpt4_hpc.launch.exclusion import exclude_nodes, nodes_found_bad
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -26,7 +27,14 @@ EXIT_RESTART = 144
 """What submitit's local job side means by "start me again"."""
 
 _FOUND_OUT = frozenset(
-    {Cause.PREEMPTED, Cause.TIME_LIMIT, Cause.SIGNALLED, Cause.CANCELLED, Cause.CRASHED}
+    {
+        Cause.PREEMPTED,
+        Cause.TIME_LIMIT,
+        Cause.SIGNALLED,
+        Cause.CANCELLED,
+        Cause.CRASHED,
+        Cause.BAD_NODE,
+    }
 )
 """Causes that stay true after rank 0 died."""
 
@@ -86,12 +94,17 @@ def find_decision(
         cause = Cause(this.cause)
     if cause is not Cause.REQUEUED and cancel_requested(run, start.job_id):
         cause = Cause.CANCELLED
-    earlier = [
-        past(attempt)
-        for attempt in read_ledgers(run.ledger)
-        if start.is_of_job(attempt) and not start.is_of(attempt)
-    ]
-    return decide(cause, this, earlier, budget, requeue_allowed=requeue_allowed)
+    mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+    if cause is Cause.BAD_NODE and start.executor == "local":
+        return Decision(cause, Action.GIVE_UP, "this machine is unfit, and there is no other")
+    return decide(
+        cause,
+        this,
+        [past(attempt) for attempt in mine if not start.is_of(attempt)],
+        budget,
+        requeue_allowed=requeue_allowed,
+        bad_nodes=len(nodes_found_bad(mine)),
+    )
 
 
 def past(attempt: Attempt) -> PastAttempt:
@@ -100,14 +113,25 @@ def past(attempt: Attempt) -> PastAttempt:
     return PastAttempt(attempt.cause, saved is not None and saved > attempt.restored_step)
 
 
-def carry_out(run: RunDir, start: JobStart, decision: Decision) -> Decision:
+def carry_out(
+    run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str] = ()
+) -> Decision:
     """Requeue, or leave behind what a person needs to know.
+
+    After a bad node the job is kept away from all that it found bad so far.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        decision: what is to be done.
+        bad_nodes: found unfit, where the ledger may not be able to say so.
 
     Returns:
         the decision; a requeue that Slurm refused has become a request to a person.
     """
     if decision.action is Action.REQUEUE and start.executor == "slurm":
-        refusal = _requeue(start)
+        refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes)
+        decision = replace(decision, reason=f"{decision.reason}{excluded}")
         if refusal:
             decision = replace(
                 decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
@@ -129,7 +153,23 @@ def _leave_behind(marker: Path, text: str) -> None:
 
 def exit_code(decision: Decision) -> int:
     """The trainer's exit code for an unfinished run: never 0, or a dependent job would start."""
+    if decision.cause is Cause.BAD_NODE:
+        return BadNode.exit_code
     return FatalTrainingError.exit_code if decision.action is Action.GIVE_UP else EXIT_RESUMABLE
+
+
+def _requeue_elsewhere(
+    run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str]
+) -> tuple[str, str]:
+    """Why there was no requeue (empty if there was), and what was excluded."""
+    # Slurm ends this very process after the requeue; the exclusion is possible only then.
+    with slurm.signals_held_back():
+        refusal = _requeue(start)
+        if refusal or decision.cause is not Cause.BAD_NODE:
+            return refusal, ""
+        mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+        nodes = list(dict.fromkeys([*nodes_found_bad(mine), *bad_nodes]))
+        return "", f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
 
 
 def _requeue(start: JobStart) -> str:

@@ -26,6 +26,8 @@ class Place:
         ranks: this process among the others.
         nodes: node list as Slurm writes it, or this host.
         master_host: where rank 0 listens.
+        node: this process's node, as the scheduler names it.
+        gpu_allotted: whether the scheduler gave this process a GPU.
     """
 
     executor: str
@@ -34,6 +36,8 @@ class Place:
     ranks: Ranks
     nodes: str
     master_host: str
+    node: str
+    gpu_allotted: bool = False
 
     @property
     def token(self) -> str:
@@ -78,6 +82,7 @@ def _local(environ: Mapping[str, str]) -> Place:
         ranks=Ranks(rank, int(environ["SUBMITIT_LOCAL_LOCALID"]), world, world),
         nodes=socket.gethostname(),
         master_host="127.0.0.1",
+        node=socket.gethostname(),
     )
 
 
@@ -100,6 +105,8 @@ def _slurm(environ: Mapping[str, str]) -> Place:
         ranks=ranks,
         nodes=environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
         master_host=host or "127.0.0.1",
+        node=environ.get("SLURMD_NODENAME", socket.gethostname()),
+        gpu_allotted=bool(environ.get("CUDA_VISIBLE_DEVICES")),
     )
 
 

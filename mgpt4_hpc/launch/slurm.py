@@ -56,7 +56,7 @@ def run_slurm(
     """
     told = " ".join(command)
     try:
-        with _signals_held_back():
+        with signals_held_back():
             done = subprocess.run(
                 list(command),
                 capture_output=True,
@@ -90,7 +90,7 @@ def run_slurm(
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Block the stop signals, also for children: Slurm signals every process of a step.
 
     The TERM that comes with a preemption or with our own requeue would kill the very scontrol

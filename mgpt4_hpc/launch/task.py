@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from submitit.helpers import DelayedSubmission
 
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError, Overtaken
+from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
 from mgpt4_hpc.launch.ending import EXIT_RESTART, JobStart, carry_out, exit_code, find_decision
@@ -80,7 +80,10 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
 
 def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
     from mgpt4_hpc import distributed
+    from mgpt4_hpc.launch.bad_node import settle_bad_node
     from mgpt4_hpc.train.device import choose_device
+    from mgpt4_hpc.train.node_check import check_node
+    from mgpt4_hpc.train.node_verdict import NodeCouncil
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending
 
@@ -100,6 +103,19 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
         if place.ranks.world_size > 1
         else None
     )
+    council = NodeCouncil(store, place.ranks, place.node)
+    error = council.verdict(
+        lambda: check_node(
+            config, place.ranks, run.path, place.node, gpu_allotted=place.gpu_allotted
+        )
+    )
+    if isinstance(error, BadNode):
+        bad, claim = error, _claim(run, place)
+        council.first_does(
+            lambda: settle_bad_node(run, start, config.launch, bad, claim, started_at)
+        )
+    if error is not None:
+        raise error
     distributed.start_group(place.ranks, choose_device(config, place.ranks), store)
     outcome = run_training(
         run, place.ranks, stop, claim=_claim(run, place), started_at=started_at, end=end

@@ -1,0 +1,205 @@
+"""The ranks' findings about their nodes, and one verdict that all of them hear.
+
+The process group cannot carry it: a rank whose GPU is dead never gets that far, and the others
+would wait for it at the rendezvous until the time-out. So they speak through the store by which
+they met, which needs nothing but a network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
+from mgpt4_hpc.train.node_check import CLOCK_TOLERANCE_S, Findings
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+CHECK_TIMEOUT_S = 180.0
+"""A rank that has not answered by then hangs in a driver or on a dead mount."""
+_LEAVE_S = 60.0
+"""Longest that the others wait for rank 0's decision, and it for them to have heard it."""
+
+_PREFIX = "mgpt4/node"
+
+
+class NodeCouncil:
+    """One rank's seat among those who judge their nodes.
+
+    Args:
+        store: of the rendezvous; None for a single rank, which judges alone.
+        ranks: this process among the others.
+        node: name of its node.
+        timeout_s: patience with a rank that does not answer.
+    """
+
+    def __init__(
+        self,
+        store: TCPStore | None,
+        ranks: Ranks,
+        node: str,
+        *,
+        timeout_s: float = CHECK_TIMEOUT_S,
+    ) -> None:
+        self._store = store
+        self._ranks = ranks
+        self._node = node
+        self._timeout_s = timeout_s
+
+    def verdict(self, check: Callable[[], Findings]) -> MgptError | None:
+        """Look at the own node, hear of the others; the same answer on every rank.
+
+        Args:
+            check: looks at this rank's node.
+
+        Returns:
+            None if all nodes are fit; :class:`BadNode` with the nodes and their faults; or
+            :class:`StorageTrouble` where none of the nodes can write the run's folder.
+
+        Raises:
+            RendezvousError: rank 0 gave no verdict in time.
+        """
+        if self._store is None:
+            return judge([check()])
+        if self._ranks.is_first:
+            return self._preside(check)
+        self._set(f"host/{self._ranks.rank}", self._node)
+        self._get("called", self._timeout_s)
+        self._set(f"found/{self._ranks.rank}", asdict(check()))
+        # Rank 0 looks too, and may itself wait its full time for the slowest of us.
+        return _error_of(self._get("verdict", 2 * self._timeout_s + _LEAVE_S))
+
+    def first_does(self, action: Callable[[], object]) -> None:
+        """Let rank 0 act on a bad verdict while the others wait, and nobody leave before.
+
+        A rank that leaves with a bad code gets the others killed; rank 0 takes the store along.
+        """
+        if not self._ranks.is_first:
+            try:
+                self._get("settled", _LEAVE_S)
+                self._set(f"heard/{self._ranks.rank}", True)
+            except RendezvousError:
+                pass  # it died over it: then the batch script decides
+            return
+        try:
+            action()
+        finally:
+            if self._store is not None:
+                self._set("settled", True)
+                self._missing("heard", _LEAVE_S)
+
+    def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
+        began = time.time()
+        self._set("called", True)  # whoever reads its clock after this reads it after `began`
+        found = {0: check()}
+        missing = self._missing("found", self._timeout_s)
+        for rank in range(1, self._ranks.world_size):
+            if rank in missing:
+                node = self._get(f"host/{rank}", 1.0, default=f"the node of rank {rank}")
+                fault = f"rank {rank} did not finish looking at it within {self._timeout_s:.0f} s"
+                found[rank] = Findings(str(node), (fault,), "", began)
+            else:
+                told = self._get(f"found/{rank}", self._timeout_s)
+                found[rank] = Findings(
+                    told["node"], tuple(told["faults"]), told["storage"], told["time"]
+                )
+        error = judge([found[rank] for rank in sorted(found)], began, time.time())
+        self._set("verdict", _plain(error))
+        return error
+
+    def _missing(self, what: str, timeout_s: float) -> set[int]:
+        """Ranks other than 0 that have not set their ``what`` within the time."""
+        assert self._store is not None
+        missing = set(range(1, self._ranks.world_size))
+        try:
+            keys = [f"{_PREFIX}/{what}/{rank}" for rank in missing]
+            self._store.wait(keys, timedelta(seconds=timeout_s))
+            return set()
+        except RuntimeError:
+            return {r for r in missing if not self._store.check([f"{_PREFIX}/{what}/{r}"])}
+
+    def _set(self, key: str, value: Any) -> None:
+        assert self._store is not None
+        try:
+            self._store.set(f"{_PREFIX}/{key}", json.dumps(value))
+        except RuntimeError as error:
+            raise RendezvousError(f"rank {self._ranks.rank} lost rank 0: {error}") from error
+
+    def _get(self, key: str, timeout_s: float, default: Any = None) -> Any:
+        assert self._store is not None
+        try:
+            self._store.wait([f"{_PREFIX}/{key}"], timedelta(seconds=timeout_s))
+            return json.loads(self._store.get(f"{_PREFIX}/{key}"))
+        except RuntimeError as error:
+            if default is not None:
+                return default
+            raise RendezvousError(
+                f"rank {self._ranks.rank} heard nothing from rank 0 about the nodes "
+                f"within {timeout_s:.0f} s",
+                why="rank 0 died or hangs while it looks at its node",
+                fix="see rank 0's log",
+            ) from error
+
+
+def judge(
+    found: Sequence[Findings], began: float = 0.0, ended: float = float("inf")
+) -> MgptError | None:
+    """What all findings together say.
+
+    Args:
+        found: one per rank; rank 0's first.
+        began: rank 0's clock before anybody read theirs.
+        ended: the same afterwards.
+    """
+    faults: dict[str, list[str]] = {}
+    for one in found:
+        told = faults.setdefault(one.node, [])
+        told += [fault for fault in one.faults if fault not in told]
+        if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S:
+            off = one.time - (began if one.time < began else ended)
+            told.append(f"its clock is {off:+.0f} s off that of {found[0].node}")
+    cut_off = {one.node: one.storage for one in found if one.storage}
+    if cut_off and set(cut_off) != {one.node for one in found}:
+        for node, reason in cut_off.items():
+            faults[node].append(reason)
+        cut_off = {}
+    bad = {node: "; ".join(told) for node, told in faults.items() if told}
+    if bad:
+        return bad_node(bad)
+    if cut_off:
+        return StorageTrouble(
+            next(iter(cut_off.values())),
+            why="no node of this job can write there, so it is the storage and not a node",
+            fix="the job comes back by itself; if it keeps happening, ask the cluster's support",
+        )
+    return None
+
+
+def bad_node(faults: Mapping[str, str]) -> BadNode:
+    """The error that names nodes and their faults."""
+    told = "; ".join(f"{node}: {fault}" for node, fault in sorted(faults.items()))
+    error = BadNode(
+        f"bad node: {told}",
+        why="training there would fail later, or stand still",
+        fix="the job is requeued without it; tell the cluster's support",
+    )
+    error.nodes = dict(faults)
+    return error
+
+
+def _plain(error: MgptError | None) -> dict[str, Any]:
+    if isinstance(error, BadNode):
+        return {"nodes": error.nodes}
+    return {"storage": error.what} if error is not None else {}
+
+
+def _error_of(plain: Mapping[str, Any]) -> MgptError | None:
+    if plain.get("nodes"):
+        return bad_node(plain["nodes"])
+    return StorageTrouble(plain["storage"]) if plain.get("storage") else None
