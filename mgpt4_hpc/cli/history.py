@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.launch.exclusion import BAD_NODE
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
@@ -94,6 +95,11 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         )
         table.add_row(*map(plain, cells))
     print_table(table)
+    for attempt in attempts:
+        for fault in attempt.faults:
+            if fault.get("what") == BAD_NODE:
+                told = f"attempt {attempt.number}: bad node {fault['node']}: {fault['reason']}"
+                click.echo(told)
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mgpt4_hpc.launch.decision import Cause
+from mgpt4_hpc.launch.exclusion import nodes_found_bad
 from mgpt4_hpc.launch.queue import QueuedJob
 from mgpt4_hpc.launch.run_facts import RunFacts
 from mgpt4_hpc.launch.words import duration, first_line
@@ -267,6 +268,8 @@ def _why(facts: RunFacts) -> str:
         return "before its first attempt"
     if last.cause == Cause.REQUEUED:
         return "put back by Slurm"
+    if last.cause == Cause.BAD_NODE:
+        return f"bad node {', '.join(nodes_found_bad([last]))}".rstrip()
     return _ENDED.get(last.cause, last.cause)
 
 
