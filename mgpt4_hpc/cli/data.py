@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mgpt4_hpc.cli.data_convert import convert_command
+from mgpt4_hpc.cli.data_download import download_command
 from mgpt4_hpc.cli.data_stats import names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
@@ -34,6 +35,7 @@ def data_command() -> None:
 
 
 data_command.add_command(convert_command)
+data_command.add_command(download_command)
 
 
 @data_command.command("index")
