@@ -44,6 +44,14 @@ class Writer(Protocol):
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark that an attempt begins, with its number and a line of text."""
 
+    def hyperparameters(
+        self, step: int, values: Mapping[str, bool | float | str], run: str
+    ) -> None:
+        """Show the run under its settings in TensorBoard's HParams page."""
+
+    def finished(self, step: int) -> None:
+        """Tell the HParams page that the run is done."""
+
     def flush(self) -> None:
         """Bring every point to the file now."""
 
@@ -62,6 +70,14 @@ class NullWriter:
 
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark nothing."""
+
+    def hyperparameters(
+        self, step: int, values: Mapping[str, bool | float | str], run: str
+    ) -> None:
+        """Show nothing."""
+
+    def finished(self, step: int) -> None:
+        """Tell nothing."""
 
     def flush(self) -> None:
         """Have nothing to write."""
@@ -117,6 +133,42 @@ class TensorBoardWriter:
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark that an attempt begins, with its number and a line of text."""
         self.text(step, tags.EVENTS, f"**attempt {number}** starts at step {step}. {note}".strip())
+
+    def hyperparameters(
+        self, step: int, values: Mapping[str, bool | float | str], run: str
+    ) -> None:
+        """Show the run under its settings in TensorBoard's HParams page.
+
+        Args:
+            step: where the attempt begins.
+            values: settings by dotted key.
+            run: its name; TensorBoard would average runs of equal settings without it.
+        """
+        # Imported here: it belongs to another page of TensorBoard's, and nothing else needs it.
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+        summary = hparams_pb(dict(values), trial_id=run)
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def finished(self, step: int) -> None:
+        """Tell the HParams page that the run is done.
+
+        It believes the first word about a run's end, so an attempt that comes back says nothing.
+        """
+        from tensorboard.plugins.hparams import metadata
+        from tensorboard.plugins.hparams.api_pb2 import STATUS_SUCCESS
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
+
+        now = time.time()
+        told = HParamsPluginData(
+            session_end_info=SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=now)
+        )
+        value = Summary.Value(
+            tag=metadata.SESSION_END_INFO_TAG,
+            metadata=metadata.create_summary_metadata(told),
+            tensor=metadata.NULL_TENSOR,
+        )
+        self._add(Event(wall_time=now, step=step, summary=Summary(value=[value])))
 
     def flush(self) -> None:
         """Bring every point to the file; returns when it is there, or the disk refused."""

@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.data.batch import Substitution
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.card import hyperparameters, text_card
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
@@ -76,10 +79,16 @@ class Recorder(SilentRecorder):
         self._earlier_productive_s = sum(a.productive_s for a in earlier)
         self._save_failures = 0
         self._step = 0
+        self._start: Mapping[str, Any] = {}
+        self._earlier_cause = earlier[-1].cause if earlier else ""
 
     def event(self, kind: Kind, **fields: object) -> None:
         """Append a line to the attempt's ledger."""
         self.ledger.event(kind, **fields)
+        if kind is Kind.START:
+            self._start = fields
+        elif kind is Kind.END and fields.get("cause") == "finished":
+            self.curves.finished(self._step)
 
     def say(self, text: str) -> None:
         """Print a line with the time, unbuffered, for the job's log."""
@@ -89,8 +98,18 @@ class Recorder(SilentRecorder):
         """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
         purge = restored_step + 1 if self.attempt > 1 else None
         self.curves = open_writer(self.run.tensorboard, purge_step=purge)
-        self.curves.attempt(restored_step, self.attempt)
         self._step = restored_step
+        after = f"The one before ended: {self._earlier_cause}." if self._earlier_cause else ""
+        self.curves.attempt(restored_step, self.attempt, after)
+        resolved = read_config(self.run.config_file)
+        settings = keys.flatten(resolved.config.model_dump(mode="json"))
+        origins = {key: resolved.origin(key) for key in settings}
+        origins = {key: who for key, who in origins.items() if who != "default"}
+        values = hyperparameters(settings, list(origins))
+        self.curves.hyperparameters(restored_step, values, self.run.name)
+        identity = self.run.identity()
+        card = text_card(self.run.name, identity, self._start, settings, origins)
+        self.curves.text(restored_step, tags.CARD, card)
 
     def flush(self) -> None:
         """Bring all points to the file. Called before a checkpoint becomes official.
