@@ -73,6 +73,11 @@ class ChatSession:
         self.conversation.clear()
         self._features.clear()
 
+    def start_over(self) -> None:
+        """Begin anew with the same images, in the format of whoever answers now."""
+        images = self.conversation.images
+        self.conversation = Conversation(self.talker.source.template, pending=images)
+
     def save(self, path: Path) -> None:
         """Write the conversation to a file; its images are kept as paths."""
         self.conversation.save(path)

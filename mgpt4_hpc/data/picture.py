@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from pathlib import Path
 
-from mgpt4_hpc.data.decode import ImageError, Pixels, decode_image
+from PIL import Image
+
+from mgpt4_hpc.data.decode import ImageError, Pixels, decode_image, decode_rgb
 from mgpt4_hpc.errors import DataError
 
 MAX_PICTURE_BYTES = 50 * 2**20
@@ -48,6 +52,40 @@ def picture_pixels(data: bytes, size: int, name: str = "the image") -> Pixels:
         raise DataError(
             f"{name} cannot be used: {error}", fix="give a JPEG, PNG or WebP of ordinary size"
         ) from None
+
+
+def require_few_pixels(data: bytes, max_pixels: int, name: str = "the image") -> None:
+    """Refuse a picture by what its header says; nothing is decoded, and no header is no fault.
+
+    Raises:
+        DataError: if width times height is above ``max_pixels``.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        width, height = 0, max_pixels + 1
+    except Exception:  # noqa: BLE001 - whoever decodes it will say what is the matter
+        return
+    if width * height > max_pixels:
+        size = f"{width}x{height}" if width else "far too many"
+        raise DataError(
+            f"{name} has {size} pixels, images may have {max_pixels / 1e6:g} million",
+            fix="save a smaller copy: the model looks at a few hundred pixels a side anyway",
+        )
+
+
+def thumbnail(data: bytes, side: int) -> str:
+    """A small JPEG at the picture's own aspect ratio, as a data URI.
+
+    Raises:
+        ImageError: if it cannot be decoded.
+    """
+    image = Image.fromarray(decode_rgb(data))
+    image.thumbnail((side, side))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
 def list_pictures(folder: Path) -> list[Path]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from mgpt4_hpc.data.decode import ImageError, decode_rgb
+from mgpt4_hpc.data.decode import ImageError
+from mgpt4_hpc.data.picture import thumbnail
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.results import Evaluation, Told
@@ -91,14 +90,8 @@ def _card(picture: str, names: Sequence[str], tolds: Sequence[Told]) -> str:
 
 
 def _thumbnail(example: Example) -> str:
-    """The picture at its own aspect ratio as a data URI; empty if it cannot be decoded."""
-    from PIL import Image
-
+    """The picture as a data URI; empty if it cannot be decoded."""
     try:
-        image = Image.fromarray(decode_rgb(example.data()))
+        return thumbnail(example.data(), _THUMBNAIL_PIXELS)
     except (ImageError, DataError):
         return ""
-    image.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

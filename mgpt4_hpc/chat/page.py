@@ -1,0 +1,247 @@
+"""The web page: a conversation, its images, the sliders, and who answers. Laid out by Gradio."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from mgpt4_hpc.chat.room import Closing, Room, Visit
+from mgpt4_hpc.data.picture import read_picture, require_few_pixels, thumbnail
+from mgpt4_hpc.errors import DataError, MgptError
+from mgpt4_hpc.model.sampling import Sampling
+
+_PICTURE_SIDE = 256
+_REFRESH_S = 0.1
+"""A growing answer is sent this often: a page cannot show more, and 20 visitors share a core."""
+_WAITING = 64
+"""Questions that may wait for the model; more are told that it is busy."""
+_VISITS = 200
+"""Conversations kept; the oldest is forgotten for one more."""
+
+_STYLE = """
+.talk .message-content { white-space: pre-wrap; overflow-wrap: anywhere }
+.talk img.shown { max-width: 16rem; max-height: 16rem; border-radius: .4rem; margin: .2rem 0 }
+footer { display: none !important }
+"""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a visitor may send.
+
+    Attributes:
+        max_bytes: of an uploaded image.
+        max_pixels: of an image, width times height.
+        max_new_tokens: end of the slider.
+    """
+
+    max_bytes: int
+    max_pixels: int
+    max_new_tokens: int
+
+
+def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr.Blocks:
+    """The page, not yet served.
+
+    Args:
+        room: answers.
+        start: where the sliders stand at first.
+        limits: of uploads and answers.
+        uploads: folder that Gradio keeps uploads in; each is deleted once it was looked at.
+    """
+    with gr.Blocks(title="mgpt4", analytics_enabled=False, fill_height=True) as page:
+        visit = gr.State(None)
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=3):
+                talk = gr.Chatbot(
+                    label="Conversation",
+                    elem_classes="talk",
+                    height="65vh",
+                    render_markdown=False,
+                    buttons=["copy", "copy_all"],
+                    feedback_options=None,
+                    placeholder="Add an image and ask about it.",
+                )
+                box = gr.MultimodalTextbox(
+                    show_label=False,
+                    placeholder="A question; images by the clip, or drop them here",
+                    sources=["upload"],
+                    file_count="multiple",
+                    autofocus=True,
+                    elem_id="question",
+                )
+                with gr.Row():
+                    stop = gr.Button("Break off", size="sm")
+                    anew = gr.Button("New conversation", size="sm")
+            with gr.Column(scale=1, min_width=260):
+                speaker = gr.Dropdown(
+                    room.speakers,
+                    value=room.speakers[0],
+                    label="Checkpoint",
+                    info="Another one begins anew, with the same images.",
+                    elem_id="speaker",
+                )
+                sliders = _sliders(start, limits)
+
+        def answer(
+            message: dict[str, Any], visit: Visit | None, speaker: str, *values: float
+        ) -> Generator[tuple[Any, ...], None, None]:
+            visit = visit or room.visit()
+            with _told():
+                refused = _take_images(room, visit, message.get("files") or [], limits, uploads)
+                question = message.get("text") or ""
+                # The images are in the conversation now; a refused question stays to be mended.
+                yield _messages(visit), {"text": question, "files": []}, visit
+                if refused is not None:
+                    raise refused
+                pieces = room.ask(visit, speaker, question, _sampling(start, *values))
+                text, shown_at = "", 0.0
+                while True:
+                    try:
+                        text += next(pieces)
+                    except StopIteration as end:
+                        whole = end.value
+                        break
+                    if time.monotonic() - shown_at >= _REFRESH_S:
+                        shown_at = time.monotonic()
+                        yield _messages(visit, question, text), None, visit
+            yield _messages(visit), None, visit
+            if not whole.stopped:
+                gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
+
+        asked = box.submit(
+            answer,
+            [box, visit, speaker, *sliders],
+            [talk, box, visit],
+            concurrency_id="model",
+            concurrency_limit=1,
+            show_progress="minimal",
+            show_progress_on=talk,
+            api_name="ask",
+        )
+        stop.click(
+            lambda visit: [] if visit is None else _messages(visit),
+            visit,
+            talk,
+            cancels=asked,
+            queue=False,
+            api_name=False,
+        )
+        for forget in (anew.click, talk.clear):
+            forget(
+                lambda: (None, [], None),
+                None,
+                [visit, talk, box],
+                cancels=asked,
+                queue=False,
+                api_name=False,
+            )
+    page.queue(max_size=_WAITING)
+    page.state_session_capacity = _VISITS
+    return page
+
+
+def style() -> str:
+    """The page's own rules, for whoever mounts it."""
+    return _STYLE
+
+
+def _sliders(start: Sampling, limits: Limits) -> list[gr.components.Component]:
+    return [
+        gr.Slider(
+            0, 2, start.temperature, step=0.05, label="Temperature", info="0: the likeliest word."
+        ),
+        gr.Slider(0.05, 1, start.top_p, step=0.05, label="Top-p"),
+        gr.Slider(1, 2, start.repetition_penalty, step=0.05, label="Repetition penalty"),
+        gr.Slider(
+            1, max(8, start.num_beams), start.num_beams, step=1, label="Beams",
+            info="At temperature 0 only.",
+        ),
+        gr.Slider(
+            1, max(limits.max_new_tokens, start.max_new_tokens), start.max_new_tokens, step=1,
+            label="Longest answer, in tokens",
+        ),
+        gr.Number(start.seed, precision=0, minimum=0, label="Seed"),
+    ]  # fmt: skip
+
+
+def _sampling(
+    start: Sampling,
+    temperature: float,
+    top_p: float,
+    repetition_penalty: float,
+    num_beams: float,
+    max_new_tokens: float,
+    seed: float | None,
+) -> Sampling:
+    return Sampling(
+        max_new_tokens=int(max_new_tokens),
+        temperature=float(temperature),
+        top_p=float(top_p),
+        num_beams=int(num_beams),
+        repetition_penalty=float(repetition_penalty),
+        seed=start.seed if seed is None else int(seed),
+    )
+
+
+def _take_images(
+    room: Room, visit: Visit, files: list[str], limits: Limits, uploads: Path
+) -> MgptError | None:
+    """Look at the uploaded files and delete them; the first that cannot be used is returned."""
+    refused: MgptError | None = None
+    for file in map(Path, files):
+        try:
+            if not file.resolve().is_relative_to(uploads):
+                raise DataError(f"{file.name} was not uploaded here")
+            data = read_picture(file, max_bytes=limits.max_bytes)
+            require_few_pixels(data, limits.max_pixels, file.name)
+            room.show(visit, data, file.name, "")
+            visit.pictures[-1] = thumbnail(data, _PICTURE_SIDE)
+        except MgptError as error:
+            refused = refused or error
+        finally:
+            if file.resolve().is_relative_to(uploads):
+                file.unlink(missing_ok=True)
+    return refused
+
+
+def _messages(visit: Visit, question: str = "", growing: str = "") -> list[dict[str, Any]]:
+    """The conversation for Gradio; what people and models say is text, never markup."""
+    talk = visit.session.conversation
+    pictures = iter(visit.pictures)
+    shown: list[dict[str, Any]] = []
+
+    def add(role: str, text: str, num_images: int = 0) -> None:
+        content: list[Any] = [
+            gr.HTML(f'<img class="shown" alt="image" src="{next(pictures)}">')
+            for _ in range(num_images)
+        ]
+        content += [escape(text, quote=False)] if text else []
+        if content:
+            shown.append({"role": role, "content": content})
+
+    for turn in talk.turns:
+        add("user", turn.question, len(turn.images))
+        add("assistant", turn.answer or "(no answer)")
+    add("user", question.strip(), len(talk.pending))
+    add("assistant", growing)
+    return shown
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Faults become a note on the page, in the words that a terminal would show."""
+    try:
+        yield
+    except MgptError as error:
+        said = escape(str(error)).replace("\n", "<br>")
+        raise gr.Error(said, duration=20, print_exception=False) from None
+    except Closing:
+        raise gr.Error("The server is being stopped.", print_exception=False) from None

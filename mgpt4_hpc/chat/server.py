@@ -1,0 +1,166 @@
+"""The web page on a port, until a signal comes; nothing of it is left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from mgpt4_hpc.chat.guard import LOOPBACK_NAMES, Guard
+from mgpt4_hpc.chat.room import Room
+from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.model.sampling import Sampling
+
+_STOP_S = 3
+"""Seconds that open connections get when the server stops; browsers hold theirs for ever."""
+_SWEEP_S = 60
+_UPLOAD_AGE_S = 600.0
+"""An upload that nobody asked about goes after so long."""
+_BODY_SLACK = 2**20
+"""Room beside the image itself in an upload."""
+
+
+def require_gradio() -> None:
+    """Raises PreflightError, naming the extra, unless Gradio is installed."""
+    from importlib.util import find_spec
+
+    if find_spec("gradio") is None:
+        raise PreflightError("the web page needs gradio", fix="pip install 'mgpt4-hpc[web]'")
+
+
+def serve(
+    room: Room,
+    sampling: Sampling,
+    *,
+    host: str,
+    port: int,
+    token: str | None,
+    max_upload_mib: float,
+    max_megapixels: float,
+    max_new_tokens: int,
+    on_ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve the page until TERM, INT or HUP; then break off, close and clean up.
+
+    Args:
+        room: answers.
+        sampling: where the sliders stand at first.
+        host: address to listen on.
+        port: a free one.
+        token: without it nobody gets in; None lets everybody in who reaches the port.
+        max_upload_mib: size of an image.
+        max_megapixels: its width times height, in millions.
+        max_new_tokens: end of the answers' slider.
+        on_ready: called once the page can be opened.
+    """
+    uploads = Path(tempfile.mkdtemp(prefix="mgpt4-serve-")).resolve()
+    before = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(uploads)
+    # Read when Gradio is imported: no calls home.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI
+
+        from mgpt4_hpc.chat.page import Limits, build_page, style
+
+        max_bytes = int(max_upload_mib * 2**20)
+        limits = Limits(max_bytes, int(max_megapixels * 1e6), max_new_tokens)
+        page = build_page(room, sampling, limits, uploads)
+        app = gr.mount_gradio_app(
+            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+            page,
+            path="/",
+            server_name=host,
+            server_port=port,
+            show_error=False,
+            max_file_size=max_bytes,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            footer_links=[],
+            css=style(),
+        )
+        guard = Guard(
+            app,
+            token=token,
+            hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
+            max_body=max_bytes + _BODY_SLACK,
+            cookie=f"mgpt4_token_{port}",
+        )
+
+        async def sweep() -> None:
+            delete_older(uploads, _UPLOAD_AGE_S)
+
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[object] | None = None) -> None:
+                await super().startup(sockets=sockets)
+                if self.started:
+                    on_ready()
+
+            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+                room.close()
+                super().handle_exit(sig, frame)
+
+        logging.getLogger("uvicorn.error").addFilter(_not_a_stop)
+        config = uvicorn.Config(
+            guard,
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_STOP_S,
+            timeout_notify=_SWEEP_S,
+            callback_notify=sweep,
+        )
+        with _signals_end_quietly():
+            Server(config).run()
+    finally:
+        room.close()
+        shutil.rmtree(uploads, ignore_errors=True)
+        tempfile.tempdir = before[1]
+        if before[0] is None:
+            del os.environ["GRADIO_TEMP_DIR"]
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before[0]
+
+
+def delete_older(folder: Path, age_s: float) -> None:
+    """Delete the files below a folder that were not touched for ``age_s`` seconds."""
+    oldest = time.time() - age_s
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file() and path.stat().st_mtime < oldest:
+                path.unlink()
+        except FileNotFoundError:
+            continue
+
+
+def _not_a_stop(record: logging.LogRecord) -> bool:
+    """Leave out that connections of open pages were cut at the end: that is what a stop does."""
+    return "timeout graceful shutdown exceeded" not in record.getMessage()
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """The signal that stopped uvicorn is raised by it once more; we still have to clean up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    # A terminal that is gone ends the server as Ctrl-C does.
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
