@@ -51,6 +51,8 @@ class NodeCouncil:
         self._ranks = ranks
         self._node = node
         self._timeout_s = timeout_s
+        self._others = set(range(1, ranks.world_size))
+        """Ranks that are heard; rank 0's book."""
 
     def verdict(self, check: Callable[[], Findings]) -> MgptError | None:
         """Look at the own node, hear of the others; the same answer on every rank.
@@ -92,13 +94,14 @@ class NodeCouncil:
         finally:
             if self._store is not None:
                 self._set("settled", True)
-                self._missing("heard", _LEAVE_S)
+                self._missing("heard", _LEAVE_S)  # nobody may lose the store in mid-sentence
 
     def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
         began = time.time()
         self._set("called", True)  # whoever reads its clock after this reads it after `began`
         found = {0: check()}
         missing = self._missing("found", self._timeout_s)
+        self._others -= missing
         for rank in range(1, self._ranks.world_size):
             if rank in missing:
                 node = self._get(f"host/{rank}", 1.0, default=f"the node of rank {rank}")
@@ -114,15 +117,16 @@ class NodeCouncil:
         return error
 
     def _missing(self, what: str, timeout_s: float) -> set[int]:
-        """Ranks other than 0 that have not set their ``what`` within the time."""
+        """Which of the other ranks have not set their ``what`` within the time."""
         assert self._store is not None
-        missing = set(range(1, self._ranks.world_size))
+        if not self._others:
+            return set()
         try:
-            keys = [f"{_PREFIX}/{what}/{rank}" for rank in missing]
+            keys = [f"{_PREFIX}/{what}/{rank}" for rank in self._others]
             self._store.wait(keys, timedelta(seconds=timeout_s))
             return set()
         except RuntimeError:
-            return {r for r in missing if not self._store.check([f"{_PREFIX}/{what}/{r}"])}
+            return {r for r in self._others if not self._store.check([f"{_PREFIX}/{what}/{r}"])}
 
     def _set(self, key: str, value: Any) -> None:
         assert self._store is not None

@@ -151,3 +151,17 @@ def test_preempted_attempts_neither_count_as_stalled_nor_hide_that_others_are() 
 def test_a_job_that_may_not_be_requeued_is_left_to_a_person() -> None:
     assert action(Cause.PREEMPTED, [], requeue_allowed=False) is Action.ASK
     assert action(Cause.CANCELLED, [], requeue_allowed=False) is Action.LEAVE
+
+
+# -- bad nodes ---------------------------------------------------------------------------------
+
+
+def test_bad_nodes_have_a_budget_of_their_own_and_do_not_count_as_stalls() -> None:
+    budget = LaunchConfig(max_bad_nodes=2, max_stalled_attempts=2, max_crashes=0)
+    bad = PastAttempt(Cause.BAD_NODE, False)
+    for nodes in (1, 2):
+        found = decide(Cause.BAD_NODE, bad, [bad] * 5, budget, bad_nodes=nodes)
+        assert found.action is Action.REQUEUE
+    found = decide(Cause.BAD_NODE, bad, [bad], budget, bad_nodes=3)
+    assert found.action is Action.GIVE_UP
+    assert "3 nodes failed the check, launch.max_bad_nodes allows 2" in found.reason
