@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zlib_ng.zlib_ng import crc32
 
 from mgpt4_hpc.data.caption import CaptionError, caption_of
 from mgpt4_hpc.data.index import ShardIndex, Span
@@ -154,7 +155,7 @@ class SampleReader:
             if len(part) != span.length:
                 self._drop(where)
                 raise _ReadError("the shard became shorter since it was indexed")
-            if span.crc is not None and zlib.crc32(part) != span.crc:
+            if span.crc is not None and crc32(part) != span.crc:
                 raise _ReadError("its bytes differ from what was indexed (CRC32)")
         return parts
 

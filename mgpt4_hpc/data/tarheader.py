@@ -9,9 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +41,7 @@ class WindowedFile:
 
     Attributes:
         base: offset of the window's first byte.
-        buffer: the window; overwritten by the next but one ``fill``.
+        buffer: the window; overwritten by the next ``fill``.
     """
 
     def __init__(self, fd: int, size: int, window: int = SMALL_WINDOW) -> None:
@@ -51,12 +49,8 @@ class WindowedFile:
         self.size = size
         self.base = 0
         self.buffer: bytes | bytearray = b""
-        # Two in turn, reused: fresh memory costs more than the copy into it, and one may still
-        # be in use by another thread while the other is filled.
-        window = min(window, size + BLOCK)
-        self._holds = [bytearray(window), bytearray(window)]
-        self._users: list[Future[Any] | None] = [None, None]
-        self._turn = 0
+        # Reused: fresh memory costs more than the copy into it.
+        self._hold = bytearray(min(window, size + BLOCK))
         self._reads = 0
         self._read_s = 0.0
 
@@ -70,28 +64,27 @@ class WindowedFile:
 
     def fill(self, offset: int, length: int) -> bytes | bytearray:
         """Move the window to ``offset``; it holds ``length`` bytes or more, if the file does."""
-        turn = self._turn = 1 - self._turn
-        user = self._users[turn]
-        if user is not None:
-            user.result()
-            self._users[turn] = None
-        if length > len(self._holds[turn]):
-            self._holds[turn] = bytearray(length)
-        hold = self._holds[turn]
-        timed = self._reads < _TIMED_READS and len(hold) <= SMALL_WINDOW
-        began = time.perf_counter() if timed else 0.0
-        got = os.preadv(self.fd, (hold,), offset)
-        if timed:
-            self._note_time(time.perf_counter() - began)
+        want = max(length, len(self._hold))
+        if want <= SMALL_WINDOW:
+            self.buffer = self._read_small(offset, want)
+        else:
+            if want > len(self._hold):
+                self._hold = bytearray(want)
+            got = os.preadv(self.fd, (self._hold,), offset)
+            self.buffer = self._hold
+            if got < want:
+                self.buffer = self._read_on(bytes(self._hold[:got]), offset, want)
         self.base = offset
-        self.buffer = hold
-        if got < len(hold):
-            self.buffer = self._read_on(bytes(hold[:got]), offset, len(hold))
         return self.buffer
 
-    def in_use_by(self, user: Future[Any]) -> None:
-        """Keep the present window's bytes until ``user`` is done."""
-        self._users[self._turn] = user
+    def _read_small(self, offset: int, want: int) -> bytes:
+        if self._reads >= _TIMED_READS:
+            data = os.pread(self.fd, want, offset)
+        else:
+            began = time.perf_counter()
+            data = os.pread(self.fd, want, offset)
+            self._note_time(time.perf_counter() - began)
+        return data if len(data) == want else self._read_on(data, offset, want)
 
     def read_aside(self, offset: int, length: int) -> bytes:
         """Like ``read``, but the window stays where it is."""
@@ -111,7 +104,7 @@ class WindowedFile:
         self._reads += 1
         self._read_s += seconds
         if self._reads == _TIMED_READS and self._read_s > _TIMED_READS * _SLOW_READ_S:
-            self._holds = [bytearray(LARGE_WINDOW), bytearray(LARGE_WINDOW)]
+            self._hold = bytearray(LARGE_WINDOW)
 
 
 @dataclass(slots=True)
@@ -167,24 +160,22 @@ class Headers:
     """Headers met by a walk, whose checksums and names are worked out all at once.
 
     Attributes:
+        num: headers taken in by ``add_many``; those of ``pending`` count on from there.
+        pending: single headers, appended by the caller: block, byte offset, and its data's size
+            (-1: no member, but an extension).
         extensions: what preceding extension headers say, by the header's number.
     """
 
-    __slots__ = ("_found", "_pending", "extensions", "num")
+    __slots__ = ("_found", "extensions", "num", "pending")
 
     def __init__(self) -> None:
         self.num = 0
+        self.pending: list[tuple[bytes | bytearray, int, int]] = []
         self.extensions: dict[int, Extension] = {}
-        self._found: list[tuple[bytes, Int64, Int64]] = []
-        self._pending: list[tuple[bytes | bytearray, int, int]] = []
+        self._found: list[tuple[NDArray[np.uint8], Int64, Int64]] = []
 
-    def add(self, header: bytes | bytearray, position: int, size: int) -> None:
-        """One header, its byte offset and its data's size (-1: no member, but an extension)."""
-        self._pending.append((header, position, size))
-        self.num += 1
-
-    def add_many(self, headers: bytes, positions: Int64, sizes: Int64) -> None:
-        """Several headers in a piece."""
+    def add_many(self, headers: NDArray[np.uint8], positions: Int64, sizes: Int64) -> None:
+        """Several headers, uint8[n, 512], in a piece."""
         self._flush()
         self._found.append((headers, positions, sizes))
         self.num += len(positions)
@@ -192,20 +183,22 @@ class Headers:
     def columns(self) -> tuple[NDArray[np.uint8], Int64, Int64]:
         """All headers: blocks uint8[n, 512], positions and sizes int64[n]."""
         self._flush()
-        found = self._found
-        raw = found[0][0] if len(found) == 1 else b"".join([headers for headers, _, _ in found])
+        if len(self._found) == 1:
+            return self._found[0]
         nothing = np.zeros(0, dtype=np.int64)
         return (
-            np.frombuffer(raw, dtype=np.uint8).reshape(-1, BLOCK),
-            np.concatenate([nothing, *(positions for _, positions, _ in found)]),
-            np.concatenate([nothing, *(sizes for _, _, sizes in found)]),
+            np.concatenate([np.zeros((0, BLOCK), np.uint8), *(found[0] for found in self._found)]),
+            np.concatenate([nothing, *(found[1] for found in self._found)]),
+            np.concatenate([nothing, *(found[2] for found in self._found)]),
         )
 
     def _flush(self) -> None:
-        if self._pending:
-            headers, positions, sizes = zip(*self._pending, strict=True)
-            self._found.append((b"".join(headers), _int64(positions), _int64(sizes)))
-            self._pending = []
+        if self.pending:
+            headers, positions, sizes = zip(*self.pending, strict=True)
+            blocks = np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK)
+            self._found.append((blocks, _int64(positions), _int64(sizes)))
+            self.num += len(positions)
+            self.pending.clear()
 
 
 def _int64(values: Sequence[int]) -> Int64:

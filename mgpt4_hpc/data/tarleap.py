@@ -54,7 +54,7 @@ def leap(headers: Headers, buffer: bytes | bytearray, base: int, crcs: Crcs | No
         return 0
     sizes[pax] = -1
     positions = base + rows[:count] * BLOCK
-    headers.add_many(found[:count].tobytes(), positions, sizes[:count])
+    headers.add_many(found[:count], positions, sizes[:count])
     if crcs is not None:
         crcs.add_window(positions, sizes[:count])
     return int(following[count - 1]) * BLOCK
