@@ -197,10 +197,12 @@ class ReferenceStep:
 
 @contextlib.contextmanager
 def as_the_original(model: MiniGPT4, *, half: bool) -> Iterator[None]:
-    """The same weights with eager attention, uncompiled, nothing recomputed; in fp16 if ``half``.
+    """The same weights with eager attention, uncompiled, nothing recomputed.
 
-    On leaving everything is as it was; bf16 weights of ordinary size survive the way through fp16.
+    In fp16 if ``half``, else in float32: the original switches its autocast off on a CPU. On
+    leaving everything is as it was; bf16 weights of ordinary size survive the way through both.
     """
+    dtype = torch.float16 if half else torch.float32
     llm: Any = model.language_model
     qformer: Any = getattr(model.connector, "qformer", None)
     blocks: Any = model.vision.get_submodule("blocks")
@@ -214,16 +216,14 @@ def as_the_original(model: MiniGPT4, *, half: bool) -> Iterator[None]:
             config._attn_implementation = "eager"
         for attention in attentions:
             attention.fused_attn = False
-        if half:
-            _cast(llm, torch.float16)
-            cast_matmul_weights(model.vision, torch.float16)
-            cast_matmul_weights(model.connector, torch.float32)
+        _cast(llm, dtype)
+        cast_matmul_weights(model.vision, dtype)
+        cast_matmul_weights(model.connector, torch.float32)
         yield
     finally:
-        if half:
-            _cast(llm, model.dtype)
-            cast_matmul_weights(model.vision, model.vision_dtype)
-            cast_matmul_weights(model.connector, model.vision_dtype)
+        _cast(llm, model.dtype)
+        cast_matmul_weights(model.vision, model.vision_dtype)
+        cast_matmul_weights(model.connector, model.vision_dtype)
         for config, value in zip(configs, before, strict=True):
             config._attn_implementation = value
         for attention, flag in zip(attentions, fused, strict=True):

@@ -175,7 +175,7 @@ def test_full_size_models_are_planned_without_memory(arch, config: dict, trainab
 
 
 def test_the_planned_chunk_is_the_real_one() -> None:
-    assert memory.LOGITS_AT_ONCE == loss.CHUNK_TOKENS
+    assert loss.CHUNK_TOKENS["cuda"] == memory.LOGITS_AT_ONCE
 
 
 def test_unknown_later_vicuna_is_hinted_at(bundle: Path, monkeypatch) -> None:

@@ -101,6 +101,22 @@ def test_both_sides_compute_the_same_loss_and_gradient(shape: str, stage: int) -
         )
 
 
+def test_on_a_cpu_the_original_computes_in_float32_whatever_we_compute_in() -> None:
+    from bench.baseline import ReferenceStep, as_the_original, to_samples
+
+    from mgpt4_hpc.train.step import forward_loss
+
+    subject, (batch, _) = tiny("tiny", 2, precision="bf16")
+    ours = forward_loss(subject.model, batch, torch.device("cpu")) / batch.num_answer_tokens
+    with as_the_original(subject.model, half=False):
+        types = {p.dtype for p in subject.model.parameters()}
+        step = ReferenceStep(subject.model, subject.train, half=False)
+        theirs = step.loss(to_samples(batch))
+    assert types == {torch.float32}
+    assert {p.dtype for p in subject.model.language_model.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(ours, theirs, rtol=5e-3, atol=0)
+
+
 def test_the_model_is_its_old_self_after_the_race() -> None:
     from bench.baseline import as_the_original
 
