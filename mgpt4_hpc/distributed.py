@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mgpt4_hpc.errors import RendezvousError
 
@@ -27,7 +27,14 @@ RENDEZVOUS_TIMEOUT_S = 600.0
 """How long ranks wait for each other at the start: the slowest node may still be loading files."""
 
 COLLECTIVE_TIMEOUT_S = 1200.0
-"""Longest wait inside a collective; a peer that died is noticed at once, one that hangs is not."""
+"""Longest wait inside a step's collective; a peer that died is noticed at once, one that hangs is
+not, unless a watchdog ends it sooner."""
+
+PATIENCE = timedelta(hours=24)
+"""Longest wait for what one rank does for all: a first start may index shards for hours."""
+
+_patient: torch.distributed.ProcessGroup | None = None
+"""Gloo group with that patience; None before :func:`start_group` made one."""
 
 _PORT_RANGE = (20000, 32000)  # below Linux's ephemeral ports, so that no client socket sits there
 _NUM_PORTS = 16
@@ -64,22 +71,32 @@ class Ranks:
 
     def sum_on_cpu(self, values: Sequence[float]) -> list[float]:
         """Sum each of ``values`` over the ranks, in one gloo all-reduce that touches no GPU."""
+        return self._sum(values, None)
+
+    def _sum(
+        self, values: Sequence[float], group: torch.distributed.ProcessGroup | None
+    ) -> list[float]:
         import torch
 
         if self.world_size == 1:
             return [float(value) for value in values]
         summed = torch.tensor(values, dtype=torch.float64)
-        torch.distributed.all_reduce(summed)
+        torch.distributed.all_reduce(summed, group=group)
         return list(summed.tolist())
 
     def broadcast(self, value: Any) -> Any:
-        """What rank 0 holds, on every rank. Ranks that list a folder on NFS can disagree."""
+        """What rank 0 holds, on every rank, however long the others have to wait for it.
+
+        Ranks that list a folder on NFS can disagree.
+        """
         import torch
 
         if self.world_size == 1:
             return value
         box = [value if self.is_first else None]
-        torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        torch.distributed.broadcast_object_list(
+            box, src=0, device=torch.device("cpu"), group=_patient
+        )
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -89,7 +106,7 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(gathered, value)
+        torch.distributed.all_gather_object(gathered, value, group=_patient)
         return gathered
 
     def first_does(self, action: Any) -> Any:
@@ -108,12 +125,12 @@ class Ranks:
         return result
 
     def any_says(self, yes: bool) -> bool:
-        """Whether any rank says yes; the same answer on every rank."""
-        return self.sum_on_cpu([float(yes)])[0] > 0
+        """Whether any rank says yes; the same answer on every rank, once the last one is here."""
+        return self._sum([float(yes)], _patient)[0] > 0
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
-        self.sum_on_cpu([0.0])
+        """Wait until every rank is here, however long that takes."""
+        self._sum([0.0], _patient)
 
 
 def _portable(error: Exception) -> Exception:
@@ -250,8 +267,9 @@ def start_group(
         ranks: this process's place.
         device: where the projector's gradients live.
         store: of :func:`rendezvous`; without it, torchrun's own.
-        timeout_s: longest wait inside a collective.
+        timeout_s: longest wait inside a step's collective.
     """
+    global _patient
     import torch
 
     if ranks.world_size == 1 or torch.distributed.is_initialized():
@@ -264,11 +282,20 @@ def start_group(
         world_size=ranks.world_size,
         timeout=timedelta(seconds=timeout_s),
     )
+    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    _patient = cast("torch.distributed.ProcessGroup", group)  # every rank is a member
+
+
+def collective_timeout_s(hang_timeout_s: float) -> float:
+    """Time-out for collectives beside watchdogs: these act first, for they can say more."""
+    return max(COLLECTIVE_TIMEOUT_S, 2.0 * hang_timeout_s)
 
 
 def end_group() -> None:
     """Take the process group down, if there is one."""
+    global _patient
     import torch
 
+    _patient = None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.data.index import ShardIndex, build_index
@@ -17,7 +18,13 @@ _FINGERPRINT = "packed-from"
 
 
 def prepare_source(
-    name: str, path: str | Path, index: Path | None, work_dir: Path, *, workers: int = 1
+    name: str,
+    path: str | Path,
+    index: Path | None,
+    work_dir: Path,
+    *,
+    workers: int = 1,
+    on_shard: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The index of a source, built where there is none.
 
@@ -29,6 +36,7 @@ def prepare_source(
         work_dir: for what has to be made. Everything there appears complete or not at all, so a
             killed call is simply repeated; a repeated call makes only what changed.
         workers: processes for indexing.
+        on_shard: called with (shards done, shards in all) after each that was indexed.
 
     Raises:
         DataError: if the source cannot be used, or has no usable sample.
@@ -41,7 +49,7 @@ def prepare_source(
     else:
         shards = expand_shards(path)
     out = work_dir / f"{name}.index"
-    build_index(shards, out, name=name, workers=workers)
+    build_index(shards, out, name=name, workers=workers, on_shard=on_shard)
     return _usable(out, name)
 
 

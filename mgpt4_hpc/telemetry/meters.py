@@ -128,3 +128,8 @@ class Throughput:
     def median_step_s(self) -> float:
         """Median seconds per step over the window: one stall does not show; 0 before the first."""
         return median(seconds for _, seconds in self._steps) if self._steps else 0.0
+
+    @property
+    def longest_step_s(self) -> float:
+        """Seconds of the longest step in the window; 0 before the first."""
+        return max((seconds for _, seconds in self._steps), default=0.0)

@@ -56,22 +56,36 @@ class Batches:
             self.held_out.close()
 
     def evaluation(
-        self, model: MiniGPT4, device: torch.device, ranks: Ranks
-    ) -> Callable[[], float] | None:
-        """The held-out loss as a function; a mean over answer tokens of all ranks."""
+        self,
+        model: MiniGPT4,
+        device: torch.device,
+        ranks: Ranks,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> Callable[[], float | None] | None:
+        """The held-out loss as a function; a mean over answer tokens of all ranks.
+
+        Args:
+            model: as it is trained.
+            device: where it computes.
+            ranks: this process among the others.
+            give_up: asked before each batch; if any rank gives up, the result is None on all.
+        """
         held_out = self.held_out
         if held_out is None:
             return None
 
         @torch.no_grad()
-        def evaluate() -> float:
+        def evaluate() -> float | None:
             loss_sum = torch.zeros((), device=device)
-            tokens = 0
+            tokens, gives_up = 0, False
             for batch in held_out:
+                if gives_up := give_up():
+                    break
                 loss_sum += forward_loss(model, batch, device)
                 tokens += batch.num_answer_tokens
-            total, count = ranks.sum_on_cpu([loss_sum.item(), tokens])
-            return total / max(count, 1.0)
+            # Not a collective per batch: the ranks need not have the same number of them.
+            total, count, given_up = ranks.sum_on_cpu([loss_sum.item(), tokens, gives_up])
+            return None if given_up else total / max(count, 1.0)
 
         return evaluate
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.train.drift import hold_to_pins
 from mgpt4_hpc.train.recorder import SilentRecorder
-from mgpt4_hpc.train.start import StartWeights, find_start_weights, pin
+from mgpt4_hpc.train.start import StartWeights, find_start_weights
 
 
 @dataclass
@@ -38,8 +40,20 @@ def find_inputs(
     bundle: Bundle,
     store: CheckpointStore,
     recorder: SilentRecorder,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Inputs:
     """Prepare the data, find the start weights and the newest checkpoint, hold the run to its pins.
+
+    May be ended anywhere: what it makes appears complete or not at all.
+
+    Args:
+        run: the run.
+        config: its settings.
+        bundle: its weights.
+        store: its checkpoints.
+        recorder: told what was found.
+        on_progress: called after each shard that was indexed.
 
     Raises:
         DataError, WeightsError: something is missing or broken.
@@ -53,11 +67,12 @@ def find_inputs(
             Path(source.path),
             Path(source.index) if source.index else None,
             run.data,
+            on_shard=lambda done, total: on_progress(),
         )
         indexes[source.name] = str(path)
         digests[source.name] = ShardIndex.open(path).digest
     start = find_start_weights(config.model.projector) if config.model.projector else None
-    pin(
+    hold_to_pins(
         run,
         {
             "bundle": bundle.digest,
@@ -66,6 +81,7 @@ def find_inputs(
             "projector": start.content if start else None,
         },
         about={"projector": start.source if start else None, **indexes},
+        tell=lambda what, accepted: _report_drift(recorder, what, accepted),
     )
     store.clean_stale()
     checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
@@ -78,6 +94,11 @@ def find_inputs(
         )
         recorder.say(f"going on from {checkpoint.path.name}")
     return Inputs(indexes, start, checkpoint)
+
+
+def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:
+    recorder.event(Kind.DRIFT, what=what, accepted=accepted)
+    recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
 
 
 def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:

@@ -21,12 +21,14 @@ from mgpt4_hpc.telemetry.meters import (
     Throughput,
 )
 from mgpt4_hpc.train.health import Health
+from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult, TrainStep
-from mgpt4_hpc.train.stop import StopSource
+from mgpt4_hpc.train.stop import ANOTHER_RANK, StopRequest, StopSource
 from mgpt4_hpc.train.utilisation import Utilisation
+from mgpt4_hpc.train.watchdog import NoWatchdog, Watchdog
 
 
 @dataclass
@@ -42,11 +44,13 @@ class Loop:
         stop: whether somebody wants us to stop.
         saving: checkpoints; does nothing on ranks other than the first.
         recorder: curves, ledger, log; silent on ranks other than the first.
-        evaluate: held-out loss, or None.
+        evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.
+        evaluate_first: whether the last attempt left out the held-out loss of the step we are at.
         peak_memory_gib: largest memory allocated on the device so far.
         utilisation: of a step's micro-batches and seconds, the share of the device's peak.
         buckets: where the seconds go.
         uniform_loss: ln(vocabulary), what a model loses that knows nothing; None if unknown.
+        watchdog: told that we live.
     """
 
     state: TrainState
@@ -57,11 +61,13 @@ class Loop:
     stop: StopSource
     saving: Saving
     recorder: SilentRecorder
-    evaluate: Callable[[], float] | None = None
+    evaluate: Callable[[], float | None] | None = None
+    evaluate_first: bool = False
     peak_memory_gib: Callable[[], float] = lambda: 0.0
     utilisation: Utilisation = lambda micro_batches, step_s: None
     buckets: Buckets = field(default_factory=Buckets)
     uniform_loss: float | None = None
+    watchdog: Watchdog = field(default_factory=NoWatchdog)
 
 
 def train(loop: Loop) -> tuple[Ending, str]:
@@ -73,46 +79,90 @@ def train(loop: Loop) -> tuple[Ending, str]:
     Raises:
         FatalTrainingError: the loss is hopeless.
     """
-    state, config, buckets = loop.state, loop.config, loop.buckets
     progress = _Progress(loop)
-    ending, reason = Ending.FINISHED, ""
     loop.saving.start_clock()
+    ending, reason = _steps(loop, progress)
+    with loop.buckets.time(CHECKPOINT_STALL), loop.watchdog.phase("last save"):
+        loop.saving.save_now(loop.state)
+    with loop.watchdog.phase("waiting for the last save"):
+        progress.tell_substitutions()
+    return ending, reason
+
+
+def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
+    state, config, buckets = loop.state, loop.config, loop.buckets
+    if loop.evaluate_first and not _validate(loop, progress):
+        return Ending.STOPPED, _reason(loop)
     while state.step < config.max_steps:
         with buckets.time(DATA_WAIT):
             micro_batches = next(loop.batches)
         with buckets.time(PRODUCTIVE):
-            wanted, reason, global_tokens = _agree(loop, micro_batches)
-            if wanted:
-                ending = Ending.STOPPED
-                break
-            result = loop.step(micro_batches, state.step, global_tokens)
+            wish = _agree(loop, progress, micro_batches)
+            if wish.stop:
+                return Ending.STOPPED, _reason(loop)
+            result = loop.step(micro_batches, state.step, wish.global_tokens)
             state.advance(config.global_batch_size)
             progress.note(micro_batches, result)
             if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
                 progress.report(result, micro_batches)
-        if loop.evaluate is not None and state.step % config.eval_every_steps == 0:
-            with buckets.time(VALIDATION):
-                progress.report_validation(loop.evaluate())
+        # Once the end is near, the next attempt validates: here it would not be finished.
+        due = loop.evaluate is not None and state.step % config.eval_every_steps == 0
+        if due and (wish.asked or not _validate(loop, progress)):
+            return Ending.STOPPED, _reason(loop)
         with buckets.time(CHECKPOINT_STALL):
             loop.saving.save_if_due(state)
         loop.recorder.beat(state.step)
-    with buckets.time(CHECKPOINT_STALL):
-        loop.saving.save_now(state)
-    progress.tell_substitutions()
-    return ending, reason
+        loop.watchdog.beat(state.step)
+    return Ending.FINISHED, ""
 
 
-def _agree(loop: Loop, micro_batches: Sequence[Batch]) -> tuple[bool, str, int]:
+@dataclass(frozen=True)
+class _Wish:
+    """What the ranks agreed on before a step.
+
+    Attributes:
+        stop: whether to stop now.
+        asked: whether any rank was asked to stop, now or by some later moment.
+        global_tokens: answer tokens of the step, over all ranks.
+    """
+
+    stop: bool
+    asked: bool
+    global_tokens: int
+
+
+def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch]) -> _Wish:
     """One reduction of CPU numbers: does any rank want to stop, how many answer tokens are there.
 
     Asked after the data arrived and before anything is computed: the state is then exactly that
     of a completed step, and the batch that was fetched will be fetched again.
+
+    Any rank may be asked to stop; when to do it, by what it knows of the end, is for rank 0 to
+    say. One that was not asked itself learns of it here, and says so before the next step.
     """
     request = loop.stop.poll()
+    due = request is not None and loop.ranks.is_first and progress.is_due(request)
     tokens = sum(batch.num_answer_tokens for batch in micro_batches)
-    stops, global_tokens = loop.ranks.sum_on_cpu([0.0 if request is None else 1.0, tokens])
-    reason = request.reason if request is not None else "another rank's signal"
-    return stops > 0, reason if stops > 0 else "", int(global_tokens)
+    asked, stop, global_tokens = loop.ranks.sum_on_cpu([request is not None, due, tokens])
+    if asked and request is None:
+        loop.stop.request(ANOTHER_RANK)
+    return _Wish(stop > 0, asked > 0, int(global_tokens))
+
+
+def _reason(loop: Loop) -> str:
+    request = loop.stop.poll()
+    return ANOTHER_RANK if request is None else request.reason
+
+
+def _validate(loop: Loop, progress: _Progress) -> bool:
+    """Record the held-out loss; False, on every rank, if a stop put an end to it."""
+    assert loop.evaluate is not None
+    with loop.buckets.time(VALIDATION), loop.watchdog.phase("validation"):
+        loss = loop.evaluate()
+        if loss is None:
+            return False
+        progress.report_validation(loss)
+    return True
 
 
 class _Progress:
@@ -127,11 +177,16 @@ class _Progress:
         self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
         self.last_report = time.monotonic()
         self.first = True
+        self.pacing = Pacing(loop.recorder, lambda: loop.saving.longest_s)
         self.health = Health(
             loop.recorder,
             max_nonfinite_steps=loop.config.max_nonfinite_steps,
             uniform_loss=loop.uniform_loss,
         )
+
+    def is_due(self, request: StopRequest) -> bool:
+        """Whether the moment to stop has come."""
+        return self.pacing.is_due(request, self.throughput.longest_step_s)
 
     def note(self, micro_batches: Sequence[Batch], result: StepResult) -> None:
         """Count one step; reads nothing from the device."""

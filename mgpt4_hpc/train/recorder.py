@@ -6,8 +6,10 @@ The other ranks hold a recorder that is silent, so that the loop has no branches
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,36 @@ from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.card import hyperparameters, text_card
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.kinds import Kind
-from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
+from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from mgpt4_hpc.telemetry.meters import PRODUCTIVE
 from mgpt4_hpc.telemetry.tensorboard import NullWriter, Writer, open_writer
+from mgpt4_hpc.train.watchdog import Hang
+
+
+def say_at_each_rank(text: str) -> None:
+    """Print a line with the time, unbuffered, for this rank's log."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+
+
+@dataclass
+class HangNote:
+    """Writes a watchdog's finding into the ledger, whichever rank it is.
+
+    Attributes:
+        folder: RUN/ledger.
+        rank: this process.
+        attempt: its number; None as long as there is none, and then nothing is written.
+    """
+
+    folder: Path
+    rank: int
+    attempt: int | None = None
+
+    def __call__(self, hang: Hang) -> None:
+        """Append the line. Raises OSError."""
+        if self.attempt is not None:
+            host = os.uname().nodename
+            append_hang(self.folder, self.attempt, self.rank, host=host, **asdict(hang))
 
 
 class SilentRecorder:
@@ -50,7 +79,7 @@ class SilentRecorder:
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Write nothing."""
 
-    def saved(self, step: int, path: Path, seconds: float) -> None:
+    def saved(self, step: int, path: Path, seconds: float, stall_s: float | None = None) -> None:
         """Write nothing."""
 
     def save_failed(self, step: int, error: Exception) -> None:
@@ -92,7 +121,7 @@ class Recorder(SilentRecorder):
 
     def say(self, text: str) -> None:
         """Print a line with the time, unbuffered, for the job's log."""
-        print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+        say_at_each_rank(text)
 
     def open_curves(self, restored_step: int) -> None:
         """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
@@ -155,9 +184,15 @@ class Recorder(SilentRecorder):
             )
             self.say(f"bad sample {item.key}: {item.reason}; read {item.replaced_by} instead")
 
-    def saved(self, step: int, path: Path, seconds: float) -> None:
+    def saved(self, step: int, path: Path, seconds: float, stall_s: float | None = None) -> None:
         """A checkpoint is durable. Called in the saver's thread."""
-        self.ledger.event(Kind.SAVE, step=step, durable_s=round(seconds, 4), path=path.name)
+        self.ledger.event(
+            Kind.SAVE,
+            step=step,
+            durable_s=round(seconds, 4),
+            stall_s=None if stall_s is None else round(stall_s, 4),
+            path=path.name,
+        )
         self.curves.scalars(step, {tags.CHECKPOINT_DURABLE_S: seconds})
 
     def save_failed(self, step: int, error: Exception) -> None:

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -20,13 +21,15 @@ from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.distributed import PATIENCE, Ranks
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle import open_bundle
+from mgpt4_hpc.model.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.lora import lora_parameters
+from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.variants import require_variant
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
 from mgpt4_hpc.telemetry.meters import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
 from mgpt4_hpc.train.batches import open_batches
 from mgpt4_hpc.train.building import build_run_model, build_step, uniform_loss
@@ -39,12 +42,13 @@ from mgpt4_hpc.train.device import (
 )
 from mgpt4_hpc.train.inputs import Inputs, find_inputs
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
+from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import describe, restore, snapshot
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
-from mgpt4_hpc.train.stop import StopSource
+from mgpt4_hpc.train.stop import ANOTHER_RANK, StopSource, unless_stopped
 from mgpt4_hpc.train.utilisation import utilisation
+from mgpt4_hpc.train.watchdog import Watchdog
 
 _VERSIONED = ("torch", "transformers", "timm", "numpy")
 
@@ -88,28 +92,39 @@ def run_training(
         )
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
-    attempt = ranks.first_does(lambda: _claim(run, claim))
-    processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
-    recorder = Recorder(run, attempt) if ranks.is_first else SilentRecorder()
+    hang_note = HangNote(run.ledger, ranks.rank)
+    watchdog = Watchdog(config.train.hang_timeout_s, config.train.slow_timeout_s, note=hang_note)
+    watchdog.start()
     try:
-        recorder.event(
-            Kind.START,
-            attempt=attempt,
-            processes=processes,
-            started_at=started_at,
-            **_surroundings(claim, ranks),
+        with watchdog.phase("claiming an attempt"):
+            number = hang_note.attempt = ranks.first_does(lambda: _claim(run, claim))
+        processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
+        recorder = Recorder(run, number) if ranks.is_first else SilentRecorder()
+        say_at_each_rank(
+            f"=== {run.name}: attempt {number}, rank {ranks.rank} of {ranks.world_size}, "
+            f"process {os.getpid()} on {platform.node()}, {device} ==="
         )
-        recorder.say(
-            f"=== {run.name}: attempt {attempt} on {ranks.world_size} rank(s), {device} ==="
+        attempt = _Attempt(
+            run, config, ranks, stop, device, number, recorder, buckets, watchdog, end
         )
-        return _attempt(run, config, ranks, stop, device, attempt, recorder, buckets, end)
-    except Exception as error:
-        recorder.event(
-            Kind.FAULT, what=type(error).__name__, reason=str(error), buckets=buckets.seconds
-        )
-        raise
+        try:
+            recorder.event(
+                Kind.START,
+                attempt=number,
+                processes=processes,
+                started_at=started_at,
+                **_surroundings(claim, ranks),
+            )
+            return attempt.go()
+        except Exception as error:
+            recorder.event(
+                Kind.FAULT, what=type(error).__name__, reason=str(error), buckets=buckets.seconds
+            )
+            raise
+        finally:
+            recorder.close()
     finally:
-        recorder.close()
+        watchdog.close()
 
 
 def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
@@ -118,129 +133,184 @@ def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
     return number
 
 
-def _attempt(
-    run: RunDir,
-    config: RunConfig,
-    ranks: Ranks,
-    stop: StopSource,
-    device: torch.device,
-    attempt: int,
-    recorder: SilentRecorder,
-    buckets: Buckets,
-    end: Callable[[Outcome, SilentRecorder], None] | None,
-) -> Outcome:
-    store = CheckpointStore(
-        run.checkpoints,
-        keep_last=config.checkpoint.keep_last,
-        keep_every_steps=config.checkpoint.keep_every_steps or None,
-        attempt=attempt,
-    )
-    with buckets.time(WEIGHTS_LOADING):
-        bundle = open_bundle(config.model.weights)
-        require_variant(config.model.variant, bundle.architecture, config.model.weights)
-    with buckets.time(START_UP):
-        inputs: Inputs = ranks.first_does(lambda: find_inputs(run, config, bundle, store, recorder))
-    restored_step = inputs.checkpoint.step if inputs.checkpoint else 0
+@dataclass
+class _Attempt:
+    """One attempt on one rank, in the order of its methods; all ranks go through the same."""
 
-    def stopped_early() -> Outcome | None:
-        """End before the first step if any rank was asked to: start-up can outlast the grace."""
-        if not ranks.any_says(stop.poll() is not None):
-            return None
-        request = stop.poll()
-        outcome = Outcome(
-            Ending.STOPPED,
-            restored_step,
-            restored_step,
-            restored_step or None,
-            request.reason if request is not None else "another rank's signal",
-            attempt,
+    run: RunDir
+    config: RunConfig
+    ranks: Ranks
+    stop: StopSource
+    device: torch.device
+    number: int
+    recorder: SilentRecorder
+    buckets: Buckets
+    watchdog: Watchdog
+    end: Callable[[Outcome, SilentRecorder], None] | None
+
+    def go(self) -> Outcome:
+        """From the inputs to the decision about what follows."""
+        store = CheckpointStore(
+            self.run.checkpoints,
+            keep_last=self.config.checkpoint.keep_last,
+            keep_every_steps=self.config.checkpoint.keep_every_steps or None,
+            attempt=self.number,
         )
-        _wind_down(outcome, config, ranks, recorder, end)
+        with self.buckets.time(WEIGHTS_LOADING), self.watchdog.phase("opening the weights"):
+            bundle = open_bundle(self.config.model.weights)
+            variant = self.config.model.variant
+            require_variant(variant, bundle.architecture, self.config.model.weights)
+        with self.buckets.time(START_UP):
+            inputs = self._find_inputs(bundle, store)
+        if inputs is None or self._must_stop():
+            return self._stopped_early(inputs, store)
+        with self.buckets.time(WEIGHTS_LOADING), self.watchdog.phase("loading the weights"):
+            model = unless_stopped(
+                self.stop,
+                lambda: build_run_model(self.config, bundle, inputs.start, self.device),
+            )
+        if self._must_stop() or model is None:
+            return self._stopped_early(inputs, store)
+        return self._train(bundle, store, inputs, model)
+
+    def _find_inputs(self, bundle: Bundle, store: CheckpointStore) -> Inputs | None:
+        """What rank 0 finds; None if a stop came first. Indexing shards can take hours."""
+        patience_s = None if self.ranks.is_first else PATIENCE.total_seconds()
+        with self.watchdog.phase("finding the inputs", patience_s):
+            found: Inputs | None = self.ranks.first_does(
+                lambda: unless_stopped(
+                    self.stop,
+                    lambda: find_inputs(
+                        self.run,
+                        self.config,
+                        bundle,
+                        store,
+                        self.recorder,
+                        on_progress=self.watchdog.beat,
+                    ),
+                )
+            )
+        return found
+
+    def _must_stop(self) -> bool:
+        """Whether any rank was asked to stop: start-up can outlast a grace time."""
+        with self.watchdog.phase("waiting for the other ranks"):
+            return self.ranks.any_says(self.stop.poll() is not None)
+
+    def _stopped_early(self, inputs: Inputs | None, store: CheckpointStore) -> Outcome:
+        """End before the first step."""
+        if inputs is None:
+            step = self.ranks.first_does(lambda: max(store.steps(), default=0))
+        else:
+            step = inputs.checkpoint.step if inputs.checkpoint else 0
+        request = self.stop.poll()
+        reason = ANOTHER_RANK if request is None else request.reason
+        outcome = Outcome(Ending.STOPPED, step, step, step or None, reason, self.number)
+        self._wind_down(outcome)
         return outcome
 
-    if (outcome := stopped_early()) is not None:
-        return outcome
-    with buckets.time(WEIGHTS_LOADING):
-        model = build_run_model(config, bundle, inputs.start, device)
-    if (outcome := stopped_early()) is not None:
-        return outcome
-    with buckets.time(START_UP):
-        state = TrainState()
-        lora = list(lora_parameters(model.language_model).values())
-        projector = wrap_projector(model.llama_proj, device, ranks.world_size, lora)
-        step = build_step(config, model, projector, ranks, device)
-        if inputs.checkpoint is not None:
-            restore(inputs.checkpoint, state, model, step)
-        recorder.open_curves(restored_step)
-        batches = open_batches(config, inputs.indexes, bundle, ranks, state.samples_seen)
+    def _train(
+        self, bundle: Bundle, store: CheckpointStore, inputs: Inputs, model: MiniGPT4
+    ) -> Outcome:
+        config, ranks, recorder = self.config, self.ranks, self.recorder
+        restored_step = inputs.checkpoint.step if inputs.checkpoint else 0
+        with self.buckets.time(START_UP), self.watchdog.phase("building"):
+            state = TrainState()
+            lora = list(lora_parameters(model.language_model).values())
+            projector = wrap_projector(model.llama_proj, self.device, ranks.world_size, lora)
+            step = build_step(config, model, projector, ranks, self.device)
+            if inputs.checkpoint is not None:
+                restore(inputs.checkpoint, state, model, step)
+            recorder.open_curves(restored_step)
+            batches = open_batches(config, inputs.indexes, bundle, ranks, state.samples_seen)
+            evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
+            evaluate_first = evaluate is not None and self._left_out_validation(restored_step)
+        saver: AsyncSaver | None = None
+        saving = Saving()
+        if ranks.is_first:
+            saver = self._open_saver(store)
+            saving = FirstRankSaving(
+                saver,
+                lambda: snapshot(model, step),
+                describe(config, inputs, bundle, self.number, ranks),
+                recorder,
+                save_every_s=config.train.save_every_s,
+                restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
+                longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
+            )
+        loop = Loop(
+            state=state,
+            config=config.train,
+            batches=iter(batches),
+            step=step,
+            ranks=ranks,
+            stop=self.stop,
+            saving=saving,
+            recorder=recorder,
+            evaluate=evaluate,
+            evaluate_first=evaluate_first,
+            peak_memory_gib=peak_memory_gib(self.device),
+            utilisation=utilisation(
+                bundle.architecture,
+                bundle.llm_config,
+                self.device,
+                choose_precision(config, self.device),
+            ),
+            buckets=self.buckets,
+            uniform_loss=uniform_loss(model),
+            watchdog=self.watchdog,
+        )
+        try:
+            ending, reason = train(loop)
+            outcome = Outcome(
+                ending, state.step, restored_step, saving.durable_step, reason, self.number
+            )
+            with self.buckets.time(WIND_DOWN):
+                self._wind_down(outcome)
+            return outcome
+        finally:
+            batches.close()
+            if saver is not None:
+                saver.close(timeout=60.0)
 
-    saver: AsyncSaver | None = None
-    saving = Saving()
-    if ranks.is_first:
+    def _gives_up(self) -> bool:
+        """Asked between the batches of a validation."""
+        self.watchdog.beat()
+        return self.stop.poll() is not None
+
+    def _left_out_validation(self, step: int) -> bool:
+        """Whether the last attempt stopped where a validation was due, before it was made."""
+        if not step or step % self.config.train.eval_every_steps:
+            return False
+        left_out: bool = self.ranks.broadcast(
+            self.ranks.is_first and not is_validated(self.run.ledger, step)
+        )
+        return left_out
+
+    def _open_saver(self, store: CheckpointStore) -> AsyncSaver:
         saver = AsyncSaver(
             store,
-            guard=lambda: _before_official(run, attempt, recorder),
-            on_durable=recorder.saved,
-            on_failure=recorder.save_failed,
+            guard=lambda: _before_official(self.run, self.number, self.recorder),
+            on_durable=lambda step, path, seconds: self.recorder.saved(
+                step, path, seconds, saver.last_stall_s
+            ),
+            on_failure=self.recorder.save_failed,
         )
-        saving = FirstRankSaving(
-            saver,
-            lambda: snapshot(model, step),
-            describe(config, inputs, bundle, attempt, ranks),
-            recorder,
-            save_every_s=config.train.save_every_s,
-            restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
-        )
-    loop = Loop(
-        state=state,
-        config=config.train,
-        batches=iter(batches),
-        step=step,
-        ranks=ranks,
-        stop=stop,
-        saving=saving,
-        recorder=recorder,
-        evaluate=batches.evaluation(model, device, ranks)
-        if config.train.eval_every_steps
-        else None,
-        peak_memory_gib=peak_memory_gib(device),
-        utilisation=utilisation(
-            bundle.architecture, bundle.llm_config, device, choose_precision(config, device)
-        ),
-        buckets=buckets,
-        uniform_loss=uniform_loss(model),
-    )
-    try:
-        ending, reason = train(loop)
-        # The last save is in it, and steps that were not yet reported: what follows is winding down.
-        recorder.event(Kind.STEPS, step=state.step, buckets=buckets.seconds)
-        outcome = Outcome(ending, state.step, restored_step, saving.durable_step, reason, attempt)
-        with buckets.time(WIND_DOWN):
-            _wind_down(outcome, config, ranks, recorder, end)
-        return outcome
-    finally:
-        batches.close()
-        if saver is not None:
-            saver.close(timeout=60.0)
+        return saver
 
-
-def _wind_down(
-    outcome: Outcome,
-    config: RunConfig,
-    ranks: Ranks,
-    recorder: SilentRecorder,
-    end: Callable[[Outcome, SilentRecorder], None] | None,
-) -> None:
-    """Let rank 0 decide what follows, while the others wait."""
-    if ranks.is_first and end is not None:
-        end(outcome, recorder)
-    recorder.say(
-        f"=== attempt {outcome.attempt} {outcome.ending} at step "
-        f"{outcome.step}/{config.train.max_steps} ==="
-    )
-    recorder.flush()
-    # Nobody leaves before rank 0 has saved and decided: the first to go takes the others along.
-    ranks.barrier()
+    def _wind_down(self, outcome: Outcome) -> None:
+        """Let rank 0 decide what follows, while the others wait."""
+        with self.watchdog.phase("deciding what follows"):
+            if self.ranks.is_first and self.end is not None:
+                self.end(outcome, self.recorder)
+            say_at_each_rank(
+                f"=== attempt {outcome.attempt} {outcome.ending} at step "
+                f"{outcome.step}/{self.config.train.max_steps}: rank {self.ranks.rank} leaves ==="
+            )
+            self.recorder.flush()
+            # Nobody leaves before rank 0 has saved and decided: the first to go takes the others
+            # along.
+            self.ranks.barrier()
 
 
 def _surroundings(claim: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:

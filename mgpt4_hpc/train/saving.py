@@ -34,6 +34,11 @@ class Saving:
         """Not known on this rank."""
         return None
 
+    @property
+    def longest_s(self) -> float:
+        """Not known on this rank."""
+        return 0.0
+
 
 class FirstRankSaving(Saving):
     """Rank 0's saving; the state is the same on every rank.
@@ -45,6 +50,7 @@ class FirstRankSaving(Saving):
         recorder: told of stalls.
         save_every_s: most seconds of work that a kill can cost.
         restored_step: step that needs no saving, as it was loaded.
+        longest_s: seconds of the longest save of earlier attempts; 0 if there was none.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class FirstRankSaving(Saving):
         *,
         save_every_s: float,
         restored_step: int | None,
+        longest_s: float = 0.0,
     ) -> None:
         self.saver = saver
         self._snapshot = snapshot
@@ -65,6 +72,7 @@ class FirstRankSaving(Saving):
         self._interval = SaveInterval(save_every_s, started_at=time.monotonic())
         self._saved_step = restored_step
         self._restored_step = restored_step
+        self._longest_s = longest_s
 
     def start_clock(self) -> None:
         """Begin to count: what passed until now was no training that could be lost."""
@@ -124,3 +132,9 @@ class FirstRankSaving(Saving):
         if self.saver.last_durable_step is not None:
             return self.saver.last_durable_step
         return self._restored_step
+
+    @property
+    def longest_s(self) -> float:
+        """Seconds from asking for a save to having it on disk, of the longest one so far."""
+        self._longest_s = max(self._longest_s, self.saver.last_save_s or 0.0)
+        return self._longest_s

@@ -1,20 +1,35 @@
 """Why and when training must stop, without a word about who says so.
 
 A handler only notes the signal: no collective, no write and no exit may happen inside one,
-because it interrupts whatever the process was doing. The loop asks once per step.
+because it interrupts whatever the process was doing. The loop asks once per step. What takes
+minutes and can be thrown away (loading weights, waiting for other ranks) is interrupted instead.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """TERM is a preemption, USR2 submitit's early warning, USR1 what many sites send instead."""
+
+
+ANOTHER_RANK = "another rank's signal"
+"""Reason of a rank that was asked by its peers."""
+
+T = TypeVar("T")
+
+
+class Interrupted(BaseException):
+    """Raised in the main thread by a stop signal, inside :meth:`StopSource.interrupting` only.
+
+    No Exception, so that nobody on the way takes it for a fault and goes on.
+    """
 
 
 @dataclass(frozen=True)
@@ -24,17 +39,29 @@ class StopRequest:
     Attributes:
         reason: what was noticed, as ``SIGTERM``.
         since: when, seconds since the epoch.
+        deadline: when this process will be killed, seconds since the epoch; until then it may go
+            on. None is at once.
     """
 
     reason: str
     since: float
+    deadline: float | None = None
 
 
 class StopSource(Protocol):
-    """Something that knows whether this process should stop."""
+    """Something that knows whether this process should stop, why, and by when."""
 
     def poll(self) -> StopRequest | None:
-        """Return the first request, or None. Cheap: called once per step."""
+        """Return the request, or None. Cheap while there is none: called once per step."""
+        ...
+
+    def request(self, reason: str) -> None:
+        """Wish to stop without a signal; changes nothing once one came."""
+        ...
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises :class:`Interrupted`; also one that came before."""
         ...
 
 
@@ -45,13 +72,36 @@ class NeverStop:
         """None, always."""
         return None
 
+    def request(self, reason: str) -> None:
+        """Change nothing."""
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Interrupt nothing."""
+        yield
+
+
+def unless_stopped(stop: StopSource, action: Callable[[], T]) -> T | None:
+    """What ``action`` returns, or None if a stop signal put an end to it.
+
+    For work that leaves nothing half done behind when it ends anywhere.
+    """
+    try:
+        with stop.interrupting():
+            return action()
+    except Interrupted:
+        return None
+
 
 class SignalStop:
-    """Notes the first of the stop signals; further ones change nothing.
+    """Notes the first of the stop signals; further ones are counted and change nothing.
 
     Args:
         signals: which to take.
         clock: seconds since the epoch.
+
+    Attributes:
+        count: signals so far.
     """
 
     def __init__(
@@ -62,6 +112,8 @@ class SignalStop:
         self.signals = tuple(signals)
         self._clock = clock
         self._request: StopRequest | None = None
+        self._interrupting = False
+        self.count = 0
 
     def install(self) -> SignalStop:
         """Take the signals over, then let those in that were blocked until now.
@@ -77,7 +129,21 @@ class SignalStop:
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
         self.request(signal.Signals(number).name)
+        if self._interrupting:
+            raise Interrupted
+
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Inside, a signal raises :class:`Interrupted`; also one that came before."""
+        self._interrupting = True
+        try:
+            if self._request is not None:
+                raise Interrupted
+            yield
+        finally:
+            self._interrupting = False
 
     def request(self, reason: str) -> None:
         """Wish to stop without a signal; changes nothing once one came."""

@@ -46,7 +46,7 @@ class Hang:
         phase: what the process was at, as "step" or "validation".
         silent_s: seconds since the last sign of life.
         allowed_s: how many were allowed.
-        step: optimizer steps completed.
+        step: optimizer steps completed, 0 if this process has made none.
     """
 
     phase: str
@@ -60,7 +60,8 @@ class Watchdog:
 
     Args:
         step_s: longest silence between steps; 0 watches nothing.
-        slow_s: the same in the phases that :meth:`phase` names: loading, compiling, validating.
+        slow_s: the same until the first step is done, which may compile, and in the phases that
+            :meth:`phase` names: loading, validating.
         note: told of a hang, in another thread and with little time; may fail or hang itself.
         stream: where the stacks go; it must have a file descriptor.
         clock: seconds, monotonic.
@@ -81,7 +82,7 @@ class Watchdog:
         # Its descriptor: the stream's own lock may be in the hands of whoever hangs.
         self._fd = (stream or sys.stderr).fileno() if step_s > 0 else -1
         self._clock = clock
-        self._step = 0
+        self._step: int | None = None
         self._phases: list[tuple[str, float]] = []
         self._since = clock()
         self._closed = threading.Event()
@@ -132,7 +133,9 @@ class Watchdog:
 
     def _allowed(self) -> tuple[str, float]:
         phases = self._phases
-        return phases[-1] if phases else ("step", self.step_s)
+        if phases:
+            return phases[-1]
+        return ("first step", self.slow_s) if self._step is None else ("step", self.step_s)
 
     def _watch(self) -> None:
         try:
@@ -140,7 +143,7 @@ class Watchdog:
                 phase, allowed_s = self._allowed()
                 silent_s = self._clock() - self._since
                 if silent_s >= allowed_s:
-                    self._end(Hang(phase, silent_s, allowed_s, self._step))
+                    self._end(Hang(phase, silent_s, allowed_s, self._step or 0))
                 self._wind_up(allowed_s - silent_s)
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -1,4 +1,7 @@
-"""Forks gloo ranks on request: ``{"run": DIR, "world_size": N}``, then ``{"wait": true}``."""
+"""Forks gloo ranks on request: ``{"run": DIR, "world_size": N}``, then ``{"wait": true}``.
+
+A folder as the only argument takes what each rank writes, as ``RANK.log``.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +44,19 @@ def main() -> None:
         request = json.loads(line)
         if request.get("wait"):
             answer = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        elif "ended" in request:
+            # Looked at and not reaped: the exit code is for whoever waits.
+            options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+            answer = [int(os.waitid(os.P_PID, pids[request["ended"]], options) is not None)]
         else:
             token = f"fork-{os.getpid()}-{time.time_ns()}"
             pids = []
             for rank in range(request["world_size"]):
                 pid = os.fork()
                 if pid == 0:
+                    if len(sys.argv) > 1:
+                        log = Path(sys.argv[1]) / f"{rank}.log"
+                        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), 2)
                     os.dup2(2, 1)  # the parent's stdout speaks JSON
                     code = 1
                     try:

@@ -72,11 +72,15 @@ class ForkedRanks:
     """Gloo ranks on this host without any launcher: one process that forks them.
 
     Torch is imported once for all starts of a test, and the signals are real.
+
+    Args:
+        logs: folder for what each rank writes; by default it goes to our stderr.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logs: Path | None = None) -> None:
+        self.logs = logs
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.fork_ranks"],
+            [sys.executable, "-m", "tests.support.fork_ranks", *([str(logs)] if logs else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -91,6 +95,15 @@ class ForkedRanks:
     def wait(self) -> list[int]:
         """Exit codes of the ranks started last."""
         return self._ask({"wait": True})
+
+    def ended(self, rank: int) -> bool:
+        """Whether this rank is over; :meth:`wait` still has its exit code."""
+        return bool(self._ask({"ended": rank})[0])
+
+    def log(self, rank: int) -> str:
+        """What this rank has written so far, over all starts."""
+        assert self.logs is not None
+        return (self.logs / f"{rank}.log").read_text()
 
     def terminate(self, pids: list[int]) -> None:
         """What Slurm does at the start of a preemption's grace time."""

@@ -20,7 +20,7 @@ from mgpt4_hpc.train.stop import NeverStop, StopRequest
 from tests.support.tiny_world import TinyWorld
 
 
-class Stop:
+class Stop(NeverStop):
     """Asked for at the n-th question; may do something at each."""
 
     def __init__(self, at: int = 10**9, then: Callable[[int], object] = lambda poll: None) -> None:

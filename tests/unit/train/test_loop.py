@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult
-from mgpt4_hpc.train.stop import StopRequest
+from mgpt4_hpc.train.stop import NeverStop, StopRequest
 from tests.unit.train.fakes import make_batches
 
 Notes = list[Any]
@@ -71,24 +72,32 @@ class NotingRecorder(SilentRecorder):
         self.notes += [("bad sample", item.key) for item in substitutions]
 
 
-class StopAt:
-    """A signal that is there from the n-th question on."""
+class StopAt(NeverStop):
+    """A signal that is there from the n-th question on, or another rank's."""
 
-    def __init__(self, poll: int) -> None:
+    def __init__(self, poll: int, deadline: float | None = None) -> None:
         self.polls, self.at = 0, poll
+        self.deadline = deadline
+        self.asked: str | None = None
 
     def poll(self) -> StopRequest | None:
         self.polls += 1
-        return StopRequest("SIGTERM", 0.0) if self.polls >= self.at else None
+        if self.asked is not None:
+            return StopRequest(self.asked, 0.0)
+        return StopRequest("SIGTERM", 0.0, self.deadline) if self.polls >= self.at else None
+
+    def request(self, reason: str) -> None:
+        self.asked = reason
 
 
 class AnotherRank(Ranks):
-    """The first of two ranks, whose peer has as many tokens and wants to stop at some point."""
+    """The first of two ranks, whose peer has as many tokens and is asked to stop at some point."""
 
     def sum_on_cpu(self, values: Sequence[float]) -> list[float]:
-        if len(values) == 2 and values[1] > 5:  # the agreement: stop flag and tokens
+        if len(values) == 3:  # the agreement: asked to stop, stop now, tokens
             object.__setattr__(self, "asked", getattr(self, "asked", 0) + 1)
-            return [values[0] + (self.asked >= 3), 2 * values[1]]  # type: ignore[attr-defined]
+            asked, stop, tokens = values
+            return [asked + (self.asked >= 3), stop, 2 * tokens]  # type: ignore[attr-defined]
         return list(values)
 
 
@@ -175,8 +184,35 @@ def test_another_ranks_wish_is_ours_and_the_tokens_are_those_of_all() -> None:
     loop = make_loop(notes, ranks=AnotherRank(0, 0, 2, 2))
     (tokens,) = {batch.num_answer_tokens for batch in make_batches([3])}
     assert train(loop) == (Ending.STOPPED, "another rank's signal")
-    assert loop.state.step == 2
-    assert [note[2] for note in notes if note[0] == "step"] == [2 * tokens] * 2
+    assert loop.state.step == 3, "we say when, before the step after that in which we learn of it"
+    assert [note[2] for note in notes if note[0] == "step"] == [2 * tokens] * 3
+
+
+def test_a_deadline_far_away_lets_training_go_on() -> None:
+    notes: Notes = []
+    far = StopAt(2, deadline=time.time() + 3600.0)
+    assert train(make_loop(notes, stop=far, evaluate=None)) == (Ending.FINISHED, "")
+    assert names(notes)[-1] == ("save", 4)
+
+
+def test_close_to_the_end_no_validation_begins_and_the_next_attempt_makes_it() -> None:
+    notes: Notes = []
+    far = StopAt(2, deadline=time.time() + 3600.0)
+    assert train(make_loop(notes, stop=far)) == (Ending.STOPPED, "SIGTERM")
+    assert "validate" not in notes and notes[-1] == ("save", 3, 30)
+
+    notes.clear()
+    again = make_loop(notes, state=TrainState(3, 30), evaluate_first=True)
+    assert train(again) == (Ending.FINISHED, "")
+    assert names(notes)[1:4] == ["validate", ("log", 3), ("batch", 1)]
+
+
+def test_a_validation_that_was_broken_off_is_not_recorded() -> None:
+    notes: Notes = []
+    loop = make_loop(notes, evaluate=lambda: None)
+    assert train(loop)[0] is Ending.STOPPED
+    assert notes[-1] == ("save", 3, 30)
+    assert ("log", 3) not in names(notes)
 
 
 def test_a_run_that_is_complete_does_nothing() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 import pytest
 
-from mgpt4_hpc.train.stop import STOP_SIGNALS, NeverStop, SignalStop
+from mgpt4_hpc.train.stop import STOP_SIGNALS, NeverStop, SignalStop, unless_stopped
 from tests.support.forked import in_processes
 
 
@@ -50,5 +51,26 @@ def test_a_wish_without_a_signal_counts_like_one() -> None:
     assert in_processes([run]) == ["cancelled"]
 
 
+def test_what_takes_long_is_interrupted_and_what_came_before_too() -> None:
+    def run() -> list[object]:
+        stop = SignalStop().install()
+        told: list[object] = [unless_stopped(stop, lambda: "in peace")]
+
+        def signalled() -> str:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(60.0)
+            return "in vain"
+
+        told.append(unless_stopped(stop, signalled))
+        told.append(unless_stopped(stop, lambda: "too late"))
+        os.kill(os.getpid(), signal.SIGTERM)  # outside: only noted
+        return [*told, stop.count]
+
+    assert in_processes([run]) == [["in peace", None, None, 2]]
+
+
 def test_never_is_never() -> None:
-    assert NeverStop().poll() is None
+    never = NeverStop()
+    never.request("cancelled")
+    assert never.poll() is None
+    assert unless_stopped(never, lambda: 7) == 7

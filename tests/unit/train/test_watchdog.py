@@ -77,6 +77,7 @@ def test_a_note_that_hangs_too_does_not_keep_the_process() -> None:
 
 def test_who_moves_or_says_that_it_takes_longer_lives_on() -> None:
     body = """
+time.sleep(0.4)
 for step in range(8):
     time.sleep(0.06)
     dog.beat(step)
@@ -104,6 +105,8 @@ def test_a_slow_phase_is_never_allowed_less_than_a_step(
     step_s: float, slow_s: float, phase_s: float
 ) -> None:
     dog = Watchdog(step_s, slow_s, stream=sys.__stderr__, clock=time.monotonic)
+    assert dog._allowed() == ("first step", phase_s)
+    dog.beat(1)
     assert dog._allowed() == ("step", step_s)
     with dog.phase("loading"):
         assert dog._allowed() == ("loading", phase_s)
