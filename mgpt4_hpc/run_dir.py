@@ -5,7 +5,7 @@
     RUN/
       run.json          identity: name, stage, created, code version, config digest, format version
       config.yaml       the whole resolved config, each value's origin beside it
-      pins.json         what the first start found: start weights, indexes, bundle
+      pins.json         what the first start found: start weights, indexes, bundle, versions
       code/             snapshot of the package that the job runs
       checkpoints/      step-00001000/...
       tensorboard/      one folder for the life of the run
@@ -105,6 +105,11 @@ class RunDir:
     def resubmit_needed(self) -> Path:
         """Left behind when nobody could requeue; holds the command to run."""
         return self.path / "RESUBMIT_NEEDED"
+
+    @property
+    def drift_accepted(self) -> Path:
+        """Left by a person: the next start may go on though something changed."""
+        return self.path / "ACCEPT_DRIFT"
 
     @property
     def failed(self) -> Path:

@@ -34,6 +34,11 @@ from mgpt4_hpc.run_dir import find_run
     type=click.Choice(["auto", "slurm", "local"]),
     help="Default: what the run used before.",
 )
+@click.option(
+    "--accept-drift",
+    is_flag=True,
+    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+)
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
 @json_option
@@ -41,6 +46,7 @@ def resume_command(
     name: str,
     assignments: tuple[str, ...],
     executor: str | None,
+    accept_drift: bool,
     wait: bool,
     runs_dir: Path,
     as_json: bool,
@@ -63,7 +69,7 @@ def resume_command(
     run = find_run(name, absolute(runs_dir))
     overrides = parse_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
-    done = resume_run(run, overrides, executor, say=say)
+    done = resume_run(run, overrides, executor, say=say, accept=accept_drift)
     job = done.submitted
     if as_json:
         echo_json(

@@ -11,7 +11,14 @@ import click
 @click.option("--cfg-path", "config", required=True, help="Preset or YAML file.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
-def train_command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+@click.option(
+    "--accept-drift",
+    is_flag=True,
+    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+)
+def train_command(
+    config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
+) -> None:
     """Train one run in this process, or go on with it if its directory exists.
 
     For several GPUs start it by torchrun:
@@ -28,4 +35,6 @@ def train_command(config: str, run_dir: Path | None, assignments: tuple[str, ...
         arguments += ["--run-dir", str(run_dir)]
     for assignment in assignments:
         arguments += ["--set", assignment]
+    if accept_drift:
+        arguments.append("--accept-drift")
     command.main(args=arguments, prog_name="mgpt4 train", standalone_mode=False)

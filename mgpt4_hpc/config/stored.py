@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def write_config(path: Path, resolved: Resolved) -> None:
         origin = _one_line(resolved.origin(key))
         lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rewrite_config(path: Path, resolved: Resolved) -> None:
+    """Put a new configuration in place of the old one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_config(temporary, resolved)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 class _OneLineDumper(yaml.SafeDumper):

@@ -11,7 +11,7 @@ from typing import Any
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, config_digest, merge
-from mgpt4_hpc.config.stored import read_config, write_config
+from mgpt4_hpc.config.stored import read_config, rewrite_config
 from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunLocked
 from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.overview import RunOverview, look_at
@@ -25,6 +25,7 @@ from mgpt4_hpc.launch.submit import (
     submitting,
 )
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.drift import accept_drift, drifted, version_drift
 
 ORIGIN = "resume"
 """Origin of a setting that was changed on the way."""
@@ -48,7 +49,12 @@ class Resumption:
 
 
 def resume_run(
-    run: RunDir, overrides: Mapping[str, Any], executor: str | None, *, say: Callable[[str], None]
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    *,
+    say: Callable[[str], None],
+    accept: bool = False,
 ) -> Resumption:
     """Submit an unfinished run again.
 
@@ -57,19 +63,26 @@ def resume_run(
         overrides: settings to change, by dotted key.
         executor: "slurm", "local" or "auto"; None takes what it ran with before.
         say: told what changes.
+        accept: the job may go on though data, weights, settings or versions are not what the run
+            began with.
 
     Raises:
         RunLocked: if a job of it is alive, or somebody else submits it right now.
+        RunLocked: if this environment's library versions are not the run's, unless accepted.
         ConfigError: if a setting may not change, or not so.
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
     """
     run.identity()
     with submitting(run):
-        return _resume(run, overrides, executor, say)
+        return _resume(run, overrides, executor, say, accept)
 
 
 def _resume(
-    run: RunDir, overrides: Mapping[str, Any], executor: str | None, say: Callable[[str], None]
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    say: Callable[[str], None],
+    accept: bool,
 ) -> Resumption:
     seen = _assert_free(run)
     resolved = read_config(run.config_file)
@@ -80,6 +93,10 @@ def _resume(
     changes = _differences(resolved, changed)
     for key, (old, new) in changes.items():
         say(f"{run.name}: {key} {old} -> {new}")
+    # A container has versions of its own, which only the job sees.
+    drift = version_drift(run) if changed.config.container.runtime == "none" else []
+    if drift and not accept:
+        raise drifted(run, drift)
     dependency = _wait_for_start(changed, executor)
     preflight(
         changed.config,
@@ -91,8 +108,10 @@ def _resume(
     )
     complete_run(run)
     with _put_back(run.config_file, run.failed, run.resubmit_needed, cancel_mark(run)):
+        if accept:
+            accept_drift(run)
         if changes:
-            _rewrite(run.config_file, changed)
+            rewrite_config(run.config_file, changed)
         withdraw_cancel(run)
         submitted = submit_run(run, changed, executor, dependency=dependency)
     return Resumption(run, False, submitted, changes)
@@ -187,15 +206,6 @@ def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
         faults=[seen.text],
         fix=f"finish that first: mgpt4 resume {seen.path}",
     )
-
-
-def _rewrite(path: Path, resolved: Resolved) -> None:
-    """Put a new configuration in place of the old one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_config(temporary, resolved)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 @contextmanager

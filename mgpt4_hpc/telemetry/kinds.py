@@ -19,7 +19,7 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | `signal` | a signal came | `name`, `deadline` (unix time; null is at once) |
 | `stop_requested` | the ranks agreed to stop | `step`, `reason`, `deadline` (unix time) |
 | `substitution` | a bad sample was replaced | `position`, `key`, `reason`, `replaced_by` |
-| `drift` | the run goes on though something changed | `what` |
+| `drift` | the run goes on though something changed | `what` (list), `accepted` (by a person) |
 | `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |

@@ -18,10 +18,11 @@ from mgpt4_hpc.config.load import (
     parse_assignments,
     unset_paths,
 )
-from mgpt4_hpc.config.stored import read_config, write_config
+from mgpt4_hpc.config.stored import read_config, rewrite_config, write_config
 from mgpt4_hpc.distributed import Ranks, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train import drift
 from mgpt4_hpc.train.stop import SignalStop
 
 
@@ -29,7 +30,14 @@ from mgpt4_hpc.train.stop import SignalStop
 @click.option("--cfg-path", "config", required=True, help="Preset or YAML file.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Default: runs/NAME.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
-def command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+@click.option(
+    "--accept-drift",
+    is_flag=True,
+    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+)
+def command(
+    config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
+) -> None:
     """Train one run, or go on with it if its directory exists."""
     # Here and not earlier: click must be able to end the process while it parses.
     stop = SignalStop().install()
@@ -43,16 +51,30 @@ def command(config: str, run_dir: Path | None, assignments: tuple[str, ...]) -> 
     }
     resolved = load_config(config, overrides=overrides, environ=os.environ)
     run = RunDir((run_dir or Path("runs") / resolved.config.name).absolute())
-    sys.exit(_run(run, resolved, ranks, stop, started_at))
+    sys.exit(_run(run, resolved, ranks, stop, started_at, accept_drift))
 
 
-def _run(run: RunDir, resolved: Resolved, ranks: Ranks, stop: SignalStop, started_at: float) -> int:
+def _run(
+    run: RunDir,
+    resolved: Resolved,
+    ranks: Ranks,
+    stop: SignalStop,
+    started_at: float,
+    accept: bool,
+) -> int:
     from mgpt4_hpc.train.device import choose_device
+    from mgpt4_hpc.train.node_check import check_node
+    from mgpt4_hpc.train.node_verdict import judge
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending, Outcome
 
+    # Each rank for itself: torchrun ends the others when one fails.
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    place = run.path if run.path.is_dir() else run.path.parent
+    if (unfit := judge([check_node(resolved.config, ranks, place)])) is not None:
+        raise unfit
     start_group(ranks, choose_device(resolved.config, ranks))
-    ranks.first_does(lambda: _create(run, resolved))
+    ranks.first_does(lambda: _create(run, resolved, accept))
 
     def end(outcome: Outcome, recorder: object) -> None:
         from mgpt4_hpc.telemetry.kinds import Kind
@@ -78,15 +100,20 @@ def _run(run: RunDir, resolved: Resolved, ranks: Ranks, stop: SignalStop, starte
     return 0 if outcome.ending is Ending.FINISHED else EXIT_RESUMABLE
 
 
-def _create(run: RunDir, resolved: Resolved) -> None:
+def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
     if run.identity_file.exists():
         run.identity()
-        if read_config(run.config_file).digest != resolved.digest:
+        same = read_config(run.config_file).digest == resolved.digest
+        if not same and not accept:
             raise RunLocked(
                 f"the run {run.path} exists already, with other settings",
                 why="a run goes on with what it began with",
-                fix="leave the settings as they were, or give another --run-dir",
+                fix="leave the settings as they were, give another --run-dir, or --accept-drift",
             )
+        if accept:
+            drift.accept_drift(run)
+        if not same:
+            rewrite_config(run.config_file, resolved)
         return
     if faults := unset_paths(resolved.config) + missing_start(resolved.config):
         raise ConfigError("the settings are not complete", faults=faults)

@@ -191,7 +191,7 @@ def bad_node(faults: Mapping[str, str]) -> BadNode:
     error = BadNode(
         f"bad node: {told}",
         why="training there would fail later, or stand still",
-        fix="the job is requeued without it; tell the cluster's support",
+        fix="mend it or take another node (a Slurm job is requeued without it); tell the support",
     )
     error.nodes = dict(faults)
     return error

@@ -1,20 +1,19 @@
-"""Where a run begins: what its first start pins, and where the projector's weights come from."""
+"""Where a run begins: the projector's weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.errors import FatalTrainingError, RunLocked, WeightsError
+from mgpt4_hpc.errors import FatalTrainingError, WeightsError
 from mgpt4_hpc.model.importer import import_projector
 from mgpt4_hpc.model.sources import read_tensors
-from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from mgpt4_hpc.run_dir import RunDir
 
 PROJECTOR = "projector"
 """Entry of the projector in a checkpoint."""
@@ -97,32 +96,3 @@ def _content(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(name.encode())
         digest.update(tensors[name].contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def pin(run: RunDir, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-    """Hold a run to what its first start found.
-
-    Args:
-        run: the run.
-        found: hashes of everything outside the run that decides its result.
-        about: where these things were, for people; files may move.
-
-    Raises:
-        RunLocked: if something is not what it was; it shows the difference.
-    """
-    if not run.pins_file.exists():
-        write_json(run.pins_file, {**found, "about": dict(about)})
-        return
-    pinned = read_json(run.pins_file)
-    pinned.pop("about", None)
-    changed = [
-        f"{key} was {pinned.get(key)}, is {found.get(key)}"
-        for key in sorted(set(pinned) | set(found))
-        if pinned.get(key) != found.get(key)
-    ]
-    if changed:
-        raise RunLocked(
-            f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}",
-            why="a run continued on other inputs is neither the old run nor a new one",
-            fix="restore them, or start a new run from this one's checkpoint (model.projector)",
-        )
