@@ -9,6 +9,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.words import printable
 from mgpt4_hpc.run_dir import find_run
 
 
@@ -50,8 +51,8 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
         )
     else:
         for one in done:
-            click.echo(f"{one.run.name}: {one.text}")
+            click.echo(printable(f"{one.run.name}: {one.text}"))
     for another in errors[1:]:
-        click.echo(f"error: {another}", err=True)
+        click.echo(printable(f"error: {another}"), err=True)
     if errors:
         raise errors[0]

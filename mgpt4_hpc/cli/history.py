@@ -13,6 +13,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.launch.exclusion import BAD_NODE
+from mgpt4_hpc.launch.words import printable, shell_word
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
@@ -45,7 +46,8 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
         )
         return
     if not attempts:
-        click.echo(f"{run.name} has not started yet: see `mgpt4 status {run.name}`", err=True)
+        see = f"`mgpt4 status {shell_word(run.name)}`"
+        click.echo(printable(f"{run.name} has not started yet: see {see}"), err=True)
         return
     _print_attempts(attempts)
     click.echo()

@@ -10,6 +10,7 @@ import click
 
 from mgpt4_hpc.cli.options import absolute, complete_runs, runs_dir_option
 from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun
+from mgpt4_hpc.launch.words import printable, shell_word
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
 
 _POLL_S = 0.5
@@ -58,7 +59,8 @@ def logs_command(
     log = logs.choose_log(run, rank)
     if log is None:
         raise MgptError(
-            f"{run.name} has no log yet", fix=f"see what it waits for: mgpt4 status {run.name}"
+            f"{run.name} has no log yet",
+            fix=f"see what it waits for: mgpt4 status {shell_word(run.name)}",
         )
     reader = logs.Follower(log.path)
     if lines is not None:
@@ -73,7 +75,7 @@ def _run(name: str | None, runs_dir: Path) -> RunDir:
     runs = list_runs(runs_dir)
     if not runs:
         raise NoSuchRun(f"no runs in {runs_dir}", fix="start one with `mgpt4 submit`")
-    click.echo(f"log of {runs[0].name}", err=True)
+    click.echo(f"log of {printable(runs[0].name)}", err=True)
     return runs[0]
 
 
@@ -104,7 +106,7 @@ def _follow(run: RunDir, rank: int, lines: int | None) -> None:
                 over = not (seen.state.is_live or seen.state == "unknown")
                 news = seen.text.partition(" in ")[0]
                 if news != told and (over or news not in ("running", "starting")):
-                    click.echo(f"{run.name}: {seen.text}", err=True)
+                    click.echo(printable(f"{run.name}: {seen.text}"), err=True)
                 told = news
                 if over:
                     continue

@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.words import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         error.show()
         sys.exit(error.exit_code)
     except MgptError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # `mgpt4 logs | head`: the reader left, which is no fault of ours.

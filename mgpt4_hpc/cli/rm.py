@@ -8,6 +8,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.launch.words import printable
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
 
 
@@ -36,21 +37,20 @@ def rm_command(
     # Twice the same run, by name and by path, is one run.
     runs = list({run.path: run for run in (find_run(name, runs_dir) for name in names)}.values())
     others = [run for run in list_runs(runs_dir) if run not in runs]
-    seen = look_at([*runs, *others])
-    rows = seen.rows[: len(runs)]
-    if seen.unreachable is not None and any(row.state == "unknown" for row in rows):
+    seen = look_at(runs)  # Slurm is asked about these alone
+    if seen.unreachable is not None:
         raise seen.unreachable
-    plans = plan_removal(runs, rows, seen.rows[len(runs) :])
+    plans = plan_removal(runs, seen.rows, others)
     told: list[RunDir] = []
     for plan in plans:
         step = f"{plan.step}/{plan.max_steps if plan.max_steps is not None else '?'}"
-        click.echo(
+        what = (
             f"{plan.run.path}: {plan.text}; step {step}, {plan.checkpoints} checkpoints, "
-            f"{plan.files} files, {size_text(plan.bytes)}",
-            err=True,
+            f"{plan.files} files, {size_text(plan.bytes)}"
         )
+        click.echo(printable(what), err=True)
         for name in plan.needed_by:
-            click.echo(f"warning: {name} starts from its checkpoint", err=True)
+            click.echo(printable(f"warning: {name} starts from its checkpoint"), err=True)
     if not dry_run:
         if not yes:
             question = f"Delete {'this run' if len(plans) == 1 else f'these {len(plans)} runs'}?"
@@ -75,7 +75,7 @@ def rm_command(
         )
         return
     for plan in plans:
-        click.echo(f"{plan.run.name}: {'would be removed' if dry_run else 'removed'}")
+        click.echo(printable(f"{plan.run.name}: {'would be removed' if dry_run else 'removed'}"))
 
 
 def size_text(size: int) -> str:

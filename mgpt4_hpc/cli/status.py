@@ -12,6 +12,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.launch.words import printable
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def status_command(
         click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
     for warning in seen.warnings:
         if seen.unreachable is None or warning != seen.unreachable.what:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(printable(f"warning: {warning}"), err=True)
     if seen.unreachable is not None:
         raise seen.unreachable
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mgpt4_hpc.errors import MgptError, SlurmRejected
 from mgpt4_hpc.launch import processes
-from mgpt4_hpc.launch.cancel_mark import request_cancel
+from mgpt4_hpc.launch.cancel_mark import request_cancel, withdraw_cancel
 from mgpt4_hpc.launch.overview import RunOverview
 from mgpt4_hpc.launch.run_facts import JobRef, read_facts
 from mgpt4_hpc.launch.run_state import RunState
@@ -61,17 +61,26 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
 
 def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
     request_cancel(run, job.job_id)
+    try:
+        return _scancel(job.job_id, save)
+    except MgptError:
+        # Told that it failed, nobody expects the job to stay away after its next preemption.
+        withdraw_cancel(run)
+        raise
+
+
+def _scancel(job_id: str, save: bool) -> str:
     if not save:
-        run_slurm(["scancel", job.job_id])
-        return f"job {job.job_id} is cancelled"
+        run_slurm(["scancel", job_id])
+        return f"job {job_id} is cancelled"
     # The mark may reach the node's view of the file system late; this reaches Slurm at once.
     try:
-        run_slurm(["scontrol", "update", f"JobId={job.job_id}", "Requeue=0"])
+        run_slurm(["scontrol", "update", f"JobId={job_id}", "Requeue=0"])
     except SlurmRejected:
         pass  # some sites allow no such change: then the mark alone must do
     # Without --batch or --full the signal goes to the ranks, and not to the batch script.
-    run_slurm(["scancel", "--signal=USR2", job.job_id])
-    return f"job {job.job_id} was asked to save and end"
+    run_slurm(["scancel", "--signal=USR2", job_id])
+    return f"job {job_id} was asked to save and end"
 
 
 def _cancel_local(run: RunDir, job: JobRef) -> str:

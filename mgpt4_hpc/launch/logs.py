@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mgpt4_hpc.errors import ConfigError, MgptError
+from mgpt4_hpc.launch.words import shell_word
 from mgpt4_hpc.run_dir import RunDir, read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
@@ -102,7 +103,7 @@ def attempt_bytes(run: RunDir, rank: int, number: int) -> bytes:
         return starts[attempt.restart_count]
     raise MgptError(
         f"attempt {number} of {run.name} left no log of rank {rank}",
-        fix=f"see all of its job: mgpt4 logs {run.name} --rank {rank}",
+        fix=f"see all of its job: mgpt4 logs {shell_word(run.name)} --rank {rank}",
     )
 
 

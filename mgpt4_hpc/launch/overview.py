@@ -136,9 +136,17 @@ def _ask(
         # Many sites have no accounting; while squeue answers that is no news for anybody.
         if ask is queue.ask_squeue or not answers.squeue_answered:
             answers.warnings.append(error.what)
-        if isinstance(error, SlurmUnreachable) and answers.error is None:
-            answers.error = error
+        if answers.error is None:
+            answers.error = _as_unreachable(error, ask is queue.ask_squeue)
         return {}, False
+
+
+def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | None:
+    if isinstance(error, SlurmUnreachable):
+        return error
+    # A squeue that crashes or refuses leaves us as blind as one that reaches nobody; that there is
+    # no accounting is no fault.
+    return SlurmUnreachable(error.what, why=error.why, fix=error.fix) if queue_failed else None
 
 
 def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:

@@ -97,7 +97,8 @@ def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     """The jobs that the controller remembers: the waiting, the running, those just over.
 
     Raises:
-        SlurmUnreachable: squeue is missing or the controller does not answer.
+        SlurmUnreachable: squeue is missing, or the controller does not answer, or nothing that can
+            be understood.
         SlurmRejected: any other complaint of squeue.
     """
     wanted = _ids(job_ids)
@@ -112,7 +113,8 @@ def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         if _UNKNOWN_ID.search(error.what):
             return {}
         raise
-    return {job.job_id: job for job in parse_squeue(output) if job.job_id in wanted}
+    jobs = _understood("squeue", output, parse_squeue(output))
+    return {job.job_id: job for job in jobs if job.job_id in wanted}
 
 
 def ask_sacct(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
@@ -128,7 +130,8 @@ def ask_sacct(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers"]
     command += [*_jobs_option(wanted), f"--format={_SACCT_FORMAT}"]
     output = _run(command)
-    return {job.job_id: job for job in parse_sacct(output) if job.job_id in wanted}
+    jobs = _understood("sacct", output, parse_sacct(output))
+    return {job.job_id: job for job in jobs if job.job_id in wanted}
 
 
 def parse_squeue(output: str) -> list[QueuedJob]:
@@ -170,6 +173,16 @@ def parse_sacct(output: str) -> list[QueuedJob]:
                 exit_code=code,
                 cancelled_by=by.strip(),
             )
+        )
+    return jobs
+
+
+def _understood(tool: str, output: str, jobs: list[QueuedJob]) -> list[QueuedJob]:
+    """The jobs; an answer that holds none and is not empty must not pass for "no such job"."""
+    if not jobs and output.strip():
+        raise SlurmUnreachable(
+            f"`{tool}` gave an answer that cannot be understood: {first_line(output)[:80]}",
+            fix=f"see what `type {tool}` says: it may be a wrapper of this site",
         )
     return jobs
 

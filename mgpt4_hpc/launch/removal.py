@@ -16,9 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.launch.decision import Cause
 from mgpt4_hpc.launch.overview import RunOverview
+from mgpt4_hpc.launch.run_facts import read_facts
 from mgpt4_hpc.launch.run_state import RunState
 from mgpt4_hpc.launch.submit import submitting
+from mgpt4_hpc.launch.words import shell_word
 from mgpt4_hpc.run_dir import RunDir
 
 # `write_config` puts one setting on a line.
@@ -50,7 +53,7 @@ class Removal:
 
 
 def plan_removal(
-    runs: Sequence[RunDir], rows: Sequence[RunOverview], others: Iterable[RunOverview]
+    runs: Sequence[RunDir], rows: Sequence[RunOverview], others: Iterable[RunDir]
 ) -> list[Removal]:
     """What would go if these runs were removed; nothing is changed.
 
@@ -71,18 +74,18 @@ def plan_removal(
         if why:
             refused.append(f"{run.name}: {why}")
     if refused:
-        live = [shlex.quote(row.name) for row in rows if row.state.is_live]
+        live = [shell_word(row.name) for row in rows if row.state.is_live]
         raise RunLocked(
             "nothing was removed: " + "; ".join(refused),
             fix=f"end it first: mgpt4 cancel {' '.join(live)}" if live else "",
         )
     gone = {run.path.resolve() for run in runs}
     waiting = [
-        (row.name, started)
-        for row in others
-        if row.state is not RunState.FINISHED
-        and Path(row.path).resolve() not in gone
-        and (started := _starts_from(RunDir(Path(row.path)))) is not None
+        (run.name, started)
+        for run in others
+        if run.path.resolve() not in gone
+        and (started := _starts_from(run)) is not None
+        and not _is_finished(run)
     ]
     return [_removal(run, row, waiting) for run, row in zip(runs, rows, strict=True)]
 
@@ -122,8 +125,8 @@ def _delete_contents(run: RunDir) -> None:
 
 
 def _refusal(run: RunDir, row: RunOverview) -> str:
-    if row.state.is_live:
-        return f"it is not over ({row.text})"
+    if row.state.is_live or row.state is RunState.UNKNOWN:
+        return f"it is not known to be over ({row.text})"
     if run.path.is_symlink():
         return f"it is a link to {run.path.resolve()}: name that folder itself"
     inside = [place for place in (Path.cwd(), Path.home()) if _is_in(place, run.path)]
@@ -150,6 +153,11 @@ def _removal(run: RunDir, row: RunOverview, waiting: Sequence[tuple[str, Path]])
         bytes=size,
         needed_by=[name for name, start in waiting if _is_in(start, run.path)],
     )
+
+
+def _is_finished(run: RunDir) -> bool:
+    last = read_facts(run).last
+    return last is not None and last.cause == Cause.FINISHED
 
 
 def _starts_from(run: RunDir) -> Path | None:

@@ -10,7 +10,7 @@ from mgpt4_hpc.launch.decision import Cause
 from mgpt4_hpc.launch.exclusion import nodes_found_bad
 from mgpt4_hpc.launch.queue import QueuedJob
 from mgpt4_hpc.launch.run_facts import RunFacts
-from mgpt4_hpc.launch.words import duration, first_line
+from mgpt4_hpc.launch.words import duration, first_line, shell_word
 from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 
 SILENT_S = 300.0
@@ -195,7 +195,7 @@ def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
         return RunState.RUNNING, "ending"
     if job.state in _FAILURES:
         code = f", exit code {job.exit_code.partition(':')[0]}" if job.exit_code else ""
-        told = f"failed: Slurm says {job.state}{code}; read `mgpt4 logs {facts.run.name}`"
+        told = f"failed: Slurm says {job.state}{code}; read `mgpt4 logs {_word(facts)}`"
         return RunState.FAILED, told
     return RunState.STOPPED, f"stopped (Slurm says {job.state}): run {_resume(facts)}"
 
@@ -278,7 +278,11 @@ def _restarts(facts: RunFacts) -> int:
 
 
 def _resume(facts: RunFacts) -> str:
-    return f"`mgpt4 resume {facts.run.name}`"
+    return f"`mgpt4 resume {_word(facts)}`"
+
+
+def _word(facts: RunFacts) -> str:
+    return shell_word(facts.run.name)
 
 
 def _never_started(facts: RunFacts) -> str:

@@ -47,8 +47,11 @@ def run_slurm(
     *,
     timeout_s: float = COMMAND_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
+    with_stderr: bool = False,
 ) -> str:
     """Standard output of one Slurm command, run with ``environ`` if given.
+
+    ``with_stderr`` adds its standard error, where some commands write their answer.
 
     Raises:
         SlurmUnreachable: the command is missing, hangs, or cannot reach its daemon.
@@ -79,8 +82,9 @@ def run_slurm(
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         ) from None
     if done.returncode == 0:
-        return done.stdout
-    message = (done.stderr or done.stdout).strip()
+        return done.stdout + (done.stderr if with_stderr else "")
+    silent = f"it ended with code {done.returncode} and said nothing"
+    message = (done.stderr or done.stdout).strip() or silent
     if is_unreachable(message):
         raise SlurmUnreachable(
             f"`{told}` cannot reach Slurm: {message}",

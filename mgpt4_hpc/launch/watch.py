@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 
@@ -51,7 +52,7 @@ def wait_for_runs(
         listed = "; ".join(f"{row.name}: {row.text}" for row in unfinished)
         raise MgptError(
             f"{len(unfinished)} of {len(rows)} runs did not finish: {listed}",
-            fix=f"read its log: mgpt4 logs {unfinished[0].path}",
+            fix=f"read its log: mgpt4 logs {shlex.quote(unfinished[0].path)}",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 _STEPS = (("s", 1.0, 90.0), ("min", 60.0, 90 * 60.0), ("h", 3600.0, 48 * 3600.0))
 
 
@@ -13,6 +15,17 @@ def duration(seconds: float) -> str:
             number = seconds / size
             return f"{number:.1f} {unit}" if unit == "h" else f"{number:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"
+
+
+def shell_word(name: str) -> str:
+    """A run's name as one word of a command to be pasted, whatever it is called."""
+    # A name that begins with a dash would be taken for an option.
+    return shlex.quote(name if not name.startswith("-") else f"./{name}")
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal: nothing in it can move the cursor or change colours."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
 
 
 def first_line(text: str) -> str:

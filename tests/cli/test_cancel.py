@@ -137,3 +137,13 @@ def test_on_another_machine(mgpt4: Mgpt4, run: RunDir) -> None:
     ended = mgpt4("cancel", "one")
     assert ended.code == 1
     assert "ssh elsewhere mgpt4 cancel" in ended.err
+
+
+def test_a_cancel_that_failed_leaves_no_mark(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the job would stay away after its next preemption, to its owner's surprise."""
+    slurm.squeue = squeue_row("17", "RUNNING")
+    monkeypatch.setattr(slurm, "scancel", None, raising=False)
+    assert mgpt4("cancel", "one").code == 5
+    assert not cancel_requested(run)

@@ -1,11 +1,18 @@
 """Parsers on what Slurm 22.05 printed, and the shape of the two calls."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch.queue import ask_sacct, ask_squeue, parse_sacct, parse_squeue
+from mgpt4_hpc.launch.queue import (
+    QueuedJob,
+    ask_sacct,
+    ask_squeue,
+    parse_sacct,
+    parse_squeue,
+)
 from tests.cli.fakes import FakeSlurm, squeue_row
 
 # Recorded from `squeue --noheader --all --array --states=all --Format ...`, spaces squeezed.
@@ -108,3 +115,12 @@ def test_the_error_names_the_tool_and_not_its_format(slurm: FakeSlurm) -> None:
     slurm.squeue = None
     with pytest.raises(SlurmUnreachable, match="`squeue` cannot reach Slurm"):
         ask_squeue(["1"])
+
+
+@pytest.mark.parametrize("ask", [ask_squeue, ask_sacct])
+def test_an_answer_in_other_words_is_no_answer(
+    slurm: FakeSlurm, ask: Callable[[list[str]], dict[str, QueuedJob]]
+) -> None:
+    slurm.squeue = slurm.sacct = "welcome to our cluster\n"
+    with pytest.raises(SlurmUnreachable, match="cannot be understood: welcome to our cluster"):
+        ask(["1"])

@@ -63,7 +63,7 @@ def test_never_a_live_one_and_then_no_other_either(
     slurm.squeue = squeue_row("18", state)
     ended = mgpt4("rm", "one", "two", "--yes")
     assert ended.code == 7
-    assert "two: it is not over" in ended.err
+    assert "two: it is not known to be over" in ended.err
     assert "mgpt4 cancel two" in ended.err
     assert run.identity_file.exists()
 

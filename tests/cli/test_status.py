@@ -195,3 +195,33 @@ def test_a_long_ledger_is_not_read_whole(tmp_path: Path) -> None:
     (whole,) = read_ledgers(run.ledger)
     (edges,) = read_facts(run).attempts
     assert edges == whole
+
+
+def test_a_squeue_that_crashes_is_no_answer(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs must not look as if it were over: `rm` and `resume` believe what they see here."""
+    submitted(make_run(tmp_path / "runs", "one"))
+
+    def crash(command: list[str], **_: object) -> str:
+        if command[0] == "squeue":
+            raise SlurmRejected("`squeue` was refused: it ended with code -11 and said nothing")
+        return ""
+
+    monkeypatch.setattr("mgpt4_hpc.launch.queue.run_slurm", crash)
+    for words in (["status"], ["cancel", "one"], ["rm", "one", "--yes"]):
+        ended = mgpt4(*words)
+        assert ended.code == 5, words
+        assert "it ended with code -11" in ended.err
+
+
+def test_hints_can_be_pasted_whatever_a_run_is_called(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    make_run(tmp_path / "runs", "one").path.rename(tmp_path / "runs" / "-a $(b)\x1b[31m")
+    (row,) = mgpt4("status", "--json").json
+    assert "run `mgpt4 resume './-a $(b)\x1b[31m'`" in row["text"]
+    for words in (["status"], ["cancel", "--", row["name"]], ["rm", "-y", "--", row["name"]]):
+        ended = mgpt4(*words)
+        assert ended.code == 0
+        assert "\x1b" not in ended.out + ended.err
