@@ -2,21 +2,25 @@
 """Compare this implementation with what the original MiniGPT-4 computed, quantity by quantity.
 
     python tools/check_reference.py tests/reference/vicuna_tiny
+    python tools/check_reference.py FOLDER --path compiled
     python tools/check_reference.py FOLDER --json
 
 FOLDER has the layout that tests/reference/README.md describes: the original's weight files at any
 size, and what its code computed with them. The files come in through the importers, and the
 batches, optimizer, schedule, loop and generation are the package's own; only the images enter
 already normalised, as the reference holds them. Ends with 0 only if everything agrees.
+
+--path takes another of the ways in which a step can be computed: padded instead of packed, in
+micro-batches sorted by length, recomputed in the backward pass, compiled, from cached features.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import repeat
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +57,36 @@ class Row:
         return self.difference <= self.tolerance  # False for NaN
 
 
+@dataclass(frozen=True)
+class ComputePath:
+    """One way of computing the same step.
+
+    Attributes:
+        attention: of the language model, as in ``model.attention``.
+        recomputed: part of its layers, as in ``model.activation_checkpointing``.
+        compiled: with torch.compile.
+        cached: the towers' output comes ready.
+        sorted_by_length: shortest answers first, in micro-batches of two.
+    """
+
+    attention: str = "packed"
+    recomputed: float = 0.0
+    compiled: bool = False
+    cached: bool = False
+    sorted_by_length: bool = False
+
+
+PATHS = {
+    "packed": ComputePath(),
+    "padded": ComputePath(attention="sdpa"),
+    "eager": ComputePath(attention="eager"),
+    "sorted": ComputePath(sorted_by_length=True),
+    "recomputed": ComputePath(recomputed=1.0),
+    "compiled": ComputePath(compiled=True),
+    "cached": ComputePath(cached=True),
+}
+
+
 @dataclass
 class Setup:
     """An opened reference folder and our model of it."""
@@ -62,37 +96,53 @@ class Setup:
     model: MiniGPT4
     tokenizer: TextTokenizer
     start: dict[str, torch.Tensor]
+    path: ComputePath
 
 
 class GivenImages:
-    """The model, looking at the reference's own normalised pixels whatever it is shown."""
+    """The model, looking at the reference's own normalised pixels whatever it is shown.
 
-    def __init__(self, model: MiniGPT4, pixels_NCHW: torch.Tensor) -> None:
-        self.model, self.pixels_NCHW = model, pixels_NCHW
+    Args:
+        model: ours.
+        pixels: what stands for each micro-batch's images, in the order in which they come.
+    """
+
+    def __init__(self, model: MiniGPT4, pixels: Sequence[torch.Tensor]) -> None:
+        self.model, self.turns = model, cycle(pixels)
+        self.answer_loss_of_features = model.answer_loss_of_features
 
     def answer_loss(self, _pixels: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        return self.model.answer_loss(self.pixels_NCHW, *args, **kwargs)
+        return self.model.answer_loss(next(self.turns), *args, **kwargs)
 
 
-def open_reference(folder: Path) -> Setup:
+def open_reference(folder: Path, path: ComputePath) -> Setup:
     """Import the folder's files as a user would, in float32."""
     from safetensors.torch import load_file
 
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle import open_bundle
+    from mgpt4_hpc.model.compiled import compile_layers
     from mgpt4_hpc.model.minigpt4 import build_model
     from mgpt4_hpc.model.tokenizer import load_tokenizer
 
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     architecture = Architecture.from_dict(expected["architecture"], source="expected.json")
     bundle = open_bundle(folder, architecture=architecture)
-    model = build_model(bundle, precision="fp32")
+    model = build_model(
+        bundle,
+        precision="fp32",
+        attention=path.attention,
+        activation_checkpointing=path.recomputed,
+    )
+    if path.compiled:
+        compile_layers(model)
     return Setup(
         expected,
         load_file(folder / "expected.safetensors"),
         model,
         load_tokenizer(bundle.llm_dir),
         {name: p.detach().clone() for name, p in model.llama_proj.named_parameters()},
+        path,
     )
 
 
@@ -100,17 +150,17 @@ def compare(setup: Setup) -> Iterator[Row]:
     """Every quantity of the reference, one row each."""
     for stage in STAGES:
         setup.model.llama_proj.load_state_dict(setup.start)
-        batch = make_batch(setup, stage)
+        batches = make_batches(setup, stage)
         yield compare_embeddings(setup, stage)
-        yield compare_targets(setup, stage, batch)
-        yield from compare_first_step(setup, stage, batch)
+        yield compare_targets(setup, stage, batches)
+        yield from compare_first_step(setup, stage, batches)
         setup.model.llama_proj.load_state_dict(setup.start)
-        yield from compare_curve(setup, stage, batch)
+        yield from compare_curve(setup, stage, batches)
     yield compare_greedy_tokens(setup)
 
 
-def make_batch(setup: Setup, stage: str) -> Batch:
-    """The stage's texts as the package's own batch; its pixels are placeholders."""
+def make_batches(setup: Setup, stage: str) -> list[Batch]:
+    """The stage's texts as the package's own micro-batches; their pixels are placeholders."""
     import numpy as np
 
     from mgpt4_hpc.data.batch import collate
@@ -129,15 +179,35 @@ def make_batch(setup: Setup, stage: str) -> Batch:
     answers = expected[f"{stage}.answers"]
     prompts = expected.get(f"{stage}.prompts") or repeat(None)
     sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
-    blank = np.zeros((len(answers), 3, arch.image_size, arch.image_size), dtype=np.uint8)
-    numbers = range(len(answers))
-    return collate(
-        blank,
-        sequences,
-        spec.pad_id,
-        keys=[str(number) for number in numbers],
-        positions=list(numbers),
-    )
+    pictures = np.zeros((len(answers), 3, arch.image_size, arch.image_size), dtype=np.uint8)
+    if setup.path.cached:
+        pictures = setup.model.encode_images(setup.tensors[f"{stage}.images"]).numpy()
+    rows = list(range(len(answers)))
+    size = len(rows)
+    if setup.path.sorted_by_length:
+        rows.sort(key=lambda row: len(sequences[row].input_ids))
+        size = 2
+    return [
+        collate(
+            pictures[part],
+            [sequences[row] for row in part],
+            spec.pad_id,
+            keys=[str(row) for row in part],
+            positions=part,
+        )
+        for part in (rows[start : start + size] for start in range(0, len(rows), size))
+    ]
+
+
+def given_images(setup: Setup, stage: str, batches: Sequence[Batch]) -> Any:
+    """The model, with the stage's images in the order of the micro-batches."""
+    pixels_NCHW = setup.tensors[f"{stage}.images"]
+    return GivenImages(setup.model, [pixels_NCHW[list(batch.positions)] for batch in batches])
+
+
+def num_answer_tokens(batches: Sequence[Batch]) -> int:
+    """Of all micro-batches."""
+    return sum(batch.num_answer_tokens for batch in batches)
 
 
 def compare_embeddings(setup: Setup, stage: str) -> Row:
@@ -148,25 +218,33 @@ def compare_embeddings(setup: Setup, stage: str) -> Row:
     return Row(f"{stage} image embeddings", difference, EMBEDDINGS)
 
 
-def compare_targets(setup: Setup, stage: str, batch: Batch) -> Row:
+def compare_targets(setup: Setup, stage: str, batches: Sequence[Batch]) -> Row:
     """Number of answers whose tokens differ."""
     theirs = setup.tensors[f"{stage}.regress_targets"].tolist()
-    ours = batch.labels_BT.tolist()
-    wrong = sum(_learned(a) != _learned(b) for a, b in zip(ours, theirs, strict=True))
+    ours = {
+        row: labels_T
+        for batch in batches
+        for row, labels_T in zip(batch.positions, batch.labels_BT.tolist(), strict=True)
+    }
+    assert len(ours) == len(theirs)
+    wrong = sum(_learned(ours[row]) != _learned(their) for row, their in enumerate(theirs))
     return Row(f"{stage} answer targets", float(wrong), 0.0)
 
 
-def compare_first_step(setup: Setup, stage: str, batch: Batch) -> Iterator[Row]:
+def compare_first_step(setup: Setup, stage: str, batches: Sequence[Batch]) -> Iterator[Row]:
     """Loss and gradients before any training."""
     import torch
 
     from mgpt4_hpc.train.step import forward_loss
 
-    seen: Any = GivenImages(setup.model, setup.tensors[f"{stage}.images"])
+    seen = given_images(setup, stage, batches)
     setup.model.zero_grad()
-    loss = forward_loss(seen, batch, torch.device("cpu")) / batch.num_answer_tokens
-    loss.backward()
-    yield Row(f"{stage} loss", abs(loss.item() - setup.expected[f"{stage}.loss"]), LOSS)
+    loss = 0.0
+    for batch in batches:
+        part = forward_loss(seen, batch, torch.device("cpu")) / num_answer_tokens(batches)
+        part.backward()
+        loss += part.item()
+    yield Row(f"{stage} loss", abs(loss - setup.expected[f"{stage}.loss"]), LOSS)
     for name, parameter in setup.model.llama_proj.named_parameters():
         theirs = setup.tensors[f"{stage}.grad.llama_proj.{name}"]
         assert parameter.grad is not None
@@ -174,10 +252,10 @@ def compare_first_step(setup: Setup, stage: str, batch: Batch) -> Iterator[Row]:
         yield Row(f"{stage} gradient of llama_proj.{name} (relative)", difference, GRADIENT)
 
 
-def compare_curve(setup: Setup, stage: str, batch: Batch) -> Iterator[Row]:
+def compare_curve(setup: Setup, stage: str, batches: Sequence[Batch]) -> Iterator[Row]:
     """Train as the package trains, on that one batch again and again."""
     curve = setup.expected[f"{stage}.curve"]
-    ours = train_curve(setup, stage, batch, len(curve))
+    ours = train_curve(setup, stage, batches, len(curve))
     lrs = [abs(mine[0] - lr) for mine, (lr, _) in zip(ours, curve, strict=True)]
     losses = [abs(mine[1] - loss) for mine, (_, loss) in zip(ours, curve, strict=True)]
     yield Row(f"{stage} learning rates of {len(curve)} steps", worst(lrs), LR)
@@ -188,7 +266,7 @@ def compare_curve(setup: Setup, stage: str, batch: Batch) -> Iterator[Row]:
 
 
 def train_curve(
-    setup: Setup, stage: str, batch: Batch, num_steps: int
+    setup: Setup, stage: str, batches: Sequence[Batch], num_steps: int
 ) -> list[tuple[float, float]]:
     """Learning rate and loss of each step of the package's loop."""
     import torch
@@ -212,13 +290,12 @@ def train_curve(
         ) -> None:
             self.points.append((values[tags.TRAIN_LR], values[tags.TRAIN_LOSS]))
 
-    config = train_config(setup.expected, stage, len(batch), num_steps)
+    config = train_config(setup.expected, stage, sum(map(len, batches)), num_steps)
     projector = setup.model.llama_proj
-    seen: Any = GivenImages(setup.model, setup.tensors[f"{stage}.images"])
     recorder = Curve()
     recorder.points = []
     step = TrainStep(
-        seen,
+        given_images(setup, stage, batches),
         projector,
         build_optimizer(projector, config),
         WarmupCosine.from_config(config),
@@ -228,7 +305,7 @@ def train_curve(
     loop = Loop(
         state=TrainState(),
         config=config,
-        batches=iter(lambda: [batch], None),
+        batches=repeat(batches),
         step=step,
         ranks=Ranks(),
         stop=NeverStop(),
@@ -320,19 +397,22 @@ def print_table(folder: Path, rows: list[Row]) -> None:
 
 @click.command(help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    ", 1))
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--path", type=click.Choice(list(PATHS)), default="packed", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")
-def main(folder: Path, as_json: bool) -> None:
+def main(folder: Path, path: str, as_json: bool) -> None:
     """See the module."""
     from mgpt4_hpc.errors import MgptError
 
     try:
-        rows = list(compare(open_reference(folder)))
+        rows = list(compare(open_reference(folder, PATHS[path])))
     except MgptError as error:
         raise click.ClickException(str(error)) from error
     ok = all(row.ok for row in rows)
     if as_json:
         listed = [asdict(row) | {"ok": row.ok} for row in rows]
-        click.echo(json.dumps({"folder": str(folder), "ok": ok, "rows": listed}, indent=2))
+        click.echo(
+            json.dumps({"folder": str(folder), "path": path, "ok": ok, "rows": listed}, indent=2)
+        )
     else:
         print_table(folder, rows)
         click.echo("everything agrees" if ok else "the implementations differ")

@@ -28,14 +28,15 @@ def tool() -> ModuleType:
     return module
 
 
-def check(tool: ModuleType, folder: Path) -> tuple[int, dict]:
-    result = CliRunner().invoke(tool.main, [str(folder), "--json"])
+def check(tool: ModuleType, folder: Path, path: str = "packed") -> tuple[int, dict]:
+    result = CliRunner().invoke(tool.main, [str(folder), "--path", path, "--json"])
     return result.exit_code, json.loads(result.stdout)
 
 
+@pytest.mark.parametrize("path", ["packed", "padded", "eager", "sorted", "recomputed", "cached"])
 @pytest.mark.parametrize("name", ["vicuna_tiny", "llama2_tiny"])
-def test_everything_agrees(tool: ModuleType, name: str) -> None:
-    code, found = check(tool, HERE / name)
+def test_everything_agrees(tool: ModuleType, name: str, path: str) -> None:
+    code, found = check(tool, HERE / name, path)
     assert code == 0 and found["ok"]
     assert len(found["rows"]) == 19 and all(row["ok"] for row in found["rows"])
 
