@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.config_import import import_command
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option, site_option
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _set_option = click.option(
     metavar="KEY=VALUE",
     help="Any setting, as lr=1e-4; repeat for more.",
 )
-_site_option = click.option("--site", envvar="MGPT4_SITE", help="Site profile.")
 
 
 @click.group("config", short_help="Presets and settings.")
@@ -75,7 +74,7 @@ def presets_command(as_json: bool) -> None:
 @config_command.command("show")
 @click.argument("what", metavar="PRESET|FILE|RUN")
 @_set_option
-@_site_option
+@site_option
 @runs_dir_option
 @json_option
 def show_command(
@@ -98,19 +97,32 @@ def show_command(
 
 @config_command.command("explain")
 @click.argument("what", metavar="PRESET|FILE|RUN")
+@click.argument("wanted", metavar="[KEY]...", nargs=-1)
 @_set_option
-@_site_option
+@site_option
 @runs_dir_option
 @json_option
 def explain_command(
-    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path, as_json: bool
+    what: str,
+    wanted: tuple[str, ...],
+    assignments: tuple[str, ...],
+    site: str | None,
+    runs_dir: Path,
+    as_json: bool,
 ) -> None:
-    """Each setting, its value, and who set it: flag, environment, site, file, default, resume."""
+    """Each setting, its value, and who set it: flag, environment, site, file, default, resume.
+
+    KEY is a setting or a section, as lr, train.lr or launch; without one all are shown.
+
+    \b
+    mgpt4 config explain stage1-vicuna7b lr launch.partition
+    """
     from mgpt4_hpc.config import keys
 
     resolved = _resolve(what, assignments, site, absolute(runs_dir))
     values = keys.flatten(resolved.config.model_dump(mode="json"))
-    rows = [(key, value, _origin(resolved, key)) for key, value in values.items()]
+    chosen = keys.select(wanted) if wanted else list(values)
+    rows = [(key, values[key], _origin(resolved, key)) for key in chosen]
     if as_json:
         echo_json([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
         return
@@ -124,10 +136,40 @@ def explain_command(
     print_table(table)
 
 
+@config_command.command("sites")
+@json_option
+def sites_command(as_json: bool) -> None:
+    """The site profiles that --site takes, and which holds here."""
+    from mgpt4_hpc.config.describe import first_comment
+    from mgpt4_hpc.config.sites import list_sites
+    from mgpt4_hpc.launch.site import choose_site
+
+    chosen = choose_site(None)
+    rows = [
+        {
+            "name": name,
+            "path": str(path),
+            "about": first_comment(path),
+            "chosen_by": chosen.why if chosen is not None and chosen.path == path else None,
+        }
+        for name, path in list_sites().items()
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    table = new_table("site", "chosen by", "about", "path", folding=("about",))
+    for row in rows:
+        table.add_row(*(plain(row[key] or "-") for key in ("name", "chosen_by", "about", "path")))
+    print_table(table)
+
+
 def _resolve(what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path) -> Resolved:
     from mgpt4_hpc.config.load import find_config, load_config, parse_assignments
     from mgpt4_hpc.config.stored import read_config
     from mgpt4_hpc.errors import NoSuchRun
+    from mgpt4_hpc.launch.site import choose_site
     from mgpt4_hpc.resources import preset_names
     from mgpt4_hpc.run_dir import find_run
 
@@ -145,7 +187,9 @@ def _resolve(what: str, assignments: tuple[str, ...], site: str | None, runs_dir
                 )
             return read_config(run.config_file)
     find_config(what)
-    return load_config(what, overrides=overrides, site=site, environ=os.environ)
+    chosen = choose_site(site)
+    path = chosen.path if chosen is not None else None
+    return load_config(what, overrides=overrides, site=path, environ=os.environ)
 
 
 def _origin(resolved: Resolved, key: str) -> str:

@@ -13,13 +13,28 @@ from mgpt4_hpc.launch.slurm import parse_duration_s
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _default_runs_dir() -> Path:
+    """The site's folder, if its profile names one, else ``runs``."""
+    from mgpt4_hpc.launch.site import choose_site
+
+    site = choose_site(None)
+    return (site.runs_dir if site is not None else None) or Path("runs")
+
+
 runs_dir_option: Callable[[F], F] = click.option(
     "--runs-dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar="MGPT4_RUNS_DIR",
-    default="runs",
-    show_default=True,
+    default=_default_runs_dir,
+    show_default="the site's, or runs",
     help="Folder of the run directories, on storage that all nodes share.",
+)
+
+site_option: Callable[[F], F] = click.option(
+    "--site",
+    metavar="NAME|FILE",
+    help="Site profile; else MGPT4_SITE, else the one named like the cluster.",
 )
 
 json_option: Callable[[F], F] = click.option(
@@ -63,6 +78,14 @@ class DurationMin(click.ParamType):
         if not seconds or seconds < 60:
             self.fail(f"{value!r} is no time limit: write minutes, H:MM:SS or D-HH", param, ctx)
         return int(seconds // 60)
+
+
+def given_runs_dir(context: click.Context) -> Path | None:
+    """The folder that a flag or MGPT4_RUNS_DIR gave; None if it is the default."""
+    source = context.get_parameter_source("runs_dir")
+    if source is click.core.ParameterSource.DEFAULT:
+        return None
+    return absolute(context.params["runs_dir"])
 
 
 def absolute(path: Path) -> Path:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import (
+    DurationMin,
+    absolute,
+    given_runs_dir,
+    json_option,
+    runs_dir_option,
+    site_option,
+)
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.launch.orders import Plan
+    from mgpt4_hpc.launch.submit import Submitted
 
 
 @click.command("submit", short_help="Submit a stage, or both, to Slurm or to this machine.")
@@ -21,7 +34,7 @@ from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_o
     metavar="PRESET|FILE",
     help="Settings. With --stage both, give it twice: stage 1's, then stage 2's.",
 )
-@click.option("--name", help="Name of the run and its folder.")
+@click.option("--name", help="Name of the run and its folder; of a sweep the beginning.")
 @click.option(
     "--gpus",
     type=click.IntRange(min=1),
@@ -38,6 +51,8 @@ from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_o
 @click.option("--qos", help="Slurm quality of service.")
 @click.option("--constraint", help="Node features.")
 @click.option("--exclude", help="Nodes to keep away from.")
+@click.option("--mail-type", metavar="TYPE,...", help="When Slurm mails: END, FAIL, REQUEUE ...")
+@click.option("--mail-user", metavar="ADDRESS", help="Whom Slurm mails.")
 @click.option(
     "--after",
     "after_name",
@@ -52,13 +67,25 @@ from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_o
     help="Any setting, as lr=1e-4; repeat for more.",
 )
 @click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="One run for each value, as lr=1e-4,3e-5; repeated, for each combination.",
+)
+@click.option(
+    "--max-parallel",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --sweep: at most so many at once.",
+)
+@click.option(
     "--sbatch",
     "sbatch_options",
     multiple=True,
     metavar="KEY=VALUE",
     help="Any further sbatch option; repeat for more.",
 )
-@click.option("--site", envvar="MGPT4_SITE", help="Site profile.")
+@site_option
 @click.option(
     "--executor",
     type=click.Choice(["auto", "slurm", "local"]),
@@ -67,19 +94,25 @@ from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_o
     help="auto is Slurm where sbatch is installed.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the batch script; write and submit nothing.")
+@click.option("--test-only", is_flag=True, help="Ask Slurm when it would start; submit nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
 @json_option
+@click.pass_context
 def submit_command(
+    context: click.Context,
     stage: str | None,
     config_names: tuple[str, ...],
     name: str | None,
     after_name: str | None,
     assignments: tuple[str, ...],
+    sweep: tuple[str, ...],
+    max_parallel: int | None,
     sbatch_options: tuple[str, ...],
     site: str | None,
     executor: str,
     dry_run: bool,
+    test_only: bool,
     wait: bool,
     runs_dir: Path,
     as_json: bool,
@@ -90,9 +123,13 @@ def submit_command(
     \b
     mgpt4 submit --stage 2 --gpus 1
     mgpt4 submit --stage both --gpus 4 --nodes 2 --partition a100-preempt
+    mgpt4 submit --stage 1 --sweep lr=1e-4,3e-5 --sweep seed=1,2 --max-parallel 2
     """
     from mgpt4_hpc.launch import orders
+    from mgpt4_hpc.launch.dispatch import carry_out
 
+    if sum((dry_run, test_only, wait)) > 1:
+        raise ConfigError("--dry-run, --test-only and --wait exclude each other", fix="give one")
     order = orders.Order(
         stage=stage,
         configs=config_names,
@@ -100,10 +137,12 @@ def submit_command(
         launch={key: value for key, value in asked.items() if value is not None},
         assignments=assignments,
         sbatch=sbatch_options,
+        sweep=sweep,
+        max_parallel=max_parallel,
         site=site,
         after=after_name,
         executor=executor,
-        runs_dir=absolute(runs_dir),
+        runs_dir=given_runs_dir(context),
         dry_run=dry_run,
     )
     plan = orders.make_plan(order, os.environ)
@@ -111,37 +150,90 @@ def submit_command(
         click.echo(line, err=True)
     if dry_run:
         _show_scripts(plan, as_json)
+        plan.assert_sound()
         return
-    submitted = orders.carry_out(plan, say=lambda text: click.echo(text, err=True), wait=wait)
-    if as_json:
-        echo_json(
-            [
-                {
-                    "run": s.run.name,
-                    "run_dir": s.run.path,
-                    "job_id": s.job_id,
-                    "executor": s.executor,
-                }
-                for s in submitted
-            ]
-        )
+    if test_only:
+        _show_starts(plan, as_json)
         return
-    for job in submitted:
-        click.echo(f"{job.run.name}  {job.executor} job {job.job_id}  {job.run.path}")
-    click.echo(
-        f"follow it:  mgpt4 status --runs-dir {order.runs_dir}\n"
-        f"curves:     tensorboard --logdir {order.runs_dir}",
-        err=True,
-    )
+    submitted = carry_out(plan, say=lambda text: click.echo(text, err=True), wait=wait)
+    _show_jobs(plan, submitted, as_json)
 
 
-def _show_scripts(plan: Any, as_json: bool) -> None:
+def _show_scripts(plan: Plan, as_json: bool) -> None:
     from mgpt4_hpc.launch import orders
 
     scripts = orders.render_plan(plan)
     if as_json:
         echo_json(scripts)
         return
-    for run_name, script in scripts.items():
-        click.echo(f"# {run_name}" if len(scripts) > 1 else "", nl=len(scripts) > 1)
+    for name, script in scripts.items():
+        click.echo(f"# {name}" if len(scripts) > 1 else "", nl=len(scripts) > 1)
         click.echo(script)
+    if plan.sweep is not None:
+        # Not in the script's stream: that can be given to sbatch as it is.
+        click.echo(f"\n{len(plan.runs)} runs:", err=True)
+        for item, point in zip(plan.runs, plan.sweep.points, strict=True):
+            values = "  ".join(f"{key}={text}" for key, text in point.texts.items())
+            click.echo(f"  {item.run.name}  {values}", err=True)
+
+
+def _show_starts(plan: Plan, as_json: bool) -> None:
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.launch.start_time import estimate_starts
+    from mgpt4_hpc.launch.words import duration
+
+    found = estimate_starts(plan)
+    if as_json:
+        echo_json([one.to_json() for one in found])
+        return
+    table = new_table("job", "would start", ">in", "partition", "nodes", "after")
+    for one in found:
+        cells = (one.job, one.start, duration(one.in_s), one.partition, one.nodes, one.after)
+        table.add_row(*(plain(cell or "-") for cell in cells))
+    print_table(table)
+    click.echo("Slurm's estimate, as of now; nothing was submitted", err=True)
+
+
+def _show_jobs(plan: Plan, submitted: Sequence[Submitted], as_json: bool) -> None:
+    if as_json:
+        echo_json(
+            [
+                {
+                    "run": job.run.name,
+                    "run_dir": job.run.path,
+                    "job_id": job.job_id,
+                    "executor": job.executor,
+                    **_sweep_facts(plan, number),
+                }
+                for number, job in enumerate(submitted)
+            ]
+        )
+        return
+    if plan.sweep is not None:
+        _print_sweep(plan, submitted)
+    else:
+        for job in submitted:
+            click.echo(f"{job.run.name}  {job.executor} job {job.job_id}  {job.run.path}")
+    which = f" {plan.sweep.folder.name}" if plan.sweep is not None else ""
+    click.echo(
+        f"follow it:  mgpt4 status{which} --runs-dir {absolute(plan.runs_dir)}\n"
+        f"curves:     tensorboard --logdir {absolute(plan.runs_dir)}",
+        err=True,
+    )
+
+
+def _sweep_facts(plan: Plan, number: int) -> dict[str, Any]:
+    if plan.sweep is None:
+        return {}
+    return {"sweep": plan.sweep.folder.name, "values": dict(plan.sweep.points[number].texts)}
+
+
+def _print_sweep(plan: Plan, submitted: Sequence[Submitted]) -> None:
+    from mgpt4_hpc.cli.status import new_table, plain, print_table
+
+    assert plan.sweep is not None
+    axes = list(plan.sweep.points[0].texts)
+    table = new_table("run", *axes, "job")
+    for job, point in zip(submitted, plan.sweep.points, strict=True):
+        table.add_row(*map(plain, (job.run.name, *point.texts.values(), job.job_id)))
+    print_table(table)

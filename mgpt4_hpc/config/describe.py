@@ -68,16 +68,19 @@ def describe_keys() -> list[Setting]:
 
 def describe_presets() -> list[tuple[str, Path, str]]:
     """(name, file, first comment line) of each preset."""
-    found = []
-    for name in preset_names():
-        path = configs_dir() / f"{name}.yaml"
-        comments = [
-            line.lstrip("# ").strip()
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.startswith("#")
-        ]
-        found.append((name, path, next((line for line in comments if line), "")))
-    return found
+    folder = configs_dir()
+    paths = {name: folder / f"{name}.yaml" for name in preset_names()}
+    return [(name, path, first_comment(path)) for name, path in paths.items()]
+
+
+def first_comment(path: Path) -> str:
+    """The first comment line of a YAML file, which says what it is for; empty if there is none."""
+    comments = [
+        line.lstrip("# ").strip()
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("#")
+    ]
+    return next((line for line in comments if line), "")
 
 
 def _setting(key: str, field: FieldInfo) -> Setting:

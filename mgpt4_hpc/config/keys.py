@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mgpt4_hpc.config.schema import PATTERNS_IN_WORDS, RunConfig
+from mgpt4_hpc.errors import ConfigError
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -72,6 +73,26 @@ def resolve(key: str) -> tuple[str, str]:
     if leaves:
         return "", f"{key!r} is ambiguous: write {' or '.join(leaves)}"
     return "", f"unknown setting {key!r}{_suggestion(key)}"
+
+
+def select(wanted: Iterable[str]) -> list[str]:
+    """Full keys of settings and of whole sections, in the order given.
+
+    Raises:
+        ConfigError: naming every one that is neither.
+    """
+    chosen: list[str] = []
+    faults: list[str] = []
+    for name in wanted:
+        of_section = [key for key in fields() if key.startswith(f"{name}.")]
+        full, fault = ("", "") if of_section else resolve(name)
+        # One entry of a mapping is shown with the others.
+        full = next((mapping for mapping in MAPPINGS if full.startswith(f"{mapping}.")), full)
+        chosen += of_section or ([full] if full else [])
+        faults += [fault] if fault else []
+    if faults:
+        raise ConfigError("no such settings", faults=faults, fix="`mgpt4 config keys` lists them")
+    return list(dict.fromkeys(chosen))
 
 
 def _suggestion(key: str) -> str:

@@ -64,7 +64,13 @@ _UNDECISIVE: Any = {
     "name": True,
     "checkpoint": True,
     # Of data.paths only those count that became a source's path, and those stand there.
-    "data": {"paths": True, "num_workers": True, "max_bad_fraction": True},
+    # What a feature cache holds is pinned; where it lies decides nothing.
+    "data": {
+        "paths": True,
+        "num_workers": True,
+        "max_bad_fraction": True,
+        "feature_cache": True,
+    },
     "train": {
         "log_every_steps": True,
         "eval_every_steps": True,
@@ -304,7 +310,14 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             "projector": resolve_path(config.model.projector) if config.model.projector else None,
         }
     )
-    data = config.data.model_copy(update={"sources": sources, "paths": paths})
+    cache = config.data.feature_cache
+    data = config.data.model_copy(
+        update={
+            "sources": sources,
+            "paths": paths,
+            "feature_cache": resolve_path(cache) if cache else None,
+        }
+    )
     return config.model_copy(update={"model": model, "data": data})
 
 

@@ -89,6 +89,8 @@ class DataConfig(_Section):
     """Decoding processes per rank."""
     resize: Literal["squash", "border"] = "squash"
     """Images of another size: stretched as the original does, or letterboxed."""
+    feature_cache: str | None = None
+    """Folder that `mgpt4 data encode` made for this run: no image is read or encoded again."""
     max_bad_fraction: Fraction = 0.01
     """Unreadable samples beyond this part of those read stop the run."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import submitit
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
+from mgpt4_hpc.launch.container import command_prefix, srun_options
 from mgpt4_hpc.launch.place import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.run_dir import RunDir
 
@@ -22,17 +23,23 @@ class BatchExecutor(submitit.SlurmExecutor):
         """Always usable: whether Slurm is here is asked before submitting, not before rendering."""
         return 1
 
-    def render(self) -> str:
-        """The batch script's text, as it would be submitted."""
-        return str(self._make_submission_file_text(self._submitit_command_str, "dry-run"))
+    def render(self, command: str | None = None) -> str:
+        """The batch script's text, as it would be submitted; ``command`` replaces submitit's."""
+        command = self._submitit_command_str if command is None else command
+        return str(self._make_submission_file_text(command, "dry-run"))
 
 
 def make_executor(run: RunDir, config: RunConfig, dependency: str | None = None) -> BatchExecutor:
     """Executor whose jobs run ``run`` with what ``config.launch`` asks for."""
-    shim = shlex.quote(str(run.slurm / "python"))
-    executor = BatchExecutor(folder=run.slurm, python=shim)
+    executor = BatchExecutor(folder=run.slurm, python=python_command(run, config))
     executor.update_parameters(**slurm_parameters(run, config, dependency))
     return executor
+
+
+def python_command(run: RunDir, config: RunConfig) -> str:
+    """Shell words that start a rank's Python, in its container if it has one."""
+    shim = shlex.quote(str(run.slurm / "python"))
+    return " ".join(filter(None, [command_prefix(run, config), shim]))
 
 
 def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> dict[str, Any]:
@@ -60,27 +67,48 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
         "teardown": teardown_lines(run),
         # srun takes neither from the batch options: without the first a dead rank leaves the
         # others waiting, without the second (since 22.05) each task gets one core.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={launch.cpus_per_gpu}"],
+        "srun_args": [
+            "--kill-on-bad-exit=1",
+            f"--cpus-per-task={launch.cpus_per_gpu}",
+            *srun_options(run, config.container),
+        ],
         "additional_parameters": {
             "requeue": True,
             # Away from any checkout, which would win over the snapshot.
             "chdir": str(run.path),
             # Otherwise a job behind a failed one waits for ever.
             "kill-on-invalid-dep": "yes",
+            **_mail(launch),
             **launch.sbatch,
         },
     }
-    if launch.gpu_type:
-        parameters["gres"] = f"gpu:{launch.gpu_type}:{per_node}"
-    else:
-        parameters["gpus_per_node"] = per_node
-    return parameters
+    if launch.exclusive:
+        parameters["exclusive"] = True
+    return parameters | _gpu_request(launch, per_node)
+
+
+def _gpu_request(launch: LaunchConfig, per_node: int) -> dict[str, Any]:
+    wanted = launch.gpu_request
+    if wanted == "none":
+        return {}
+    if wanted == "gres" or (wanted == "auto" and launch.gpu_type):
+        kind = f"gpu:{launch.gpu_type}" if launch.gpu_type else "gpu"
+        return {"gres": f"{kind}:{per_node}"}
+    kind = f"{launch.gpu_type}:" if launch.gpu_type else ""
+    return {"gpus_per_node": f"{kind}{per_node}"}
+
+
+def _mail(launch: LaunchConfig) -> dict[str, str]:
+    wanted = {"mail-type": launch.mail_type, "mail-user": launch.mail_user}
+    return {option: value for option, value in wanted.items() if value}
 
 
 def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
     """Shell lines before srun."""
     code = shlex.quote(str(run.code))
     return [
+        *module_lines(launch),
+        *(f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()),
         *launch.setup,
         "# whatever the lines above set: when srun ends badly, the last lines must still run",
         "set +e",
@@ -89,6 +117,17 @@ def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
         "# rank 0 listens on the first node, under the address that Slurm has for it",
         f'export {MASTER_ADDR_VARIABLE}="$(scontrol show node -o "$SLURMD_NODENAME" '
         "| sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\"",
+    ]
+
+
+def module_lines(launch: LaunchConfig) -> list[str]:
+    """Shell lines that load modules, also where the login shell does not hand `module` on."""
+    if not launch.modules:
+        return []
+    known = "/etc/profile.d/lmod.sh /etc/profile.d/z00_lmod.sh /etc/profile.d/modules.sh"
+    return [
+        f'type module >/dev/null 2>&1 || for f in {known}; do [ -r "$f" ] && . "$f"; done',
+        *(f"module load {shlex.quote(name)}" for name in launch.modules),
     ]
 
 

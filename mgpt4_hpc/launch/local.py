@@ -29,37 +29,59 @@ KILL_WAIT_S = 30.0
 _POLL_S = 0.05
 
 
+def controller_environment(
+    run: RunDir, tasks: int, gpus: int, command: str, extra: Mapping[str, str]
+) -> dict[str, str]:
+    """Variables that the controller and its tasks need beside the user's own.
+
+    Args:
+        run: what they work on.
+        tasks: ranks.
+        gpus: GPUs that they share out; 0 leaves what the user made visible.
+        command: shell words that start a rank.
+        extra: the settings' ``launch.env``.
+    """
+    environ = {
+        **extra,
+        "SUBMITIT_LOCAL_NTASKS": str(tasks),
+        "SUBMITIT_LOCAL_COMMAND": command,
+        "SUBMITIT_LOCAL_TIMEOUT_S": "0",  # read by submitit's Controller; ours knows no time limit
+        "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "0",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_STDERR_TO_STDOUT": "1",
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_WITH_SHELL": "",
+        "MGPT4_RUN_DIR": str(run.path),
+        "PYTHONPATH": os.pathsep.join(
+            filter(None, [str(run.code), os.environ.get("PYTHONPATH", "")])
+        ),
+        "PYTHONSAFEPATH": "1",
+    }
+    if gpus:
+        environ["CUDA_VISIBLE_DEVICES"] = _visible_gpus(gpus, os.environ)
+    return environ
+
+
+def controller_command(run: RunDir) -> list[str]:
+    """What starts the controller."""
+    return [sys.executable, "-m", "mgpt4_hpc.launch.local", str(run.slurm)]
+
+
 class LocalExecutor(submitit.LocalExecutor):
     """Submitit's local executor, with the controller of this module."""
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         tasks = self.parameters.get("tasks_per_node", 1)
-        gpus = range(self.parameters.get("gpus_per_node", 0))
-        env = dict(os.environ)
-        env.update(
-            SUBMITIT_LOCAL_NTASKS=str(tasks),
-            SUBMITIT_LOCAL_COMMAND=command,
-            SUBMITIT_LOCAL_TIMEOUT_S="0",  # read by submitit's Controller; ours knows no time limit
-            SUBMITIT_LOCAL_SIGNAL_DELAY_S="0",
-            SUBMITIT_LOCAL_NODEID="0",
-            SUBMITIT_LOCAL_JOB_NUM_NODES="1",
-            SUBMITIT_STDERR_TO_STDOUT="1",
-            SUBMITIT_EXECUTOR="local",
-            SUBMITIT_LOCAL_WITH_SHELL="",
-            MGPT4_RUN_DIR=str(self.parameters["run_dir"]),
-            PYTHONPATH=os.pathsep.join(
-                filter(None, [str(self.parameters["code"]), env.get("PYTHONPATH", "")])
-            ),
-            PYTHONSAFEPATH="1",
-        )
-        if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = _visible_gpus(len(gpus), os.environ)
+        run = RunDir(Path(self.parameters["run_dir"]))
+        gpus = self.parameters.get("gpus_per_node", 0)
+        extra = self.parameters.get("env", {})
         # Its own log: with our stdout it would hold up whoever reads that to its end.
         with (self.folder / "controller.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "mgpt4_hpc.launch.local", str(self.folder)],
-                env=env,
-                cwd=self.parameters["run_dir"],
+                controller_command(run),
+                env={**os.environ, **controller_environment(run, tasks, gpus, command, extra)},
+                cwd=run.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

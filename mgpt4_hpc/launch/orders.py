@@ -1,23 +1,24 @@
-"""What a user asks for, the runs that it means, and carrying it out."""
+"""What a user asks for, and the runs that it means. Writes nothing; ``dispatch`` carries it out."""
 
 from __future__ import annotations
 
-import getpass
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments
-from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, SlurmRejected
+from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments, unknown_paths
+from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
-from mgpt4_hpc.launch.overview import look_at
+from mgpt4_hpc.launch.admission import Cluster, ask_cluster
+from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
-from mgpt4_hpc.launch.submit import Submitted, choose_executor, create_run, render, submit_run
-from mgpt4_hpc.run_dir import RunDir, find_run, read_json
+from mgpt4_hpc.launch.site import Site, choose_site
+from mgpt4_hpc.launch.submit import choose_executor, render, render_local
+from mgpt4_hpc.launch.sweep import Point, SweepDir, parse_axes, points, render_array, run_names
+from mgpt4_hpc.resources import resolve_path
+from mgpt4_hpc.run_dir import RunDir, find_run
 
 DEFAULT_PRESETS = {1: "stage1-vicuna7b", 2: "stage2-vicuna7b"}
 
@@ -32,10 +33,12 @@ class Order:
     launch: Mapping[str, Any] = field(default_factory=dict)
     assignments: tuple[str, ...] = ()
     sbatch: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
+    max_parallel: int | None = None
     site: str | None = None
     after: str | None = None
     executor: str = "auto"
-    runs_dir: Path = Path("runs")
+    runs_dir: Path | None = None
     dry_run: bool = False
 
 
@@ -49,12 +52,42 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
+class PlannedSweep:
+    """That the runs of a plan are one sweep."""
+
+    folder: SweepDir
+    points: tuple[Point, ...]
+    max_parallel: int | None = None
+
+
+@dataclass(frozen=True)
 class Plan:
-    """Runs in the order of their jobs; each may follow the one before."""
+    """Runs in the order of their jobs; each may follow the one before.
+
+    Attributes:
+        runs: at least one.
+        executor: "slurm" or "local".
+        runs_dir: folder of the runs.
+        notes: sentences for the user.
+        faults: why the jobs would fail; none unless it is a dry run.
+        sweep: set if the runs are a sweep.
+        unreachable: that Slurm could not be asked; none unless it is a dry run.
+    """
 
     runs: tuple[PlannedRun, ...]
     executor: str
+    runs_dir: Path
     notes: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
+    sweep: PlannedSweep | None = None
+    unreachable: SlurmUnreachable | None = None
+
+    def assert_sound(self) -> None:
+        """Raise PreflightError if there are faults, SlurmUnreachable if nobody could say so."""
+        if self.faults:
+            raise PreflightError("this job would fail", faults=self.faults)
+        if self.unreachable is not None:
+            raise self.unreachable
 
 
 def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
@@ -62,28 +95,141 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
 
     Raises:
         ConfigError: settings or options that contradict each other.
-        PreflightError: something that the job needs is missing.
+        PreflightError: something that the job needs is missing; a dry run keeps it in the plan.
         SlurmUnreachable: the scheduler cannot be asked.
     """
     executor = choose_executor(order.executor)
-    notes = (f"using {executor}",) if order.executor == "auto" and not order.dry_run else ()
-    after = find_run(order.after, order.runs_dir) if order.after else None
+    notes = [_why_executor(executor)] if order.executor == "auto" else []
+    site = choose_site(order.site, environ)
+    if site is not None:
+        notes.append(f"site profile {site.name}, chosen by {site.why}")
+    resolver = _Resolver(order, str(site.path) if site is not None else None, environ)
+    runs_dir = _runs_dir(order, resolver.flags, site)
+    after = find_run(order.after, runs_dir) if order.after else None
+    sweep: PlannedSweep | None = None
+    if order.sweep:
+        sweep, planned = _plan_sweep(resolver, runs_dir, after)
+    else:
+        planned = _plan_stages(resolver, runs_dir, after)
+    faults = unknown_paths(resolver.flags, [item.resolved for item in planned])
+    if faults:
+        raise ConfigError("cannot use these settings", faults=faults)
+    asked = Asked.of(executor, dry_run=order.dry_run)
+    faults, more = _preflight(planned, sweep, asked, runs_dir)
+    if after is not None and (fault := _after_fault(after, executor)):
+        faults.append(fault)
+    plan = Plan(
+        tuple(planned),
+        executor,
+        runs_dir,
+        (*notes, *more),
+        tuple(dict.fromkeys(faults)),
+        sweep,
+        asked.unreachable,
+    )
+    if not order.dry_run:
+        plan.assert_sound()
+    return plan
+
+
+def _runs_dir(order: Order, flags: Mapping[str, Any], site: Site | None) -> Path:
+    if order.runs_dir is not None:
+        return order.runs_dir
+    if flags.get("launch.runs_dir"):
+        return Path(resolve_path(str(flags["launch.runs_dir"])))
+    return ((site.runs_dir if site is not None else None) or Path("runs")).absolute()
+
+
+def _why_executor(executor: str) -> str:
+    if executor == "slurm":
+        return "executor: slurm, for sbatch is installed here"
+    return "executor: local, for there is no sbatch here: the job runs on this machine"
+
+
+class _Resolver:
+    """Turns the order into configurations; what is common to all its runs is read once."""
+
+    def __init__(self, order: Order, site: str | None, environ: Mapping[str, str]) -> None:
+        self.order = order
+        self.site = site
+        self.environ = environ
+        self.flags: dict[str, Any] = parse_assignments(order.assignments)
+        self.flags |= {f"launch.{key}": value for key, value in order.launch.items()}
+        self.flags |= _sbatch_options(order.sbatch)
+
+    def resolve(
+        self,
+        stage: int | None,
+        config_name: str | None,
+        follows: RunDir | None,
+        changes: Mapping[str, Any],
+    ) -> Resolved:
+        """The configuration of one run, with ``changes`` above the order's own flags."""
+        overrides = {**self.flags, **changes}
+        if follows is not None:
+            overrides["model.projector"] = str(follows.path)
+        resolved = load_config(
+            config_name,
+            overrides=overrides,
+            site=self.site,
+            environ=self.environ,
+            strict_paths=False,  # looked at for all runs together: each stage has its own sources
+        )
+        if stage is not None and resolved.config.stage != stage:
+            raise ConfigError(
+                f"--stage {stage} was asked for, {config_name} is for stage "
+                f"{resolved.config.stage}",
+                fix=f"choose a preset for stage {stage}",
+            )
+        return resolved
+
+
+def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> list[PlannedRun]:
+    order = resolver.order
     planned: list[PlannedRun] = []
     for stage, config_name in _stages(order):
         follows = planned[-1].run if planned else after
-        resolved = _resolve(order, stage, config_name, follows, environ)
-        run = RunDir(order.runs_dir / resolved.config.name)
-        planned.append(PlannedRun(run, resolved, follows))
-    faults = _faults(planned, order, executor)
-    if after is not None and (fault := _after_fault(after, executor)):
-        faults.append(fault)
-    if faults and not order.dry_run:
-        raise PreflightError("this job would fail", faults=faults)
-    return Plan(tuple(planned), executor, notes + tuple(f"would be refused: {f}" for f in faults))
+        changes: dict[str, Any] = {}
+        if order.stage == "both" and stage == 2:
+            # The second stage is 200 times smaller; the job's GPUs were asked for the first.
+            for key in ("launch.gpus", "launch.nodes"):
+                resolver.flags.pop(key, None)
+        if order.name is not None:
+            both = order.stage == "both"
+            changes["name"] = f"{order.name}-stage{stage}" if both else order.name
+        resolved = resolver.resolve(stage, config_name, follows, changes)
+        planned.append(PlannedRun(RunDir(runs_dir / resolved.config.name), resolved, follows))
+    return planned
+
+
+def _plan_sweep(
+    resolver: _Resolver, runs_dir: Path, after: RunDir | None
+) -> tuple[PlannedSweep, list[PlannedRun]]:
+    order = resolver.order
+    if order.stage == "both":
+        raise ConfigError(
+            "--sweep and --stage both exclude each other",
+            fix="sweep stage 1, then submit stage 2 --after the run that you like best",
+        )
+    ((stage, config_name),) = _stages(order)
+    all_points = points(parse_axes(order.sweep, fixed=resolver.flags))
+    plain = {"name": order.name} if order.name is not None else {}
+    first = resolver.resolve(stage, config_name, after, {**plain, **all_points[0].overrides})
+    name = first.config.name
+    names = run_names(name, all_points)
+    planned = []
+    for point, run_name in zip(all_points, names, strict=True):
+        changes = {**point.overrides, "name": run_name}
+        resolved = resolver.resolve(stage, config_name, after, changes)
+        planned.append(PlannedRun(RunDir(runs_dir / run_name), resolved, after))
+    folder = SweepDir.of(name, runs_dir)
+    return PlannedSweep(folder, tuple(all_points), order.max_parallel), planned
 
 
 def _stages(order: Order) -> list[tuple[int | None, str | None]]:
     configs = list(order.configs)
+    if order.max_parallel is not None and not order.sweep:
+        raise ConfigError("--max-parallel is given without --sweep", fix="leave it out")
     if order.stage == "both":
         if configs and len(configs) != 2:
             raise ConfigError(
@@ -102,33 +248,6 @@ def _stages(order: Order) -> list[tuple[int | None, str | None]]:
     return [(stage, configs[0] if configs else DEFAULT_PRESETS[stage or 1])]
 
 
-def _resolve(
-    order: Order,
-    stage: int | None,
-    config_name: str | None,
-    follows: RunDir | None,
-    environ: Mapping[str, str],
-) -> Resolved:
-    overrides: dict[str, Any] = parse_assignments(order.assignments)
-    overrides |= {f"launch.{key}": value for key, value in order.launch.items()}
-    overrides |= _sbatch_options(order.sbatch)
-    if order.stage == "both" and stage == 2:
-        # The second stage is 200 times smaller; the job's GPUs were asked for the first.
-        for key in ("launch.gpus", "launch.nodes"):
-            overrides.pop(key, None)
-    if order.name is not None:
-        overrides["name"] = order.name if order.stage != "both" else f"{order.name}-stage{stage}"
-    if follows is not None:
-        overrides["model.projector"] = str(follows.path)
-    resolved = load_config(config_name, overrides=overrides, site=order.site, environ=environ)
-    if stage is not None and resolved.config.stage != stage:
-        raise ConfigError(
-            f"--stage {stage} was asked for, {config_name} is for stage {resolved.config.stage}",
-            fix=f"choose a preset for stage {stage}",
-        )
-    return resolved
-
-
 def _sbatch_options(options: tuple[str, ...]) -> dict[str, str]:
     pairs = {}
     for option in options:
@@ -139,26 +258,98 @@ def _sbatch_options(options: tuple[str, ...]) -> dict[str, str]:
     return pairs
 
 
-def _faults(planned: list[PlannedRun], order: Order, executor: str) -> list[str]:
-    """Everything that would stop these runs; a dry run shows it beside the script."""
-    faults: list[str] = []
-    for item in planned:
-        if item.run.path.exists():
-            faults.append(
-                f"the run {item.run.path} exists already: `mgpt4 resume {item.run.name}` goes on "
-                "with it, --name starts another"
-            )
+# -- what would stop them ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What Slurm said before anything is checked.
+
+    Attributes:
+        executor: "slurm", "local", or "none" if Slurm was not to be asked or did not answer.
+        cluster: its answer.
+        unreachable: why there is none.
+    """
+
+    executor: str
+    cluster: Cluster | None = None
+    unreachable: SlurmUnreachable | None = None
+
+    @classmethod
+    def of(cls, executor: str, *, dry_run: bool) -> Asked:
+        """Ask. A dry run renders its script also where there is no Slurm, or none that answers.
+
+        Raises:
+            SlurmUnreachable: unless it is a dry run.
+        """
+        if executor != "slurm":
+            return cls(executor)
+        if dry_run and not slurm.has_slurm():
+            return cls("none")
         try:
-            preflight(
+            return cls(executor, ask_cluster())
+        except SlurmUnreachable as error:
+            if not dry_run:
+                raise
+            return cls("none", unreachable=error)
+
+
+def _preflight(
+    planned: Sequence[PlannedRun],
+    sweep: PlannedSweep | None,
+    asked: Asked,
+    runs_dir: Path,
+) -> tuple[list[str], list[str]]:
+    """Everything that would stop these runs, and what is worth knowing."""
+    faults = _existing_faults([item.run for item in planned])
+    if sweep is not None and sweep.folder.path.exists():
+        faults.append(
+            f"the sweep {sweep.folder.name} exists already: `mgpt4 status {sweep.folder.name}` "
+            "shows it, --name starts another"
+        )
+    notes: list[str] = []
+    seen: set[str] = set()
+    for item in planned:
+        # Runs of a sweep mostly differ in what no check looks at.
+        checked = item.resolved.config.model_dump_json(exclude={"name": True, "seed": True})
+        if checked in seen:
+            continue
+        seen.add(checked)
+        try:
+            notes += preflight(
                 item.resolved.config,
-                order.runs_dir,
-                # A dry run renders the batch script also where there is no Slurm to be asked.
-                executor="none" if order.dry_run and not slurm.has_slurm() else executor,
+                runs_dir,
+                executor=asked.executor,
                 projector_follows=item.follows is not None,
+                cluster=asked.cluster,
+                array_tasks=len(planned) if sweep is not None else 0,
             )
         except PreflightError as error:
-            faults += [fault for fault in error.faults if fault not in faults]
-    return faults
+            faults += error.faults
+    return faults, list(dict.fromkeys(notes))
+
+
+def _existing_faults(runs: Sequence[RunDir]) -> list[str]:
+    there = [run for run in runs if run.path.exists()]
+    if not there:
+        return []
+    rows = {row.path: row for row in look_at([r for r in there if r.identity_file.is_file()]).rows}
+    return [_existing_fault(run, rows.get(str(run.path))) for run in there]
+
+
+def _existing_fault(run: RunDir, row: RunOverview | None) -> str:
+    if row is None:
+        return f"{run.path} exists already, and is no run: --name starts another"
+    if row.state is RunState.FINISHED:
+        told = f"and is finished ({row.step} steps): nothing is left to do in it"
+    elif row.state.is_live:
+        told = (
+            f"and its job {row.job_id} is alive ({row.text}): `mgpt4 logs -f {run.name}` follows "
+            f"it, `mgpt4 cancel {run.name}` ends it"
+        )
+    else:
+        told = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` goes on with it"
+    return f"the run {run.path} exists already, {told}; --name starts another"
 
 
 def _after_fault(after: RunDir, executor: str) -> str:
@@ -176,82 +367,26 @@ def _after_fault(after: RunDir, executor: str) -> str:
     return f"--after {after.name}: that run is not finished ({row.text}): {mend}"
 
 
-def render_plan(plan: Plan) -> dict[str, str]:
-    """Batch script of each run, by its name."""
-    scripts = {}
-    for item in plan.runs:
-        dependency = "afterok:<job of " + item.follows.name + ">" if item.follows else None
-        scripts[item.run.name] = render(item.run, item.resolved, dependency)
-    return scripts
+# -- shown ------------------------------------------------------------------------------------
 
 
-def carry_out(plan: Plan, *, say: Callable[[str], None], wait: bool = False) -> list[Submitted]:
-    """Make the runs and submit their jobs.
+def render_plan(plan: Plan, *, with_dependencies: bool = True) -> dict[str, str]:
+    """The script of each job, by its name: a sweep's array is one, and hands over to its runs'."""
+    if plan.executor == "local":
+        return {item.run.name: render_local(item.run, item.resolved) for item in plan.runs}
 
-    Without Slurm nothing can hold a second job back, so a chain is waited for here.
+    def dependency(item: PlannedRun) -> str | None:
+        wanted = with_dependencies and item.follows is not None
+        return f"afterok:<job of {item.follows.name}>" if wanted and item.follows else None
 
-    Raises:
-        MgptError: as Slurm says; a run directory whose job was refused is removed again.
-    """
-    submitted: list[Submitted] = []
-    for number, item in enumerate(plan.runs):
-        dependency = None
-        if item.follows is not None and plan.executor == "slurm":
-            dependency = _dependency(item.follows)
-        create_run(item.run, item.resolved)
-        try:
-            job = submit_run(item.run, item.resolved, plan.executor, dependency=dependency)
-        except MgptError:
-            _remove(item.run)
-            for before in submitted:
-                say(f"{before.run.name} was submitted already, as job {before.job_id}")
-            raise
-        submitted.append(job)
-        is_last = number == len(plan.runs) - 1
-        if job.process is not None and (wait or not is_last):
-            say(f"{job.run.name}: running here as process {job.job_id}, log in {job.run.slurm}")
-            _wait_local(job)
-    if wait and plan.executor == "slurm":
-        from mgpt4_hpc.launch.watch import wait_for_runs
-
-        wait_for_runs([job.run for job in submitted], say=say)
-    return submitted
-
-
-def _dependency(follows: RunDir) -> str | None:
-    job_file = follows.slurm / "job.json"
-    try:
-        job = read_json(job_file)
-    except (OSError, ValueError):
-        return None  # a finished run that was made by torchrun has none
-    if job.get("executor") != "slurm":
-        return None
-    job_id = str(job["job_id"])
-    # The controller forgets finished jobs after minutes; a dependency on one would be refused.
-    try:
-        slurm.job_facts(job_id)
-    except SlurmRejected:
-        return None
-    return f"afterok:{job_id}"
-
-
-def _wait_local(job: Submitted) -> None:
-    assert job.process is not None
-    code = job.process.wait()
-    if code != 0:
-        reason = job.run.failed.read_text().strip() if job.run.failed.exists() else ""
-        raise MgptError(
-            f"{job.run.name} ended with code {code}{': ' + reason if reason else ''}",
-            fix=f"read its log: mgpt4 logs {job.run.path}",
+    if plan.sweep is not None:
+        first = plan.runs[0]
+        script = render_array(
+            plan.sweep.folder,
+            first.resolved.config,
+            len(plan.runs),
+            max_parallel=plan.sweep.max_parallel,
+            dependency=dependency(first),
         )
-
-
-def _remove(run: RunDir) -> None:
-    import shutil
-
-    shutil.rmtree(run.path, ignore_errors=True)
-
-
-def who() -> str:
-    """User and program, for ledgers."""
-    return f"{getpass.getuser()}@{os.uname().nodename} {Path(sys.argv[0]).name}"
+        return {plan.sweep.folder.name: script}
+    return {item.run.name: render(item.run, item.resolved, dependency(item)) for item in plan.runs}

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
-from mgpt4_hpc.config.load import missing_start, unset_paths
+from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.prepare import is_align_folder
-from mgpt4_hpc.data.shards import expand_shards
-from mgpt4_hpc.errors import MgptError, PreflightError
-from mgpt4_hpc.launch import slurm
-from mgpt4_hpc.model.manifest import BUNDLE_FILE, Manifest
-from mgpt4_hpc.model.variants import require_variant
+from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch.container import unmounted
+from mgpt4_hpc.launch.preflight_files import projector_findings, source_faults, weights_faults
+from mgpt4_hpc.launch.storage import not_shared
 
 
 def preflight(
@@ -23,7 +24,9 @@ def preflight(
     executor: str,
     projector_follows: bool = False,
     new: bool = True,
-) -> None:
+    cluster: Cluster | None = None,
+    array_tasks: int = 0,
+) -> list[str]:
     """Look for everything that would stop the job later.
 
     Args:
@@ -32,80 +35,48 @@ def preflight(
         executor: "slurm", "local", or "none" to ask nobody.
         projector_follows: stage 2's start will come from a job before it.
         new: a new run's batch must divide; one that goes on may have uneven slices.
+        cluster: what Slurm said already; asked if not given.
+        array_tasks: tasks of the job array that the run is one of; 0 for a job of its own.
+
+    Returns:
+        What is worth knowing and stops nothing, a sentence each.
 
     Raises:
         PreflightError: with every fault at once.
         SlurmUnreachable: if the scheduler cannot be asked.
     """
-    faults = [
-        *unset_paths(config),
-        *_weights_faults(config),
-        *_source_faults(config),
-        *_projector_faults(config, projector_follows),
-        *_extra_faults(config),
-        *(_batch_faults(config) if new else []),
-        *_runs_dir_faults(runs_dir),
-        *_executor_faults(config, executor),
-    ]
+    faults = [*unset_paths(config), *weights_faults(config), *source_faults(config)]
+    notes: list[str] = []
+    if not projector_follows:
+        more, notes = projector_findings(config)
+        faults += more
+    faults += _extra_faults(config)
+    faults += _batch_faults(config) if new else []
+    faults += _runs_dir_faults(runs_dir)
+    hook_faults, hook_notes = _hook_findings(config)
+    faults += hook_faults
+    notes += hook_notes
+    notes += unmounted(config)
+    if executor == "slurm":
+        more, told = admission_findings(config, cluster or ask_cluster(), array_tasks)
+        faults += more
+        notes += told
+        if why := not_shared(runs_dir):
+            notes.append(
+                f"the runs directory {runs_dir} {why}: every node of the job must see it under "
+                "this name"
+            )
+    elif executor == "local":
+        faults += _local_faults(config)
     if faults:
         raise PreflightError("this job would fail", faults=faults)
-
-
-def _weights_faults(config: RunConfig) -> list[str]:
-    weights = config.model.weights
-    if not weights:
-        return []  # told already
-    if not Path(weights).is_dir():
-        return [f"model.weights {weights} is no folder: make it with `mgpt4 weights import`"]
-    return _variant_faults(config, Path(weights) / BUNDLE_FILE)
-
-
-def _variant_faults(config: RunConfig, manifest: Path) -> list[str]:
-    if not manifest.exists():
-        return []  # the original's own files tell their sizes only when they are opened
-    try:
-        architecture = Manifest.read(manifest).architecture
-        require_variant(config.model.variant, architecture, config.model.weights)
-    except MgptError as error:
-        return [f"{error.what} ({error.fix})"]
-    return []
-
-
-def _source_faults(config: RunConfig) -> list[str]:
-    faults = []
-    for source in config.data.sources:
-        if not source.path or is_align_folder(Path(source.path)):
-            continue
-        try:
-            expand_shards(source.path)
-        except MgptError as error:
-            faults.append(f"data source {source.name}: {error.what}")
-        if source.index and not Path(source.index).exists():
-            faults.append(
-                f"data source {source.name}: the index {source.index} does not exist: "
-                "make it with `mgpt4 data index`"
-            )
-    return faults
-
-
-def _projector_faults(config: RunConfig, projector_follows: bool) -> list[str]:
-    projector = config.model.projector
-    if projector_follows:
-        return []
-    if projector is None:
-        return missing_start(config)
-    path = Path(projector)
-    if not path.exists():
-        return [f"model.projector {projector} does not exist"]
-    if (path / "run.json").exists() and not any((path / "checkpoints").glob("step-*")):
-        return [
-            f"model.projector: the run {projector} has no checkpoint yet: use --after {path.name}"
-        ]
-    return []
+    return notes
 
 
 def _extra_faults(config: RunConfig) -> list[str]:
     """Optional packages that the settings need; jobs run in the environment that submits them."""
+    if config.container.runtime != "none":
+        return []  # or in a container, into which nobody looks from here
     faults = []
     if config.lora.rank and find_spec("peft") is None:
         faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")
@@ -138,43 +109,28 @@ def _batch_faults(config: RunConfig) -> list[str]:
     ]
 
 
-def _executor_faults(config: RunConfig, executor: str) -> list[str]:
-    if executor == "slurm":
-        return _partition_faults(config)
-    return _local_faults(config) if executor == "local" else []
-
-
-def _partition_faults(config: RunConfig) -> list[str]:
-    wanted = config.launch.partition
-    known = slurm.partitions()
-    if wanted is None:
-        if any(record.get("Default") == "YES" for record in known.values()):
-            return []
-        return [f"no partition given and the site has no default: use one of {_names(known)}"]
-    faults = []
-    for name in wanted.split(","):
-        if name not in known:
-            faults.append(f"partition {name!r} does not exist: use one of {_names(known)}")
-            continue
-        limit_s = slurm.parse_duration_s(known[name].get("MaxTime", "UNLIMITED"))
-        if limit_s is not None and config.launch.time_min * 60 > limit_s:
-            faults.append(
-                f"partition {name} allows {limit_s / 60:.0f} minutes, "
-                f"--time asks for {config.launch.time_min}"
-            )
-        nodes = int(known[name].get("TotalNodes", "0") or 0)
-        if nodes and config.launch.nodes > nodes:
-            faults.append(
-                f"partition {name} has {nodes} nodes, --nodes asks for {config.launch.nodes}"
-            )
-    return faults
-
-
-def _names(known: dict[str, dict[str, str]]) -> str:
-    return ", ".join(sorted(known)) or "(none)"
+def _hook_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+    faults, notes = [], []
+    for command in config.launch.on_event:
+        program = next(iter(shlex.split(command)), "")
+        if not program:
+            faults.append(f"launch.on_event {command!r} names no program")
+        elif os.sep in program and not os.access(program, os.X_OK):
+            faults.append(f"launch.on_event: {program} is no program that may be run")
+        elif os.sep in program and not Path(program).is_absolute():
+            faults.append(f"launch.on_event: {program} must be an absolute path, or a name in PATH")
+        elif shutil.which(program) is None:
+            notes.append(f"launch.on_event: {program} is not in PATH here; is it on the nodes?")
+    return faults, notes
 
 
 def _local_faults(config: RunConfig) -> list[str]:
+    faults = []
     if config.launch.nodes > 1:
-        return [f"the local executor has one node, --nodes asks for {config.launch.nodes}"]
-    return []
+        faults.append(f"the local executor has one node, --nodes asks for {config.launch.nodes}")
+    runtime = config.container.runtime
+    if runtime == "pyxis":
+        faults.append("container.runtime pyxis is a part of srun: use apptainer without Slurm")
+    elif runtime != "none" and shutil.which(runtime) is None:
+        faults.append(f"container.runtime {runtime} is not installed on this machine")
+    return faults

@@ -24,7 +24,7 @@ def write_shim(path: Path, python: str = sys.executable) -> Path:
     names = ", ".join(f"signal.SIG{name}" for name in _BLOCKED)
     fallback = (
         f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [{names}]); "
-        "os.execv(sys.argv[1], sys.argv[1:])"
+        "os.execvp(sys.argv[1], sys.argv[1:])"
     )
     path.write_text(
         "#!/bin/sh\n"

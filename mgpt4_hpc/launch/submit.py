@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,12 @@ from typing import Any
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.batch import make_executor, python_command, script_path
+from mgpt4_hpc.launch.container import rank_python
 from mgpt4_hpc.launch.shim import write_shim
 from mgpt4_hpc.launch.snapshot import take_snapshot
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
@@ -47,21 +51,49 @@ def choose_executor(wanted: str) -> str:
     return "slurm" if slurm.has_slurm() else "local"
 
 
-def complete_run(run: RunDir) -> None:
+def complete_run(
+    run: RunDir, config: RunConfig | None = None, *, code_of: RunDir | None = None
+) -> None:
     """Add what a job needs and torchrun's runs lack: the code's snapshot and the launcher.
+
+    Args:
+        run: the run.
+        config: its configuration, where a container may decide which Python is launched.
+        code_of: a run made a moment ago, whose snapshot serves this one too.
 
     Raises:
         MgptError, OSError: if it cannot be written.
     """
     if not run.code.exists():
-        digest = take_snapshot(run.code)
+        digest = take_snapshot(run.code) if code_of is None else _share_code(code_of, run)
         write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
-    if not (run.slurm / "python").exists():
-        write_shim(run.slurm / "python")
+    contained = config is not None and config.container.runtime != "none"
+    if contained or not (run.slurm / "python").exists():
+        write_shim(
+            run.slurm / "python", rank_python(config.container) if config else sys.executable
+        )
 
 
-def create_run(run: RunDir, resolved: Resolved) -> None:
+def _share_code(source: RunDir, run: RunDir) -> str:
+    """Link a snapshot into another run: a sweep's hundredth costs no hundredth copy."""
+
+    def link(file: str, target: str) -> None:
+        try:
+            os.link(file, target)
+        except OSError:  # some file systems have none
+            shutil.copy2(file, target)
+
+    shutil.copytree(source.code, run.code, copy_function=link)
+    return str(source.identity()["code_digest"])
+
+
+def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None) -> None:
     """Make the run directory with everything that its job will read.
+
+    Args:
+        run: where.
+        resolved: its configuration.
+        code_of: as for :func:`complete_run`.
 
     Raises:
         RunLocked: if it exists.
@@ -78,7 +110,7 @@ def create_run(run: RunDir, resolved: Resolved) -> None:
     )
     try:
         write_config(run.config_file, resolved)
-        complete_run(run)
+        complete_run(run, resolved.config, code_of=code_of)
     except BaseException as error:
         # Half a run would be in the way of the next try, and `mgpt4 resume` could not use it.
         shutil.rmtree(run.path, ignore_errors=True)
@@ -126,9 +158,29 @@ def _text(path: Path) -> str:
 
 def render(run: RunDir, resolved: Resolved, dependency: str | None = None) -> str:
     """Text of the batch script; nothing is written and Slurm need not be there."""
-    from mgpt4_hpc.launch.batch import make_executor
-
     return make_executor(run, resolved.config, dependency).render()
+
+
+def render_local(run: RunDir, resolved: Resolved) -> str:
+    """What would be started on this machine, as a shell script; nothing is written."""
+    from mgpt4_hpc.launch.local import controller_command, controller_environment
+
+    config = resolved.config
+    task = f"{python_command(run, config)} -u -m mgpt4_hpc.launch.task {shlex.quote(str(run.path))}"
+    environ = controller_environment(
+        run, config.launch.gpus, _gpus_here(config), task, config.launch.env
+    )
+    environ["PYTHONPATH"] = str(run.code)
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "# What is started on this machine: a controller, which starts the ranks, passes",
+            "# signals on, and starts them again as long as the run may go on.",
+            f"cd {shlex.quote(str(run.path))}",
+            *(f"export {name}={shlex.quote(value)}" for name, value in environ.items()),
+            f"exec {shlex.join(controller_command(run))}",
+        ]
+    )
 
 
 def submit_run(
@@ -163,10 +215,23 @@ def submit_run(
     return submitted
 
 
+def submit_script(path: Path) -> str:
+    """Submit a batch script as it is; its job's id.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says.
+    """
+    command = ["sbatch", "--parsable", str(path)]
+    try:
+        told = slurm.run_slurm(command, environ=slurm.clean_environment(os.environ))
+    except SlurmRejected as error:
+        raise translate(error.what) from error
+    return told.strip().partition(";")[0]
+
+
 def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from mgpt4_hpc.launch.batch import make_executor, script_path
     from mgpt4_hpc.launch.task import StageTask
 
     executor = make_executor(run, resolved.config, dependency)
@@ -175,7 +240,7 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
         with _environment(slurm.clean_environment(os.environ)):
             job = executor.submit(StageTask(str(run.path)))
     except (FailedJobError, FailedSubmissionError) as error:
-        raise _translate(str(error)) from error
+        raise translate(str(error)) from error
     except FileNotFoundError as error:
         raise SlurmUnreachable(
             "sbatch is not installed here",
@@ -184,7 +249,8 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
     return Submitted(run, "slurm", str(job.job_id))
 
 
-def _translate(message: str) -> MgptError:
+def translate(message: str) -> MgptError:
+    """Sbatch's complaint as one of our errors."""
     told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
     text = "; ".join(line.strip() for line in told)
     if slurm.is_unreachable(message):
@@ -201,16 +267,20 @@ def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
     from mgpt4_hpc.launch.local import LocalExecutor
     from mgpt4_hpc.launch.task import StageTask
 
-    executor = LocalExecutor(folder=run.slurm, python=shlex.quote(str(run.slurm / "python")))
-    launch = resolved.config.launch
+    config = resolved.config
+    executor = LocalExecutor(folder=run.slurm, python=python_command(run, config))
     executor.update_parameters(
-        tasks_per_node=launch.gpus,
-        gpus_per_node=0 if resolved.config.train.device == "cpu" else launch.gpus,
+        tasks_per_node=config.launch.gpus,
+        gpus_per_node=_gpus_here(config),
         run_dir=str(run.path),
-        code=str(run.code),
+        env=dict(config.launch.env),
     )
     job = executor.submit(StageTask(str(run.path)))
     return Submitted(run, "local", str(job.job_id), process=job._process)
+
+
+def _gpus_here(config: RunConfig) -> int:
+    return 0 if config.train.device == "cpu" else config.launch.gpus
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a job was submitted")
 
-    monkeypatch.setattr("mgpt4_hpc.launch.orders.submit_run", refuse)
+    monkeypatch.setattr("mgpt4_hpc.launch.dispatch.submit_run", refuse)
 
 
 def refused(mgpt4: Mgpt4, code: int, *arguments: object) -> str:
@@ -152,13 +152,17 @@ def test_no_such_run(mgpt4: Mgpt4, command: str, name: str) -> None:
 
 
 def test_values_in_the_script_are_quoted(
-    mgpt4: Mgpt4, world: TinyWorld, tmp_path_factory: pytest.TempPathFactory
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A runs folder with spaces and quotes, rendered: the shell sees it as one word."""
     folder = tmp_path_factory.mktemp("odd") / "it's $(touch x) a folder"
     folder.mkdir()
     config = world.write_config(folder / "c.yaml", 1)
-    ended = mgpt4("submit", "--config", config, "--dry-run", "--executor", "local",
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.has_slurm", lambda: False)
+    ended = mgpt4("submit", "--config", config, "--dry-run", "--executor", "slurm",
                   "--runs-dir", folder)  # fmt: skip
     assert ended.code == 0, ended.err
     script = folder / "script.sh"

@@ -1,0 +1,75 @@
+"""Ranks in a container: what stands between srun and the rank's Python.
+
+The batch script and its last lines, the supervisor, stay outside, where Slurm's commands are.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
+from mgpt4_hpc.run_dir import RunDir
+
+
+def rank_python(container: ContainerConfig) -> str:
+    """The interpreter of the ranks: this one, or the container's."""
+    return sys.executable if container.runtime == "none" else container.python
+
+
+def srun_options(run: RunDir, container: ContainerConfig) -> list[str]:
+    """Pyxis adds options to srun; it enters the container in the task's own process."""
+    if container.runtime != "pyxis":
+        return []
+    mounts = ",".join(_source_and_target(mount) for mount in _mounts(run, container))
+    return [
+        f"--container-image={container.image}",
+        f"--container-mounts={mounts}",
+        *container.options,
+    ]
+
+
+def command_prefix(run: RunDir, config: RunConfig) -> str:
+    """Apptainer is a command around the rank's; it execs it, and passes signals on."""
+    container = config.container
+    if container.runtime not in ("apptainer", "singularity"):
+        return ""
+    words = [container.runtime, "exec"]
+    if config.train.device != "cpu":
+        words.append("--nv")
+    for mount in _mounts(run, container):
+        words += ["--bind", mount]
+    return shlex.join([*words, *container.options, container.image])
+
+
+def unmounted(config: RunConfig) -> list[str]:
+    """Paths in the settings that no mount covers: the ranks may not see them."""
+    container = config.container
+    if container.runtime == "none":
+        return []
+    inside = [Path(_target(mount)) for mount in container.mounts]
+    wanted = {
+        "model.weights": config.model.weights,
+        "model.projector": config.model.projector,
+        **{f"data source {source.name}": source.path for source in config.data.sources},
+    }
+    return [
+        f"{what} {path} is in none of container.mounts"
+        for what, path in wanted.items()
+        if path and not any(Path(path).is_relative_to(place) for place in inside)
+    ]
+
+
+def _mounts(run: RunDir, container: ContainerConfig) -> list[str]:
+    # The folder above it: a start from another run's checkpoint lies beside it.
+    return [str(run.path.parent), *container.mounts]
+
+
+def _source_and_target(mount: str) -> str:
+    return mount if ":" in mount else f"{mount}:{mount}"
+
+
+def _target(mount: str) -> str:
+    parts = mount.split(":")
+    return parts[1] if len(parts) > 1 else parts[0]

@@ -1,0 +1,50 @@
+"""Whether a folder can be seen by other nodes, as far as its file system's type tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+_OF_ONE_MACHINE = frozenset({"overlay", "aufs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
+"""Disks of one machine; whoever exports one over NFS mounts it as nfs on the other nodes."""
+
+_MOUNTS = Path("/proc/mounts")
+
+
+def file_system(path: Path, mounts: str | None = None) -> str:
+    """Type of the file system that holds ``path``; empty if that is not known.
+
+    Args:
+        path: a folder; its nearest parent that exists counts.
+        mounts: text of ``/proc/mounts``; read if not given.
+    """
+    if mounts is None:
+        try:
+            mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    place = place.resolve()
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        words = line.split()
+        if len(words) < 3:
+            continue
+        # Spaces and the like stand as \040.
+        at = Path(words[1].encode().decode("unicode_escape"))
+        # Of two mounts at one place the later hides the earlier.
+        if place.is_relative_to(at) and len(at.parts) >= best:
+            best, kind = len(at.parts), words[2]
+    return kind
+
+
+def not_shared(path: Path, mounts: str | None = None) -> str:
+    """Why other nodes will probably not see ``path``; empty if they may."""
+    kind = file_system(path, mounts)
+    if kind in _IN_MEMORY:
+        return f"lies in this machine's memory ({kind})"
+    if kind in _OF_ONE_MACHINE:
+        return f"looks like a disk of this machine ({kind})"
+    return ""
