@@ -17,6 +17,7 @@ command that it ends::
     ├── RendezvousError        1   the ranks did not find each other
     ├── StorageTrouble         1   shared storage does not answer, perhaps only now
     ├── FatalTrainingError     70  it would fail the same way again: never requeued
+    ├── UnsafeRun              7   others can write what the run would execute
     └── BadNode                71  this node, not the run, is at fault
 
 A programming mistake stays an AssertionError or whatever Python raises: it is not for users.
@@ -157,6 +158,12 @@ class FatalTrainingError(MgptError):
     """Training would fail the same way again; requeueing it would only burn GPU hours."""
 
     exit_code = 70
+
+
+class UnsafeRun(MgptError):
+    """Others than the user can write the run's folder, or own something in it."""
+
+    exit_code = 7
 
 
 class BadNode(MgptError):

@@ -125,6 +125,13 @@ class RunDir:
             RunLocked: if the run exists.
             MgptError: if the folder cannot be made.
         """
+        if not str(self.path).isprintable():
+            raise MgptError(
+                f"the run directory {str(self.path)!r} has a line break or another control "
+                "character in its path",
+                why="in a batch script it would begin a command of its own",
+                fix="give --runs-dir another folder",
+            )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # 0700: the folder will hold pickled jobs, which are code.
@@ -139,9 +146,22 @@ class RunDir:
                 f"the run directory {self.path} cannot be made: {error.strerror}",
                 fix="give --runs-dir a writable folder on storage that all nodes share",
             ) from error
+        self._assert_private()
         for folder in (self.checkpoints, self.tensorboard, self.ledger, self.attempts, self.slurm):
             folder.mkdir()
         write_json(self.identity_file, {"format_version": FORMAT_VERSION, **identity})
+
+    def _assert_private(self) -> None:
+        mode = self.path.stat().st_mode
+        if not mode & 0o022:
+            return
+        self.path.rmdir()
+        raise MgptError(
+            f"{self.path.parent} does not keep permissions: a folder made there for its owner "
+            f"alone has mode {mode & 0o777:04o}",
+            why="others could exchange the code that the job executes",
+            fix="give --runs-dir a folder on storage with Unix permissions",
+        )
 
     def identity(self) -> dict[str, Any]:
         """Contents of ``run.json``.

@@ -16,6 +16,7 @@ from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.submit import create_run
 from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.trust import assert_trusted
 
 
 @click.command()
@@ -40,6 +41,7 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
         resolved = load_config(config, overrides=overrides, environ=os.environ)
         preflight(resolved.config, run.path.parent, executor="none")
         create_run(run, resolved)
+    assert_trusted(run.path)
     job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}
     write_json(run.slurm / "job.json", job)
 

@@ -26,6 +26,7 @@ from mgpt4_hpc.launch.submit import (
 )
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.drift import accept_drift, drifted, version_drift
+from mgpt4_hpc.trust import assert_trusted
 
 ORIGIN = "resume"
 """Origin of a setting that was changed on the way."""
@@ -67,12 +68,14 @@ def resume_run(
             began with.
 
     Raises:
+        UnsafeRun: if others can write its folder.
         RunLocked: if a job of it is alive, or somebody else submits it right now.
         RunLocked: if this environment's library versions are not the run's, unless accepted.
         ConfigError: if a setting may not change, or not so.
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
     """
     run.identity()
+    assert_trusted(run.path)
     with submitting(run):
         return _resume(run, overrides, executor, say, accept)
 
@@ -107,7 +110,8 @@ def _resume(
         new=False,
     )
     complete_run(run)
-    with _put_back(run.config_file, run.failed, run.resubmit_needed, cancel_mark(run)):
+    markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
+    with _put_back(run.config_file, *markers):
         if accept:
             accept_drift(run)
         if changes:
@@ -216,7 +220,9 @@ def _put_back(*paths: Path) -> Iterator[None]:
         yield
     except MgptError:
         for path in paths:
-            if path in before and (not path.is_file() or path.read_bytes() != before[path]):
+            if path not in before:
+                path.unlink(missing_ok=True)
+            elif not path.is_file() or path.read_bytes() != before[path]:
                 temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
                 temporary.write_bytes(before[path])
                 temporary.replace(path)

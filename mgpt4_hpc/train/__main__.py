@@ -24,6 +24,7 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train import drift
 from mgpt4_hpc.train.stop import SignalStop
+from mgpt4_hpc.trust import assert_trusted
 
 
 @click.command()
@@ -103,6 +104,7 @@ def _run(
 def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
     if run.identity_file.exists():
         run.identity()
+        assert_trusted(run.path)
         same = read_config(run.config_file).digest == resolved.digest
         if not same and not accept:
             raise RunLocked(

@@ -10,7 +10,7 @@ from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.errors import SlurmRejected
 from mgpt4_hpc.launch.cancel_mark import cancel_requested, request_cancel
 from mgpt4_hpc.launch.submit import Submitted
-from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -210,3 +210,27 @@ def contents(run: RunDir) -> dict[str, Any]:
         for path in run.path.rglob("*")
         if path.is_file()
     }
+
+
+# -- drift -------------------------------------------------------------------------------------
+
+
+def test_other_library_versions_are_refused_before_the_job_waits_and_accepted_on_request(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    write_json(run.pins_file, {"version of torch": "1.0"})
+    before = contents(run)
+    ended = mgpt4("resume", "one")
+    assert ended.code == 7
+    assert "version of torch was 1.0, is " in ended.err and "--accept-drift" in ended.err
+    assert submissions.asked == [] and contents(run) == before
+    assert mgpt4("resume", "one", "--accept-drift").code == 0
+    assert len(submissions.asked) == 1 and run.drift_accepted.exists()
+
+
+def test_a_job_that_cannot_be_had_accepts_nothing(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    submissions.error = SlurmRejected("no")
+    assert mgpt4("resume", "one", "--accept-drift").code == 4
+    assert not run.drift_accepted.exists()
