@@ -16,7 +16,8 @@ else the machine does hits both.
 `mfu` is what the task needs (no padding, nothing computed twice) per second, over the rate of a
 large matrix product measured in the same run in the same numeric type. `flop_efficiency` is the
 needed over the executed operations. `parts_s` comes from separate steps that wait for the device
-between the parts.
+between the parts; `data_wait`, `all_reduce`, `logging` and `checkpoint_stall` in it are averages
+per step of the package's own loop, with real curves, ledger and checkpoints.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.around import around_steps
 from bench.baseline import ReferenceStep, Samples, as_the_original, to_samples
 from bench.hardware import machine_name
 from bench.measure import GIB, PartClock, Timings, matrix_peak, run_block
@@ -86,7 +87,9 @@ def race(settings: Settings) -> dict[str, Any]:
         timings, baseline = turns.run(subject, ours)
         report = _report(settings, subject, ranks, device, ours_steps, timings, baseline)
         report["warmup_s"] = warmup_s
-        report["parts_s"] = _parts(ours, ours_steps)
+        endless = subject.batches if _reads_shards(settings) else cycle(ours_steps)
+        around = around_steps(subject.model, ours.step, endless, subject.train, ranks)
+        report["parts_s"] = _parts(ours, ours_steps) | around
         if not settings.compiled:
             expected = mean_flops(settings, subject, steps[:1]).executed
             report["flops_counted_over_expected"] = _counted_flops(ours, ours_steps[0]) / expected
@@ -119,6 +122,11 @@ def _train_step(
         device=device,
         fp16=settings.precision == "fp16",
     )
+
+
+def _reads_shards(settings: Settings) -> bool:
+    """Whether the batches come from data workers."""
+    return settings.config_path is not None and not settings.synthetic
 
 
 def _cache_features(model: MiniGPT4, steps: Sequence[Sequence[Batch]]) -> list[list[Batch]]:

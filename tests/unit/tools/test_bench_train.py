@@ -67,6 +67,10 @@ def test_the_report_has_what_it_promises(stage: str) -> None:
     assert report.keys() >= KEYS
     assert report["flop_efficiency"] == 1.0 and 0 < report["mfu"] < 1
     assert report["parts_s"].keys() >= {"vision", "qformer", "llm_forward", "optimizer"}
+    around = {"data_wait", "all_reduce", "logging", "checkpoint_stall"}
+    assert report["parts_s"].keys() >= around
+    # One process has nobody to reduce with; everything else costs something.
+    assert {part for part in around if not report["parts_s"][part]} == {"all_reduce"}
     assert report["step_s_p95"] >= report["step_s_median"] > 0
     assert report["machine"] and report["versions"]["torch"]
 
