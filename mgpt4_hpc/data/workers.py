@@ -34,14 +34,18 @@ class _WorkerInit:
         for number in _IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _die_with(self._parent)
+        die_with(self._parent)
         # One thread a worker; and the tokenizers library would warn of each fork otherwise.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(1)
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent's thread ends, however it ends."""
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent's thread ends, however it ends.
+
+    Args:
+        parent: id of the parent; if that is not our parent (any more), this process ends now.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the request: nobody will tell us any more

@@ -43,6 +43,7 @@ class Cause(StrEnum):
     SIGNALLED = "signalled"
     CANCELLED = "cancelled"
     CRASHED = "crashed"
+    HUNG = "hung"
     BAD_NODE = "bad node"
     FATAL = "fatal"
     UNKNOWN = "unknown"
@@ -124,9 +125,9 @@ def decide(
 ) -> Decision:
     """What happens to an unfinished run.
 
-    Preemptions are free. Time-outs and crashes have budgets, and so have attempts in a row that
-    brought nothing (those that were preempted or met a bad node do not count: they were given no
-    chance).
+    Preemptions are free. Time-outs, crashes and hangs have budgets, and so have attempts in a row
+    that brought nothing (those that were preempted or met a bad node do not count: they were given
+    no chance).
 
     Args:
         cause: why this attempt ends.
@@ -147,6 +148,7 @@ def decide(
     for kind, limit, setting in (
         (Cause.TIME_LIMIT, budget.max_timeouts, "launch.max_timeouts"),
         (Cause.CRASHED, budget.max_crashes, "launch.max_crashes"),
+        (Cause.HUNG, budget.max_hangs, "launch.max_hangs"),
     ):
         count = causes.count(kind)
         if cause is kind and count > limit:

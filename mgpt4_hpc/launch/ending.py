@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.exclusion import exclude_nodes, nodes_found_bad
+from mgpt4_hpc.launch.hooks import event_of, tell
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -33,6 +34,7 @@ _FOUND_OUT = frozenset(
         Cause.SIGNALLED,
         Cause.CANCELLED,
         Cause.CRASHED,
+        Cause.HUNG,
         Cause.BAD_NODE,
     }
 )
@@ -40,6 +42,8 @@ _FOUND_OUT = frozenset(
 
 _TRIES = 3
 _PAUSE_S = 1.0
+_LEAST_WAIT_S = 2.0
+"""Less is no chance for a controller that is merely busy."""
 
 T = TypeVar("T")
 
@@ -68,7 +72,13 @@ class JobStart:
 
 
 def find_decision(
-    run: RunDir, start: JobStart, budget: LaunchConfig, signal_name: str | None, this: PastAttempt
+    run: RunDir,
+    start: JobStart,
+    budget: LaunchConfig,
+    signal_name: str | None,
+    this: PastAttempt,
+    *,
+    until: float | None = None,
 ) -> Decision:
     """Why this attempt ends and what becomes of the run.
 
@@ -81,13 +91,14 @@ def find_decision(
         signal_name: the stop signal; None if the ranks ended without one.
         this: whether the attempt progressed, and its cause where rank 0 found it out and died
             before it could act.
+        until: when this process is killed, seconds since the epoch; None if that is not known.
     """
     requeue_allowed = True
     if start.executor == "local":
         # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
         cause = Cause.PREEMPTED if signal_name else Cause.CRASHED
     else:
-        facts = _try_often(lambda: slurm.job_facts(start.job_id))
+        facts = _try_often(lambda wait_s: slurm.job_facts(start.job_id, timeout_s=wait_s), until)
         cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
         requeue_allowed = facts is None or facts.requeue_allowed
     if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
@@ -114,7 +125,12 @@ def past(attempt: Attempt) -> PastAttempt:
 
 
 def carry_out(
-    run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str] = ()
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str] = (),
+    *,
+    until: float | None = None,
 ) -> Decision:
     """Requeue, or leave behind what a person needs to know.
 
@@ -125,12 +141,13 @@ def carry_out(
         start: the job's start.
         decision: what is to be done.
         bad_nodes: found unfit, where the ledger may not be able to say so.
+        until: when this process is killed, seconds since the epoch; None if that is not known.
 
     Returns:
         the decision; a requeue that Slurm refused has become a request to a person.
     """
     if decision.action is Action.REQUEUE and start.executor == "slurm":
-        refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes)
+        refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes, until)
         decision = replace(decision, reason=f"{decision.reason}{excluded}")
         if refusal:
             decision = replace(
@@ -141,6 +158,7 @@ def carry_out(
         _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
         _leave_behind(run.failed, decision.reason + "\n")
+    tell(run, start, event_of(decision), decision.cause, decision.reason)
     return decision
 
 
@@ -159,12 +177,16 @@ def exit_code(decision: Decision) -> int:
 
 
 def _requeue_elsewhere(
-    run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str]
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str],
+    until: float | None,
 ) -> tuple[str, str]:
     """Why there was no requeue (empty if there was), and what was excluded."""
     # Slurm ends this very process after the requeue; the exclusion is possible only then.
     with slurm.signals_held_back():
-        refusal = _requeue(start)
+        refusal = _requeue(start, until)
         if refusal or decision.cause is not Cause.BAD_NODE:
             return refusal, ""
         mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
@@ -172,35 +194,47 @@ def _requeue_elsewhere(
         return "", f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
 
 
-def _requeue(start: JobStart) -> str:
+def _requeue(start: JobStart, until: float | None) -> str:
     """Empty on success, else why not; the restart count is believed, not scontrol alone."""
     refusal = ""
-    for attempt in range(_TRIES):
+    for pause_s, wait_s in _tries(until):
         try:
-            slurm.requeue(start.job_id)
+            slurm.requeue(start.job_id, timeout_s=wait_s)
             return ""
         except MgptError as error:
             refusal = error.what
-            if _is_requeued(start):
+            if _is_requeued(start, wait_s):
                 return ""
             if isinstance(error, SlurmRejected):
                 return refusal
-            time.sleep(_PAUSE_S * 2**attempt)
+            time.sleep(pause_s)
     return refusal
 
 
-def _is_requeued(start: JobStart) -> bool:
+def _is_requeued(start: JobStart, wait_s: float) -> bool:
     try:
-        return slurm.job_facts(start.job_id).restarts > start.restart_count
+        return slurm.job_facts(start.job_id, timeout_s=wait_s).restarts > start.restart_count
     except MgptError:
         return False
 
 
-def _try_often(ask: Callable[[], T]) -> T | None:
-    for attempt in range(_TRIES):
+def _try_often(ask: Callable[[float], T], until: float | None) -> T | None:
+    for pause_s, wait_s in _tries(until):
         try:
-            return ask()
+            return ask(wait_s)
         except MgptError:
-            if attempt < _TRIES - 1:
-                time.sleep(_PAUSE_S * 2**attempt)
+            time.sleep(pause_s)
     return None
+
+
+def _tries(until: float | None) -> Iterator[tuple[float, float]]:
+    """Per try the pause after it and the patience with it, so that all are over by ``until``."""
+    for number in range(_TRIES):
+        wait_s = slurm.COMMAND_TIMEOUT_S
+        if until is not None:
+            left_s = until - time.time()
+            if number and left_s < _LEAST_WAIT_S:
+                return
+            # A third now: what follows a slow answer needs time as well.
+            wait_s = min(wait_s, max(_LEAST_WAIT_S, left_s / 3))
+        yield (_PAUSE_S * 2**number if number < _TRIES - 1 else 0.0), wait_s

@@ -80,6 +80,7 @@ class Answer:
 _ENDED = {
     Cause.TIME_LIMIT: "time limit reached",
     Cause.SIGNALLED: "stopped by a signal",
+    Cause.HUNG: "hung",
     RUNNING_CAUSE: "killed",
     UNKNOWN_CAUSE: "killed",
 }

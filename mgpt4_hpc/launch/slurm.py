@@ -150,9 +150,12 @@ class JobFacts:
     requeue_allowed: bool
 
 
-def job_facts(job_id: str) -> JobFacts:
+def job_facts(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> JobFacts:
     """Ask the controller about a job. Raises SlurmUnreachable or SlurmRejected."""
-    record = parse_record(run_slurm(["scontrol", "show", "job", "-o", job_id]))
+    command = ["scontrol", "show", "job", "-o", job_id]
+    # A user may like to see times written otherwise.
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    record = parse_record(run_slurm(command, timeout_s=timeout_s, environ=environ))
     try:
         return _read_facts(record)
     except ValueError as error:
@@ -200,9 +203,9 @@ def parse_duration_s(text: str) -> float | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def requeue(job_id: str) -> None:
+def requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
     """Put a running job back into the queue. Raises SlurmUnreachable or SlurmRejected."""
-    run_slurm(["scontrol", "requeue", job_id])
+    run_slurm(["scontrol", "requeue", job_id], timeout_s=timeout_s)
 
 
 def partitions() -> dict[str, dict[str, str]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError
+from mgpt4_hpc.errors import EXIT_HUNG, EXIT_RESUMABLE, FatalTrainingError, MgptError
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
 from mgpt4_hpc.launch.ending import (
     EXIT_RESTART,
@@ -25,10 +26,15 @@ from mgpt4_hpc.launch.ending import (
     find_decision,
     past,
 )
+from mgpt4_hpc.launch.hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
 from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
+
+HUNG_CODES = frozenset({EXIT_HUNG, 128 + signal.SIGALRM, -signal.SIGALRM})
+"""How a watchdog ends its process, as itself, srun or Python say it. srun tells the highest of all
+ranks' codes, so that a hang may show in the ledger alone."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,19 @@ def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
     """
     mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
     if mine is not None and mine.cause == Cause.FINISHED:
+        tell(run, start, FINISHED, Cause.FINISHED, "all steps are done")
         return Verdict(0, False, "finished")
     if mine is not None and (newer := run.overtaken_by(mine.number)) is not None:
         # Requeued, the two would take the run from each other for ever.
         return Verdict(FatalTrainingError.exit_code, False, f"overtaken by attempt {newer}")
     if run.failed.exists():
-        return Verdict(FatalTrainingError.exit_code, False, run.failed.read_text().strip())
+        reason = run.failed.read_text().strip()
+        tell(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
+        return Verdict(FatalTrainingError.exit_code, False, reason)
     if run.resubmit_needed.exists():
-        return Verdict(EXIT_RESUMABLE, False, run.resubmit_needed.read_text().strip())
+        reason = run.resubmit_needed.read_text().strip()
+        tell(run, start, RESUBMIT_NEEDED, mine.cause if mine else Cause.UNKNOWN, reason)
+        return Verdict(EXIT_RESUMABLE, False, reason)
     if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
         accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))
         return Verdict(mine.exit_code or EXIT_RESUMABLE, accepted, f"rank 0 decided: {mine.cause}")
@@ -75,7 +86,14 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
     this = PastAttempt(Cause.UNKNOWN, False)
     if mine is not None:
         this = past(mine) if mine.ended else replace(past(mine), cause=Cause.UNKNOWN)
-    signal_name = mine.signals[0] if mine and mine.signals else None
+    if code in HUNG_CODES or (mine is not None and mine.hangs and not mine.ended):
+        this = replace(this, cause=Cause.HUNG)
+    signal_name = None
+    if mine is not None and mine.signals and not mine.faults:
+        # After a fault it came from srun, which ends the others when one rank dies.
+        signal_name = mine.signals[0]
+    if mine is None and code == EXIT_RESUMABLE:
+        signal_name = "a stop signal"  # the ranks left before they had met
     budget = read_config(run.config_file).config.launch
     decision = find_decision(run, start, budget, signal_name, this)
     _note(run, start, mine, code, decision)
@@ -114,7 +132,8 @@ def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]
         restarts: starts before this one.
         codes: of the tasks; at least one is not 0.
     """
-    worst = EXIT_RESTART if EXIT_RESTART in codes else max(codes, key=abs)
+    telling = [*(c for c in codes if c == EXIT_RESTART), *(c for c in codes if c in HUNG_CODES)]
+    worst = telling[0] if telling else max(codes, key=abs)
     return settle(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
 
 

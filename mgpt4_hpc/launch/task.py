@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -14,13 +15,19 @@ from submitit.helpers import DelayedSubmission
 from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
+from mgpt4_hpc.launch.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
 from mgpt4_hpc.launch.ending import EXIT_RESTART, JobStart, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.hooks import FINISHED, tell
 from mgpt4_hpc.launch.place import Place, find_place
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.stop import SignalStop
+from mgpt4_hpc.train.stop import STOP_SIGNALS, Interrupted, SignalStop, StopSource
 
 if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+    from mgpt4_hpc.config.schema import RunConfig
+    from mgpt4_hpc.train.node_verdict import NodeCouncil
     from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.state import Outcome
 
@@ -37,8 +44,9 @@ class StageTask:
     def __call__(self) -> int:
         """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
         started_at = time.time()
-        stop = SignalStop().install()
-        code = run_rank(RunDir(Path(self.run_dir)), stop, started_at)
+        run = RunDir(Path(self.run_dir))
+        stop = SignalStop(_stop_signals(run)).install()
+        code = run_rank(run, stop, started_at)
         if code:
             _leave(code)
         return code
@@ -46,6 +54,15 @@ class StageTask:
     def checkpoint(self) -> DelayedSubmission:
         """Submitit's own requeueing, should its handler ever run: the same task, state-free."""
         return DelayedSubmission(StageTask(self.run_dir))
+
+
+def _stop_signals(run: RunDir) -> tuple[signal.Signals, ...]:
+    """The run's own, or the usual ones if its settings cannot be read: that is told later."""
+    try:
+        names = read_config(run.config_file).config.launch.stop_signals
+    except (MgptError, OSError):
+        return STOP_SIGNALS
+    return tuple(signal.Signals[f"SIG{name}"] for name in {"TERM", "USR2", *names})
 
 
 def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
@@ -80,23 +97,62 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
 
 def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
     from mgpt4_hpc import distributed
+    from mgpt4_hpc.data.workers import die_with
     from mgpt4_hpc.launch.bad_node import settle_bad_node
     from mgpt4_hpc.train.device import choose_device
-    from mgpt4_hpc.train.node_check import check_node
-    from mgpt4_hpc.train.node_verdict import NodeCouncil
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending
 
     config = read_config(run.config_file).config
     start = JobStart(place.executor, place.job_id, place.restart_count)
-    # The other ranks' codes matter to nobody: they leave after rank 0.
-    code = EXIT_RESUMABLE
+    if place.executor == "local" and config.container.runtime == "none":
+        die_with(int(place.job_id))  # the controller: nobody else would end us
+    try:
+        # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
+        with stop.interrupting():
+            store, council, error = _meet(run, config, place)
+    except Interrupted:
+        print("=== a stop signal came before the ranks had met ===", flush=True)
+        return EXIT_RESUMABLE
+    if isinstance(error, BadNode):
+        bad, claim = error, _claim(run, place)
+        council.first_does(
+            lambda: settle_bad_node(run, start, config.launch, bad, claim, started_at)
+        )
+    if error is not None:
+        raise error
+    distributed.start_group(
+        place.ranks,
+        choose_device(config, place.ranks),
+        store,
+        timeout_s=distributed.collective_timeout_s(config.train.hang_timeout_s),
+    )
     if place.ranks.is_first and cancel_requested(run, place.job_id):
         stop.request("cancelled")  # it was back in the queue before the mark was seen
+    source: StopSource = stop
+    if place.executor == "slurm" and place.ranks.is_first:
+        source = DeadlineStop(stop, start, config.launch.signal_before_s)
+    # The other ranks' codes matter to nobody: they leave after rank 0.
+    code = EXIT_RESUMABLE
 
     def end(outcome: Outcome, recorder: SilentRecorder) -> None:
         nonlocal code
-        code = _settle(run, start, stop, outcome, recorder)
+        code = _settle(run, start, source, outcome, recorder)
+
+    outcome = run_training(
+        run, place.ranks, source, claim=_claim(run, place), started_at=started_at, end=end
+    )
+    distributed.end_group()
+    return 0 if outcome.ending is Ending.FINISHED else code
+
+
+def _meet(
+    run: RunDir, config: RunConfig, place: Place
+) -> tuple[TCPStore | None, NodeCouncil, MgptError | None]:
+    """The store of all ranks, their council, and what they found wrong with their nodes."""
+    from mgpt4_hpc import distributed
+    from mgpt4_hpc.train.node_check import check_node
+    from mgpt4_hpc.train.node_verdict import NodeCouncil
 
     store = (
         distributed.rendezvous(place.ranks, place.master_host, place.token)
@@ -109,19 +165,7 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
             config, place.ranks, run.path, place.node, gpu_allotted=place.gpu_allotted
         )
     )
-    if isinstance(error, BadNode):
-        bad, claim = error, _claim(run, place)
-        council.first_does(
-            lambda: settle_bad_node(run, start, config.launch, bad, claim, started_at)
-        )
-    if error is not None:
-        raise error
-    distributed.start_group(place.ranks, choose_device(config, place.ranks), store)
-    outcome = run_training(
-        run, place.ranks, stop, claim=_claim(run, place), started_at=started_at, end=end
-    )
-    distributed.end_group()
-    return 0 if outcome.ending is Ending.FINISHED else code
+    return store, council, error
 
 
 def _claim(run: RunDir, place: Place) -> dict[str, object]:
@@ -136,7 +180,7 @@ def _claim(run: RunDir, place: Place) -> dict[str, object]:
 
 
 def _settle(
-    run: RunDir, start: JobStart, stop: SignalStop, outcome: Outcome, recorder: SilentRecorder
+    run: RunDir, start: JobStart, stop: StopSource, outcome: Outcome, recorder: SilentRecorder
 ) -> int:
     """Decide what follows; rank 0's exit code.
 
@@ -148,20 +192,27 @@ def _settle(
 
     if outcome.ending is Ending.FINISHED:
         recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
+        tell(run, start, FINISHED, Cause.FINISHED, f"all {outcome.step} steps are done")
         return 0
     run.assert_newest(outcome.attempt)
-    recorder.event(Kind.STOP_REQUESTED, step=outcome.step, reason=outcome.reason)
     request = stop.poll()
+    recorder.event(
+        Kind.STOP_REQUESTED,
+        step=outcome.step,
+        reason=outcome.reason,
+        deadline=None if request is None else request.deadline,
+    )
+    until = patience_until(request, time.time())
     progressed = (outcome.durable_step or 0) > outcome.restored_step
     signal_name = request.reason if request is not None else outcome.reason
     budget = read_config(run.config_file).config.launch
     decision = find_decision(
-        run, start, budget, signal_name, PastAttempt(Cause.UNKNOWN, progressed)
+        run, start, budget, signal_name, PastAttempt(Cause.UNKNOWN, progressed), until=until
     )
     # On disk before the requeue, which begins to kill this job.
     recorder.event(Kind.END, cause=decision.cause, step=outcome.step, exit_code=exit_code(decision))
     recorder.say(f"stopping: {decision.reason}")
-    decision = carry_out(run, start, decision)
+    decision = carry_out(run, start, decision, until=until)
     recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
     if decision.action is Action.REQUEUE and start.executor == "local":
         return EXIT_RESTART
@@ -170,7 +221,7 @@ def _settle(
 
 def _leave(code: int) -> None:
     """Exit at once: a finalizer that waits for a dead peer must not hold the job."""
-    sys.stdout.flush()
+    print(f"{time.strftime('%H:%M:%S')} === this rank ends with code {code} ===", flush=True)
     sys.stderr.flush()
     os._exit(code)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, TypeVar
@@ -59,8 +59,7 @@ class StopSource(Protocol):
         """Wish to stop without a signal; changes nothing once one came."""
         ...
 
-    @contextmanager
-    def interrupting(self) -> Iterator[None]:
+    def interrupting(self) -> AbstractContextManager[None]:
         """Inside, a signal raises :class:`Interrupted`; also one that came before."""
         ...
 

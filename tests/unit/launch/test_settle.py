@@ -17,7 +17,7 @@ from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code
 from mgpt4_hpc.launch.supervise import settle, settle_local
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
-from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
+from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from tests.unit.launch.fakes import FakeScontrol
 
 START = JobStart("slurm", "17", 0)
@@ -152,6 +152,71 @@ def test_a_mark_for_another_job_means_nothing(run: RunDir, scontrol: FakeScontro
     scontrol.says(**PREEMPTED)
     request_cancel(run, "16")
     assert settle(run, START, 143).again
+
+
+def hang(run: RunDir, rank: int) -> None:
+    append_hang(run.ledger, 1, rank, phase="step", step=5, silent_s=600.0, host="node1")
+
+
+def test_a_hang_counts_as_one_whatever_srun_says(run: RunDir, scontrol: FakeScontrol) -> None:
+    attempt(run)
+    hang(run, 1)
+    scontrol.says()
+    assert settle(run, START, 137).again, "rank 0 was stopped, and srun tells of its KILL"
+    assert causes(run) == ["hung"]
+
+
+@pytest.mark.parametrize("code", [72, 142])
+def test_a_hang_that_could_not_be_written_down(
+    run: RunDir, scontrol: FakeScontrol, code: int
+) -> None:
+    attempt(run)
+    scontrol.says()
+    assert settle(run, START, code).again
+    assert causes(run) == ["hung"]
+
+
+def test_hangs_have_a_budget_of_their_own(run: RunDir, scontrol: FakeScontrol) -> None:
+    text = run.config_file.read_text()
+    run.config_file.write_text(text.replace("max_hangs: 5", "max_hangs: 1"))
+    attempt(run)
+    scontrol.says()
+    assert settle(run, START, 72).again
+    attempt(run, restart=1)
+    scontrol.says(restarts=1)
+    verdict = settle(run, JobStart("slurm", "17", 1), 72)
+    assert (verdict.exit_code, verdict.again) == (70, False)
+    assert "hung 2 times, launch.max_hangs allows 1" in verdict.reason
+
+
+def test_a_hang_in_a_job_that_somebody_cancelled_is_cancelled(
+    run: RunDir, scontrol: FakeScontrol
+) -> None:
+    attempt(run)
+    hang(run, 0)
+    scontrol.says(state="COMPLETING")
+    assert not settle(run, START, 72).again
+    assert causes(run) == ["cancelled"]
+
+
+def test_the_controller_hears_of_a_hang_beside_other_codes(run: RunDir) -> None:
+    attempt(run, job="99")
+    assert settle_local(run.path, "99", 0, [72, -9]).again
+    assert causes(run) == ["hung"]
+
+
+def test_after_a_fault_a_signal_was_sruns(run: RunDir, scontrol: FakeScontrol) -> None:
+    ledger = attempt(run)
+    ledger.event(Kind.SIGNAL, name="SIGTERM")
+    ledger.event(Kind.FAULT, what="RuntimeError", reason="Connection closed by peer")
+    scontrol.says()
+    settle(run, START, 137)
+    assert causes(run) == ["crashed"]
+
+
+def test_who_left_before_the_ranks_had_met_was_told_to(run: RunDir) -> None:
+    assert settle_local(run.path, "99", 0, [75, -15]).again
+    assert causes(run) == ["preempted"]
 
 
 def test_tasks_that_never_began_count_as_an_attempt(run: RunDir, scontrol: FakeScontrol) -> None:
