@@ -10,7 +10,6 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import find_run
 
 
 @click.command("cancel", short_help="Cancel a run's job.")
@@ -21,6 +20,8 @@ from mgpt4_hpc.run_dir import find_run
 def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: bool) -> None:
     """Cancel the jobs of runs. Nothing is deleted: `mgpt4 resume` goes on from the last checkpoint.
 
+    A sweep's name stands for all of its runs.
+
     Without --save Slurm's scancel is used as it is: the ranks still try to save, but Slurm kills
     them after its KillWait (30 seconds on most sites). A local run always saves first.
 
@@ -29,8 +30,9 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     """
     from mgpt4_hpc.launch.cancel import cancel_run
     from mgpt4_hpc.launch.overview import look_at
+    from mgpt4_hpc.launch.sweep_dir import find_runs
 
-    runs = [find_run(name, absolute(runs_dir)) for name in names]
+    runs = find_runs(names, absolute(runs_dir))
     seen = look_at(runs)
     if seen.unreachable is not None:
         raise seen.unreachable

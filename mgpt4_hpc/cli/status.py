@@ -13,7 +13,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
+from mgpt4_hpc.run_dir import RunDir, list_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,9 +48,12 @@ def status_command(
 ) -> None:
     """What each run is doing: all runs of the folder, or those named.
 
+    A sweep's name stands for all of its runs.
+
     \b
     mgpt4 status
     mgpt4 status stage1-vicuna7b --watch
+    mgpt4 status my-sweep
     """
     from mgpt4_hpc.launch.overview import look_at
 
@@ -112,7 +115,9 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
 
 
 def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
-    return [find_run(name, runs_dir) for name in names] if names else list_runs(runs_dir)
+    from mgpt4_hpc.launch.sweep_dir import find_runs
+
+    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
 
 
 def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:

@@ -11,6 +11,7 @@ environment (docs/sites.md). Its name is its file's; the first folder that has i
 
 from __future__ import annotations
 
+import getpass
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,14 @@ from mgpt4_hpc.resources import configs_dir
 SITES_VARIABLE = "MGPT4_SITES_DIR"
 SYSTEM_FOLDER = Path("/etc/mgpt4/sites")
 
-_PATHS = ("model.weights", "launch.runs_dir", "container.image", "container.mounts", "data.paths")
+_PATHS = (
+    "model.weights",
+    "data.paths",
+    "launch.runs_dir",
+    "launch.on_event",
+    "container.image",
+    "container.mounts",
+)
 """Settings in which a profile may write ``$USER``: whoever shares it has a folder of his own."""
 
 
@@ -67,6 +75,7 @@ def read_site(path: Path, environ: Mapping[str, str] = os.environ) -> dict[str, 
         ConfigError: if it is no YAML, or names a variable that is not set.
     """
     flat = keys.flatten(read_yaml(path))
+    environ = {"USER": getpass.getuser(), **environ}
     faults: list[str] = []
     for key in _PATHS:
         if key in flat:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved
@@ -76,11 +77,14 @@ def read_config(path: Path) -> Resolved:
     nested = read_yaml(path)
     try:
         config = RunConfig.model_validate(nested)
-    except ValueError as error:
+    except ValidationError as error:
         raise ConfigError(
-            f"{path} is no valid configuration: {error}",
-            fix="change settings with `mgpt4 resume RUN --set key=value`, not in the file",
-        ) from error
+            f"{path} is no valid configuration of this version",
+            faults=[fault for item in error.errors() for fault in keys.explain(item, {})],
+            why="another version of mgpt4 made the run, or somebody changed the file by hand",
+            fix="use the version that run.json names as code_version; change settings with "
+            "`mgpt4 resume RUN --set key=value`, not in the file",
+        ) from None
     return Resolved(config, _origins(path.read_text(encoding="utf-8")))
 
 

@@ -11,13 +11,8 @@ from mgpt4_hpc.errors import MgptError, SlurmRejected
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.orders import Plan, PlannedRun
 from mgpt4_hpc.launch.submit import Submitted, create_run, submit_run, submit_script
-from mgpt4_hpc.launch.sweep import (
-    create_sweep,
-    note_jobs,
-    remove_sweep,
-    render_array,
-    write_scripts,
-)
+from mgpt4_hpc.launch.sweep import render_array, write_scripts
+from mgpt4_hpc.launch.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.run_dir import RunDir, read_json
 
 Say = Callable[[str], None]
@@ -101,7 +96,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
     runs = [item.run for item in plan.runs]
     dependency = _dependency(first.follows) if first.follows else None
     made: list[RunDir] = []
-    create_sweep(folder, runs, plan.sweep.points, "slurm")
+    create_sweep(folder, runs, [point.texts for point in plan.sweep.points], "slurm")
     try:
         for item in plan.runs:
             create_run(item.run, item.resolved, code_of=made[0] if made else None)
@@ -131,7 +126,7 @@ def _run_sweep_here(plan: Plan, submitted: list[Submitted], say: Say) -> None:
     """One run after the other on this machine; one that fails does not keep the others from it."""
     assert plan.sweep is not None
     runs = [item.run for item in plan.runs]
-    create_sweep(plan.sweep.folder, runs, plan.sweep.points, "local")
+    create_sweep(plan.sweep.folder, runs, [point.texts for point in plan.sweep.points], "local")
     failed: list[MgptError] = []
     for number, item in enumerate(plan.runs, start=1):
         submitted.append(_submit_one(item, "local"))

@@ -16,7 +16,8 @@ from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
 from mgpt4_hpc.launch.site import Site, choose_site
 from mgpt4_hpc.launch.submit import choose_executor, render, render_local
-from mgpt4_hpc.launch.sweep import Point, SweepDir, parse_axes, points, render_array, run_names
+from mgpt4_hpc.launch.sweep import Point, parse_axes, points, render_array, run_names
+from mgpt4_hpc.launch.sweep_dir import SweepDir
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir, find_run
 

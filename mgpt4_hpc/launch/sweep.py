@@ -1,27 +1,16 @@
-"""Sweeps: one run for each combination of some settings' values.
+"""Sweeps: from settings and their values to runs, and the batch script of their array.
 
-A sweep is a folder beside its runs, and under Slurm one job array::
-
-    RUNS/NAME-lr1e-4-seed1/      a run like any other, with a batch script of its own
-    RUNS/.sweeps/NAME/
-        sweep.json               settings, runs and their values, the array's job
-        array.sbatch             what was submitted: task I hands over to the script of run I
-        tasks/I -> RUN/slurm     where Slurm finds that script, and puts the task's log
-
-So each task is preempted, requeued, cancelled and resumed by itself, by its own id ``JOB_I``.
+Each task of the array is preempted, requeued, cancelled and resumed by itself, by its own id
+``JOB_TASK``; ``sweep_dir`` shows the folder.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import shlex
-import shutil
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,11 +18,12 @@ import yaml
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import parse_assignments
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun, RunLocked
+from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.batch import BatchExecutor, make_executor, slurm_parameters
-from mgpt4_hpc.run_dir import RunDir, find_run, read_json, write_json
+from mgpt4_hpc.launch.sweep_dir import SweepDir
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.trust import shell_check
 
-FOLDER = ".sweeps"
 _MOST_NAME_CHARS = 100
 _ALIKE = ("launch", "container")
 """Sections that decide what the tasks of an array ask for, in which they must be alike."""
@@ -144,104 +134,6 @@ def _in_a_name(leaf: str, text: str) -> str:
     return leaf + re.sub(r"[^A-Za-z0-9_.-]+", "-", last).rstrip("-")
 
 
-# -- on disk ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SweepDir:
-    """Paths of one sweep."""
-
-    path: Path
-
-    @classmethod
-    def of(cls, name: str, runs_dir: Path) -> SweepDir:
-        """The sweep of that name."""
-        return cls(runs_dir / FOLDER / name)
-
-    @property
-    def name(self) -> str:
-        """Name of the sweep."""
-        return self.path.name
-
-    @property
-    def file(self) -> Path:
-        """``sweep.json``."""
-        return self.path / "sweep.json"
-
-    @property
-    def script(self) -> Path:
-        """``array.sbatch``."""
-        return self.path / "array.sbatch"
-
-    @property
-    def tasks(self) -> Path:
-        """A link to each run's ``slurm`` folder, by its number."""
-        return self.path / "tasks"
-
-    def runs(self) -> list[RunDir]:
-        """Its runs, without those that were removed since. Raises NoSuchRun if it is broken."""
-        try:
-            listed = [str(one["run"]) for one in read_json(self.file)["runs"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise NoSuchRun(f"{self.path} is no sweep: sweep.json is broken ({error})") from error
-        found = [RunDir(self.path.parent.parent / name) for name in listed]
-        return [run for run in found if run.identity_file.is_file()]
-
-
-def create_sweep(
-    sweep: SweepDir, runs: Sequence[RunDir], all_points: Sequence[Point], executor: str
-) -> None:
-    """Make the sweep's folder.
-
-    Raises:
-        RunLocked: if there is one of that name.
-        MgptError: if it cannot be made.
-    """
-    try:
-        sweep.path.parent.mkdir(exist_ok=True, mode=0o700, parents=True)
-        sweep.path.mkdir(mode=0o700)
-        sweep.tasks.mkdir()
-        for number, run in enumerate(runs):
-            (sweep.tasks / str(number)).symlink_to(run.slurm)
-        listed = [
-            {"run": run.name, "values": dict(point.texts)}
-            for run, point in zip(runs, all_points, strict=True)
-        ]
-        write_json(
-            sweep.file,
-            {"name": sweep.name, "executor": executor, "created": time.time(), "runs": listed},
-        )
-    except FileExistsError:
-        raise RunLocked(
-            f"the sweep {sweep.path} exists already", fix="choose another --name"
-        ) from None
-    except OSError as error:
-        remove_sweep(sweep)
-        raise MgptError(
-            f"the sweep {sweep.path} cannot be made: {error.strerror}",
-            fix="give --runs-dir a writable folder on storage that all nodes share",
-        ) from error
-
-
-def remove_sweep(sweep: SweepDir) -> None:
-    """Take the folder away; its runs stay."""
-    shutil.rmtree(sweep.path, ignore_errors=True)
-
-
-def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
-    """The runs of these names; a sweep's name stands for all of its runs.
-
-    Raises:
-        NoSuchRun: with the names that exist.
-    """
-    found: list[RunDir] = []
-    for name in names:
-        sweep = SweepDir.of(name, runs_dir)
-        is_sweep = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and sweep.file.is_file()
-        found += sweep.runs() if is_sweep else [find_run(name, runs_dir)]
-    return list(dict.fromkeys(found))
-
-
 # -- scripts ----------------------------------------------------------------------------------
 
 
@@ -268,11 +160,13 @@ def render_array(
         "array": f"0-{count - 1}" + (f"%{max_parallel}" if max_parallel else ""),
         "output": str(sweep.tasks / "%a" / "%A_%a_0_log.out"),
     }
-    parameters |= {"job_name": sweep.name, "setup": None, "teardown": None, "use_srun": False}
+    tasks = shlex.quote(str(sweep.tasks))
+    task = f'{tasks}/"$SLURM_ARRAY_TASK_ID"'
+    check = [*shell_check(shlex.quote(str(sweep.path))), *shell_check(task)]
+    parameters |= {"job_name": sweep.name, "setup": check, "teardown": None, "use_srun": False}
     executor = BatchExecutor(folder=sweep.path, python="")
     executor.update_parameters(**parameters)
-    tasks = shlex.quote(str(sweep.tasks))
-    return executor.render(f'exec bash {tasks}/"$SLURM_ARRAY_TASK_ID"/job.sbatch')
+    return executor.render(f"exec bash {task}/job.sbatch")
 
 
 def render_task(run: RunDir, config: RunConfig) -> str:
@@ -293,17 +187,3 @@ def write_scripts(
     for run, config in tasks:
         (run.slurm / "job.sbatch").write_text(render_task(run, config), encoding="utf-8")
     sweep.script.write_text(array_script, encoding="utf-8")
-
-
-def note_jobs(sweep: SweepDir, runs: Sequence[RunDir], job_id: str) -> None:
-    """Write down which job works on which run."""
-    write_json(sweep.file, {**read_json(sweep.file), "job_id": job_id})
-    for number, run in enumerate(runs):
-        job = {
-            "executor": "slurm",
-            "job_id": f"{job_id}_{number}",
-            "submitted": time.time(),
-            "host": os.uname().nodename,
-            "sweep": sweep.name,
-        }
-        write_json(run.slurm / "job.json", job)

@@ -1,0 +1,139 @@
+"""A sweep's folder beside its runs, and its name, which stands for all of them.
+
+::
+
+    RUNS/NAME-lr1e-4-seed1/      a run like any other, with a batch script of its own
+    RUNS/.sweeps/NAME/
+        sweep.json               settings, runs and their values, the array's job
+        array.sbatch             what was submitted: task I hands over to the script of run I
+        tasks/I -> RUN/slurm     where Slurm finds that script, and puts the task's log
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
+from mgpt4_hpc.run_dir import RunDir, find_run, read_json, write_json
+
+FOLDER = ".sweeps"
+
+
+@dataclass(frozen=True)
+class SweepDir:
+    """Paths of one sweep."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, name: str, runs_dir: Path) -> SweepDir:
+        """The sweep of that name."""
+        return cls(runs_dir / FOLDER / name)
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.path.name
+
+    @property
+    def file(self) -> Path:
+        """``sweep.json``."""
+        return self.path / "sweep.json"
+
+    @property
+    def script(self) -> Path:
+        """``array.sbatch``."""
+        return self.path / "array.sbatch"
+
+    @property
+    def tasks(self) -> Path:
+        """A link to each run's ``slurm`` folder, by its number."""
+        return self.path / "tasks"
+
+    def runs(self) -> list[RunDir]:
+        """Its runs, without those that were removed since. Raises NoSuchRun if it is broken."""
+        try:
+            listed = [str(one["run"]) for one in read_json(self.file)["runs"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NoSuchRun(f"{self.path} is no sweep: sweep.json is broken ({error})") from error
+        found = [RunDir(self.path.parent.parent / name) for name in listed]
+        return [run for run in found if run.identity_file.is_file()]
+
+
+def create_sweep(
+    sweep: SweepDir, runs: Sequence[RunDir], values: Sequence[Mapping[str, str]], executor: str
+) -> None:
+    """Make the sweep's folder.
+
+    Args:
+        sweep: where.
+        runs: of which it consists; they need not exist yet.
+        values: of the swept settings, of each run.
+        executor: "slurm" or "local".
+
+    Raises:
+        RunLocked: if there is one of that name.
+        MgptError: if it cannot be made.
+    """
+    try:
+        sweep.path.parent.mkdir(exist_ok=True, mode=0o700, parents=True)
+        sweep.path.mkdir(mode=0o700)
+        sweep.tasks.mkdir()
+        for number, run in enumerate(runs):
+            (sweep.tasks / str(number)).symlink_to(run.slurm)
+        listed = [
+            {"run": run.name, "values": dict(told)} for run, told in zip(runs, values, strict=True)
+        ]
+        write_json(
+            sweep.file,
+            {"name": sweep.name, "executor": executor, "created": time.time(), "runs": listed},
+        )
+    except FileExistsError:
+        raise RunLocked(
+            f"the sweep {sweep.path} exists already", fix="choose another --name"
+        ) from None
+    except OSError as error:
+        remove_sweep(sweep)
+        raise MgptError(
+            f"the sweep {sweep.path} cannot be made: {error.strerror}",
+            fix="give --runs-dir a writable folder on storage that all nodes share",
+        ) from error
+
+
+def remove_sweep(sweep: SweepDir) -> None:
+    """Take the folder away; its runs stay."""
+    shutil.rmtree(sweep.path, ignore_errors=True)
+
+
+def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
+    """The runs of these names; a sweep's name stands for all of its runs.
+
+    Raises:
+        NoSuchRun: with the names that exist.
+    """
+    found: list[RunDir] = []
+    for name in names:
+        sweep = SweepDir.of(name, runs_dir)
+        is_sweep = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and sweep.file.is_file()
+        found += sweep.runs() if is_sweep else [find_run(name, runs_dir)]
+    return list(dict.fromkeys(found))
+
+
+def note_jobs(sweep: SweepDir, runs: Sequence[RunDir], job_id: str) -> None:
+    """Write down which job works on which run."""
+    write_json(sweep.file, {**read_json(sweep.file), "job_id": job_id})
+    for number, run in enumerate(runs):
+        job = {
+            "executor": "slurm",
+            "job_id": f"{job_id}_{number}",
+            "submitted": time.time(),
+            "host": os.uname().nodename,
+            "sweep": sweep.name,
+        }
+        write_json(run.slurm / "job.json", job)
