@@ -136,6 +136,18 @@ class ShardIndex:
             raise IndexError(f"sample {sample_id} of {self.name}: it has {self.num_samples}")
         return int(np.searchsorted(self._first, sample_id, side="right")) - 1
 
+    def samples_of(self, shard: int) -> tuple[int, int]:
+        """Numbers of a shard's first sample and of the one behind its last."""
+        return int(self._first[shard]), int(self._first[shard + 1])
+
+    def extent(self, first: int, end: int) -> tuple[int, int]:
+        """Where the parts of samples ``first`` to ``end`` of one shard begin and end, in bytes."""
+        blocks = self._arrays["blocks"][first:end].astype(np.int64)
+        lengths = self._arrays["lengths"][first:end]
+        there = lengths > 0
+        ends = blocks * BLOCK + lengths
+        return int(blocks[there].min()) * BLOCK, int(ends[there].max())
+
     def shard_path(self, shard: int) -> Path:
         """Path of shard number ``shard``."""
         return self.root / self.shard_names[shard]

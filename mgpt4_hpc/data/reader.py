@@ -20,6 +20,7 @@ from zlib_ng.zlib_ng import crc32
 
 from mgpt4_hpc.data.caption import CaptionError, caption_of
 from mgpt4_hpc.data.index import ShardIndex, Span
+from mgpt4_hpc.data.staging import Staged
 
 MAX_OPEN_SHARDS = 160
 """More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
@@ -66,6 +67,7 @@ class SampleReader:
         max_open: shards kept open.
         pauses_s: before the second, third, ... attempt of a failed read.
         sleep, clock: replaced in tests.
+        staged: copies on this node, tried first.
 
     A reader may be sent to another process; open files stay behind.
     """
@@ -78,7 +80,9 @@ class SampleReader:
         pauses_s: Sequence[float] = RETRY_PAUSES_S,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
+        staged: Staged | None = None,
     ) -> None:
+        self._staged = staged
         self._indexes = list(indexes)
         self._max_open = max_open
         self._pauses_s = tuple(pauses_s)
@@ -102,7 +106,8 @@ class SampleReader:
         image, text = ref.parts["jpg"], ref.parts[text_part]
         where = (source_id, index.shard_of(sample_id))
         try:
-            jpg, caption_bytes = self._read_spans(where, ref.shard, image, text)
+            staged = self._from_stage(source_id, sample_id, image, text)
+            jpg, caption_bytes = staged or self._read_spans(where, ref.shard, image, text)
             if text_part == "json":
                 caption = caption_of(caption_bytes, None)
             else:
@@ -122,6 +127,14 @@ class SampleReader:
             for fd in self._open.values():
                 os.close(fd)
         self._open.clear()
+
+    def _from_stage(self, source_id: int, sample_id: int, *spans: Span) -> list[bytes] | None:
+        if self._staged is None:
+            return None
+        parts = self._staged.read(source_id, sample_id, spans)
+        if parts is None or all(_as_indexed(*pair) for pair in zip(parts, spans, strict=True)):
+            return parts
+        return None  # the shard itself is asked, and may be blamed
 
     def _read_spans(self, where: tuple[int, int], shard: Path, *spans: Span) -> tuple[bytes, ...]:
         self._check_shunned(where)
@@ -155,7 +168,7 @@ class SampleReader:
             if len(part) != span.length:
                 self._drop(where)
                 raise _ReadError("the shard became shorter since it was indexed")
-            if span.crc is not None and crc32(part) != span.crc:
+            if not _as_indexed(part, span):
                 raise _ReadError("its bytes differ from what was indexed (CRC32)")
         return parts
 
@@ -200,6 +213,10 @@ class SampleReader:
 
 class _ReadError(Exception):
     """Why a sample's bytes cannot be had."""
+
+
+def _as_indexed(part: bytes, span: Span) -> bool:
+    return span.crc is None or crc32(part) == span.crc
 
 
 def _pread(fd: int, offset: int, length: int) -> bytes:
