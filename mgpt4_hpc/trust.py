@@ -113,22 +113,25 @@ def _everything(run: Path) -> Iterator[Path]:
                 yield path
 
 
-def shell_check(run: Path) -> list[str]:
-    """Lines for a batch script that end the job with 70 if the folder is not to be trusted.
+def shell_check(folder: str) -> list[str]:
+    """Lines for a batch script that end the job with 70 if a folder is not to be trusted.
+
+    Args:
+        folder: as a word of the shell, quoted as it needs; a link is followed.
 
     Only the shell and ``find`` from the system's own path run here: a Python would read the
     working directory or the snapshot, which are what is in doubt. The rules are those of
     :func:`assert_trusted`, less the folders above.
     """
-    folder = shlex.quote(str(run))
+    find = 'command -p find -H "$mgpt4_folder"'
     return [
-        "# nothing of the run's folder is executed before it is known to be the user's alone",
-        f'mgpt4_strange="$(command -p find -H {folder} ! -uid "$(command -p id -u)" ! -uid 0 '
-        "-print -quit",
-        f"    command -p find -H {folder} -maxdepth 0 -perm /022",
+        "# nothing of this folder is executed before it is known to be the user's alone",
+        f"mgpt4_folder={folder}",
+        f'mgpt4_strange="$({find} ! -uid "$(command -p id -u)" ! -uid 0 -print -quit',
+        f"    {find} -maxdepth 0 -perm /022",
         *(
-            f'    [ -z "$(command -p find -H {folder} -maxdepth 0 -perm -{search})" ] || '
-            f"command -p find -H {folder} ! -type l -perm -{write} -print -quit"
+            f'    [ -z "$({find} -maxdepth 0 -perm -{search})" ] || '
+            f"{find} ! -type l -perm -{write} -print -quit"
             for search, write in (("010", "020"), ("001", "002"))
         ),
         ')"',

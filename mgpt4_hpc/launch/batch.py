@@ -10,9 +10,12 @@ from typing import Any
 import submitit
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
+from mgpt4_hpc.errors import EXIT_RESUMABLE
 from mgpt4_hpc.launch.container import command_prefix, srun_options
 from mgpt4_hpc.launch.place import MASTER_ADDR_VARIABLE
+from mgpt4_hpc.launch.shim import gone_lines
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.trust import shell_check
 
 
 class BatchExecutor(submitit.SlurmExecutor):
@@ -37,9 +40,12 @@ def make_executor(run: RunDir, config: RunConfig, dependency: str | None = None)
 
 
 def python_command(run: RunDir, config: RunConfig) -> str:
-    """Shell words that start a rank's Python, in its container if it has one."""
+    """Shell words that start a rank's Python, in its container if it has one.
+
+    The launcher is read by a shell and not executed itself: scratch is often mounted noexec.
+    """
     shim = shlex.quote(str(run.slurm / "python"))
-    return " ".join(filter(None, [command_prefix(run, config), shim]))
+    return " ".join(filter(None, [command_prefix(run, config), "/bin/sh", shim]))
 
 
 def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> dict[str, Any]:
@@ -107,11 +113,14 @@ def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
     """Shell lines before srun."""
     code = shlex.quote(str(run.code))
     return [
+        *shell_check(shlex.quote(str(run.path))),
         *module_lines(launch),
         *(f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()),
         *launch.setup,
         "# whatever the lines above set: when srun ends badly, the last lines must still run",
         "set +e",
+        "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
+        "trap : TERM USR1 USR2",
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         "# rank 0 listens on the first node, under the address that Slurm has for it",
@@ -136,6 +145,8 @@ def teardown_lines(run: RunDir, python: str = sys.executable) -> list[str]:
     path = shlex.quote(str(run.path))
     return [
         "code=$?",
+        "trap '' TERM USR1 USR2  # ignored from here on, also by the supervisor",
+        *gone_lines(python, EXIT_RESUMABLE),
         f"exec {shlex.quote(python)} -m mgpt4_hpc.launch.supervise {path} --exit-code $code",
     ]
 

@@ -22,6 +22,7 @@ from submitit.local.local import Controller, LocalJob
 from mgpt4_hpc.errors import EXIT_RESUMABLE
 from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.trust import assert_trusted
 
 KILL_WAIT_S = 30.0
 """From TERM to KILL for ranks whose peer died; Slurm's KillWait default."""
@@ -134,6 +135,7 @@ class RestartingController(Controller):
         while True:
             os.environ["MGPT4_LOCAL_RESTARTS"] = str(restarts)
             try:
+                assert_trusted(self.run_dir)  # the tasks unpickle their job
                 self.start_tasks()
                 codes = self.wait_as_slurm()
             finally:

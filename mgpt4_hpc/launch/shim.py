@@ -13,6 +13,23 @@ from pathlib import Path
 _BLOCKED = ("TERM", "USR1", "USR2")
 
 
+NOT_FOUND = 127
+"""The shell's exit code for a program that is not there."""
+
+
+def gone_lines(python: str, code: int) -> list[str]:
+    """Shell lines that say so, and how to go on, where an environment was moved or removed."""
+    interpreter = shlex.quote(python)
+    return [
+        f"command -v {interpreter} >/dev/null || {{",
+        '    printf "error: %s, with which this run was submitted, is not there any more\\n'
+        '  fix: activate the environment that took its place, then: mgpt4 resume RUN\\n" '
+        f"{interpreter}",
+        f"    exit {code}",
+        "}",
+    ]
+
+
 def write_shim(path: Path, python: str = sys.executable) -> Path:
     """Write the executable script that stands in for ``python`` in the job's command line.
 
@@ -28,7 +45,8 @@ def write_shim(path: Path, python: str = sys.executable) -> Path:
     )
     path.write_text(
         "#!/bin/sh\n"
-        "# Stop signals wait until the trainer's handlers stand, instead of killing the import.\n"
+        + "".join(f"{line}\n" for line in gone_lines(python, NOT_FOUND))
+        + "# Stop signals wait until the trainer's handlers stand, instead of killing the import.\n"
         f"if env {options} true 2>/dev/null; then\n"
         f'    exec env {options} {interpreter} "$@"\n'
         "fi\n"

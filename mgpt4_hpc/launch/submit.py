@@ -67,11 +67,8 @@ def complete_run(
     if not run.code.exists():
         digest = take_snapshot(run.code) if code_of is None else _share_code(code_of, run)
         write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
-    contained = config is not None and config.container.runtime != "none"
-    if contained or not (run.slurm / "python").exists():
-        write_shim(
-            run.slurm / "python", rank_python(config.container) if config else sys.executable
-        )
+    # Anew at each submission: the environment may have moved since the last.
+    write_shim(run.slurm / "python", rank_python(config.container) if config else sys.executable)
 
 
 def _share_code(source: RunDir, run: RunDir) -> str:

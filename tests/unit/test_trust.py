@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def refused_by_python(run: Path) -> str:
 
 
 def refused_by_shell(run: Path) -> str:
-    script = "\n".join([*shell_check(run), "echo went on"])
+    script = "\n".join([*shell_check(shlex.quote(str(run))), "echo went on"])
     done = subprocess.run(["bash"], input=script, text=True, capture_output=True, cwd="/")
     assert not done.stderr, done.stderr
     assert (done.returncode == 70) == ("went on" not in done.stdout)

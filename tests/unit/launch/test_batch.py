@@ -7,55 +7,15 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.launch.submit import render
-from mgpt4_hpc.run_dir import RunDir
+from tests.support.scripts import CASES, script_of
 
 GOLDEN = Path(__file__).parent / "golden"
-
-CASES: dict[str, dict[str, Any]] = {
-    "one-gpu": {"launch.gpus": 1},
-    "four-gpus": {"launch.gpus": 4, "launch.mem_gib_per_gpu": 64},
-    "two-nodes": {"launch.gpus": 4, "launch.nodes": 2, "launch.partition": "a100-preempt"},
-    "gpu-type": {"launch.gpus": 4, "launch.gpu_type": "a100", "launch.constraint": "[r1|r2]&nvme"},
-    "dependency": {"dependency": "afterok:17"},
-    "account-and-qos": {
-        "launch.account": "lab-17",
-        "launch.qos": "preempt",
-        "launch.exclude": "node[1-3],node7",
-        "launch.time_min": 90,
-        "launch.signal_before_s": 300,
-    },
-    "odd-names": {
-        "name": "0.a_b-C..",
-        "launch.account": 'my lab\'s $HOME `id` "x" #1',
-        "run": "it's a 'run' $(id)",
-    },
-    "setup-lines": {
-        "launch.setup": ("module load cuda/12.4", "source '/opt/my env/bin/activate'", "set -eu")
-    },
-    "sbatch-options": {
-        "launch.sbatch.reservation": "maintenance",
-        "launch.sbatch.comment": "kill -9; $(id) \"quoted\" 'too'",
-        "launch.sbatch.mail-user": "a@b.c",
-    },
-}
-
-
-def script_of(case: str) -> str:
-    settings = dict(CASES[case])
-    dependency = settings.pop("dependency", None)
-    run = RunDir(Path("/scratch/runs") / settings.pop("run", "my-run"))
-    resolved = load_config("stage1-vicuna7b", overrides={"name": "my-run", **settings})
-    return render(run, resolved, dependency).replace(shlex.quote(sys.executable), "PYTHON")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -77,9 +37,17 @@ def test_no_golden_file_tells_of_this_machine() -> None:
     assert {path.stem for path in GOLDEN.glob("*.sbatch")} == set(CASES)
     for path in GOLDEN.glob("*.sbatch"):
         text = path.read_text().replace("/opt/my env/bin/activate", "")
+        text = text.replace("/images/my image.sif", "").replace("/models:/models:ro", "")
         assert sys.prefix not in text
         absolute = re.findall(r"(?<![\w)])/[\w.-]+/[\w.-]+", text)
-        assert set(absolute) <= {"/scratch/runs", "/bin/bash"}
+        assert set(absolute) <= {
+            "/scratch/runs",
+            "/bin/bash",
+            "/bin/sh",
+            "/dev/null",
+            "/etc/profile.d",
+            "/tmp/x",
+        }
 
 
 # -- what the lines do -------------------------------------------------------------------------

@@ -82,3 +82,19 @@ def test_any_path_will_do(tmp_path: Path, old_env: str, modern: bool) -> None:
 
 def test_it_is_the_owners_alone(tmp_path: Path) -> None:
     assert write_shim(tmp_path / "python").stat().st_mode & 0o777 == 0o700
+
+
+def test_it_needs_no_right_to_be_executed(tmp_path: Path) -> None:
+    # Scratch is often mounted noexec: the batch script starts it through /bin/sh.
+    shim = write_shim(tmp_path / "python")
+    shim.chmod(0o600)
+    done = subprocess.run(["/bin/sh", str(shim), "-c", REPORT], capture_output=True, check=True)
+    assert json.loads(done.stdout)[0] == BLOCKED
+
+
+def test_an_environment_that_moved_is_told_with_the_way_on(tmp_path: Path) -> None:
+    shim = write_shim(tmp_path / "shim", str(tmp_path / "my $(env)" / "bin" / "python"))
+    done = subprocess.run(["/bin/sh", str(shim)], capture_output=True, text=True)
+    assert done.returncode == 127
+    assert "my $(env)/bin/python, with which this run was submitted, is not there" in done.stdout
+    assert "mgpt4 resume RUN" in done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import submit
+from mgpt4_hpc.launch.shim import write_shim
 from mgpt4_hpc.launch.submit import complete_run, create_run, submit_run, submitting
 from mgpt4_hpc.run_dir import RunDir, read_json
 from tests.support.forked import in_processes
@@ -133,6 +135,8 @@ def test_a_run_that_torchrun_made_gets_what_a_job_needs(tmp_path: Path) -> None:
     complete_run(run)
     assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
     assert os.access(run.slurm / "python", os.X_OK)
-    before = (run.slurm / "python").stat().st_mtime_ns
+    write_shim(run.slurm / "python", "/an/environment/that/moved/bin/python")
+    (run.code / "kept").touch()
     complete_run(run)
-    assert (run.slurm / "python").stat().st_mtime_ns == before, "a second time changes nothing"
+    assert sys.executable in (run.slurm / "python").read_text()
+    assert (run.code / "kept").exists(), "the code stays what the run began with"
