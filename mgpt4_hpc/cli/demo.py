@@ -7,37 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mgpt4_hpc.cli.bars import bars
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option
 from mgpt4_hpc.errors import MgptError
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from mgpt4_hpc.launch.demo import DemoResult
 
 _SHOWN_ROWS = 6
 _SHOWN_CHARACTERS = 160
-
-
-class _Bars:
-    """Progress bars on stderr; stdout is for the result."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task: TaskID | None = None
-
-    def say(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False)
-
-    def begin(self, what: str, total: int) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, completed=self._progress.tasks[self._task].total)
-        self._task = self._progress.add_task(what, total=total, note="starting")
-
-    def advance_to(self, done: int, note: str = "") -> None:
-        assert self._task is not None
-        self._progress.update(self._task, completed=done, note=note)
 
 
 @click.command("demo")
@@ -58,20 +37,10 @@ def demo_command(folder: Path, as_json: bool) -> None:
     that the difference between the stages shows: what is engineered is listed in the toy world's
     README.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from mgpt4_hpc.launch.demo import run_demo
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        result = run_demo(absolute(folder), _Bars(progress))
+    with bars() as reporter:
+        result = run_demo(absolute(folder), reporter)
     if as_json:
         _echo_as_json(result)
     else:

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "history": ("history", "The attempts of a run, and why each ended."),
     "usage": ("usage", "GPU-hours of runs: useful, replayed, waiting, and so on."),
     "doctor": ("doctor", "What this site will do to a run, and which settings to use."),
+    "drill": ("drill", "Prove that a preempted run comes back here, bit by bit."),
     "logs": ("logs", "Print or follow a run's log."),
     "cancel": ("cancel", "Cancel a run's job."),
     "resume": ("resume", "Submit an unfinished run again."),

@@ -8,24 +8,28 @@ the shipped toy world.
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 from mgpt4_hpc.errors import MgptError, RunLocked
-from mgpt4_hpc.launch.orders import Order, make_plan
-from mgpt4_hpc.launch.submit import Submitted, create_run, submit_run
+from mgpt4_hpc.launch.orders import Order
+from mgpt4_hpc.launch.rehearsal import (
+    Reporter,
+    plan_one,
+    preempt_local,
+    start,
+    stop_local,
+    told_steps,
+)
+from mgpt4_hpc.launch.submit import Submitted
 from mgpt4_hpc.resources import toy_world_dir
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
-from mgpt4_hpc.telemetry.kinds import Kind
-from mgpt4_hpc.telemetry.ledger import read_ledgers, read_records
+from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 MIN_RIGHT = 0.90
 """Share of held-out scenes whose main object must be right after stage 2."""
@@ -37,19 +41,6 @@ _MARKER = ".made-by-mgpt4-demo"
 _POLL_S = 0.2
 _START_TIMEOUT_S = 120.0
 _MAX_ANSWER_TOKENS = 80
-
-
-class Reporter(Protocol):
-    """Shows what goes on; the command line gives one that draws."""
-
-    def say(self, text: str) -> None:
-        """Print a line."""
-
-    def begin(self, what: str, total: int) -> None:
-        """A new task of ``total`` units begins."""
-
-    def advance_to(self, done: int, note: str = "") -> None:
-        """So much of the task is done."""
 
 
 @dataclass(frozen=True)
@@ -165,21 +156,20 @@ def _stage(
         runs_dir=folder,
         after=str(after.path) if after else None,
     )
-    (planned,) = make_plan(order, {}).runs
-    create_run(planned.run, planned.resolved)
+    planned = plan_one(order, {})
     started = time.monotonic()
-    job = submit_run(planned.run, planned.resolved, "local")
+    job = start(planned, "local")
     config = planned.resolved.config
     reporter.begin(f"{preset} on {config.launch.gpus} rank(s)", config.train.max_steps)
     try:
         if preempt:
             _follow(job, reporter, until=int(PREEMPT_AT * config.train.max_steps))
             reporter.say("preempting stage 1: SIGTERM, as Slurm sends it")
-            os.kill(int(job.job_id), signal.SIGTERM)
+            preempt_local(job)
         _follow(job, reporter)
     finally:
-        _stop(job)
-    losses = [record["loss"] for record in _steps(planned.run)]
+        stop_local(job)
+    losses = [record["loss"] for record in told_steps(planned.run)]
     attempts = read_ledgers(planned.run.ledger)
     for attempt in attempts[1:]:
         before = attempts[attempt.number - 2]
@@ -192,23 +182,12 @@ def _stage(
     return StageResult(planned.run, losses[0], losses[-1], attempts, time.monotonic() - started)
 
 
-def _steps(run: RunDir) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for path in sorted(run.ledger.glob("attempt-*.jsonl")):
-        found += [
-            dict(record)
-            for record in read_records(path)
-            if record.get("kind") == Kind.STEPS and "loss" in record
-        ]
-    return found
-
-
 def _follow(job: Submitted, reporter: Reporter, until: int | None = None) -> None:
     """Show progress until the job is over, or until step ``until``."""
     assert job.process is not None
     started = time.monotonic()
     while True:
-        steps = _steps(job.run)
+        steps = told_steps(job.run)
         if steps:
             reporter.advance_to(int(steps[-1]["step"]), f"loss {steps[-1]['loss']:.3f}")
             if until is not None and steps[-1]["step"] >= until:
@@ -228,18 +207,6 @@ def _follow(job: Submitted, reporter: Reporter, until: int | None = None) -> Non
                 fix=f"read its log: {job.run.slurm}",
             )
         time.sleep(_POLL_S)
-
-
-def _stop(job: Submitted) -> None:
-    """Leave no process behind, whatever went wrong."""
-    process = job.process
-    if process is None or process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(timeout=30)
-    except Exception:  # noqa: BLE001 - then not gently
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _caption(
