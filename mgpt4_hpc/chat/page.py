@@ -27,7 +27,7 @@ _VISITS = 200
 
 _STYLE = """
 .talk .message-content { white-space: pre-wrap; overflow-wrap: anywhere }
-.talk img.shown { max-width: 16rem; max-height: 16rem; border-radius: .4rem; margin: .2rem 0 }
+.talk img.shown { max-width: 10rem; max-height: 10rem; border-radius: .4rem; margin: .2rem 0 }
 footer { display: none !important }
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
@@ -149,7 +150,8 @@ def delete_older(folder: Path, age_s: float) -> None:
 
 def _not_a_stop(record: logging.LogRecord) -> bool:
     """Leave out that connections of open pages were cut at the end: that is what a stop does."""
-    return "timeout graceful shutdown exceeded" not in record.getMessage()
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "timeout graceful shutdown exceeded" not in record.getMessage()
 
 
 @contextmanager

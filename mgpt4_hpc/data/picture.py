@@ -63,12 +63,12 @@ def require_few_pixels(data: bytes, max_pixels: int, name: str = "the image") ->
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
+        size = f"{width}x{height}"
     except Image.DecompressionBombError:
-        width, height = 0, max_pixels + 1
+        width, height, size = max_pixels + 1, 1, "far too many"
     except Exception:  # noqa: BLE001 - whoever decodes it will say what is the matter
         return
     if width * height > max_pixels:
-        size = f"{width}x{height}" if width else "far too many"
         raise DataError(
             f"{name} has {size} pixels, images may have {max_pixels / 1e6:g} million",
             fix="save a smaller copy: the model looks at a few hundred pixels a side anyway",

@@ -8,22 +8,12 @@ import sys
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.integration.conftest import Demo
 from tests.support.runs import ENVIRONMENT, REPO, assert_every_step_once, curve
 
 
-def test_the_demo_keeps_its_promises(tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "mgpt4_hpc.cli.main", "demo", "--dir", str(folder), "--json"],
-        env=ENVIRONMENT,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads(done.stdout)
+def test_the_demo_keeps_its_promises(demo: Demo) -> None:
+    result, folder = demo.result, demo.folder
     assert result["ok"] and not result["faults"]
     one, two = result["stages"]
     assert one["attempts"] == ["preempted", "finished"]
