@@ -70,6 +70,8 @@ _UNDECISIVE: Any = {
         "num_workers": True,
         "max_bad_fraction": True,
         "feature_cache": True,
+        "stage_to": True,
+        "stage_gib": True,
     },
     "train": {
         "log_every_steps": True,

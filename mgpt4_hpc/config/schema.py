@@ -91,6 +91,10 @@ class DataConfig(_Section):
     """Images of another size: stretched as the original does, or letterboxed."""
     feature_cache: str | None = None
     """Folder that `mgpt4 data encode` made for this run: no image is read or encoded again."""
+    stage_to: str | None = None
+    """Folder on the node's own disk, as `$TMPDIR`, to which samples are copied ahead of need."""
+    stage_gib: Annotated[float, Field(gt=0)] = 16.0
+    """Most space that these copies take on a node, in GiB."""
     max_bad_fraction: Fraction = 0.01
     """Unreadable samples beyond this part of those read stop the run."""
 

@@ -19,6 +19,8 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | `signal` | a signal came | `name`, `deadline` (unix time; null is at once) |
 | `stop_requested` | the ranks agreed to stop | `step`, `reason`, `deadline` (unix time) |
 | `substitution` | a bad sample was replaced | `position`, `key`, `reason`, `replaced_by` |
+| `staging` | training ended; of rank 0's node | `folder`, `samples_read` (by rank 0 from copies), `copied` (stretches of samples), |
+| | | `bytes_copied`, `removed`, `failed` |
 | `drift` | the run goes on though something changed | `what` (list), `accepted` (by a person) |
 | `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
@@ -45,6 +47,7 @@ class Kind(StrEnum):
     SIGNAL = "signal"
     STOP_REQUESTED = "stop_requested"
     SUBSTITUTION = "substitution"
+    STAGING = "staging"
     DRIFT = "drift"
     HANG = "hang"
     FAULT = "fault"
