@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import time
 from pathlib import Path
 
 import click
 
 from mgpt4_hpc.config.load import load_config, parse_assignments
-from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.submit import create_run
 from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.train.entry import run_command
 from mgpt4_hpc.trust import assert_trusted
 
 
@@ -46,17 +45,5 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
     write_json(run.slurm / "job.json", job)
 
 
-def main() -> None:
-    """Entry point: our errors as a sentence and an exit code."""
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except MgptError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(command)

@@ -19,11 +19,12 @@ from mgpt4_hpc.config.load import (
     unset_paths,
 )
 from mgpt4_hpc.config.stored import read_config, rewrite_config, write_config
-from mgpt4_hpc.distributed import Ranks, end_group, start_group
+from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train import drift
-from mgpt4_hpc.train.stop import SignalStop
+from mgpt4_hpc.train.entry import run_command
+from mgpt4_hpc.train.stop import SignalStop, stop_signals
 from mgpt4_hpc.trust import assert_trusted
 
 
@@ -40,8 +41,6 @@ def command(
     config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
 ) -> None:
     """Train one run, or go on with it if its directory exists."""
-    # Here and not earlier: click must be able to end the process while it parses.
-    stop = SignalStop().install()
     started_at = time.time()
     ranks = Ranks.from_environment(os.environ)
     # A device belongs to torchrun's ranks; the run's world is what torchrun made of it.
@@ -51,6 +50,10 @@ def command(
         **parse_assignments(assignments),
     }
     resolved = load_config(config, overrides=overrides, environ=os.environ)
+    # Here and not earlier: until now nothing has begun that a signal could damage. A Ctrl-C counts
+    # as well, for this is somebody's terminal.
+    signals = stop_signals((*resolved.config.launch.stop_signals, "INT"))
+    stop = SignalStop(signals).install()
     run = RunDir((run_dir or Path("runs") / resolved.config.name).absolute())
     sys.exit(_run(run, resolved, ranks, stop, started_at, accept_drift))
 
@@ -70,11 +73,18 @@ def _run(
     from mgpt4_hpc.train.state import Ending, Outcome
 
     # Each rank for itself: torchrun ends the others when one fails.
-    run.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MgptError(
+            f"the folder {run.path.parent} cannot be made: {error.strerror}",
+            fix="give --run-dir a place in a writable folder",
+        ) from error
     place = run.path if run.path.is_dir() else run.path.parent
     if (unfit := judge([check_node(resolved.config, ranks, place)])) is not None:
         raise unfit
-    start_group(ranks, choose_device(resolved.config, ranks))
+    timeout_s = collective_timeout_s(resolved.config.train.hang_timeout_s)
+    start_group(ranks, choose_device(resolved.config, ranks), timeout_s=timeout_s)
     ranks.first_does(lambda: _create(run, resolved, accept))
 
     def end(outcome: Outcome, recorder: object) -> None:
@@ -89,6 +99,11 @@ def _run(
             step=outcome.step,
             exit_code=0 if finished else EXIT_RESUMABLE,
         )
+        if not finished:
+            recorder.say(
+                f"stopped by {outcome.reason} at step {outcome.step}, which is saved; the same "
+                f"command goes on from there (exit code {EXIT_RESUMABLE})"
+            )
 
     claim = {
         "executor": "torchrun",
@@ -131,17 +146,5 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
     write_config(run.config_file, resolved)
 
 
-def main() -> None:
-    """Entry point: our errors as a sentence and an exit code."""
-    try:
-        command.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except MgptError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(command)

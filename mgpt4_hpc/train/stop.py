@@ -18,6 +18,13 @@ from typing import Protocol, TypeVar
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """TERM is a preemption, USR2 submitit's early warning, USR1 what many sites send instead."""
 
+_ALWAYS = ("TERM", "USR2")
+
+
+def stop_signals(names: Iterable[str]) -> tuple[signal.Signals, ...]:
+    """The signals of ``launch.stop_signals``, and those that Slurm sends in any case."""
+    return tuple(signal.Signals[f"SIG{name}"] for name in dict.fromkeys((*_ALWAYS, *names)))
+
 
 ANOTHER_RANK = "another rank's signal"
 """Reason of a rank that was asked by its peers."""

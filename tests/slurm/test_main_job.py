@@ -137,6 +137,27 @@ def test_a_run_whose_rank_was_killed_comes_back(
     assert second.steps_replayed * step_s <= save_every_s + 1.0
 
 
+def test_a_run_whose_rank_was_stopped_is_ended_by_the_others_and_comes_back(
+    cluster: Cluster, undisturbed: Path, config: Path, tmp_path: Path
+) -> None:
+    submit(
+        cluster, tmp_path, config, "hung", "--set", "hang_timeout_s=5", "--set", "save_every_s=2"
+    )
+    run = tmp_path / "hung"
+    cluster.wait_until(lambda: list(run.glob("checkpoints/step-*")), 120, "a first checkpoint")
+    os.kill(_pid_of_rank(run, 0), signal.SIGSTOP)
+    wait_finished(cluster, run, timeout_s=240)
+
+    assert final_projector(run) == final_projector(undisturbed)
+    assert_every_step_once(run, MAX_STEPS)
+    first, second = read_ledgers(run / "ledger")
+    assert (first.cause, second.cause) == ("hung", "finished")
+    # Slurm's CONT and TERM wake the stopped one, which then finds out for itself.
+    assert 1 in [hang["rank"] for hang in first.hangs]
+    (told,) = (path.read_text() for path in (run / "slurm").glob("*_1_log.out"))
+    assert "=== hang: no sign of life" in told and "loop.py" in told
+
+
 def _pid_of_rank(run: Path, rank: int) -> int:
     start = next(record for record in records(run) if record["kind"] == "start")
     return start["processes"][rank]["pid"]
@@ -172,9 +193,9 @@ def test_a_run_goes_on_after_its_time_limit_and_ends_bit_identical(
     cluster: Cluster, undisturbed: Path, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     # The shortest limit is a minute, and the warning comes 30 s before it: the run needs about
-    # 40 s of steps, however fast this machine is.
+    # 45 s of steps, however fast this machine is.
     (attempt,) = read_ledgers(undisturbed / "ledger")
-    steps = int(40 * attempt.steps_done / attempt.productive_s)
+    steps = int(45 * attempt.steps_done / attempt.productive_s)
     config = tiny_world.write_config(
         tmp_path / "long.yaml",
         train__max_steps=steps,
@@ -193,6 +214,11 @@ def test_a_run_goes_on_after_its_time_limit_and_ends_bit_identical(
     assert len(attempts) >= 2
     assert {a.cause for a in attempts[:-1]} == {"time limit"}
     assert sum(a.steps_replayed for a in attempts) == 0
+    told = [r for r in records(run) if r["kind"] in ("signal", "steps", "stop_requested")]
+    warned = next(n for n, r in enumerate(told) if r["kind"] == "signal")
+    stopped = next(n for n, r in enumerate(told) if r["kind"] == "stop_requested")
+    assert stopped > warned + 1, "steps were made between the warning and the stop"
+    assert told[stopped]["t"] < told[stopped]["deadline"] == told[warned]["deadline"]
     assert int(cluster.job(job)["Restarts"]) == len(attempts) - 1
 
 
