@@ -62,7 +62,11 @@ def _tensor_differences(one: Path, two: Path) -> list[str]:
         if value.dtype != other.dtype or value.shape != other.shape:
             found.append(f"{one.name}: {name} is {value.shape} and {other.shape}")
         elif value.tobytes() != other.tobytes():
-            unequal = int(np.count_nonzero(value != other))
+            # By bytes: a zero and a negative zero compare as equal numbers, and NaNs never do.
+            bits, others = (
+                np.frombuffer(x.tobytes(), np.uint8).reshape(x.size, -1) for x in (value, other)
+            )
+            unequal = int((bits != others).any(axis=1).sum())
             furthest = float(np.max(np.abs(value.astype(np.float64) - other.astype(np.float64))))
             found.append(
                 f"{one.name}: {name} differs in {unequal} of {value.size} numbers, "
