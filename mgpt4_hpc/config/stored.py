@@ -15,6 +15,7 @@ from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.patience import patiently
 
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
 
@@ -86,6 +87,16 @@ def read_config(path: Path) -> Resolved:
             "`mgpt4 resume RUN --set key=value`, not in the file",
         ) from None
     return Resolved(config, _origins(path.read_text(encoding="utf-8")))
+
+
+def read_own_config(path: Path) -> Resolved:
+    """The configuration of the run that this process works on: it was there when the job was made.
+
+    Raises:
+        StorageTrouble: shared storage does not give it out.
+        ConfigError: if it was edited into something invalid.
+    """
+    return patiently(lambda: read_config(path), vanished=lambda: not path.exists())
 
 
 def _origins(text: str) -> dict[str, str]:

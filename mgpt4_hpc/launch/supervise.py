@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.config.stored import read_own_config
 from mgpt4_hpc.errors import EXIT_HUNG, EXIT_RESUMABLE, FatalTrainingError, MgptError
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
 from mgpt4_hpc.launch.ending import (
@@ -94,7 +94,7 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
         signal_name = mine.signals[0]
     if mine is None and code == EXIT_RESUMABLE:
         signal_name = "a stop signal"  # the ranks left before they had met
-    budget = read_config(run.config_file).config.launch
+    budget = read_own_config(run.config_file).config.launch
     decision = find_decision(run, start, budget, signal_name, this)
     _note(run, start, mine, code, decision)
     decision = carry_out(run, start, decision)

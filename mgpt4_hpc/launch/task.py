@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from submitit.helpers import DelayedSubmission
 
-from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.config.stored import read_config, read_own_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.deadline import DeadlineStop, patience_until
@@ -20,8 +20,9 @@ from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
 from mgpt4_hpc.launch.ending import EXIT_RESTART, JobStart, carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.hooks import FINISHED, tell
 from mgpt4_hpc.launch.place import Place, find_place
+from mgpt4_hpc.parent import die_with
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.stop import STOP_SIGNALS, Interrupted, SignalStop, StopSource
+from mgpt4_hpc.train.stop import STOP_SIGNALS, Interrupted, SignalStop, StopSource, stop_signals
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -62,7 +63,7 @@ def _stop_signals(run: RunDir) -> tuple[signal.Signals, ...]:
         names = read_config(run.config_file).config.launch.stop_signals
     except (MgptError, OSError):
         return STOP_SIGNALS
-    return tuple(signal.Signals[f"SIG{name}"] for name in {"TERM", "USR2", *names})
+    return stop_signals(names)
 
 
 def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
@@ -74,6 +75,9 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
     """
     try:
         place = find_place()
+        if place.executor == "local" and os.getppid() in (int(place.job_id), 1):
+            # The controller: nobody else would end us. In a container it is not our parent.
+            die_with(int(place.job_id))
         return _train(run, place, stop, started_at)
     except Overtaken as error:
         # Somebody else owns the run now. It is not failed, and not ours to requeue.
@@ -97,16 +101,13 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
 
 def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
     from mgpt4_hpc import distributed
-    from mgpt4_hpc.data.workers import die_with
     from mgpt4_hpc.launch.bad_node import settle_bad_node
     from mgpt4_hpc.train.device import choose_device
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending
 
-    config = read_config(run.config_file).config
+    config = read_own_config(run.config_file).config
     start = JobStart(place.executor, place.job_id, place.restart_count)
-    if place.executor == "local" and config.container.runtime == "none":
-        die_with(int(place.job_id))  # the controller: nobody else would end us
     try:
         # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
         with stop.interrupting():
@@ -205,7 +206,7 @@ def _settle(
     until = patience_until(request, time.time())
     progressed = (outcome.durable_step or 0) > outcome.restored_step
     signal_name = request.reason if request is not None else outcome.reason
-    budget = read_config(run.config_file).config.launch
+    budget = read_own_config(run.config_file).config.launch
     decision = find_decision(
         run, start, budget, signal_name, PastAttempt(Cause.UNKNOWN, progressed), until=until
     )
