@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import ctypes
 import os
 import signal
 import weakref
@@ -14,7 +13,8 @@ from typing import Any
 import torch
 from torch.utils.data._utils import signal_handling
 
-_PR_SET_PDEATHSIG = 1
+from mgpt4_hpc.parent import die_with
+
 _living: weakref.WeakSet[Any] = weakref.WeakSet()
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -38,18 +38,6 @@ class _WorkerInit:
         # One thread a worker; and the tokenizers library would warn of each fork otherwise.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         torch.set_num_threads(1)
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent's thread ends, however it ends.
-
-    Args:
-        parent: id of the parent; if that is not our parent (any more), this process ends now.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the request: nobody will tell us any more
-        os._exit(1)
 
 
 def watch_quietly(iterator: Iterator[Any]) -> None:

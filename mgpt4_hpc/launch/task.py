@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,7 @@ class StageTask:
         started_at = time.time()
         run = RunDir(Path(self.run_dir))
         stop = SignalStop(_stop_signals(run)).install()
+        _die_with_controller(os.environ)
         code = run_rank(run, stop, started_at)
         if code:
             _leave(code)
@@ -55,6 +57,15 @@ class StageTask:
     def checkpoint(self) -> DelayedSubmission:
         """Submitit's own requeueing, should its handler ever run: the same task, state-free."""
         return DelayedSubmission(StageTask(self.run_dir))
+
+
+def _die_with_controller(environ: Mapping[str, str]) -> None:
+    """A rank of the local executor must not train on where nobody would end or restart it."""
+    if environ.get("SUBMITIT_EXECUTOR") != "local":
+        return
+    controller = int(environ["SUBMITIT_LOCAL_JOB_ID"])
+    if os.getppid() in (controller, 1):  # in a container it is not our parent
+        die_with(controller)
 
 
 def _stop_signals(run: RunDir) -> tuple[signal.Signals, ...]:
@@ -75,9 +86,6 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
     """
     try:
         place = find_place()
-        if place.executor == "local" and os.getppid() in (int(place.job_id), 1):
-            # The controller: nobody else would end us. In a container it is not our parent.
-            die_with(int(place.job_id))
         return _train(run, place, stop, started_at)
     except Overtaken as error:
         # Somebody else owns the run now. It is not failed, and not ours to requeue.
@@ -208,11 +216,19 @@ def _settle(
     signal_name = request.reason if request is not None else outcome.reason
     budget = read_own_config(run.config_file).config.launch
     decision = find_decision(
-        run, start, budget, signal_name, PastAttempt(Cause.UNKNOWN, progressed), until=until
+        run,
+        start,
+        budget,
+        signal_name,
+        PastAttempt(Cause.UNKNOWN, progressed),
+        until=until,
+        in_rank=True,
     )
     # On disk before the requeue, which begins to kill this job.
     recorder.event(Kind.END, cause=decision.cause, step=outcome.step, exit_code=exit_code(decision))
     recorder.say(f"stopping: {decision.reason}")
+    if decision.action is Action.DEFER:
+        return exit_code(decision)
     decision = carry_out(run, start, decision, until=until)
     recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
     if decision.action is Action.REQUEUE and start.executor == "local":

@@ -17,6 +17,7 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.launch import local
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
+from mgpt4_hpc.launch.processes import exists
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.runs import wait_until
@@ -185,6 +186,24 @@ wait_forever()
     assert controller.wait() == 70
     assert controller.told(0) == ["ready 0", "term 0", "ready 1", "term 1"]
     assert "launch.max_crashes allows 1" in controller.run.failed.read_text()
+
+
+def test_a_killed_controller_leaves_no_rank_running(controlled: Make) -> None:
+    controller = controlled(
+        f"""
+import site
+site.main()
+sys.path.insert(0, {str(REPO)!r})
+from mgpt4_hpc.launch import task
+task.run_rank = lambda *args: (tell(f"pid {{os.getpid()}}"), wait_forever())
+task.StageTask(str(run))()
+"""
+    )
+    for rank in (0, 1):
+        controller.wait_for(rank, "ready 0")
+    pids = [int(controller.told(rank)[0].split()[1]) for rank in (0, 1)]
+    controller.process.kill()
+    wait_until(lambda: not any(exists(pid) for pid in pids), 30, "both ranks are gone")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
