@@ -13,9 +13,9 @@ from mgpt4_hpc.cli.evaluating import (
     counting,
     evaluation_options,
     find_examples,
-    is_toy,
     print_rows,
     shown,
+    word_list,
 )
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
@@ -78,7 +78,6 @@ def compare_command(
         go_to_node(node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
-    from mgpt4_hpc.evaluation.objects import named_objects
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.evaluation.suites import evaluate, look_at
     from mgpt4_hpc.model.talker import Talker, same_towers
@@ -89,7 +88,7 @@ def compare_command(
     ]
     if suite == "caption":
         require_libraries()
-    objects = named_objects(synonyms or ("toy" if is_toy(sources[0]) else "coco"))
+    objects = word_list(synonyms, sources[0])
     examples = find_examples(sources[0], images, references, limit)
     found: list[Evaluation] = []
     with counting("answers", (4 if suite == "failure" else 2) * len(examples)) as count:

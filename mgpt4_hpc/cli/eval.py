@@ -13,9 +13,9 @@ from mgpt4_hpc.cli.evaluating import (
     counting,
     evaluation_options,
     find_examples,
-    is_toy,
     print_rows,
     shown,
+    word_list,
 )
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
@@ -87,7 +87,6 @@ def eval_command(
         go_to_node(node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
-    from mgpt4_hpc.evaluation.objects import named_objects
     from mgpt4_hpc.model.talker import Talker
 
     source = locate(model, absolute(runs_dir), weights=weights, template=template)
@@ -97,7 +96,7 @@ def eval_command(
         return
     if suite == "caption":
         require_libraries()
-    objects = named_objects(synonyms or ("toy" if is_toy(source) else "coco"))
+    objects = word_list(synonyms, source)
     examples = find_examples(source, images, references, limit)
     talker = Talker(source, device=device, precision=precision)
     found = _evaluate(talker, examples, suite, settings, objects, batch_size)

@@ -13,6 +13,7 @@ from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.model.talker import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -58,25 +59,25 @@ def find_examples(
     source: Source, images: str | None, references: Path | None, limit: int | None
 ) -> list[Example]:
     """The images that were named, or a toy run's own held-out scenes."""
-    from mgpt4_hpc.evaluation.examples import load_examples
+    from mgpt4_hpc.evaluation.examples import load_examples, toy_scenes
 
     if images is None:
-        if not is_toy(source):
+        scenes = toy_scenes(source.weights)
+        if scenes is None:
             raise ConfigError(
                 "there is nothing to look at",
                 fix="--images FOLDER|SHARDS, best images that the model was not trained on",
             )
-        images = str(_held_out(source))
+        images = str(scenes)
     return load_examples(images, references, limit or DEFAULT_LIMIT)
 
 
-def is_toy(source: Source) -> bool:
-    """Whether the model's weights belong to a toy world: its held-out scenes lie beside them."""
-    return (_held_out(source) / "scenes.json").is_file()
+def word_list(synonyms: str | None, source: Source) -> Objects:
+    """The objects to look for: as named, else those of the toy world or of COCO."""
+    from mgpt4_hpc.evaluation.examples import toy_scenes
+    from mgpt4_hpc.evaluation.objects import named_objects
 
-
-def _held_out(source: Source) -> Path:
-    return source.weights.parent / "heldout"
+    return named_objects(synonyms or ("toy" if toy_scenes(source.weights) else "coco"))
 
 
 def check_page(path: Path | None) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from mgpt4_hpc.data.decode import ImageError, decode_rgb
 from mgpt4_hpc.data.index import ShardIndex
-from mgpt4_hpc.data.reader import BadSampleError, RawSample, SampleReader
+from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.stats import spread_choice
 from mgpt4_hpc.errors import DataError
 
@@ -44,30 +45,56 @@ def write_contact_sheet(
     chosen = spread_choice(index.num_samples, num_samples, seed, "contact-sheet").tolist()
     if not chosen:
         raise DataError(f"{index.name} has no usable sample to show")
-    columns = min(_COLUMNS, len(chosen))
-    rows = -(-len(chosen) // columns)
-    cell = (_TILE + _GAP, _TILE + (_LINES + 1) * _LINE_HEIGHT + 2 * _GAP)
-    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), _WHITE)
-    font = ImageFont.load_default(_FONT_SIZE)
     reader = SampleReader([index], pauses_s=())
-    for place, sample_id in enumerate(chosen):
-        corner = (_GAP + place % columns * cell[0], _GAP + place // columns * cell[1])
+    tiles = []
+    for sample_id in chosen:
         try:
             sample = reader.read(0, sample_id)
-            tile, text = _tile(sample), sample.caption
+            tile, text = _tile(sample.jpg), sample.caption
         except (BadSampleError, ImageError) as error:
             reason = error.reason if isinstance(error, BadSampleError) else str(error)
-            tile, text = Image.new("RGB", (_TILE, _TILE), _EMPTY), f"({reason})"
-        _draw(sheet, corner, tile, index.key(sample_id), text, font)
+            tile, text = _empty_tile(), f"({reason})"
+        tiles.append((tile, index.key(sample_id), text))
     reader.close()
-    _save(sheet, out)
+    _save(_draw_all(tiles), out)
     return chosen
 
 
-def _tile(sample: RawSample) -> Image.Image:
-    image = Image.fromarray(decode_rgb(sample.jpg))
+def contact_sheet(entries: Sequence[tuple[bytes, str, str]]) -> Image.Image:
+    """Pictures, six in a row, each above its name and a text; one that is none stays empty.
+
+    Args:
+        entries: compressed image, name and text of each; at least one.
+    """
+    tiles = []
+    for data, name, text in entries:
+        try:
+            tiles.append((_tile(data), name, text))
+        except ImageError:
+            tiles.append((_empty_tile(), name, text))
+    return _draw_all(tiles)
+
+
+def _draw_all(tiles: Sequence[tuple[Image.Image, str, str]]) -> Image.Image:
+    columns = min(_COLUMNS, len(tiles))
+    rows = -(-len(tiles) // columns)
+    cell = (_TILE + _GAP, _TILE + (_LINES + 1) * _LINE_HEIGHT + 2 * _GAP)
+    sheet = Image.new("RGB", (columns * cell[0] + _GAP, rows * cell[1] + _GAP), _WHITE)
+    font = ImageFont.load_default(_FONT_SIZE)
+    for place, (tile, name, text) in enumerate(tiles):
+        corner = (_GAP + place % columns * cell[0], _GAP + place // columns * cell[1])
+        _draw(sheet, corner, tile, name, text, font)
+    return sheet
+
+
+def _tile(data: bytes) -> Image.Image:
+    image = Image.fromarray(decode_rgb(data))
     image.thumbnail((_TILE, _TILE))
     return image
+
+
+def _empty_tile() -> Image.Image:
+    return Image.new("RGB", (_TILE, _TILE), _EMPTY)
 
 
 def _draw(

@@ -21,6 +21,12 @@ SCENES_FILE = "scenes.json"
 T = TypeVar("T")
 
 
+def toy_scenes(weights: Path) -> Path | None:
+    """Folder of the held-out scenes that lie beside a toy world's weights; None for others."""
+    folder = weights.parent / "heldout"
+    return folder if (folder / SCENES_FILE).is_file() else None
+
+
 @dataclass(frozen=True)
 class Example:
     """One image.

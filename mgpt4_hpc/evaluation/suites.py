@@ -90,15 +90,21 @@ def ask_all(
     *,
     batch_size: int = 16,
     progress: Progress = lambda count: None,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """One answer per picture; drawn ones depend on seed and image alone, not on the batches."""
+    """One answer per picture; drawn ones depend on seed and image alone, not on the batches.
+
+    ``between`` is called before each token, and may raise to break off.
+    """
     prompt = talker.source.template.render(instruction)
     answers: list[Answer] = []
     for start in range(0, len(pictures.examples), batch_size):
         chosen = pictures.examples[start : start + batch_size]
         seeds = [row_seed(sampling.seed, f"{instruction}/{example.name}") for example in chosen]
         features = pictures.features[start : start + batch_size]
-        answers += talker.answers([prompt] * len(chosen), features, sampling, seeds=seeds)
+        answers += talker.answers(
+            [prompt] * len(chosen), features, sampling, seeds=seeds, between=between
+        )
         progress(len(chosen))
     return answers
 
@@ -173,6 +179,24 @@ def require_references(examples: Sequence[Example]) -> None:
         )
 
 
+def tasks_of(suite: str) -> dict[str, str]:
+    """The tasks of a suite (``failure`` or ``caption``), and what is asked in each."""
+    return FAILURE_TASKS if suite == "failure" else {"caption": CAPTION_INSTRUCTION}
+
+
+def score(
+    task: str,
+    instruction: str,
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    objects: Objects,
+) -> TaskResult:
+    """One task's answers with their scores. Raises DataError as ``caption_result``."""
+    if task in FAILURE_TASKS:
+        return failure_result(task, instruction, examples, answers)
+    return caption_result(instruction, examples, answers, objects)
+
+
 def evaluate(
     talker: Talker,
     pictures: Pictures,
@@ -187,13 +211,9 @@ def evaluate(
     if suite == "caption":
         require_references(pictures.examples)
     tasks = []
-    asked = FAILURE_TASKS if suite == "failure" else {"caption": CAPTION_INSTRUCTION}
-    for task, instruction in asked.items():
+    for task, instruction in tasks_of(suite).items():
         answers = ask_all(
             talker, pictures, instruction, sampling, batch_size=batch_size, progress=progress
         )
-        if suite == "failure":
-            tasks.append(failure_result(task, instruction, pictures.examples, answers))
-        else:
-            tasks.append(caption_result(instruction, pictures.examples, answers, objects))
+        tasks.append(score(task, instruction, pictures.examples, answers, objects))
     return Evaluation(talker.source.name, tuple(tasks), tuple(pictures.left_out))

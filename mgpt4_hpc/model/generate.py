@@ -5,7 +5,7 @@ Shapes: B prompts, I image tokens, Q projector's input width; N, C, H, W images 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
@@ -30,6 +30,7 @@ def answer_prompts(
     *,
     stop: str = "",
     seeds: Sequence[int] | None = None,
+    between: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
     """Answer prompts that hold any number of images and turns each.
 
@@ -43,6 +44,7 @@ def answer_prompts(
             its tokens depend on what stands before it. Empty: the end token only.
         seeds: one per prompt, for draws; by default they follow from ``sampling.seed`` and the
             prompt's place.
+        between: called before each token; what it raises breaks the answers off. Not with beams.
 
     Raises:
         ConfigError: if images and slots do not match, or the answers could outgrow the context.
@@ -62,6 +64,7 @@ def answer_prompts(
         seeds = [row_seed(sampling.seed, index) for index in range(len(prompts))]
     steps = next_tokens(model, context, Picker(sampling, seeds))
     for _ in range(sampling.max_new_tokens):
+        between()
         for row, token in zip(rows, next(steps), strict=True):
             row.take(token)
         if all(row.stopped for row in rows):

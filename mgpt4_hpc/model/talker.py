@@ -5,7 +5,7 @@ Shapes: N images, C channels, H height, W width, I image tokens, Q projector's i
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from mgpt4_hpc.model.export import find_projector, read_projector
 from mgpt4_hpc.model.generate import Sampling, answer_prompts, stream
 from mgpt4_hpc.model.interleave import context_length, prompt_length
 from mgpt4_hpc.model.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
-from mgpt4_hpc.model.minigpt4 import build_model
+from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.preprocess import normalise
 from mgpt4_hpc.model.tokenizer import load_tokenizer
 from mgpt4_hpc.model.variants import require_projector_fits
@@ -152,6 +152,16 @@ class Talker:
         self.source = source
         self.use(source)
 
+    @classmethod
+    def around(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> Talker:
+        """One that answers with a model that somebody else is training."""
+        talker = cls.__new__(cls)
+        talker.bundle = bundle
+        talker.model = model
+        talker.tokenizer = load_tokenizer(bundle.llm_dir)
+        talker.source = source
+        return talker
+
     @property
     def image_size(self) -> int:
         """Side of the square that images are brought to, in pixels."""
@@ -201,11 +211,19 @@ class Talker:
         sampling: Sampling,
         *,
         seeds: Sequence[int] | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> list[Answer]:
         """As ``generate.answer_prompts``, ended by the template's end symbol."""
         stop = self.source.template.end_symbol
         return answer_prompts(
-            self.model, self.tokenizer, prompts, features, sampling, stop=stop, seeds=seeds
+            self.model,
+            self.tokenizer,
+            prompts,
+            features,
+            sampling,
+            stop=stop,
+            seeds=seeds,
+            between=between,
         )
 
     def stream(
