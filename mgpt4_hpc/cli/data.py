@@ -11,6 +11,7 @@ import click
 
 from mgpt4_hpc.cli.data_convert import convert_command
 from mgpt4_hpc.cli.data_download import download_command
+from mgpt4_hpc.cli.data_encode import encode_command
 from mgpt4_hpc.cli.data_stats import names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
@@ -207,6 +208,7 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
 
 
 data_command.add_command(stats_command)
+data_command.add_command(encode_command)
 
 Checked = tuple[str, int, int, Quarantine, list[str]]
 

@@ -7,74 +7,33 @@ not change), so it does not matter which worker runs it, or how often.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mgpt4_hpc.data.batch import Batch, Substitution, collate
 from mgpt4_hpc.data.decode import ImageError, Pixels, Resize, decode_image
-from mgpt4_hpc.data.order import SampleOrder, keyed_words
-from mgpt4_hpc.data.reader import BadSampleError, RawSample, SampleReader
+from mgpt4_hpc.data.draws import MAX_SUBSTITUTES, Draws
+from mgpt4_hpc.data.feature_cache_reader import FeatureReader
+from mgpt4_hpc.data.order import keyed_words
+from mgpt4_hpc.data.reader import BadSampleError, RawSample
 from mgpt4_hpc.data.text import TextSpec, build_sequence
 from mgpt4_hpc.errors import DataError
 
-MAX_SUBSTITUTES = 16
-"""Bad samples in a row after which something larger than a sample is broken."""
 
+class Reads(Protocol):
+    """Where samples come from; ``SampleReader`` says what its methods do."""
 
-class Draws(Protocol):
-    """Which samples stand at positions, and what replaces them."""
+    def read(self, source_id: int, sample_id: int) -> RawSample:
+        """One sample."""
 
-    def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """(source id, sample id) of each position."""
+    def shard_path(self, source_id: int, sample_id: int) -> Path:
+        """The shard that holds a sample."""
 
-    def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """Sample id of the ``attempt``-th replacement (1, 2, ...) at ``position``."""
-
-
-class TrainDraws:
-    """The training sequence."""
-
-    def __init__(self, order: SampleOrder) -> None:
-        self._order = order
-
-    def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """(source id, sample id) of each position."""
-        source_ids, sample_ids = self._order.lookup(positions)
-        return list(zip(source_ids.tolist(), sample_ids.tolist(), strict=True))
-
-    def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """A random trained-on sample of the same source."""
-        return self._order.substitute(source_id, position, attempt)
-
-
-class ValDraws:
-    """All held-out samples, source by source; a position counts through them."""
-
-    def __init__(self, order: SampleOrder) -> None:
-        self._order = order
-        self._sizes = [order.val_size(source) for source in range(len(order.sources))]
-
-    def __len__(self) -> int:
-        return sum(self._sizes)
-
-    def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
-        """(source id, sample id) of each position."""
-        return [self._find(position) for position in positions]
-
-    def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """A held-out sample further on, of the same source."""
-        ordinal = position - sum(self._sizes[:source_id])
-        following = (ordinal + attempt) % self._sizes[source_id]
-        return int(self._order.lookup_val(source_id, [following])[0])
-
-    def _find(self, position: int) -> tuple[int, int]:
-        ordinal = position
-        for source_id, size in enumerate(self._sizes):
-            if ordinal < size:
-                return source_id, int(self._order.lookup_val(source_id, [ordinal])[0])
-            ordinal -= size
-        raise IndexError(f"held-out sample {position}: there are {len(self)}")
+    def close(self) -> None:
+        """Close what is open."""
 
 
 class BatchMaker:
@@ -88,18 +47,20 @@ class BatchMaker:
         resize: see ``decode_image``.
         seed: of the choice of prompts.
         samples_per_step: positions that share a prompt under ``prompt_per="batch"``.
+        features: encoded images, which stand in for the reader and its images.
     """
 
     def __init__(
         self,
         draws: Draws,
-        reader: SampleReader,
+        reader: Reads,
         text_spec: TextSpec,
         image_size: int,
         *,
         resize: Resize,
         seed: int,
         samples_per_step: int,
+        features: FeatureReader | None = None,
     ) -> None:
         self._draws = draws
         self._reader = reader
@@ -108,6 +69,7 @@ class BatchMaker:
         self._resize: Resize = resize
         self._seed = seed
         self._samples_per_step = samples_per_step
+        self._features = features
 
     def __call__(self, positions: Sequence[int]) -> Batch:
         """The micro-batch of ``positions``.
@@ -115,17 +77,16 @@ class BatchMaker:
         Raises:
             DataError: if a sample and all its substitutes are bad.
         """
-        size = self._image_size
-        images_BCHW = np.empty((len(positions), 3, size, size), dtype=np.uint8)
+        pictures = self._empty(len(positions))
         sequences, keys = [], []
         substitutions: list[Substitution] = []
         draws = self._draws.at(positions)
         for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
-            sample = self._usable(position, draw, images_BCHW[row], substitutions)
+            sample = self._usable(position, draw, pictures[row], substitutions)
             sequences.append(build_sequence(self._text, sample.caption, self.prompt_at(position)))
             keys.append(sample.key)
         return collate(
-            images_BCHW,
+            pictures,
             sequences,
             self._text.pad_id,
             keys=keys,
@@ -136,6 +97,14 @@ class BatchMaker:
     def close(self) -> None:
         """Close the shards that this process opened."""
         self._reader.close()
+        if self._features is not None:
+            self._features.close()
+
+    def _empty(self, count: int) -> NDArray[Any]:
+        """Room for ``count`` images, or their features."""
+        if self._features is not None:
+            return np.empty((count, *self._features.cache.shape), dtype=self._features.bits)
+        return np.empty((count, 3, self._image_size, self._image_size), dtype=np.uint8)
 
     def prompt_at(self, position: int) -> str | None:
         """The prompt drawn for a position: a pure function of (seed, position)."""
@@ -154,15 +123,15 @@ class BatchMaker:
         self,
         position: int,
         draw: tuple[int, int],
-        pixels_CHW: Pixels,
+        picture: NDArray[Any],
         substitutions: list[Substitution],
     ) -> RawSample:
-        """The sample at ``position``, or its substitute; its pixels are written to the array."""
+        """The sample at ``position``, or its substitute; its picture is written to the array."""
         source_id, sample_id = draw
         bad: list[BadSampleError] = []
         for attempt in range(1, MAX_SUBSTITUTES + 2):
             try:
-                sample = self._decoded(source_id, sample_id, pixels_CHW)
+                sample = self._read(source_id, sample_id, picture)
             except BadSampleError as error:
                 bad.append(error)
                 sample_id = self._draws.substitute(source_id, position, attempt)
@@ -179,11 +148,31 @@ class BatchMaker:
             fix="see that the shards are where the index says; after changes run mgpt4 data index",
         )
 
-    def _decoded(self, source_id: int, sample_id: int, pixels_CHW: Pixels) -> RawSample:
-        sample = self._reader.read(source_id, sample_id)
-        try:
-            decode_image(sample.jpg, self._image_size, self._resize, out=pixels_CHW)
-        except ImageError as error:
-            shard = self._reader.shard_path(source_id, sample_id)
-            raise BadSampleError(sample.key, shard, str(error)) from None
-        return sample
+    def _read(self, source_id: int, sample_id: int, picture: NDArray[Any]) -> RawSample:
+        if self._features is not None:
+            return self._features.read(source_id, sample_id, picture)
+        return read_decoded(
+            self._reader, source_id, sample_id, self._image_size, self._resize, picture
+        )
+
+
+def read_decoded(
+    reader: Reads,
+    source_id: int,
+    sample_id: int,
+    image_size: int,
+    resize: Resize,
+    pixels_CHW: Pixels,
+) -> RawSample:
+    """One sample; its pixels are written to ``pixels_CHW``.
+
+    Raises:
+        BadSampleError: if it cannot be read or decoded.
+    """
+    sample = reader.read(source_id, sample_id)
+    try:
+        decode_image(sample.jpg, image_size, resize, out=pixels_CHW)
+    except ImageError as error:
+        shard = reader.shard_path(source_id, sample_id)
+        raise BadSampleError(sample.key, shard, str(error)) from None
+    return sample

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from mgpt4_hpc.data.batch import Batch, Substitution
-from mgpt4_hpc.data.collate import BatchMaker, TrainDraws, ValDraws
+from mgpt4_hpc.data.collate import BatchMaker
 from mgpt4_hpc.data.decode import Resize
+from mgpt4_hpc.data.draws import TrainDraws, ValDraws, spread
+from mgpt4_hpc.data.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder
 from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.data.staging import Staged
 from mgpt4_hpc.data.stream import BatchStream
 from mgpt4_hpc.data.text import TextSpec
 from mgpt4_hpc.errors import ConfigError, DataError
@@ -60,6 +63,8 @@ class StepLoader:
         resize: see ``decode_image``.
         prefetch: micro-batches prepared ahead by each worker.
         pin_memory: by default where CUDA is available.
+        features: encoded images, read in place of the shards.
+        staged: copies of shards on this node, tried first.
 
     Raises:
         ConfigError: if the settings do not fit each other.
@@ -83,23 +88,48 @@ class StepLoader:
         resize: Resize = "squash",
         prefetch: int = 2,
         pin_memory: bool | None = None,
+        features: FeatureReader | None = None,
+        staged: Staged | None = None,
     ) -> None:
         _check_sources(order, indexes)
-        _check_sizes(global_batch_size, micro_batch_size, world_size, start_position, num_workers)
-        self._step_shape = (global_batch_size, micro_batch_size, rank, world_size)
-        self._position = start_position
-        self._max_bad_fraction = max_bad_fraction
-        self._num_seen = 0
-        self._bad: list[Substitution] = []
         maker = BatchMaker(
             TrainDraws(order),
-            SampleReader(indexes),
+            SampleReader(indexes, staged=staged),
             text_spec,
             image_size,
             resize=resize,
             seed=seed,
             samples_per_step=global_batch_size,
+            features=features,
         )
+        self._set_up(
+            maker,
+            (global_batch_size, micro_batch_size, rank, world_size),
+            num_workers,
+            start_position,
+            max_bad_fraction,
+            prefetch,
+            pin_memory,
+        )
+
+    def _set_up(
+        self,
+        maker: BatchMaker,
+        step_shape: tuple[int, int, int, int],
+        num_workers: int,
+        start_position: int,
+        max_bad_fraction: float,
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+    ) -> None:
+        """What every loader has, wherever its samples come from."""
+        global_batch_size, micro_batch_size, _, world_size = step_shape
+        _check_sizes(global_batch_size, micro_batch_size, world_size, start_position, num_workers)
+        self._step_shape = step_shape
+        self._position = start_position
+        self._max_bad_fraction = max_bad_fraction
+        self._num_seen = 0
+        self._bad: list[Substitution] = []
         self._stream = BatchStream(maker, self._micro_batches, num_workers, prefetch, pin_memory)
 
     @property
@@ -182,6 +212,7 @@ class ValLoader:
         resize: Resize = "squash",
         prefetch: int = 2,
         pin_memory: bool | None = None,
+        features: FeatureReader | None = None,
     ) -> None:
         _check_sources(order, indexes)
         draws = ValDraws(order)
@@ -197,6 +228,7 @@ class ValLoader:
             resize=resize,
             seed=seed,
             samples_per_step=micro_batch_size,
+            features=features,
         )
         self._stream = BatchStream(
             maker, self._micro_batches, num_workers, prefetch, pin_memory, again=True
@@ -224,8 +256,7 @@ class ValLoader:
         available, used = self._spread
         for begin in range(low, high, self._micro_batch_size):
             ordinals = range(begin, min(begin + self._micro_batch_size, high))
-            # A part of the held-out samples is taken evenly from all of them.
-            yield [ordinal * available // used for ordinal in ordinals]
+            yield spread(ordinals, available, used)
 
 
 def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:

@@ -10,15 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mgpt4_hpc.data.batch import Batch
-from mgpt4_hpc.data.collate import BatchMaker
 from mgpt4_hpc.data.workers import init_worker, kill_workers, watch_quietly
 from mgpt4_hpc.errors import DataError
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Maker(Protocol[T_co]):
+    """Turns a list of positions into a batch; workers have a copy each."""
+
+    def __call__(self, positions: list[int], /) -> T_co:
+        """The batch of these positions."""
+
+    def close(self) -> None:
+        """Close what this process opened."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +42,10 @@ class _Failure:
 class _MicroBatches(Dataset[Any]):
     """Map-style: its "index" is a list of positions."""
 
-    def __init__(self, maker: BatchMaker) -> None:
+    def __init__(self, maker: Maker[Any]) -> None:
         self._maker = maker
 
-    def __getitem__(self, positions: list[int]) -> Batch | _Failure:
+    def __getitem__(self, positions: list[int]) -> Any:
         try:
             return self._maker(positions)
         except DataError as error:
@@ -51,7 +62,7 @@ class _Sampler:
         return self._lists()
 
 
-class BatchStream:
+class BatchStream(Generic[T]):
     """Batches in the order of their positions, from DataLoader's workers or from this process.
 
     Args:
@@ -63,7 +74,7 @@ class BatchStream:
 
     def __init__(
         self,
-        maker: BatchMaker,
+        maker: Maker[T],
         lists: Callable[[], Iterator[list[int]]],
         num_workers: int,
         prefetch: int,
@@ -89,7 +100,7 @@ class BatchStream:
             **forked,
         )
         self._maker = maker
-        self._batches: Iterator[Batch | _Failure] | None = None
+        self._batches: Iterator[T | _Failure] | None = None
         self._untouched = False
         self._closed = False
 
@@ -106,10 +117,10 @@ class BatchStream:
             self._batches = iter(self._loader)
             watch_quietly(self._batches)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> T:
         self.start()
         if self._batches is None:
             raise RuntimeError("the loader is closed")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
 from mgpt4_hpc.launch.container import unmounted
+from mgpt4_hpc.launch.preflight_features import feature_faults
 from mgpt4_hpc.launch.preflight_files import projector_findings, source_faults, weights_faults
 from mgpt4_hpc.launch.storage import not_shared
 
@@ -46,6 +48,7 @@ def preflight(
         SlurmUnreachable: if the scheduler cannot be asked.
     """
     faults = [*unset_paths(config), *weights_faults(config), *source_faults(config)]
+    faults += feature_faults(config)
     notes: list[str] = []
     if not projector_follows:
         more, notes = projector_findings(config)
@@ -57,6 +60,8 @@ def preflight(
     faults += hook_faults
     notes += hook_notes
     notes += unmounted(config)
+    if is_streamed(config):
+        notes.append(f"this run cannot resume exactly: {WARNING}")
     if executor == "slurm":
         more, told = admission_findings(config, cluster or ask_cluster(), array_tasks)
         faults += more

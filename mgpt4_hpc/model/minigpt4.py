@@ -17,7 +17,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.attention import packed_arguments
 from mgpt4_hpc.model.bundle import Bundle
-from mgpt4_hpc.model.connector import build_connector, load_connector, make_identity
+from mgpt4_hpc.model.connector import build_connector
 from mgpt4_hpc.model.graphs import ReplayedTowers
 from mgpt4_hpc.model.language import (
     build_language_model,
@@ -26,10 +26,11 @@ from mgpt4_hpc.model.language import (
     trunk,
 )
 from mgpt4_hpc.model.loss import answer_loss_sum
-from mgpt4_hpc.model.packing import Packed, pack
+from mgpt4_hpc.model.packing import IGNORED, Packed, pack
 from mgpt4_hpc.model.precision import autocast, cast_matmul_weights, compute_dtype
 from mgpt4_hpc.model.recompute import recompute_layers
-from mgpt4_hpc.model.vision import build_vision, load_vision
+from mgpt4_hpc.model.towers import encode_with, load_image_towers
+from mgpt4_hpc.model.vision import build_vision
 
 Projector = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,6 +44,7 @@ class MiniGPT4(nn.Module):
         llama_proj: (Q -> D), float32 whatever the rest computes in.
         dtype: what matrix multiplications of projector and language model compute in.
         vision_dtype: the same of vision tower and connector.
+        sharded: whether every rank must compute the language model as often as any (sharding.py).
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class MiniGPT4(nn.Module):
             tower.requires_grad_(False)
         self.llama_proj = nn.Linear(architecture.projector_in, architecture.llm_dim)
         self._replayed: ReplayedTowers | None = None
+        self.sharded = False
         self.eval()
 
     def train(self, mode: bool = True) -> MiniGPT4:
@@ -111,9 +114,7 @@ class MiniGPT4(nn.Module):
         return self._encode(pixels_NCHW)
 
     def _encode(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
-        with autocast(self.device, self.vision_dtype):
-            features_NIQ: torch.Tensor = self.connector(self.vision(pixels_NCHW))
-        return features_NIQ
+        return encode_with(self.vision, self.connector, self.vision_dtype, pixels_NCHW)
 
     def project(
         self, features_NIQ: torch.Tensor, projector: Projector | None = None
@@ -182,7 +183,21 @@ class MiniGPT4(nn.Module):
     def _no_loss(self, images_MD: torch.Tensor) -> torch.Tensor:
         """Zero, for a batch that teaches nothing: DDP expects a gradient of every parameter."""
         added = [p for p in self.language_model.parameters() if p.requires_grad]
-        return sum((p.sum() for p in added), images_MD.sum().float()) * 0.0
+        nothing = sum((p.sum() for p in added), images_MD.sum().float()) * 0.0
+        if not self.sharded:
+            return nothing
+        token_1D = (nothing + torch.zeros_like(images_MD[:1])).to(self.dtype)
+        row, column = torch.tensor([[0]]), torch.tensor([[False]])
+        longer = torch.cat([row, row], dim=1), torch.cat([column, column], dim=1)
+        packed = pack(*longer, torch.tensor([[IGNORED, 0]])).to(self.device)
+        return self._hidden(packed, token_1D).sum().float() * 0.0
+
+    def idle_loss(self, projector: Projector | None = None) -> torch.Tensor:
+        """Zero, by way of the language model: a rank without work keeps up with the others."""
+        arch = self.architecture
+        shape = (1, arch.num_image_tokens, arch.projector_in)
+        images_NID = self.project(torch.zeros(shape, device=self.device), projector)
+        return self._no_loss(images_NID.flatten(0, 1))
 
     def _hidden(self, packed: Packed, embeds_ND: torch.Tensor) -> torch.Tensor:
         """Hidden states (N, D) of packed embeddings."""
@@ -236,13 +251,9 @@ def build_model(
     dtype, target = compute_dtype(precision), torch.device(device)
     vision_dtype = dtype if vision_precision == "same" else compute_dtype(vision_precision)
     arch = bundle.architecture
-    vision = load_vision(arch, bundle.vision_state(), attention=attention)
-    connector = load_connector(arch, bundle.qformer_state(), attention=attention)
-    if ln_vision == "identity" and not arch.qformer:
-        make_identity(connector.get_submodule("ln_vision"))
-    for tower in (vision, connector):
-        cast_matmul_weights(tower, vision_dtype)
-        tower.to(target)
+    vision, connector = load_image_towers(
+        bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
+    )
     language_model = load_language_model(
         bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
     )

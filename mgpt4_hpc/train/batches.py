@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from pathlib import Path
 
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.streams import is_streamed, stream_faults
 from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.encode_plan import sample_order
+from mgpt4_hpc.data.feature_cache import FeatureCache
+from mgpt4_hpc.data.feature_cache_reader import FeatureReader
+from mgpt4_hpc.data.foreign import StreamLoader, StreamSource
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.loader import StepLoader, ValLoader
-from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.text import TextSpec
 from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.train.staging import NodeStaging, open_staging
 from mgpt4_hpc.train.step import forward_loss
 
 
@@ -39,21 +47,33 @@ def text_spec(config: RunConfig, tokenizer: TextTokenizer, architecture: Archite
     )
 
 
+def open_features(config: RunConfig) -> FeatureReader | None:
+    """The run's encoded images, if it has any. Raises DataError if they are gone."""
+    if config.data.feature_cache is None:
+        return None
+    cache = FeatureCache(Path(config.data.feature_cache))
+    return FeatureReader(cache, [source.name for source in config.data.sources])
+
+
 @dataclass
 class Batches:
     """The training batches of one rank, and the held-out ones."""
 
     training: StepLoader
     held_out: ValLoader | None
+    staging: NodeStaging = field(default_factory=NodeStaging)
 
     def __iter__(self) -> Iterator[list[Batch]]:
-        return iter(self.training)
+        for step in self.training:
+            self.staging.advance(self.training.position)
+            yield step
 
     def close(self) -> None:
         """End all workers."""
         self.training.close()
         if self.held_out is not None:
             self.held_out.close()
+        self.staging.close()
 
     def evaluation(
         self,
@@ -78,16 +98,29 @@ class Batches:
         def evaluate() -> float | None:
             loss_sum = torch.zeros((), device=device)
             tokens, gives_up = 0, False
-            for batch in held_out:
-                if gives_up := give_up():
+            batches = iter(held_out)
+            for batch in _as_many_as_any(batches, held_out, ranks) if model.sharded else batches:
+                # Not a collective per batch, unless there is one anyway: the ranks need not have
+                # the same number of them.
+                if gives_up := ranks.any_says(give_up()) if model.sharded else give_up():
                     break
+                if batch is None:
+                    model.idle_loss()
+                    continue
                 loss_sum += forward_loss(model, batch, device)
                 tokens += batch.num_answer_tokens
-            # Not a collective per batch: the ranks need not have the same number of them.
             total, count, given_up = ranks.sum_on_cpu([loss_sum.item(), tokens, gives_up])
             return None if given_up else total / max(count, 1.0)
 
         return evaluate
+
+
+def _as_many_as_any(
+    batches: Iterator[Batch], held_out: ValLoader, ranks: Ranks
+) -> Iterator[Batch | None]:
+    """This rank's batches, and None as often as another rank has more of them."""
+    most = max(ranks.gather(len(held_out)))
+    return chain(batches, repeat(None, most - len(held_out)))
 
 
 def open_batches(
@@ -96,18 +129,20 @@ def open_batches(
     bundle: Bundle,
     ranks: Ranks,
     start_position: int,
+    run: Path = Path(),
 ) -> Batches:
-    """Loaders over the run's sources, from sample ``start_position`` on; workers start here."""
+    """Loaders over the run's sources, from sample ``start_position`` on; workers start here.
+
+    ``run`` is the run's path, by which its copies on a node are told from another run's.
+    """
+    if is_streamed(config):
+        return _open_streams(config, bundle, ranks, start_position)
     opened = [ShardIndex.open(indexes[source.name]) for source in config.data.sources]
-    order = SampleOrder(
-        [
-            SourceSize(source.name, index.num_samples, source.weight)
-            for source, index in zip(config.data.sources, opened, strict=True)
-        ],
-        seed=config.seed,
-        granularity=config.data.granularity,
-        val_fraction=config.data.val_fraction,
-    )
+    order = sample_order(config, opened)
+    features = open_features(config)
+    staging = NodeStaging()
+    if features is None:
+        staging = open_staging(config, run, order, opened, ranks, start_position)
     spec = text_spec(config, load_tokenizer(bundle.llm_dir), bundle.architecture)
     training = StepLoader(
         order,
@@ -123,6 +158,8 @@ def open_batches(
         seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
         resize=config.data.resize,
+        features=features,
+        staged=staging.staged,
     )
     training.start()
     held_out = None
@@ -139,7 +176,33 @@ def open_batches(
             max_samples=config.train.eval_samples,
             seed=config.seed,
             resize=config.data.resize,
+            features=features,
         )
         # Forked here with the others, not in the middle of the run beside the checkpoint thread.
         held_out.start()
-    return Batches(training, held_out)
+    return Batches(training, held_out, staging)
+
+
+def _open_streams(config: RunConfig, bundle: Bundle, ranks: Ranks, start_position: int) -> Batches:
+    if faults := stream_faults(config):
+        raise ConfigError("these sources cannot be streamed so", faults=faults)
+    sources = [
+        StreamSource(source.name, source.path, source.weight) for source in config.data.sources
+    ]
+    training = StreamLoader(
+        sources,
+        text_spec(config, load_tokenizer(bundle.llm_dir), bundle.architecture),
+        bundle.architecture.image_size,
+        granularity=config.data.granularity,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=config.data.num_workers,
+        start_position=start_position,
+        seed=config.seed,
+        max_bad_fraction=config.data.max_bad_fraction,
+        resize=config.data.resize,
+    )
+    training.start()
+    return Batches(training, None)

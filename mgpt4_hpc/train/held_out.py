@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
-from mgpt4_hpc.data.collate import BatchMaker, Draws, ValDraws
+from mgpt4_hpc.data.collate import BatchMaker
+from mgpt4_hpc.data.draws import Draws, ValDraws
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.prepare import prepare_source

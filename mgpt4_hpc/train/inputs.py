@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from mgpt4_hpc.checkpoint.store import Checkpoint, CheckpointStore
 from mgpt4_hpc.config.load import config_digest
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.streams import WARNING, is_streamed, is_url
+from mgpt4_hpc.data.encode_plan import missing_from, plan_encoding, sample_order
+from mgpt4_hpc.data.feature_cache import FeatureCache
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.prepare import prepare_source
+from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.train.drift import hold_to_pins
+from mgpt4_hpc.train.encoding import feature_binding
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.start import StartWeights, find_start_weights
 
@@ -40,6 +47,7 @@ def find_inputs(
     bundle: Bundle,
     store: CheckpointStore,
     recorder: SilentRecorder,
+    device: torch.device,
     *,
     on_progress: Callable[[], None] = lambda: None,
 ) -> Inputs:
@@ -53,6 +61,7 @@ def find_inputs(
         bundle: its weights.
         store: its checkpoints.
         recorder: told what was found.
+        device: that will compute.
         on_progress: called after each shard that was indexed.
 
     Raises:
@@ -62,6 +71,9 @@ def find_inputs(
     indexes: dict[str, str] = {}
     digests: dict[str, str] = {}
     for source in config.data.sources:
+        if is_url(source.path):
+            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
+            continue
         path = prepare_source(
             source.name,
             Path(source.path),
@@ -71,6 +83,7 @@ def find_inputs(
         )
         indexes[source.name] = str(path)
         digests[source.name] = ShardIndex.open(path).digest
+    features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
     hold_to_pins(
         run,
@@ -79,8 +92,13 @@ def find_inputs(
             "config": config_digest(config),
             **{f"index {name}": digest for name, digest in digests.items()},
             "projector": start.content if start else None,
+            "features": features,
         },
-        about={"projector": start.source if start else None, **indexes},
+        about={
+            "projector": start.source if start else None,
+            "features": config.data.feature_cache,
+            **indexes,
+        },
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
     )
     store.clean_stale()
@@ -93,12 +111,58 @@ def find_inputs(
             path=checkpoint.path.name,
         )
         recorder.say(f"going on from {checkpoint.path.name}")
+    if is_streamed(config):
+        _tell_of_streams(recorder, checkpoint is not None)
     return Inputs(indexes, start, checkpoint)
+
+
+def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
+    """Whether something is missing that an earlier start of this run has found."""
+    if not run.pins_file.exists():
+        return False
+    paths = [config.model.weights, *(source.path for source in config.data.sources)]
+    # A pattern or a list of shards is no path; its own error tells.
+    return any(not Path(path).exists() for path in paths if path and not set(path) & set("{}*?:"))
 
 
 def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:
     recorder.event(Kind.DRIFT, what=what, accepted=accepted)
     recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
+
+
+def _tell_of_streams(recorder: SilentRecorder, resumed: bool) -> None:
+    recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
+    what = "streams cannot be resumed where they stood: they began anew"
+    if resumed:
+        recorder.event(Kind.DRIFT, what=[what], accepted=True)
+
+
+def _find_features(
+    config: RunConfig,
+    bundle: Bundle,
+    indexes: Mapping[str, str],
+    digests: Mapping[str, str],
+    device: torch.device,
+) -> str | None:
+    """What the run's feature cache holds, once it is known to hold all that the run will ask for.
+
+    Raises:
+        DataError: if it is of something else, or incomplete.
+    """
+    if config.data.feature_cache is None:
+        return None
+    cache = FeatureCache(Path(config.data.feature_cache))
+    cache.require(feature_binding(config, bundle, device), digests)
+    opened = [ShardIndex.open(indexes[source.name]) for source in config.data.sources]
+    plan = plan_encoding(config, sample_order(config, opened))
+    if missing := missing_from(plan, cache):
+        raise DataError(
+            f"the feature cache {cache.folder} lacks {missing} of the {len(plan)} samples that "
+            f"{config.train.max_steps} steps need",
+            why="it was made for fewer steps or another order, or it is not finished",
+            fix="run `mgpt4 data encode` with this run's settings: it makes what is missing",
+        )
+    return cache.content
 
 
 def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:

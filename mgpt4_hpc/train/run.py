@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,13 +20,14 @@ from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.config.stored import read_config
+from mgpt4_hpc.config.stored import read_own_config
 from mgpt4_hpc.distributed import PATIENCE, Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.lora import lora_parameters
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.variants import require_variant
+from mgpt4_hpc.patience import patiently
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
@@ -40,7 +41,7 @@ from mgpt4_hpc.train.device import (
     peak_memory_gib,
     set_up_process,
 )
-from mgpt4_hpc.train.inputs import Inputs, find_inputs
+from mgpt4_hpc.train.inputs import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
@@ -49,6 +50,8 @@ from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.stop import ANOTHER_RANK, StopSource, unless_stopped
 from mgpt4_hpc.train.utilisation import utilisation
 from mgpt4_hpc.train.watchdog import Watchdog
+
+T = TypeVar("T")
 
 _VERSIONED = ("torch", "transformers", "timm", "numpy")
 
@@ -81,7 +84,7 @@ def run_training(
     buckets = Buckets()
     if started_at is not None:
         buckets.add(START_UP, time.time() - started_at)
-    config = read_config(run.config_file).config
+    config = read_own_config(run.config_file).config
     if unset := unset_paths(config):
         raise ConfigError("the settings are not complete", faults=unset)
     if config.train.global_batch_size < ranks.world_size:
@@ -97,7 +100,9 @@ def run_training(
     watchdog.start()
     try:
         with watchdog.phase("claiming an attempt"):
-            number = hang_note.attempt = ranks.first_does(lambda: _claim(run, claim))
+            number = hang_note.attempt = ranks.first_does(
+                lambda: patiently(lambda: _claim(run, claim))
+            )
         processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
         recorder = Recorder(run, number) if ranks.is_first else SilentRecorder()
         say_at_each_rank(
@@ -157,7 +162,7 @@ class _Attempt:
             attempt=self.number,
         )
         with self.buckets.time(WEIGHTS_LOADING), self.watchdog.phase("opening the weights"):
-            bundle = open_bundle(self.config.model.weights)
+            bundle = self._patiently(lambda: open_bundle(self.config.model.weights))
             variant = self.config.model.variant
             require_variant(variant, bundle.architecture, self.config.model.weights)
         with self.buckets.time(START_UP):
@@ -167,7 +172,11 @@ class _Attempt:
         with self.buckets.time(WEIGHTS_LOADING), self.watchdog.phase("loading the weights"):
             model = unless_stopped(
                 self.stop,
-                lambda: build_run_model(self.config, bundle, inputs.start, self.device),
+                lambda: self._patiently(
+                    lambda: build_run_model(
+                        self.config, bundle, inputs.start, self.device, self.ranks.world_size
+                    )
+                ),
             )
         if self._must_stop() or model is None:
             return self._stopped_early(inputs, store)
@@ -180,17 +189,24 @@ class _Attempt:
             found: Inputs | None = self.ranks.first_does(
                 lambda: unless_stopped(
                     self.stop,
-                    lambda: find_inputs(
-                        self.run,
-                        self.config,
-                        bundle,
-                        store,
-                        self.recorder,
-                        on_progress=self.watchdog.beat,
+                    lambda: self._patiently(
+                        lambda: find_inputs(
+                            self.run,
+                            self.config,
+                            bundle,
+                            store,
+                            self.recorder,
+                            self.device,
+                            on_progress=self.watchdog.beat,
+                        )
                     ),
                 )
             )
         return found
+
+    def _patiently(self, action: Callable[[], T]) -> T:
+        """Read what is on shared storage; see patience.py."""
+        return patiently(action, vanished=lambda: inputs_vanished(self.run, self.config))
 
     def _must_stop(self) -> bool:
         """Whether any rank was asked to stop: start-up can outlast a grace time."""
@@ -222,7 +238,11 @@ class _Attempt:
             if inputs.checkpoint is not None:
                 restore(inputs.checkpoint, state, model, step)
             recorder.open_curves(restored_step)
-            batches = open_batches(config, inputs.indexes, bundle, ranks, state.samples_seen)
+            batches = open_batches(
+                config, inputs.indexes, bundle, ranks, state.samples_seen, self.run.path
+            )
+            if batches.staging.told:
+                recorder.say(batches.staging.told)
             evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
             evaluate_first = evaluate is not None and self._left_out_validation(restored_step)
         saver: AsyncSaver | None = None
@@ -262,6 +282,8 @@ class _Attempt:
         )
         try:
             ending, reason = train(loop)
+            if staged := batches.staging.facts:
+                recorder.event(Kind.STAGING, **staged)
             outcome = Outcome(
                 ending, state.step, restored_step, saving.durable_step, reason, self.number
             )

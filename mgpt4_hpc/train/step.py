@@ -51,6 +51,9 @@ class TrainStep:
     ``found_inf``) and is counted there; nobody waits for it. With fp16 the loss scale is searched
     by overflowing now and then: those steps are skipped too, but counted by themselves, as they
     say nothing about the training.
+
+    With a sharded language model all ranks must compute it equally often: ``num_passes`` is the
+    largest number of micro-batches that any of them has in a step.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TrainStep:
         fp16: bool = False,
         loss_reduction: str = "global_tokens",
         max_grad_norm: float = 0.0,
+        num_passes: int = 0,
     ) -> None:
         self.model = model
         self.projector = projector
@@ -74,6 +78,7 @@ class TrainStep:
         self.device = device
         self.loss_reduction = loss_reduction
         self.max_grad_norm = max_grad_norm
+        self.num_passes = num_passes
         self.fp16 = fp16
         self.loss_scale = torch.full((), _FP16_START_SCALE if fp16 else 1.0, device=device)
         self.growth_tracker = torch.zeros((), dtype=torch.int32, device=device)
@@ -92,6 +97,9 @@ class TrainStep:
         set_lr(self.optimizer, self.schedule(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
+        for _ in range(self.num_passes - len(micro_batches)):
+            with self._without_reduction():
+                self.model.idle_loss(self.projector).backward()
         last = len(micro_batches) - 1
         for number, batch in enumerate(micro_batches):
             with self._without_reduction() if number < last else nullcontext():
@@ -158,6 +166,17 @@ def forward_loss(
 ) -> torch.Tensor:
     """Cross entropy of ``batch``, summed over its answer tokens; float32 scalar."""
     # Only the pixels go to the device here: the model counts tokens on the CPU, where nobody waits.
+    if batch.features_BIQ is not None:
+        # In float32 as the towers leave them: whatever they were rounded to for storage, the
+        # projector rounds them as it would have.
+        encoded: torch.Tensor = model.answer_loss_of_features(
+            batch.features_BIQ.to(device, non_blocking=True).float(),
+            batch.input_ids_BT,
+            batch.image_mask_BT,
+            batch.labels_BT,
+            projector=projector,
+        )
+        return encoded
     loss: torch.Tensor = model.answer_loss(
         normalise(batch.images_BCHW, device),
         batch.input_ids_BT,

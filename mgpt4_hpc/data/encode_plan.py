@@ -1,0 +1,168 @@
+"""Which samples a run will consume: what has to be encoded, and whether a cache has it all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.draws import MAX_SUBSTITUTES, Draws, TrainDraws, ValDraws, spread
+from mgpt4_hpc.data.feature_cache import FeatureCache
+from mgpt4_hpc.data.index import ShardIndex
+from mgpt4_hpc.data.order import SampleOrder, SourceSize
+
+_CHUNK = 1 << 18
+_SHIFT = 40
+
+Int64 = NDArray[np.int64]
+
+
+def sample_order(config: RunConfig, indexes: Sequence[ShardIndex]) -> SampleOrder:
+    """Which sample stands where in this run; ``indexes`` are its sources'."""
+    return SampleOrder(
+        [
+            SourceSize(source.name, index.num_samples, source.weight)
+            for source, index in zip(config.data.sources, indexes, strict=True)
+        ],
+        seed=config.seed,
+        granularity=config.data.granularity,
+        val_fraction=config.data.val_fraction,
+    )
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """The distinct samples of a run, numbered in the order in which it first needs them.
+
+    In that order a longer run begins with what a shorter one needed, and training reads a cache
+    nearly from front to back.
+
+    Attributes:
+        source, sample: source id and sample id of each.
+        order: the run's.
+        row_of_use: the sample that each use needs; uses are the training positions 0, 1, ...
+            followed by the held-out samples of an evaluation.
+        num_positions: training positions among the uses.
+        held_out: ordinals of the held-out samples, see ``ValDraws``.
+    """
+
+    source: Int64
+    sample: Int64
+    order: SampleOrder
+    row_of_use: Int64
+    num_positions: int
+    held_out: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def uses(self, row: int) -> list[tuple[Draws, int]]:
+        """Where a sample is needed: the draws and the position in them."""
+        train, val = TrainDraws(self.order), ValDraws(self.order)
+        return [
+            (train, use)
+            if use < self.num_positions
+            else (val, self.held_out[use - self.num_positions])
+            for use in np.flatnonzero(self.row_of_use == row).tolist()
+        ]
+
+    def rows_in(self, cache: FeatureCache) -> NDArray[np.bool_]:
+        """Which of the samples a cache has, or knows to be bad."""
+        names = [source.name for source in self.order.sources]
+        numbers = np.asarray(cache.source_numbers(names), np.int64)[self.source]
+        there = cache.rows_of(numbers, self.sample) >= 0
+        if cache.bad:
+            pairs = zip(numbers.tolist(), self.sample.tolist(), strict=True)
+            there |= np.fromiter((pair in cache.bad for pair in pairs), np.bool_, len(there))
+        return there
+
+
+def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
+    """The samples of all steps of a run, and of its evaluations."""
+    num_positions = config.train.max_steps * config.train.global_batch_size
+    parts = []
+    for start in range(0, num_positions, _CHUNK):
+        sources, samples = order.lookup(np.arange(start, min(start + _CHUNK, num_positions)))
+        parts.append((sources.astype(np.int64) << _SHIFT) + samples)
+    held_out: tuple[int, ...] = ()
+    if config.train.eval_every_steps:
+        draws = ValDraws(order)
+        used = min(len(draws), config.train.eval_samples)
+        held_out = tuple(spread(range(used), len(draws), used))
+        drawn = np.asarray(draws.at(held_out), np.int64).reshape(-1, 2)
+        parts.append((drawn[:, 0] << _SHIFT) + drawn[:, 1])
+    uses = np.concatenate(parts)
+    distinct, first, inverse = np.unique(uses, return_index=True, return_inverse=True)
+    by_first_use = np.argsort(first)
+    rank = np.empty(len(distinct), np.int64)
+    rank[by_first_use] = np.arange(len(distinct))
+    keys = distinct[by_first_use]
+    return EncodePlan(
+        keys >> _SHIFT, keys & ((1 << _SHIFT) - 1), order, rank[inverse], num_positions, held_out
+    )
+
+
+def missing_from(plan: EncodePlan, cache: FeatureCache) -> int:
+    """Samples that a run will ask a cache for in vain, substitutes of bad ones included."""
+    there = plan.rows_in(cache)
+    missing = int((~there).sum())
+    names = [source.name for source in plan.order.sources]
+    numbers = cache.source_numbers(names)
+    ids = {number: source_id for source_id, number in enumerate(numbers)}
+
+    def state(source_id: int, sample_id: int) -> bool | None:
+        source = numbers[source_id]
+        if (source, sample_id) in cache.bad:
+            return False
+        found = cache.rows_of(np.asarray([source]), np.asarray([sample_id]))[0] >= 0
+        return True if found else None
+
+    for (source, sample), _ in cache.bad.items():
+        if source not in ids:
+            continue
+        rows = np.flatnonzero((plan.source == ids[source]) & (plan.sample == sample))
+        for row in rows.tolist():
+            missing += len(substitutes(plan, row, state))
+    return missing
+
+
+def substitutes(
+    plan: EncodePlan, row: int, state: Callable[[int, int], bool | None]
+) -> list[tuple[int, int]]:
+    """(source id, sample id) of what stands in for a bad sample and is not known yet.
+
+    Args:
+        plan: of the run.
+        row: of the bad sample.
+        state: of (source id, sample id): True if it is usable and in the cache, False if it is
+            bad, None if it is unknown. Asked again for a sample after it was returned: whoever
+            finds out in between gets the next substitute.
+    """
+    source_id = int(plan.source[row])
+    unknown = []
+    for draws, position in plan.uses(row):
+        for attempt in range(1, MAX_SUBSTITUTES + 1):
+            sample_id = draws.substitute(source_id, position, attempt)
+            known = state(source_id, sample_id)
+            if known is None:
+                unknown.append((source_id, sample_id))
+            if known is not False:
+                break
+    return unknown
+
+
+def shard_name(number: int, plan: EncodePlan, rows: Sequence[int] | Int64, names: list[str]) -> str:
+    """File name of a shard: its place in the plan, and which samples it has."""
+    digest = hashlib.blake2b(digest_size=6)
+    for source_id, sample_id in zip(plan.source[rows], plan.sample[rows], strict=True):
+        digest.update(f"{names[source_id]}\0{sample_id}\0".encode())
+    return f"{number:05d}-{digest.hexdigest()}.safetensors"
+
+
+def part_of(count: int, part: int, parts: int) -> range:
+    """Part ``part`` of 1 ... ``parts`` of ``range(count)``: neighbours, in equal shares."""
+    return range((part - 1) * count // parts, part * count // parts)
