@@ -57,6 +57,8 @@ class ModelConfig(_Section):
     """Part of the language model's layers recomputed in the backward pass, to save memory."""
     compile: bool = False
     """Fuse the layers' small operations with torch.compile; takes a minute at every start."""
+    shard_llm: bool = False
+    """Spread the language model over the run's GPUs, for a 13B on 40 GiB; same bits, slower."""
     cuda_graphs: bool = True
     """Launch the frozen towers as one CUDA graph; same bits, about a GiB of memory."""
 
@@ -168,6 +170,12 @@ class TrainConfig(_Section):
     """Held-out loss this often; 0 is never. Needs `data.val_fraction`."""
     eval_samples: Positive = 512
     """Held-out samples per evaluation."""
+    eval_suites: tuple[Literal["failure", "caption"], ...] = ()
+    """Suites of `mgpt4 eval` asked with each held-out loss, about images never trained on."""
+    eval_images: Positive = 8
+    """Images that they ask about, over all ranks; shown in TensorBoard with the answers."""
+    eval_answer_tokens: Positive = 160
+    """Longest of those answers."""
     save_every_s: Annotated[float, Field(gt=0)] = 30.0
     """Most seconds of work that a kill without warning can cost."""
     hang_timeout_s: Annotated[float, Field(ge=0)] = 600.0
@@ -340,6 +348,8 @@ class RunConfig(_Section):
             faults += contradictions({key: self._setting(key) for key in ORIGINAL_VALUES})
         if frozen := {"lm_head", "embed_tokens"} & set(self.lora.target_modules):
             faults.append(f"lora.target_modules has {', '.join(sorted(frozen))}, which stay frozen")
+        if self.model.shard_llm:
+            faults += [f"model.shard_llm does not work with {name}" for name in self._unsharded()]
         if self.faithful and self.lora.rank:
             faults.append("lora.rank is set, but the original's MiniGPT-4 has no LoRA")
         if self.train.min_lr > self.train.lr:
@@ -351,6 +361,8 @@ class RunConfig(_Section):
             )
         if self.train.eval_every_steps and not self.data.val_fraction:
             faults.append("train.eval_every_steps needs data.val_fraction above 0")
+        if self.train.eval_suites and not self.train.eval_every_steps:
+            faults.append("train.eval_suites are never asked: train.eval_every_steps is 0")
         if self.launch.gpus % self.launch.nodes:
             faults.append(
                 f"launch.gpus {self.launch.gpus} do not spread evenly over launch.nodes "
@@ -393,6 +405,16 @@ class RunConfig(_Section):
             except ValueError as error:
                 faults.append(f"launch.on_event {command!r} is no command: {error}")
         return faults
+
+    def _unsharded(self) -> list[str]:
+        """Settings that need the language model whole."""
+        chosen = {
+            "lora.rank": self.lora.rank,
+            "model.llm_8bit": self.model.llm_8bit,
+            "model.compile": self.model.compile,
+            "train.eval_suites": self.train.eval_suites,
+        }
+        return [name for name, value in chosen.items() if value]
 
     def _setting(self, key: str) -> Any:
         section, _, leaf = key.partition(".")

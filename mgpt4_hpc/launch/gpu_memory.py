@@ -88,6 +88,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
         text_tokens=_PROMPT_TOKENS[config.stage] + config.max_answer_tokens,
         precision="fp32" if config.model.precision == "fp32" else "bf16",
         activation_checkpointing=config.model.activation_checkpointing,
+        sharded_over=config.launch.gpus if config.model.shard_llm else 1,
     )
     if config.model.llm_8bit:
         saved = parameters / GIB  # one byte of two
@@ -129,7 +130,8 @@ def memory_findings(
         f"{smallest if smallest == largest else f'{smallest} to {largest}'}"
     )
     mend = (
-        "lower train.micro_batch_size, set model.activation_checkpointing=1 or model.llm_8bit=true"
+        "lower train.micro_batch_size, set model.activation_checkpointing=1, model.llm_8bit=true "
+        "or, on several GPUs, model.shard_llm=true"
     )
     if found.total > largest * _UNSURE:
         return [f"{told}: {mend}"], []

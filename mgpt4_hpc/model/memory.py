@@ -63,8 +63,9 @@ def estimate_memory(
     text_tokens: int,
     precision: str = "bf16",
     activation_checkpointing: float = 0.0,
+    sharded_over: int = 1,
 ) -> MemoryEstimate:
-    """Memory of one rank that holds the whole model.
+    """Memory of one rank.
 
     Args:
         arch: sizes, with ``llm_dim``.
@@ -75,6 +76,7 @@ def estimate_memory(
         precision: as in ``build_model``.
         activation_checkpointing: part of the layers of which only the input is kept, beside one
             layer's inside at a time.
+        sharded_over: ranks over which the language model's layers are spread.
     """
     assert arch.llm_dim is not None
     size = _BYTES[precision]
@@ -93,11 +95,26 @@ def estimate_memory(
         * (arch.num_patches + 1)
         * (2 * arch.vision_mlp_width * size + 3 * arch.vision_width * 4)
     )
+    if sharded_over > 1:
+        llm_parameters = _held(llm_config, arch.llm_dim, llm_parameters, sharded_over)
     return MemoryEstimate(
         weights=(towers + llm_parameters) * size / GIB,
         trained=count(projector_shapes(arch, arch.llm_dim)) * 16 / GIB,
         activations=(kept + max(logits, vision)) / GIB,
     )
+
+
+def _held(config: Mapping[str, Any], width: int, parameters: int, ranks: int) -> int:
+    """Numbers of a sharded language model on one rank.
+
+    Embeddings and output matrix are whole; of the layers a part, and two gathered: the one that
+    computes and the next one.
+    """
+    tables = 1 if config.get("tie_word_embeddings") else 2
+    whole = tables * int(config.get("vocab_size", 32000)) * width
+    layers = parameters - whole
+    gathered = 2 * layers // int(config.get("num_hidden_layers", 32))
+    return whole + layers // ranks + gathered
 
 
 def _layer_bytes_per_token(config: Mapping[str, Any], width: int, size: int) -> int:

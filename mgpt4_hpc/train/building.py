@@ -14,6 +14,7 @@ from mgpt4_hpc.model.bundle import Bundle
 from mgpt4_hpc.model.compiled import compile_layers
 from mgpt4_hpc.model.lora import add_lora, load_lora
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.sharding import shard_layers
 from mgpt4_hpc.train.device import choose_precision
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
@@ -23,9 +24,15 @@ from mgpt4_hpc.train.step import TrainStep
 
 
 def build_run_model(
-    config: RunConfig, bundle: Bundle, start: StartWeights | None, device: torch.device
+    config: RunConfig,
+    bundle: Bundle,
+    start: StartWeights | None,
+    device: torch.device,
+    world_size: int = 1,
 ) -> MiniGPT4:
     """The run's model with its start weights, the seed deciding what nothing else does.
+
+    Every one of ``world_size`` ranks must call it if the language model is to be sharded.
 
     Raises:
         WeightsError: the start weights are of another model.
@@ -52,6 +59,8 @@ def build_run_model(
         )
     if config.model.compile:
         compile_layers(model)
+    if config.model.shard_llm:
+        shard_layers(model, device, world_size)
     model.replay_towers(config.model.cuda_graphs)
     if start is not None:
         _start_lora(config, model, start)
@@ -100,4 +109,11 @@ def build_step(
         fp16=choose_precision(config, device) == "fp16",
         loss_reduction=config.train.loss_reduction,
         max_grad_norm=config.train.max_grad_norm,
+        num_passes=_most_passes(config, ranks.world_size) if model.sharded else 0,
     )
+
+
+def _most_passes(config: RunConfig, world_size: int) -> int:
+    """Micro-batches per step of the rank with most of them; slices differ by one sample."""
+    largest_slice = math.ceil(config.train.global_batch_size / world_size)
+    return math.ceil(largest_slice / config.train.micro_batch_size)

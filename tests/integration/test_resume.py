@@ -168,3 +168,29 @@ def test_held_out_loss_is_drawn_and_never_trained_on(
     assert [step for step, _ in points] == [5, 10]
     assert all(0 < loss < 20 for _, loss in points)
     assert_every_step_once(run, 10)
+
+
+def test_a_sharded_language_model_gives_the_same_bits(
+    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """Three samples a step over two ranks: one has two micro-batches, the other has one."""
+    settings = {
+        "train__global_batch_size": 3,
+        "train__micro_batch_size": 1,
+        "train__max_steps": 8,
+        "train__eval_every_steps": 4,
+        "train__eval_samples": 3,
+        "data__val_fraction": 0.2,
+        "model__activation_checkpointing": 1.0,
+    }
+    runs = {
+        sharded: make_run(
+            tiny_world, tmp_path / f"sharded-{sharded}", 2, model__shard_llm=sharded, **settings
+        )
+        for sharded in (False, True)
+    }
+    for run in runs.values():
+        train_through(ranks, run, 2)
+    assert final_projector(runs[True]) == final_projector(runs[False])
+    assert curve(runs[True]) == curve(runs[False])
+    assert curve(runs[True], "val/loss") == curve(runs[False], "val/loss") != []

@@ -172,6 +172,18 @@ def test_full_size_models_are_planned_without_memory(arch, config: dict, trainab
         activation_checkpointing=True,
     )
     assert smaller.weights == estimate.weights and smaller.activations < estimate.activations / 5
+    sharded = memory.estimate_memory(
+        model.architecture,
+        config,
+        llm_parameters,
+        micro_batch_size=12,
+        text_tokens=191,
+        sharded_over=4,
+    )
+    layers = list(model.language_model.model.layers.parameters())
+    in_layers = 2 * sum(p.numel() for p in layers) / memory.GIB
+    saved = in_layers * (3 / 4 - 2 / config["num_hidden_layers"])
+    assert estimate.weights - sharded.weights == pytest.approx(saved, rel=1e-4)
 
 
 def test_the_planned_chunk_is_the_real_one() -> None:
