@@ -20,6 +20,7 @@ from mgpt4_hpc.config.faithful import apply_faithful
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
+from mgpt4_hpc.config.streams import is_url
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
@@ -77,6 +78,9 @@ _UNDECISIVE: Any = {
         "log_every_steps": True,
         "eval_every_steps": True,
         "eval_samples": True,
+        "eval_suites": True,
+        "eval_images": True,
+        "eval_answer_tokens": True,
         "save_every_s": True,
         "hang_timeout_s": True,
         "slow_timeout_s": True,
@@ -324,7 +328,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str) -> str:
-    return resolve_path(path) if path else ""
+    return resolve_path(path) if path and not is_url(path) else path
 
 
 _START_FILES = ("projector.safetensors", "pretrained_minigpt4.pth")

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mgpt4_hpc.config.streams import is_url
 from mgpt4_hpc.errors import DataError
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
-_URL = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 _SHOWN = 5
 
 
@@ -25,11 +25,11 @@ def expand_shards(spec: str | Path) -> list[Path]:
         DataError: if nothing is found, something named is missing or named twice.
     """
     text = str(spec)
-    if _URL.match(text):
+    if is_url(text):
         raise DataError(
             f"{text!r} is a URL; an index needs shards on a file system",
             why="exact resume reads samples by their offset in a local file",
-            fix="download the shards first",
+            fix="download the shards first; training alone can read URLs, as a stream",
         )
     path = Path(text)
     if path.is_dir():
@@ -94,6 +94,12 @@ def _check(spec: str, shards: list[Path]) -> None:
             f"{spec!r} names no shard", fix="give a folder, a pattern or a list of *.tar"
         )
     missing = [shard for shard in shards if not shard.is_file()]
+    if [str(shard) for shard in missing] == [spec] and shards[0].suffix != ".tar":
+        raise DataError(
+            f"{spec!r} does not exist",
+            fix="give a folder of *.tar, a brace pattern, a text file of tars, or an unpacked "
+            "cc_sbu_align folder (docs/data.md tells how to get each)",
+        )
     if missing:
         listed = ", ".join(str(shard) for shard in missing[:_SHOWN])
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""

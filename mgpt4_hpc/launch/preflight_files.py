@@ -8,6 +8,7 @@ from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
 from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
 from mgpt4_hpc.config.load import missing_start
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.config.streams import is_url, stream_faults
 from mgpt4_hpc.data.prepare import is_align_folder
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import MgptError
@@ -38,9 +39,9 @@ def weights_faults(config: RunConfig) -> list[str]:
 
 def source_faults(config: RunConfig) -> list[str]:
     """Sources whose shards are missing, and indexes that do not match them."""
-    faults = []
+    faults = stream_faults(config)
     for source in config.data.sources:
-        if not source.path or is_align_folder(Path(source.path)):
+        if not source.path or is_url(source.path) or is_align_folder(Path(source.path)):
             continue
         try:
             shards = expand_shards(source.path)
