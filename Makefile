@@ -9,7 +9,7 @@ QUICK   = tests/unit tests/cli tests/reference
 REAL    = tests/integration tests/slurm
 SELECT  = -m "not soak and not gpu"
 
-.PHONY: help install demo test quick real lint format soak clean
+.PHONY: help install demo test quick real lint format docs soak clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -43,6 +43,9 @@ lint: install  ## ruff, mypy, import contracts
 format: install  ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: install  ## write docs/cli.md from the commands
+	$(BIN)/python tools/make_cli_docs.py
 
 soak: install  ## the long tests; writes a dated report into docs/soak
 	MGPT4_REQUIRE_SLURM=1 $(BIN)/python tools/soak.py $(PYTEST_ARGS)

@@ -36,7 +36,11 @@ config_command.add_command(import_command)
 @config_command.command("keys")
 @json_option
 def keys_command(as_json: bool) -> None:
-    """Every setting with its default, its type and what it means."""
+    """Every setting with its default, its type and what it means.
+
+    \b
+    mgpt4 config keys
+    """
     from mgpt4_hpc.config.describe import describe_keys
 
     described = describe_keys()
@@ -54,7 +58,11 @@ def keys_command(as_json: bool) -> None:
 @config_command.command("presets")
 @json_option
 def presets_command(as_json: bool) -> None:
-    """The presets that --config takes."""
+    """The presets that --config takes.
+
+    \b
+    mgpt4 config presets
+    """
     from mgpt4_hpc.config.describe import describe_presets
 
     presets = describe_presets()
@@ -83,7 +91,7 @@ def show_command(
     """The resolved settings as YAML, defaults included; usable as a --config file.
 
     \b
-    mgpt4 config show stage1-vicuna7b --set lr=3e-5 > mine.yaml
+    mgpt4 config show stage1-vicuna7b --set max_steps=5000 > mine.yaml
     """
     resolved = _resolve(what, assignments, site, absolute(runs_dir))
     values = resolved.config.model_dump(mode="json")
@@ -139,7 +147,11 @@ def explain_command(
 @config_command.command("sites")
 @json_option
 def sites_command(as_json: bool) -> None:
-    """The site profiles that --site takes, and which holds here."""
+    """The site profiles that --site takes, and which holds here.
+
+    \b
+    mgpt4 config sites
+    """
     from mgpt4_hpc.config.describe import first_comment
     from mgpt4_hpc.config.sites import list_sites
     from mgpt4_hpc.launch.site import choose_site

@@ -36,6 +36,9 @@ def demo_command(folder: Path, as_json: bool) -> None:
     towers are small but pretrained, and its language model was taught to answer in two styles, so
     that the difference between the stages shows: what is engineered is listed in the toy world's
     README.
+
+    \b
+    mgpt4 demo --dir demo
     """
     from mgpt4_hpc.launch.demo import run_demo
 

@@ -82,7 +82,11 @@ def status_command(
 @runs_dir_option
 @json_option
 def ls_command(runs_dir: Path, as_json: bool) -> None:
-    """List the runs, newest first, from their folders alone; Slurm is not asked."""
+    """List the runs, newest first, from their folders alone; Slurm is not asked.
+
+    \b
+    mgpt4 ls --runs-dir runs
+    """
     from mgpt4_hpc.launch.run_facts import read_facts
 
     runs_dir = absolute(runs_dir)

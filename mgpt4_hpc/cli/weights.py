@@ -10,6 +10,8 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.resources import TOY_PREFIX, resolve_path
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.bundle import Bundle
@@ -59,13 +61,22 @@ def import_weights(
     architecture: Path | None,
     as_json: bool,
 ) -> None:
-    """Write a bundle; every key of every source is used, dropped for a reason, or an error."""
+    """Write a bundle; every key of every source is used, dropped for a reason, or an error.
+
+    \b
+    mgpt4 weights import --vit eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
+          --llm vicuna-7b --out /data/vicuna7b-bundle
+    """
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle_write import Sources, write_bundle
     from mgpt4_hpc.model.vicuna_delta import merge_vicuna_delta
 
     if (llm is None) == (vicuna_delta is None):
         raise click.UsageError("give either --llm or --vicuna-delta")
+    given = (vit, qformer, llm, projector, architecture, *(vicuna_delta or ()))
+    missing = [f"{path} does not exist" for path in given if path is not None and not path.exists()]
+    if missing:
+        raise ConfigError("nothing was imported", faults=missing)
     sizes = Architecture.from_file(architecture) if architecture else None
     out = absolute(out)
     if llm is not None:
@@ -97,7 +108,11 @@ def import_weights(
 )
 @click.option("--out", type=_PATH, required=True, help="The file to write.")
 def export_weights(source: Path, fmt: Any, out: Path) -> None:
-    """Write the trained projector of a run or checkpoint to one file, bit for bit."""
+    """Write the trained projector of a run or checkpoint to one file, bit for bit.
+
+    \b
+    mgpt4 weights export runs/stage2-vicuna7b --format pth --out mine.pth
+    """
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.export import export_projector, find_projector, read_projector
 
@@ -123,12 +138,19 @@ def export_weights(source: Path, fmt: Any, out: Path) -> None:
 def check_weights(
     context: click.Context, bundle: Path, full: bool, architecture: Path | None, as_json: bool
 ) -> None:
-    """Check a bundle without building the model: shapes, hashes, tokenizer, memory."""
+    """Check a bundle without building the model: shapes, hashes, tokenizer, memory.
+
+    \b
+    mgpt4 weights check /data/vicuna7b-bundle
+    mgpt4 weights check toy:weights --json
+    """
     from mgpt4_hpc.errors import WeightsError
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.check import check_bundle
 
     sizes = Architecture.from_file(architecture) if architecture else None
+    if str(bundle).startswith(TOY_PREFIX):
+        bundle = Path(resolve_path(str(bundle)))
     found = check_bundle(bundle, full=full, architecture=sizes)
     if as_json:
         echo_json(found.to_dict())

@@ -3,50 +3,26 @@
 from __future__ import annotations
 
 import re
-import shlex
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from mgpt4_hpc.cli.data import data_command
-from mgpt4_hpc.cli.main import cli
 from mgpt4_hpc.data.index import build_index
+from tests.support.shown import assert_understood, shown_commands
 from tests.unit.data.worlds import members, tar_bytes
 
 TEXT = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 
-def commands() -> Iterator[list[str]]:
-    """Every ``mgpt4`` command of the page's code blocks, as words."""
-    for block in re.findall(r"^```\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE):
-        pending = ""
-        for line in block.replace("\\\n", " ").splitlines():
-            pending += line + "\n"
-            try:
-                words = shlex.split(pending, comments=True)
-            except ValueError:  # a quotation that goes on
-                continue
-            pending = ""
-            if words[:1] == ["mgpt4"]:
-                yield words[1:]
-        assert not pending
-
-
-@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+@pytest.mark.parametrize("words", list(shown_commands(TEXT)), ids=" ".join)
 def test_every_command_shown_is_one(words: list[str]) -> None:
-    name: str | None = "mgpt4"
-    command: click.Command | None = cli
-    while isinstance(command, click.Group):
-        name, command, words = command.resolve_command(click.Context(command), words)
-    assert command is not None
-    command.make_context(name, list(words))  # complains of an option or value that is none
+    assert_understood(words)
 
 
 def test_every_command_is_shown() -> None:
-    shown = {words[1] for words in commands() if words[0] == "data"}
+    shown = {words[1] for words in shown_commands(TEXT) if words[0] == "data"}
     assert shown == set(data_command.commands)
 
 

@@ -1,0 +1,36 @@
+"""Faults that are told all at once, and in words that help."""
+
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.errors import DataError
+from tests.cli.fakes import Mgpt4
+
+
+def test_every_missing_weight_file_is_told_at_once(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    given = ("--vit", "a.pth", "--qformer", "b.pth", "--llm", "c", "--projector", "d.pth")
+    ended = mgpt4("weights", "import", *given, "--out", tmp_path / "bundle")
+    assert ended.code == 2
+    for name in ("a.pth", "b.pth", "c", "d.pth"):
+        assert f"- {name} does not exist" in ended.err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_toy_weights_can_be_checked(mgpt4: Mgpt4) -> None:
+    assert mgpt4("weights", "check", "toy:weights").code == 0
+    assert mgpt4("weights", "check", "toy:none").code == 2
+
+
+def test_a_folder_that_is_not_there_is_no_missing_shard(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist") as caught:
+        expand_shards(tmp_path / "cc_sbu_align")
+    assert "cc_sbu_align folder" in caught.value.fix
+
+
+def test_a_file_in_the_way_of_a_run(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    ended = mgpt4("train", "--cfg-path", "toy-stage1", "--run-dir", tmp_path / "afile" / "x")
+    assert ended.code == 1
+    assert "afile cannot be made" in ended.err
