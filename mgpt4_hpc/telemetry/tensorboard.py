@@ -8,6 +8,7 @@ appears once and the curve goes on where it was.
 from __future__ import annotations
 
 import logging
+import struct
 import threading
 import time
 from collections.abc import Mapping
@@ -41,6 +42,9 @@ class Writer(Protocol):
     def text(self, step: int, tag: str, text: str) -> None:
         """Write Markdown under a tag."""
 
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """Show a picture under a tag."""
+
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark that an attempt begins, with its number and a line of text."""
 
@@ -67,6 +71,9 @@ class NullWriter:
 
     def text(self, step: int, tag: str, text: str) -> None:
         """Write nothing."""
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """Show nothing."""
 
     def attempt(self, step: int, number: int, note: str = "") -> None:
         """Mark nothing."""
@@ -128,6 +135,13 @@ class TensorBoardWriter:
             tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
         )
         value = Summary.Value(tag=tag, metadata=metadata, tensor=tensor)
+        self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """Show a PNG under a tag; TensorBoard has a slider for its steps."""
+        width, height = struct.unpack(">II", png[16:24])  # of the header, which comes first
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+        value = Summary.Value(tag=tag, image=image)
         self._add(Event(wall_time=time.time(), step=step, summary=Summary(value=[value])))
 
     def attempt(self, step: int, number: int, note: str = "") -> None:

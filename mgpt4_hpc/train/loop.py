@@ -20,6 +20,7 @@ from mgpt4_hpc.telemetry.meters import (
     Stopwatch,
     Throughput,
 )
+from mgpt4_hpc.train.answering import NOTHING_SAID, Said
 from mgpt4_hpc.train.health import Health
 from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import SilentRecorder
@@ -45,6 +46,7 @@ class Loop:
         saving: checkpoints; does nothing on ranks other than the first.
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.
+        answer: what is said about held-out images; None as of ``evaluate``. Or no function.
         evaluate_first: whether the last attempt left out the held-out loss of the step we are at.
         peak_memory_gib: largest memory allocated on the device so far.
         utilisation: of a step's micro-batches and seconds, the share of the device's peak.
@@ -62,6 +64,7 @@ class Loop:
     saving: Saving
     recorder: SilentRecorder
     evaluate: Callable[[], float | None] | None = None
+    answer: Callable[[], Said | None] | None = None
     evaluate_first: bool = False
     peak_memory_gib: Callable[[], float] = lambda: 0.0
     utilisation: Utilisation = lambda micro_batches, step_s: None
@@ -155,13 +158,14 @@ def _reason(loop: Loop) -> str:
 
 
 def _validate(loop: Loop, progress: _Progress) -> bool:
-    """Record the held-out loss; False, on every rank, if a stop put an end to it."""
+    """Record held-out loss and answers; False, on every rank, if a stop put an end to them."""
     assert loop.evaluate is not None
     with loop.buckets.time(VALIDATION), loop.watchdog.phase("validation"):
-        loss = loop.evaluate()
-        if loss is None:
+        said = NOTHING_SAID if loop.answer is None else loop.answer()
+        loss = None if said is None else loop.evaluate()
+        if said is None or loss is None:
             return False
-        progress.report_validation(loss)
+        progress.report_validation(loss, said)
     return True
 
 
@@ -244,16 +248,19 @@ class _Progress:
         self.num_substitutions += int(bad)
         self.substitutions = []
 
-    def report_validation(self, loss: float) -> None:
-        """Record the held-out loss."""
+    def report_validation(self, loss: float, said: Said) -> None:
+        """Record the held-out loss, and what was said about held-out images."""
         step = self.loop.state.step
-        self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss)
+        scores = {"scores": dict(said.scores)} if said.scores else {}
+        self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss, **scores)
+        failing = [f"{n} {v:.0%}" for n, v in said.scores.items() if n.endswith("_failing")]
         self.loop.recorder.logged(
             step,
-            {tags.VAL_LOSS: loss},
+            {tags.VAL_LOSS: loss, **{f"{tags.EVAL}{n}": v for n, v in said.scores.items()}},
             self.loop.buckets.seconds,
-            f"step {step}  held-out loss {loss:.4f}",
+            "  ".join([f"step {step}  held-out loss {loss:.4f}", *failing]),
         )
+        self.loop.recorder.answered(step, said.cards, said.texts)
         self.watch.lap()  # not a part of the next step
 
     def _data_wait_fraction(self) -> float:

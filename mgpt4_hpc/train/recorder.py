@@ -76,6 +76,9 @@ class SilentRecorder:
     ) -> None:
         """Write nothing."""
 
+    def answered(self, step: int, cards: Mapping[str, bytes], texts: Mapping[str, str]) -> None:
+        """Show nothing."""
+
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Write nothing."""
 
@@ -171,6 +174,13 @@ class Recorder(SilentRecorder):
         """Productive time over the time since the run's first start, queues included."""
         productive_s = self._earlier_productive_s + buckets.get(PRODUCTIVE, 0.0)
         return min(1.0, productive_s / max(time.time() - self._first_start, 1e-9))
+
+    def answered(self, step: int, cards: Mapping[str, bytes], texts: Mapping[str, str]) -> None:
+        """Show what was said about held-out images: by task a PNG, and a table in Markdown."""
+        for task, png in cards.items():
+            self.curves.picture(step, f"{tags.EVAL}{task}", png)
+        for task, text in texts.items():
+            self.curves.text(step, f"{tags.EVAL}{task}_answers", text)
 
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Note each bad sample and its replacement."""

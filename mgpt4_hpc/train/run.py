@@ -32,6 +32,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
 from mgpt4_hpc.telemetry.meters import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
+from mgpt4_hpc.train.answering import HeldOutAnswers
 from mgpt4_hpc.train.batches import open_batches
 from mgpt4_hpc.train.building import build_run_model, build_step, uniform_loss
 from mgpt4_hpc.train.ddp import wrap_projector
@@ -244,6 +245,11 @@ class _Attempt:
             if batches.staging.told:
                 recorder.say(batches.staging.told)
             evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
+            answer = None
+            if config.train.eval_suites:
+                answer = HeldOutAnswers(
+                    config, inputs.indexes, bundle, model, ranks, self._gives_up
+                )
             evaluate_first = evaluate is not None and self._left_out_validation(restored_step)
         saver: AsyncSaver | None = None
         saving = Saving()
@@ -268,6 +274,7 @@ class _Attempt:
             saving=saving,
             recorder=recorder,
             evaluate=evaluate,
+            answer=answer,
             evaluate_first=evaluate_first,
             peak_memory_gib=peak_memory_gib(self.device),
             utilisation=utilisation(
@@ -296,7 +303,7 @@ class _Attempt:
                 saver.close(timeout=60.0)
 
     def _gives_up(self) -> bool:
-        """Asked between the batches of a validation."""
+        """Asked between the batches of a validation, and between the tokens of its answers."""
         self.watchdog.beat()
         return self.stop.poll() is not None
 
