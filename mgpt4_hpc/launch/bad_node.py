@@ -53,14 +53,16 @@ def settle_bad_node(
         )
         for node, reason in error.nodes.items():
             ledger.event(Kind.FAULT, what=BAD_NODE, node=node, reason=reason)
-    decision = find_decision(run, start, budget, None, PastAttempt(Cause.BAD_NODE, False))
+    this = PastAttempt(Cause.BAD_NODE, False)
+    decision = find_decision(run, start, budget, None, this, in_rank=True)
     decision = replace(decision, reason=f"{decision.reason} ({error.what})")
     if ledger is not None:
         ledger.event(Kind.END, cause=decision.cause, step=0, exit_code=exit_code(decision))
     decision = carry_out(run, start, decision, list(error.nodes))
-    if ledger is not None:
+    if ledger is not None and decision.action is not Action.DEFER:
         accepted = decision.action is Action.REQUEUE
         ledger.event(Kind.REQUEUE, accepted=accepted, reason=decision.reason)
+    if ledger is not None:
         ledger.close()
     print(f"{time.strftime('%H:%M:%S')} {decision.reason}", flush=True)
     return decision

@@ -57,6 +57,8 @@ class Action(StrEnum):
     LEAVE = "leave"
     GIVE_UP = "give up"
     ASK = "ask"
+    DEFER = "defer"
+    """Nothing yet: the batch script, outside of the ranks' container, can ask Slurm."""
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ def find_decision(
     this: PastAttempt,
     *,
     until: float | None = None,
+    in_rank: bool = False,
 ) -> Decision:
     """Why this attempt ends and what becomes of the run.
 
@@ -92,7 +93,10 @@ def find_decision(
         this: whether the attempt progressed, and its cause where rank 0 found it out and died
             before it could act.
         until: when this process is killed, seconds since the epoch; None if that is not known.
+        in_rank: asked by a rank, which may be in a container without Slurm's commands.
     """
+    if in_rank and start.executor == "slurm" and not slurm.has_scontrol():
+        return Decision(Cause(this.cause), Action.DEFER, "the batch script decides what follows")
     requeue_allowed = True
     if start.executor == "local":
         # Nobody but a person or the demo signals a local job, and means what Slurm would mean.

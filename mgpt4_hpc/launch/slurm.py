@@ -37,6 +37,11 @@ def has_slurm() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def has_scontrol() -> bool:
+    """Whether Slurm can be asked about jobs here; in a container it mostly cannot."""
+    return shutil.which("scontrol") is not None
+
+
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` without what an enclosing job would force upon a new one."""
     return {key: value for key, value in environ.items() if not _INHERITED.match(key)}

@@ -217,7 +217,8 @@ def _apply_supervisor(attempt: Attempt) -> None:
     if not note:
         return
     attempt.last_step = max(attempt.last_step, _int(note.get("step")) or 0)
-    if not attempt.ended:
+    # In a container a rank may not be able to ask why, and leave it to the batch script outside.
+    if not attempt.ended or attempt.cause == UNKNOWN_CAUSE:
         attempt.ended = True
         attempt.cause = str(note.get("cause") or UNKNOWN_CAUSE)
     if attempt.exit_code is None:

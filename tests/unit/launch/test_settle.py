@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.launch import supervise
 from mgpt4_hpc.launch.cancel_mark import request_cancel
-from mgpt4_hpc.launch.decision import Action, Cause, Decision
-from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code
+from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.supervise import settle, settle_local
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
@@ -359,3 +360,25 @@ def test_locally_a_cancelled_run_stays_away(run: RunDir) -> None:
     attempt(run, job="99")
     assert not settle_local(run.path, "99", 0, [75, 75]).again
     assert causes(run) == ["cancelled"]
+
+
+# -- ranks in a container, where Slurm's commands are not ---------------------------------------
+
+
+def test_a_rank_that_cannot_ask_slurm_leaves_it_to_the_batch_script(
+    run: RunDir, scontrol: FakeScontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol.says(**PREEMPTED)
+    budget = read_config(run.config_file).config.launch
+    this = PastAttempt(Cause.UNKNOWN, True)
+    with monkeypatch.context() as inside:
+        inside.setenv("PATH", "/nowhere")
+        decision = find_decision(run, START, budget, "SIGTERM", this, in_rank=True)
+    assert decision.action is Action.DEFER
+    assert carry_out(run, START, decision).action is Action.DEFER
+    assert left_behind(run) == set() and scontrol.calls == []
+
+    end(attempt(run), decision.cause)
+    verdict = settle(run, START, 75)
+    assert verdict.again and scontrol.requeues == ["requeue 17"]
+    assert causes(run) == ["preempted"]

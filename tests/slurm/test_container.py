@@ -1,0 +1,83 @@
+"""Ranks in a container, which sees neither the host's PATH nor Slurm's commands.
+
+The container's runtime is a stand-in that takes Apptainer's options, hides what an image would
+hide, and becomes the rank; what is real is Slurm, the signals and the batch script outside.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.slurm.harness import Cluster
+from tests.slurm.test_main_job import preempt, wait_finished, wait_for_step
+from tests.support.runs import assert_every_step_once
+from tests.support.tiny_world import TinyWorld
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 150
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Path:
+    """A folder for PATH, with an ``apptainer`` that notes its options."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    env = shutil.which("env")
+    assert env is not None
+    (inside / "env").symlink_to(env)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    script = folder / "apptainer"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/options\n'
+        'while [ "${1##*.}" != sif ]; do shift; done\nshift\n'
+        f'PATH={inside} exec "$@"\n'
+    )
+    script.chmod(0o755)
+    return folder
+
+
+def test_a_preempted_run_comes_back_from_within_a_container(
+    cluster: Cluster, tiny_world: TinyWorld, runtime: Path, tmp_path: Path
+) -> None:
+    config = tiny_world.write_config(
+        tmp_path / "c.yaml",
+        train__max_steps=STEPS,
+        train__global_batch_size=8,
+        container={
+            "runtime": "apptainer",
+            "image": "/images/mgpt4.sif",
+            "python": sys.executable,
+            "mounts": [str(tiny_world.root)],
+        },
+    )
+    environ = {
+        **cluster.env,
+        "PATH": f"{runtime}{os.pathsep}{cluster.env['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["submit", "--config", str(config), "--name", "contained", "--gpus", "1"]
+    command += ["--partition", "a100-preempt", "--runs-dir", str(tmp_path / "runs")]
+    subprocess.run(
+        [sys.executable, "-m", "mgpt4_hpc.cli.main", *command], env=environ, check=True, timeout=60
+    )
+    run = tmp_path / "runs" / "contained"
+    wait_for_step(cluster, run, 10)
+    preempt(cluster)
+    wait_finished(cluster, run)
+
+    first, second = read_ledgers(run / "ledger")
+    assert (first.cause, second.cause) == ("preempted", "finished")
+    assert first.supervisor, "it was the batch script that found out why"
+    assert second.steps_replayed == 0
+    assert_every_step_once(run, STEPS)
+    options = (tmp_path / "options").read_text().splitlines()[0]
+    assert f"exec --bind {run.parent} --bind {tiny_world.root} /images/mgpt4.sif" in options
