@@ -8,7 +8,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import re
 import shutil
 import stat
 import subprocess
@@ -18,14 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.launch.finding import Finding, Findings
+from mgpt4_hpc.launch.storage import IN_MEMORY, file_system, not_shared
 from mgpt4_hpc.launch.words import duration
-
-SHARED_TYPES = frozenset(
-    {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "orangefs", "wekafs"}
-    | {"panfs", "afs", "vastfs", "daos", "quobyte", "glusterfs", "9p", "virtiofs"}
-)
-"""File systems that several machines can see; a type beginning with "fuse" may be one."""
-MEMORY_TYPES = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 
 LEAST_BYTES = 2 * 2**30
 """Three checkpoints of the largest projector (Llama-2: 277 MB, and AdamW's two moments)."""
@@ -35,7 +28,6 @@ ENOUGH_INODES = 100_000
 SLOW_FSYNC_S = 1.0
 CLOCK_SKEW_S = 5.0
 _SCRIPT_TIMEOUT_S = 30.0
-_OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 def folder_findings(runs_dir: Path, *, shared: bool) -> list[Finding]:
@@ -102,53 +94,20 @@ def _mode_findings(place: Path, found: Findings) -> None:
 
 
 def _type_finding(place: Path, found: Findings, *, shared: bool) -> None:
-    kind = filesystem_type(place)
-    if not shared:
-        found.ok(f"file system {kind}")
-    elif kind in MEMORY_TYPES:
-        found.fault(
-            f"it lies in this machine's memory ({kind}): other nodes do not see it, and a reboot "
-            "empties it",
-            "give --runs-dir a folder on storage that all nodes share",
-        )
-    elif kind in SHARED_TYPES:
-        found.ok(f"file system {kind}, which nodes can share")
-    elif kind.startswith("fuse"):
-        found.note(f"file system {kind}: whether other nodes see it shows in `mgpt4 drill`")
-    else:
+    kind = file_system(place)
+    reason = not_shared(place)
+    elsewhere = "give --runs-dir a folder on storage that all nodes share"
+    if not shared or not kind:
+        found.ok(f"file system {kind or 'of an unknown type'}")
+    elif kind in IN_MEMORY:
+        found.fault(f"{place} {reason}: no other node sees it, and a reboot empties it", elsewhere)
+    elif reason:
         found.warn(
-            f"file system {kind}, as on a local disk: other nodes do not see it unless it is "
-            "exported to them under the same path",
-            "give --runs-dir a folder on shared storage, or let `mgpt4 drill` show that it works",
+            f"{place} {reason}, which other nodes do not see",
+            f"{elsewhere}, or let `mgpt4 drill` show that they do",
         )
-
-
-def filesystem_type(path: Path, mountinfo: str | None = None) -> str:
-    """Type of the file system that ``path`` lies on, as /proc/self/mountinfo names it.
-
-    Args:
-        path: anything that exists.
-        mountinfo: text to read in the place of that file.
-    """
-    if mountinfo is None:
-        try:
-            mountinfo = Path("/proc/self/mountinfo").read_text(errors="replace")
-        except OSError:
-            return "unknown"
-    real = str(path.resolve())
-    best, kind = "", "unknown"
-    for line in mountinfo.splitlines():
-        # "36 35 98:0 /root /mount/point options [optional ...] - type source options"
-        before, dash, after = line.partition(" - ")
-        fields = before.split()
-        if not dash or len(fields) < 5:
-            continue
-        point = _OCTAL.sub(lambda match: chr(int(match[1], 8)), fields[4])
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        # Of two mounts at one point the later covers the earlier.
-        if inside and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    return kind
+    else:
+        found.ok(f"file system {kind}, which nodes can share")
 
 
 def _space_findings(place: Path, found: Findings) -> None:

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from mgpt4_hpc.launch.doctor_folder import MEMORY_TYPES, SHARED_TYPES, filesystem_type
 from mgpt4_hpc.launch.finding import Finding, Findings
+from mgpt4_hpc.launch.storage import not_shared
 from mgpt4_hpc.launch.words import first_line
 
 OLDEST_PYTHON = (3, 11)
@@ -58,12 +58,9 @@ def python_findings(*, shared: bool) -> list[Finding]:
         found.fault(f"Python {version}", f"use Python {wanted} or later")
     else:
         found.ok(f"Python {version} in {sys.prefix}")
-    kind = filesystem_type(Path(sys.prefix))
-    if shared and kind not in SHARED_TYPES and not kind.startswith("fuse"):
-        where = "in this machine's memory" if kind in MEMORY_TYPES else "as on a local disk"
+    if shared and (reason := not_shared(Path(sys.prefix))):
         found.warn(
-            f"this environment lies on {kind}, {where}: jobs start this very Python under the same "
-            "path on their nodes",
+            f"{sys.prefix} {reason}: jobs start this very Python, under the same path",
             "use an environment on shared storage, or let `mgpt4 drill` show that it works",
         )
     _package_findings(found)

@@ -127,12 +127,14 @@ class Watch:
     def _why_it_ended(self) -> str:
         facts = read_facts(self.run)
         told = [first_line(text) for text in (facts.failed, facts.resubmit) if text]
-        for attempt in self.attempts:
-            told += [
-                f"{fault.get('what')}: {first_line(str(fault.get('reason')))}"
-                for fault in attempt.faults
-            ]
-        return "; ".join(told) or _last_words(self.run)
+        faults = [
+            f"{fault.get('what')}: {first_line(str(fault.get('reason')))}"
+            for attempt in self.attempts
+            for fault in attempt.faults
+        ]
+        # A marker counts the crashes; what they were stands in the ledger, or in the log alone.
+        crashed = not told or facts.failed is not None
+        return "; ".join([*told, *(faults or ([_last_words(self.run)] if crashed else []))])
 
 
 def _last_words(run: RunDir) -> str:

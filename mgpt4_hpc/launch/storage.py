@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
+"""Types that no other node sees and that a reboot empties."""
 _OF_ONE_MACHINE = frozenset({"overlay", "aufs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
 """Disks of one machine; whoever exports one over NFS mounts it as nfs on the other nodes."""
 
@@ -43,7 +44,7 @@ def file_system(path: Path, mounts: str | None = None) -> str:
 def not_shared(path: Path, mounts: str | None = None) -> str:
     """Why other nodes will probably not see ``path``; empty if they may."""
     kind = file_system(path, mounts)
-    if kind in _IN_MEMORY:
+    if kind in IN_MEMORY:
         return f"lies in this machine's memory ({kind})"
     if kind in _OF_ONE_MACHINE:
         return f"looks like a disk of this machine ({kind})"

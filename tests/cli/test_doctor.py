@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -5,6 +7,7 @@ import pytest
 from mgpt4_hpc.errors import SlurmUnreachable
 from mgpt4_hpc.launch import doctor, doctor_slurm
 from tests.cli.fakes import Mgpt4
+from tests.cli.test_help import HEAVY, PROBE
 from tests.unit.launch.test_doctor_slurm import site
 
 
@@ -14,8 +17,9 @@ def with_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.has_slurm", lambda: True)
     monkeypatch.setitem(doctor.examine.__kwdefaults__, "read", site)
     # What the testing machine happens to be is no part of the test.
-    monkeypatch.setattr("mgpt4_hpc.launch.doctor_folder.filesystem_type", lambda _: "nfs4")
-    monkeypatch.setattr("mgpt4_hpc.launch.doctor_machine.filesystem_type", lambda _: "nfs4")
+    monkeypatch.setattr("mgpt4_hpc.launch.doctor_folder.file_system", lambda _: "nfs4")
+    monkeypatch.setattr("mgpt4_hpc.launch.doctor_folder.not_shared", lambda _: "")
+    monkeypatch.setattr("mgpt4_hpc.launch.doctor_machine.not_shared", lambda _: "")
     monkeypatch.setattr("mgpt4_hpc.launch.doctor_machine.torch_build", lambda: ("2.14", "13.0"))
     answers = {"sacctmgr": "dev||normal\n"}
     monkeypatch.setattr(doctor_slurm, "run_slurm", lambda words: answers.get(words[0], ""))
@@ -55,6 +59,18 @@ def test_slurm_does_not_answer(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) ->
     assert "cannot reach Slurm" in ended.err
     assert "runs folder" in ended.out and "Python" in ended.out
     assert "cannot reach Slurm" in mgpt4("doctor", "--json").json["unreachable"]
+
+
+def test_it_imports_nothing_heavy(tmp_path: Path) -> None:
+    """On a login node it must be there in a second; torch's facts are read from its files."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE.format(heavy=HEAVY), "doctor", "--runs-dir", str(tmp_path)],
+        env={"PATH": str(tmp_path)},  # neither Slurm nor GPUs
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr.splitlines()[-1] == "LOADED [] CODE 0", done.stdout + done.stderr
 
 
 def test_no_slurm_at_all(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

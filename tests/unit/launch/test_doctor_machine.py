@@ -39,7 +39,7 @@ def test_a_package_is_missing_or_old(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_environment_that_nodes_do_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_machine, "filesystem_type", lambda _: "overlay")
+    monkeypatch.setattr(doctor_machine, "not_shared", lambda _: "lies on overlay")
     assert "lies on overlay" in told(python_findings(shared=True), "warning")
     assert "overlay" not in told(python_findings(shared=False), "warning")
 
