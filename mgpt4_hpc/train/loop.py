@@ -43,6 +43,7 @@ class Loop:
         step: forward, backward, update.
         ranks: this process among the others.
         stop: whether somebody wants us to stop.
+        pacing: when to stop, once somebody wants us to; asked on the first rank.
         saving: checkpoints; does nothing on ranks other than the first.
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.
@@ -61,6 +62,7 @@ class Loop:
     step: TrainStep
     ranks: Ranks
     stop: StopSource
+    pacing: Pacing
     saving: Saving
     recorder: SilentRecorder
     evaluate: Callable[[], float | None] | None = None
@@ -181,7 +183,6 @@ class _Progress:
         self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
         self.last_report = time.monotonic()
         self.first = True
-        self.pacing = Pacing(loop.recorder, lambda: loop.saving.longest_s)
         self.health = Health(
             loop.recorder,
             max_nonfinite_steps=loop.config.max_nonfinite_steps,
@@ -190,7 +191,8 @@ class _Progress:
 
     def is_due(self, request: StopRequest) -> bool:
         """Whether the moment to stop has come."""
-        return self.pacing.is_due(request, self.throughput.longest_step_s)
+        loop = self.loop
+        return loop.pacing.is_due(request, loop.saving.longest_s, self.throughput.longest_step_s)
 
     def note(self, micro_batches: Sequence[Batch], result: StepResult) -> None:
         """Count one step; reads nothing from the device."""

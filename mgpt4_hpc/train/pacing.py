@@ -39,33 +39,29 @@ class Pacing:
 
     Args:
         recorder: told of each new request.
-        save_s: of the longest save so far.
         clock: seconds since the epoch.
     """
 
     def __init__(
         self,
         recorder: SilentRecorder,
-        save_s: Callable[[], float],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._recorder = recorder
-        self._save_s = save_s
         self._clock = clock
         self._known: StopRequest | None = None
 
-    def is_due(self, request: StopRequest, step_s: float) -> bool:
-        """Whether to stop before the next step.
+    def is_due(self, request: StopRequest, save_s: float = 0.0, step_s: float = 0.0) -> bool:
+        """Whether to stop before the next step, or before the next part of the start-up.
 
         Args:
             request: as it is now; its deadline may move.
-            step_s: the longest step of late.
+            save_s: the longest save so far; 0 if there was none.
+            step_s: the longest step of late; 0 if there was none.
         """
-        until = (
-            0.0
-            if request.deadline is None
-            else latest_stop(request.deadline, self._save_s(), step_s)
-        )
+        until = 0.0
+        if request.deadline is not None:
+            until = latest_stop(request.deadline, save_s, step_s)
         now = self._clock()
         if request != self._known:
             self._known = request

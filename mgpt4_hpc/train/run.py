@@ -44,6 +44,7 @@ from mgpt4_hpc.train.device import (
 )
 from mgpt4_hpc.train.inputs import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
+from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import describe, restore, snapshot
@@ -154,6 +155,9 @@ class _Attempt:
     watchdog: Watchdog
     end: Callable[[Outcome, SilentRecorder], None] | None
 
+    def __post_init__(self) -> None:
+        self.pacing = Pacing(self.recorder)
+
     def go(self) -> Outcome:
         """From the inputs to the decision about what follows."""
         store = CheckpointStore(
@@ -175,12 +179,14 @@ class _Attempt:
                 self.stop,
                 lambda: self._patiently(
                     lambda: build_run_model(
-                        self.config, bundle, inputs.start, self.device, self.ranks.world_size
+                        self.config, bundle, inputs.start, self.device, self.ranks
                     )
                 ),
             )
-        if self._must_stop() or model is None:
+        # Interrupted on any rank, it is missing on that one alone.
+        if self._must_stop() or self.ranks.any_says(model is None):
             return self._stopped_early(inputs, store)
+        assert model is not None
         return self._train(bundle, store, inputs, model)
 
     def _find_inputs(self, bundle: Bundle, store: CheckpointStore) -> Inputs | None:
@@ -210,9 +216,16 @@ class _Attempt:
         return patiently(action, vanished=lambda: inputs_vanished(self.run, self.config))
 
     def _must_stop(self) -> bool:
-        """Whether any rank was asked to stop: start-up can outlast a grace time."""
+        """Whether any rank must stop now: start-up can outlast a grace time."""
         with self.watchdog.phase("waiting for the other ranks"):
-            return self.ranks.any_says(self.stop.poll() is not None)
+            if not self.ranks.any_says(self.stop.poll() is not None):
+                return False
+            if self.stop.poll() is None:
+                self.stop.request(ANOTHER_RANK)
+            request = self.stop.poll()
+            return self.ranks.any_says(
+                self.ranks.is_first and request is not None and self.pacing.is_due(request)
+            )
 
     def _stopped_early(self, inputs: Inputs | None, store: CheckpointStore) -> Outcome:
         """End before the first step."""
@@ -271,6 +284,7 @@ class _Attempt:
             step=step,
             ranks=ranks,
             stop=self.stop,
+            pacing=self.pacing,
             saving=saving,
             recorder=recorder,
             evaluate=evaluate,

@@ -18,6 +18,9 @@ from typing import Protocol, TypeVar
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """TERM is a preemption, USR2 submitit's early warning, USR1 what many sites send instead."""
 
+WARNING = signal.SIGUSR2
+"""Comes a minute or more before the end (``sbatch --signal``); Slurm sends TERM at the end."""
+
 _ALWAYS = ("TERM", "USR2")
 
 
@@ -67,7 +70,7 @@ class StopSource(Protocol):
         ...
 
     def interrupting(self) -> AbstractContextManager[None]:
-        """Inside, a signal raises :class:`Interrupted`; also one that came before."""
+        """Inside, an urgent signal raises :class:`Interrupted`; also one that came before."""
         ...
 
 
@@ -119,6 +122,7 @@ class SignalStop:
         self._clock = clock
         self._request: StopRequest | None = None
         self._interrupting = False
+        self._urgent = False
         self.count = 0
 
     def install(self) -> SignalStop:
@@ -137,15 +141,19 @@ class SignalStop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
         self.request(signal.Signals(number).name)
-        if self._interrupting:
+        self._urgent = self._urgent or number != WARNING
+        if self._interrupting and self._urgent:
             raise Interrupted
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Inside, a signal raises :class:`Interrupted`; also one that came before."""
+        """Inside, a signal raises :class:`Interrupted`; also one that came before.
+
+        All but the warning: after it there is time to finish what was begun, and a TERM follows.
+        """
         self._interrupting = True
         try:
-            if self._request is not None:
+            if self._urgent:
                 raise Interrupted
             yield
         finally:

@@ -25,14 +25,14 @@ class Told(SilentRecorder):
         self.said.append(text)
 
 
-def make(save_s: float = 1.0) -> tuple[Pacing, Told, list[float]]:
+def make() -> tuple[Pacing, Told, list[float]]:
     told, now = Told(), [1000.0]
-    return Pacing(told, lambda: save_s, clock=lambda: now[0]), told, now
+    return Pacing(told, clock=lambda: now[0]), told, now
 
 
 def test_without_a_deadline_it_is_at_once() -> None:
     pace, told, _ = make()
-    assert pace.is_due(StopRequest("SIGTERM", 1000.0), step_s=1.0)
+    assert pace.is_due(StopRequest("SIGTERM", 1000.0), save_s=1.0, step_s=1.0)
     assert told.events == [{"kind": Kind.SIGNAL, "name": "SIGTERM", "deadline": None}]
     assert told.said == ["SIGTERM: stopping at once"]
 
@@ -41,7 +41,7 @@ def test_with_one_the_time_until_then_is_used() -> None:
     pace, told, now = make()
     request = StopRequest("SIGUSR2", 1000.0, deadline=1120.0)
     begun = 0
-    while not pace.is_due(request, step_s=2.0):
+    while not pace.is_due(request, save_s=1.0, step_s=2.0):
         begun += 1
         now[0] += 2.0
     last_step_ended = now[0]
@@ -53,9 +53,9 @@ def test_with_one_the_time_until_then_is_used() -> None:
 def test_a_deadline_that_comes_nearer_counts() -> None:
     pace, told, now = make()
     request = StopRequest("SIGUSR2", 1000.0, deadline=1120.0)
-    assert not pace.is_due(request, step_s=1.0)
+    assert not pace.is_due(request, save_s=1.0, step_s=1.0)
     now[0] += 10.0
-    assert pace.is_due(replace(request, deadline=None), step_s=1.0)
+    assert pace.is_due(replace(request, deadline=None), save_s=1.0, step_s=1.0)
     assert [event["deadline"] for event in told.events] == [1120.0, None]
 
 

@@ -57,7 +57,7 @@ def test_what_takes_long_is_interrupted_and_what_came_before_too() -> None:
         told: list[object] = [unless_stopped(stop, lambda: "in peace")]
 
         def signalled() -> str:
-            os.kill(os.getpid(), signal.SIGUSR2)
+            os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(60.0)
             return "in vain"
 
@@ -67,6 +67,19 @@ def test_what_takes_long_is_interrupted_and_what_came_before_too() -> None:
         return [*told, stop.count]
 
     assert in_processes([run]) == [["in peace", None, None, 2]]
+
+
+def test_the_warning_before_a_time_limit_leaves_time_to_finish() -> None:
+    def run() -> list[object]:
+        stop = SignalStop().install()
+
+        def warned() -> str:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            return "finished"
+
+        return [unless_stopped(stop, warned), stop.poll() is not None]
+
+    assert in_processes([run]) == [["finished", True]]
 
 
 def test_never_is_never() -> None:
