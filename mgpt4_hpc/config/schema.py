@@ -6,6 +6,7 @@ carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimiz
 
 from __future__ import annotations
 
+import re
 import shlex
 from typing import Annotated, Any, Literal
 
@@ -59,6 +60,8 @@ class ModelConfig(_Section):
     """Fuse the layers' small operations with torch.compile; takes a minute at every start."""
     shard_llm: bool = False
     """Spread the language model over the run's GPUs, for a 13B on 40 GiB; same bits, slower."""
+    read_once_per_node: Literal["auto", "yes", "no"] = "auto"
+    """One rank of each node reads the language model for the others; `auto` is yes on GPUs."""
     cuda_graphs: bool = True
     """Launch the frozen towers as one CUDA graph; same bits, about a GiB of memory."""
 
@@ -206,6 +209,10 @@ _Line = Annotated[str, Field(pattern=_LINE)]
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _Variable = Annotated[str, Field(pattern=_VARIABLE)]
+
+
+_SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.I)
+"""Names of variables that hold what nobody else may read."""
 
 
 _OWN_OPTIONS = {
@@ -399,6 +406,12 @@ class RunConfig(_Section):
                     f"launch.mail_type has {', '.join(map(repr, wrong))}: use "
                     f"{', '.join(MAIL_TYPES)}"
                 )
+        faults += [
+            f"launch.env.{name} looks like a secret, and settings are written into the run's "
+            "folder and the batch script: export it where you submit, a job inherits it"
+            for name in self.launch.env
+            if _SECRET.search(name)
+        ]
         for command in self.launch.on_event:
             try:
                 shlex.split(command)

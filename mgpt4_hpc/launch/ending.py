@@ -112,7 +112,7 @@ def find_decision(
     mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
     if cause is Cause.BAD_NODE and start.executor == "local":
         return Decision(cause, Action.GIVE_UP, "this machine is unfit, and there is no other")
-    return decide(
+    decision = decide(
         cause,
         this,
         [past(attempt) for attempt in mine if not start.is_of(attempt)],
@@ -120,6 +120,15 @@ def find_decision(
         requeue_allowed=requeue_allowed,
         bad_nodes=len(nodes_found_bad(mine)),
     )
+    if decision.action is Action.GIVE_UP and (fault := _last_fault(mine)):
+        return replace(decision, reason=f"{decision.reason}; the last fault: {fault}")
+    return decision
+
+
+def _last_fault(attempts: Sequence[Attempt]) -> str:
+    """What a person must mend is rather here than in a count of attempts."""
+    reasons = [str(fault.get("reason", "")) for one in attempts for fault in one.faults]
+    return reasons[-1].split("\n")[0] if reasons else ""
 
 
 def past(attempt: Attempt) -> PastAttempt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,16 @@ def test_the_supervisor_ends_what_rank_0_began(run: RunDir, scontrol: FakeScontr
 
 def test_an_exclusion_that_is_refused_is_told_and_not_raised(scontrol: FakeScontrol) -> None:
     assert "n1 could not be excluded" in exclude_nodes("17", ["n1"])  # `scontrol show` fails here
+
+
+def test_in_a_container_without_slurm_the_batch_script_does_it(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as inside:
+        inside.setenv("PATH", str(tmp_path))
+        assert leave(run, 0, "n1") is Action.DEFER
+    scontrol = FakeScontrol(tmp_path / "bin", monkeypatch)
+    scontrol.says()
+    verdict = supervise.settle(run, JobStart("slurm", "17", 0), 71)
+    assert (verdict.exit_code, verdict.again) == (71, True)
+    assert scontrol.calls[-1] == "update JobId=17 ExcNodeList=n1"

@@ -139,6 +139,14 @@ def test_settings_that_could_begin_a_line_of_their_own_are_refused(key: str, val
         load_config("stage1-vicuna7b", overrides={key: value})
 
 
+@pytest.mark.parametrize("name", ["HF_TOKEN", "WANDB_API_KEY", "my_password", "AWS_ACCESS_KEY_ID"])
+def test_a_secret_is_not_written_into_settings_and_script(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"launch.env.{name} looks like a secret") as caught:
+        load_config("stage1-vicuna7b", overrides={"launch.env": {name: "hf_abc"}})
+    assert "hf_abc" not in str(caught.value)
+    load_config("stage1-vicuna7b", overrides={"launch.env": {"TOKENIZERS_PARALLELISM": "x"}})
+
+
 def test_the_stubs_would_notice(tmp_path: Path) -> None:
     with stubs() as (folder, environ):
         subprocess.run(["bash", "-c", f"echo $(touch {CANARY})"], env=environ, cwd=folder)

@@ -382,3 +382,18 @@ def test_a_rank_that_cannot_ask_slurm_leaves_it_to_the_batch_script(
     verdict = settle(run, START, 75)
     assert verdict.again and scontrol.requeues == ["requeue 17"]
     assert causes(run) == ["preempted"]
+
+
+def test_giving_up_tells_what_was_the_matter_and_not_only_how_often(
+    run: RunDir, scontrol: FakeScontrol
+) -> None:
+    scontrol.says()
+    for restart in (0, 1):
+        ledger = attempt(run, restart=restart, saved=None)
+        reason = "shared storage fails again and again: Stale file handle\n  fix: x"
+        ledger.event(Kind.FAULT, what="StorageTrouble", reason=reason)
+        ledger.close()
+        scontrol.says(restarts=restart)
+        settle(run, JobStart("slurm", "17", restart), 1)
+    told = run.failed.read_text()
+    assert "the last fault: shared storage fails again and again: Stale file handle\n" in told
