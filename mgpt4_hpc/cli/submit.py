@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     "--sweep",
     multiple=True,
     metavar="KEY=VALUE,...",
-    help="One run for each value, as lr=1e-4,3e-5; repeated, for each combination.",
+    help="One run for each value, as lr=1e-4,9e-5; repeated, for each combination.",
 )
 @click.option(
     "--max-parallel",

@@ -215,14 +215,21 @@ def _plan_sweep(
     ((stage, config_name),) = _stages(order)
     all_points = points(parse_axes(order.sweep, fixed=resolver.flags))
     plain = {"name": order.name} if order.name is not None else {}
-    first = resolver.resolve(stage, config_name, after, {**plain, **all_points[0].overrides})
-    name = first.config.name
+    name = resolver.resolve(stage, config_name, after, plain).config.name
     names = run_names(name, all_points)
     planned = []
+    faults: list[str] = []
     for point, run_name in zip(all_points, names, strict=True):
-        changes = {**point.overrides, "name": run_name}
-        resolved = resolver.resolve(stage, config_name, after, changes)
-        planned.append(PlannedRun(RunDir(runs_dir / run_name), resolved, after))
+        try:
+            changes = {**point.overrides, "name": run_name}
+            resolved = resolver.resolve(stage, config_name, after, changes)
+        except ConfigError as error:
+            told = error.faults or [error.what]
+            faults += [f"{run_name}: {fault}" for fault in told]
+        else:
+            planned.append(PlannedRun(RunDir(runs_dir / run_name), resolved, after))
+    if faults:
+        raise ConfigError("some runs of the sweep cannot be", faults=faults)
     folder = SweepDir.of(name, runs_dir)
     return PlannedSweep(folder, tuple(all_points), order.max_parallel), planned
 

@@ -84,7 +84,7 @@ def parse_axes(options: Sequence[str], fixed: Iterable[str] = ()) -> list[Axis]:
         values = tuple(parse_assignments([f"{key}={text}"], "--sweep")[key] for text in texts)
         axes.append(Axis(key, texts, values))
     if faults:
-        raise ConfigError("cannot sweep so", faults=faults, fix="as --sweep lr=1e-4,3e-5")
+        raise ConfigError("cannot sweep so", faults=faults, fix="as --sweep lr=1e-4,9e-5")
     return axes
 
 

@@ -1,0 +1,182 @@
+"""Whether Slurm would take a job, judged from what its commands print; all faults at once."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.launch import admission
+from mgpt4_hpc.launch.admission import Association, Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch.site_facts import parse_slurm_site
+
+CONFIG = """\
+Configuration data as of 2026-03-01T10:00:00
+AccountingStorageEnforce = associations,limits,qos
+AccountingStorageType   = accounting_storage/slurmdbd
+ClusterName             = test
+MaxArraySize            = 11
+"""
+PARTITIONS = """\
+PartitionName=a100 Default=YES MaxTime=1-00:00:00 State=UP TotalNodes=2 AllowAccounts=ALL
+PartitionName=lab MaxTime=UNLIMITED State=UP TotalNodes=1 AllowAccounts=other AllowQos=long
+PartitionName=old MaxTime=UNLIMITED State=DOWN TotalNodes=1
+PartitionName=cpu MaxTime=UNLIMITED State=UP TotalNodes=1 DenyAccounts=mine
+"""
+NODES = """\
+NodeName=n1 CPUTot=64 Gres=gpu:a100:4(S:0-1) State=IDLE Partitions=a100,old
+NodeName=n2 CPUTot=64 Gres=gpu:a100:4(S:0-1) State=DOWN Partitions=a100
+NodeName=n3 CPUTot=64 Gres=gpu:h100:8 State=IDLE Partitions=lab
+NodeName=n4 CPUTot=64 Gres=(null) State=IDLE Partitions=cpu
+"""
+
+
+def cluster(config: str = CONFIG, **changes: Any) -> Cluster:
+    known: dict[str, Any] = {
+        "associations": (Association("mine", qos=frozenset({"normal", "short"})),),
+        "qos_limits_s": {"normal": None, "short": 3600.0},
+    }
+    return Cluster(parse_slurm_site(config, PARTITIONS, NODES), **{**known, **changes})
+
+
+def faults_of(seen: Cluster | None = None, tasks: int = 0, **launch: Any) -> list[str]:
+    return findings_of(seen, tasks, **launch)[0]
+
+
+def findings_of(
+    seen: Cluster | None = None, tasks: int = 0, **launch: Any
+) -> tuple[list[str], list[str]]:
+    settings = {f"launch.{key}": value for key, value in launch.items()}
+    config = load_config("stage1-vicuna7b", overrides=settings).config
+    return admission_findings(config, seen or cluster(), tasks)
+
+
+def test_what_fits_has_no_faults() -> None:
+    assert findings_of(account="mine", qos="normal", gpu_type="a100") == ([], [])
+    assert findings_of(account="MINE", nodes=2, gpus=8) == ([], []), "Slurm writes them small"
+
+
+@pytest.mark.parametrize(
+    ("launch", "told"),
+    [
+        ({"partition": "a10"}, "partition 'a10' does not exist: use one of a100, cpu, lab"),
+        ({"partition": "old"}, "partition old is DOWN"),
+        ({"time_min": 1441}, "partition a100 allows 1440 minutes, --time asks for 1441"),
+        ({"gpus": 12, "nodes": 3}, "partition a100 has 2 nodes, --nodes asks for 3"),
+        ({"partition": "cpu"}, "partition cpu has no GPUs"),
+        ({"gpu_type": "v100"}, "launch.gpu_type 'v100' is not in partition a100: use one of a100"),
+        ({"gpus": 8}, "a node of partition a100 has 4 GPUs at most, the job asks for 8 on each: "
+         "--nodes 2 spreads them"),
+        ({"cpus_per_gpu": 17}, "0 nodes of partition a100 have 4 GPUs and 68 cores"),
+        ({"partition": "lab", "account": "mine", "gpus": 1},
+         "partition lab does not take account mine: use one of other"),
+        ({"partition": "lab", "qos": "normal", "gpus": 1},
+         "partition lab does not take QOS normal: use one of long"),
+        ({"partition": "cpu", "account": "mine", "gpu_request": "none"},
+         "partition cpu does not take account mine"),
+        ({"account": "other"}, "account 'other' is none of yours: use one of mine"),
+        ({"account": "mine", "qos": "high"},
+         "QOS 'high' is none of yours of account mine: use one of normal, short"),
+        ({"qos": "short", "time_min": 120}, "QOS short allows 60 min, --time asks for 2.0 h"),
+    ],
+)  # fmt: skip
+def test_what_slurm_would_refuse_is_told_with_what_there_is(
+    launch: dict[str, Any], told: str
+) -> None:
+    faults = faults_of(**launch)
+    assert len(faults) == 1 and told in faults[0], faults
+
+
+def test_a_sweep_may_be_too_large_for_an_array() -> None:
+    assert faults_of(tasks=10) == []
+    assert "has 11 runs, this site's job arrays have at most 10" in faults_of(tasks=11)[0]
+
+
+def test_all_faults_at_once() -> None:
+    faults = faults_of(
+        partition="a100,a10", time_min=9999, account="other", qos="high", tasks=99, gpu_type="v100"
+    )
+    assert len(faults) == 6
+
+
+def test_accounts_that_nobody_enforces_are_only_mentioned() -> None:
+    lax = CONFIG.replace("associations,limits,qos", "none")
+    faults, notes = findings_of(cluster(lax), account="other", qos="high")
+    assert faults == []
+    assert [note.partition(" is ")[0] for note in notes] == ["account 'other'", "QOS 'high'"]
+
+
+def test_who_belongs_to_no_account_learns_it() -> None:
+    assert "belongs to no account" in faults_of(cluster(associations=()))[0]
+
+
+def test_gpus_without_a_type() -> None:
+    seen = Cluster(parse_slurm_site(CONFIG, PARTITIONS, NODES.replace("gpu:a100", "gpu")))
+    assert faults_of(seen) == []
+    assert "the site names no types" in faults_of(seen, gpu_type="a100")[0]
+
+
+# -- asking ------------------------------------------------------------------------------------
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> list[list[str]]:
+    asked: list[list[str]] = []
+    given = {"config": CONFIG, "partition": PARTITIONS, "node": NODES, **answers}
+
+    def run(command: list[str], **_: Any) -> str:
+        asked.append(command)
+        answer = next((given[word] for word in command if word in given), "")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("mgpt4_hpc.launch.site_facts.run_slurm", run)
+    monkeypatch.setattr(admission, "run_slurm", run)
+    return asked
+
+
+def test_accounts_and_limits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = answering(
+        monkeypatch,
+        associations="mine||normal,short\nlab|lab|long\n",
+        qos="normal|\nshort|01:00:00\n",
+    )
+    seen = ask_cluster()
+    assert seen.associations == (
+        Association("mine", "", frozenset({"normal", "short"})),
+        Association("lab", "lab", frozenset({"long"})),
+    )
+    assert seen.qos_limits_s == {"normal": None, "short": 3600.0}
+    assert f"user={getpass.getuser()}" in next(c for c in asked if "associations" in c)
+
+
+def test_without_accounting_nobody_asks_for_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace("accounting_storage/slurmdbd", "accounting_storage/none")
+    asked = answering(monkeypatch, config=config.replace("associations,limits,qos", "none"))
+    seen = ask_cluster()
+    assert not any(command[0] == "sacctmgr" for command in asked)
+    assert findings_of(seen, account="any", qos="any") == ([], [])
+
+
+def test_accounting_that_is_down_is_said_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering(monkeypatch, associations=SlurmUnreachable("slurmdbd does not answer"))
+    faults, notes = findings_of(ask_cluster(), account="any")
+    assert faults == []
+    assert notes == ["account and QOS not checked: slurmdbd does not answer"]
+
+
+def test_a_site_that_hides_itself_is_left_to_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, node=SlurmRejected("Access denied"))
+    faults, notes = findings_of(ask_cluster(), partition="any")
+    assert (faults, len(notes)) == ([], 1)
+
+
+def test_a_controller_that_does_not_answer_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, config=SlurmUnreachable("down"))
+    with pytest.raises(SlurmUnreachable):
+        ask_cluster()
