@@ -80,7 +80,7 @@ def examine(
             for one in chosen:
                 findings += partition_findings(site, one, mine)
                 findings += _accepts(one, mine, account, qos, device)
-                prognoses.append(foretell(site, one, mine))
+                prognoses.append(foretell(site, one, mine, qos))
         except SlurmUnreachable as error:
             unreachable = error
         except MgptError as error:

@@ -211,15 +211,16 @@ def partition_findings(
         found.warn("jobs need a reservation here", "--sbatch reservation=NAME")
     if partition.record.get("OverSubscribe") == "EXCLUSIVE":
         found.note("nodes are given whole: ask for all GPUs of a node, you pay for them anyway")
-    if {"SUSPEND", "GANG"} & partition.preempt_modes and site.preemptors(partition):
+    threat = site.threat(partition, own_qos(mine))
+    if threat is not None and {"SUSPEND", "GANG"} & threat.modes:
         found.warn(
             "preempted jobs are suspended and keep their memory: ranks that stand still for long "
             "run into time-outs, and the job then counts as crashed",
             "use a partition with PreemptMode=REQUEUE where there is one",
         )
-    elif site.preemptors(partition) and 0 < partition.grace_s < SAVING_S:
+    elif threat is not None and 0 < threat.grace_s < SAVING_S:
         found.warn(
-            f"GraceTime is {partition.grace_s} s: a step in progress and its save may not be done",
+            f"GraceTime is {threat.grace_s} s: a step in progress and its save may not be done",
             f"at worst train.save_every_s ({_SAVE_EVERY_S:.0f} s) of steps are done again",
         )
     return found
@@ -316,8 +317,10 @@ def accepts_finding(
 # -- what will happen -------------------------------------------------------------------------
 
 
-def foretell(site: SlurmSite, partition: Partition, mine: Sequence[Association]) -> Prognosis:
-    """What will happen to a run in that partition, and the settings for it."""
+def foretell(
+    site: SlurmSite, partition: Partition, mine: Sequence[Association], qos: str | None = None
+) -> Prognosis:
+    """What will happen to a run in that partition (and QOS), and the settings for it."""
     settings = _settings(partition, mine)
     warned_s = settings["launch.signal_before_s"]
     back = f"and is back in the queue, where it waits at least {duration(site.requeue_wait_s)}"
@@ -333,7 +336,7 @@ def foretell(site: SlurmSite, partition: Partition, mine: Sequence[Association])
     return Prognosis(
         partition.name,
         {
-            "preempted": _preempted(site, partition, back),
+            "preempted": _preempted(site, partition, qos or own_qos(mine), back),
             "time limit": (
                 f"{warned_s} s before its limit{limit} (at most {SIGNAL_EARLY_S:.0f} s earlier) it "
                 f"gets USR2, saves, requeues itself {back}{beyond}; no step is lost"
@@ -351,29 +354,34 @@ def foretell(site: SlurmSite, partition: Partition, mine: Sequence[Association])
     )
 
 
-def _preempted(site: SlurmSite, partition: Partition, back: str) -> str:
-    if site.preempt_type == "qos":
+def _preempted(site: SlurmSite, partition: Partition, qos: str, back: str) -> str:
+    if site.preempt_type == "qos" and not site.qos:
         return (
-            "by a job of a QOS that may preempt its own (`sacctmgr show qos "
-            "format=name,preempt,preemptmode,gracetime`): it gets TERM and that QOS's grace time, "
-            f"or {site.kill_wait_s} s (KillWait), saves, requeues itself {back}; no step is lost"
+            "by jobs of a QOS that may preempt its own, which could not be asked for: "
+            "`sacctmgr show qos format=name,preempt,preemptmode,gracetime`"
         )
-    if takers := [other.name for other in site.preemptors(partition)]:
-        who = f"a job of {' or '.join(takers)} that needs its nodes"
-    else:
-        return "never: no partition with a higher priority may take its nodes"
-    if {"SUSPEND", "GANG"} & partition.preempt_modes:
+    threat = site.threat(partition, qos)
+    if threat is None:
+        return "never: nobody with a higher priority may take its nodes"
+    who = f"a job of {' or '.join(threat.takers)} that needs its nodes"
+    if {"SUSPEND", "GANG"} & threat.modes:
         return f"by {who}: it stands still, holding its memory, until that has ended"
     signal = "USR2" if site.sends_user_signal else "TERM"
-    grace = partition.grace_s
+    grace = threat.grace_s
     patience = f"{grace} s of grace" if grace else f"no grace, only {site.kill_wait_s} s (KillWait)"
-    if "CANCEL" in partition.preempt_modes:
+    if "CANCEL" in threat.modes:
         back = f"requeues itself, as Slurm would end it for good (PreemptMode=CANCEL), {back}"
     elif grace:
         back = f"requeues itself {back}"
     else:
         back = f"was requeued by Slurm already {back}"
     return f"by {who}: it gets {signal} and {patience}, saves, {back}; no step is lost"
+
+
+def own_qos(mine: Sequence[Association]) -> str:
+    """The QOS that a job gets if none is named, as far as the user's associations tell."""
+    names = {name for one in mine for name in one.qos}
+    return "normal" if "normal" in names or not names else min(names)
 
 
 def _settings(partition: Partition, mine: Sequence[Association]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.slurm import parse_duration_s, parse_record, run_slurm
 
 _SETTING = re.compile(r"^(\S+)\s*= ?(.*)$")
@@ -120,16 +121,50 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class Qos:
+    """One quality of service, as far as preemption goes by it.
+
+    Attributes:
+        name: its name.
+        preempts: those whose jobs its jobs may preempt.
+        modes: what happens to its own preempted jobs; None means as the cluster's PreemptMode.
+        grace_s: seconds between the signal of a preemption and the kill; 0 means KillWait.
+    """
+
+    name: str
+    preempts: frozenset[str] = frozenset()
+    modes: frozenset[str] | None = None
+    grace_s: int = 0
+
+
+@dataclass(frozen=True)
+class Threat:
+    """What preemption means to a job.
+
+    Attributes:
+        takers: partitions or QOS whose jobs may take its nodes.
+        modes: REQUEUE, CANCEL, SUSPEND, GANG.
+        grace_s: seconds between signal and kill; 0 means KillWait.
+    """
+
+    takers: tuple[str, ...]
+    modes: frozenset[str]
+    grace_s: int
+
+
+@dataclass(frozen=True)
 class SlurmSite:
     """A Slurm site.
 
     Attributes:
         config: ``scontrol show config``; what is null there is absent.
         partitions: by name.
+        qos: by name; read only where preemption goes by it.
     """
 
     config: Mapping[str, str]
     partitions: Mapping[str, Partition]
+    qos: Mapping[str, Qos] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -196,6 +231,17 @@ class SlurmSite:
             and mine & {node.name for node in other.nodes}
         ]
 
+    def threat(self, partition: Partition, qos: str) -> Threat | None:
+        """Who may preempt a job of this partition and QOS, and how; None if nobody."""
+        if self.preempt_type != "qos":
+            names = tuple(f"partition {other.name}" for other in self.preemptors(partition))
+            return Threat(names, partition.preempt_modes, partition.grace_s) if names else None
+        own = self.qos.get(qos, Qos(qos))
+        names = tuple(f"QOS {name}" for name, one in self.qos.items() if qos in one.preempts)
+        whole = frozenset(self.config.get("PreemptMode", "OFF").upper().split(","))
+        modes = whole if own.modes is None else own.modes
+        return None if not names or "OFF" in modes else Threat(names, modes, own.grace_s)
+
 
 def read_slurm_site() -> SlurmSite:
     """Ask the controller.
@@ -204,12 +250,41 @@ def read_slurm_site() -> SlurmSite:
         SlurmUnreachable: it does not answer.
         SlurmRejected: it says no, as where users may not see the configuration.
     """
-    return parse_slurm_site(
+    site = parse_slurm_site(
         run_slurm(["scontrol", "show", "config"]),
         # With --all also those that are hidden from this user: their jobs may preempt his.
         run_slurm(["scontrol", "--all", "show", "partition", "-o"]),
         run_slurm(["scontrol", "--all", "show", "node", "-o"]),
     )
+    if site.preempt_type != "qos":
+        return site
+    try:
+        told = run_slurm(
+            [
+                *("sacctmgr", "--noheader", "--parsable2", "show", "qos"),
+                "format=name,preempt,preemptmode,gracetime",
+            ]
+        )
+    except MgptError:
+        return site  # told by whoever asks for the accounting
+    return replace(site, qos=parse_qos(told))
+
+
+def parse_qos(text: str) -> dict[str, Qos]:
+    """Rows ``name|preempt|preemptmode|gracetime`` of sacctmgr, by name."""
+    found = {}
+    for line in text.splitlines():
+        cells = line.split("|")
+        if len(cells) != 4 or not cells[0]:
+            continue
+        name, preempts, mode, grace = cells
+        modes = None if mode.lower() in ("", "cluster") else frozenset(mode.upper().split(","))
+        try:
+            grace_s = int(parse_duration_s(grace) or 0)
+        except ValueError:
+            grace_s = 0
+        found[name] = Qos(name, frozenset(filter(None, preempts.split(","))), modes, grace_s)
+    return found
 
 
 def parse_slurm_site(config: str, partitions: str, nodes: str) -> SlurmSite:

@@ -91,7 +91,17 @@ DRY_RUN = ("submit", "--config", "tiny.yaml", "--executor", "local", "--dry-run"
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--help",), ("submit", "--help"), DRY_RUN, ("status",), ("config", "keys")]
+    "arguments",
+    [
+        ("--help",),
+        ("submit", "--help"),
+        DRY_RUN,
+        ("status",),
+        ("usage",),
+        ("doctor", "--help"),
+        ("drill", "--help"),
+        ("config", "keys"),
+    ],
 )
 def test_light_commands_import_nothing_heavy(
     world: TinyWorld, tmp_path: Path, arguments: tuple[str, ...]

@@ -38,7 +38,7 @@ def test_the_doctor_reads_a_real_site(cluster: Cluster, tmp_path: Path) -> None:
     told = json.loads(mgpt4(cluster, tmp_path, "doctor", "-p", "a100-preempt", "--json").stdout)
     assert told["ok"], told["findings"]
     (partition,) = told["partitions"]
-    assert "a job of a100 that needs its nodes" in partition["happens"]["preempted"]
+    assert "a job of partition a100 that needs its nodes" in partition["happens"]["preempted"]
     assert "TERM and 20 s of grace" in partition["happens"]["preempted"]
     sentences = [finding["what"] for finding in told["findings"]]
     assert "Slurm would take a job of yours" in sentences

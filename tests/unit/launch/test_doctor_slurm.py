@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from mgpt4_hpc.launch.doctor_slurm import (
     site_findings,
 )
 from mgpt4_hpc.launch.finding import Finding, Level
-from mgpt4_hpc.launch.site_facts import SlurmSite, parse_node, parse_slurm_site
+from mgpt4_hpc.launch.site_facts import SlurmSite, parse_node, parse_qos, parse_slurm_site
 
 RECORDED = Path(__file__).parent / "recorded"
 
@@ -71,7 +72,7 @@ def test_a_healthy_site_has_no_warning() -> None:
 
 def test_with_grace() -> None:
     sentence = preempted(site())
-    assert "a job of a100" in sentence
+    assert "a job of partition a100" in sentence
     assert "TERM and 20 s of grace, saves, requeues itself" in sentence
     assert preempted(site(), "a100").startswith("never")
 
@@ -105,10 +106,24 @@ def test_suspending_is_warned_of() -> None:
     assert "keep their memory" in told(findings, Level.WARNING)
 
 
-def test_preemption_by_qos() -> None:
+QOS = "normal||cluster|00:01:30\nurgent|normal,low|cluster|00:00:00\nlow||cancel|00:00:00\nx\n"
+
+
+@pytest.mark.parametrize(
+    ("qos", "expected"),
+    [
+        (None, "QOS urgent that needs its nodes: it gets TERM and 90 s of grace"),
+        ("low", "PreemptMode=CANCEL"),
+        ("urgent", "never"),
+    ],
+)
+def test_preemption_by_qos(qos: str | None, expected: str) -> None:
     found = site(config=("preempt/partition_prio", "preempt/qos"))
-    assert "a job of a QOS" in preempted(found)
+    assert "could not be asked for" in preempted(found)
     assert "by a higher QOS" in told(site_findings(found))
+    found = replace(found, qos=parse_qos(QOS))
+    prognosis = foretell(found, found.partitions["a100"], [], qos)
+    assert expected in prognosis.happens["preempted"]
 
 
 @pytest.mark.parametrize(
