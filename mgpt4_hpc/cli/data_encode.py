@@ -72,11 +72,12 @@ def encode_command(
     mgpt4 data encode stage1-vicuna7b --out /scratch/features --slurm --parts 8 --yes
     """
     from mgpt4_hpc.cli.progress import progress
-    from mgpt4_hpc.train.encoding import Encoding
 
     array, options = split_array(options, cpus=8, gpus=1)
     if not out.parent.is_dir():
         raise DataError(f"the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
+    from mgpt4_hpc.train.encoding import Encoding
+
     encoding = Encoding(
         _config(config, assignments, site),
         out,
@@ -156,7 +157,7 @@ def _tell(encoding: Encoding, as_json: bool) -> None:
     cache, plan = encoding.cache, encoding.plan
     missing = missing_from(plan, cache)
     bad = [
-        {"source": list(cache.sources)[row.source], "key": row.key, "reason": row.reason}
+        {"source": cache.source_name(row.source), "key": row.key, "reason": row.reason}
         for row in cache.bad.values()
     ]
     if as_json:

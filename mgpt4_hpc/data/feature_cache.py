@@ -153,7 +153,7 @@ class FeatureCache:
         for name, digest in sources.items():
             known = self.sources.get(name)
             if known is None:
-                faults.append(f"it has no source {name!r}, only {', '.join(self.sources)}")
+                faults.append(f"it has no source {name!r}, only {', '.join(sorted(self.sources))}")
             elif known != digest:
                 faults.append(f"the index of {name} was {known}, is {digest}")
         return faults
@@ -164,9 +164,13 @@ class FeatureCache:
             raise _other(self.folder, faults)
 
     def source_numbers(self, names: Sequence[str]) -> list[int]:
-        """The cache's own numbers of sources."""
-        known = list(self.sources)
+        """The cache's own numbers of sources: their places among all names, sorted."""
+        known = sorted(self.sources)
         return [known.index(name) for name in names]
+
+    def source_name(self, number: int) -> str:
+        """Name of the source with one of these numbers."""
+        return sorted(self.sources)[number]
 
     def rows_of(self, source: NDArray[Any], sample: NDArray[Any]) -> Int64:
         """Row of each sample in the whole cache; -1 where there is none."""

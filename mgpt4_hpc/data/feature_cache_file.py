@@ -5,7 +5,7 @@ It appears whole or not at all. Arrays, for n samples of I image tokens of width
 =========  ===========================  =====================================================
 features   BF16 or F32 [n, I, Q]        what the frozen towers make of each image
 sample     I64 [n]                      sample number within its source's index
-source     I32 [n]                      position of the source in the cache's manifest
+source     I32 [n]                      number of the source in the cache
 text_end   I64 [n]                      end of each sample's text in ``text``
 crc        U32 [n]                      CRC32 of each row's features followed by its text
 text       U8 [...]                     JSON [key, caption] of each sample, one behind the other

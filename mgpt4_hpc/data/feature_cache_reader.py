@@ -50,7 +50,7 @@ class FeatureReader:
             if bad is not None:
                 raise BadSampleError(bad.key, self.cache.folder, bad.reason)
             raise DataError(
-                f"sample {sample_id} of {list(self.cache.sources)[source]} is not in the feature "
+                f"sample {sample_id} of {self.cache.source_name(source)} is not in the feature "
                 f"cache {self.cache.folder}",
                 fix="run `mgpt4 data encode` again with this run's settings",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import MgptError
@@ -15,30 +16,39 @@ def feature_faults(config: RunConfig) -> list[str]:
     A source without an index is indexed by the job, and only then is it known which samples it
     needs: the job's own first look tells of the rest.
     """
-    if config.data.feature_cache is None or not Path(config.model.weights, BUNDLE_FILE).exists():
+    if config.data.feature_cache is None:
         return []
-    from mgpt4_hpc.data.feature_cache import FeatureCache, binding_of
+    from mgpt4_hpc.data.feature_cache import FeatureCache
 
     try:
         cache = FeatureCache(Path(config.data.feature_cache))
-        manifest = Manifest.read(Path(config.model.weights) / BUNDLE_FILE)
-        precision = config.model.vision_precision
-        if precision == "same":
-            precision = config.model.precision  # type: ignore[assignment]
-        binding = binding_of(
-            bundle=manifest.digest,
-            image_size=manifest.architecture.image_size,
-            has_qformer=bool(manifest.architecture.qformer),
-            resize=config.data.resize,
-            ln_vision=config.model.ln_vision,
-            precision=precision,
-        )
-        if precision == "auto":
-            del binding["vision_precision"]  # the job's GPU decides
-        faults = cache.differences(binding, {})
-        return [f"data.feature_cache: {fault}" for fault in faults or _missing(config, cache)]
+        faults = cache.differences(_known_binding(config), {}) or _missing(config, cache)
     except MgptError as error:
-        return [f"data.feature_cache: {error.what}"]
+        faults = [error.what]
+    return [f"data.feature_cache: {fault}" for fault in faults]
+
+
+def _known_binding(config: RunConfig) -> dict[str, Any]:
+    """What the features must have been made with, as far as it is known here."""
+    from mgpt4_hpc.data.feature_cache import binding_of
+
+    precision = config.model.vision_precision
+    if precision == "same":
+        precision = config.model.precision  # type: ignore[assignment]
+    bundle_file = Path(config.model.weights) / BUNDLE_FILE
+    bundle = Manifest.read(bundle_file) if bundle_file.exists() else None
+    binding = binding_of(
+        bundle=bundle.digest if bundle else "",
+        image_size=bundle.architecture.image_size if bundle else 0,
+        has_qformer=bundle is None or bool(bundle.architecture.qformer),
+        resize=config.data.resize,
+        ln_vision=config.model.ln_vision,
+        precision=precision,
+    )
+    unknown = [] if precision != "auto" else ["vision_precision"]  # the job's GPU decides
+    if bundle is None:  # the original's own files tell when they are opened
+        unknown += ["bundle", "image_size", "ln_vision"]
+    return {key: value for key, value in binding.items() if key not in unknown}
 
 
 def _missing(config: RunConfig, cache: object) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -109,6 +110,8 @@ def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
         ["pack", "nothing", "--out", "x"],
         ["convert", "nothing.json", "--out", "x"],
         ["convert", "nothing.json", "--out", "no/x"],
+        ["download", "nothing.parquet", "--out", "no/x"],
+        ["encode", "toy-stage2", "--out", "no/x"],
         ["stats", "nothing"],
         ["stats", "nothing.index", "--contact-sheet", "no/x.png"],
         ["check", "nothing"],
@@ -134,3 +137,33 @@ def test_what_is_no_index(mgpt4: Mgpt4, tmp_path: Path) -> None:
     ended = mgpt4("data", "check", "x.index")
     assert ended.code == 1
     assert "is not a usable shard index" in ended.err
+
+
+def test_encode_says_how_much_before_it_writes(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
+    planned = mgpt4("data", "encode", config, "--out", "features", "--dry-run", "--json")
+    assert "bf16 =" in planned.err and "GiB in" in planned.err
+    assert planned.json["num_encoded"] == 0 < planned.json["num_missing"]
+    made = mgpt4("data", "encode", config, "--out", "features", "--json")
+    assert made.json["num_missing"] == 0
+    assert made.json["num_encoded"] == planned.json["num_needed"]
+    again = mgpt4("data", "encode", config, "--out", "features")
+    assert "0 are to be encoded" in again.err and ", 0 missing" in again.out
+    from mgpt4_hpc.train import encoding
+
+    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    full = mgpt4("data", "encode", config, "--out", "elsewhere")
+    assert full.code == 1 and "0.0 GiB are free" in full.err
+    monkeypatch.undo()
+
+
+def test_encode_asks_before_it_writes_much(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mgpt4_hpc.cli.data_encode._ASK_FROM_BYTES", 1)
+    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
+    ended = mgpt4("data", "encode", config, "--out", "features")
+    assert ended.code == 2 and "--yes" in ended.err
+    assert not list(Path("features").glob("*.safetensors"))
