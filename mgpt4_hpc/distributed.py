@@ -124,6 +124,12 @@ class Ranks:
             raise failure or told
         return result
 
+    def raise_any(self, failure: Exception | None) -> None:
+        """Raise the failure of any rank on every rank; its own, where a rank has one."""
+        for told in self.gather(failure and _portable(failure)):
+            if told is not None:
+                raise failure or told
+
     def any_says(self, yes: bool) -> bool:
         """Whether any rank says yes; the same answer on every rank, once the last one is here."""
         return self._sum([float(yes)], _patient)[0] > 0

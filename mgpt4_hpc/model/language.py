@@ -7,6 +7,7 @@ label and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.eight_bit import eight_bit_arguments
 from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.norms import fuse_norms
+from mgpt4_hpc.model.sharing import load_once_per_node
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -65,6 +68,26 @@ def load_language_model(
     model.requires_grad_(False)
     model.eval()
     return model if eight_bit else model.to(device)
+
+
+def load_shared_language_model(
+    llm_dir: Path, *, dtype: torch.dtype, attention: str, device: torch.device, ranks: Ranks
+) -> nn.Module:
+    """As ``load_language_model``, read by one rank of each node; all ranks must call it.
+
+    Raises:
+        WeightsError: as there, on every rank.
+    """
+
+    def plan() -> nn.Module:
+        config = json.loads((llm_dir / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            return build_language_model(config, dtype=dtype, attention=attention)
+
+    def load() -> nn.Module:
+        return load_language_model(llm_dir, dtype=dtype, attention=attention, device=device)
+
+    return load_once_per_node(load, plan, ranks, device)
 
 
 def build_language_model(

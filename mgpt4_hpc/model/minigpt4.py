@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.attention import packed_arguments
@@ -22,6 +23,7 @@ from mgpt4_hpc.model.graphs import ReplayedTowers
 from mgpt4_hpc.model.language import (
     build_language_model,
     load_language_model,
+    load_shared_language_model,
     runs_packed,
     trunk,
 )
@@ -226,6 +228,7 @@ def build_model(
     attention: str = "packed",
     device: torch.device | str = "cpu",
     activation_checkpointing: float = 0.0,
+    readers: Ranks | None = None,
 ) -> MiniGPT4:
     """The model of a bundle on one device, frozen but for ``llama_proj``.
 
@@ -244,6 +247,8 @@ def build_model(
         activation_checkpointing: part of the language model's layers, 0 to 1, that are recomputed
             in the backward pass; all of them cost half as much again of the language model's
             compute for a fraction of the memory.
+        readers: all ranks, each of which makes this call, if one per node is to read the language
+            model for its neighbours (not in 8 bits); by default every process reads for itself.
 
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
@@ -254,9 +259,14 @@ def build_model(
     vision, connector = load_image_towers(
         bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
     )
-    language_model = load_language_model(
-        bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
-    )
+    if readers is None or llm_8bit:
+        language_model = load_language_model(
+            bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
+        )
+    else:
+        language_model = load_shared_language_model(
+            bundle.llm_dir, dtype=dtype, attention=attention, device=target, ranks=readers
+        )
     recompute_layers(language_model, float(activation_checkpointing))
     model = MiniGPT4(arch, vision, connector, language_model, dtype, vision_dtype)
     start = bundle.projector_state()

@@ -28,17 +28,18 @@ def build_run_model(
     bundle: Bundle,
     start: StartWeights | None,
     device: torch.device,
-    world_size: int = 1,
+    ranks: Ranks | None = None,
 ) -> MiniGPT4:
     """The run's model with its start weights, the seed deciding what nothing else does.
 
-    Every one of ``world_size`` ranks must call it if the language model is to be sharded.
+    All ``ranks`` must call it: they read the weights together, and may share them.
 
     Raises:
         WeightsError: the start weights are of another model.
     """
     # Seeded right before: the projector's start must not depend on what was built earlier.
     torch.manual_seed(config.seed)
+    ranks = ranks or Ranks()
     model = build_model(
         bundle,
         precision=choose_precision(config, device),
@@ -48,6 +49,7 @@ def build_run_model(
         attention=config.model.attention,
         device=device,
         activation_checkpointing=config.model.activation_checkpointing,
+        readers=ranks if _read_together(config, device, ranks) else None,
     )
     if config.lora.rank:
         add_lora(
@@ -60,7 +62,7 @@ def build_run_model(
     if config.model.compile:
         compile_layers(model)
     if config.model.shard_llm:
-        shard_layers(model, device, world_size)
+        shard_layers(model, device, ranks.world_size)
     model.replay_towers(config.model.cuda_graphs)
     if start is not None:
         _start_lora(config, model, start)
@@ -76,6 +78,14 @@ def build_run_model(
         drawn = nn.Linear(model.llama_proj.in_features, model.llama_proj.out_features)
         model.llama_proj.load_state_dict(drawn.state_dict())
     return model.train()
+
+
+def _read_together(config: RunConfig, device: torch.device, ranks: Ranks) -> bool:
+    """Weights travel faster between GPUs than from storage, but not between CPU processes."""
+    wanted = config.model.read_once_per_node
+    return ranks.world_size > 1 and (
+        wanted == "yes" or (wanted == "auto" and device.type == "cuda")
+    )
 
 
 def _start_lora(config: RunConfig, model: MiniGPT4, start: StartWeights) -> None:

@@ -170,6 +170,21 @@ def test_held_out_loss_is_drawn_and_never_trained_on(
     assert_every_step_once(run, 10)
 
 
+def test_weights_read_by_one_rank_for_all_give_the_same_bits(
+    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    runs = {
+        choice: make_run(
+            tiny_world, tmp_path / choice, 2, train__max_steps=4, model__read_once_per_node=choice
+        )
+        for choice in ("yes", "no")
+    }
+    for run in runs.values():
+        train_through(ranks, run, 2)
+    assert final_projector(runs["yes"]) == final_projector(runs["no"])
+    assert curve(runs["yes"]) == curve(runs["no"])
+
+
 def test_a_sharded_language_model_gives_the_same_bits(
     ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:

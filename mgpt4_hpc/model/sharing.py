@@ -1,0 +1,73 @@
+"""Weights that one rank per node reads from storage and hands to its neighbours.
+
+Eight ranks that each read 13 GB ask a shared filesystem for 104 GB and hold as much in host memory;
+between the GPUs of a node the same bytes travel in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import WeightsError
+
+
+def load_once_per_node(
+    load: Callable[[], nn.Module],
+    plan: Callable[[], nn.Module],
+    ranks: Ranks,
+    device: torch.device,
+) -> nn.Module:
+    """``load()`` on one rank of each node; the others take its numbers into ``plan()``.
+
+    Every rank must call it. A failure of one reader is raised on all ranks.
+
+    Args:
+        load: reads the module, onto ``device``.
+        plan: the same module without numbers, on the meta device; its types may differ.
+        ranks: this process among the others.
+        device: of this rank.
+    """
+    hosts = ranks.gather(socket.gethostname())
+    reader = hosts.index(hosts[ranks.rank])
+    module: nn.Module | None = None
+    failure: Exception | None = None
+    try:
+        module = load() if ranks.rank == reader else plan().to_empty(device=device)
+    except Exception as error:  # noqa: BLE001 - told to every rank, and raised there
+        failure = error
+    ranks.raise_any(failure)
+    assert module is not None
+    contents = ranks.gather(_contents(module))
+    for rank, host in enumerate(hosts):  # every rank looks at all, so that all raise
+        _compare(contents, rank, hosts.index(host))
+    # Every rank takes part in making every node's group.
+    groups: dict[str, Any] = {
+        host: dist.new_group([rank for rank, other in enumerate(hosts) if other == host])
+        for host in dict.fromkeys(hosts)
+    }
+    for tensor in [*module.parameters(), *module.buffers()]:
+        dist.broadcast(tensor.detach(), src=reader, group=groups[hosts[ranks.rank]])
+    return module
+
+
+def _contents(module: nn.Module) -> list[str]:
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in tensors]
+
+
+def _compare(contents: list[list[str]], rank: int, reader: int) -> None:
+    """Numbers go by their order alone, so both sides must have the same."""
+    for mine, read in zip_longest(contents[rank], contents[reader]):
+        if mine != read:
+            raise WeightsError(
+                f"rank {rank} expects {mine} where rank {reader} has read {read}",
+                fix="set model.read_once_per_node to no",
+            )

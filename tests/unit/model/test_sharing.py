@@ -1,0 +1,90 @@
+"""One rank reads, all have the same numbers; what one of them cannot do fails on all."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.sharing import load_once_per_node
+from tests.support.forked import in_processes
+
+
+def norm_of(width: int) -> nn.Module:
+    return nn.BatchNorm1d(width)  # parameters, and buffers of two types
+
+
+def read(rank: int) -> nn.Module:
+    module = norm_of(5)
+    with torch.no_grad():
+        for number, tensor in enumerate([*module.parameters(), *module.buffers()]):
+            tensor.fill_(10 * rank + number + 1)
+    return module
+
+
+def plan(width: int) -> nn.Module:
+    with torch.device("meta"):
+        return norm_of(width)
+
+
+def ranks_do(
+    store: Path,
+    hosts: list[str],
+    load: Callable[[int], nn.Module],
+    width: int = 5,
+) -> list[object]:
+    """What each rank holds in the end, with ranks on the named hosts."""
+
+    def process(rank: int) -> Callable[[], object]:
+        def run() -> object:
+            torch.set_num_threads(1)
+            size = len(hosts)
+            dist.init_process_group(
+                "gloo", store=dist.FileStore(str(store), size), rank=rank, world_size=size
+            )
+            socket.gethostname = lambda: hosts[rank]
+            module = load_once_per_node(
+                lambda: load(rank), lambda: plan(width), Ranks(rank, rank, size, size),
+                torch.device("cpu"),
+            )  # fmt: skip
+            return [t.flatten()[0].item() for t in [*module.parameters(), *module.buffers()]]
+
+        return run
+
+    return in_processes([process(rank) for rank in range(len(hosts))])
+
+
+def test_each_nodes_first_rank_reads_for_its_neighbours(tmp_path: Path) -> None:
+    held = ranks_do(tmp_path / "store", ["a", "b", "a", "b"], read)
+    assert held == [[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]] * 2
+
+
+def _no_space(rank: int) -> nn.Module:
+    raise WeightsError("a shard is missing", fix="copy it")
+
+
+def test_a_failure_of_the_reader_is_everybodys(tmp_path: Path) -> None:
+    found = ranks_do(tmp_path / "store", ["a", "a"], _no_space)
+    assert [str(error) for error in found] == [
+        str(WeightsError("a shard is missing", fix="copy it"))
+    ] * 2
+
+
+def test_numbers_are_not_taken_for_others(tmp_path: Path) -> None:
+    words = "rank 1 expects weight (6,) torch.float32 where rank 0 has read weight (5,)"
+    found = ranks_do(tmp_path / "store", ["a", "a"], read, width=6)
+    assert [isinstance(error, WeightsError) and words in str(error) for error in found] == [
+        True
+    ] * 2
+
+
+@pytest.fixture(autouse=True)
+def _no_group_yet() -> None:
+    assert not dist.is_initialized()
