@@ -250,7 +250,7 @@ class _Drill:
             return blow.text
         why = self._preempt(watch, blow, before)
         if not why:
-            return f"job {self.helpers[-1]} in partition {blow.partition}, which preempted it"
+            return f"job {self.helpers[-1]}, submitted {blow.where}, which preempted it"
         if self.order.by == "preemption":
             raise DrillFailed(
                 f"no preemption: {why}", fix="--by requeue tries all the rest of a drill"
@@ -266,7 +266,7 @@ class _Drill:
         except MgptError as error:
             return error.what
         helper = self.helpers[-1]
-        self.reporter.say(f"job {helper} in partition {blow.partition} asks for its nodes")
+        self.reporter.say(f"job {helper}, submitted {blow.where}, asks for its nodes")
         too_late = int(_TOO_LATE * self.steps)
 
         def happened(seen: list[Attempt]) -> bool:

@@ -11,6 +11,8 @@ from mgpt4_hpc.launch.slurm import run_slurm
 from mgpt4_hpc.launch.words import first_line
 
 JOB_NAME = "mgpt4-drill-preempts"
+DEFAULT_QOS = "normal"
+"""What Slurm gives a job that names none, unless the site has set another."""
 _MINUTES = 2
 
 
@@ -35,7 +37,12 @@ class Blow:
         """As a person says it."""
         if self.partition is None:
             return f"scontrol requeue ({self.why})"
-        return f"a job in partition {self.partition}, which may preempt it"
+        return f"a job {self.where}, which may preempt it"
+
+    @property
+    def where(self) -> str:
+        """Where that job is submitted."""
+        return f"to partition {self.partition}" + (f" with QOS {self.qos}" if self.qos else "")
 
     def preempt(self, nodes: str) -> str:
         """Submit the job that takes ``nodes`` (as Slurm writes them) for a moment; its id.
@@ -86,15 +93,14 @@ def choose_blow(
         why = ""
         site = read_slurm_site()
         for partition in _partitions(site, partition_name):
-            takers = site.preemptors(partition)
-            for taker in takers:
-                blow = Blow(taker.name, "it has a higher priority", account, qos)
+            blows = _blows(site, partition, account, qos)
+            for blow in blows:
                 refusal = blow.is_allowed()
                 if not refusal:
                     return blow
-                why = f"you may not submit to {taker.name}: {refusal}"
-            if not takers:
-                why = f"no other partition may preempt jobs of {partition.name}"
+                why = f"you may not submit {blow.where}: {refusal}"
+            if not blows:
+                why = f"nobody may preempt your jobs of {partition.name}"
     except MgptError as error:
         why = f"the site's settings cannot be read: {first_line(error.what)}"
     if wanted == "preemption":
@@ -104,6 +110,17 @@ def choose_blow(
             fix="use --by requeue, or a partition whose jobs you may preempt",
         )
     return Blow(None, why)
+
+
+def _blows(
+    site: SlurmSite, partition: Partition, account: str | None, qos: str | None
+) -> list[Blow]:
+    why = "it has a higher priority"
+    if site.preempt_type != "qos":
+        return [Blow(one.name, why, account, qos) for one in site.preemptors(partition)]
+    threat = site.threat(partition, qos or DEFAULT_QOS)
+    higher = [taker.removeprefix("QOS ") for taker in threat.takers] if threat else []
+    return [Blow(partition.name, why, account, name) for name in higher]
 
 
 def _partitions(site: SlurmSite, name: str | None) -> list[Partition]:

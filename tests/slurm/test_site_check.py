@@ -75,7 +75,7 @@ def test_a_drill_is_preempted_and_goes_green(cluster: Cluster, tmp_path: Path) -
     assert drill.returncode == 0, err
     told = json.loads(out)
     assert told["ok"] and told["causes"] == ["preempted", "finished"]
-    assert "in partition a100, which preempted it" in told["how"]
+    assert "submitted to partition a100, which preempted it" in told["how"]
     assert told["resumed_from"] == told["stopped_at"] >= 10
     assert list(tmp_path.iterdir()) == []
     cluster.wait_until(lambda: cluster.squeue() == {}, 20, "no job is left")
@@ -122,8 +122,8 @@ def test_where_nobody_may_preempt_it_is_requeued(cluster: Cluster, tmp_path: Pat
     out, err = drill.communicate(timeout=200)
     assert drill.returncode == 0, err
     told = json.loads(out)
-    assert told["how"] == "scontrol requeue (no other partition may preempt jobs of a100)"
+    assert told["how"] == "scontrol requeue (nobody may preempt your jobs of a100)"
     assert told["causes"] == ["requeued", "finished"]
     refused = start_drill(cluster, tmp_path, "-p", "a100", "--by", "preemption")
     _, err = refused.communicate(timeout=60)
-    assert refused.returncode == 3 and "no other partition may preempt" in err
+    assert refused.returncode == 3 and "nobody may preempt" in err

@@ -17,6 +17,7 @@ from mgpt4_hpc.launch.drill_blow import Blow, choose_blow, count_nodes
 from mgpt4_hpc.launch.drill_watch import DrillFailed, Watch
 from mgpt4_hpc.launch.overview import RunOverview
 from mgpt4_hpc.launch.run_state import RunState, Source
+from mgpt4_hpc.launch.site_facts import parse_qos
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.kinds import Kind
@@ -100,15 +101,28 @@ def test_preempted_where_the_user_may(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_requeued_elsewhere_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     # The site's default partition is a100, which nobody preempts.
     for name, expected in (
-        ("a100", "no other partition may preempt jobs of a100"),
-        (None, "no other partition may preempt jobs of a100"),
+        ("a100", "nobody may preempt your jobs of a100"),
+        (None, "nobody may preempt your jobs of a100"),
     ):
         assert chosen(monkeypatch, Slurm(), name).why == expected
     refused = chosen(monkeypatch, Slurm("a100"), "a100-preempt")
     assert refused.partition is None
-    assert refused.why == "you may not submit to a100: Invalid account"
-    with pytest.raises(PreflightError, match="no other partition"):
+    assert refused.why == "you may not submit to partition a100: Invalid account"
+    with pytest.raises(PreflightError, match="nobody may preempt"):
         chosen(monkeypatch, Slurm(), "a100", "preemption")
+
+
+def test_preempted_by_a_higher_qos(monkeypatch: pytest.MonkeyPatch) -> None:
+    by_qos = site(config=("preempt/partition_prio", "preempt/qos"))
+    slurm = Slurm()
+    monkeypatch.setattr(drill_blow, "run_slurm", slurm)
+    monkeypatch.setattr(drill_blow, "read_slurm_site", lambda: by_qos)
+    assert "nobody" in choose_blow("auto", "a100", account=None, qos=None).why
+    by_qos = replace(by_qos, qos=parse_qos("normal||cluster|00:00:00\nurgent|normal|cluster|"))
+    blow = choose_blow("auto", "a100", account=None, qos=None)
+    assert blow.where == "to partition a100 with QOS urgent"
+    blow.preempt("node1")
+    assert "--qos=urgent" in slurm.calls[-1] and "--partition=a100" in slurm.calls[-1]
 
 
 def test_settings_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
