@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.errors import EXIT_HUNG
+from mgpt4_hpc.errors import EXIT_HUNG, EXIT_RESUMABLE
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.integration.test_resume import MAX_STEPS, make_run, train_through
 from tests.support.runs import (
@@ -57,3 +57,15 @@ def test_a_stopped_rank_0_is_found_out_by_its_peer_and_the_run_goes_on(
     assert final_projector(broken) == final_projector(alone)
     assert curve(broken) == curve(alone)
     assert_every_step_once(broken, MAX_STEPS)
+
+
+def test_a_stop_of_one_rank_while_all_are_starting_ends_them_together(
+    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    run = make_run(tiny_world, tmp_path / "run", 2)
+    pids = ranks.start(run, 2)
+    wait_until(lambda: list((run / "attempts").iterdir()), 60, "the attempt is claimed")
+    ranks.terminate([pids[1]])
+    assert ranks.wait() == [EXIT_RESUMABLE, EXIT_RESUMABLE]
+    train_through(ranks, run, 2)
+    assert_every_step_once(run, MAX_STEPS)

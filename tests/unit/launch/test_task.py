@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import signal
 import time
 
 import pytest
@@ -18,7 +20,7 @@ from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.state import Ending, Outcome
-from mgpt4_hpc.train.stop import SignalStop
+from mgpt4_hpc.train.stop import STOP_SIGNALS, Interrupted, SignalStop
 from tests.unit.launch.fakes import FakeScontrol
 
 
@@ -71,6 +73,29 @@ def test_a_controller_that_does_not_answer_at_the_start_is_no_reason_to_give_up(
     monkeypatch.setattr(task, "find_place", fail)
     assert run_rank(run, SignalStop(), time.time()) == 5
     assert not run.failed.exists()
+
+
+def test_who_is_stopped_before_the_ranks_met_leaves_it_to_the_supervisor(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise Interrupted
+
+    monkeypatch.setattr(task, "_meet", interrupted)
+    assert run_rank(run, SignalStop(), time.time()) == errors.EXIT_RESUMABLE
+    assert "before the ranks had met" in capsys.readouterr().out
+    assert not run.failed.exists() and run.attempt_numbers() == []
+
+
+def test_the_runs_own_stop_signals_are_taken_and_slurms_always(run: RunDir) -> None:
+    assert set(task._stop_signals(run)) == {signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1}
+    text = run.config_file.read_text()
+    run.config_file.write_text(
+        re.sub(r"stop_signals:(.*\n)(\s+- .*\n)*", "stop_signals: [HUP]\n", text)
+    )
+    assert set(task._stop_signals(run)) == {signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
+    run.config_file.write_text("nonsense: [")
+    assert set(task._stop_signals(run)) == set(STOP_SIGNALS)
 
 
 def test_what_is_pickled_is_a_path_and_nothing_else() -> None:
