@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.evaluating import (
-    check_page,
+    Asked,
     counting,
     evaluation_options,
     find_examples,
@@ -18,12 +18,11 @@ from mgpt4_hpc.cli.evaluating import (
     word_list,
 )
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
-from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
+from mgpt4_hpc.cli.on_node import go_to_node
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Difference, Evaluation
     from mgpt4_hpc.model.talker import Source
 
@@ -39,30 +38,9 @@ if TYPE_CHECKING:
     help="What is measured.",
 )
 @evaluation_options
-@model_options
-@sampling_options
-@slurm_options
-@runs_dir_option
-@json_option
 @click.pass_context
 def compare_command(
-    context: click.Context,
-    first: str,
-    second: str,
-    suite: str,
-    images: str | None,
-    references: Path | None,
-    synonyms: str | None,
-    limit: int | None,
-    batch_size: int,
-    html: Path | None,
-    weights: str | None,
-    template: str | None,
-    device: str,
-    precision: str,
-    runs_dir: Path,
-    as_json: bool,
-    **others: Any,
+    context: click.Context, first: str, second: str, suite: str, **options: Any
 ) -> None:
     """Ask A and B (runs, checkpoints or files) the same about the same images.
 
@@ -71,33 +49,44 @@ def compare_command(
     \b
     mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
     """
-    node, sampling = split_slurm(others)
-    settings = make_sampling(**sampling)
-    check_page(html)
-    if node.wanted:
-        go_to_node(node, context, terminal=False)
+    asked = Asked.of(options)
+    if asked.node.wanted:
+        go_to_node(asked.node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences
-    from mgpt4_hpc.evaluation.suites import evaluate, look_at
-    from mgpt4_hpc.model.talker import Talker, same_towers
 
-    sources = [
-        locate(name, absolute(runs_dir), weights=weights, template=template)
-        for name in (first, second)
-    ]
+    sources = [asked.locate(name) for name in (first, second)]
     if suite == "caption":
         require_libraries()
-    objects = word_list(synonyms, sources[0])
-    examples = find_examples(sources[0], images, references, limit)
+    examples = find_examples(sources[0], asked)
+    found = _evaluate(asked, sources, examples, suite, word_list(asked.synonyms, sources[0]))
+    rows = differences(*found)
+    if asked.html is not None:
+        _write_page(asked.html, suite, found, rows, examples)
+    if asked.as_json:
+        _echo(sources, suite, found, rows)
+        return
+    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
+    print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
+
+
+def _evaluate(
+    asked: Asked, sources: list[Source], examples: list[Example], suite: str, objects: Objects
+) -> list[Evaluation]:
+    """Both models' answers; one model is loaded where only the projectors differ."""
+    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
+    from mgpt4_hpc.model.talker import same_towers
+
     found: list[Evaluation] = []
-    with counting("answers", (4 if suite == "failure" else 2) * len(examples)) as count:
+    size = asked.batch_size
+    with counting("answers", len(sources) * len(tasks_of(suite)) * len(examples)) as count:
         talker = None
         for source in sources:
             if talker is None or not same_towers(talker.source, source):
                 talker = None  # let go of the first before the second is loaded
-                talker = Talker(source, device=device, precision=precision)
-                pictures = look_at(talker, examples, batch_size=batch_size)
+                talker = asked.talker(source)
+                pictures = look_at(talker, examples, batch_size=size)
             else:
                 talker.use(source)
             found.append(
@@ -105,20 +94,13 @@ def compare_command(
                     talker,
                     pictures,
                     suite,
-                    settings,
+                    asked.sampling,
                     objects,
-                    batch_size=batch_size,
+                    batch_size=size,
                     progress=count,
                 )
             )
-    rows = differences(*found)
-    if html is not None:
-        _write_page(html, suite, found, rows, examples)
-    if as_json:
-        _echo(sources, suite, found, rows)
-        return
-    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
-    print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
+    return found
 
 
 def _table(rows: list[Difference]) -> list[tuple[str, ...]]:

@@ -11,6 +11,7 @@ from mgpt4_hpc.cli.bars import bars
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.resources import resolve_path
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.demo import DemoResult
@@ -77,6 +78,9 @@ def _show(result: DemoResult, folder: Path) -> None:
         )
     console.print(shares)
     click.echo(f"curves:  tensorboard --logdir {folder}")
+    image = Path(resolve_path("toy:heldout")) / "image" / str(result.rows[0][0])
+    click.echo(f"talk:    mgpt4 chat {image} --checkpoint {folder}/toy-stage2")
+    click.echo(f"         mgpt4 serve {folder}/toy-stage2 {folder}/toy-stage1")
 
 
 def _shortened(text: str) -> str:

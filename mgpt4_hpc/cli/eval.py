@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.evaluating import (
-    check_page,
+    Asked,
     counting,
     evaluation_options,
     find_examples,
@@ -18,14 +18,12 @@ from mgpt4_hpc.cli.evaluating import (
     word_list,
 )
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
-from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
+from mgpt4_hpc.cli.on_node import go_to_node
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation
-    from mgpt4_hpc.model.sampling import Sampling
     from mgpt4_hpc.model.talker import Source, Talker
 
 _EXAMPLES_SHOWN = 3
@@ -41,30 +39,8 @@ _EXAMPLES_SHOWN = 3
     help="What is measured.",
 )
 @evaluation_options
-@model_options
-@sampling_options
-@slurm_options
-@runs_dir_option
-@json_option
 @click.pass_context
-def eval_command(
-    context: click.Context,
-    model: str,
-    suite: str,
-    images: str | None,
-    references: Path | None,
-    synonyms: str | None,
-    limit: int | None,
-    batch_size: int,
-    html: Path | None,
-    weights: str | None,
-    template: str | None,
-    device: str,
-    precision: str,
-    runs_dir: Path,
-    as_json: bool,
-    **others: Any,
-) -> None:
+def eval_command(context: click.Context, model: str, suite: str, **options: Any) -> None:
     """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
 
     \b
@@ -80,50 +56,40 @@ def eval_command(
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
     """
-    node, sampling = split_slurm(others)
-    settings = make_sampling(**sampling)
-    check_page(html)
-    if node.wanted:
-        go_to_node(node, context, terminal=False)
+    asked = Asked.of(options)
+    if asked.node.wanted:
+        go_to_node(asked.node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
-    from mgpt4_hpc.model.talker import Talker
 
-    source = locate(model, absolute(runs_dir), weights=weights, template=template)
+    source = asked.locate(model)
     if suite == "loss":
-        talker = Talker(source, device=device, precision=precision)
-        _loss(talker, images, limit, batch_size, as_json)
+        _loss(asked.talker(source), asked)
         return
     if suite == "caption":
         require_libraries()
-    objects = word_list(synonyms, source)
-    examples = find_examples(source, images, references, limit)
-    talker = Talker(source, device=device, precision=precision)
-    found = _evaluate(talker, examples, suite, settings, objects, batch_size)
+    objects = word_list(asked.synonyms, source)
+    examples = find_examples(source, asked)
+    found = _evaluate(asked, asked.talker(source), examples, suite, objects)
     _draw(source, _scalars(found))
-    if html is not None:
-        _write_page(html, suite, found, examples)
-    if as_json:
+    if asked.html is not None:
+        _write_page(asked.html, suite, found, examples)
+    if asked.as_json:
         echo_json(_facts(source, suite, found))
     else:
         _show(found)
 
 
 def _evaluate(
-    talker: Talker,
-    examples: list[Example],
-    suite: str,
-    settings: Sampling,
-    objects: Any,
-    batch_size: int,
+    asked: Asked, talker: Talker, examples: list[Example], suite: str, objects: Objects
 ) -> Evaluation:
-    from mgpt4_hpc.evaluation.suites import FAILURE_TASKS, evaluate, look_at
+    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
 
-    tasks = len(FAILURE_TASKS) if suite == "failure" else 1
-    with counting("images and answers", (1 + tasks) * len(examples)) as count:
-        pictures = look_at(talker, examples, batch_size=batch_size, progress=count)
+    size = asked.batch_size
+    with counting("images and answers", (1 + len(tasks_of(suite))) * len(examples)) as count:
+        pictures = look_at(talker, examples, batch_size=size, progress=count)
         return evaluate(
-            talker, pictures, suite, settings, objects, batch_size=batch_size, progress=count
+            talker, pictures, suite, asked.sampling, objects, batch_size=size, progress=count
         )
 
 
@@ -192,14 +158,14 @@ def _draw(source: Source, values: Mapping[str, float]) -> None:
     writer.close()
 
 
-def _loss(
-    talker: Talker, images: str | None, limit: int | None, batch_size: int, as_json: bool
-) -> None:
+def _loss(talker: Talker, asked: Asked) -> None:
     from mgpt4_hpc.train.held_out import held_out_losses
 
-    losses = held_out_losses(talker, images=images, limit=limit, batch_size=batch_size)
+    losses = held_out_losses(
+        talker, images=asked.images, limit=asked.limit, batch_size=asked.batch_size
+    )
     _draw(talker.source, {f"loss_{found.source}": found.loss for found in losses})
-    if as_json:
+    if asked.as_json:
         sources = {
             found.source: {
                 "loss": found.loss,

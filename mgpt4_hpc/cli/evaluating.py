@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mgpt4_hpc.cli.on_node import Node, slurm_options, split_slurm
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
-    from mgpt4_hpc.model.talker import Source
+    from mgpt4_hpc.model.sampling import Sampling
+    from mgpt4_hpc.model.talker import Source, Talker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,19 +53,68 @@ _OPTIONS = (
 )
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the options of ``evaluation_options`` said.
+
+    Attributes:
+        images, references, synonyms, limit, batch_size, html: what is looked at, and shown.
+        weights, template, device, precision, runs_dir: who answers; see ``talking.py``.
+        sampling: how.
+        node: where, if it is a node of the cluster.
+        as_json: for scripts.
+    """
+
+    images: str | None
+    references: Path | None
+    synonyms: str | None
+    limit: int | None
+    batch_size: int
+    html: Path | None
+    weights: str | None
+    template: str | None
+    device: str
+    precision: str
+    runs_dir: Path
+    sampling: Sampling
+    node: Node
+    as_json: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Asked:
+        """From a command's arguments. Raises ConfigError with everything that is wrong."""
+        node, rest = split_slurm(options)
+        own = {field.name: rest.pop(field.name) for field in fields(cls) if field.name in rest}
+        own["runs_dir"] = absolute(own["runs_dir"])
+        sampling = make_sampling(**rest)
+        check_page(own["html"])
+        return cls(**own, sampling=sampling, node=node)
+
+    def locate(self, name: str) -> Source:
+        """What a run's name, a checkpoint or a file stands for."""
+        return locate(name, self.runs_dir, weights=self.weights, template=self.template)
+
+    def talker(self, source: Source) -> Talker:
+        """The model of a source."""
+        from mgpt4_hpc.model.talker import Talker
+
+        return Talker(source, device=self.device, precision=self.precision)
+
+
 def evaluation_options(function: F) -> F:
-    """--images, --references, --synonyms, --limit, --batch-size and --html."""
+    """Everything that ``eval`` and ``compare`` share; ``Asked.of`` takes it."""
+    for option in (json_option, runs_dir_option, slurm_options, sampling_options, model_options):
+        function = option(function)
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
 
 
-def find_examples(
-    source: Source, images: str | None, references: Path | None, limit: int | None
-) -> list[Example]:
+def find_examples(source: Source, asked: Asked) -> list[Example]:
     """The images that were named, or a toy run's own held-out scenes."""
     from mgpt4_hpc.evaluation.examples import load_examples, toy_scenes
 
+    images = asked.images
     if images is None:
         scenes = toy_scenes(source.weights)
         if scenes is None:
@@ -69,7 +123,7 @@ def find_examples(
                 fix="--images FOLDER|SHARDS, best images that the model was not trained on",
             )
         images = str(scenes)
-    return load_examples(images, references, limit or DEFAULT_LIMIT)
+    return load_examples(images, asked.references, asked.limit or DEFAULT_LIMIT)
 
 
 def word_list(synonyms: str | None, source: Source) -> Objects:

@@ -118,9 +118,11 @@ def locate(
         MgptError: if it cannot be used.
     """
     from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.bundle import open_bundle
     from mgpt4_hpc.model.talker import find_source
 
     source = find_source(_path(name, runs_dir), weights=weights, template=template)
+    open_bundle(source.weights)  # says at once what is missing; nothing large is read yet
     if source.projector and (source.projector.parent / "manifest.json").is_file():
         folder = source.projector.parent
         try:

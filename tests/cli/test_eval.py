@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
@@ -96,12 +97,14 @@ def test_a_bad_image_is_left_out_and_named(
     folder.mkdir()
     (folder / "a.jpg").write_bytes((world.align / "image" / "0.jpg").read_bytes())
     (folder / "b.jpg").write_bytes(b"<html>404</html>")
+    Image.new("1", (20_000, 20_000)).save(folder / "c.png")  # a decompression bomb of 50 kB
     ended = mgpt4("eval", run.path, "--images", folder, *SHORT, "--json")
     assert ended.code == 0 and ended.json["tasks"][0]["num_images"] == 1
     assert "web page" in json.dumps(ended.json["left_out"])
+    assert "400000000 pixels" in json.dumps(ended.json["left_out"])
     (folder / "a.jpg").unlink()
     refused = mgpt4("eval", run.path, "--images", folder)
-    assert refused.code == 1 and "none of the 1 images" in refused.err
+    assert refused.code == 1 and "none of the 2 images" in refused.err
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,8 @@ def test_a_bad_image_is_left_out_and_named(
     [
         ((), 2, "there is nothing to look at"),
         (("--images", "nowhere"), 1, "nowhere"),
+        (("--images", "IMAGES", "--weights", "nowhere"), 1, "no bundle at"),
+        (("--images", "IMAGES", "--device", "cuda"), 2, "no GPU here"),
         (("--images", "IMAGES", "--suite", "caption"), 1, "no image has a reference"),
         (("--images", "IMAGES", "--html", "none/page.html"), 2, "there is no folder"),
         (("--images", "IMAGES", "--synonyms", "none.txt"), 1, "word list none.txt"),
