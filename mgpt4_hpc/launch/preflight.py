@@ -12,6 +12,7 @@ from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
 from mgpt4_hpc.launch.container import unmounted
 from mgpt4_hpc.launch.preflight_features import feature_faults
@@ -87,6 +88,11 @@ def _extra_faults(config: RunConfig) -> list[str]:
         faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")
     if config.model.llm_8bit and find_spec("bitsandbytes") is None:
         faults.append("model.llm_8bit needs bitsandbytes: pip install 'mgpt4-hpc[int8]'")
+    if "caption" in config.train.eval_suites:
+        try:
+            require_libraries()
+        except PreflightError as error:
+            faults.append(f"train.eval_suites: {error.what}: {error.fix}")
     return faults
 
 

@@ -178,3 +178,19 @@ def test_values_in_the_script_are_quoted(
     subprocess.run(["bash", "-c", body], cwd=fakes, env=environment, check=False)
     assert not (fakes / "x").exists()
     assert not Path("x").exists()
+
+
+def test_a_suite_without_its_libraries(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = {"train__eval_suites": ["caption"], "train__eval_every_steps": 5}
+    folder = tmp_path_factory.mktemp("c")
+    config = world.write_config(folder / "x.yaml", 1, **asked, data__val_fraction=0.2)
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    told = refused(mgpt4, 3, "--config", config)
+    assert "train.eval_suites" in told and "mgpt4-hpc[eval]" in told
+    never = world.write_config(folder / "y.yaml", 1, train__eval_suites=["failure"])
+    assert "never asked" in refused(mgpt4, 2, "--config", never)
