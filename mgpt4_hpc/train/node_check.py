@@ -22,7 +22,8 @@ import torch
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import BadNode, ConfigError
+from mgpt4_hpc.errors import BadNode, ConfigError, StorageTrouble
+from mgpt4_hpc.patience import patiently
 from mgpt4_hpc.train.device import choose_device
 
 MIB = 2**20
@@ -174,30 +175,41 @@ def scratch_faults() -> list[str]:
     return []
 
 
-def run_folder_faults(run: Path, rank: int) -> tuple[str, list[str]]:
+def run_folder_faults(
+    run: Path, rank: int, *, sleep: Callable[[float], object] = time.sleep
+) -> tuple[str, list[str]]:
     """Why the run's folder cannot be written from here, and what its clock says of ours.
+
+    A mount that is read-only or stale for a moment is waited for, as patience.py has it.
 
     Returns:
         reason (empty if it can), and faults of the clock.
     """
     probe = run / f".probe-{rank}-{os.getpid()}"
     try:
-        with probe.open("wb") as file:
-            file.write(b"x")
-            file.flush()
-            os.fsync(file.fileno())
-            now = time.time()
-            stamped = os.fstat(file.fileno()).st_mtime
-        probe.unlink()
-    except OSError as error:
+        off_s = patiently(
+            lambda: _write_probe(probe), vanished=lambda: not run.exists(), sleep=sleep
+        )
+    except (OSError, StorageTrouble) as error:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
-        if error.errno in _NO_FAULT_OF_THE_NODE:
+        if isinstance(error, OSError) and error.errno in _NO_FAULT_OF_THE_NODE:
             return "", []
-        return f"the run's folder {run} cannot be written: {error.strerror}", []
-    if abs(stamped - now) <= CLOCK_TOLERANCE_S:
+        return f"the run's folder {run} cannot be written: {_first_line(error)}", []
+    if abs(off_s) <= CLOCK_TOLERANCE_S:
         return "", []
-    return "", [f"the clock is {now - stamped:+.0f} s off the file system's of {run}"]
+    return "", [f"the clock is {off_s:+.0f} s off the file system's of {run}"]
+
+
+def _write_probe(probe: Path) -> float:
+    """Seconds by which our clock is ahead of the file system's."""
+    with probe.open("wb") as file:
+        file.write(b"x")
+        file.flush()
+        os.fsync(file.fileno())
+        off_s = time.time() - os.fstat(file.fileno()).st_mtime
+    probe.unlink()
+    return off_s
 
 
 def _first_line(error: BaseException) -> str:

@@ -128,8 +128,14 @@ def test_too_little_memory_is_a_fault_and_an_unknown_amount_is_not(tmp_path: Pat
 def test_a_run_folder_that_cannot_be_written_is_told_and_a_full_one_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage, clock = node_check.run_folder_faults(tmp_path / "gone", 0)
-    assert "cannot be written: No such file" in storage and clock == []
+    pauses: list[float] = []
+    gone = tmp_path / "gone"
+    storage, clock = node_check.run_folder_faults(gone, 0, sleep=pauses.append)
+    assert "cannot be written" in storage and "No such file" in storage and clock == []
+    assert sum(pauses) >= 20
+    back = node_check.run_folder_faults(gone, 0, sleep=lambda _: gone.mkdir())
+    assert back == ("", []), "a mount that comes back is no fault"
+    gone.rmdir()
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
