@@ -1,0 +1,223 @@
+"""Site profiles: found where they may lie, shipped ones load and render, docs name every key."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.describe import describe_keys
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.sites import SITES_VARIABLE, find_site, list_sites, read_site
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.launch.site import SITE_VARIABLE, choose_site, cluster_name
+from mgpt4_hpc.launch.submit import render
+from mgpt4_hpc.resources import configs_dir, slurm_dir
+from mgpt4_hpc.run_dir import RunDir
+
+DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
+_OTHERS = ("MGPT4_RUNS_DIR", "MGPT4_WEIGHTS", "MGPT4_PYTHON")
+SHIPPED = ("example-a100", "example-container", "example-no-accounting")
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    """An environment with a sites folder, a home and a user of its own."""
+    (tmp_path / "sites").mkdir()
+    return {"MGPT4_SITES_DIR": str(tmp_path / "sites"), "HOME": str(tmp_path), "USER": "ann"}
+
+
+def write(folder: Path, name: str, text: str = "launch: {partition: p}\n") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+# -- finding -----------------------------------------------------------------------------------
+
+
+def test_the_first_folder_wins(environ: dict[str, str], tmp_path: Path) -> None:
+    own = write(tmp_path / ".config" / "mgpt4" / "sites", "here")
+    assert find_site("here", environ) == own
+    given = write(tmp_path / "sites", "here")
+    assert find_site("here", environ) == given
+    assert set(list_sites(environ)) >= {"here", *SHIPPED}
+    assert find_site(str(own), environ) == own
+
+
+def test_an_unknown_site_is_told_the_known_ones(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="example-a100, example-container") as caught:
+        find_site("nersc", environ)
+    assert "no site profile 'nersc'" in str(caught.value)
+
+
+def test_without_any_profile_the_error_says_where_to_learn(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("mgpt4_hpc.config.sites.configs_dir", lambda: tmp_path / "none")
+    with pytest.raises(ConfigError) as caught:
+        find_site("nersc", environ)
+    assert caught.value.fix == "give a YAML file, or write one (docs/sites.md)"
+
+
+def test_a_flag_the_variable_and_the_clusters_name_in_this_order(
+    environ: dict[str, str], tmp_path: Path
+) -> None:
+    for name in ("flagged", "named", "clustered"):
+        write(tmp_path / "sites", name)
+
+    def chosen(given: str | None, **more: str) -> tuple[str, str] | None:
+        site = choose_site(given, {**environ, "PATH": "/nowhere", **more})
+        return (site.name, site.why) if site else None
+
+    cluster = {"SLURM_CLUSTER_NAME": "clustered"}
+    variable = {"MGPT4_SITE": "named", **cluster}
+    assert chosen("flagged", **variable) == ("flagged", "flag")
+    assert chosen(None, **variable) == ("named", "MGPT4_SITE")
+    assert chosen(None, **cluster) == ("clustered", "the cluster's name")
+    assert chosen(None, SLURM_CLUSTER_NAME="other") is None
+    assert chosen(None, SLURM_CLUSTER_NAME="example-a100") is None, "examples hold nowhere"
+
+
+def test_the_clusters_name_is_read_from_its_configuration(
+    tmp_path: Path, environ: dict[str, str]
+) -> None:
+    conf = tmp_path / "slurm.conf"
+    conf.write_text("# ClusterName=no\n  clustername = Perlmutter  # comment\nSlurmctldHost=h\n")
+    assert cluster_name({"SLURM_CONF": str(conf), "PATH": "/nowhere"}) == "perlmutter"
+    assert cluster_name({"SLURM_CONF": str(tmp_path / "none"), "PATH": "/nowhere"}) == ""
+
+
+def test_without_profiles_of_ones_own_slurm_is_not_asked(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> str:
+        raise AssertionError("nobody needs the name")
+
+    monkeypatch.setattr("mgpt4_hpc.launch.site.cluster_name", asked)
+    assert choose_site(None, environ) is None
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def test_paths_of_whoever_uses_it(environ: dict[str, str], tmp_path: Path) -> None:
+    text = (
+        "launch: {runs_dir: /scratch/$USER/runs, setup: ['echo $HOME']}\n"
+        "data: {paths: {laion: '/data/${USER}/x', cc_sbu: /a$$b}}\n"
+        "container: {mounts: ['/h/$USER']}\n"
+    )
+    flat = read_site(write(tmp_path / "sites", "s", text), environ)
+    assert flat["launch.runs_dir"] == "/scratch/ann/runs"
+    assert flat["data.paths"] == {"laion": "/data/ann/x", "cc_sbu": "/a$b"}
+    assert flat["container.mounts"] == ["/h/ann"]
+    assert flat["launch.setup"] == ["echo $HOME"], "the job's shell reads this"
+
+
+def test_a_variable_that_is_not_set_is_named(environ: dict[str, str], tmp_path: Path) -> None:
+    path = write(tmp_path / "sites", "s", "launch: {runs_dir: /scratch/$PROJECT}\n")
+    with pytest.raises(ConfigError, match="'PROJECT' is not set"):
+        read_site(path, environ)
+
+
+def test_a_typo_in_a_profile_is_told_with_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "mysite", "launch: {partitoin: p}\n")
+    with pytest.raises(ConfigError, match=r"did you mean launch.partition\? \(from site mysite\)"):
+        load_config("stage1-vicuna7b", site=path)
+
+
+# -- the shipped ones --------------------------------------------------------------------------
+
+
+def test_three_examples_are_shipped() -> None:
+    assert sorted(path.stem for path in (configs_dir() / "sites").glob("*.yaml")) == list(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("preset", ["stage1-vicuna7b", "stage2-vicuna7b"])
+def test_a_shipped_profile_renders_what_it_says(name: str, preset: str) -> None:
+    resolved = load_config(preset, site=configs_dir() / "sites" / f"{name}.yaml")
+    assert resolved.origin("launch.partition") == f"site {name}"
+    script = render(RunDir(Path("/scratch/runs/r")), resolved)
+    launch = resolved.config.launch
+    expected = {
+        "example-a100": [
+            "#SBATCH --account=my-lab",
+            f"#SBATCH --gres=gpu:a100:{launch.gpus}",
+            f"#SBATCH --mem={120 * launch.gpus}G",
+            "#SBATCH --mail-type=FAIL,TIME_LIMIT",
+            "module load cuda/12.4",
+            "export NCCL_SOCKET_IFNAME=ib0",
+        ],
+        "example-no-accounting": [
+            f"#SBATCH --gpus-per-node={launch.gpus}",
+            "#SBATCH --exclusive",
+            "source ~/venvs/mgpt4/bin/activate",
+        ],
+        "example-container": [
+            f"#SBATCH --gpus-per-node=h100:{launch.gpus}",
+            "--container-image=/lustre/images/mgpt4.sqsh",
+            "--container-mounts=/scratch/runs:/scratch/runs,/lustre:/lustre",
+            "--no-container-mount-home",
+        ],
+    }[name]
+    for text in expected:
+        assert text in script
+    assert ("--account" in script) is (name != "example-no-accounting")
+
+
+# -- the documentation -------------------------------------------------------------------------
+
+
+BEGIN = (
+    "<!-- made from the schema: MGPT4_UPDATE_DOCS=1 pytest tests/unit/config/test_sites.py -->\n"
+)
+END = "<!-- end -->"
+
+
+def table_of_keys() -> str:
+    rows = ["| key | default | |", "|---|---|---|"]
+    for one in describe_keys():
+        if one.key.startswith(("launch.", "container.")):
+            default = one.default_text.replace("|", "\\|")
+            rows.append(f"| `{one.key}` | `{default}` | {one.doc} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_docs_describe_every_key_as_the_schema_does() -> None:
+    text = DOCS.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    wanted = f"{before}{BEGIN}\n{table_of_keys()}{END}{after}"
+    if os.environ.get("MGPT4_UPDATE_DOCS"):
+        DOCS.write_text(wanted)
+    assert DOCS.read_text() == wanted
+
+
+def test_the_docs_name_no_key_that_does_not_exist() -> None:
+    for key in re.findall(r"`((?:launch|container|data|model)\.[a-z_]+)`", DOCS.read_text()):
+        assert keys.resolve(key)[1] == "", key
+
+
+def test_the_docs_profiles_load(tmp_path: Path) -> None:
+    found = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert found
+    for number, text in enumerate(found):
+        assert isinstance(yaml.safe_load(text), dict)
+        path = write(tmp_path, f"docs{number}", text)
+        load_config("stage2-vicuna7b", site=path)
+
+
+def test_the_docs_name_every_variable_that_a_user_may_set() -> None:
+    told = set(re.findall(r"^\| `(MGPT4_[A-Z_]+)` \|", DOCS.read_text(), re.MULTILINE))
+    assert told == {SITE_VARIABLE, SITES_VARIABLE, *_OTHERS}
+    package = Path(__file__).parents[3] / "mgpt4_hpc"
+    sources = "".join(path.read_text() for path in package.rglob("*.py"))
+    templates = "".join(path.read_text() for path in slurm_dir().glob("*.sbatch"))
+    for name in _OTHERS:
+        assert name in sources + templates
