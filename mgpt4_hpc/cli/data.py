@@ -222,20 +222,21 @@ def _check_index(path: Path) -> Checked:
 
 
 def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:
-    import tempfile
+    from tempfile import gettempdir
 
     from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.index import build_index
+    from mgpt4_hpc.data.scratch import scratch_beside
     from mgpt4_hpc.data.shards import expand_shards
 
     paths = expand_shards(what)
     with (
-        tempfile.TemporaryDirectory(prefix="mgpt4-check-") as folder,
+        scratch_beside(Path(gettempdir()) / "mgpt4-check") as folder,
         progress("reading", "shards") as tell,
     ):
         report = build_index(
             paths,
-            Path(folder) / "source.index",
+            folder / "source.index",
             verify=verify,
             decode=decode,
             workers=workers,

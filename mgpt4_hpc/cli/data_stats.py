@@ -95,17 +95,18 @@ def names_an_index(what: str) -> bool:
 @contextmanager
 def opened(what: str) -> Iterator[ShardIndex]:
     """The index, or a passing one of shards."""
-    import tempfile
+    from tempfile import gettempdir
 
     from mgpt4_hpc.data.index import ShardIndex, build_index
+    from mgpt4_hpc.data.scratch import scratch_beside
     from mgpt4_hpc.data.shards import expand_shards
 
     if names_an_index(what):
         yield ShardIndex.open(what)
         return
     paths = expand_shards(what)
-    with tempfile.TemporaryDirectory(prefix="mgpt4-stats-") as folder:
-        made = Path(folder) / "source.index"
+    with scratch_beside(Path(gettempdir()) / "mgpt4-stats") as folder:
+        made = folder / "source.index"
         build_index(paths, made, name=Path(what).name)
         yield ShardIndex.open(made)
 

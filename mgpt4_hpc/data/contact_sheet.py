@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from mgpt4_hpc.data.decode import ImageError, decode_rgb
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.stats import spread_choice
 from mgpt4_hpc.errors import DataError
 
@@ -142,8 +142,8 @@ def wrap(text: str, font: Font, width: float, most: int) -> list[str]:
 def _save(sheet: Image.Image, out: Path) -> None:
     try:
         # Beside the target, so that the last step is a rename.
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
-            made = Path(holder) / "sheet.png"
+        with scratch_beside(out) as holder:
+            made = holder / "sheet.png"
             sheet.save(made, format="PNG", optimize=True)
             made.replace(out)
     except OSError as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgpt4_hpc.data.order import keyed_words
+from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.errors import DataError
 
 ROWS_PER_FILE = 1_000_000
@@ -97,8 +97,8 @@ def convert_captions(
     try:
         with src.open("rb") as file:
             _require_array(file, src)
-            with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
-                folder = Path(holder) / "rows"
+            with scratch_beside(out) as holder:
+                folder = holder / "rows"
                 folder.mkdir()
                 _convert(file, folder, report, rows_per_file, on_progress)
                 folder.rename(out)

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgpt4_hpc.data.scan import ShardScan
+from mgpt4_hpc.data.scratch import remove_leftovers, scratch_path
 from mgpt4_hpc.errors import DataError
 
 FORMAT = "mgpt4-index-1"
@@ -131,19 +132,19 @@ class IndexWriter:
             offset += size
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        handle, temporary = tempfile.mkstemp(prefix=f".{self.out.name}.", dir=self.out.parent)
+        remove_leftovers(self.out)
+        temporary = scratch_path(self.out)
         try:
-            with os.fdopen(handle, "wb") as whole:
+            with temporary.open("xb") as whole:
                 whole.write(struct.pack("<Q", len(text)) + text)
                 for file in self._files.values():
                     file.seek(0)
                     shutil.copyfileobj(file, whole, 1 << 20)
                 whole.flush()
-                os.fchmod(whole.fileno(), 0o666 & ~_umask())
                 os.fsync(whole.fileno())
-            Path(temporary).replace(self.out)
+            temporary.replace(self.out)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         sync_folder(self.out.parent)
 
@@ -161,13 +162,6 @@ class IndexWriter:
     ) -> None:
         for file in self._files.values():
             file.close()
-
-
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.data.decode import ImageError, check_image
+from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.errors import DataError
 
 CAPTION_FILE = "filter_cap.json"
@@ -54,8 +54,8 @@ def pack_align_folder(
             fix=f"repair them, or remove them from {CAPTION_FILE}",
         )
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
-        folder = Path(holder) / "shards"
+    with scratch_beside(out) as holder:
+        folder = holder / "shards"
         folder.mkdir()
         _write(folder, samples, samples_per_shard)
         folder.rename(out)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.data.index import ShardIndex, build_index
 from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder, pack_align_folder
+from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import DataError
 
@@ -72,8 +72,8 @@ def _packed(source: Path, out: Path) -> list[Path]:
     if mark.is_file() and mark.read_text() == fingerprint:
         return sorted(out.glob("*.tar"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as holder:
-        fresh = Path(holder) / "fresh"
+    with scratch_beside(out) as holder:
+        fresh = holder / "fresh"
         pack_align_folder(source, fresh)
         (fresh / _FINGERPRINT).write_text(fingerprint)
         if out.exists():
