@@ -77,7 +77,7 @@ def _show(result: DemoResult, folder: Path) -> None:
             f"{stage.seconds:.0f}",
         )
     console.print(shares)
-    click.echo(f"curves:  tensorboard --logdir {folder}")
+    click.echo(f"curves:  mgpt4 tensorboard --runs-dir {folder}")
     image = Path(resolve_path("toy:heldout")) / "image" / str(result.rows[0][0])
     click.echo(f"talk:    mgpt4 chat {image} --checkpoint {folder}/toy-stage2")
     click.echo(f"         mgpt4 serve {folder}/toy-stage2 {folder}/toy-stage1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -215,9 +216,10 @@ def _show_jobs(plan: Plan, submitted: Sequence[Submitted], as_json: bool) -> Non
         for job in submitted:
             click.echo(f"{job.run.name}  {job.executor} job {job.job_id}  {job.run.path}")
     which = f" {plan.sweep.folder.name}" if plan.sweep is not None else ""
+    here = shlex.quote(str(absolute(plan.runs_dir)))
     click.echo(
-        f"follow it:  mgpt4 status{which} --runs-dir {absolute(plan.runs_dir)}\n"
-        f"curves:     tensorboard --logdir {absolute(plan.runs_dir)}",
+        f"follow it:  mgpt4 status{which} --runs-dir {here}\n"
+        f"curves:     mgpt4 tensorboard --runs-dir {here}",
         err=True,
     )
 
