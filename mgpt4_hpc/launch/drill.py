@@ -36,6 +36,7 @@ STEPS = {"cpu": 300, "auto": 3000, "cuda": 3000}
 STRIKE_AT = 0.25
 """Part of the run after which its nodes are taken."""
 _BATCH = 16
+"""Samples of a step, or as many below it as the ranks can share evenly."""
 _PREEMPTION_PATIENCE_S = 120.0
 """A scheduler that has not preempted by now will hardly do so before the run is over."""
 _TOO_LATE = 0.8
@@ -208,12 +209,12 @@ class _Drill:
 
     def _order(self, which: str) -> Order:
         ask = self.order
-        micro = max(1, min(_BATCH // 2, _BATCH // ask.gpus))
+        micro = max(1, _BATCH // ask.gpus)
         settings = {
             "train.max_steps": self.steps,
             "train.warmup_steps": self.steps // 10,
             "train.device": ask.device,
-            "train.global_batch_size": _BATCH,
+            "train.global_batch_size": micro * ask.gpus,
             "train.micro_batch_size": micro,
             # A loss for every step, so that it can be said where two runs part.
             "train.log_every_steps": 1,
