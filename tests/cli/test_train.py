@@ -29,6 +29,9 @@ def test_they_arrive(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mgpt4("train", *arguments).code == 0
     assert (seen["config"], str(seen["run_dir"])) == ("x", "a b")
     assert seen["assignments"] == ("lr=1", "seed=2")
+    assert seen["accept_drift"] is False
+    assert mgpt4("train", *arguments, "--accept-drift").code == 0
+    assert seen["accept_drift"] is True
 
 
 def test_errors_arrive_too(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc import patience
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.stored import read_config, rewrite_config, write_config
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import RunLocked
+from mgpt4_hpc.errors import MgptError, RunLocked, StorageTrouble
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.drift import accept_drift, hold_to_pins, version_drift
@@ -134,3 +137,46 @@ def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
     drift = [record for record in records(run.path) if record["kind"] == "drift"]
     assert len(drift) == 1 and drift[0]["accepted"]
     assert drift[0]["what"][0] == f"config was {stored.digest}, is {changed.digest}"
+
+
+# -- what was there and is gone ----------------------------------------------------------------
+
+
+def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
+    run: RunDir, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mount, away = tmp_path / "mount", tmp_path / "away"
+    shutil.copytree(tiny_world.weights, mount)
+    file = tiny_world.write_config(tmp_path / "x.yaml", train__max_steps=400, data__num_workers=0)
+    overrides = {"model.weights": str(mount)}
+    write_config(run.config_file, load_config(file, overrides=overrides))
+
+    def start() -> None:
+        claim = {"job_id": "1", "restart_count": 0}
+        run_module.run_training(run, Ranks(), StopAt(6), claim=claim)
+
+    mount.rename(away)
+    with pytest.raises(MgptError) as first:
+        start()
+    assert first.value.will_repeat, "a first start finds what is there, or a wrong setting"
+    away.rename(mount)
+    start()
+    mount.rename(away)
+    pauses: list[float] = []
+
+    def stays_away(seconds: float) -> None:
+        pauses.append(seconds)
+
+    def comes_back(seconds: float) -> None:
+        away.rename(mount)
+
+    monkeypatch.setattr(
+        run_module, "patiently", partial(patience.patiently, pauses_s=(1.0, 2.0), sleep=stays_away)
+    )
+    with pytest.raises(StorageTrouble) as lasting:
+        start()
+    assert not lasting.value.will_repeat and pauses == [1.0, 2.0]
+    monkeypatch.setattr(
+        run_module, "patiently", partial(patience.patiently, pauses_s=(1.0,), sleep=comes_back)
+    )
+    start()
