@@ -19,8 +19,10 @@ from typing import Any
 from zlib_ng.zlib_ng import crc32
 
 from mgpt4_hpc.data.caption import CaptionError, caption_of
-from mgpt4_hpc.data.index import ShardIndex, Span
+from mgpt4_hpc.data.index import SampleRef, ShardIndex, Span
+from mgpt4_hpc.data.scan import belongs
 from mgpt4_hpc.data.staging import Staged
+from mgpt4_hpc.data.tarheader import BLOCK
 
 MAX_OPEN_SHARDS = 160
 """More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
@@ -89,6 +91,7 @@ class SampleReader:
         self._sleep = sleep
         self._clock = clock
         self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._touched: set[tuple[int, int]] = set()
         self._shunned: dict[tuple[int, int], tuple[float, str]] = {}
         self._owner = os.getpid()
         self.num_retries = 0
@@ -107,7 +110,7 @@ class SampleReader:
         where = (source_id, index.shard_of(sample_id))
         try:
             staged = self._from_stage(source_id, sample_id, image, text)
-            jpg, caption_bytes = staged or self._read_spans(where, ref.shard, image, text)
+            jpg, caption_bytes = staged or self._read_spans(where, ref, image, text)
             if text_part == "json":
                 caption = caption_of(caption_bytes, None)
             else:
@@ -136,11 +139,13 @@ class SampleReader:
             return parts
         return None  # the shard itself is asked, and may be blamed
 
-    def _read_spans(self, where: tuple[int, int], shard: Path, *spans: Span) -> tuple[bytes, ...]:
+    def _read_spans(
+        self, where: tuple[int, int], ref: SampleRef, *spans: Span
+    ) -> tuple[bytes, ...]:
         self._check_shunned(where)
         for pause in (*self._pauses_s, None):
             try:
-                return self._try_read(where, shard, spans)
+                return self._try_read(where, ref, spans)
             except OSError as error:
                 self._drop(where)
                 if error.errno not in _PASSING or pause is None:
@@ -152,9 +157,11 @@ class SampleReader:
         raise AssertionError("unreachable")
 
     def _try_read(
-        self, where: tuple[int, int], shard: Path, spans: Sequence[Span]
+        self, where: tuple[int, int], ref: SampleRef, spans: Sequence[Span]
     ) -> tuple[bytes, ...]:
-        fd = self._descriptor(where, shard)
+        fd = self._descriptor(where, ref.shard)
+        if where in self._touched:
+            self._check_headers(fd, ref, spans)
         begin = min(span.offset for span in spans)
         end = max(span.offset + span.length for span in spans)
         if end - begin <= sum(span.length for span in spans) + _MAX_GAP:
@@ -172,6 +179,12 @@ class SampleReader:
                 raise _ReadError("its bytes differ from what was indexed (CRC32)")
         return parts
 
+    def _check_headers(self, fd: int, ref: SampleRef, spans: Sequence[Span]) -> None:
+        """Raise unless the parts' headers are still before them: the shard has another time."""
+        for span in spans:
+            if not belongs(_pread(fd, span.offset - BLOCK, BLOCK), ref.key, span.length):
+                raise _ReadError("the shard was replaced: another member lies there by now")
+
     def _descriptor(self, where: tuple[int, int], shard: Path) -> int:
         if self._owner != os.getpid():  # forked: the descriptors belong to the parent
             self._open.clear()
@@ -181,14 +194,17 @@ class SampleReader:
             self._open.move_to_end(where)
             return fd
         fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
-        size = os.fstat(fd).st_size
-        expected = self._indexes[where[0]].shard_size(where[1])
+        stat = os.fstat(fd)
+        size, index = stat.st_size, self._indexes[where[0]]
+        expected = index.shard_size(where[1])
         if size != expected:
             os.close(fd)
             reason = f"the shard has {size} bytes, but {expected} when it was indexed"
             self._shunned[where] = (self._clock() + _SHUN_S, reason)
             raise _ReadError(reason)
         self._open[where] = fd
+        if stat.st_mtime_ns != index.shard_mtime(where[1]):
+            self._touched.add(where)  # copied, most often; or replaced by one of the same size
         while len(self._open) > self._max_open:
             os.close(self._open.popitem(last=False)[1])
         return fd

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mgpt4_hpc.data.tarheader import BLOCK, LARGE_WINDOW, SMALL_WINDOW, Int64, WindowedFile
+from mgpt4_hpc.data.tarheader import (
+    BLOCK,
+    LARGE_WINDOW,
+    SMALL_WINDOW,
+    Int64,
+    WindowedFile,
+    header_name,
+    parse_size,
+)
 from mgpt4_hpc.data.tarwalk import TarListing, walk_tar
 
 PARTS = ("jpg", "json", "txt")
@@ -23,6 +31,8 @@ _PART_OF_EXTENSION = {
 _PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
 """Names of nothing but these need no closer look."""
 _MAX_LENGTH = 2**32 - 1
+_PLAIN_NAME = 90
+"""Longest key whose members' names surely fit into a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +213,18 @@ def split_name(member: bytes) -> tuple[bytes, bytes]:
     if dot <= slash:
         return member, b""
     return member[:dot], member[dot + 1 :].lower()
+
+
+def belongs(header: bytes, key: str, length: int) -> bool:
+    """Whether a tar header can be that of a sample's part of ``length`` bytes.
+
+    Long names and those beyond ASCII stand in an extension header before it: of these the size
+    alone is compared.
+    """
+    if len(header) != BLOCK or parse_size(header) != length:
+        return False
+    plain = key.isascii() and len(key) <= _PLAIN_NAME
+    return not plain or split_name(header_name(header))[0] == key.encode()
 
 
 def _fold_faults(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mgpt4_hpc.config.streams import is_url
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.resources import TOY_PREFIX, resolve_path
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _SHOWN = 5
@@ -19,12 +20,15 @@ def expand_shards(spec: str | Path) -> list[Path]:
     Args:
         spec: a folder (all its ``*.tar``, by name), a pattern such as
             ``data/{00000..01255}.tar`` or ``{a,b}/0.tar``, a text file with one path or pattern
-            a line (``#`` starts a comment; relative paths count from the file's folder), or a tar.
+            a line (``#`` starts a comment; relative paths count from the file's folder), or a tar;
+            ``toy:shards/laion`` lies in the shipped toy world.
 
     Raises:
         DataError: if nothing is found, something named is missing or named twice.
     """
     text = str(spec)
+    if text.startswith(TOY_PREFIX):
+        text = resolve_path(text)
     if is_url(text):
         raise DataError(
             f"{text!r} is a URL; an index needs shards on a file system",

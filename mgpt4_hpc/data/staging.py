@@ -28,6 +28,8 @@ from typing import Any
 
 from mgpt4_hpc.data.index import ShardIndex, Span
 from mgpt4_hpc.data.order import MAX_BLOCK_SAMPLES, WINDOW_SAMPLES, SampleOrder
+from mgpt4_hpc.data.scan import belongs
+from mgpt4_hpc.data.tarheader import BLOCK
 from mgpt4_hpc.data.workers import init_worker
 
 AHEAD = 4 * WINDOW_SAMPLES
@@ -48,12 +50,14 @@ class Stretch:
     Attributes:
         name: of its copy.
         source_id, shard: where it comes from.
+        first: its first sample.
         begin, end: in bytes of the shard.
     """
 
     name: str
     source_id: int
     shard: int
+    first: int
     begin: int
     end: int
 
@@ -81,7 +85,7 @@ class Stretches:
             low = max(low, block * MAX_BLOCK_SAMPLES)
             high = min(high, (block + 1) * MAX_BLOCK_SAMPLES)
             begin, end = index.extent(low, high)
-            found = Stretch(f"{source_id}-{low}-{high}", source_id, shard, begin, end)
+            found = Stretch(f"{source_id}-{low}-{high}", source_id, shard, low, begin, end)
             if len(self._known) >= _KEPT:
                 self._known.clear()
             self._known[where] = found
@@ -280,6 +284,8 @@ class _Copier:
         index = self._indexes[stretch.source_id]
         temporary = self._folder / f".{stretch.name}"
         try:
+            if not _unchanged(index, stretch):
+                raise OSError(errno.ESTALE, "it was replaced since it was indexed")
             _copy_range(index.shard_path(stretch.shard), stretch, temporary)
             temporary.replace(self._folder / stretch.name)
         except OSError as error:
@@ -297,6 +303,19 @@ class _Copier:
         self._used += stretch.num_bytes
         self._counts[0] += 1
         self._counts[1] += stretch.num_bytes
+
+
+def _unchanged(index: ShardIndex, stretch: Stretch) -> bool:
+    """Whether the first part of a stretch still lies where it was."""
+    ref = index.locate(stretch.first)
+    span = min(ref.parts.values(), key=lambda part: part.offset)
+    with ref.shard.open("rb", buffering=0) as shard:
+        stat = os.fstat(shard.fileno())
+        if stat.st_size != index.shard_size(stretch.shard):
+            return False
+        return stat.st_mtime_ns == index.shard_mtime(stretch.shard) or belongs(
+            os.pread(shard.fileno(), BLOCK, span.offset - BLOCK), ref.key, span.length
+        )
 
 
 def _copy_range(shard: Path, stretch: Stretch, target: Path) -> None:

@@ -22,6 +22,13 @@ def cut(shard: Path) -> None:
     shard.write_bytes(data[: len(data) // 2])
 
 
+def test_toy_paths(mgpt4: Mgpt4) -> None:
+    assert mgpt4("data", "check", "toy:shards/laion", "--json").json["num_samples"] > 0
+    ended = mgpt4("data", "check", "toy:none")
+    assert ended.code == 2
+    assert "not in the toy world" in ended.err
+
+
 def test_index_and_check(mgpt4: Mgpt4, shards: Path) -> None:
     made = mgpt4("data", "index", shards, "--out", "laion.index", "--json").json
     assert (made["num_samples"], made["num_shards"], made["num_quarantined"]) == (16, 2, 0)

@@ -17,6 +17,7 @@ from mgpt4_hpc.data.scan import ShardScan, scan_shard
 from tests.unit.data.worlds import members, tar_bytes
 
 NUM_TARS = 2400
+PER_INDEX = 40
 SAMPLES = 8
 
 
@@ -84,14 +85,15 @@ def lost_silently(scan: ShardScan, keys: set[str], data: bytes) -> set[str]:
 
 def test_no_mutated_tar_crashes_or_loses_silently(tmp_path: Path) -> None:
     rng = random.Random(20260)
-    path = tmp_path / "m.tar"
-    num_damaged = 0
+    num_damaged = num_read = 0
+    scans: list[ShardScan] = []
     sources = originals()
     for number in range(NUM_TARS):
         data, keys = sources[number % len(sources)]
         mutated = mutate(data, rng)
+        path = tmp_path / f"{number % PER_INDEX}.tar"
         path.write_bytes(mutated)
-        scan = scan_shard(path, "m.tar", verify=number % 3 == 0)
+        scan = scan_shard(path, path.name, verify=number % 3 == 0)
         assert not lost_silently(scan, keys, mutated), f"tar {number}"
         num_damaged += bool(scan.quarantined)
         for entry in scan.quarantined:
@@ -99,25 +101,34 @@ def test_no_mutated_tar_crashes_or_loses_silently(tmp_path: Path) -> None:
             assert entry.key.isprintable()
         spans = scan.blocks.astype(int) * 512 + scan.lengths
         assert (spans <= len(mutated)).all()
-        if number % 20 == 0:
-            read_all(scan, tmp_path)
+        scans.append(scan)
+        if len(scans) == PER_INDEX:
+            num_read += read_all(scans, tmp_path)
+            scans.clear()
+    assert not scans
+    assert num_read > NUM_TARS
     assert num_damaged > NUM_TARS // 3, "the mutations are to be noticed at all"
 
 
-def read_all(scan: ShardScan, folder: Path) -> None:
-    """Every indexed sample reads, or says why not."""
+def read_all(scans: list[ShardScan], folder: Path) -> int:
+    """Every indexed sample reads, or says why not; how many read."""
     out = folder / "m.index"
     with IndexWriter(out, name="m", root=folder, verified=False, decoded=False) as writer:
-        writer.add(scan)
+        for scan in scans:
+            writer.add(scan)
         writer.commit()
     index = ShardIndex.open(out)
+    assert index.num_samples == sum(len(scan.keys) for scan in scans)
     reader = SampleReader([index], pauses_s=())
+    num_read = 0
     for sample in range(index.num_samples):
         try:
             decode_image(reader.read(0, sample).jpg, 8)
+            num_read += 1
         except (BadSampleError, ImageError) as error:
             assert str(error)
     reader.close()
+    return num_read
 
 
 def test_mutated_images_raise_only_image_errors() -> None:

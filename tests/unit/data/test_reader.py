@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,32 @@ def test_a_forked_reader_leaves_the_parents_handles_alone(tmp_path: Path) -> Non
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert reader.read(0, 2).key == "000000002"
+
+
+def test_a_shard_replaced_by_one_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 20, 10)
+    shard = index.shard_path(0)
+    data = shard.read_bytes()
+    other = data.replace(b"000000003.", b"000000777.")  # the same sizes, another sample
+    assert len(other) == len(data) and other != data
+    shard.write_bytes(other)
+    os.utime(shard, ns=(0, index.shard_mtime(0) + 10**9))
+    reader, _ = a_reader(index, pauses_s=())
+    assert reader.read(0, 2).key == "000000002"
+    with pytest.raises(BadSampleError, match="was replaced"):
+        reader.read(0, 3)
+
+
+def test_a_copy_with_another_time_is_fine(tmp_path: Path) -> None:
+    names = ["plain", "n" * 95, "x" * 140, "k\u00e4se", "a/" * 60 + "deep"]
+    (tmp_path / "s").mkdir()
+    shard = tmp_path / "s" / "0.tar"
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        parts = [(f"{name}.{end}", content) for name in names
+                 for end, content in (("jpg", jpeg(1)), ("txt", b"a dog"))]  # fmt: skip
+        shard.write_bytes(tar_bytes(parts, form, 1.5))
+        build_index([shard], tmp_path / "s.index")
+        index = ShardIndex.open(tmp_path / "s.index")
+        os.utime(shard, ns=(0, 12345))
+        reader, _ = a_reader(index)
+        assert [reader.read(0, number).key for number in range(5)] == names
