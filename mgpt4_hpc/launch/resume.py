@@ -14,6 +14,7 @@ from mgpt4_hpc.config.load import Resolved, config_digest, merge
 from mgpt4_hpc.config.stored import read_config, rewrite_config
 from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunLocked
 from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
+from mgpt4_hpc.launch.dependents import repoint
 from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
@@ -101,7 +102,7 @@ def _resume(
     if drift and not accept:
         raise drifted(run, drift)
     dependency = _wait_for_start(changed, executor)
-    preflight(
+    notes = preflight(
         changed.config,
         run.path.parent,
         executor=executor,
@@ -109,7 +110,9 @@ def _resume(
         projector_follows=dependency is not None or seen.checkpoint_step is not None,
         new=False,
     )
-    complete_run(run)
+    for note in notes:
+        say(note)
+    complete_run(run, changed.config)
     markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
     with _put_back(run.config_file, *markers):
         if accept:
@@ -118,7 +121,24 @@ def _resume(
             rewrite_config(run.config_file, changed)
         withdraw_cancel(run)
         submitted = submit_run(run, changed, executor, dependency=dependency)
+    if executor == "slurm":
+        _resume_dependents(run, submitted.job_id, say)
     return Resumption(run, False, submitted, changes)
+
+
+def _resume_dependents(run: RunDir, job_id: str, say: Callable[[str], None]) -> None:
+    """Bring back the runs that waited for this one and were cancelled when it failed."""
+    for other in repoint(run, job_id, say):
+        try:
+            done = resume_run(other, {}, "slurm", say=say)
+        except MgptError as error:
+            # This run is submitted, whatever becomes of that one.
+            say(f"{other.name} waited for {run.name} and could not be submitted again: {error}")
+        else:
+            if done.submitted is not None:
+                say(
+                    f"{other.name}, which waited for {run.name}, is job {done.submitted.job_id} now"
+                )
 
 
 def _assert_free(run: RunDir) -> RunOverview:

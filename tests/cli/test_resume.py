@@ -37,7 +37,7 @@ class Submissions:
 def submissions(monkeypatch: pytest.MonkeyPatch) -> Submissions:
     stand_in = Submissions()
     monkeypatch.setattr("mgpt4_hpc.launch.resume.submit_run", stand_in)
-    monkeypatch.setattr("mgpt4_hpc.launch.resume.preflight", lambda *_, **__: None)
+    monkeypatch.setattr("mgpt4_hpc.launch.resume.preflight", lambda *_, **__: [])
     return stand_in
 
 

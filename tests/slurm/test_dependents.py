@@ -1,0 +1,52 @@
+"""A dependent job does not wait for ever, and comes back with the run that it waits for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.run_dir import read_json
+from tests.slurm.harness import Cluster
+from tests.slurm.test_main_job import mgpt4, wait_for_step
+from tests.support.tiny_world import TinyWorld
+
+pytestmark = pytest.mark.slurm
+
+
+def test_resume_points_dependents_to_the_new_job(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    first = tiny_world.write_config(
+        tmp_path / "one.yaml", train__max_steps=60, train__global_batch_size=4
+    )
+    second = tiny_world.write_config(tmp_path / "two.yaml", stage=2, train__max_steps=4)
+    runs = tmp_path / "runs"
+    both = ["--stage", "both", "--config", str(first), "--config", str(second), "--gpus", "1"]
+    told = mgpt4(cluster, runs, "submit", *both, "--name", "x", "--json")
+    one, two = (entry["job_id"] for entry in json.loads(told.stdout))
+    starts = json.loads(mgpt4(cluster, runs, "submit", *both, "--name", "y", "--test-only",
+                              "--json").stdout)  # fmt: skip
+    assert [(start["job"], start["after"]) for start in starts] == [
+        ("y-stage1", None),
+        ("y-stage2", "y-stage1"),
+    ]
+
+    # Cancelled, the first takes the second with it, instead of letting it wait for ever.
+    wait_for_step(cluster, runs / "x-stage1", 2)
+    mgpt4(cluster, runs, "cancel", "x-stage1", "--save")
+    cluster.wait_until(lambda: not cluster.squeue(), 60, "both left the queue")
+    assert cluster.job(two)["JobState"] == "CANCELLED"
+
+    resumed = mgpt4(cluster, runs, "resume", "x-stage1")
+    third = read_json(runs / "x-stage1" / "slurm" / "job.json")["job_id"]
+    fourth = read_json(runs / "x-stage2" / "slurm" / "job.json")["job_id"]
+    assert len({one, two, third, fourth}) == 4
+    assert f"x-stage2, which waited for x-stage1, is job {fourth} now" in resumed.stderr
+    cluster.wait_until(lambda: not cluster.squeue(), 120, "both ran")
+    rows = json.loads(mgpt4(cluster, runs, "status", "--json").stdout)
+    assert {row["name"]: row["state"] for row in rows} == {
+        "x-stage1": "finished",
+        "x-stage2": "finished",
+    }
