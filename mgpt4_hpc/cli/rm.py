@@ -9,7 +9,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
+from mgpt4_hpc.run_dir import RunDir, list_runs
 
 
 @click.command("rm", short_help="Delete runs that are over.")
@@ -24,7 +24,8 @@ def rm_command(
     """Delete run directories, checkpoints included. Asks first, with the size of what would go.
 
     A run that runs or waits is never deleted, nor is one whose state Slurm does not tell; nothing
-    then goes, of the other runs neither. Links inside the folder are removed, not followed.
+    then goes, of the other runs neither. Links inside the folder are removed, not followed. A
+    sweep's name stands for all of its runs.
 
     \b
     mgpt4 rm stage1-vicuna7b --dry-run
@@ -32,10 +33,11 @@ def rm_command(
     """
     from mgpt4_hpc.launch.overview import look_at
     from mgpt4_hpc.launch.removal import plan_removal, remove_run
+    from mgpt4_hpc.launch.sweep_dir import find_runs, remove_empty_sweeps
 
     runs_dir = absolute(runs_dir)
     # Twice the same run, by name and by path, is one run.
-    runs = list({run.path: run for run in (find_run(name, runs_dir) for name in names)}.values())
+    runs = list({run.path: run for run in find_runs(names, runs_dir)}.values())
     others = [run for run in list_runs(runs_dir) if run not in runs]
     seen = look_at(runs)  # Slurm is asked about these alone
     if seen.unreachable is not None:
@@ -58,6 +60,7 @@ def rm_command(
         for plan in plans:
             remove_run(plan.run)
             told.append(plan.run)
+        remove_empty_sweeps(runs_dir)
     if as_json:
         removed = {run.path for run in told}
         echo_json(

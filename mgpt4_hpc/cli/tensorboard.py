@@ -20,7 +20,7 @@ from mgpt4_hpc.cli.options import (
     runs_dir_option,
 )
 from mgpt4_hpc.errors import ConfigError, NoSuchRun
-from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
+from mgpt4_hpc.run_dir import RunDir, list_runs
 
 
 @click.command("tensorboard", short_help="Show the curves of runs in a browser.")
@@ -61,6 +61,8 @@ def tensorboard_command(
 ) -> None:
     """Show the curves of all runs, or of those named, until Ctrl-C.
 
+    A sweep's name stands for all of its runs.
+
     Prints the ssh line that brings the page to your own machine. It listens on the loopback
     address, which other users of the same machine can reach too: TensorBoard has no password. With
     --slurm it runs as a job, and this command returns once it is up.
@@ -81,7 +83,9 @@ def tensorboard_command(
 
 
 def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
-    return [find_run(name, runs_dir) for name in names] if names else list_runs(runs_dir)
+    from mgpt4_hpc.launch.sweep_dir import find_runs
+
+    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
 
 
 def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_json: bool) -> None:
@@ -141,7 +145,7 @@ def _in_a_job(
     arguments = ["--json", "--host", host, "--runs-dir", str(runs_dir)]
     arguments += ["--port", str(port)] if port is not None else []
     # By path: a name may also be a path from here, and the job stands elsewhere.
-    arguments += ["--", *(str(find_run(name, runs_dir).path) for name in names)]
+    arguments += ["--", *(str(run.path) for run in _chosen(names, runs_dir) if names)]
     log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{getpass.getuser()}.log"
     job = TensorBoardJob(arguments, log, partition, account, time_min, options)
     job_id = submit_tensorboard(job)

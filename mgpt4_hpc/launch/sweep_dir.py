@@ -111,6 +111,17 @@ def remove_sweep(sweep: SweepDir) -> None:
     shutil.rmtree(sweep.path, ignore_errors=True)
 
 
+def remove_empty_sweeps(runs_dir: Path) -> None:
+    """Forget the sweeps whose runs were all removed."""
+    for file in (runs_dir / FOLDER).glob("*/sweep.json"):
+        sweep = SweepDir(file.parent)
+        try:
+            if not sweep.runs():
+                remove_sweep(sweep)
+        except NoSuchRun:
+            continue  # broken, and so not known to be empty
+
+
 def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
     """The runs of these names; a sweep's name stands for all of its runs.
 

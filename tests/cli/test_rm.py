@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.launch import removal
+from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
@@ -132,3 +133,14 @@ def test_an_interrupted_removal_is_repeated(
     assert "could not be removed whole: Permission denied" in ended.err
     assert mgpt4("rm", "one", "--yes").code == 0
     assert not run.path.exists()
+
+
+def test_a_sweep_goes_with_its_last_run(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "runs", name) for name in ("s-1", "s-2", "other")]
+    sweep = SweepDir.of("s", tmp_path / "runs")
+    create_sweep(sweep, runs[:2], [{"lr": "1"}, {"lr": "2"}], "slurm")
+    assert mgpt4("rm", "s-1", "--yes").code == 0
+    assert sweep.file.exists()
+    assert mgpt4("rm", "s", "--yes").out == "s-2: removed\n"
+    assert not sweep.path.exists()
+    assert runs[2].identity_file.exists()
