@@ -1,4 +1,3 @@
-# ruff: noqa: N815 - tensor names carry their shape
 """Writes a feature cache: the frozen towers' output for every sample that a run will consume.
 
 Shapes: N images, C channels, H height, W width, I image tokens, Q projector's input width.
@@ -8,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from numpy.typing import NDArray
 
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.collate import read_decoded
 from mgpt4_hpc.data.decode import Resize
+from mgpt4_hpc.data.encode_images import Pictures, PlanImages
 from mgpt4_hpc.data.encode_plan import (
     EncodePlan,
     part_of,
@@ -32,7 +31,7 @@ from mgpt4_hpc.data.feature_cache import FeatureCache, binding_of
 from mgpt4_hpc.data.feature_cache_file import STORED, BadRow, FeatureRow, write_shard
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.prepare import prepare_source
-from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.reader import SampleReader
 from mgpt4_hpc.data.stream import BatchStream
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, DataError
@@ -179,8 +178,8 @@ class Encoding:
         if not total:
             return 0
         size = batch_size or self.config.train.micro_batch_size
-        images = _Images(self.plan, SampleReader(self.indexes), self.shape_of_image, self.resize)
-        stream: BatchStream[_Pictures] = BatchStream(
+        images = PlanImages(self.plan, SampleReader(self.indexes), self.shape_of_image, self.resize)
+        stream: BatchStream[Pictures] = BatchStream(
             images, lambda: _chunks(todo, size), self.config.data.num_workers, 2, None
         )
         stream.start()  # before CUDA and its threads: workers are forked
@@ -240,76 +239,11 @@ def _chunks(todo: Sequence[_Todo], size: int) -> Iterator[list[int]]:
             yield list(shard.rows[begin : begin + size])
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """Decoded images of some samples; those of bad ones are absent.
-
-    Attributes:
-        images_NCHW: uint8.
-        texts: (row of the plan, key, caption) of each image.
-        bad: (row, key, reason) of the others.
-    """
-
-    images_NCHW: torch.Tensor
-    texts: tuple[tuple[int, str, str], ...]
-    bad: tuple[tuple[int, str, str], ...]
-
-    def pin_memory(self, device: object = None) -> _Pictures:
-        """A copy in page-locked memory (called by DataLoader)."""
-        return replace(self, images_NCHW=self.images_NCHW.pin_memory())
-
-
-class _Images:
-    """Reads and decodes rows of the plan: what data workers run."""
-
-    def __init__(
-        self,
-        plan: EncodePlan,
-        reader: SampleReader,
-        shape: tuple[int, int, int],
-        resize: Resize,
-    ) -> None:
-        self._plan = plan
-        self._reader = reader
-        self._shape = shape
-        self._resize: Resize = resize
-
-    def __call__(self, rows: list[int]) -> _Pictures:
-        """The images of these rows."""
-        samples = [(int(self._plan.source[row]), int(self._plan.sample[row])) for row in rows]
-        return self.of(rows, samples)
-
-    def of(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> _Pictures:
-        """The images of samples that are called ``rows`` here."""
-        images = np.empty((len(samples), *self._shape), np.uint8)
-        texts: list[tuple[int, str, str]] = []
-        bad: list[tuple[int, str, str]] = []
-        for row, (source_id, sample_id) in zip(rows, samples, strict=True):
-            try:
-                sample = read_decoded(
-                    self._reader,
-                    source_id,
-                    sample_id,
-                    self._shape[1],
-                    self._resize,
-                    images[len(texts)],
-                )
-            except BadSampleError as error:
-                bad.append((row, error.key, f"{error.shard}: {error.reason}"))
-            else:
-                texts.append((row, sample.key, sample.caption))
-        return _Pictures(torch.from_numpy(images[: len(texts)]), tuple(texts), tuple(bad))
-
-    def close(self) -> None:
-        """Close the shards that this process opened."""
-        self._reader.close()
-
-
 class _Writer:
     """Turns images into shards, with substitutes for the bad ones."""
 
     def __init__(
-        self, encoding: Encoding, images: _Images, encoder: ImageEncoder, batch_size: int
+        self, encoding: Encoding, images: PlanImages, encoder: ImageEncoder, batch_size: int
     ) -> None:
         self._encoding = encoding
         self._images = images
@@ -317,7 +251,7 @@ class _Writer:
         self._batch_size = batch_size
         self.last_bad = ""
 
-    def write(self, shard: _Todo, stream: Iterator[_Pictures]) -> int:
+    def write(self, shard: _Todo, stream: Iterator[Pictures]) -> int:
         """Write one shard from the stream's next batches; the number of bad samples."""
         plan = self._encoding.plan
         rows: list[FeatureRow] = []
@@ -341,7 +275,7 @@ class _Writer:
         return num_bad
 
     def _encode(
-        self, pictures: _Pictures, samples: Mapping[int, tuple[int, int]]
+        self, pictures: Pictures, samples: Mapping[int, tuple[int, int]]
     ) -> list[FeatureRow]:
         if not pictures.texts:
             return []
@@ -355,7 +289,7 @@ class _Writer:
     def _note(
         self,
         bad: dict[tuple[int, int], BadRow],
-        pictures: _Pictures,
+        pictures: Pictures,
         samples: Mapping[int, tuple[int, int]],
     ) -> None:
         for row, key, reason in pictures.bad:
