@@ -63,7 +63,7 @@ class Watchdog:
         slow_s: the same until the first step is done, which may compile, and in the phases that
             :meth:`phase` names: loading, validating.
         note: told of a hang, in another thread and with little time; may fail or hang itself.
-        stream: where the stacks go; it must have a file descriptor.
+        stream: where the stacks go; stderr's own descriptor if it has none (in a notebook, say).
         clock: seconds, monotonic.
     """
 
@@ -80,7 +80,7 @@ class Watchdog:
         self.slow_s = max(slow_s, step_s)
         self.note = note
         # Its descriptor: the stream's own lock may be in the hands of whoever hangs.
-        self._fd = (stream or sys.stderr).fileno() if step_s > 0 else -1
+        self._fd = _descriptor(stream or sys.stderr)
         self._clock = clock
         self._step: int | None = None
         self._phases: list[tuple[str, float]] = []
@@ -176,6 +176,13 @@ class Watchdog:
 
     def _tell(self, text: str) -> None:
         os.write(self._fd, f"\n=== hang: {text} ===\n".encode())
+
+
+def _descriptor(stream: TextIO) -> int:
+    try:
+        return stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        return 2
 
 
 class NoWatchdog(Watchdog):
