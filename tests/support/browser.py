@@ -34,7 +34,7 @@ class Browser:
         options.binary_location = str(shutil.which("chromium"))
         for argument in (
             *("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"),
-            *("--window-size=1180,1010", f"--user-data-dir={profile}", "--force-color-profile=srgb"),
+            *("--window-size=1180,1010", f"--user-data-dir={profile}"),
         ):
             options.add_argument(argument)
         options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
