@@ -112,9 +112,9 @@ def _resume(
     )
     for note in notes:
         say(note)
-    complete_run(run, changed.config)
     markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
-    with _put_back(run.config_file, *markers):
+    with _put_back(run.config_file, run.slurm / "python", *markers):
+        complete_run(run, changed.config)
         if accept:
             accept_drift(run)
         if changes:
