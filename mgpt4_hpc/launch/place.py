@@ -14,6 +14,9 @@ from mgpt4_hpc.launch import slurm
 MASTER_ADDR_VARIABLE = "MGPT4_MASTER_ADDR"
 """Set by the batch script, so that a thousand ranks need not ask the controller."""
 
+_NO_GPU = ("", "NoDevFiles", "-1")
+"""CUDA_VISIBLE_DEVICES of a job that asked for none, as Slurm and CUDA write it."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -106,7 +109,7 @@ def _slurm(environ: Mapping[str, str]) -> Place:
         nodes=environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
         master_host=host or "127.0.0.1",
         node=environ.get("SLURMD_NODENAME", socket.gethostname()),
-        gpu_allotted=bool(environ.get("CUDA_VISIBLE_DEVICES")),
+        gpu_allotted=environ.get("CUDA_VISIBLE_DEVICES", "") not in _NO_GPU,
     )
 
 

@@ -76,3 +76,14 @@ def test_under_the_local_executor_also_inside_a_job() -> None:
 def test_started_by_nobody() -> None:
     with pytest.raises(MgptError, match="torchrun"):
         place.find_place({"HOME": "/h"})
+
+
+@pytest.mark.parametrize(
+    ("visible", "allotted"), [("0", True), ("GPU-1a2b", True), ("", False), ("NoDevFiles", False)]
+)
+def test_it_knows_its_node_and_whether_it_was_given_a_gpu(visible: str, allotted: bool) -> None:
+    task = {**SRUN, "SLURMD_NODENAME": "node2", "CUDA_VISIBLE_DEVICES": visible}
+    found = place.find_place(task)
+    assert (found.node, found.gpu_allotted) == ("node2", allotted)
+    assert not place.find_place(SRUN).gpu_allotted
+    assert not place.find_place({**LOCAL, "CUDA_VISIBLE_DEVICES": "0"}).gpu_allotted
