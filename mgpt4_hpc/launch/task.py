@@ -104,6 +104,11 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
     except Exception:  # noqa: BLE001 - the last stop: a peer that died looks like this
         traceback.print_exc()
         sys.stderr.flush()
+        print(
+            "=== this rank failed; if it lost a connection, another one died first: its log, or "
+            "srun's lines in rank 0's, tell which ===",
+            flush=True,
+        )
         return 1
 
 
