@@ -14,6 +14,7 @@ from mgpt4_hpc.launch import dispatch, orders
 from mgpt4_hpc.launch.admission import Cluster
 from mgpt4_hpc.launch.site_facts import parse_slurm_site
 from mgpt4_hpc.launch.submit import Submitted
+from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.tiny_world import TinyWorld
@@ -189,6 +190,29 @@ def test_what_contradicts_itself(
     assert (ended.code, told in ended.err) == (2, True), ended.err
     assert "^[A-Za-z" not in ended.err, "no regular expressions for people"
     assert list(Path().iterdir()) == []
+
+
+def test_a_local_sweep_goes_on_behind_a_run_that_failed(
+    mgpt4: Mgpt4, stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    class Process:
+        """Ends at once; the second badly."""
+
+        def wait(self) -> int:
+            return 70 if len(ran) == 2 else 0
+
+    def start(run: RunDir, *_: Any, **__: Any) -> Submitted:
+        ran.append(run.name)
+        return Submitted(run, "local", str(len(ran)), process=Process())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(dispatch, "submit_run", start)
+    ended = mgpt4("submit", "--config", stage1, "--executor", "local", "--sweep", "seed=1,2,3")
+    assert ended.code == 1
+    assert ran == [f"tiny-stage1-seed{seed}" for seed in (1, 2, 3)]
+    assert "tiny-stage1-seed2 ended with code 70" in ended.err
+    assert "1 of the sweep's 3 runs did not finish" in ended.err
 
 
 # -- runs that exist ---------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.run_dir import read_json
 from tests.slurm.harness import Cluster
 from tests.slurm.test_main_job import mgpt4
 from tests.support.tiny_world import TinyWorld
@@ -37,3 +40,20 @@ def test_what_only_sbatch_knows_is_told_and_leaves_nothing(
     assert done.returncode == 4, done.stderr
     assert "sbatch refused the job" in done.stderr
     assert not list(runs.glob("*"))
+
+
+def test_a_job_can_submit_a_run_and_forces_nothing_upon_it(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    config = tiny_world.write_config(tmp_path / "one.yaml")
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "mgpt4_hpc.cli.main", "submit", "--config", str(config)]
+    command += ["--gpus", "1", "--runs-dir", str(runs), "--sbatch", "begin=now+1hour"]
+    outer = cluster.sbatch(
+        f"export SBATCH_PARTITION=nowhere\nexec {shlex.join(command)}",
+        "--nodes=2", "--ntasks-per-node=3", "--time=7", "--job-name=outer",
+    )  # fmt: skip
+    cluster.wait_for_state(outer, "COMPLETED", timeout_s=60)
+    job = cluster.job(read_json(runs / "tiny-stage1" / "slurm" / "job.json")["job_id"])
+    assert (job["JobName"], job["Partition"], job["NumTasks"]) == ("tiny-stage1", "a100", "1")
+    assert (job["NumNodes"], job["TimeLimit"]) == ("1-1", "1-00:00:00")
