@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import DurationMin, absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import DurationMin, absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.run_dir import find_run
 
 
 @click.command("resume", short_help="Submit an unfinished run again.")
-@click.argument("name", metavar="RUN")
+@click.argument("name", metavar="RUN", shell_complete=complete_runs)
 @click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
 @click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")

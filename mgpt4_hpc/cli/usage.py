@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.run_dir import find_run, list_runs
 from mgpt4_hpc.telemetry.usage import PURPOSES, USEFUL, Usage, read_usage
 
 
 @click.command("usage", short_help="GPU-hours of runs: useful, replayed, waiting, and so on.")
-@click.argument("names", metavar="[RUN]...", nargs=-1)
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
 @runs_dir_option
 @json_option
 def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:

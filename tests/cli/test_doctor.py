@@ -8,6 +8,7 @@ from mgpt4_hpc.errors import SlurmUnreachable
 from mgpt4_hpc.launch import doctor, doctor_slurm
 from tests.cli.fakes import Mgpt4
 from tests.cli.test_help import HEAVY, PROBE
+from tests.support.shown import assert_schema
 from tests.unit.launch.test_doctor_slurm import site
 
 
@@ -34,6 +35,7 @@ def test_a_partition(mgpt4: Mgpt4) -> None:
     assert "--set launch.partition=a100-preempt" in ended.out
 
     told = mgpt4("doctor", "--json").json
+    assert_schema("doctor", told)
     assert told["ok"] and told["faults"] == 0
     assert [one["partition"] for one in told["partitions"]] == ["a100", "a100-preempt"]
     assert {"level", "topic", "what", "fix"} == set(told["findings"][0])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
+from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
@@ -32,6 +33,7 @@ def test_failure_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     images = world.align / "image"
     ended = mgpt4("eval", run.path, "--images", images, *SHORT, "--json", "--html", "page.html")
     assert ended.code == 0, ended.err
+    assert_schema("eval", ended.json)
     assert [task["task"] for task in ended.json["tasks"]] == ["detail", "poem"]
     task = ended.json["tasks"][0]
     assert set(task["metrics"]) == {"failing", "incomplete", "repetitive", "empty", "echo"}
@@ -81,6 +83,7 @@ def test_a_run_against_itself_and_another(
     images = world.align / "image"
     same = mgpt4("compare", run.path, run.path, "--images", images, *SHORT, "--json")
     assert same.code == 0, same.err
+    assert_schema("compare", same.json)
     assert all(row["first"] == row["second"] for row in same.json["differences"])
     one, two = same.json["models"]
     assert one == two

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.runs import ENVIRONMENT
+from tests.support.shown import assert_schema
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return Demo(folder, json.loads(done.stdout))
+    told = json.loads(done.stdout)
+    assert_schema("demo", told)
+    return Demo(folder, told)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.train.recorder import Recorder
 from tests.cli.synthetic import make_run
 from tests.support.runs import REPO, wait_until
+from tests.support.shown import assert_schema
 
 HOSTILE = "na me,x:y $(reboot)"
 
@@ -134,6 +135,7 @@ def test_hyperparameters_tell_the_runs_apart(server: Server) -> None:
 
 
 def test_it_listens_here_alone_and_leaves_nothing(server: Server) -> None:
+    assert_schema("tensorboard", server.told)
     assert server.told["host"] == "127.0.0.1"
     port = server.told["port"]
     assert server.told["tunnel"].startswith(f"ssh -N -L {port}:localhost:{port} ")

@@ -12,7 +12,8 @@ import pytest
 
 from mgpt4_hpc.launch.drill_blow import JOB_NAME
 from tests.slurm.harness import Cluster, devcluster
-from tests.slurm.test_main_job import mgpt4
+from tests.slurm.jobs import mgpt4
+from tests.support.shown import assert_schema
 
 pytestmark = pytest.mark.slurm
 
@@ -74,6 +75,7 @@ def test_a_drill_is_preempted_and_goes_green(cluster: Cluster, tmp_path: Path) -
     out, err = drill.communicate(timeout=200)
     assert drill.returncode == 0, err
     told = json.loads(out)
+    assert_schema("drill", told)
     assert told["ok"] and told["causes"] == ["preempted", "finished"]
     assert "submitted to partition a100, which preempted it" in told["how"]
     assert told["resumed_from"] == told["stopped_at"] >= 10
