@@ -60,25 +60,22 @@ class EncodePlan:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def uses(self, row: int) -> list[tuple[Draws, int]]:
-        """Where a sample is needed: the draws and the position in them."""
+    def uses(self, rows: Sequence[int] | Int64) -> list[tuple[int, Draws, int]]:
+        """Where samples are needed: the row, the draws and the position in them."""
         train, val = TrainDraws(self.order), ValDraws(self.order)
         return [
-            (train, use)
+            (int(self.row_of_use[use]), train, use)
             if use < self.num_positions
-            else (val, self.held_out[use - self.num_positions])
-            for use in np.flatnonzero(self.row_of_use == row).tolist()
+            else (int(self.row_of_use[use]), val, self.held_out[use - self.num_positions])
+            for use in np.flatnonzero(np.isin(self.row_of_use, rows)).tolist()
         ]
 
     def rows_in(self, cache: FeatureCache) -> NDArray[np.bool_]:
         """Which of the samples a cache has, or knows to be bad."""
         names = [source.name for source in self.order.sources]
         numbers = np.asarray(cache.source_numbers(names), np.int64)[self.source]
-        there = cache.rows_of(numbers, self.sample) >= 0
-        if cache.bad:
-            pairs = zip(numbers.tolist(), self.sample.tolist(), strict=True)
-            there |= np.fromiter((pair in cache.bad for pair in pairs), np.bool_, len(there))
-        return there
+        known = cache.rows_of(numbers, self.sample) >= 0
+        return known | cache.are_bad(numbers, self.sample)
 
 
 def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
@@ -108,43 +105,30 @@ def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
 
 def missing_from(plan: EncodePlan, cache: FeatureCache) -> int:
     """Samples that a run will ask a cache for in vain, substitutes of bad ones included."""
-    there = plan.rows_in(cache)
-    missing = int((~there).sum())
-    names = [source.name for source in plan.order.sources]
-    numbers = cache.source_numbers(names)
-    ids = {number: source_id for source_id, number in enumerate(numbers)}
-
-    def state(source_id: int, sample_id: int) -> bool | None:
-        source = numbers[source_id]
-        if (source, sample_id) in cache.bad:
-            return False
-        found = cache.rows_of(np.asarray([source]), np.asarray([sample_id]))[0] >= 0
-        return True if found else None
-
-    for (source, sample), _ in cache.bad.items():
-        if source not in ids:
-            continue
-        rows = np.flatnonzero((plan.source == ids[source]) & (plan.sample == sample))
-        for row in rows.tolist():
-            missing += len(substitutes(plan, row, state))
-    return missing
+    missing = int((~plan.rows_in(cache)).sum())
+    numbers = cache.source_numbers([source.name for source in plan.order.sources])
+    bad = np.flatnonzero(cache.are_bad(np.asarray(numbers)[plan.source], plan.sample))
+    unknown = substitutes(
+        plan, bad, lambda source_id, sample_id: cache.state(numbers[source_id], sample_id)
+    )
+    return missing + len(unknown)
 
 
 def substitutes(
-    plan: EncodePlan, row: int, state: Callable[[int, int], bool | None]
+    plan: EncodePlan, rows: Sequence[int] | Int64, state: Callable[[int, int], bool | None]
 ) -> list[tuple[int, int]]:
-    """(source id, sample id) of what stands in for a bad sample and is not known yet.
+    """(source id, sample id) of what stands in for bad samples and is not known yet.
 
     Args:
         plan: of the run.
-        row: of the bad sample.
+        rows: of the bad samples.
         state: of (source id, sample id): True if it is usable and in the cache, False if it is
             bad, None if it is unknown. Asked again for a sample after it was returned: whoever
             finds out in between gets the next substitute.
     """
-    source_id = int(plan.source[row])
     unknown = []
-    for draws, position in plan.uses(row):
+    for row, draws, position in plan.uses(rows):
+        source_id = int(plan.source[row])
         for attempt in range(1, MAX_SUBSTITUTES + 1):
             sample_id = draws.substitute(source_id, position, attempt)
             known = state(source_id, sample_id)

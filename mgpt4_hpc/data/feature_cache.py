@@ -128,9 +128,16 @@ class FeatureCache:
         self._first = np.cumsum([0, *(len(shard) for shard in self.shards)])
         self._row_of_key = np.argsort(joined, kind="stable")
         self._keys = joined[self._row_of_key]
+        bad = [row for shard in self.shards for row in shard.bad]
+        mended = self.rows_of(
+            np.asarray([row.source for row in bad]), np.asarray([row.sample for row in bad])
+        )
         self.bad: dict[tuple[int, int], BadRow] = {
-            (row.source, row.sample): row for shard in self.shards for row in shard.bad
+            (row.source, row.sample): row
+            for row, found in zip(bad, mended.tolist(), strict=True)
+            if found < 0
         }
+        self._bad_keys = _keys(*np.asarray(list(self.bad), np.int64).reshape(-1, 2).T)
 
     @property
     def num_samples(self) -> int:
@@ -180,6 +187,17 @@ class FeatureCache:
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         rows: Int64 = np.where(self._keys[place] == wanted, self._row_of_key[place], -1)
         return rows
+
+    def are_bad(self, source: NDArray[Any], sample: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which samples are known to be of no use."""
+        return np.isin(_keys(source, sample), self._bad_keys)
+
+    def state(self, source: int, sample: int) -> bool | None:
+        """Of one sample: True if it is here, False if it is bad, None if it is unknown."""
+        if (source, sample) in self.bad:
+            return False
+        found = self.rows_of(np.asarray([source]), np.asarray([sample]))[0] >= 0
+        return True if found else None
 
     def place_of(self, row: int) -> tuple[int, int]:
         """(shard, row within it) of a row of the whole cache."""

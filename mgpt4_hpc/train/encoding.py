@@ -309,13 +309,13 @@ class _Writer:
 
         def state(source_id: int, sample_id: int) -> bool | None:
             number = self._number(source_id)
-            if (source_id, sample_id) in bad or (number, sample_id) in encoding.cache.bad:
+            if (source_id, sample_id) in bad:
                 return False
-            there = (number, sample_id) in good or (source_id, sample_id) in elsewhere
-            found = encoding.cache.rows_of(np.asarray([number]), np.asarray([sample_id]))[0] >= 0
-            return True if there or found else None
+            if (number, sample_id) in good or (source_id, sample_id) in elsewhere:
+                return True
+            return encoding.cache.state(number, sample_id)
 
-        while unknown := substitutes(plan, row, state):
+        while unknown := substitutes(plan, [row], state):
             for sample in dict.fromkeys(unknown):
                 pictures = self._images.of([0], [sample])
                 self._note(bad, pictures, {0: sample})

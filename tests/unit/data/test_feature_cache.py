@@ -164,8 +164,8 @@ def test_what_a_run_would_miss_is_counted_with_the_substitutes_of_bad_samples(
     source, sample = int(plan.source[4]), int(plan.sample[4])
     write_shard(tmp_path / "1.safetensors", [], [BadRow(source, sample, "k", "bad")], "bf16")
     made.refresh()
-    unknown = substitutes(plan, 4, lambda source_id, sample_id: None)
-    assert [entry[0] for entry in unknown] == [source] * len(plan.uses(4))
+    unknown = substitutes(plan, [4], lambda source_id, sample_id: None)
+    assert [entry[0] for entry in unknown] == [source] * len(plan.uses([4]))
     absent = [
         pair for pair in unknown if made.rows_of(np.asarray([pair[0]]), np.asarray([pair[1]])) < 0
     ]
@@ -180,3 +180,13 @@ def test_another_seed_needs_the_same_samples_once_all_are_there(tmp_path: Path) 
     made = cache(tmp_path)
     fill(made, plan_encoding(config(200), order(seed=0)))
     assert missing_from(plan_encoding(config(50), order(seed=1)), made) == 0
+
+
+def test_a_bad_sample_that_was_encoded_later_is_good(tmp_path: Path) -> None:
+    made = cache(tmp_path)
+    write_shard(tmp_path / "0.safetensors", [], [BadRow(0, 5, "k", "bad")], "bf16")
+    made.refresh()
+    assert (made.state(0, 5), made.state(0, 6)) == (False, None)
+    write_shard(tmp_path / "1.safetensors", rows(0, range(5, 6)), [], "bf16")
+    made.refresh()
+    assert made.state(0, 5) is True and not made.bad
