@@ -12,7 +12,7 @@ from mgpt4_hpc.data.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder
 from mgpt4_hpc.data.reader import SampleReader
-from mgpt4_hpc.data.staging import Staged
+from mgpt4_hpc.data.staged import Staged
 from mgpt4_hpc.data.stream import BatchStream
 from mgpt4_hpc.data.text import TextSpec
 from mgpt4_hpc.errors import ConfigError, DataError

@@ -21,7 +21,7 @@ from zlib_ng.zlib_ng import crc32
 from mgpt4_hpc.data.caption import CaptionError, caption_of
 from mgpt4_hpc.data.index import SampleRef, ShardIndex, Span
 from mgpt4_hpc.data.scan import belongs
-from mgpt4_hpc.data.staging import Staged
+from mgpt4_hpc.data.staged import Staged
 from mgpt4_hpc.data.tarheader import BLOCK
 
 MAX_OPEN_SHARDS = 160

@@ -10,7 +10,8 @@ from typing import Any
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder
-from mgpt4_hpc.data.staging import Staged, Stager, stage_folder
+from mgpt4_hpc.data.staged import Staged, stage_folder
+from mgpt4_hpc.data.staging import Stager
 from mgpt4_hpc.distributed import Ranks
 
 _GIB = 2**30

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data import staging
+from mgpt4_hpc.data import staged, staging
 from mgpt4_hpc.data.index import ShardIndex, build_index
 from mgpt4_hpc.data.loader import StepLoader
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.reader import SampleReader
-from mgpt4_hpc.data.staging import Staged, Stager, Stretches, _Copier, stage_folder
+from mgpt4_hpc.data.staged import Staged, Stretch, Stretches, stage_folder
+from mgpt4_hpc.data.staging import Stager, _Copier
 from tests.unit.data.worlds import make_index, text_spec, write_shards
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stretches of 8 samples, and a look ahead of 40."""
-    monkeypatch.setattr(staging, "MAX_BLOCK_SAMPLES", 8)
+    monkeypatch.setattr(staged, "MAX_BLOCK_SAMPLES", 8)
     monkeypatch.setattr(staging, "AHEAD", 40)
     monkeypatch.setattr(staging, "_CHUNK", 8)
 
@@ -98,7 +99,7 @@ def test_a_full_disk_and_a_lost_shard_are_survived(
 ) -> None:
     real, copies = staging._copy_range, []
 
-    def full_after_three(shard: Path, stretch: staging.Stretch, target: Path) -> None:
+    def full_after_three(shard: Path, stretch: Stretch, target: Path) -> None:
         if len(copies) >= 3:
             target.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "full")
