@@ -12,6 +12,7 @@ import click
 from mgpt4_hpc.config.load import load_config, parse_assignments
 from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.launch.preflight import preflight
+from mgpt4_hpc.launch.site import choose_site
 from mgpt4_hpc.launch.submit import create_run
 from mgpt4_hpc.run_dir import RunDir, write_json
 from mgpt4_hpc.train.entry import run_command
@@ -37,7 +38,9 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
             "name": re.sub(r"[^A-Za-z0-9_.-]", "-", run.name).lstrip("_.-") or "run",
             **parse_assignments(assignments),
         }
-        resolved = load_config(config, overrides=overrides, environ=os.environ)
+        site = choose_site(None)
+        path = site.path if site is not None else None
+        resolved = load_config(config, overrides=overrides, site=path, environ=os.environ)
         preflight(resolved.config, run.path.parent, executor="none")
         create_run(run, resolved)
     assert_trusted(run.path)
