@@ -209,4 +209,5 @@ def _print_check(found: BundleCheck) -> None:
         click.echo(f"\nnote: {note}")
     for fault in found.faults:
         click.echo(f"\nfault: {fault}")
-    click.echo("\nok" if found.ok else f"\n{len(found.faults)} faults")
+    count = len(found.faults)
+    click.echo("\nok" if found.ok else f"\n{count} fault{'s' if count > 1 else ''}")

@@ -16,7 +16,7 @@ from mgpt4_hpc.errors import MgptError, SlurmRejected
 from mgpt4_hpc.launch.gpu_memory import memory_findings
 from mgpt4_hpc.launch.site_facts import Node, Partition, SlurmSite, read_slurm_site
 from mgpt4_hpc.launch.slurm import parse_duration_s, run_slurm
-from mgpt4_hpc.launch.words import duration, first_line
+from mgpt4_hpc.launch.words import counted, duration, first_line
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     name, nodes = partition.name, partition.nodes
     total = int(partition.record.get("TotalNodes", "0") or 0) or len(nodes)
     if total and launch.nodes > total:
-        return [f"partition {name} has {total} nodes, --nodes asks for {launch.nodes}"]
+        return [f"partition {name} has {counted(total, 'node')}, --nodes asks for {launch.nodes}"]
     if not nodes or launch.gpu_request == "none" or "gres" in launch.sbatch:
         return []
     types = {kind for node in nodes for kind in node.gpus if kind}
@@ -188,8 +188,8 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     most = max(_gpus(node, launch) for node in nodes)
     if per_node > most:
         return [
-            f"a node of partition {name} has {most} GPUs at most, the job asks for {per_node} on "
-            f"each: --nodes {-(-launch.gpus // most)} spreads them"
+            f"a node of partition {name} has {counted(most, 'GPU')} at most, the job asks for "
+            f"{per_node} on each: --nodes {-(-launch.gpus // most)} spreads them"
         ]
     cpus = per_node * launch.cpus_per_gpu
     fitting = [n for n in nodes if _gpus(n, launch) >= per_node and (n.cpus >= cpus or not n.cpus)]

@@ -12,6 +12,7 @@ from mgpt4_hpc.config.streams import is_url, stream_faults
 from mgpt4_hpc.data.prepare import is_align_folder
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.words import counted
 from mgpt4_hpc.model.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.variants import require_variant
 
@@ -64,13 +65,13 @@ def _index_faults(source: SourceConfig, shards: list[Path]) -> list[str]:
     indexed = {index.shard_path(number).resolve() for number in range(index.num_shards)}
     present = {shard.resolve() for shard in shards}
     faults = [
-        f"the index {source.index} {what} {len(paths)} shards ({_some(paths)}): {again}"
+        f"the index {source.index} {what} {counted(len(paths), 'shard')} ({_some(paths)}): {again}"
         for what, paths in (("lacks", present - indexed), ("also has", indexed - present))
         if paths
     ]
     if not faults and (changed := index.check_shards()):
         faults.append(
-            f"{len(changed)} shards changed since they were indexed "
+            f"{counted(len(changed), 'shard')} changed since indexing "
             f"({'; '.join(changed[:_SHOWN])}): {again}"
         )
     return faults

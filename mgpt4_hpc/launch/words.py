@@ -35,3 +35,8 @@ def first_line(text: str) -> str:
         if line:
             return line
     return ""
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 shard``, ``2 shards``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

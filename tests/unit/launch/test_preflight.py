@@ -170,12 +170,12 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     extra = shards / "zzz.tar"
     extra.write_bytes(paths[0].read_bytes())
     (fault,) = source_faults(checked)
-    assert "lacks 1 shards (zzz.tar): make it anew" in fault
+    assert "lacks 1 shard (zzz.tar): make it anew" in fault
     extra.unlink()
     with paths[0].open("ab") as file:
         file.write(b"\0" * 512)
     (fault,) = source_faults(checked)
-    assert "1 shards changed since they were indexed" in fault and paths[0].name in fault
+    assert "1 shard changed since indexing" in fault and paths[0].name in fault
     index.write_bytes(b"no index")
     assert len(source_faults(checked)) == 1
 
