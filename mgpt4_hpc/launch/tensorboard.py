@@ -148,7 +148,12 @@ def until_signalled() -> Iterator[None]:
 
     HUP is what a lost connection to the login node brings.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # What is ignored stays so: nohup, and a shell's background jobs.
+    numbers = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
     def stop(number: int, frame: FrameType | None) -> None:
         for other in numbers:  # the clean-up shall not be disturbed

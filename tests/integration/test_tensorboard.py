@@ -45,11 +45,11 @@ def draw(run: RunDir) -> None:
 class Server:
     """``mgpt4 tensorboard`` as a user starts it."""
 
-    def __init__(self, runs_dir: Path, tmp: Path) -> None:
+    def __init__(self, runs_dir: Path, tmp: Path, *wrapper: str) -> None:
         self.tmp = tmp
         tmp.mkdir()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "mgpt4_hpc.cli.main", "tensorboard", "--json"],
+            [*wrapper, sys.executable, "-m", "mgpt4_hpc.cli.main", "tensorboard", "--json"],
             env={**os.environ, "MGPT4_RUNS_DIR": str(runs_dir), "TMPDIR": str(tmp)},
             cwd=REPO,
             stdout=subprocess.PIPE,
@@ -152,6 +152,14 @@ def test_other_ends_are_clean_too(server: Server, tmp_path: Path, number: signal
     other = Server(runs_dir, tmp_path / "tmp")
     assert other.end(number) == 0
     assert list(other.tmp.iterdir()) == []
+
+
+def test_nohup_is_respected(server: Server, tmp_path: Path) -> None:
+    other = Server(server.tmp.parent / "runs", tmp_path / "tmp", "nohup")
+    status = Path(f"/proc/{other.process.pid}/status").read_text()
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn:"))
+    assert int(ignored.split()[1], 16) & 1 << signal.SIGHUP - 1
+    assert other.end(signal.SIGTERM) == 0
 
 
 def test_links_follow_the_runs(tmp_path: Path) -> None:
