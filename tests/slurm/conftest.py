@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -25,13 +26,20 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         yield Cluster(Path(given).resolve())
         return
     _skip_without_slurm()
+    with own_cluster(request.session) as started:
+        yield started
+
+
+@contextmanager
+def own_cluster(session: pytest.Session, *flags: str) -> Iterator[Cluster]:
+    """A cluster with these flags of ``devcluster up``; its logs stay if a test of ours failed."""
     folder = Path(tempfile.mkdtemp(prefix="mgpt4-slurm-", dir="/tmp"))
-    devcluster("up", "--dir", str(folder))
+    devcluster("up", "--dir", str(folder), *flags)
     try:
         yield Cluster(folder)
     finally:
         devcluster("down", "--dir", str(folder))
-        if request.session.testsfailed == 0:
+        if session.testsfailed == 0:
             shutil.rmtree(folder)
             shutil.rmtree(f"{folder}-outputs", ignore_errors=True)
 

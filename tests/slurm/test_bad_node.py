@@ -9,7 +9,7 @@ import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4, wait_finished
+from tests.slurm.jobs import mgpt4, wait_finished
 from tests.support.runs import log
 from tests.support.tiny_world import TinyWorld
 

@@ -16,7 +16,7 @@ import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import preempt, wait_finished, wait_for_step
+from tests.slurm.jobs import preempt, wait_finished, wait_for_step
 from tests.support.runs import assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 

@@ -9,7 +9,7 @@ import pytest
 
 from mgpt4_hpc.run_dir import read_json
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4, wait_for_step
+from tests.slurm.jobs import mgpt4, wait_for_step
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm

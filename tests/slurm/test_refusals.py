@@ -10,7 +10,7 @@ import pytest
 
 from mgpt4_hpc.run_dir import read_json
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4
+from tests.slurm.jobs import mgpt4
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import (
+from tests.slurm.jobs import (
     MAX_STEPS,
     mgpt4,
     preempt,

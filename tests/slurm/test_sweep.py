@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.run_dir import read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4, preempt, wait_for_step
+from tests.slurm.jobs import mgpt4, preempt, wait_for_step
 from tests.support.runs import assert_every_step_once, curve
 from tests.support.tiny_world import TinyWorld
 

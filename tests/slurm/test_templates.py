@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.data.index import ShardIndex, build_index
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import MAX_STEPS, preempt, wait_finished, wait_for_step
+from tests.slurm.jobs import MAX_STEPS, preempt, wait_finished, wait_for_step
 from tests.support.runs import REPO, assert_every_step_once
 from tests.support.tiny_world import REFERENCE, TinyWorld
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.synthetic import attempt, make_run
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4
+from tests.slurm.jobs import mgpt4
 
 pytestmark = pytest.mark.slurm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.harness import Cluster
-from tests.slurm.test_main_job import mgpt4, wait_finished
+from tests.slurm.jobs import mgpt4, wait_finished
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm

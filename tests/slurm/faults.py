@@ -1,0 +1,478 @@
+"""What can happen to a run on a cluster: a table of faults, each with what must come of it.
+
+A fault strikes a run of `jobs.MAX_STEPS` steps that has begun. It waits for conditions, never for
+a time, and does what the world would do, through Slurm, the kernel or the file system.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.slurm.harness import Cluster
+from tests.slurm.jobs import (
+    begin_mgpt4,
+    mgpt4,
+    pid_of_rank,
+    preempt,
+    wait_for_checkpoints,
+    wait_for_step,
+)
+from tests.support.runs import last_step, records
+
+EARLY_STEP = 20
+"""Enough to be in the middle, with most of the run to come."""
+
+TIME_LIMIT_S = 60
+"""The shortest that Slurm has."""
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A run that has been submitted.
+
+    Attributes:
+        cluster: where.
+        run: its folder.
+        job: its job's id.
+    """
+
+    cluster: Cluster
+    run: Path
+    job: str
+
+    def attempts(self) -> list[Attempt]:
+        """What its ledgers tell so far."""
+        return read_ledgers(self.run / "ledger")
+
+    def mgpt4(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """A command on it."""
+        return mgpt4(self.cluster, self.run.parent, *arguments)
+
+    def kinds(self) -> set[str]:
+        """Kinds of all ledger lines so far."""
+        return {str(record["kind"]) for record in records(self.run)}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row.
+
+    Attributes:
+        name: for people and for the report.
+        strike: does it; returns when the run is on its way again, or stopped for good.
+        causes: regular expression for the attempts' causes in the ledger, joined by " > ".
+        ranks: of the run, one on each node.
+        site: flags of ``devcluster up``; none is the cluster that all tests share.
+        settings: of the run.
+        small_disk: give the run's folder a file system of its own.
+        replays: whether steps may be done twice: where nobody was told to save in time.
+        ends: "finished", or how it stops cleanly.
+        other_ranks: it ends on another number of ranks, so that losses agree to 1e-4 only.
+        check: more that must hold in the end.
+        in_ci: whether every test run has it, or only a soak.
+    """
+
+    name: str
+    strike: Callable[[Victim], None]
+    causes: str
+    ranks: int = 2
+    site: tuple[str, ...] = ()
+    settings: dict[str, object] = field(default_factory=dict)
+    small_disk: bool = False
+    replays: bool = False
+    ends: str = "finished"
+    other_ranks: bool = False
+    check: Callable[[Victim], None] | None = None
+    in_ci: bool = False
+
+    @property
+    def id(self) -> str:
+        """For pytest's command line."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+# Slurm
+
+
+def preempted(victim: Victim) -> None:
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    preempt(victim.cluster)
+
+
+def preempted_thrice(victim: Victim) -> None:
+    for number in (1, 2, 3):
+        _wait_for_start(victim, number)
+        wait_for_step(victim.cluster, victim.run, last_step(victim.run) + EARLY_STEP)
+        preempt(victim.cluster)
+
+
+def preempted_while_starting(victim: Victim) -> None:
+    # Its processes are there and still importing torch: that takes them seconds.
+    victim.cluster.wait_until(
+        lambda: _processes_of(victim, "python"), 60, "the ranks' processes are there"
+    )
+    preempt(victim.cluster)
+
+
+def preempted_after_a_controller_restart(victim: Victim) -> None:
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    victim.cluster.devcluster("restart-controller")
+    preempt(victim.cluster)
+
+
+def time_limit_reached(victim: Victim) -> None:
+    """Let the run stand still until its limit is near, so that few steps bring it there.
+
+    Slurm's CONT, which comes with the warning, wakes it each time.
+    """
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    pid = pid_of_rank(victim.run, 0)
+
+    def near_its_end() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        return _run_time_s(victim) >= TIME_LIMIT_S * 0.6
+
+    try:
+        victim.cluster.wait_until(near_its_end, TIME_LIMIT_S, "the time limit is near")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def cancelled(victim: Victim) -> None:
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    victim.cluster.run(["scancel", victim.job])
+    victim.cluster.wait_until(
+        lambda: victim.job not in victim.cluster.squeue(), 60, "the job left the queue"
+    )
+
+
+def requeued(victim: Victim) -> None:
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    victim.cluster.run(["scontrol", "requeue", victim.job])
+
+
+def first_node_lost(victim: Victim) -> None:
+    _lose_node(victim, 0)
+
+
+def second_node_lost(victim: Victim) -> None:
+    _lose_node(victim, 1)
+
+
+def _lose_node(victim: Victim, index: int) -> None:
+    wait_for_checkpoints(victim.cluster, victim.run)
+    wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 10)
+    node = victim.attempts()[-1].nodes[index]
+    victim.cluster.devcluster("node-down", node)
+    victim.cluster.wait_until(
+        lambda: victim.cluster.job(victim.job)["Restarts"] == "1", 60, "Slurm requeued the job"
+    )
+    victim.cluster.devcluster("node-up", node)
+
+
+# Processes
+
+
+def first_rank_killed(victim: Victim) -> None:
+    _kill(victim, lambda: pid_of_rank(victim.run, 0))
+
+
+def second_rank_killed(victim: Victim) -> None:
+    _kill(victim, lambda: pid_of_rank(victim.run, 1))
+
+
+def data_worker_killed(victim: Victim) -> None:
+    _kill(victim, lambda: _children(pid_of_rank(victim.run, 1))[0])
+
+
+def srun_killed(victim: Victim) -> None:
+    # It forks a helper; the first is the one that the batch script waits for.
+    _kill(victim, lambda: _processes_of(victim, "srun")[0])
+
+
+def _kill(victim: Victim, pid: Callable[[], int]) -> None:
+    wait_for_checkpoints(victim.cluster, victim.run)
+    wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 10)
+    os.kill(pid(), signal.SIGKILL)
+
+
+def first_rank_stopped(victim: Victim) -> None:
+    wait_for_checkpoints(victim.cluster, victim.run)
+    os.kill(pid_of_rank(victim.run, 0), signal.SIGSTOP)
+
+
+def _told_of_the_hang(victim: Victim) -> None:
+    first = victim.attempts()[0]
+    # Slurm's CONT and TERM wake the stopped one, which then finds out for itself.
+    assert 1 in [hang["rank"] for hang in first.hangs]
+    (told,) = (path.read_text() for path in (victim.run / "slurm").glob("*_1_log.out"))
+    assert "=== hang: no sign of life" in told and "loop.py" in told
+
+
+# Storage
+
+
+def disk_full(victim: Victim) -> None:
+    """Fill the run's file system until the run has worked on without it for a while."""
+    wait_for_checkpoints(victim.cluster, victim.run)
+    rubbish = victim.run.parent / "rubbish"
+    _fill(rubbish)
+    pid = pid_of_rank(victim.run, 0)
+    until = _processor_s(pid) + 3
+    victim.cluster.wait_until(lambda: _processor_s(pid) >= until, 60, "rank 0 worked on")
+    rubbish.unlink()
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 1 << 12, 1):
+            try:
+                while file.write(b"x" * size):
+                    pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+
+
+def folder_read_only(victim: Victim) -> None:
+    """Let the run's folder refuse every file that is opened from now on, until a save failed."""
+    wait_for_checkpoints(victim.cluster, victim.run)
+    with _read_only(victim.run):
+        victim.cluster.wait_until(lambda: "save_failed" in victim.kinds(), 60, "a save failed")
+
+
+@contextmanager
+def _read_only(folder: Path) -> Iterator[None]:
+    """Put a read-only view of a folder over it; files that are open already stay writable."""
+    subprocess.run(["mount", "--bind", folder, folder], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        # Lazily: somebody may be reading.
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def _told_that_it_cannot_save(victim: Victim) -> None:
+    assert "save_failed" in victim.kinds()
+    assert "cannot" in "\n".join(p.read_text() for p in victim.run.glob("slurm/*_0_log.out"))
+
+
+def newest_truncated(victim: Victim) -> None:
+    def truncate(folder: Path) -> None:
+        file = folder / "projector.safetensors"
+        os.truncate(file, file.stat().st_size // 2)
+
+    _damage_newest(victim, truncate)
+
+
+def newest_bit_flipped(victim: Victim) -> None:
+    def flip(folder: Path) -> None:
+        file = folder / "optimizer.safetensors"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    _damage_newest(victim, flip)
+
+
+def newest_without_manifest(victim: Victim) -> None:
+    _damage_newest(victim, lambda folder: (folder / "manifest.json").unlink())
+
+
+def _damage_newest(victim: Victim, damage: Callable[[Path], None]) -> None:
+    """Damage the newest checkpoint while the job waits in the queue."""
+    wait_for_checkpoints(victim.cluster, victim.run, 2)
+    victim.cluster.run(["scontrol", "requeuehold", victim.job])
+    victim.cluster.wait_for_state(victim.job, "PENDING", timeout_s=60)
+    damage(max(victim.run.glob("checkpoints/step-*")))
+    victim.cluster.run(["scontrol", "release", victim.job])
+
+
+def _fell_back(victim: Victim) -> None:
+    first, second = victim.attempts()
+    assert len(second.damaged) == 1
+    assert first.last_saved_step is not None
+    assert 0 < second.restored_step < first.last_saved_step
+
+
+# People
+
+
+def resumed_on_one_gpu(victim: Victim) -> None:
+    _cancel_with_a_save(victim)
+    victim.mgpt4("resume", victim.run.name, "--gpus", "1", "--nodes", "1")
+
+
+def resumed_twice_at_once(victim: Victim) -> None:
+    _cancel_with_a_save(victim)
+    both = [
+        begin_mgpt4(victim.cluster, victim.run.parent, "resume", victim.run.name) for _ in range(2)
+    ]
+    told = [process.communicate(timeout=60)[1] for process in both]
+    codes = [process.returncode for process in both]
+    assert sorted(codes) == [0, 7], told
+    refused = told[codes.index(7)]
+    assert re.search(r"being submitted by another command \(.*\d+.*\)|is alive: .*job \d+", refused)
+
+
+def _cancel_with_a_save(victim: Victim) -> None:
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    victim.mgpt4("cancel", victim.run.name, "--save")
+    victim.cluster.wait_until(
+        lambda: victim.job not in victim.cluster.squeue(), 60, "the job left the queue"
+    )
+
+
+# Looking
+
+
+def _wait_for_start(victim: Victim, number: int) -> None:
+    victim.cluster.wait_until(
+        lambda: len(victim.attempts()) >= number and victim.attempts()[-1].first_step is not None,
+        120,
+        f"start {number} made a step",
+    )
+
+
+def _run_time_s(victim: Victim) -> int:
+    hours, minutes, seconds = victim.cluster.job(victim.job)["RunTime"].split(":")
+    return (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
+
+
+def _processes_of(victim: Victim, name: str) -> list[int]:
+    """Processes of the job's tasks and script with this name, oldest first."""
+    wanted = {
+        f"SLURM_JOB_ID={victim.job}".encode(),
+        f"SLURM_CONF={victim.cluster.env['SLURM_CONF']}".encode(),
+    }
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "comm").read_text().strip().startswith(name):
+                environment = set((folder / "environ").read_bytes().split(b"\0"))
+                if wanted <= environment:
+                    found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return sorted(found)
+
+
+def _children(pid: int) -> list[int]:
+    lists = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
+    return sorted(int(child) for children in lists for child in children)
+
+
+def _processor_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+SAVE_OFTEN = {"save_every_s": 1}
+
+FAULTS = (
+    Fault(
+        "preemption with a grace time", preempted, "preempted > finished", in_ci=True,
+    ),
+    Fault(
+        "preemption without a grace time", preempted, "(preempted|requeued) > finished",
+        site=("--grace-s", "0"),
+    ),
+    Fault(
+        "preemption by the job's own signal", preempted, "preempted > finished",
+        site=("--send-user-signal",),
+    ),
+    Fault(
+        "preemption where PreemptMode=CANCEL", preempted, "preempted > finished",
+        site=("--preempt-mode", "CANCEL"),
+    ),
+    Fault(
+        "preemption without accounting", preempted, "preempted > finished",
+        site=("--no-accounting",),
+    ),
+    Fault(
+        "three preemptions in a row", preempted_thrice, "(preempted > ){3}finished", ranks=1,
+    ),
+    Fault(
+        "preemption while starting up", preempted_while_starting, "preempted > finished",
+    ),
+    Fault(
+        "slurmctld restarted, then a preemption", preempted_after_a_controller_restart,
+        "preempted > finished",
+    ),
+    Fault(
+        "time limit", time_limit_reached, "(time limit > )+finished", ranks=1, in_ci=True,
+        settings={"launch.time_min": 1, "signal_before_s": 30},
+    ),
+    Fault(
+        "scancel", cancelled, "cancelled", ranks=1, ends="cancelled", in_ci=True,
+    ),
+    Fault(
+        "scontrol requeue", requeued, "requeued > finished", ranks=1, in_ci=True,
+    ),
+    Fault(
+        "node of rank 0 down and back", first_node_lost, ".* > finished",
+        settings=SAVE_OFTEN, replays=True, in_ci=True,
+    ),
+    Fault(
+        "node of another rank down and back", second_node_lost, ".* > finished",
+        settings=SAVE_OFTEN, replays=True,
+    ),
+    Fault(
+        "kill -9 of rank 0", first_rank_killed, "crashed > finished",
+        settings=SAVE_OFTEN, replays=True,
+    ),
+    Fault(
+        "kill -9 of another rank", second_rank_killed, "crashed > finished",
+        settings=SAVE_OFTEN, replays=True, in_ci=True,
+    ),
+    Fault(
+        "kill -9 of a data worker", data_worker_killed, "crashed > finished",
+        settings=SAVE_OFTEN, replays=True,
+    ),
+    Fault(
+        "kill -9 of srun", srun_killed, ".* > finished", settings=SAVE_OFTEN, replays=True,
+    ),
+    Fault(
+        "SIGSTOP of rank 0", first_rank_stopped, "hung > finished", in_ci=True,
+        settings={**SAVE_OFTEN, "hang_timeout_s": 5}, replays=True, check=_told_of_the_hang,
+    ),
+    Fault(
+        "disk full for a while", disk_full, "finished", ranks=1, small_disk=True, in_ci=True,
+        settings=SAVE_OFTEN, check=_told_that_it_cannot_save,
+    ),
+    Fault(
+        "run folder read-only for a while", folder_read_only, "finished", ranks=1,
+        settings=SAVE_OFTEN, check=_told_that_it_cannot_save,
+    ),
+    Fault(
+        "newest checkpoint truncated", newest_truncated, "requeued > finished", ranks=1,
+        settings=SAVE_OFTEN, replays=True, check=_fell_back,
+    ),
+    Fault(
+        "newest checkpoint with a flipped bit", newest_bit_flipped, "requeued > finished",
+        ranks=1, settings=SAVE_OFTEN, replays=True, check=_fell_back,
+    ),
+    Fault(
+        "newest checkpoint without its manifest", newest_without_manifest, "requeued > finished",
+        ranks=1, settings=SAVE_OFTEN, replays=True, check=_fell_back,
+    ),
+    Fault(
+        "resumed on fewer GPUs", resumed_on_one_gpu, "cancelled > finished", other_ranks=True,
+    ),
+    Fault(
+        "resumed twice at once", resumed_twice_at_once, "cancelled > finished", ranks=1,
+    ),
+)  # fmt: skip

@@ -1,0 +1,87 @@
+"""Runs on the test cluster: submitted as a user would, watched by what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.slurm.harness import Cluster
+from tests.support.runs import last_step, log, records
+from tests.support.tiny_world import TinyWorld
+
+MAX_STEPS = 300
+"""Long enough to be hit in the middle: at least ten seconds of steps on two cores."""
+
+
+def long_config(tiny_world: TinyWorld, path: Path) -> Path:
+    """A configuration of `MAX_STEPS` steps, the same on any number of ranks up to four."""
+    return tiny_world.write_config(
+        path, train__max_steps=MAX_STEPS, train__global_batch_size=16, train__micro_batch_size=4
+    )
+
+
+def mgpt4(cluster: Cluster, runs: Path, *arguments: str, check: bool = True):
+    """Run the command line as a user would, in its own process."""
+    with begin_mgpt4(cluster, runs, *arguments) as process:
+        output, errors = process.communicate(timeout=60)
+    assert not check or process.returncode == 0, errors
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def begin_mgpt4(cluster: Cluster, runs: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The same, still running."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mgpt4_hpc.cli.main", *arguments],
+        env={**cluster.env, "MGPT4_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def submit(
+    cluster: Cluster, runs: Path, config: Path, name: str, *more: str, ranks: int = 2
+) -> str:
+    """Submit a run with one rank on each of its nodes; the job's id."""
+    where = ["--gpus", str(ranks), "--nodes", str(ranks), "--name", name, "--json"]
+    done = mgpt4(cluster, runs, "submit", "--config", str(config), *where, *more)
+    return json.loads(done.stdout)[0]["job_id"]
+
+
+def wait_finished(cluster: Cluster, run: Path, timeout_s: float = 150) -> None:
+    """Wait for the run's last attempt to say so; a failure shows rank 0's log."""
+
+    def over() -> bool:
+        attempts = read_ledgers(run / "ledger")
+        return bool(attempts) and attempts[-1].cause == "finished"
+
+    try:
+        cluster.wait_until(over, timeout_s, f"{run.name} finished")
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n--- log of rank 0 ---\n{log(run)[-6000:]}") from None
+
+
+def wait_for_step(cluster: Cluster, run: Path, step: int) -> None:
+    """Wait until the ledger tells of this step or a later one."""
+    cluster.wait_until(lambda: last_step(run) >= step, 120, f"{run.name} reached step {step}")
+
+
+def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:
+    """Wait until so many checkpoints are durable."""
+    cluster.wait_until(
+        lambda: len(list(run.glob("checkpoints/step-*"))) >= number, 120, f"{number} checkpoints"
+    )
+
+
+def preempt(cluster: Cluster) -> str:
+    """Take all nodes for a moment through the partition with priority; that job's id."""
+    return cluster.sbatch("sleep 1", "--partition=a100", "--nodes=4", "--gpus-per-node=4")
+
+
+def pid_of_rank(run: Path, rank: int) -> int:
+    """Process id of a rank of the newest attempt."""
+    start = [record for record in records(run) if record["kind"] == "start"][-1]
+    return start["processes"][rank]["pid"]

@@ -1,0 +1,206 @@
+"""Each fault on a real Slurm: the run ends with the bits of one that was left alone, or stops
+cleanly.
+
+The likeliest run every time, the others in a soak, which also holds them to times and writes
+docs/reliability.md from what is recorded here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.telemetry.ledger import read_ledgers, read_records
+from tests.slurm.conftest import own_cluster
+from tests.slurm.faults import FAULTS, Fault, Victim
+from tests.slurm.harness import Cluster
+from tests.slurm.jobs import MAX_STEPS, long_config, submit, wait_finished
+from tests.support.runs import assert_every_step_once, curve, final_projector
+from tests.support.tiny_world import TinyWorld
+
+pytestmark = pytest.mark.slurm
+
+MAX_DURABLE_S = 5.0
+MAX_FIRST_STEP_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def config(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return long_config(tiny_world, tmp_path_factory.mktemp("config") / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    cluster: Cluster, config: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], Path]:
+    """The same run left alone on so many ranks: what every other must equal."""
+    done: dict[int, Path] = {}
+
+    def run(ranks: int) -> Path:
+        if ranks not in done:
+            runs = tmp_path_factory.mktemp("undisturbed")
+            submit(cluster, runs, config, "alone", ranks=ranks)
+            wait_finished(cluster, runs / "alone")
+            done[ranks] = runs / "alone"
+        return done[ranks]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def site(
+    cluster: Cluster, request: pytest.FixtureRequest
+) -> Iterator[Callable[[tuple[str, ...]], Cluster]]:
+    """Clusters by the flags that they are started with; each lives until the last test."""
+    clusters = {(): cluster}
+    with ExitStack() as running:
+
+        def find(flags: tuple[str, ...]) -> Cluster:
+            if flags not in clusters:
+                clusters[flags] = running.enter_context(own_cluster(request.session, *flags))
+            return clusters[flags]
+
+        yield find
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """Where the run's folder will be; a file system of its own for a fault that wants one."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    fault: Fault = request.getfixturevalue("fault")
+    if not fault.small_disk:
+        yield folder
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "small", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.id, marks=() if fault.in_ci else pytest.mark.soak)
+        for fault in FAULTS
+    ],
+)
+def test_fault(
+    fault: Fault,
+    site: Callable[[tuple[str, ...]], Cluster],
+    undisturbed: Callable[[int], Path],
+    config: Path,
+    runs: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    record_property("fault", fault.name)
+    alone = undisturbed(fault.ranks)
+    cluster = site(fault.site)
+    settings = chain.from_iterable(("--set", f"{k}={v}") for k, v in fault.settings.items())
+    job = submit(
+        cluster, runs, config, "run", "--partition", "a100-preempt", *settings, ranks=fault.ranks
+    )
+    victim = Victim(cluster, runs / "run", job)
+    try:
+        fault.strike(victim)
+        if fault.ends == "finished":
+            wait_finished(cluster, victim.run, timeout_s=240)
+    finally:
+        seen = measure(victim.run)
+        for name, value in seen.properties().items():
+            record_property(name, value)
+        cluster.cancel_all()
+
+    assert re.fullmatch(fault.causes, seen.causes), seen.causes
+    assert fault.replays or seen.steps_replayed == 0
+    if fault.ends == "finished":
+        _assert_as_alone(victim.run, alone, exactly=not fault.other_ranks)
+    else:
+        _assert_stopped(victim, fault.ends)
+    if fault.check is not None:
+        fault.check(victim)
+    if os.environ.get("MGPT4_ASSERT_TIMES") == "1":
+        assert (seen.durable_s or 0) <= MAX_DURABLE_S, "from the signal to the durable checkpoint"
+        assert (seen.first_step_s or 0) <= MAX_FIRST_STEP_S, "from the restart to its first step"
+
+
+def _assert_as_alone(run: Path, alone: Path, *, exactly: bool) -> None:
+    assert_every_step_once(run, MAX_STEPS)
+    if exactly:
+        assert final_projector(run) == final_projector(alone)
+        assert curve(run) == curve(alone)
+        return
+    # Another order of samples would show at once: each has a loss of its own.
+    assert curve(run) == [
+        (step, pytest.approx(loss, rel=0, abs=1e-4)) for step, loss in curve(alone)
+    ]
+
+
+def _assert_stopped(victim: Victim, state: str) -> None:
+    job = victim.cluster.job(victim.job)
+    assert (job["JobState"], job["Restarts"]) == (state.upper(), "0")
+    (attempt,) = victim.attempts()
+    assert attempt.cause == state
+    assert attempt.last_saved_step == attempt.last_step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run's ledgers tell of its faults.
+
+    Attributes:
+        attempts: how many.
+        causes: of each, joined by " > ".
+        steps_replayed: steps done twice.
+        durable_s: longest time from a signal to the durable checkpoint; where the end was known
+            and steps were made until near it, from the stop. None without a signal.
+        first_step_s: longest time from a restart's process to its first finished step.
+    """
+
+    attempts: int
+    causes: str
+    steps_replayed: int
+    durable_s: float | None
+    first_step_s: float | None
+
+    def properties(self) -> dict[str, object]:
+        """As they stand in the test's report; without those that are not known."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def measure(run: Path) -> Measured:
+    """Read a run's ledgers."""
+    attempts = read_ledgers(run / "ledger")
+    durable = [_durable_s(path) for path in (run / "ledger").glob("attempt-*.jsonl")]
+    first_steps = [a.first_step_at - a.start for a in attempts[1:] if a.first_step_at is not None]
+    return Measured(
+        len(attempts),
+        " > ".join(attempt.cause for attempt in attempts),
+        sum(attempt.steps_replayed for attempt in attempts),
+        max((seconds for seconds in durable if seconds is not None), default=None),
+        max(first_steps, default=None),
+    )
+
+
+def _durable_s(ledger: Path) -> float | None:
+    since: float | None = None
+    stopped = False
+    for record in read_records(ledger):
+        if record["kind"] == "signal" and since is None:
+            since = record["t"]
+        elif record["kind"] == "stop_requested" and not stopped:
+            stopped = True
+            if record.get("deadline") is not None or since is None:
+                since = record["t"]
+        elif record["kind"] == "save" and stopped:
+            return record["t"] - since
+    return None
