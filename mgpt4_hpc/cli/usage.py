@@ -11,7 +11,10 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.run_dir import find_run, list_runs
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.sweep_dir import find_runs
+from mgpt4_hpc.launch.words import printable
+from mgpt4_hpc.run_dir import RunDir, list_runs
 from mgpt4_hpc.telemetry.usage import PURPOSES, USEFUL, Usage, read_usage
 
 
@@ -32,7 +35,7 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
     mgpt4 usage stage1-vicuna7b stage2-vicuna7b --json
     """
     runs_dir = absolute(runs_dir)
-    runs = [find_run(name, runs_dir) for name in dict.fromkeys(names)] or list_runs(runs_dir)
+    runs = find_runs(names, runs_dir) if names else _readable(list_runs(runs_dir))
     for run in runs:
         run.identity()
     found, total = read_usage(runs)
@@ -42,6 +45,19 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
         click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
     else:
         _print([*found, total] if len(found) > 1 else found)
+
+
+def _readable(runs: Sequence[RunDir]) -> list[RunDir]:
+    """Those that this version can read; of a folder's runs one must not hide the others."""
+    kept = []
+    for run in runs:
+        try:
+            run.identity()
+        except MgptError as error:
+            click.echo(printable(f"warning: left out: {error.what}"), err=True)
+        else:
+            kept.append(run)
+    return kept
 
 
 def _plain(one: Usage) -> dict[str, Any]:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.run_dir import write_json
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
 
@@ -44,3 +45,13 @@ def test_nothing_to_tell(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert (ended.code, ended.json["total"]["total_gpu_hours"]) == (0, 0)
     assert mgpt4("usage", "one").code == 0
     assert mgpt4("usage", "other").code == 6
+
+
+def test_one_unreadable_run_does_not_hide_the_others(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    attempt(make_run(tmp_path / "runs", "one"), 1, first=1, last=30, cause="finished")
+    newer = make_run(tmp_path / "runs", "newer")
+    write_json(newer.identity_file, {"format_version": 99})
+    ended = mgpt4("usage", "--json")
+    assert [run["name"] for run in ended.json["runs"]] == ["one"]
+    assert "left out" in ended.err and "format version 99" in ended.err
+    assert mgpt4("usage", "newer").code == 7
