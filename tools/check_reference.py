@@ -275,6 +275,7 @@ def train_curve(
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.train.loop import Loop, train
     from mgpt4_hpc.train.optimizer import build_optimizer
+    from mgpt4_hpc.train.pacing import Pacing
     from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.saving import Saving
     from mgpt4_hpc.train.schedule import WarmupCosine
@@ -309,6 +310,7 @@ def train_curve(
         step=step,
         ranks=Ranks(),
         stop=NeverStop(),
+        pacing=Pacing(recorder),
         saving=Saving(),
         recorder=recorder,
     )

@@ -24,6 +24,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.meters import CHECKPOINT_STALL, DATA_WAIT, Buckets
 from mgpt4_hpc.telemetry.tensorboard import open_writer
 from mgpt4_hpc.train.loop import Loop, train
+from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import snapshot
@@ -70,6 +71,7 @@ def around_steps(
             step=step,
             ranks=ranks,
             stop=NeverStop(),
+            pacing=Pacing(recorder),
             saving=saving,
             recorder=recorder,
             buckets=buckets,
