@@ -47,8 +47,8 @@ format: install  ## let ruff put the code in order
 docs: install  ## write docs/cli.md from the commands
 	$(BIN)/python tools/make_cli_docs.py
 
-soak: install  ## the long tests; writes a dated report into docs/soak
-	MGPT4_REQUIRE_SLURM=1 $(BIN)/python tools/soak.py $(PYTEST_ARGS)
+soak: install  ## the long tests; writes docs/reliability.md
+	MGPT4_REQUIRE_SLURM=1 $(BIN)/python tools/soak.py $(SOAK_ARGS)
 
 clean:  ## remove what make made
 	rm -rf $(VENV) demo build dist

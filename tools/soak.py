@@ -1,102 +1,158 @@
-"""Run the long tests and write a dated report: what ran, where, for how long, with which result.
+"""Run the long tests in parts and write what they found into docs/reliability.md.
 
-make soak            writes docs/soak/YYYY-MM-DD.md, which is committed
+make soak                              all parts: an hour or two on two cores
+python tools/soak.py --only faults     one part; the page keeps what the others found before
+python tools/soak.py --only faults -k disk      some of its tests; the same holds for the others
+python tools/soak.py --render          write the page again, run nothing
+
+Each part's results lie in docs/soak/PART.json; the page is written from them and never by hand.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+from soak_page import render
+
 REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "docs" / "soak"
+PAGE = REPO / "docs" / "reliability.md"
+PARTS = {
+    "faults": ["tests/slurm/test_faults.py"],
+    "crashes": ["-m", "soak", "tests/unit/checkpoint"],
+    "others": [
+        *("-m", "soak"),
+        *("--ignore=tests/unit/checkpoint", "--ignore=tests/slurm/test_faults.py"),
+    ],
+}
+"""What pytest is given for each."""
+
 _VERSIONED = ("torch", "transformers", "timm", "submitit", "webdataset", "numpy")
+_NO_TESTS = 5
+"""What pytest ends with where nothing was selected."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One test of the run."""
+def read_cases(report: Path) -> list[dict[str, Any]]:
+    """Tests in a JUnit report, in the order in which they ran.
 
-    name: str
-    result: str
-    seconds: float
-    message: str
-
-
-def read_cases(report: Path) -> list[Case]:
-    """Tests in a JUnit report, in the order in which they ran."""
-    cases = []
+    Each has ``name``, ``result`` ("passed", "failed" or "skipped"), ``seconds``, ``message`` and
+    ``told``, what the test itself recorded. A test that fails and whose teardown fails is one case.
+    """
+    cases: dict[str, dict[str, Any]] = {}
     for case in ElementTree.parse(report).getroot().iter("testcase"):
-        found = next(
-            (
-                case.find(kind)
-                for kind in ("failure", "error", "skipped")
-                if case.find(kind) is not None
-            ),
-            None,
-        )
-        cases.append(
-            Case(
-                f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name')}",
-                "passed" if found is None else found.tag,
-                float(case.get("time", 0)),
-                "" if found is None else (found.get("message") or "").splitlines()[0][:200],
-            )
-        )
-    return cases
+        name = f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name')}"
+        fault = next((found for kind in ("failure", "error") for found in case.findall(kind)), None)
+        skip = case.find("skipped")
+        found = fault if fault is not None else skip
+        result = "failed" if fault is not None else "passed" if skip is None else "skipped"
+        before = cases.get(name)
+        if before is not None and before["result"] != "passed":
+            continue
+        cases[name] = {
+            "name": name,
+            "result": result,
+            "seconds": round(float(case.get("time", 0)), 1),
+            "message": "" if found is None else _first_line(found.get("message") or ""),
+            "told": {p.get("name"): p.get("value") for p in case.iter("property")},
+        }
+    return list(cases.values())
 
 
-def render(cases: list[Case], commit: str, started: float) -> str:
-    """The report as Markdown."""
-    slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True, check=False)
-    packages = ", ".join(f"{name} {version(name)}" for name in _VERSIONED)
-    passed = sum(case.result == "passed" for case in cases)
-    lines = [
-        f"# Soak of {time.strftime('%Y-%m-%d', time.localtime(started))}",
-        "",
-        f"- command: `make soak` at commit {commit}",
-        f"- machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; "
-        f"Python {platform.python_version()}; {slurm.stdout.strip() or 'no Slurm'}",
-        f"- libraries: {packages}",
-        f"- result: {passed} of {len(cases)} passed in {(time.time() - started) / 60:.0f} minutes",
-        "",
-        "| test | result | seconds |",
-        "|---|---|---|",
-    ]
-    for case in cases:
-        told = case.result + (f": {case.message}" if case.message else "")
-        lines.append(f"| {case.name} | {told.replace('|', chr(92) + '|')} | {case.seconds:.0f} |")
-    return "\n".join(lines) + "\n"
+def _first_line(message: str) -> str:
+    return (message.splitlines() or [""])[0][:200]
 
 
-def main(arguments: list[str]) -> int:
-    """Run pytest with the remaining arguments and write the report; pytest's exit code."""
+def run_part(part: str, arguments: list[str]) -> int:
+    """Run one part and write its results; pytest's exit code."""
     started = time.time()
-    git = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-m", "soak", f"--junitxml={report}", *arguments]
-        code = subprocess.run(command, cwd=REPO, check=False).returncode
-        cases = read_cases(report)
-    target = REPO / "docs" / "soak" / time.strftime("%Y-%m-%d.md", time.localtime(started))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render(cases, git.stdout.strip(), started), encoding="utf-8")
-    print(f"report: {target.relative_to(REPO)}")
-    return code
+        command = [
+            *(sys.executable, "-m", "pytest", f"--junitxml={report}"),
+            *(f"--basetemp={folder}/tests", *PARTS[part], *arguments),
+        ]
+        environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1"}
+        code = subprocess.run(command, cwd=REPO, env=environment, check=False).returncode
+        cases = read_cases(report) if report.exists() else []
+    commit = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
+    cases = [{**case, "commit": commit} for case in cases]
+    file = RESULTS / f"{part}.json"
+    if arguments and file.exists():
+        cases = merge(json.loads(file.read_text(encoding="utf-8"))["cases"], cases)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = {**place(started), "cases": cases}
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    return 0 if code == _NO_TESTS else code
+
+
+def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Results of a part of which some tests ran again: in the old order, new ones at the end."""
+    latest = {case["name"]: case for case in new}
+    known = {case["name"] for case in old}
+    return [latest.get(case["name"], case) for case in old] + [
+        case for case in new if case["name"] not in known
+    ]
+
+
+def place(started: float) -> dict[str, Any]:
+    """When, where and with what the tests ran last."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.localtime(started)),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
+        "load": [round(load, 1) for load in os.getloadavg()],
+        # sbatch wants a running cluster even to tell its version.
+        "slurm": _output("slurmctld", "-V") or "no Slurm",
+        "python": platform.python_version(),
+        "libraries": ", ".join(f"{name} {version(name)}" for name in _VERSIONED),
+    }
+
+
+def _output(*command: str) -> str:
+    try:
+        done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
+def write_page() -> None:
+    """Write the page from the results of all parts that ever ran."""
+    found = {
+        part: json.loads((RESULTS / f"{part}.json").read_text(encoding="utf-8"))
+        for part in PARTS
+        if (RESULTS / f"{part}.json").exists()
+    }
+    PAGE.write_text(render(found), encoding="utf-8")
+    print(f"report: {PAGE.relative_to(REPO)}")
+
+
+def main() -> int:
+    """Parse, run, write; the worst of pytest's exit codes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument("--render", action="store_true", help="write the page, run nothing")
+    known, arguments = parser.parse_known_args()
+    codes = []
+    for part in [] if known.render else known.only or PARTS:
+        codes.append(run_part(part, arguments))
+        write_page()
+    if known.render:
+        write_page()
+    return max(codes, default=0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """What can happen to a run on a cluster: a table of faults, each with what must come of it.
 
-A fault strikes a run of `jobs.MAX_STEPS` steps that has begun. It waits for conditions, never for
-a time, and does what the world would do, through Slurm, the kernel or the file system.
+A fault strikes a run of `STEPS` steps that has begun. It waits for conditions, never for a time,
+and does what the world would do, through Slurm, the kernel or the file system.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from tests.slurm.jobs import (
 )
 from tests.support.runs import last_step, records
 
+STEPS = 200
+"""Of each run: some ten seconds of steps on two cores."""
+
 EARLY_STEP = 20
 """Enough to be in the middle, with most of the run to come."""
 
@@ -46,11 +49,13 @@ class Victim:
         cluster: where.
         run: its folder.
         job: its job's id.
+        ranks: one on each of so many nodes.
     """
 
     cluster: Cluster
     run: Path
     job: str
+    ranks: int
 
     def attempts(self) -> list[Attempt]:
         """What its ledgers tell so far."""
@@ -108,14 +113,21 @@ class Fault:
 
 def preempted(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
-    preempt(victim.cluster)
+    _preempt_now(victim)
 
 
 def preempted_thrice(victim: Victim) -> None:
     for number in (1, 2, 3):
         _wait_for_start(victim, number)
         wait_for_step(victim.cluster, victim.run, last_step(victim.run) + EARLY_STEP)
-        preempt(victim.cluster)
+        _preempt_now(victim)
+
+
+def _preempt_now(victim: Victim) -> None:
+    """Preempt it at this step, though Slurm thinks for seconds; its CONT wakes the ranks."""
+    for rank in range(victim.ranks):
+        os.kill(pid_of_rank(victim.run, rank), signal.SIGSTOP)
+    preempt(victim.cluster)
 
 
 def preempted_while_starting(victim: Victim) -> None:
@@ -129,7 +141,7 @@ def preempted_while_starting(victim: Victim) -> None:
 def preempted_after_a_controller_restart(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
     victim.cluster.devcluster("restart-controller")
-    preempt(victim.cluster)
+    _preempt_now(victim)
 
 
 def time_limit_reached(victim: Victim) -> None:
@@ -230,7 +242,7 @@ def disk_full(victim: Victim) -> None:
     rubbish = victim.run.parent / "rubbish"
     _fill(rubbish)
     pid = pid_of_rank(victim.run, 0)
-    until = _processor_s(pid) + 3
+    until = _processor_s(pid) + 2
     victim.cluster.wait_until(lambda: _processor_s(pid) >= until, 60, "rank 0 worked on")
     rubbish.unlink()
 

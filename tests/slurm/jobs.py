@@ -16,10 +16,10 @@ MAX_STEPS = 300
 """Long enough to be hit in the middle: at least ten seconds of steps on two cores."""
 
 
-def long_config(tiny_world: TinyWorld, path: Path) -> Path:
-    """A configuration of `MAX_STEPS` steps, the same on any number of ranks up to four."""
+def long_config(tiny_world: TinyWorld, path: Path, steps: int = MAX_STEPS) -> Path:
+    """A configuration of so many steps, the same on any number of ranks up to four."""
     return tiny_world.write_config(
-        path, train__max_steps=MAX_STEPS, train__global_batch_size=16, train__micro_batch_size=4
+        path, train__max_steps=steps, train__global_batch_size=16, train__micro_batch_size=4
     )
 
 

@@ -20,9 +20,9 @@ import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers, read_records
 from tests.slurm.conftest import own_cluster
-from tests.slurm.faults import FAULTS, Fault, Victim
+from tests.slurm.faults import FAULTS, STEPS, Fault, Victim
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import MAX_STEPS, long_config, submit, wait_finished
+from tests.slurm.jobs import long_config, submit, wait_finished
 from tests.support.runs import assert_every_step_once, curve, final_projector
 from tests.support.tiny_world import TinyWorld
 
@@ -34,7 +34,7 @@ MAX_FIRST_STEP_S = 60.0
 
 @pytest.fixture(scope="module")
 def config(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return long_config(tiny_world, tmp_path_factory.mktemp("config") / "tiny.yaml")
+    return long_config(tiny_world, tmp_path_factory.mktemp("config") / "tiny.yaml", STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_fault(
     job = submit(
         cluster, runs, config, "run", "--partition", "a100-preempt", *settings, ranks=fault.ranks
     )
-    victim = Victim(cluster, runs / "run", job)
+    victim = Victim(cluster, runs / "run", job, fault.ranks)
     try:
         fault.strike(victim)
         if fault.ends == "finished":
@@ -134,7 +134,7 @@ def test_fault(
 
 
 def _assert_as_alone(run: Path, alone: Path, *, exactly: bool) -> None:
-    assert_every_step_once(run, MAX_STEPS)
+    assert_every_step_once(run, STEPS)
     if exactly:
         assert final_projector(run) == final_projector(alone)
         assert curve(run) == curve(alone)
