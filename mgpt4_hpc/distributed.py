@@ -118,13 +118,13 @@ class Ranks:
                 result = action()
             except Exception as error:  # noqa: BLE001 - handed to every rank and raised there
                 failure = error
-        told: Exception | None
+        told: BaseException | None
         result, told = self.broadcast((result, failure and _portable(failure)))
         if told is not None:
             raise failure or told
         return result
 
-    def raise_any(self, failure: Exception | None) -> None:
+    def raise_any(self, failure: BaseException | None) -> None:
         """Raise the failure of any rank on every rank; its own, where a rank has one."""
         for told in self.gather(failure and _portable(failure)):
             if told is not None:
@@ -139,7 +139,7 @@ class Ranks:
         self._sum([0.0], _patient)
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """``error``, or its text where it does not survive the way to another process."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object, a moment old

@@ -21,7 +21,7 @@ from mgpt4_hpc.model.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.eight_bit import eight_bit_arguments
 from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.norms import fuse_norms
-from mgpt4_hpc.model.sharing import load_once_per_node
+from mgpt4_hpc.model.sharing import Alone, load_once_per_node
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -71,9 +71,17 @@ def load_language_model(
 
 
 def load_shared_language_model(
-    llm_dir: Path, *, dtype: torch.dtype, attention: str, device: torch.device, ranks: Ranks
+    llm_dir: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    ranks: Ranks,
+    alone: Alone = lambda read: read(),
 ) -> nn.Module:
     """As ``load_language_model``, read by one rank of each node; all ranks must call it.
+
+    ``alone`` does the reading.
 
     Raises:
         WeightsError: as there, on every rank.
@@ -87,7 +95,7 @@ def load_shared_language_model(
     def load() -> nn.Module:
         return load_language_model(llm_dir, dtype=dtype, attention=attention, device=device)
 
-    return load_once_per_node(load, plan, ranks, device)
+    return load_once_per_node(load, plan, ranks, device, alone)
 
 
 def build_language_model(

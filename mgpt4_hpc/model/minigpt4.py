@@ -31,6 +31,7 @@ from mgpt4_hpc.model.loss import answer_loss_sum
 from mgpt4_hpc.model.packing import IGNORED, Packed, pack
 from mgpt4_hpc.model.precision import autocast, cast_matmul_weights, compute_dtype
 from mgpt4_hpc.model.recompute import recompute_layers
+from mgpt4_hpc.model.sharing import Alone
 from mgpt4_hpc.model.towers import encode_with, load_image_towers
 from mgpt4_hpc.model.vision import build_vision
 
@@ -229,6 +230,7 @@ def build_model(
     device: torch.device | str = "cpu",
     activation_checkpointing: float = 0.0,
     readers: Ranks | None = None,
+    alone: Alone = lambda read: read(),
 ) -> MiniGPT4:
     """The model of a bundle on one device, frozen but for ``llama_proj``.
 
@@ -249,6 +251,7 @@ def build_model(
             compute for a fraction of the memory.
         readers: all ranks, each of which makes this call, if one per node is to read the language
             model for its neighbours (not in 8 bits); by default every process reads for itself.
+        alone: does each part of the reading for which no other rank is needed.
 
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
@@ -256,17 +259,27 @@ def build_model(
     dtype, target = compute_dtype(precision), torch.device(device)
     vision_dtype = dtype if vision_precision == "same" else compute_dtype(vision_precision)
     arch = bundle.architecture
-    vision, connector = load_image_towers(
-        bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
-    )
+    # First what the ranks do together: who breaks off what follows is missed by nobody.
     if readers is None or llm_8bit:
-        language_model = load_language_model(
-            bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
+        language_model = alone(
+            lambda: load_language_model(
+                bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
+            )
         )
     else:
         language_model = load_shared_language_model(
-            bundle.llm_dir, dtype=dtype, attention=attention, device=target, ranks=readers
+            bundle.llm_dir,
+            dtype=dtype,
+            attention=attention,
+            device=target,
+            ranks=readers,
+            alone=alone,
         )
+    vision, connector = alone(
+        lambda: load_image_towers(
+            bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
+        )
+    )
     recompute_layers(language_model, float(activation_checkpointing))
     model = MiniGPT4(arch, vision, connector, language_model, dtype, vision_dtype)
     start = bundle.projector_state()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -18,30 +18,37 @@ from torch import nn
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 
+Alone: TypeAlias = Callable[[Callable[[], Any]], Any]
+"""Does something for a rank that needs no other one, and may so be tried again or broken off:
+takes what is to be done, returns its result."""
+
 
 def load_once_per_node(
     load: Callable[[], nn.Module],
     plan: Callable[[], nn.Module],
     ranks: Ranks,
     device: torch.device,
+    alone: Alone = lambda read: read(),
 ) -> nn.Module:
     """``load()`` on one rank of each node; the others take its numbers into ``plan()``.
 
-    Every rank must call it. A failure of one reader is raised on all ranks.
+    Every rank must call it. A failure of one reader is raised on all ranks, and so is what breaks
+    it off, be it no Exception: a rank that left by itself would leave the others waiting for ever.
 
     Args:
         load: reads the module, onto ``device``.
         plan: the same module without numbers, on the meta device; its types may differ.
         ranks: this process among the others.
         device: of this rank.
+        alone: does ``load()``.
     """
     hosts = ranks.gather(socket.gethostname())
     reader = hosts.index(hosts[ranks.rank])
     module: nn.Module | None = None
-    failure: Exception | None = None
+    failure: BaseException | None = None
     try:
-        module = load() if ranks.rank == reader else plan().to_empty(device=device)
-    except Exception as error:  # noqa: BLE001 - told to every rank, and raised there
+        module = alone(load) if ranks.rank == reader else plan().to_empty(device=device)
+    except BaseException as error:  # noqa: BLE001 - told to every rank, and raised there
         failure = error
     ranks.raise_any(failure)
     assert module is not None

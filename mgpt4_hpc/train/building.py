@@ -15,6 +15,7 @@ from mgpt4_hpc.model.compiled import compile_layers
 from mgpt4_hpc.model.lora import add_lora, load_lora
 from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.sharding import shard_layers
+from mgpt4_hpc.model.sharing import Alone
 from mgpt4_hpc.train.device import choose_precision
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
@@ -29,10 +30,12 @@ def build_run_model(
     start: StartWeights | None,
     device: torch.device,
     ranks: Ranks | None = None,
+    alone: Alone = lambda read: read(),
 ) -> MiniGPT4:
     """The run's model with its start weights, the seed deciding what nothing else does.
 
-    All ``ranks`` must call it: they read the weights together, and may share them.
+    All ``ranks`` must call it: they read the weights together, and may share them. ``alone`` does
+    each part of the reading for which no other rank is needed, and may try again or break it off.
 
     Raises:
         WeightsError: the start weights are of another model.
@@ -50,6 +53,7 @@ def build_run_model(
         device=device,
         activation_checkpointing=config.model.activation_checkpointing,
         readers=ranks if _read_together(config, device, ranks) else None,
+        alone=alone,
     )
     if config.lora.rank:
         add_lora(

@@ -49,7 +49,7 @@ from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import describe, restore, snapshot
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
-from mgpt4_hpc.train.stop import ANOTHER_RANK, StopSource, unless_stopped
+from mgpt4_hpc.train.stop import ANOTHER_RANK, Interrupted, StopSource, unless_stopped
 from mgpt4_hpc.train.utilisation import utilisation
 from mgpt4_hpc.train.watchdog import Watchdog
 
@@ -175,14 +175,7 @@ class _Attempt:
         if inputs is None or self._must_stop():
             return self._stopped_early(inputs, store)
         with self.buckets.time(WEIGHTS_LOADING), self.watchdog.phase("loading the weights"):
-            model = unless_stopped(
-                self.stop,
-                lambda: self._patiently(
-                    lambda: build_run_model(
-                        self.config, bundle, inputs.start, self.device, self.ranks
-                    )
-                ),
-            )
+            model = self._build_model(bundle, inputs)
         # Interrupted on any rank, it is missing on that one alone.
         if self._must_stop() or self.ranks.any_says(model is None):
             return self._stopped_early(inputs, store)
@@ -210,6 +203,21 @@ class _Attempt:
                 )
             )
         return found
+
+    def _build_model(self, bundle: Bundle, inputs: Inputs) -> MiniGPT4 | None:
+        """The run's model; None if a stop came first, here or where it is read for this rank."""
+
+        def alone(read: Callable[[], T]) -> T:
+            with self.stop.interrupting():
+                return self._patiently(read)
+
+        # Only what a rank does alone: elsewhere the others wait for it.
+        try:
+            return build_run_model(
+                self.config, bundle, inputs.start, self.device, self.ranks, alone
+            )
+        except Interrupted:
+            return None
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Read what is on shared storage; see patience.py."""

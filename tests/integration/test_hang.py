@@ -59,13 +59,14 @@ def test_a_stopped_rank_0_is_found_out_by_its_peer_and_the_run_goes_on(
     assert_every_step_once(broken, MAX_STEPS)
 
 
+@pytest.mark.parametrize(("rank", "together"), [(1, "no"), (0, "yes")])
 def test_a_stop_of_one_rank_while_all_are_starting_ends_them_together(
-    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path
+    ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path, rank: int, together: str
 ) -> None:
-    run = make_run(tiny_world, tmp_path / "run", 2)
+    run = make_run(tiny_world, tmp_path / "run", 2, model__read_once_per_node=together)
     pids = ranks.start(run, 2)
     wait_until(lambda: list((run / "attempts").iterdir()), 60, "the attempt is claimed")
-    ranks.terminate([pids[1]])
+    ranks.terminate([pids[rank]])
     assert ranks.wait() == [EXIT_RESUMABLE, EXIT_RESUMABLE]
     train_through(ranks, run, 2)
     assert_every_step_once(run, MAX_STEPS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch.distributed as dist
 from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.sharing import load_once_per_node
+from mgpt4_hpc.errors import StorageTrouble, WeightsError
+from mgpt4_hpc.model.sharing import Alone, load_once_per_node
+from mgpt4_hpc.patience import patiently
+from mgpt4_hpc.train.stop import Interrupted
 from tests.support.forked import in_processes
 
 
@@ -39,6 +42,9 @@ def ranks_do(
     hosts: list[str],
     load: Callable[[int], nn.Module],
     width: int = 5,
+    *,
+    alone: Alone = lambda read: read(),
+    catch: type[BaseException] | tuple[()] = (),
 ) -> list[object]:
     """What each rank holds in the end, with ranks on the named hosts."""
 
@@ -50,10 +56,13 @@ def ranks_do(
                 "gloo", store=dist.FileStore(str(store), size), rank=rank, world_size=size
             )
             socket.gethostname = lambda: hosts[rank]
-            module = load_once_per_node(
-                lambda: load(rank), lambda: plan(width), Ranks(rank, rank, size, size),
-                torch.device("cpu"),
-            )  # fmt: skip
+            ranks = Ranks(rank, rank, size, size)
+            try:
+                module = load_once_per_node(
+                    lambda: load(rank), lambda: plan(width), ranks, torch.device("cpu"), alone
+                )
+            except catch as error:
+                return type(error).__name__
             return [t.flatten()[0].item() for t in [*module.parameters(), *module.buffers()]]
 
         return run
@@ -75,6 +84,30 @@ def test_a_failure_of_the_reader_is_everybodys(tmp_path: Path) -> None:
     assert [str(error) for error in found] == [
         str(WeightsError("a shard is missing", fix="copy it"))
     ] * 2
+
+
+def _broken_off(rank: int) -> nn.Module:
+    raise Interrupted
+
+
+def test_a_reader_that_breaks_off_takes_all_along(tmp_path: Path) -> None:
+    """One that went on alone would meet the others in the wrong collective."""
+    found = ranks_do(tmp_path / "store", ["a", "b", "a"], _broken_off, catch=Interrupted)
+    assert found == ["Interrupted"] * 3
+
+
+def _stale(rank: int) -> nn.Module:
+    raise WeightsError("no weights") from OSError(errno.ESTALE, "stale")
+
+
+def test_storage_that_stumbles_is_that_for_all(tmp_path: Path) -> None:
+    """An error's origin does not travel: a peer would take it for one that will repeat."""
+
+    def alone(read: Callable[[], nn.Module]) -> nn.Module:
+        return patiently(read, pauses_s=(0.0,))
+
+    found = ranks_do(tmp_path / "store", ["a", "a"], _stale, alone=alone)
+    assert [type(error) for error in found] == [StorageTrouble] * 2
 
 
 def test_numbers_are_not_taken_for_others(tmp_path: Path) -> None:
