@@ -11,10 +11,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.distributed import RENDEZVOUS_TIMEOUT_S, Ranks
 from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
 from mgpt4_hpc.train.node_check import CLOCK_TOLERANCE_S, Findings
 
@@ -37,6 +36,8 @@ class NodeCouncil:
         ranks: this process among the others.
         node: name of its node.
         timeout_s: patience with a rank that does not answer.
+        arrive_s: patience with one that is not there yet: a node may be slow to load libraries or
+            an image, and nothing is wrong with it.
     """
 
     def __init__(
@@ -46,11 +47,13 @@ class NodeCouncil:
         node: str,
         *,
         timeout_s: float = CHECK_TIMEOUT_S,
+        arrive_s: float = RENDEZVOUS_TIMEOUT_S,
     ) -> None:
         self._store = store
         self._ranks = ranks
         self._node = node
         self._timeout_s = timeout_s
+        self._arrive_s = arrive_s
         self._others = set(range(1, ranks.world_size))
         """Ranks that are heard; rank 0's book."""
 
@@ -61,8 +64,9 @@ class NodeCouncil:
             check: looks at this rank's node.
 
         Returns:
-            None if all nodes are fit; :class:`BadNode` with the nodes and their faults; or
-            :class:`StorageTrouble` where none of the nodes can write the run's folder.
+            None if all nodes are fit; :class:`BadNode` with the nodes and their faults;
+            :class:`StorageTrouble` where none of the nodes can write the run's folder; or
+            :class:`RendezvousError` where not all ranks came.
 
         Raises:
             RendezvousError: rank 0 gave no verdict in time.
@@ -72,7 +76,7 @@ class NodeCouncil:
         if self._ranks.is_first:
             return self._preside(check)
         self._set(f"host/{self._ranks.rank}", self._node)
-        self._get("called", self._timeout_s)
+        self._get("called", self._arrive_s + _LEAVE_S)
         self._set(f"found/{self._ranks.rank}", asdict(check()))
         # Rank 0 looks too, and may itself wait its full time for the slowest of us.
         return _error_of(self._get("verdict", 2 * self._timeout_s + _LEAVE_S))
@@ -97,6 +101,11 @@ class NodeCouncil:
                 self._missing("heard", _LEAVE_S)  # nobody may lose the store in mid-sentence
 
     def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
+        if absent := self._missing("host", self._arrive_s):
+            error = self._absence(absent)
+            self._set("verdict", _plain(error))
+            self._set("called", True)
+            return error
         began = time.time()
         self._set("called", True)  # whoever reads its clock after this reads it after `began`
         found = {0: check()}
@@ -104,29 +113,46 @@ class NodeCouncil:
         self._others -= missing
         for rank in range(1, self._ranks.world_size):
             if rank in missing:
-                node = self._get(f"host/{rank}", 1.0, default=f"the node of rank {rank}")
+                node = str(self._get(f"host/{rank}", self._timeout_s))
                 fault = f"rank {rank} did not finish looking at it within {self._timeout_s:.0f} s"
-                found[rank] = Findings(str(node), (fault,), "", began)
+                found[rank] = Findings(node, (fault,), "", began)
             else:
                 told = self._get(f"found/{rank}", self._timeout_s)
                 found[rank] = Findings(
                     told["node"], tuple(told["faults"]), told["storage"], told["time"]
                 )
-        error = judge([found[rank] for rank in sorted(found)], began, time.time())
-        self._set("verdict", _plain(error))
-        return error
+        verdict = judge([found[rank] for rank in sorted(found)], began, time.time())
+        self._set("verdict", _plain(verdict))
+        return verdict
+
+    def _absence(self, ranks: set[int]) -> MgptError:
+        listed = ", ".join(map(str, sorted(ranks)))
+        return _not_come(
+            f"of {self._ranks.world_size} ranks these did not come within {self._arrive_s:.0f} s: "
+            f"{listed}"
+        )
 
     def _missing(self, what: str, timeout_s: float) -> set[int]:
         """Which of the other ranks have not set their ``what`` within the time."""
         assert self._store is not None
-        if not self._others:
+        keys = {rank: f"{_PREFIX}/{what}/{rank}" for rank in self._others}
+        if not keys or self._is_set(list(keys.values()), timeout_s):
             return set()
-        try:
-            keys = [f"{_PREFIX}/{what}/{rank}" for rank in self._others]
-            self._store.wait(keys, timedelta(seconds=timeout_s))
-            return set()
-        except RuntimeError:
-            return {r for r in self._others if not self._store.check([f"{_PREFIX}/{what}/{r}"])}
+        return {rank for rank, key in keys.items() if not self._store.check([key])}
+
+    def _is_set(self, keys: list[str], timeout_s: float) -> bool:
+        """Whether all of them are set within the time.
+
+        Asks again and again: inside the store's own wait, a stop signal would be heard too late.
+        """
+        assert self._store is not None
+        deadline, pause_s = time.monotonic() + timeout_s, 0.02
+        while not self._store.check(keys):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 0.5)
+        return True
 
     def _set(self, key: str, value: Any) -> None:
         assert self._store is not None
@@ -135,20 +161,20 @@ class NodeCouncil:
         except RuntimeError as error:
             raise RendezvousError(f"rank {self._ranks.rank} lost rank 0: {error}") from error
 
-    def _get(self, key: str, timeout_s: float, default: Any = None) -> Any:
+    def _get(self, key: str, timeout_s: float) -> Any:
         assert self._store is not None
+        lost: RuntimeError | None = None
         try:
-            self._store.wait([f"{_PREFIX}/{key}"], timedelta(seconds=timeout_s))
-            return json.loads(self._store.get(f"{_PREFIX}/{key}"))
+            if self._is_set([f"{_PREFIX}/{key}"], timeout_s):
+                return json.loads(self._store.get(f"{_PREFIX}/{key}"))
         except RuntimeError as error:
-            if default is not None:
-                return default
-            raise RendezvousError(
-                f"rank {self._ranks.rank} heard nothing from rank 0 about the nodes "
-                f"within {timeout_s:.0f} s",
-                why="rank 0 died or hangs while it looks at its node",
-                fix="see rank 0's log",
-            ) from error
+            lost = error
+        raise RendezvousError(
+            f"rank {self._ranks.rank} heard nothing from rank 0 about the nodes "
+            + ("any more" if lost else f"within {timeout_s:.0f} s"),
+            why="rank 0 died or hangs while it looks at its node",
+            fix="see rank 0's log",
+        ) from lost
 
 
 def judge(
@@ -197,13 +223,25 @@ def bad_node(faults: Mapping[str, str]) -> BadNode:
     return error
 
 
+def _not_come(told: str) -> RendezvousError:
+    return RendezvousError(
+        told,
+        why="they died, or their nodes hang before they can say a word",
+        fix="see their logs; a Slurm job comes back by itself",
+    )
+
+
 def _plain(error: MgptError | None) -> dict[str, Any]:
     if isinstance(error, BadNode):
         return {"nodes": error.nodes}
+    if isinstance(error, RendezvousError):
+        return {"absent": error.what}
     return {"storage": error.what} if error is not None else {}
 
 
 def _error_of(plain: Mapping[str, Any]) -> MgptError | None:
     if plain.get("nodes"):
         return bad_node(plain["nodes"])
+    if plain.get("absent"):
+        return _not_come(plain["absent"])
     return StorageTrouble(plain["storage"]) if plain.get("storage") else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ import torch
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks, rendezvous
-from mgpt4_hpc.errors import BadNode, ConfigError, MgptError, StorageTrouble
+from mgpt4_hpc.errors import BadNode, ConfigError, MgptError, RendezvousError, StorageTrouble
 from mgpt4_hpc.train import node_check
 from mgpt4_hpc.train.node_check import Findings, check_node
 from mgpt4_hpc.train.node_verdict import NodeCouncil, judge
+from mgpt4_hpc.train.stop import Interrupted, SignalStop
 from tests.support.forked import in_processes
 
 
@@ -186,16 +188,24 @@ def test_a_clock_is_held_to_rank_0s() -> None:
     }
 
 
-def agree(findings: list[Findings | None], tmp_path: Path) -> list[Any]:
-    """Each rank's verdict and whether rank 0 had acted when it left; None never answers."""
+def agree(
+    findings: list[Findings | None], tmp_path: Path, *, late: int = 0, arrive_s: float = 20
+) -> list[Any]:
+    """Each rank's verdict and whether rank 0 had acted when it left; None never answers.
+
+    Rank ``late``, if it is not 0, comes when an answer would be overdue.
+    """
     token = f"nodes-{os.getpid()}-{time.time_ns()}"
     world = len(findings)
+    timeout_s = 0.5 if late or None in findings else 20.0
     acted = tmp_path / "acted"
     alive: list[object] = []
 
     def rank_process(rank: int) -> Callable[[], Any]:
         def run() -> Any:
             ranks = Ranks(rank, rank, world, world)
+            if late and rank == late:
+                time.sleep(4 * timeout_s)
             store = rendezvous(ranks, "127.0.0.1", token, timeout_s=20)
             alive.append(store)  # as in a job, which goes on
 
@@ -206,7 +216,7 @@ def agree(findings: list[Findings | None], tmp_path: Path) -> list[Any]:
                 return mine
 
             node = f"n{rank}"
-            council = NodeCouncil(store, ranks, node, timeout_s=0.5 if None in findings else 20)
+            council = NodeCouncil(store, ranks, node, timeout_s=timeout_s, arrive_s=arrive_s)
             error = council.verdict(check)
             if error is not None:
                 council.first_does(acted.touch)
@@ -250,3 +260,38 @@ def test_fit_nodes_go_on(tmp_path: Path) -> None:
 def test_a_rank_that_hangs_while_it_looks_makes_its_node_unfit(tmp_path: Path) -> None:
     answers = agree([Findings("n0", time=time.time()), None], tmp_path)
     assert "n1: rank 1 did not finish looking at it" in answers[0][0]
+
+
+def test_a_node_that_is_slow_to_come_is_not_blamed(tmp_path: Path) -> None:
+    now = time.time()
+    findings: list[Findings | None] = [Findings("n0", time=now), Findings("n1", time=now)]
+    assert agree(findings, tmp_path, late=1) == [(None, False)] * 2
+
+
+def test_a_rank_that_never_comes_is_told_by_its_number(tmp_path: Path) -> None:
+    now = time.time()
+    alone = NodeCouncil(
+        rendezvous(Ranks(0, 0, 3, 3), "127.0.0.1", f"absent-{os.getpid()}"),
+        Ranks(0, 0, 3, 3),
+        "n0",
+        arrive_s=0.1,
+    )
+    error = alone.verdict(lambda: Findings("n0", time=now))
+    assert isinstance(error, RendezvousError)
+    assert "did not come within 0 s: 1, 2" in str(error)
+
+
+def test_a_stop_signal_is_heard_while_ranks_wait_for_each_other() -> None:
+    def waiting() -> str:
+        stop = SignalStop((signal.SIGTERM,)).install()
+        store = rendezvous(Ranks(0, 0, 2, 2), "127.0.0.1", f"stop-{os.getpid()}")
+        council = NodeCouncil(store, Ranks(0, 0, 2, 2), "n0")
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        try:
+            with stop.interrupting():
+                council.verdict(lambda: Findings("n0"))
+        except Interrupted:
+            return "interrupted"
+        return "not interrupted"
+
+    assert in_processes([waiting], timeout_s=20) == ["interrupted"]
