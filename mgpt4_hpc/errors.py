@@ -12,6 +12,7 @@ command that it ends::
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
     │   └── Overtaken          7   a newer attempt owns the run: not failed, and not ours any more
     ├── DataError              1   a shard, index or sample
+    │   └── WorkerDied         1   a process that reads data is gone, perhaps only this once
     ├── WeightsError           1   a weight file, bundle or tokenizer
     ├── CheckpointError        1   no checkpoint could be written or verified
     ├── RendezvousError        1   the ranks did not find each other
@@ -130,6 +131,12 @@ class Overtaken(RunLocked):
 
 class DataError(MgptError):
     """A shard, an index or a sample is missing or broken."""
+
+
+class WorkerDied(DataError):
+    """A process that reads data was killed: the next start may have more memory."""
+
+    will_repeat = False
 
 
 class WeightsError(MgptError):

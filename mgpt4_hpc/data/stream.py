@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from mgpt4_hpc.data.workers import init_worker, kill_workers, watch_quietly
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import DataError, WorkerDied
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -131,7 +131,7 @@ class BatchStream(Generic[T]):
             # OSError, EOFError: a batch's memory is fetched from the worker, which is gone.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            raise DataError(
+            raise WorkerDied(
                 f"a data worker died: {error}",
                 why="killed for memory, most often, or /dev/shm is full",
                 fix="ask for more memory per task, or lower data.num_workers",

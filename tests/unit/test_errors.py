@@ -43,6 +43,7 @@ def test_the_drawing_in_the_docstring_is_the_tree() -> None:
         (errors.ConfigError, True),
         (errors.RunLocked, True),
         (errors.DataError, True),
+        (errors.WorkerDied, False),
         (errors.FatalTrainingError, True),
         (errors.CheckpointError, False),
         (DamagedCheckpointError, False),

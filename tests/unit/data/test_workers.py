@@ -14,7 +14,7 @@ import pytest
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.loader import StepLoader
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import DataError, WorkerDied
 from tests.unit.data.worlds import make_index, text_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -119,7 +119,7 @@ def test_a_killed_worker_is_an_error_of_the_next_step(index: ShardIndex) -> None
     with a_loader(index) as loader:
         next(loader)
         os.kill(workers_of(loader)[0], signal.SIGKILL)
-        with pytest.raises(DataError, match="a data worker died"):
+        with pytest.raises(WorkerDied, match="a data worker died"):
             for _ in range(20):
                 next(loader)
 
