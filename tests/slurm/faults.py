@@ -65,6 +65,10 @@ class Victim:
         """A command on it."""
         return mgpt4(self.cluster, self.run.parent, *arguments)
 
+    def is_queued(self) -> bool:
+        """Whether a job of it waits or runs; a resumed run has another job than before."""
+        return bool(self.cluster.squeue())
+
     def kinds(self) -> set[str]:
         """Kinds of all ledger lines so far."""
         return {str(record["kind"]) for record in records(self.run)}
@@ -186,7 +190,8 @@ def second_node_lost(victim: Victim) -> None:
 def _lose_node(victim: Victim, index: int) -> None:
     wait_for_checkpoints(victim.cluster, victim.run)
     wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 10)
-    node = victim.attempts()[-1].nodes[index]
+    nodes = ["scontrol", "show", "hostnames", victim.cluster.job(victim.job)["NodeList"]]
+    node = victim.cluster.run(nodes).stdout.split()[index]
     victim.cluster.devcluster("node-down", node)
     victim.cluster.wait_until(
         lambda: victim.cluster.job(victim.job)["Restarts"] == "1", 60, "Slurm requeued the job"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -51,12 +52,23 @@ def submit(
     return json.loads(done.stdout)[0]["job_id"]
 
 
-def wait_finished(cluster: Cluster, run: Path, timeout_s: float = 150) -> None:
-    """Wait for the run's last attempt to say so; a failure shows rank 0's log."""
+def wait_finished(
+    cluster: Cluster,
+    run: Path,
+    timeout_s: float = 150,
+    alive: Callable[[], object] = lambda: True,
+) -> None:
+    """Wait for the run's last attempt to say so; a failure shows rank 0's log.
+
+    ``alive`` tells whether there is anything to wait for.
+    """
 
     def over() -> bool:
+        living = alive()
         attempts = read_ledgers(run / "ledger")
-        return bool(attempts) and attempts[-1].cause == "finished"
+        finished = bool(attempts) and attempts[-1].cause == "finished"
+        assert finished or living, f"{run.name} is over, and not finished: {attempts[-1:]}"
+        return finished
 
     try:
         cluster.wait_until(over, timeout_s, f"{run.name} finished")

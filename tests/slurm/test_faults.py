@@ -113,7 +113,7 @@ def test_fault(
     try:
         fault.strike(victim)
         if fault.ends == "finished":
-            wait_finished(cluster, victim.run, timeout_s=240)
+            wait_finished(cluster, victim.run, timeout_s=240, alive=victim.is_queued)
     finally:
         seen = measure(victim.run)
         for name, value in seen.properties().items():
