@@ -64,6 +64,8 @@ _UNDECISIVE: Any = {
     "container": True,
     "name": True,
     "checkpoint": True,
+    # Who reads the weights and where they lie: what is computed is the same, bit by bit.
+    "model": {"read_once_per_node": True, "shard_llm": True},
     # Of data.paths only those count that became a source's path, and those stand there.
     # What a feature cache holds is pinned; where it lies decides nothing.
     "data": {

@@ -237,7 +237,13 @@ def test_an_unknown_preset_or_site_is_answered_with_the_known_ones() -> None:
 
 def test_the_digest_covers_what_decides_the_result_and_nothing_else(file: Path) -> None:
     base = config_digest(load_config(file).config)
-    for same in ({"name": "other"}, {"launch.gpus": 4}, {"launch.account": "x"}):
+    for same in (
+        {"name": "other"},
+        {"launch.gpus": 4},
+        {"launch.account": "x"},
+        {"model.shard_llm": True, "launch.gpus": 2},
+        {"model.read_once_per_node": "no"},
+    ):
         assert config_digest(load_config(file, overrides=same).config) == base
     for other in ({"seed": 1}, {"train.lr": 0.02}, {"data.granularity": 2}, {"stage": 2}):
         assert config_digest(load_config(file, overrides=other).config) != base
