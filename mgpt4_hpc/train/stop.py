@@ -160,8 +160,14 @@ class SignalStop:
             self._interrupting = False
 
     def request(self, reason: str) -> None:
-        """Wish to stop without a signal; changes nothing once one came."""
-        if self._request is None:
+        """Wish to stop without a signal; changes nothing once one came.
+
+        A peer's wish gives way to an own signal, which may be a step late: that one tells why, and
+        so by when.
+        """
+        if self._request is None or (
+            self._request.reason == ANOTHER_RANK and reason != ANOTHER_RANK
+        ):
             self._request = StopRequest(reason, self._clock())
 
     def poll(self) -> StopRequest | None:

@@ -9,7 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
-from mgpt4_hpc.train.stop import STOP_SIGNALS, NeverStop, SignalStop, unless_stopped
+from mgpt4_hpc.train.stop import (
+    ANOTHER_RANK,
+    STOP_SIGNALS,
+    NeverStop,
+    SignalStop,
+    unless_stopped,
+)
 from tests.support.forked import in_processes
 
 
@@ -49,6 +55,24 @@ def test_a_wish_without_a_signal_counts_like_one() -> None:
         return request.reason if request else ""
 
     assert in_processes([run]) == ["cancelled"]
+
+
+def test_an_own_signal_tells_more_than_a_peers_wish() -> None:
+    """It may come a step later, and its name decides what Slurm is asked."""
+
+    def run() -> list[str]:
+        stop = SignalStop().install()
+        told = []
+        for wish in (ANOTHER_RANK, "SIGUSR2", ANOTHER_RANK, "SIGTERM"):
+            if wish == ANOTHER_RANK:
+                stop.request(wish)
+            else:
+                os.kill(os.getpid(), signal.Signals[wish])
+            request = stop.poll()
+            told.append(request.reason if request else "")
+        return told
+
+    assert in_processes([run]) == [[ANOTHER_RANK, "SIGUSR2", "SIGUSR2", "SIGUSR2"]]
 
 
 def test_what_takes_long_is_interrupted_and_what_came_before_too() -> None:
