@@ -47,7 +47,7 @@ def load_once_per_node(
     module: nn.Module | None = None
     failure: BaseException | None = None
     try:
-        module = alone(load) if ranks.rank == reader else plan().to_empty(device=device)
+        module = alone(load) if ranks.rank == reader else _emptied(plan(), device)
     except BaseException as error:  # noqa: BLE001 - told to every rank, and raised there
         failure = error
     ranks.raise_any(failure)
@@ -63,6 +63,22 @@ def load_once_per_node(
     for tensor in [*module.parameters(), *module.buffers()]:
         dist.broadcast(tensor.detach(), src=reader, group=groups[hosts[ranks.rank]])
     return module
+
+
+def _emptied(planned: nn.Module, device: torch.device) -> nn.Module:
+    """Space for its numbers; a parameter with two names, as an output matrix that is the
+    embedding, stays one, which ``to_empty`` alone would make two.
+    """
+    first: dict[nn.Parameter, str] = {}
+    seconds: dict[str, str] = {}
+    for name, parameter in planned.named_parameters(remove_duplicate=False):
+        if first.setdefault(parameter, name) != name:
+            seconds[name] = first[parameter]
+    planned.to_empty(device=device)
+    for name, other in seconds.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(planned.get_submodule(owner), leaf, planned.get_parameter(other))
+    return planned
 
 
 def _contents(module: nn.Module) -> list[str]:

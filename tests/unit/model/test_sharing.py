@@ -43,6 +43,7 @@ def ranks_do(
     load: Callable[[int], nn.Module],
     width: int = 5,
     *,
+    plan: Callable[[int], nn.Module] = plan,
     alone: Alone = lambda read: read(),
     catch: type[BaseException] | tuple[()] = (),
 ) -> list[object]:
@@ -73,6 +74,28 @@ def ranks_do(
 def test_each_nodes_first_rank_reads_for_its_neighbours(tmp_path: Path) -> None:
     held = ranks_do(tmp_path / "store", ["a", "b", "a", "b"], read)
     assert held == [[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]] * 2
+
+
+class Tied(nn.Module):
+    """Two names for one matrix, as in language models whose output matrix is the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.output = nn.Embedding(3, 2), nn.Linear(2, 3, bias=False)
+        self.output.weight = self.embedding.weight
+
+
+def test_what_is_one_parameter_stays_one(tmp_path: Path) -> None:
+    def tied(rank: int) -> nn.Module:
+        module = Tied()
+        nn.init.constant_(module.embedding.weight, 7.0)
+        return module
+
+    def planned(width: int) -> nn.Module:
+        with torch.device("meta"):
+            return Tied()
+
+    assert ranks_do(tmp_path / "store", ["a", "a"], tied, plan=planned) == [[7.0]] * 2
 
 
 def _no_space(rank: int) -> nn.Module:
