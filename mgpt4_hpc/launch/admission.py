@@ -13,25 +13,11 @@ from dataclasses import dataclass, field
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
 from mgpt4_hpc.errors import MgptError, SlurmRejected
+from mgpt4_hpc.launch.associations import Association, ask_sacctmgr, read_associations
 from mgpt4_hpc.launch.gpu_memory import memory_findings
 from mgpt4_hpc.launch.site_facts import Node, Partition, SlurmSite, read_slurm_site
-from mgpt4_hpc.launch.slurm import parse_duration_s, run_slurm
+from mgpt4_hpc.launch.slurm import parse_duration_s
 from mgpt4_hpc.launch.words import counted, duration, first_line
-
-
-@dataclass(frozen=True)
-class Association:
-    """An account that the user may charge.
-
-    Attributes:
-        account: its name.
-        partition: where; empty is everywhere.
-        qos: that may be used with it.
-    """
-
-    account: str
-    partition: str = ""
-    qos: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -71,24 +57,13 @@ def ask_cluster() -> Cluster:
         return Cluster(None, notes=(f"partition and GPUs not checked: {first_line(error.what)}",))
     if not site.has_accounting:
         return Cluster(site)
-    user = f"user={getpass.getuser()}"
     try:
-        rows = _sacctmgr("associations", user, "format=account,partition,qos")
-        limits = _sacctmgr("qos", "format=name,maxwall")
+        mine = read_associations()
+        limits = ask_sacctmgr("qos", "format=name,maxwall")
     except MgptError as error:
         return Cluster(site, notes=(f"account and QOS not checked: {first_line(error.what)}",))
-    mine = tuple(
-        Association(row[0], row[1], frozenset(filter(None, row[2].split(","))))
-        for row in rows
-        if len(row) == 3 and row[0]
-    )
     walls = {row[0]: _seconds(row[1]) for row in limits if len(row) == 2 and row[0]}
     return Cluster(site, mine, walls)
-
-
-def _sacctmgr(*words: str) -> list[list[str]]:
-    told = run_slurm(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", *words])
-    return [line.split("|") for line in told.splitlines()]
 
 
 def _seconds(text: str) -> float | None:

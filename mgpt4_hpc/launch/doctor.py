@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.associations import Association
 from mgpt4_hpc.launch.doctor_folder import folder_findings
 from mgpt4_hpc.launch.doctor_machine import gpu_findings, python_findings
 from mgpt4_hpc.launch.doctor_slurm import (
-    Association,
     Prognosis,
     accepts_finding,
     ask_associations,
@@ -119,7 +119,7 @@ def choose(site: SlurmSite, wanted: str | None, findings: list[Finding]) -> list
 
 def _accepts(
     partition: Partition,
-    mine: list[Association],
+    mine: Sequence[Association],
     account: str | None,
     qos: str | None,
     device: str,

@@ -11,6 +11,7 @@ from typing import Any
 
 from mgpt4_hpc.config.schema import LaunchConfig, TrainConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError
+from mgpt4_hpc.launch.associations import Association, read_associations
 from mgpt4_hpc.launch.decision import SIGNAL_EARLY_S
 from mgpt4_hpc.launch.finding import Finding, Findings
 from mgpt4_hpc.launch.site_facts import Partition, SlurmSite
@@ -23,15 +24,6 @@ SAVING_S = 10
 _DEFAULT: LaunchConfig = LaunchConfig()
 _SAVE_EVERY_S: float = TrainConfig.model_fields["save_every_s"].default
 _TEST_MINUTES = 10
-
-
-@dataclass(frozen=True)
-class Association:
-    """An account that the user may charge, and where."""
-
-    account: str
-    partition: str = ""
-    qos: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -139,7 +131,7 @@ def _limit_findings(site: SlurmSite, found: Findings) -> None:
 # -- accounting -------------------------------------------------------------------------------
 
 
-def ask_associations(site: SlurmSite) -> tuple[list[Association], list[Finding]]:
+def ask_associations(site: SlurmSite) -> tuple[Sequence[Association], list[Finding]]:
     """The accounts that this user may charge, and what there is to say about accounting."""
     found = Findings("accounting")
     if not site.has_accounting:
@@ -148,12 +140,7 @@ def ask_associations(site: SlurmSite) -> tuple[list[Association], list[Finding]]
         )
         return [], found
     try:
-        told = run_slurm(
-            [
-                *("sacctmgr", "--noheader", "--parsable2", "show", "associations"),
-                *(f"user={getpass.getuser()}", "format=account,partition,qos"),
-            ]
-        )
+        mine = read_associations()
         run_slurm(["sacct", "--noheader", "--allocations", "--starttime=now-1minutes"])
     except MgptError as error:
         found.warn(
@@ -161,7 +148,6 @@ def ask_associations(site: SlurmSite) -> tuple[list[Association], list[Finding]]
             "submitting works; states of jobs that ended come from the run's folder meanwhile",
         )
         return [], found
-    mine = parse_associations(told)
     enforced = "associations" in site.config.get("AccountingStorageEnforce", "")
     if mine:
         names = ", ".join(sorted({one.account for one in mine}))
@@ -174,16 +160,6 @@ def ask_associations(site: SlurmSite) -> tuple[list[Association], list[Finding]]
     else:
         found.ok("accounting is on; no account is needed")
     return mine, found
-
-
-def parse_associations(text: str) -> list[Association]:
-    """Rows ``account|partition|qos`` of sacctmgr."""
-    rows = (line.split("|") for line in text.splitlines() if line.count("|") == 2)
-    return [
-        Association(account, partition, frozenset(filter(None, qos.split(","))))
-        for account, partition, qos in rows
-        if account
-    ]
 
 
 # -- one partition ----------------------------------------------------------------------------

@@ -9,8 +9,9 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch import admission
-from mgpt4_hpc.launch.admission import Association, Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch import associations
+from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch.associations import Association
 from mgpt4_hpc.launch.site_facts import parse_slurm_site
 
 CONFIG = """\
@@ -134,7 +135,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> li
         return answer
 
     monkeypatch.setattr("mgpt4_hpc.launch.site_facts.run_slurm", run)
-    monkeypatch.setattr(admission, "run_slurm", run)
+    monkeypatch.setattr(associations, "run_slurm", run)
     return asked
 
 

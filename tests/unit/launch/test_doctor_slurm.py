@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.launch import doctor_slurm
+from mgpt4_hpc.launch import associations, doctor_slurm
+from mgpt4_hpc.launch.associations import Association, parse_associations
 from mgpt4_hpc.launch.doctor import choose
 from mgpt4_hpc.launch.doctor_slurm import (
-    Association,
     ask_associations,
     foretell,
-    parse_associations,
     partition_findings,
     site_findings,
 )
@@ -232,10 +231,11 @@ def test_which_partitions_are_looked_at() -> None:
 
 
 def test_associations() -> None:
-    assert parse_associations("a||normal,high\nb|gpu|\n\nerror: x\n") == [
+    rows = [["a", "", "normal,high"], ["b", "gpu", ""], [""], ["error: x"]]
+    assert parse_associations(rows) == (
         Association("a", qos=frozenset({"normal", "high"})),
         Association("b", "gpu"),
-    ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,7 @@ def test_associations() -> None:
     [("dev||normal\n", "ok", "you may charge: dev"), ("", "fault", "belongs to no account")],
 )
 def test_accounts(monkeypatch: pytest.MonkeyPatch, answer: str, level: str, expected: str) -> None:
-    monkeypatch.setattr(doctor_slurm, "run_slurm", lambda *_: answer)
+    monkeypatch.setattr(doctor_slurm, "run_slurm", lambda *_: "")
+    monkeypatch.setattr(associations, "run_slurm", lambda *_: answer)
     _, findings = ask_associations(site())
     assert expected in told(findings, Level(level))
