@@ -162,7 +162,8 @@ def render_array(
     }
     tasks = shlex.quote(str(sweep.tasks))
     task = f'{tasks}/"$SLURM_ARRAY_TASK_ID"'
-    check = [*shell_check(shlex.quote(str(sweep.path))), *shell_check(task)]
+    # The link leads to the run's slurm folder; who gets there is for the run's own to say.
+    check = [*shell_check(shlex.quote(str(sweep.path))), *shell_check(f"{task}/..")]
     parameters |= {"job_name": sweep.name, "setup": check, "teardown": None, "use_srun": False}
     executor = BatchExecutor(folder=sweep.path, python="")
     executor.update_parameters(**parameters)

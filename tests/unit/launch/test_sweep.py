@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,14 @@ def test_every_fault_at_once_and_what_set_gave_already() -> None:
 # -- the folder --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def two(tmp_path: Path) -> list[RunDir]:
+@pytest.fixture(params=[0o022, 0o002], ids=["umask 022", "umask 002"])
+def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunDir]]:
+    before = os.umask(request.param)
+    yield _two(tmp_path)
+    os.umask(before)
+
+
+def _two(tmp_path: Path) -> list[RunDir]:
     runs = [RunDir(tmp_path / f"s-seed{number}") for number in (1, 2)]
     for run in runs:
         run.create({"name": run.name})
@@ -149,3 +156,19 @@ def test_a_task_becomes_its_runs_own_script(two: list[RunDir], tmp_path: Path) -
         # The same process, so that Slurm's signals and the exit code are those of the script.
         assert out.split() == [run.name, str(process.pid)]
         assert process.returncode == 75
+
+
+def test_a_task_whose_run_others_can_write_is_refused(two: list[RunDir], tmp_path: Path) -> None:
+    two[1].path.chmod(0o777)
+    for run in two:
+        (run.slurm / "job.sbatch").write_text("exit 75\n")
+    script = render_array(SweepDir.of("s", tmp_path), load_config("stage1-vicuna7b").config, 2)
+    codes = [
+        subprocess.run(
+            ["bash", "-c", script],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
+            stdout=subprocess.DEVNULL,
+        ).returncode
+        for number in range(2)
+    ]
+    assert codes == [75, 70]
