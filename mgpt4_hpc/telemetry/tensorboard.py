@@ -7,9 +7,7 @@ appears once and the curve goes on where it was.
 
 from __future__ import annotations
 
-import logging
 import struct
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +18,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from mgpt4_hpc.telemetry import tags
-
-log = logging.getLogger(__name__)
-
-FLUSH_S = 5
-"""Seconds after which points reach the file at the latest."""
-REOPEN_S = 30.0
-"""Seconds between attempts to write again after the disk refused."""
-_QUEUE = 10_000
+from mgpt4_hpc.telemetry.event_file import EventFiles
 
 
 class Writer(Protocol):
@@ -96,8 +86,7 @@ class NullWriter:
 class TensorBoardWriter:
     """Writes event files in the background. No call raises for the disk's sake.
 
-    When the disk refuses, points are dropped (the ledger and the log say what happened) and a new
-    file is tried every `REOPEN_S` seconds.
+    When the disk refuses, points wait in memory and are drawn once it takes them.
 
     Args:
         folder: RUN/tensorboard.
@@ -106,11 +95,15 @@ class TensorBoardWriter:
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
         self.folder = Path(folder)
-        self._purge_step = purge_step
-        self._events: EventFileWriter | None = None
-        self._retry_at = 0.0
         self._closed = False
-        self._open()
+        first = []
+        if purge_step is not None:
+            # The first gives the step a file version of its own, the second hides what other
+            # files have drawn from this step on: the pair that TensorBoard looks for.
+            first.append(Event(step=purge_step, file_version="brain.Event:2"))
+            session = SessionLog(status=SessionLog.START)
+            first.append(Event(step=purge_step, session_log=session))
+        self._events = EventFiles(self.folder, first)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Draw one point per tag at `step`.
@@ -186,57 +179,18 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         """Bring every point to the file; returns when it is there, or the disk refused."""
-        events = self._events
-        if events is None or self._closed:
-            return
-        try:
-            events.flush()
-        except OSError as error:
-            self._fail(error)
+        if not self._closed:
+            self._events.flush()
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write what is pending; give up after `timeout_s` seconds, as a mount may hang."""
-        self._closed = True
-        events, self._events = self._events, None
-        if events is None:
-            return
-        closing = threading.Thread(target=_close, args=(events,), daemon=True)
-        closing.start()
-        closing.join(timeout_s)
-
-    def _open(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            _wait_for_a_later_name(self.folder)
-            events = EventFileWriter(str(self.folder), max_queue_size=_QUEUE, flush_secs=FLUSH_S)
-            if self._purge_step is not None:
-                # The first gives the step a file version of its own, the second hides what other
-                # files have drawn from this step on: the pair that TensorBoard looks for.
-                events.add_event(Event(step=self._purge_step, file_version="brain.Event:2"))
-                session = SessionLog(status=SessionLog.START)
-                events.add_event(Event(step=self._purge_step, session_log=session))
-        except OSError as error:
-            self._fail(error)
-        else:
-            self._events = events
-            self._purge_step = None
+        if not self._closed:
+            self._closed = True
+            self._events.close(timeout_s)
 
     def _add(self, event: Event) -> None:
-        if self._closed:
-            return
-        if self._events is None and time.monotonic() >= self._retry_at:
-            self._open()
-        if self._events is None:
-            return
-        try:
-            self._events.add_event(event)
-        except OSError as error:
-            self._fail(error)
-
-    def _fail(self, error: OSError) -> None:
-        log.warning("TensorBoard events cannot be written to %s: %s", self.folder, error)
-        self._events = None
-        self._retry_at = time.monotonic() + REOPEN_S
+        if not self._closed:
+            self._events.add(event)
 
 
 def open_writer(folder: Path, purge_step: int | None = None) -> TensorBoardWriter:
@@ -248,29 +202,3 @@ def open_writer(folder: Path, purge_step: int | None = None) -> TensorBoardWrite
             hidden, as it is about to be drawn again. None where nothing was restored.
     """
     return TensorBoardWriter(folder, purge_step)
-
-
-def _close(events: EventFileWriter) -> None:
-    try:
-        events.close()
-    except OSError as error:
-        log.warning("the last TensorBoard events were lost: %s", error)
-
-
-def _wait_for_a_later_name(folder: Path) -> None:
-    # TensorBoard reads event files in the order of their names, which begin with whole seconds.
-    # An attempt that starts in the second of its predecessor would be read before it, and its
-    # purge would then hide nothing.
-    stamps = [_stamp(path.name) for path in folder.glob("events.out.tfevents.*")]
-    newest = max(stamps, default=0)
-    give_up = time.monotonic() + 3
-    while int(time.time()) <= newest:
-        if time.monotonic() > give_up:
-            log.warning("clocks differ: %s holds events from the future", folder)
-            return
-        time.sleep(0.05)
-
-
-def _stamp(name: str) -> int:
-    digits = name.split(".")[3]
-    return int(digits) if digits.isdigit() else 0
