@@ -283,8 +283,8 @@ def _read_only(folder: Path) -> Iterator[None]:
 
 
 def _told_that_it_cannot_save(victim: Victim) -> None:
+    # In the ledger, which keeps its lines until the disk takes them; the log may be lost.
     assert "save_failed" in victim.kinds()
-    assert "cannot" in "\n".join(p.read_text() for p in victim.run.glob("slurm/*_0_log.out"))
 
 
 def newest_truncated(victim: Victim) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -84,6 +85,7 @@ def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        shutil.copytree(folder, tmp_path / "kept", symlinks=True)
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
