@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.distributed import RENDEZVOUS_TIMEOUT_S, Ranks
@@ -191,9 +192,8 @@ def judge(
     for one in found:
         told = faults.setdefault(one.node, [])
         told += [fault for fault in one.faults if fault not in told]
-        if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S:
-            off = one.time - (began if one.time < began else ended)
-            told.append(f"its clock is {off:+.0f} s off that of {found[0].node}")
+    for node, fault in _clock_faults(found, began, ended).items():
+        faults[node].append(fault)
     cut_off = {one.node: one.storage for one in found if one.storage}
     if cut_off and set(cut_off) != {one.node for one in found}:
         for node, reason in cut_off.items():
@@ -209,6 +209,21 @@ def judge(
             fix="the job comes back by itself; if it keeps happening, ask the cluster's support",
         )
     return None
+
+
+def _clock_faults(found: Sequence[Findings], began: float, ended: float) -> dict[str, str]:
+    """Whose clock is off; rank 0's, where most other nodes are off from it to the same side."""
+    first = found[0].node
+    off_s = {
+        one.node: one.time - (began if one.time < began else ended)
+        for one in found
+        if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S
+    }
+    agreeing = {one.node for one in found} - set(off_s)
+    one_side = len({off > 0 for off in off_s.values()}) == 1
+    if one_side and len(off_s) > len(agreeing):
+        return {first: f"its clock is {-median(off_s.values()):+.0f} s off that of most others"}
+    return {node: f"its clock is {off:+.0f} s off that of {first}" for node, off in off_s.items()}
 
 
 def bad_node(faults: Mapping[str, str]) -> BadNode:

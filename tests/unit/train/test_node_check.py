@@ -188,6 +188,16 @@ def test_a_clock_is_held_to_rank_0s() -> None:
     }
 
 
+def test_a_wrong_clock_of_rank_0_is_not_its_peers_fault() -> None:
+    found = [Findings("a", time=1300.0), Findings("b", time=1000.0), Findings("c", time=1001.0)]
+    assert nodes_of(judge(found, began=1300.0, ended=1301.0)) == {
+        "a": "its clock is +300 s off that of most others"
+    }
+    # One against one: rank 0's counts, for someone must go.
+    told = nodes_of(judge(found[:2], began=1300.0, ended=1301.0))
+    assert told == {"b": "its clock is -300 s off that of a"}
+
+
 def agree(
     findings: list[Findings | None], tmp_path: Path, *, late: int = 0, arrive_s: float = 20
 ) -> list[Any]:
