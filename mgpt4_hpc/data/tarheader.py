@@ -127,11 +127,6 @@ def parse_size(header: bytes | bytearray) -> int:
     return int(digits, 8) if digits.isdigit() and b"8" not in digits and b"9" not in digits else -1
 
 
-def only_times(data: bytes | bytearray) -> bool:
-    """Whether a pax header says nothing but a modification time."""
-    return data[2:9] == b" mtime=" and data.count(b"\n") == 1
-
-
 def parse_pax(data: bytes, extension: Extension) -> None:
     """Read the records of a pax header (``LENGTH KEY=VALUE\\n``) into ``extension``."""
     if b"path=" not in data and b"size=" not in data and b"GNU.sparse" not in data:

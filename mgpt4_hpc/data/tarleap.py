@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgpt4_hpc.data.tarcrc import Crcs
-from mgpt4_hpc.data.tarheader import BLOCK, Headers
+from mgpt4_hpc.data.tarheader import BLOCK, Headers, Int64
 
 _MAGIC_AT = 257
 _MAGIC_WORD = int.from_bytes(b"usta", "little")
+_TWO_TENS = np.asarray([10, 1])
 _ELEVEN_EIGHTS = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 
 
@@ -48,8 +49,10 @@ def leap(headers: Headers, buffer: bytes | bytearray, base: int, crcs: Crcs | No
     if pax.any():
         times = np.flatnonzero(pax & good & (sizes <= BLOCK))
         good &= ~pax
-        good[times] = _only_times(blocks[rows[times] + 1])
+        good[times] = _only_times(blocks[rows[times] + 1], sizes[times])
     count = len(good) if good.all() else int(np.argmin(good))
+    while count and pax[count - 1]:  # what it announces must be there
+        count -= 1
     if count == 0:
         return 0
     sizes[pax] = -1
@@ -60,9 +63,10 @@ def leap(headers: Headers, buffer: bytes | bytearray, base: int, crcs: Crcs | No
     return int(following[count - 1]) * BLOCK
 
 
-def _only_times(blocks: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """``only_times`` for pax data of one block each, uint8[n, 512]: bool[n]."""
+def _only_times(blocks: NDArray[np.uint8], sizes: Int64) -> NDArray[np.bool_]:
+    """Which pax data, of one block each, uint8[n, 512], is one record ``NN mtime=...``: bool[n]."""
+    lengths = blocks[:, :2].astype(np.int64) @ _TWO_TENS - 11 * ord("0")
     begins = (blocks[:, 2:9] == np.frombuffer(b" mtime=", np.uint8)).all(axis=1)
-    one_line = (blocks == ord("\n")).sum(axis=1) == 1
-    result: NDArray[np.bool_] = begins & one_line
+    newlines = (blocks == ord("\n")).argmax(axis=1)
+    result: NDArray[np.bool_] = begins & (lengths == sizes) & (newlines == sizes - 1)
     return result

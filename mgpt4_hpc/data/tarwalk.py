@@ -27,7 +27,7 @@ from mgpt4_hpc.data.tarheader import (
     find_header,
     header_name,
     header_names,
-    only_times,
+    is_header,
     parse_pax,
     parse_size,
 )
@@ -39,6 +39,8 @@ _LEAP = 64 * 1024
 """Windows from this size on are searched for headers all at once."""
 _MAX_PADDING = 2 * 10240
 """Writers fill up to a multiple of 10,240 bytes, at most."""
+_AHEAD = 3 * BLOCK
+"""A pax header of a time, and the header of its member: looked at together."""
 _PIECE = 1024 * 1024
 _MAX_EXTENSION = 1024 * 1024
 _FILE = ord("0")
@@ -110,6 +112,7 @@ class _Walk:
         self.crcs = crcs
         self.pos = 0
         self.extension: Extension | None = None
+        self.times: dict[int, bytes] = {}
         self.names: list[bytes] = []
         self.columns: list[Int64] = [np.zeros((3, 0), dtype=np.int64)]
         self.faults: list[TarFault] = []
@@ -126,6 +129,7 @@ class _Walk:
                 # What lies behind was found by a size that cannot be trusted.
                 count = int(np.argmin(good))
                 self.pos = int(positions[count])
+                self.extension = headers.extensions.get(count)
                 stopped = "has a header with a wrong checksum"
             crcs = np.asarray(self.crcs.take(), np.int64) if self.crcs else np.zeros_like(sizes)
             self._keep(blocks, np.stack([positions, sizes, crcs]), count, headers.extensions)
@@ -138,26 +142,30 @@ class _Walk:
         """Walk a batch of headers from ``pos`` on; says why it stopped, if not at the limit.
 
         The inner loop of indexing: 100,000 samples are 300,000 to 600,000 rounds, so it parses
-        the common header in place.
+        the common header in place, and passes over the usual pax header.
         """
-        file, crcs, pos = self.file, self.crcs, self.pos
+        file, crcs, pos, times = self.file, self.crcs, self.pos, self.times
         base, buffer = file.base, file.buffer
+        last = len(buffer) - _AHEAD
         keep = headers.pending.append
         while len(headers.pending) < _BATCH and headers.num < _BATCH:
             at = pos - base
-            header = buffer[at : at + BLOCK] if at >= 0 else b""
-            if len(header) < BLOCK:
-                buffer = file.fill(pos, BLOCK)
-                base, at = pos, 0
+            if not 0 <= at <= last:
+                buffer = file.fill(pos, _AHEAD)
+                base, at, last = pos, 0, len(buffer) - _AHEAD
                 if len(buffer) >= _LEAP and self.extension is None:
                     far = leap(headers, buffer, base, crcs)
                     if far:
-                        pos, buffer = pos + far, b""
+                        pos, last = pos + far, -1
                         continue
-                header = buffer[:BLOCK]
-                if len(header) < BLOCK:
+                if len(buffer) < BLOCK:
                     self.pos = pos
-                    return "is cut off by the end of the file" if header else "end of file"
+                    return "is cut off by the end of the file" if buffer else "end of file"
+            if buffer[at + 156] == _PAX and at <= last and buffer[at + 2 * BLOCK + 156] == _FILE:
+                newline = buffer.find(b"\n", at + BLOCK, at + 2 * BLOCK)
+                if newline - at in times and buffer.startswith(times[newline - at], at):
+                    pos, at = pos + 2 * BLOCK, at + 2 * BLOCK
+            header = buffer[at : at + BLOCK]
             kind = header[156]
             try:
                 size = int(header[124:135], 8) if header[135] in _ENDS else parse_size(header)
@@ -170,12 +178,11 @@ class _Walk:
             if kind == _FILE and self.extension is None:
                 pass
             elif kind in _NO_MEMBER:
+                if kind == _PAX and self._learn(header, buffer[at + BLOCK : at + 2 * BLOCK], size):
+                    continue
                 member_size = -1
-                data = buffer[at + BLOCK : at + BLOCK + size]
-                # webdataset's writer puts one with the time before each member.
-                if kind != _PAX or len(data) < size or not only_times(data):
-                    self._extend(kind, pos + BLOCK, size)
-                    base, buffer = file.base, file.buffer
+                self._extend(kind, pos + BLOCK, size)
+                base, buffer, last = file.base, file.buffer, len(file.buffer) - _AHEAD
             elif self.extension is not None:
                 extension, self.extension = self.extension, None
                 headers.extensions[headers.num + len(headers.pending)] = extension
@@ -187,6 +194,19 @@ class _Walk:
             pos += BLOCK + ((size + BLOCK - 1) & -BLOCK)
         self.pos = pos
         return ""
+
+    def _learn(self, header: bytes | bytearray, data: bytes | bytearray, size: int) -> bool:
+        """Take in how a pax header begins that tells nothing but a time; False if nothing new.
+
+        webdataset's writer puts one before each member, all alike but for the time: one good
+        checksum speaks for all of them. ``times`` has what they begin with, up to the time
+        itself, by the place of the newline behind it.
+        """
+        newline, record = BLOCK + size - 1, b"%d mtime=" % size
+        new = newline not in self.times and data.startswith(record) and is_header(bytes(header))
+        if new:
+            self.times[newline] = bytes(header) + record
+        return new
 
     def _extend(self, kind: int, offset: int, size: int) -> None:
         """Take in the data of an extension header."""

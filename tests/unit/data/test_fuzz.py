@@ -14,10 +14,13 @@ from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.index_file import IndexWriter
 from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.scan import ShardScan, scan_shard
+from mgpt4_hpc.data.tarheader import LARGE_WINDOW, SMALL_WINDOW, WindowedFile
+from mgpt4_hpc.data.tarwalk import TarFault, _Walk, walk_tar
 from tests.unit.data.worlds import members, tar_bytes
 
 NUM_TARS = 2400
 PER_INDEX = 40
+NUM_WALKED = 150
 SAMPLES = 8
 
 
@@ -129,6 +132,34 @@ def read_all(scans: list[ShardScan], folder: Path) -> int:
             assert str(error)
     reader.close()
     return num_read
+
+
+def test_all_walks_agree_on_mutated_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One header at a time, passing over known pax headers, or a large window at once."""
+    rng = random.Random(11)
+    times = [1700000000.25, 1700000001.125, 1700000002.0, 1700000003]
+    entries = members(range(16))
+    sources = [tar_bytes(entries, tarfile.PAX_FORMAT, times), originals()[3][0]]
+    num_members = num_faults = 0
+    for number in range(NUM_WALKED):
+        path = tmp_path / "walked.tar"
+        path.write_bytes(mutate(sources[number % 4 == 0], rng))
+        with monkeypatch.context() as patch:
+            patch.setattr(_Walk, "_learn", lambda *_: False)
+            careful = walked(path, 512)
+        assert len(careful[0]) == len(careful[1])
+        for window in (512, SMALL_WINDOW, 64 * 1024, LARGE_WINDOW):
+            assert walked(path, window) == careful, f"tar {number}, window {window}"
+        num_members += len(careful[0])
+        num_faults += len(careful[-1])
+    assert num_members > NUM_WALKED * len(entries) // 2
+    assert num_faults > NUM_WALKED // 2
+
+
+def walked(path: Path, window: int) -> tuple[list[bytes], list[int], list[int], list[TarFault]]:
+    with path.open("rb") as file:
+        listing = walk_tar(WindowedFile(file.fileno(), path.stat().st_size, window))
+    return listing.names, listing.offsets.tolist(), listing.lengths.tolist(), listing.faults
 
 
 def test_mutated_images_raise_only_image_errors() -> None:

@@ -180,6 +180,42 @@ def test_a_broken_pax_header_spoils_only_its_member(tmp_path: Path) -> None:
     assert "pax header" in listing.faults[0].reason
 
 
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(
+    ("record", "name", "reason"),
+    [
+        (b"23 path=folder/new.jpg\n", "folder/new.jpg", ""),
+        (b"11 mtime=1\n12 path=b.c\n", "b.c", ""),
+        (b"23 mtime=1700000path=a\n", "000000020.jpg", ""),
+        (b"99 mtime=1700000path=a\n", "", "follows a pax header that cannot be read"),
+        (b"23 mtime=1700000path=a ", "", "follows a pax header that cannot be read"),
+    ],
+)
+def test_what_looks_like_the_usual_pax_header_is_read(
+    tmp_path: Path, window: int, record: bytes, name: str, reason: str
+) -> None:
+    data = tar_bytes(members(range(40)), tarfile.PAX_FORMAT, 1700000000.25)
+    usual = b"23 mtime=1700000000.25\n"
+    parts = data.split(usual)
+    data = usual.join(parts[:61]) + record + usual.join(parts[61:])
+    listing = walk(data, tmp_path, window)
+    expected = [name for name, _ in members(range(40))]
+    expected[60:61] = [name] if name else []
+    assert [name for name, _, _ in listed(listing)] == expected
+    assert [fault.reason for fault in listing.faults] == ([reason] if reason else [])
+
+
+def test_a_damaged_header_is_told_by_its_announced_name(tmp_path: Path) -> None:
+    long = ["n" * 120 + name for name, _ in members(range(2))]
+    data = bytearray(tar_bytes([(name, b"abc") for name in long], tarfile.PAX_FORMAT))
+    header = by_tarfile(bytes(data))[0][1] - 512
+    data[header + 140] ^= 1  # in its time
+    listing = walk(bytes(data), tmp_path)
+    assert [name for name, _, _ in listed(listing)] == long[1:]
+    assert listing.faults[0].name == long[0].encode()
+    assert "checksum" in listing.faults[0].reason
+
+
 def test_a_window_grows_when_reads_are_slow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,17 @@ def members(numbers: Iterable[int], image: bytes | None = None) -> list[tuple[st
 
 
 def tar_bytes(
-    entries: Iterable[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT, mtime: float = 0
+    entries: Iterable[tuple[str, bytes]],
+    form: int = tarfile.USTAR_FORMAT,
+    mtime: float | Sequence[float] = 0,
 ) -> bytes:
+    """A tar; several times are given to its members in turns."""
     data = io.BytesIO()
+    mtimes = itertools.cycle(mtime if isinstance(mtime, Sequence) else [mtime])
     with tarfile.open(fileobj=data, mode="w", format=form) as tar:
-        for name, content in entries:
+        for (name, content), time in zip(entries, mtimes, strict=False):
             info = tarfile.TarInfo(name)
-            info.size, info.mtime = len(content), mtime
+            info.size, info.mtime = len(content), time
             tar.addfile(info, io.BytesIO(content))
     return data.getvalue()
 
