@@ -16,9 +16,14 @@ from mgpt4_hpc.errors import BadNode
 def choose_device(config: RunConfig, ranks: Ranks) -> torch.device:
     """Device of this rank.
 
+    Also settles how cuBLAS computes there: torch and cuBLAS look at it once, at the process's very
+    first matrix product, be it only a check of the node.
+
     Raises:
         BadNode: if a GPU was asked for and none can be used here.
     """
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     wanted = config.train.device
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -45,14 +50,15 @@ def choose_precision(config: RunConfig, device: torch.device) -> str:
 
 
 def set_up_process(config: RunConfig, ranks: Ranks) -> None:
-    """Threads and determinism; sums come out in another order with another thread count."""
+    """Threads and determinism, after :func:`choose_device`.
+
+    Sums come out in another order with another thread count.
+    """
     threads = config.train.num_threads
     if not threads:
         threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size)
     torch.set_num_threads(threads)
     if config.deterministic:
-        # cuBLAS reads this when its handle is made, so before the first matrix product.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Warnings rather than errors: where no deterministic kernel exists, the run should say so
         # and go on.
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -107,6 +107,22 @@ def test_a_gpu_that_multiplies_wrongly_is_found(monkeypatch: pytest.MonkeyPatch)
     assert "multiplies wrongly: 1 of 65536" in node_check._compute_faults(cpu)[0]
 
 
+def test_cublas_is_told_to_be_deterministic_before_the_look_multiplies(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch remembers for ever what it found at the first product; then training would fail."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    for name, result in (("is_available", True), ("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, result=result: result)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(node_check, "_occupied_faults", lambda device: [])
+    monkeypatch.setattr(
+        node_check, "_compute_faults", lambda device: [os.environ["CUBLAS_WORKSPACE_CONFIG"]]
+    )
+    assert config.deterministic
+    assert node_check.gpu_faults(on_cuda(config), Ranks()) == [":4096:8"]
+
+
 def test_a_gpu_of_which_another_process_holds_memory_is_given_time_to_be_let_go() -> None:
     cpu = torch.device("cpu")
     answers = iter([(10 * 2**30, 80 * 2**30), (79 * 2**30, 80 * 2**30)])
