@@ -23,6 +23,7 @@ from mgpt4_hpc.launch.hooks import FINISHED, tell
 from mgpt4_hpc.launch.place import Place, find_place
 from mgpt4_hpc.parent import die_with
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.output import tolerate_lost_output
 from mgpt4_hpc.train.stop import STOP_SIGNALS, Interrupted, SignalStop, StopSource, stop_signals
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class StageTask:
     def __call__(self) -> int:
         """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
         started_at = time.time()
+        tolerate_lost_output()
         run = RunDir(Path(self.run_dir))
         stop = SignalStop(_stop_signals(run)).install()
         _die_with_controller(os.environ)

@@ -24,6 +24,7 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train import drift
 from mgpt4_hpc.train.entry import run_command
+from mgpt4_hpc.train.output import tolerate_lost_output
 from mgpt4_hpc.train.stop import SignalStop, stop_signals
 from mgpt4_hpc.trust import assert_trusted
 
@@ -72,6 +73,7 @@ def _run(
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending, Outcome
 
+    tolerate_lost_output()
     # Each rank for itself: torchrun ends the others when one fails.
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
