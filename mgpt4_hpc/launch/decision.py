@@ -29,7 +29,7 @@ from mgpt4_hpc.launch.slurm import JobFacts
 SIGNAL_EARLY_S = 60.0
 """Slurm may send the warning before a time limit this much earlier than asked (sbatch --signal)."""
 
-_LOST = frozenset({"NODE_FAIL", "BOOT_FAIL"})
+LOST_NODE_STATES = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 """States of a job that lost a node; Slurm requeues it by itself where it may."""
 
 
@@ -45,8 +45,12 @@ class Cause(StrEnum):
     CRASHED = "crashed"
     HUNG = "hung"
     BAD_NODE = "bad node"
+    NODE_LOST = "node lost"
     FATAL = "fatal"
     UNKNOWN = "unknown"
+
+
+_NO_CHANCE = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE, Cause.NODE_LOST})
 
 
 class Action(StrEnum):
@@ -109,7 +113,7 @@ def classify(
         warned = signal_name == "SIGUSR2" and left_s <= signal_before_s + SIGNAL_EARLY_S
         if facts.state == "RUNNING" and (left_s <= 0 or warned):
             return Cause.TIME_LIMIT
-    if facts.state in _LOST:
+    if facts.state in LOST_NODE_STATES:
         return Cause.CRASHED
     if facts.state != "RUNNING":
         return Cause.CANCELLED
@@ -128,8 +132,8 @@ def decide(
     """What happens to an unfinished run.
 
     Preemptions are free. Time-outs, crashes and hangs have budgets, and so have attempts in a row
-    that brought nothing (those that were preempted or met a bad node do not count: they were given
-    no chance).
+    that brought nothing (those that were preempted, lost a node or met a bad one do not count: they
+    were given no chance).
 
     Args:
         cause: why this attempt ends.
@@ -179,7 +183,7 @@ def decide(
 def _stalled_in_a_row(attempts: Sequence[PastAttempt]) -> int:
     count = 0
     for attempt in reversed(attempts):
-        if attempt.cause in (Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE):
+        if attempt.cause in _NO_CHANCE:
             continue
         if attempt.progressed:
             break

@@ -117,6 +117,7 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
 def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
     from mgpt4_hpc import distributed
     from mgpt4_hpc.launch.bad_node import settle_bad_node
+    from mgpt4_hpc.launch.hindsight import explain_last_end
     from mgpt4_hpc.train.device import choose_device
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending
@@ -145,6 +146,8 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
     )
     if place.ranks.is_first and cancel_requested(run, place.job_id):
         stop.request("cancelled")  # it was back in the queue before the mark was seen
+    if place.ranks.is_first:
+        explain_last_end(run, start)
     source: StopSource = stop
     if place.executor == "slurm" and place.ranks.is_first:
         source = DeadlineStop(stop, start, config.launch.signal_before_s)

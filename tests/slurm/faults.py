@@ -440,11 +440,11 @@ FAULTS = (
         "scontrol requeue", requeued, "requeued > finished", ranks=1, in_ci=True,
     ),
     Fault(
-        "node of rank 0 down and back", first_node_lost, ".* > finished",
+        "node of rank 0 down and back", first_node_lost, "node lost > finished",
         settings=SAVE_OFTEN, replays=True, in_ci=True,
     ),
     Fault(
-        "node of another rank down and back", second_node_lost, ".* > finished",
+        "node of another rank down and back", second_node_lost, "node lost > finished",
         settings=SAVE_OFTEN, replays=True,
     ),
     Fault(
@@ -460,7 +460,7 @@ FAULTS = (
         settings=SAVE_OFTEN, replays=True,
     ),
     Fault(
-        "kill -9 of srun", srun_killed, ".* > finished", settings=SAVE_OFTEN, replays=True,
+        "kill -9 of srun", srun_killed, "crashed > finished", settings=SAVE_OFTEN, replays=True,
     ),
     Fault(
         "SIGSTOP of rank 0", first_rank_stopped, "hung > finished", in_ci=True,

@@ -1,0 +1,81 @@
+"""A start tells what accounting knows of the one before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.errors import SlurmUnreachable
+from mgpt4_hpc.launch.ending import JobStart
+from mgpt4_hpc.launch.hindsight import explain_last_end
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger, append_supervisor_note, read_ledgers
+
+SECOND = JobStart("slurm", "7", 1)
+LOST = "2030-01-01T10:00:00|NODE_FAIL\nUnknown|RUNNING\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    """A run whose first attempt was silenced."""
+    ledger = Ledger(tmp_path / "ledger", 1)
+    ledger.event(Kind.START, job_id="7", restart_count=0, nodes=["node[1-2]"])
+    ledger.close()
+    return RunDir(tmp_path)
+
+
+def causes(run: RunDir) -> list[str]:
+    return [attempt.cause for attempt in read_ledgers(run.ledger)]
+
+
+def test_a_lost_node_is_told(run: RunDir) -> None:
+    explain_last_end(run, SECOND, lambda command: LOST)
+    assert causes(run) == ["node lost"]
+    (attempt,) = read_ledgers(run.ledger)
+    assert attempt.supervisor["reason"] == "Slurm: NODE_FAIL on node[1-2]"
+
+
+def test_it_corrects_what_looked_like_a_requeue_from_another_node(run: RunDir) -> None:
+    append_supervisor_note(run.ledger, 1, cause="requeued", job_id="7", restart_count=0)
+    explain_last_end(run, SECOND, lambda command: LOST)
+    assert causes(run) == ["node lost"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "2030-01-01T10:00:00|REQUEUED\nUnknown|RUNNING\n",
+        "2030-01-01T10:00:00|NODE_FAIL\n2030-01-01T11:00:00|PREEMPTED\nUnknown|RUNNING\n",
+        "",
+        "nonsense",
+        "2030-01-01T10:00:00|\n",
+    ],
+)
+def test_another_end_stays_what_it_was(run: RunDir, answer: str) -> None:
+    before = causes(run)
+    explain_last_end(run, SECOND, lambda command: answer)
+    assert causes(run) == before
+
+
+@pytest.mark.parametrize(
+    "start", [JobStart("slurm", "7", 0), JobStart("slurm", "8", 1), JobStart("local", "7", 1)]
+)
+def test_nobody_is_asked_where_there_is_nothing_to_explain(run: RunDir, start: JobStart) -> None:
+    explain_last_end(run, start, lambda command: pytest.fail("asked"))
+
+
+def test_an_attempt_that_knows_why_it_ended_is_believed(run: RunDir) -> None:
+    ledger = Ledger(run.ledger, 1)
+    ledger.event(Kind.END, cause="preempted", step=5, exit_code=75)
+    ledger.close()
+    explain_last_end(run, SECOND, lambda command: pytest.fail("asked"))
+
+
+def test_no_accounting_stops_nothing(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(command: object) -> str:
+        raise SlurmUnreachable("sacct is not installed here")
+
+    explain_last_end(run, SECOND, ask)
+    assert "not known: sacct is not installed here" in capsys.readouterr().out
