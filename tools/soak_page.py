@@ -22,7 +22,7 @@ Each row is one run of 200 steps on the test cluster of `tools/devcluster`, stru
 every step exactly once in TensorBoard (on another number of ranks: with losses within 1e-4), or,
 for `scancel`, that it saved, stopped and stayed away. *To durable* is the longest time from a
 signal to a durable checkpoint; where Slurm told the end and steps were made until near it, from the
-stop: 5 s at most. *To first step* is the longest time from a restarted process to its first
+last of them: 5 s at most. *To first step* is the longest time from a restarted process to its first
 finished step: 60 s at most. `tests/slurm/faults.py` has what is done in each.
 """
 

@@ -164,7 +164,7 @@ class Measured:
         causes: of each, joined by " > ".
         steps_replayed: steps done twice.
         durable_s: longest time from a signal to the durable checkpoint; where the end was known
-            and steps were made until near it, from the stop. None without a signal.
+            and steps were made until near it, from the last of them. None without both.
         first_step_s: longest time from a restart's process to its first finished step.
     """
 
@@ -194,15 +194,13 @@ def measure(run: Path) -> Measured:
 
 
 def _durable_s(ledger: Path) -> float | None:
-    since: float | None = None
-    stopped = False
-    for record in read_records(ledger):
-        if record["kind"] == "signal" and since is None:
-            since = record["t"]
-        elif record["kind"] == "stop_requested" and not stopped:
-            stopped = True
-            if record.get("deadline") is not None or since is None:
-                since = record["t"]
-        elif record["kind"] == "save" and stopped:
-            return record["t"] - since
-    return None
+    records = read_records(ledger)
+    signals = [r for r in records if r["kind"] == "signal"]
+    stops = [r for r in records if r["kind"] == "stop_requested"]
+    saves = [r for r in records if r["kind"] == "save" and stops and r["step"] == stops[0]["step"]]
+    if not signals or not saves:
+        return None
+    since, durable = signals[0]["t"], saves[-1]["t"]
+    if signals[0].get("deadline") is not None:
+        since = max([since, *(r["t"] for r in records if r["kind"] == "steps")])
+    return max(0.0, durable - since)
