@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-# Where the short tests are; those that start real jobs have the machine to themselves.
+# Where the short tests are; those that start real jobs wait a lot, so two of them go at once.
 QUICK   = tests/unit tests/cli tests/reference
 REAL    = tests/integration tests/slurm
 SELECT  = -m "not soak and not gpu"
@@ -32,7 +32,7 @@ quick: install  ## the short tests alone
 	$(BIN)/python -m pytest $(SELECT) -n 2 $(QUICK) $(PYTEST_ARGS) $(QUICK_ARGS)
 
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
-	$(BIN)/python -m pytest $(SELECT) $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
+	$(BIN)/python -m pytest $(SELECT) -n 2 --dist loadgroup $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
 lint: install  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
