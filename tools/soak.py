@@ -89,19 +89,29 @@ def run_part(part: str, arguments: list[str]) -> int:
     cases = [{**case, "commit": commit} for case in cases]
     file = RESULTS / f"{part}.json"
     if arguments and file.exists():
-        cases = merge(json.loads(file.read_text(encoding="utf-8"))["cases"], cases)
+        before = json.loads(file.read_text(encoding="utf-8"))["cases"]
+        cases = merge(before, cases, collected(part))
     RESULTS.mkdir(parents=True, exist_ok=True)
     results = {**place(started), "cases": cases}
     file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if code == _NO_TESTS else code
 
 
-def merge(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Results of a part of which some tests ran again: in the old order, new ones at the end."""
-    latest = {case["name"]: case for case in new}
-    known = {case["name"] for case in old}
-    return [latest.get(case["name"], case) for case in old] + [
-        case for case in new if case["name"] not in known
+def merge(
+    old: list[dict[str, Any]], new: list[dict[str, Any]], order: list[str]
+) -> list[dict[str, Any]]:
+    """Results of a part of which some tests ran again; without those of tests that are no more."""
+    latest = {case["name"]: case for case in (*old, *new)}
+    return [latest[name] for name in order if name in latest]
+
+
+def collected(part: str) -> list[str]:
+    """Names of all tests of a part, in their order."""
+    listed = _output(sys.executable, "-m", "pytest", "--collect-only", "-q", *PARTS[part])
+    tests = (line.partition("::") for line in listed.splitlines() if "::" in line)
+    return [
+        ".".join([*Path(file).with_suffix("").parts[1:], *test.split("::")])
+        for file, _, test in tests
     ]
 
 

@@ -65,12 +65,18 @@ def test_the_page_shows_failures_and_parts_that_never_ran(cases: list[dict]) -> 
 
 def test_a_test_that_ran_again_replaces_its_earlier_result(cases: list[dict]) -> None:
     again = [{**cases[1], "result": "passed"}, {**cases[0], "name": "another"}]
+    order = ["another", cases[1]["name"], cases[0]["name"], "never ran"]
     merged = json.loads(
         _python("print(json.dumps(soak.merge(*map(json.loads, sys.argv[1:]))))",
-                json.dumps(cases), json.dumps(again))
+                json.dumps(cases), json.dumps(again), json.dumps(order))
     )  # fmt: skip
-    assert [case["result"] for case in merged] == ["passed", "passed", "skipped", "passed"]
-    assert [case["name"] for case in merged] == [*(case["name"] for case in cases), "another"]
+    assert [case["name"] for case in merged] == order[:3], "the third test is no more"
+    assert [case["result"] for case in merged] == ["passed", "passed", "passed"]
+
+
+def test_collected_tests_have_the_names_of_the_report() -> None:
+    names = json.loads(_python("print(json.dumps(soak.collected('crashes')))"))
+    assert "unit.checkpoint.test_kill.test_killed_at_random_moments[50]" in names
 
 
 def _python(statement: str, *arguments: object) -> str:
