@@ -27,16 +27,26 @@ def choose_device(config: RunConfig, ranks: Ranks) -> torch.device:
     wanted = config.train.device
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
-    if not torch.cuda.is_available() or ranks.local_rank >= torch.cuda.device_count():
+    number = 0 if _is_bound_to_one() else ranks.local_rank
+    if not torch.cuda.is_available() or number >= torch.cuda.device_count():
         raise BadNode(
-            f"rank {ranks.rank} finds no GPU {ranks.local_rank} on {os.uname().nodename}: "
+            f"rank {ranks.rank} finds no GPU {number} on {os.uname().nodename}: "
             f"{torch.cuda.device_count()} visible, "
             f"CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')!r}",
             fix="check `nvidia-smi` on that node, or exclude it",
         )
-    device = torch.device("cuda", ranks.local_rank)
+    device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
+
+
+def _is_bound_to_one() -> bool:
+    """Whether this rank was given one GPU for itself (``--gpus-per-task``, ``--gpu-bind``).
+
+    A node that has lost all GPUs but one still names all of them in the variable.
+    """
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return len(named) == 1 and torch.cuda.device_count() == 1
 
 
 def choose_precision(config: RunConfig, device: torch.device) -> str:

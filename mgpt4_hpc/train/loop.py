@@ -90,6 +90,7 @@ def train(loop: Loop) -> tuple[Ending, str]:
     with loop.buckets.time(CHECKPOINT_STALL), loop.watchdog.phase("last save"):
         loop.saving.save_now(loop.state)
     with loop.watchdog.phase("waiting for the last save"):
+        loop.ranks.barrier()  # patiently: storage may be slow, where a step's collective may not
         progress.tell_substitutions()
     return ending, reason
 

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
 CHECK_TIMEOUT_S = 180.0
 """A rank that has not answered by then hangs in a driver or on a dead mount."""
 _LEAVE_S = 60.0
-"""Longest that the others wait for rank 0's decision, and it for them to have heard it."""
+"""Beyond what a rank may take itself, how long the others wait for it; one that is gone is noticed
+at once."""
+_SETTLE_S = 360.0
+"""Longest that the others wait while rank 0 requeues the job: a busy controller answers late, and
+whoever leaves meanwhile ends rank 0 between the requeue and the exclusion of the node."""
 
 _PREFIX = "mgpt4/node"
 
@@ -89,7 +93,7 @@ class NodeCouncil:
         """
         if not self._ranks.is_first:
             try:
-                self._get("settled", _LEAVE_S)
+                self._get("settled", _SETTLE_S)
                 self._set(f"heard/{self._ranks.rank}", True)
             except RendezvousError:
                 pass  # it died over it: then the batch script decides

@@ -19,6 +19,7 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks, rendezvous
 from mgpt4_hpc.errors import BadNode, ConfigError, MgptError, RendezvousError, StorageTrouble
 from mgpt4_hpc.train import node_check
+from mgpt4_hpc.train.device import choose_device
 from mgpt4_hpc.train.node_check import Findings, check_node
 from mgpt4_hpc.train.node_verdict import NodeCouncil, judge
 from mgpt4_hpc.train.stop import Interrupted, SignalStop
@@ -73,6 +74,22 @@ def test_a_gpu_that_is_not_there_is_a_fault_of_the_node(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (fault,) = node_check.gpu_faults(on_cuda(config), Ranks())
     assert "finds no GPU 0" in fault
+
+
+@pytest.mark.parametrize(("named", "chosen"), [("2", 0), ("0,1,2,3", None)])
+def test_a_rank_that_was_given_one_gpu_takes_it_whatever_its_number(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, named: str, chosen: int | None
+) -> None:
+    """But not the one that is left of a node's four."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    for name, result in (("is_available", True), ("device_count", 1), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *device, result=result: result)
+    third = Ranks(rank=2, local_rank=2, world_size=4, local_world_size=4)
+    if chosen is None:
+        with pytest.raises(BadNode, match="finds no GPU 2"):
+            choose_device(on_cuda(config), third)
+    else:
+        assert choose_device(on_cuda(config), third) == torch.device("cuda", chosen)
 
 
 def test_a_torch_without_cuda_is_wrong_on_every_node(
