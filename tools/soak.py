@@ -79,7 +79,8 @@ def run_part(part: str, arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder:
         report = Path(folder) / "report.xml"
         command = [
-            *(sys.executable, "-m", "pytest", f"--junitxml={report}"),
+            # Of the two forms of its report this has properties.
+            *(sys.executable, "-m", "pytest", f"--junitxml={report}", "-o", "junit_family=xunit1"),
             *(f"--basetemp={folder}/tests", *PARTS[part], *arguments),
         ]
         environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1"}
