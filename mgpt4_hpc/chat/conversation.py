@@ -82,11 +82,17 @@ class Conversation:
         self.pending.clear()
 
     def save(self, path: Path) -> None:
-        """Write the conversation as JSON.
+        """Write the conversation as JSON; an earlier one in that file is replaced.
 
         Raises:
-            DataError: if the file cannot be written.
+            DataError: if the file cannot be written, or holds anything else.
         """
+        if path.exists() and not _holds_conversation(path):
+            raise DataError(
+                f"{path} exists and is no saved conversation",
+                why="it would be lost",
+                fix="give a new file, or one that /save wrote",
+            )
         try:
             write_json(path, self.to_dict())
         except OSError as error:
@@ -113,12 +119,7 @@ class Conversation:
             ConfigError: if it was held in another format.
         """
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
-            turns = [
-                Turn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
-                for turn in saved["turns"]
-            ]
-            pending, name = [str(image) for image in saved["pending"]], saved["template"]
+            name, turns, pending = _read(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -140,3 +141,21 @@ class Conversation:
         end = self.template.end_symbol
         # In "###Human: ..." the next turn's beginning is the end symbol; elsewhere it is written.
         return text if not before or text.startswith(end) else end + text
+
+
+def _read(path: Path) -> tuple[str, list[Turn], list[str]]:
+    """Format, turns and pending images of a file; raises whatever reading and parsing raise."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    turns = [
+        Turn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
+        for turn in saved["turns"]
+    ]
+    return saved["template"], turns, [str(image) for image in saved["pending"]]
+
+
+def _holds_conversation(path: Path) -> bool:
+    try:
+        _read(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True

@@ -94,9 +94,10 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
             message: dict[str, Any], visit: Visit | None, speaker: str, *values: float
         ) -> Generator[tuple[Any, ...], None, None]:
             visit = visit or room.visit()
+            question = message.get("text") or ""
+            whole = None
             with _told():
                 refused = _take_images(room, visit, message.get("files") or [], limits, uploads)
-                question = message.get("text") or ""
                 # The images are in the conversation now; a refused question stays to be mended.
                 yield _messages(visit), {"text": question, "files": []}, visit
                 if refused is not None:
@@ -112,6 +113,9 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
                     if time.monotonic() - shown_at >= _REFRESH_S:
                         shown_at = time.monotonic()
                         yield _messages(visit, question, text), None, visit
+            if whole is None:
+                yield _messages(visit), {"text": question, "files": []}, visit
+                return
             yield _messages(visit), None, visit
             if not whole.stopped:
                 gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
@@ -237,11 +241,11 @@ def _messages(visit: Visit, question: str = "", growing: str = "") -> list[dict[
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Faults become a note on the page, in the words that a terminal would show."""
+    """Faults become a note on the page. ``gr.Error`` would hide the conversation behind itself."""
     try:
         yield
     except MgptError as error:
         said = escape(str(error)).replace("\n", "<br>")
-        raise gr.Error(said, duration=20, print_exception=False) from None
+        gr.Warning(said, duration=20, title="Not answered")
     except Closing:
-        raise gr.Error("The server is being stopped.", print_exception=False) from None
+        gr.Warning("The server is being stopped.", title="Not answered")

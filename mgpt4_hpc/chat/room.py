@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from mgpt4_hpc.chat.session import ChatSession
+from mgpt4_hpc.chat.session import ChatSession, Ways
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.answer import Answer
 from mgpt4_hpc.model.sampling import Sampling
@@ -15,6 +15,12 @@ from mgpt4_hpc.model.talker import Source, Talker, same_towers
 
 MAX_IMAGES = 16
 """Images of one conversation; more would not fit a context of 2,048 tokens anyway."""
+
+PAGE = Ways(
+    add="add one by the clip beside the question, or drop it there",
+    anew='begin a new one with "New conversation"',
+)
+"""Visitors have a page, not a command line."""
 
 
 class Closing(Exception):
@@ -79,7 +85,7 @@ class Room:
 
     def visit(self) -> Visit:
         """A new conversation."""
-        return Visit(ChatSession(self._talker, Sampling()))
+        return Visit(ChatSession(self._talker, Sampling(), PAGE))
 
     def show(self, visit: Visit, data: bytes, name: str, picture: str) -> None:
         """Add an image to the next question.
@@ -96,7 +102,7 @@ class Room:
         if len(visit.pictures) >= MAX_IMAGES:
             raise DataError(
                 f"{name} is one image too many: a conversation may have {MAX_IMAGES}",
-                fix="begin a new conversation",
+                fix=PAGE.anew,
             )
         with self._model():
             visit.session.add_picture(data, name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,17 +23,35 @@ MIN_ANSWER_TOKENS = 16
 """With less room than this the conversation is full; a shorter answer would be a fragment."""
 
 
+@dataclass(frozen=True)
+class Ways:
+    """What whoever talks can do, in the words of the place where he talks.
+
+    Attributes:
+        add: how to add an image.
+        anew: how to begin a new conversation.
+    """
+
+    add: str
+    anew: str
+
+
+TERMINAL = Ways(add="add one: /image FILE", anew="begin a new one with /reset")
+
+
 class ChatSession:
     """Images in, questions in, answers out, piece by piece.
 
     Args:
         talker: the model; several sessions may share one, but not at the same moment.
         sampling: how it answers.
+        ways: what errors tell to do.
     """
 
-    def __init__(self, talker: Talker, sampling: Sampling) -> None:
+    def __init__(self, talker: Talker, sampling: Sampling, ways: Ways = TERMINAL) -> None:
         self.talker = talker
         self.sampling = sampling
+        self.ways = ways
         self.conversation = Conversation(talker.source.template)
         self._features: list[torch.Tensor] = []
 
@@ -62,7 +81,7 @@ class ChatSession:
         question = question.strip()
         prompt = self.conversation.prompt(question)
         if not self._features:
-            raise ConfigError("there is no image to talk about yet", fix="add one: /image FILE")
+            raise ConfigError("there is no image to talk about yet", fix=self.ways.add)
         features_NIQ = torch.cat(self._features)
         answer = yield from self.talker.stream(prompt, features_NIQ, self._fitting(prompt))
         self.conversation.add(question, answer.text)
@@ -104,6 +123,6 @@ class ChatSession:
             raise ConfigError(
                 f"the conversation fills the language model's context: {max(room, 0)} tokens are "
                 f"left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
-                fix="begin a new one with /reset, or ask something shorter",
+                fix=f"{self.ways.anew}, or ask something shorter",
             )
         return dataclasses.replace(self.sampling, max_new_tokens=room)

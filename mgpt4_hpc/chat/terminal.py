@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.chat.session import ChatSession
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import ConfigError, MgptError
 
 HELP = """\
-/image FILE   show another image with the next question
+/image FILE   show another image (or several, or names in quotes) with the next question
 /reset        begin anew, without images
 /history      what was said so far
 /save FILE    write the conversation; `mgpt4 chat --resume FILE` goes on with it
@@ -100,8 +101,9 @@ def _image(session: ChatSession, name: str) -> None:
     if not name:
         _tell("usage: /image FILE")
         return
-    session.add_image(Path(name).expanduser())
-    _tell(f"image {len(session.conversation.images)}: {name}")
+    for path in _paths(name):
+        session.add_image(path)
+        _tell(f"image {len(session.conversation.images)}: {path}")
 
 
 def _reset(session: ChatSession) -> None:
@@ -122,8 +124,30 @@ def _save(session: ChatSession, name: str) -> None:
     if not name:
         _tell("usage: /save FILE")
         return
-    session.save(Path(name).expanduser())
-    _tell(f"saved {len(session.conversation.turns)} turns in {name}")
+    paths = _paths(name)
+    if len(paths) != 1:
+        raise ConfigError(f"/save takes one file, not {len(paths)}", fix="put its name in quotes")
+    session.save(paths[0])
+    turns = len(session.conversation.turns)
+    _tell(f"saved {turns} {'turn' if turns == 1 else 'turns'} in {paths[0]}")
+
+
+def _paths(text: str) -> list[Path]:
+    """The files that a line names: as a shell reads it, or all of it where that is a file."""
+    whole = Path(text).expanduser()
+    if _is_file(whole):  # typed as it is, with its spaces and all
+        return [whole]
+    try:
+        return [Path(word).expanduser() for word in shlex.split(text)]
+    except ValueError as error:  # a quote that is not closed
+        raise ConfigError(f"{text} cannot be read: {error}", fix="close the quote") from None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False  # longer than a name may be
 
 
 def _read(interactive: bool) -> str | None:
@@ -136,6 +160,7 @@ def _read(interactive: bool) -> str | None:
         line = sys.stdin.readline()
         return line or None
     except EOFError:
+        _tell("")  # the shell's prompt belongs on a line of its own
         return None
     except KeyboardInterrupt:
         _tell("\n(/quit or Ctrl-D leaves)")

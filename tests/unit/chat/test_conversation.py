@@ -53,6 +53,20 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert Conversation.load(tmp_path / "talk.json", VICUNA) == talk
 
 
+def test_only_a_saved_conversation_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    talk = Conversation(VICUNA, pending=["a.jpg"])
+    talk.save(path)
+    talk.add("What?", "A cat.")
+    talk.save(path)
+    assert Conversation.load(path, VICUNA) == talk
+    for data in (b"\xff\xd8\xff photo", b"", b'{"turns": []}', b"[]"):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="no saved conversation"):
+            talk.save(path)
+        assert path.read_bytes() == data
+
+
 def test_what_cannot_be_asked() -> None:
     talk = Conversation(VICUNA, pending=["a.jpg"])
     with pytest.raises(ConfigError, match="empty"):
@@ -69,6 +83,7 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(DataError, match="no saved conversation"):
             Conversation.load(path, VICUNA)
+    path.unlink()
     Conversation(LLAMA2).save(path)
     with pytest.raises(ConfigError, match="llama2"):
         Conversation.load(path, VICUNA)
