@@ -74,7 +74,7 @@ def go_to_node(node: Node, context: click.Context, *, terminal: bool) -> None:
         terminal: attach a pseudo terminal, which mixes stdout and stderr.
 
     Raises:
-        SlurmUnreachable: if there is no srun.
+        SlurmUnreachable: if there is no srun, or Slurm does not answer.
     """
     from mgpt4_hpc.launch.interactive import become, srun_command
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mgpt4_hpc.errors import SlurmUnreachable
+from mgpt4_hpc.launch.slurm import has_scontrol, run_slurm
 
 
 def srun_command(
@@ -45,8 +46,11 @@ def srun_command(
 def become(command: Sequence[str]) -> None:
     """Replace this process by ``command``, so that signals and exit code are its own.
 
+    The controller is asked first: srun's own complaints would be all that is left afterwards.
+
     Raises:
-        SlurmUnreachable: if it is not installed.
+        SlurmUnreachable: if it is not installed, or Slurm does not answer.
+        SlurmRejected: if Slurm does not let us ask.
     """
     path = shutil.which(command[0])
     if path is None:
@@ -54,4 +58,6 @@ def become(command: Sequence[str]) -> None:
             f"{command[0]} is not installed here",
             fix="start this on a machine of the cluster, or leave --slurm out",
         )
+    if has_scontrol():
+        run_slurm(["scontrol", "show", "config"])
     os.execv(path, list(command))

@@ -41,7 +41,7 @@ def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) 
     assert answer and f"> What is this?\n{answer}" in ended.err
     assert "two step-00000012 on cpu, 1 image(s)" in ended.err
     assert "cut off at the limit" in ended.err and "no command /what" in ended.err
-    assert "saved 1 turns in talk.json" in ended.err
+    assert "saved 1 turn in talk.json" in ended.err
 
     typed("And now?", "/reset", f"/image {image}", "What is this?")
     again = mgpt4(
@@ -50,6 +50,25 @@ def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) 
     )  # fmt: skip
     assert again.code == 0, again.err
     assert again.out.splitlines()[1] == answer
+
+
+def test_file_names_as_terminals_paste_them(
+    mgpt4: Mgpt4, run: RunDir, image: Path, tmp_path: Path, typed
+) -> None:
+    for name in ("a b.jpg", "it's.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(image.read_bytes())
+    photo = tmp_path / "c.jpg"
+    typed(
+        f"/image '{tmp_path}/a b.jpg' {photo}", f"/image {tmp_path}/a\\ b.jpg",
+        f"/image {tmp_path}/a b.jpg", f"/image {tmp_path}/it's.jpg", "/image 'a.jpg",
+        f"/save {photo}", "/save one two",
+    )  # fmt: skip
+    ended = mgpt4("chat", "--checkpoint", run.path)
+    assert ended.code == 1, ended.err
+    assert ended.err.count("a b.jpg\n") == 3 and "image 5: " in ended.err
+    assert "close the quote" in ended.err and "takes one file" in ended.err
+    assert "c.jpg exists and is no saved conversation" in ended.err
+    assert photo.read_bytes() == image.read_bytes()
 
 
 def test_a_pipe_learns_of_failures_by_the_exit_code(mgpt4: Mgpt4, run: RunDir, typed) -> None:
@@ -122,6 +141,21 @@ def test_a_damaged_checkpoint_is_not_believed(
     path.write_bytes(data)
     ended = mgpt4("chat", "--checkpoint", run.path)
     assert ended.code == 1 and "step-00000012" in ended.err
+
+
+def test_on_a_node_of_a_cluster_that_does_not_answer(
+    mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("scontrol", "srun"):
+        command = tmp_path / name
+        command.write_text(
+            "#!/bin/sh\necho 'Unable to contact slurm controller (connect failure)' >&2\nexit 1\n"
+        )
+        command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sys, "argv", ["mgpt4", "chat", "--slurm"])
+    ended = mgpt4("chat", "--slurm")
+    assert ended.code == 5 and "cannot reach Slurm: Unable to contact" in ended.err
 
 
 def test_on_a_node_it_starts_itself(monkeypatch: pytest.MonkeyPatch, mgpt4: Mgpt4) -> None:
