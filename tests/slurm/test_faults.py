@@ -49,7 +49,7 @@ def undisturbed(
         if ranks not in done:
             runs = tmp_path_factory.mktemp("undisturbed")
             submit(cluster, runs, config, "alone", ranks=ranks)
-            wait_finished(cluster, runs / "alone")
+            wait_finished(cluster, runs / "alone", alive=cluster.squeue)
             done[ranks] = runs / "alone"
         return done[ranks]
 
