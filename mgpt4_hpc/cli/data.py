@@ -17,6 +17,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import check_folder, check_output
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
@@ -63,7 +64,7 @@ def index_command(
     """Index SHARDS: a folder, a brace pattern, a list file or one tar.
 
     Walks each tar's headers once. An index that is there is brought up to date: only new and
-    changed shards are read again.
+    changed shards are read again. A file that is no index is never written over.
 
     \b
     mgpt4 data index 'laion/{00000..10488}.tar' --out laion.index --workers 8
@@ -76,14 +77,16 @@ def index_command(
 
     from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.index import build_index
+    from mgpt4_hpc.data.index_file import is_index
     from mgpt4_hpc.data.shards import expand_shards
-    from mgpt4_hpc.launch.array import slice_of
+    from mgpt4_hpc.launch.array import check_parts_folder, slice_of
 
     array, rest = split_array(options, cpus=workers)
     part: Part | None = rest["part"]
     paths = expand_shards(shards)
-    _assert_folder(out.parent)
+    check_output(out, kind="a shard index", is_own=is_index)
     parts_folder = out.with_name(f"{out.name}.parts")
+    check_parts_folder(parts_folder, "[0-9]*-of-[0-9]*.index")
     if array.wanted:
         job_id = run_array(array, f"index-{out.name}", parts_folder, parts=len(paths), merge=True)
         if job_id is not None:
@@ -148,7 +151,7 @@ def pack_command(src: Path, out: Path, as_json: bool) -> None:
     """
     from mgpt4_hpc.data.pack import pack_align_folder
 
-    _assert_folder(out.parent)
+    check_folder(out.parent)
     shards = pack_align_folder(src, out)
     if as_json:
         echo_json({"out": str(out), "shards": [str(shard) for shard in shards]})
@@ -258,11 +261,6 @@ def _print_quarantine(quarantined: Quarantine) -> None:
         table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
     print_table(table)
     click.echo()
-
-
-def _assert_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise DataError(f"the folder {folder} does not exist", fix=f"mkdir -p {folder}")
 
 
 def _tell_submitted(job_id: str, out: Path, as_json: bool) -> None:

@@ -8,7 +8,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import check_folder
 
 
 @click.command("convert")
@@ -53,8 +53,7 @@ def convert_command(
     from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.convert import BAD_ROWS_FILE, convert_captions
 
-    if not out.parent.is_dir():
-        raise DataError(f"the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
+    check_folder(out.parent)
     with progress(f"converting {src.name}", "bytes") as tell:
         report = convert_captions(
             src, out, fraction=fraction, seed=seed, rows_per_file=rows_per_file, on_progress=tell

@@ -11,6 +11,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import check_folder
 
 if TYPE_CHECKING:
     from mgpt4_hpc.data.download import DownloadReport
@@ -101,8 +102,7 @@ def download_command(
     from mgpt4_hpc.data.download_env import default_environment, ensure_environment
 
     array, options = split_array(options, cpus=options["processes"])
-    if not out.parent.is_dir():
-        raise DataError(f"the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
+    check_folder(out.parent)
     settings = ImageSettings(
         url_col=options["url_col"],
         caption_col=options["caption_col"],

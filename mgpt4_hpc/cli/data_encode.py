@@ -12,7 +12,8 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
-from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.outputs import check_folder
 
 if TYPE_CHECKING:
     from mgpt4_hpc.config.schema import RunConfig
@@ -74,8 +75,7 @@ def encode_command(
     from mgpt4_hpc.cli.progress import progress
 
     array, options = split_array(options, cpus=8, gpus=1)
-    if not out.parent.is_dir():
-        raise DataError(f"the folder {out.parent} does not exist", fix=f"mkdir -p {out.parent}")
+    check_folder(out.parent)
     from mgpt4_hpc.train.encoding import Encoding
 
     encoding = Encoding(

@@ -11,7 +11,8 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.outputs import check_output, is_own_png
 
 if TYPE_CHECKING:
     from mgpt4_hpc.data.index import ShardIndex
@@ -63,8 +64,10 @@ def stats_command(
     from mgpt4_hpc.data.contact_sheet import write_contact_sheet
     from mgpt4_hpc.data.stats import collect_stats
 
-    if sheet is not None and not sheet.parent.is_dir():
-        raise DataError(f"the folder {sheet.parent} does not exist", fix=f"mkdir -p {sheet.parent}")
+    if sheet is not None:
+        if sheet.suffix.lower() != ".png":
+            raise ConfigError(f"--contact-sheet {sheet} is a PNG", fix="end its name in .png")
+        check_output(sheet, kind="a contact sheet", is_own=is_own_png)
     encode = None
     if tokenizer is not None:
         from mgpt4_hpc.model.tokenizer import load_tokenizer

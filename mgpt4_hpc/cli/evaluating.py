@@ -14,6 +14,7 @@ from mgpt4_hpc.cli.on_node import Node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.outputs import check_output, is_own_page
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -135,9 +136,9 @@ def word_list(synonyms: str | None, source: Source) -> Objects:
 
 
 def check_page(path: Path | None) -> None:
-    """Refuse a page's path that cannot be written, before the work and not after it."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise ConfigError(f"--html {path}: there is no folder {path.absolute().parent}")
+    """Refuse a page's path that must not be written, before the work and not after it."""
+    if path is not None:
+        check_output(path, kind="a page", is_own=is_own_page)
 
 
 def percent(value: float) -> str:

@@ -9,7 +9,8 @@ import click
 from mgpt4_hpc.cli.history import goodput_line
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.errors import ConfigError, MgptError
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.outputs import check_output, is_own_page, is_own_png
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.goodput import goodput
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -44,8 +45,9 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     attempts = read_ledgers(run.ledger)
     if not attempts:
         raise MgptError(f"{run.name} has not started yet", fix=f"see: mgpt4 status {run.name}")
-    if not out.is_dir():
-        raise ConfigError(f"--out {out} is no folder", fix=f"mkdir -p {out}")
+    picture, page = out / f"{run.name}.png", out / f"{run.name}.html"
+    check_output(picture, kind="a picture of a run", is_own=is_own_png)
+    check_output(page, kind="a page of a run", is_own=is_own_page)
     total = goodput(attempts)
     curves = read_curves(run.tensorboard)
     facts = [goodput_line(total)]
@@ -64,7 +66,6 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         )
         for attempt in attempts
     ]
-    picture, page = out / f"{run.name}.png", out / f"{run.name}.html"
     picture.write_bytes(png)
     page.write_text(report_page(run.name, png, facts, _COLUMNS, rows), encoding="utf-8")
     if as_json:

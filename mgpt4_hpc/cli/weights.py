@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.outputs import check_output
 from mgpt4_hpc.resources import TOY_PREFIX, resolve_path
+from mgpt4_hpc.run_dir import find_run
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.bundle import Bundle
@@ -106,17 +108,21 @@ def import_weights(
     required=True,
     help="pth is the original repository's layout.",
 )
-@click.option("--out", type=_PATH, required=True, help="The file to write.")
-def export_weights(source: Path, fmt: Any, out: Path) -> None:
+@click.option("--out", type=_PATH, required=True, help="The file to write; it must not exist.")
+@runs_dir_option
+def export_weights(source: Path, fmt: Any, out: Path, runs_dir: Path) -> None:
     """Write the trained projector of a run or checkpoint to one file, bit for bit.
 
     \b
-    mgpt4 weights export runs/stage2-vicuna7b --format pth --out mine.pth
+    mgpt4 weights export stage2-vicuna7b --format pth --out mine.pth
     """
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.export import export_projector, find_projector, read_projector
 
-    found = find_projector(source)
+    out = out.expanduser()
+    # A file of the same kind may be somebody's only copy of other weights: none is replaced.
+    check_output(out, kind="an exported projector")
+    found = find_projector(_located(source, absolute(runs_dir)))
     if (found.parent / "manifest.json").is_file():
         CheckpointStore(found.parent.parent).verify(found.parent)
     export_projector(read_projector(found), out, fmt=fmt)
@@ -149,8 +155,7 @@ def check_weights(
     from mgpt4_hpc.model.check import check_bundle
 
     sizes = Architecture.from_file(architecture) if architecture else None
-    if str(bundle).startswith(TOY_PREFIX):
-        bundle = Path(resolve_path(str(bundle)))
+    bundle = _resolved(bundle)
     found = check_bundle(bundle, full=full, architecture=sizes)
     if as_json:
         echo_json(found.to_dict())
@@ -158,6 +163,16 @@ def check_weights(
         _print_check(found)
     if not found.ok:
         context.exit(WeightsError.exit_code)
+
+
+def _resolved(path: Path) -> Path:
+    return Path(resolve_path(str(path))) if str(path).startswith(TOY_PREFIX) else path.expanduser()
+
+
+def _located(source: Path, runs_dir: Path) -> Path:
+    """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
+    path = _resolved(source)
+    return path if path.exists() else find_run(str(source), runs_dir).path
 
 
 def _say(line: str) -> None:

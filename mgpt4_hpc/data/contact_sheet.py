@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from mgpt4_hpc.data.decode import ImageError, decode_rgb
 from mgpt4_hpc.data.index import ShardIndex
@@ -13,6 +14,7 @@ from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.stats import spread_choice
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import PNG_INFO
 
 NUM_SAMPLES = 24
 
@@ -140,11 +142,14 @@ def wrap(text: str, font: Font, width: float, most: int) -> list[str]:
 
 
 def _save(sheet: Image.Image, out: Path) -> None:
+    info = PngInfo()
+    for name, text in PNG_INFO.items():
+        info.add_text(name, text)
     try:
         # Beside the target, so that the last step is a rename.
         with scratch_beside(out) as holder:
             made = holder / "sheet.png"
-            sheet.save(made, format="PNG", optimize=True)
+            sheet.save(made, format="PNG", optimize=True, pnginfo=info)
             made.replace(out)
     except OSError as error:
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mgpt4_hpc.data.index_file import IndexWriter, read_arrays
+from mgpt4_hpc.data.index_file import IndexWriter, is_index, read_arrays
 from mgpt4_hpc.data.scan import PARTS, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tarheader import BLOCK
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import check_replaced
 
 _STAT_THREADS = 16
 
@@ -255,9 +256,11 @@ def build_index(
 
     Raises:
         DataError: if no shard or no usable sample is there.
+        ConfigError: if ``out`` is there and is no index: nothing else is replaced.
     """
     if not shards:
         raise DataError("no shard to index", fix="give a folder, a pattern or a list of *.tar")
+    check_replaced(out, kind="a shard index", is_own=is_index)
     paths = [_absolute(shard) for shard in shards]
     root = _absolute(root) if root is not None else _common_folder(paths)
     names = [os.path.relpath(path, root) for path in paths]

@@ -39,6 +39,9 @@ from mgpt4_hpc.data.scratch import remove_leftovers, scratch_path
 from mgpt4_hpc.errors import DataError
 
 FORMAT = "mgpt4-index-1"
+_FAMILY = FORMAT.rstrip("0123456789")
+_MOST_HEADER_BYTES = 1 << 20
+"""Of a header; it has a few lines. The listing of the shards is an array."""
 _DTYPES = {"I64": "<i8", "U32": "<u4", "U8": "u1"}
 _SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "shard_first": ("I64", ()),
@@ -171,6 +174,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def is_index(path: Path) -> bool:
+    """Whether a file is a shard index of any version, even a damaged one: looks at its header."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > _MOST_HEADER_BYTES:
+                return False
+            header = json.loads(file.read(length))
+            return str(header["__metadata__"]["format"]).startswith(_FAMILY)
+    except (OSError, struct.error, ValueError, KeyError, TypeError):
+        return False
 
 
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:

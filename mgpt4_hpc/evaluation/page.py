@@ -11,6 +11,7 @@ from mgpt4_hpc.data.picture import thumbnail
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.results import Evaluation, Told
+from mgpt4_hpc.outputs import GENERATOR
 
 _THUMBNAIL_PIXELS = 224
 _FLAGS = ("incomplete", "repetitive", "empty", "echo", "chair_s")
@@ -49,7 +50,7 @@ def write_page(
         DataError: if the file cannot be written.
     """
     parts = [
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
     ]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.queue import QueuedJob, ask_sacct, ask_squeue
 from mgpt4_hpc.launch.run_state import LAG_S
 from mgpt4_hpc.launch.slurm import clean_environment, run_slurm
@@ -27,6 +27,9 @@ T = TypeVar("T")
 
 POLL_S = 5.0
 _SHOWN = 5
+_OWN_FILES = ("*.log", "*.done", "array.sbatch", "end.sbatch", ".*.partial", ".nfs*")
+"""In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
+NFS keeps of a file that was removed while it was open."""
 _LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
 """States that a task with ``--requeue`` does not come back from by itself."""
 
@@ -84,6 +87,30 @@ class ArrayJob:
 def slice_of(items: Sequence[T], part: int, parts: int) -> Sequence[T]:
     """Part ``part`` of 1 ... ``parts``: neighbours, in lengths that differ by at most one."""
     return items[(part - 1) * len(items) // parts : part * len(items) // parts]
+
+
+def check_parts_folder(folder: Path, results: str) -> None:
+    """Refuse a folder for parts that holds anything else: it is removed in the end.
+
+    Args:
+        folder: need not exist.
+        results: what the names of the parts' results look like, as ``*.index``.
+
+    Raises:
+        ConfigError: naming what is there.
+    """
+    if not os.path.lexists(folder):
+        return
+    ours = (results, *_OWN_FILES)
+    found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    strange = [path for path in found if not any(path.match(pattern) for pattern in ours)]
+    if strange:
+        listed = ", ".join(str(path) for path in strange[:_SHOWN])
+        raise ConfigError(
+            f"{folder} is to hold the parts of this work and nothing else, but there is {listed}",
+            why="the folder is removed when the parts have been put together",
+            fix="choose another output, or move that away",
+        )
 
 
 def array_script(job: ArrayJob) -> str:

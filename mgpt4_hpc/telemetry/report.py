@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.outputs import GENERATOR, PNG_INFO
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED
@@ -85,7 +86,7 @@ def draw_report(
         _mark_restarts(panels[key], attempts)
     _draw_attempts(panels["attempts"], attempts)
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH)
+    figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata=PNG_INFO)
     return stream.getvalue()
 
 
@@ -100,8 +101,8 @@ def report_page(
     )
     sentences = "".join(f"<p>{escape(fact)}</p>" for fact in facts)
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{escape(name)}</h1>{sentences}"
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}'
+        f"<title>{escape(name)}</title><style>{_STYLE}</style></head><body><h1>{escape(name)}</h1>{sentences}"
         f'<img alt="curves of {escape(name)}" src="data:image/png;base64,{picture}">'
         f"<h2>Attempts</h2><table><tr>{head}</tr>{body}</table></body></html>\n"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from tests.cli.fakes import Mgpt4
 from tests.support.tiny_world import TinyWorld
@@ -116,11 +117,7 @@ def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
         ["index", "s3://bucket/x.tar", "--out", "x.index"],
         ["pack", "nothing", "--out", "x"],
         ["convert", "nothing.json", "--out", "x"],
-        ["convert", "nothing.json", "--out", "no/x"],
-        ["download", "nothing.parquet", "--out", "no/x"],
-        ["encode", "toy-stage2", "--out", "no/x"],
         ["stats", "nothing"],
-        ["stats", "nothing.index", "--contact-sheet", "no/x.png"],
         ["check", "nothing"],
         ["check", "nothing.index"],
     ],
@@ -133,10 +130,84 @@ def test_what_is_not_there(mgpt4: Mgpt4, arguments: list[str]) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_out_in_a_folder_that_is_not_there(mgpt4: Mgpt4, shards: Path) -> None:
-    ended = mgpt4("data", "index", shards, "--out", "no/x.index")
-    assert ended.code == 1
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "toy:shards/laion", "--out", "no/x.index"],
+        ["pack", "toy:cc_sbu_align", "--out", "no/x"],
+        ["convert", "nothing.json", "--out", "no/x"],
+        ["download", "nothing.parquet", "--out", "no/x"],
+        ["encode", "toy-stage2", "--out", "no/x"],
+        ["stats", "toy:shards/laion", "--contact-sheet", "no/x.png"],
+    ],
+    ids=" ".join,
+)
+def test_out_in_a_folder_that_is_not_there(mgpt4: Mgpt4, arguments: list[str]) -> None:
+    ended = mgpt4("data", *arguments)
+    assert ended.code == 2
     assert "mkdir -p no" in ended.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["laion/00000.tar", "keep.txt", "shards.txt", "sheet.png"])
+@pytest.mark.parametrize("part", [[], ["--part", "1/2"]], ids=["whole", "part"])
+def test_an_index_is_written_over_nothing_else(
+    mgpt4: Mgpt4, shards: Path, out: str, part: list[str]
+) -> None:
+    Path("keep.txt").write_text("the only copy")
+    Path("shards.txt").write_text("laion/00000.tar\nlaion/00001.tar\n")
+    Path("sheet.png").touch()
+    before = Path(out).read_bytes()
+    ended = mgpt4("data", "index", "shards.txt", "--out", out, *part)
+    assert ended.code == 2 and "is not a shard index that mgpt4 wrote" in ended.err
+    assert Path(out).read_bytes() == before
+    assert not Path(f"{out}.parts").exists()
+
+
+def test_an_index_is_not_written_through_a_link_to_nowhere(mgpt4: Mgpt4, shards: Path) -> None:
+    Path("x.index").symlink_to("unmounted/x.index")
+    assert mgpt4("data", "index", shards, "--out", "x.index").code == 2
+    assert Path("x.index").is_symlink()
+
+
+def test_a_damaged_index_is_built_anew(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    whole = Path("laion.index").read_bytes()
+    Path("laion.index").write_bytes(whole[:-8])
+    assert mgpt4("data", "check", "laion.index").code == 1
+    assert mgpt4("data", "index", shards, "--out", "laion.index").code == 0
+    assert Path("laion.index").read_bytes() == whole
+
+
+def test_parts_are_put_together_and_nothing_else_is_removed(mgpt4: Mgpt4, shards: Path) -> None:
+    index = ("data", "index", shards, "--out", "laion.index")
+    for part in ("1/2", "2/2"):
+        assert mgpt4(*index, "--part", part).code == 0
+    mine = Path("laion.index.parts/results.csv")
+    mine.write_text("mine")
+    refused = mgpt4(*index)
+    assert refused.code == 2 and "results.csv" in refused.err
+    assert mine.read_text() == "mine" and not Path("laion.index").exists()
+    mine.unlink()
+    assert "2 shards unchanged" in mgpt4(*index).out
+    assert not Path("laion.index.parts").exists()
+
+
+def test_a_contact_sheet_is_drawn_over_an_earlier_one_only(mgpt4: Mgpt4, shards: Path) -> None:
+    Image.new("RGB", (8, 8)).save("photo.png")
+    Path("list.png").write_text("no picture")
+    Path("list.json").write_text("[]")
+    for name, told in (
+        ("photo.png", "is not a contact sheet that mgpt4 wrote"),
+        ("list.png", "is not a contact sheet that mgpt4 wrote"),
+        ("list.json", "end its name in .png"),
+    ):
+        before = Path(name).read_bytes()
+        ended = mgpt4("data", "stats", shards, "--contact-sheet", name)
+        assert ended.code == 2 and told in ended.err
+        assert Path(name).read_bytes() == before
+    for _ in range(2):
+        assert mgpt4("data", "stats", shards, "--contact-sheet", "sheet.png").code == 0
 
 
 def test_what_is_no_index(mgpt4: Mgpt4, tmp_path: Path) -> None:

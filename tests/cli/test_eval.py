@@ -118,7 +118,8 @@ def test_a_bad_image_is_left_out_and_named(
         (("--images", "IMAGES", "--weights", "nowhere"), 1, "no bundle at"),
         (("--images", "IMAGES", "--device", "cuda"), 2, "no GPU here"),
         (("--images", "IMAGES", "--suite", "caption"), 1, "no image has a reference"),
-        (("--images", "IMAGES", "--html", "none/page.html"), 2, "there is no folder"),
+        (("--images", "IMAGES", "--html", "none/page.html"), 2, "none does not exist"),
+        (("--images", "IMAGES", "--html", "mine.html"), 2, "is not a page that mgpt4 wrote"),
         (("--images", "IMAGES", "--synonyms", "none.txt"), 1, "word list none.txt"),
         (("--images", "IMAGES", "--max-new-tokens", "600"), 2, "context of 512"),
         (("--suite", "loss", "--images", "nowhere"), 1, "nowhere"),
@@ -134,9 +135,11 @@ def test_refused(
     told: str,
 ) -> None:
     words = [str(world.align / "image") if word == "IMAGES" else word for word in arguments]
+    Path("mine.html").write_text("mine")
     ended = mgpt4("eval", run.path, *words)
     assert ended.code == code, ended.err
     assert told in ended.err and ended.out == ""
+    assert Path("mine.html").read_text() == "mine"
 
 
 def test_nothing_was_kept_back(mgpt4: Mgpt4, other: RunDir) -> None:

@@ -46,6 +46,21 @@ def test_a_run_without_curves_is_drawn_too(mgpt4: Mgpt4, tmp_path: Path) -> None
     assert mgpt4("report", "one").code == 0
 
 
+def test_a_report_is_written_over_an_earlier_one_only(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    attempt(make_run(tmp_path / "runs"), 1, first=1, last=3)
+    Image.new("RGB", (8, 8)).save("one.png")
+    before = Path("one.png").read_bytes()
+    ended = mgpt4("report", "one")
+    assert ended.code == 2 and "one.png exists" in ended.err
+    assert Path("one.png").read_bytes() == before and not Path("one.html").exists()
+    Path("one.png").unlink()
+    assert mgpt4("report", "one").code == 0
+    assert mgpt4("report", "one").code == 0
+    Path("one.html").write_text("<!doctype html><title>mine</title>")
+    assert mgpt4("report", "one").code == 2
+    assert "mine" in Path("one.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from mgpt4_hpc.cli.weights import weights_command
-from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,6 +50,26 @@ def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
     theirs = torch.load(vicuna.path / "pretrained_minigpt4.pth", weights_only=True)["model"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    shutil.copy(imported / "projector.safetensors", run)
+    out = ("--format", "pth", "--out", tmp_path / "p.pth", "--runs-dir", tmp_path / "runs")
+    assert call("export", "one", *out).exit_code == 0
+    with pytest.raises(NoSuchRun, match="one of the runs there: one"):
+        call("export", "two", *out[:3], tmp_path / "q.pth", *out[4:])
+
+
+def test_export_replaces_nothing_and_makes_no_folder(imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.pth").write_text("the only copy")
+    for name, told in (("theirs.pth", "exists already"), ("no/p.pth", "mkdir -p")):
+        with pytest.raises(ConfigError, match=told):
+            call("export", imported, "--format", "pth", "--out", tmp_path / name)
+    assert (tmp_path / "theirs.pth").read_text() == "the only copy"
+    assert not (tmp_path / "no").exists()
 
 
 def test_a_faulty_bundle_ends_with_1(imported: Path) -> None:
