@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ from mgpt4_hpc.cli.evaluating import (
 )
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_node import go_to_node
+from mgpt4_hpc.cli.options import absolute
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -49,7 +52,8 @@ def eval_command(context: click.Context, model: str, suite: str, **options: Any)
     caption  BLEU-4, ROUGE-L, METEOR-like, CIDEr, coverage and hallucination of objects
     loss     held-out loss and perplexity per source
 
-    Numbers also go to the run's TensorBoard folder, under eval/.
+    Numbers also go to the run's TensorBoard folder: under eval/ those of the run's own held-out
+    images, under eval/SET/ those of images that are named or limited.
 
     \b
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
@@ -71,7 +75,7 @@ def eval_command(context: click.Context, model: str, suite: str, **options: Any)
     objects = word_list(asked.synonyms, source)
     examples = find_examples(source, asked)
     found = _evaluate(asked, asked.talker(source), examples, suite, objects)
-    _draw(source, _scalars(found))
+    _draw(source, asked, _scalars(found))
     if asked.html is not None:
         _write_page(asked.html, suite, found, examples)
     if asked.as_json:
@@ -146,16 +150,34 @@ def _scalars(found: Evaluation) -> dict[str, float]:
     }
 
 
-def _draw(source: Source, values: Mapping[str, float]) -> None:
+def _draw(source: Source, asked: Asked, values: Mapping[str, float]) -> None:
     """Points in a TensorBoard folder of their own: the trainer may be writing into the run's."""
     if source.run is None or source.step is None:
         return
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.telemetry.tensorboard import open_writer
 
-    writer = open_writer(source.run.tensorboard / "eval")
-    writer.scalars(source.step, {f"{tags.EVAL}{name}": value for name, value in values.items()})
+    prefix = f"{tags.EVAL}{_image_set(asked)}"
+    folder = source.run.tensorboard / "eval"
+    writer = open_writer(folder)
+    writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
     writer.close()
+    click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
+
+
+def _image_set(asked: Asked) -> str:
+    """What tells one set of images from another in a tag; empty for all that the run kept back.
+
+    Two folders of one name are two sets, and so is another part of one: a digest tells them apart.
+    """
+    if asked.images is None and asked.limit is None:
+        return ""
+    where = absolute(Path(asked.images)) if asked.images is not None else None
+    references = absolute(asked.references) if asked.references is not None else None
+    facts = f"{where}\n{references}\n{asked.limit}"
+    digest = hashlib.blake2b(facts.encode(), digest_size=2).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", where.name if where is not None else "heldout")
+    return f"{name}-{digest}/"
 
 
 def _loss(talker: Talker, asked: Asked) -> None:
@@ -164,7 +186,10 @@ def _loss(talker: Talker, asked: Asked) -> None:
     losses = held_out_losses(
         talker, images=asked.images, limit=asked.limit, batch_size=asked.batch_size
     )
-    _draw(talker.source, {f"loss_{found.source}": found.loss for found in losses})
+    _draw(talker.source, asked, {f"loss_{found.source}": found.loss for found in losses})
+    for found in losses:
+        for reason in found.left_out:
+            click.echo(f"left out: {reason}", err=True)
     if asked.as_json:
         sources = {
             found.source: {
@@ -172,6 +197,7 @@ def _loss(talker: Talker, asked: Asked) -> None:
                 "perplexity": found.perplexity,
                 "num_samples": found.num_samples,
                 "num_tokens": found.num_tokens,
+                "left_out": list(found.left_out),
             }
             for found in losses
         }

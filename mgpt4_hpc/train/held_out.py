@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.data.batch import Batch
 from mgpt4_hpc.data.collate import BatchMaker
-from mgpt4_hpc.data.draws import Draws, ValDraws
+from mgpt4_hpc.data.draws import Draws, ValDraws, spread
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.data.reader import SampleReader
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.talker import Talker
 from mgpt4_hpc.train.batches import text_spec
 from mgpt4_hpc.train.step import forward_loss
@@ -31,12 +32,14 @@ class SourceLoss:
         source: its name.
         num_samples, num_tokens: samples and answer tokens that were looked at.
         loss: mean cross entropy per answer token, in nats.
+        left_out: samples that could not be used, with the reason.
     """
 
     source: str
     num_samples: int
     num_tokens: int
     loss: float
+    left_out: tuple[str, ...] = ()
 
     @property
     def perplexity(self) -> float:
@@ -72,7 +75,9 @@ def held_out_losses(
 ) -> list[SourceLoss]:
     """The loss on what the run kept back of each source, or on other shards.
 
-    Texts are laid out as the run's own settings say, in the order that its validation uses.
+    Texts are laid out as the run's own settings say, in the order that its validation uses. A
+    sample that cannot be used is left out: training puts another in its place, but here that one
+    would count twice.
 
     Args:
         talker: with a source that has a run's settings.
@@ -84,7 +89,7 @@ def held_out_losses(
 
     Raises:
         ConfigError: if there is no run, or it kept nothing back and no shards are given.
-        DataError: if samples cannot be read.
+        DataError: if shards cannot be read, or none of the samples can be used.
     """
     config = talker.source.config
     if config is None:
@@ -139,10 +144,34 @@ def _loss(
     )
     used = available if limit is None else min(limit, available)
     loss_sum, num_tokens = 0.0, 0
+    left_out: dict[int, str] = {}
     for start in range(0, used, batch_size):
         ordinals = range(start, min(start + batch_size, used))
-        batch = maker([ordinal * available // used for ordinal in ordinals])
-        loss_sum += forward_loss(talker.model, batch, talker.model.device).item()
-        num_tokens += batch.num_answer_tokens
+        batch = _without_substitutes(maker, spread(ordinals, available, used), left_out)
+        if batch is not None:
+            loss_sum += forward_loss(talker.model, batch, talker.model.device).item()
+            num_tokens += batch.num_answer_tokens
         progress(len(ordinals))
-    return SourceLoss(source.name, used, num_tokens, loss_sum / max(num_tokens, 1))
+    if used and len(left_out) == used:
+        listed = "".join(f"\n  - {reason}" for reason in list(left_out.values())[:5])
+        raise DataError(f"none of the {used} samples of {source.name} can be used:{listed}")
+    return SourceLoss(
+        source.name,
+        used - len(left_out),
+        num_tokens,
+        loss_sum / max(num_tokens, 1),
+        tuple(left_out.values()),
+    )
+
+
+def _without_substitutes(
+    maker: BatchMaker, positions: Sequence[int], left_out: dict[int, str]
+) -> Batch | None:
+    """The batch of the positions whose own samples can be used; the others are noted."""
+    batch = maker(positions)
+    for bad in batch.substitutions:  # the first at a position is its own sample
+        left_out.setdefault(bad.position, f"{bad.key} in {bad.reason}")
+    usable = [position for position in positions if position not in left_out]
+    if len(usable) == len(positions):
+        return batch
+    return maker(usable) if usable else None
