@@ -41,6 +41,22 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in configs_dir().glob("*.yaml"))
 
 
+def expand_toy(text: str) -> str:
+    """``toy:shards`` as the place it stands for; anything else as it is.
+
+    Raises:
+        ConfigError: if a ``toy:`` path is not in the toy world.
+    """
+    if not text.startswith(TOY_PREFIX):
+        return text
+    root = toy_world_dir()
+    path = root / text.removeprefix(TOY_PREFIX)
+    if not path.exists():
+        inside = ", ".join(sorted(f"{TOY_PREFIX}{p.name}" for p in root.glob("*")))
+        raise ConfigError(f"{text!r} is not in the toy world", fix=f"use one of: {inside}")
+    return str(path)
+
+
 def resolve_path(text: str) -> str:
     """Absolute form of a path setting; ``toy:`` and ``~`` are expanded.
 
@@ -48,11 +64,6 @@ def resolve_path(text: str) -> str:
         ConfigError: if a ``toy:`` path is not in the toy world.
     """
     if text.startswith(TOY_PREFIX):
-        root = toy_world_dir()
-        path = root / text.removeprefix(TOY_PREFIX)
-        if not path.exists():
-            inside = ", ".join(sorted(f"{TOY_PREFIX}{p.name}" for p in root.glob("*")))
-            raise ConfigError(f"{text!r} is not in the toy world", fix=f"use one of: {inside}")
-        return str(path)
+        return expand_toy(text)
     # Not resolve(): shared storage is often reached through a link that must stay as written.
     return str(Path(text).expanduser().absolute())

@@ -18,6 +18,7 @@ from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.outputs import check_folder, check_output
+from mgpt4_hpc.resources import expand_toy
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
@@ -152,7 +153,7 @@ def pack_command(src: Path, out: Path, as_json: bool) -> None:
     from mgpt4_hpc.data.pack import pack_align_folder
 
     check_folder(out.parent)
-    shards = pack_align_folder(src, out)
+    shards = pack_align_folder(Path(expand_toy(str(src))), out)
     if as_json:
         echo_json({"out": str(out), "shards": [str(shard) for shard in shards]})
     else:

@@ -13,6 +13,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.outputs import check_output, is_own_png
+from mgpt4_hpc.resources import expand_toy
 
 if TYPE_CHECKING:
     from mgpt4_hpc.data.index import ShardIndex
@@ -72,7 +73,7 @@ def stats_command(
     if tokenizer is not None:
         from mgpt4_hpc.model.tokenizer import load_tokenizer
 
-        encode = load_tokenizer(tokenizer).encode
+        encode = load_tokenizer(expand_toy(str(tokenizer))).encode
     with opened(what) as index:
         if sheet is not None:
             write_contact_sheet(index, sheet, seed=seed)

@@ -29,7 +29,8 @@ DEFAULT_LIMIT = 100
 
 _OPTIONS = (
     click.option(
-        "--images", help="Folder of images, shards, or an aligned folder; a toy run has its own."
+        "--images",
+        help="Folder of images, aligned folder, shards or their index; a toy run has its own.",
     ),
     click.option(
         "--references",

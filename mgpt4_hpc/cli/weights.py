@@ -12,7 +12,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.outputs import check_output
-from mgpt4_hpc.resources import TOY_PREFIX, resolve_path
+from mgpt4_hpc.resources import expand_toy
 from mgpt4_hpc.run_dir import find_run
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def check_weights(
 
 
 def _resolved(path: Path) -> Path:
-    return Path(resolve_path(str(path))) if str(path).startswith(TOY_PREFIX) else path.expanduser()
+    return Path(expand_toy(str(path))).expanduser()
 
 
 def _located(source: Path, runs_dir: Path) -> Path:

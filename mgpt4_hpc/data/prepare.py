@@ -13,6 +13,7 @@ from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder, pac
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.resources import expand_toy
 
 _FINGERPRINT = "packed-from"
 
@@ -43,7 +44,7 @@ def prepare_source(
     """
     if index is not None:
         return _usable(Path(index), name)
-    source = Path(path)
+    source = Path(expand_toy(str(path)))
     if is_align_folder(source):
         shards = _packed(source, work_dir / f"{name}-shards")
     else:

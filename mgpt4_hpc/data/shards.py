@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mgpt4_hpc.config.streams import is_url
+from mgpt4_hpc.data.index_file import is_index
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.resources import TOY_PREFIX, resolve_path
+from mgpt4_hpc.resources import expand_toy
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _SHOWN = 5
+_GIVE = "give a folder of *.tar, a brace pattern, or a text file of tars"
 
 
 def expand_shards(spec: str | Path) -> list[Path]:
@@ -26,9 +28,7 @@ def expand_shards(spec: str | Path) -> list[Path]:
     Raises:
         DataError: if nothing is found, something named is missing or named twice.
     """
-    text = str(spec)
-    if text.startswith(TOY_PREFIX):
-        text = resolve_path(text)
+    text = expand_toy(str(spec))
     if is_url(text):
         raise DataError(
             f"{text!r} is a URL; an index needs shards on a file system",
@@ -101,8 +101,7 @@ def _check(spec: str, shards: list[Path]) -> None:
     if [str(shard) for shard in missing] == [spec] and shards[0].suffix != ".tar":
         raise DataError(
             f"{spec!r} does not exist",
-            fix="give a folder of *.tar, a brace pattern, a text file of tars, or an unpacked "
-            "cc_sbu_align folder (docs/data.md tells how to get each)",
+            fix=f"{_GIVE} (docs/data.md tells how to get them)",
         )
     if missing:
         listed = ", ".join(str(shard) for shard in missing[:_SHOWN])
@@ -117,6 +116,9 @@ def _check(spec: str, shards: list[Path]) -> None:
             f"{packed[0]} is compressed; its samples cannot be read by offset",
             fix="unpack the shards to plain .tar (images are compressed already)",
         )
+    indexes = [shard for shard in shards if shard.suffix != ".tar" and is_index(shard)]
+    if indexes:
+        raise DataError(f"{indexes[0]} is an index of shards, and no shard", fix=_GIVE)
     seen: set[Path] = set()
     for shard in shards:
         if shard in seen:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mgpt4_hpc.data.index import ShardIndex, build_index
+from mgpt4_hpc.data.index_file import is_index
 from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder
 from mgpt4_hpc.data.picture import list_pictures, read_picture
 from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.resources import expand_toy
 
 SCENES_FILE = "scenes.json"
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def load_examples(
     """Images of a folder, of shards, of a ``cc_sbu_align`` folder, or of toy held-out scenes.
 
     Args:
-        images: what ``data.shards.expand_shards`` knows, or a folder.
+        images: what ``data.shards.expand_shards`` knows, an index of shards, or a folder.
         references: COCO's caption JSON (``images`` and ``annotations``), or an object that maps
             file names to a caption or a list of them; adds to what the images bring along.
         limit: take so many, evenly spread over all.
@@ -60,6 +62,7 @@ def load_examples(
     Raises:
         DataError: if there are no images, or the references fit none of them.
     """
+    images = expand_toy(str(images))
     folder = Path(images)
     if (folder / SCENES_FILE).is_file():
         found = _of_scenes(folder)
@@ -151,11 +154,12 @@ def _of_align(folder: Path) -> list[Example]:
 
 
 def _of_shards(images: str | Path, limit: int | None) -> list[Example]:
-    shards = expand_shards(images)
     found: list[Example] = []
     with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as folder:
-        path = Path(folder) / "images.index"
-        build_index(shards, path, name="images")
+        path = Path(images)
+        if not is_index(path):
+            path = Path(folder) / "images.index"
+            build_index(expand_shards(images), path, name="images")
         index = ShardIndex.open(path)
         reader = SampleReader([index])
         for sample_id in spread(range(index.num_samples), limit):

@@ -15,6 +15,7 @@ from mgpt4_hpc.data.batch import Batch
 from mgpt4_hpc.data.collate import BatchMaker
 from mgpt4_hpc.data.draws import Draws, ValDraws, spread
 from mgpt4_hpc.data.index import ShardIndex
+from mgpt4_hpc.data.index_file import is_index
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.data.reader import SampleReader
@@ -81,8 +82,8 @@ def held_out_losses(
 
     Args:
         talker: with a source that has a run's settings.
-        images: shards (or an aligned folder) that nobody trained on; None takes the samples that
-            ``data.val_fraction`` kept back.
+        images: shards (or their index, or an aligned folder) that nobody trained on; None takes
+            the samples that ``data.val_fraction`` kept back.
         limit: samples per source at most, evenly spread.
         batch_size: samples per forward pass.
         progress: told the size of each batch.
@@ -102,7 +103,10 @@ def held_out_losses(
             f"{talker.source.name} kept nothing back: data.val_fraction is 0",
             fix="give shards that it did not train on: --images SHARDS",
         )
-    given = (SourceConfig(name="given", path=images),) if images is not None else None
+    given = None
+    if images is not None:
+        index = images if is_index(Path(images)) else None
+        given = (SourceConfig(name="given", path=images, index=index),)
     with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as work:
         return [
             _loss(

@@ -24,6 +24,18 @@ def cut(shard: Path) -> None:
 
 
 def test_toy_paths(mgpt4: Mgpt4) -> None:
+    told = mgpt4(
+        "data",
+        "stats",
+        "toy:shards/laion",
+        "--tokenizer",
+        "toy:weights/llm",
+        "--limit",
+        4,
+        "--json",
+    ).json
+    assert told["tokens"]["stage1"]["minimum"] >= 2
+    assert mgpt4("data", "pack", "toy:cc_sbu_align", "--out", "packed").code == 0
     assert mgpt4("data", "check", "toy:shards/laion", "--json").json["num_samples"] > 0
     ended = mgpt4("data", "check", "toy:none")
     assert ended.code == 2
@@ -168,6 +180,14 @@ def test_an_index_is_not_written_through_a_link_to_nowhere(mgpt4: Mgpt4, shards:
     Path("x.index").symlink_to("unmounted/x.index")
     assert mgpt4("data", "index", shards, "--out", "x.index").code == 2
     assert Path("x.index").is_symlink()
+
+
+def test_what_an_index_is_made_of(mgpt4: Mgpt4, shards: Path) -> None:
+    told = mgpt4("data", "index", "nope", "--out", "x.index").err
+    assert "give a folder of *.tar" in told and "cc_sbu_align" not in told
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    told = mgpt4("data", "index", "laion.index", "--out", "x.index").err
+    assert "laion.index is an index of shards" in told
 
 
 def test_a_damaged_index_is_built_anew(mgpt4: Mgpt4, shards: Path) -> None:

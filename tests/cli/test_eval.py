@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mgpt4_hpc.data.index import build_index
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 from tests.support.shown import assert_schema
@@ -71,10 +72,13 @@ def test_loss_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     assert ended.code == 0, ended.err
     (source,) = ended.json["sources"].values()
     assert source["num_samples"] == 2 and 4 < source["loss"] < 9
-    given = mgpt4(
-        "eval", run.path, "--suite", "loss", "--images", world.shards("cc_sbu"), "--limit", 3
-    )
-    assert given.code == 0 and "given" in given.out
+    build_index(sorted(world.shards("cc_sbu").glob("*.tar")), Path("cc_sbu.index"))
+    told = []
+    for images in (world.shards("cc_sbu"), "cc_sbu.index"):
+        given = mgpt4("eval", run.path, "--suite", "loss", "--images", images, "--limit", 3)
+        assert given.code == 0 and "given" in given.out
+        told.append(given.out)
+    assert told[0] == told[1]
 
 
 def test_a_run_against_itself_and_another(

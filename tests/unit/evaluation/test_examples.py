@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.data.index import build_index
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.examples import load_examples, read_references, spread
 from tests.support.tiny_world import TinyWorld
@@ -20,6 +21,14 @@ def test_folders_and_shards(tiny_world: TinyWorld) -> None:
     shards = load_examples(tiny_world.shards("laion"), limit=7)
     assert len(shards) == 7 and shards[0].references and shards[0].data()[:2] == b"\xff\xd8"
     assert len({example.name for example in shards}) == 7
+
+
+def test_an_index_and_the_toy_worlds_images(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    shards = tiny_world.shards("laion")
+    path = tmp_path / "laion.index"
+    build_index(sorted(shards.glob("*.tar")), path)
+    assert load_examples(path, limit=7) == load_examples(shards, limit=7)
+    assert load_examples("toy:heldout", limit=3)[0].references
 
 
 def test_references_in_cocos_layout_and_as_a_mapping(tiny_world: TinyWorld, tmp_path: Path) -> None:
