@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.outputs import check_output
 from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG, PROMPT_SLOT, Template
 from mgpt4_hpc.run_dir import write_json
 
@@ -85,14 +86,10 @@ class Conversation:
         """Write the conversation as JSON; an earlier one in that file is replaced.
 
         Raises:
-            DataError: if the file cannot be written, or holds anything else.
+            ConfigError: if its folder is missing, or it holds anything else.
+            DataError: if it cannot be written.
         """
-        if path.exists() and not _holds_conversation(path):
-            raise DataError(
-                f"{path} exists and is no saved conversation",
-                why="it would be lost",
-                fix="give a new file, or one that /save wrote",
-            )
+        check_output(path, kind="a conversation", is_own=_holds_conversation)
         try:
             write_json(path, self.to_dict())
         except OSError as error:

@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, runs_dir_option
-from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
+from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options, say_toy
 
 
 @click.command("chat", short_help="Talk with a trained model about images.")
@@ -59,6 +59,13 @@ def chat_command(
     if node.wanted:
         go_to_node(node, context, terminal=sys.stdin.isatty())
         return
+    source = locate(
+        checkpoint,
+        absolute(runs_dir),
+        weights=weights,
+        template=template,
+        word="--checkpoint RUN",
+    )
     from mgpt4_hpc.chat.session import ChatSession
     from mgpt4_hpc.chat.terminal import converse
     from mgpt4_hpc.data.picture import read_picture
@@ -66,7 +73,6 @@ def chat_command(
 
     for image in images:
         read_picture(image)  # before a model of gigabytes is loaded
-    source = locate(checkpoint, absolute(runs_dir), weights=weights, template=template)
     talker = Talker(source, device=device, precision=precision)
     session = ChatSession(talker, settings)
     if resume is not None:
@@ -75,4 +81,5 @@ def chat_command(
         session.add_image(image)
     shown = len(session.conversation.images)
     click.echo(f"{source.name} on {talker.model.device}, {shown} image(s); /help, /quit", err=True)
+    say_toy(source)
     context.exit(converse(session))

@@ -79,7 +79,8 @@ def _show(result: DemoResult, folder: Path) -> None:
     console.print(shares)
     click.echo(f"curves:  mgpt4 tensorboard --runs-dir {folder}")
     image = Path(resolve_path("toy:heldout")) / "image" / str(result.rows[0][0])
-    click.echo(f"talk:    mgpt4 chat {image} --checkpoint {folder}/toy-stage2")
+    click.echo("talk, about one image at a time, of this kind (a toy knows no more):")
+    click.echo(f"         mgpt4 chat {image} --checkpoint {folder}/toy-stage2")
     click.echo(f"         mgpt4 serve {folder}/toy-stage2 {folder}/toy-stage1")
 
 

@@ -11,7 +11,7 @@ import click
 
 from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, runs_dir_option
-from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options
+from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options, say_toy
 from mgpt4_hpc.errors import ConfigError
 
 FIRST_PORT = 7860
@@ -108,6 +108,7 @@ def serve_command(
         name = "127.0.0.1" if host in LOOPBACK or host in ("0.0.0.0", "::") else host
         name = f"[{name}]" if ":" in name else name
         click.echo(f"{', '.join(room.speakers)} on {talker.model.device}; Ctrl-C stops", err=True)
+        say_toy(sources[0])
         click.echo(f"from your own machine:  {tunnel_line(host, chosen)}", err=True)
         if host not in LOOPBACK:
             click.echo(

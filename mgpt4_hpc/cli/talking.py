@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mgpt4_hpc.errors import CheckpointError, NoSuchRun
-from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
+from mgpt4_hpc.run_dir import find_run, list_runs
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.sampling import Sampling
     from mgpt4_hpc.model.talker import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_RUNS_SHOWN = 10
 
 _MODEL_OPTIONS = (
     click.option(
@@ -107,21 +109,41 @@ def make_sampling(
 
 
 def locate(
-    name: str | None, runs_dir: Path, *, weights: str | None, template: str | None
+    name: str | None,
+    runs_dir: Path,
+    *,
+    weights: str | None,
+    template: str | None,
+    word: str = "a RUN",
 ) -> Source:
     """What a run's name, a run's directory, a checkpoint or a weight file stands for.
 
     The file of a checkpoint is verified against its manifest before it is believed.
 
+    Args:
+        name: as it was given; None is the projector in the bundle.
+        runs_dir: where runs are looked for.
+        weights: the bundle; None is the run's.
+        template: conversation format; None is the run's, or the bundle's.
+        word: what to give in place of nothing, as "--checkpoint RUN".
+
     Raises:
+        ConfigError: if neither a name nor a bundle is given.
         NoSuchRun: if nothing of that name exists.
         MgptError: if it cannot be used.
     """
+    if name is None and not weights:
+        known = ", ".join(run.name for run in list_runs(runs_dir)[:_RUNS_SHOWN])
+        there = f", one of the runs in {runs_dir}: {known}" if known else ""
+        none = "" if known else f"; there is none in {runs_dir}"
+        raise ConfigError("nothing says which model to talk with", fix=f"give {word}{there}{none}")
+    path = _path(name, runs_dir)
+    say_loading(name or str(weights))
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle import open_bundle
     from mgpt4_hpc.model.talker import find_source
 
-    source = find_source(_path(name, runs_dir), weights=weights, template=template)
+    source = find_source(path, weights=weights, template=template)
     open_bundle(source.weights)  # says at once what is missing; nothing large is read yet
     if source.projector and (source.projector.parent / "manifest.json").is_file():
         folder = source.projector.parent
@@ -132,6 +154,24 @@ def locate(
                 f"the checkpoint {folder} is damaged: {error}", fix="use an older one of the run"
             ) from None
     return source
+
+
+def say_loading(name: str) -> None:
+    """Tell on stderr why nothing else is told for a while: torch and weights take their time."""
+    click.echo(f"loading {Path(name).name} ...", err=True)
+
+
+def say_toy(source: Source) -> None:
+    """Tell on stderr what is not to be expected of the toy world's model."""
+    from mgpt4_hpc.evaluation.examples import toy_scenes
+
+    scenes = toy_scenes(source.weights)
+    if scenes is not None:
+        click.echo(
+            "this is the toy model: it knows one image at a time, and only of the kind in "
+            f"{scenes / 'image'}",
+            err=True,
+        )
 
 
 def _path(name: str | None, runs_dir: Path) -> Path | None:

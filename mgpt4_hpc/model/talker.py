@@ -28,6 +28,8 @@ from mgpt4_hpc.prompts import IMAGE_SLOT, Template, get_template
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir, read_json
 
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -93,11 +95,13 @@ def find_source(
             the bundle's variant.
 
     Raises:
-        WeightsError: if the projector is missing or nothing says which bundle to use.
+        WeightsError: if the projector is missing, is none, or nothing says which bundle to use.
         ConfigError: if the run's settings are broken.
     """
     projector = None if path is None else find_projector(path)
     run = None if projector is None else _run_of(projector)
+    if projector is not None and run is None:
+        _require_weights(projector)
     config = None if run is None else read_config(run.config_file).config
     folder = weights or (config.model.weights if config else "")
     if not folder:
@@ -240,6 +244,20 @@ class Talker:
             return None
         slots = self.bundle.architecture.num_image_tokens
         return limit - prompt_length(self.tokenizer, prompt, prompt.count(IMAGE_SLOT), slots)
+
+
+def _require_weights(file: Path) -> None:
+    """Refuse somebody's file that holds no projector, whatever else is missing."""
+    try:
+        read_projector(file)
+    except WeightsError as error:
+        if file.suffix in _WEIGHT_SUFFIXES:
+            raise
+        raise WeightsError(
+            f"{file} is no weight file",
+            why=error.what,
+            fix="give a run, a checkpoint (RUN/checkpoints/step-N) or a projector's file",
+        ) from None
 
 
 def _run_of(projector: Path) -> RunDir | None:

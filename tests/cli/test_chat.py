@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.cli.talking import say_toy
 from mgpt4_hpc.launch.interactive import srun_command
+from mgpt4_hpc.model.talker import find_source
+from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 from tests.support.tiny_world import TinyWorld
@@ -39,7 +43,9 @@ def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) 
     assert ended.code == 0, ended.err
     (answer,) = ended.out.splitlines()
     assert answer and f"> What is this?\n{answer}" in ended.err
+    assert ended.err.startswith("loading two ...\n")
     assert "two step-00000012 on cpu, 1 image(s)" in ended.err
+    assert "toy" not in ended.err
     assert "cut off at the limit" in ended.err and "no command /what" in ended.err
     assert "saved 1 turn in talk.json" in ended.err
 
@@ -67,8 +73,16 @@ def test_file_names_as_terminals_paste_them(
     assert ended.code == 1, ended.err
     assert ended.err.count("a b.jpg\n") == 3 and "image 5: " in ended.err
     assert "close the quote" in ended.err and "takes one file" in ended.err
-    assert "c.jpg exists and is no saved conversation" in ended.err
+    assert "c.jpg exists and is not a conversation" in ended.err
     assert photo.read_bytes() == image.read_bytes()
+
+
+def test_what_a_toy_knows_is_told_of_toys(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    source = find_source(run.path)
+    say_toy(source)
+    assert capsys.readouterr().err == ""
+    say_toy(dataclasses.replace(source, weights=Path(resolve_path("toy:weights"))))
+    assert "one image at a time" in capsys.readouterr().err
 
 
 def test_a_pipe_learns_of_failures_by_the_exit_code(mgpt4: Mgpt4, run: RunDir, typed) -> None:
@@ -86,7 +100,8 @@ def test_a_pipe_learns_of_failures_by_the_exit_code(mgpt4: Mgpt4, run: RunDir, t
         (("--checkpoint", "nowhere"), 6, "neither a run"),
         (("--checkpoint", "PROJECTOR"), 1, "give the bundle with --weights"),
         (("--weights", "nowhere"), 1, "no bundle at"),
-        ((), 1, "nothing says which weights"),
+        ((), 2, "give --checkpoint RUN, one of the runs in RUNS: two"),
+        (("--checkpoint", "TEXT"), 1, "notes.txt is no weight file"),
         (("--checkpoint", "RUN", "--template", "klingon"), 2, "vicuna_v0"),
         (("--checkpoint", "RUN", "--device", "cuda"), 2, "no GPU here"),
         (("--temperature", "-1", "--top-p", "2"), 2, "temperature is -1.0"),
@@ -109,10 +124,13 @@ def test_refused(
     if "--slurm" in arguments:
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setattr(sys, "argv", ["mgpt4", "chat", "--slurm"])
-    named = {"RUN": run.path, "PROJECTOR": bare}
+    text = tmp_path / "notes.txt"
+    text.write_text("hello")
+    monkeypatch.setenv("MGPT4_RUNS_DIR", str(run.path.parent))
+    named = {"RUN": run.path, "PROJECTOR": bare, "TEXT": text}
     ended = mgpt4("chat", *(named.get(word, word) for word in arguments))
     assert ended.code == code, ended.err
-    assert told in ended.err and ended.out == ""
+    assert told.replace("RUNS", str(run.path.parent)) in ended.err and ended.out == ""
 
 
 def test_the_projector_of_another_model_is_named(

@@ -86,7 +86,7 @@ def test_checkpoints_of_two_bundles(
     ("arguments", "code", "told"),
     [
         (("nowhere",), 6, "neither a run"),
-        ((), 1, "nothing says which weights"),
+        ((), 2, "give a RUN; there is none in"),
         (("--weights", "nowhere"), 1, "no bundle at"),
         (("RUN", "--host", "192.0.2.1"), 1, "cannot be listened on"),
         (("RUN", "--token", "short"), 2, "at least 8 letters"),
@@ -107,6 +107,7 @@ def test_refused(
     told: str,
 ) -> None:
     monkeypatch.delenv("MGPT4_WEIGHTS", raising=False)
+    monkeypatch.setenv("MGPT4_RUNS_DIR", "none")
     ended = mgpt4("serve", *(run.path if word == "RUN" else word for word in arguments))
     assert ended.code == code, ended.err
     assert told in ended.err and ended.out == "" and not served

@@ -201,7 +201,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     said: list[str] = []
 
     def noting(**fields: Any) -> StatusUpdate:
-        if fields["log"]:
+        if fields.get("log"):
             said.append(unescape(fields["log"][0]))
         return StatusUpdate(**fields)
 

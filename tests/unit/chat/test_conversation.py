@@ -62,7 +62,7 @@ def test_only_a_saved_conversation_is_replaced(tmp_path: Path) -> None:
     assert Conversation.load(path, VICUNA) == talk
     for data in (b"\xff\xd8\xff photo", b"", b'{"turns": []}', b"[]"):
         path.write_bytes(data)
-        with pytest.raises(DataError, match="no saved conversation"):
+        with pytest.raises(ConfigError, match="is not a conversation"):
             talk.save(path)
         assert path.read_bytes() == data
 
@@ -87,5 +87,5 @@ def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     Conversation(LLAMA2).save(path)
     with pytest.raises(ConfigError, match="llama2"):
         Conversation.load(path, VICUNA)
-    with pytest.raises(DataError, match="cannot write"):
+    with pytest.raises(ConfigError, match="does not exist"):
         Conversation(LLAMA2).save(tmp_path / "nowhere" / "talk.json")
