@@ -76,6 +76,7 @@ def _first_line(message: str) -> str:
 def run_part(part: str, arguments: list[str]) -> int:
     """Run one part and write its results; pytest's exit code."""
     started = time.time()
+    commit = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder:
         report = Path(folder) / "report.xml"
         command = [
@@ -86,7 +87,6 @@ def run_part(part: str, arguments: list[str]) -> int:
         environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1"}
         code = subprocess.run(command, cwd=REPO, env=environment, check=False).returncode
         cases = read_cases(report) if report.exists() else []
-    commit = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
     cases = [{**case, "commit": commit} for case in cases]
     file = RESULTS / f"{part}.json"
     if arguments and file.exists():

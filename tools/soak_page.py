@@ -113,7 +113,7 @@ def _result(case: Case) -> str:
 
 
 def _seconds(text: str | None) -> str:
-    return "-" if text is None else f"{float(text):.1f}"
+    return "-" if text is None else f"{float(text):.2f}"
 
 
 def _row(*cells: object) -> str:

@@ -52,7 +52,7 @@ def test_the_page_shows_failures_and_parts_that_never_ran(cases: list[dict]) -> 
     page = _python(
         "print(soak.render({'faults': json.loads(sys.argv[1])}))", json.dumps(found)
     ).splitlines()
-    assert r"| scancel | passed | 2 | a \| b | - | 1.3 | - | 61 | c |" in page
+    assert r"| scancel | passed | 2 | a \| b | - | 1.26 | - | 61 | c |" in page
     assert (
         "| SIGSTOP of rank 0 | FAILED: AssertionError: not within 5 s | - | - | - | - | - | 3 | c |"
         in page
