@@ -121,7 +121,7 @@ class Conversation:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path} is no saved conversation: {error!r}", fix="give a file written by /save"
+                f"{path} is no saved conversation", fix="give a file written by /save"
             ) from error
         if name != template.name:
             raise ConfigError(

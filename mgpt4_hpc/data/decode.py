@@ -9,6 +9,7 @@ takes everything else. Scaled decoding is not used: it changes pixels.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from typing import Literal
 
@@ -123,4 +124,7 @@ def _describe(data: bytes, error: Exception) -> str:
         return "its image is a web page, not an image"
     if isinstance(error, UnidentifiedImageError):  # Pillow's text names a memory address
         return "its image cannot be decoded: it is of no known format, or its header is damaged"
+    if isinstance(error, Image.DecompressionBombError):  # its text speaks of attacks
+        found = re.search(r"\d+", str(error))
+        return f"its image has {found[0] if found else 'far too many'} pixels, too many to decode"
     return f"its image cannot be decoded: {type(error).__name__}: {error}"[:200]

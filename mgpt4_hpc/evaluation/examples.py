@@ -29,6 +29,10 @@ def toy_scenes(weights: Path) -> Path | None:
     return folder if (folder / SCENES_FILE).is_file() else None
 
 
+class _Misfit(ValueError):
+    """A file that is JSON, but not laid out as captions are; the message says how."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One image.
@@ -90,14 +94,26 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict):
+            raise _Misfit("it is no object of names and captions")
         return _coco(raw) if "annotations" in raw else _mapping(raw)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} holds no captions: {error!r}",
+            f"{path} holds no captions: {_fault(error)}",
             fix='give COCO\'s captions_*.json, or {"FILE NAME": ["caption", ...], ...}',
         ) from error
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, UnicodeError):
+        return "it is no text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is no JSON (line {error.lineno}, column {error.colno})"
+    if isinstance(error, KeyError):
+        return f"an entry is missing, {error}"
+    return str(error) if isinstance(error, _Misfit) else "its entries are of another kind"
 
 
 def _coco(raw: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -43,8 +43,13 @@ class Objects:
         """
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeError) as error:
-            raise DataError(f"cannot read the word list {path}: {error}") from error
+        except OSError as error:
+            raise DataError(
+                f"cannot read the word list {path}: {error.strerror}",
+                fix="give coco, toy, or a file with an object per line",
+            ) from error
+        except UnicodeError as error:
+            raise DataError(f"the word list {path} is no text") from error
         lines = [
             [name.strip() for name in line.split(",") if name.strip()]
             for line in text.splitlines()

@@ -120,5 +120,5 @@ def test_bombs_are_not_decoded() -> None:
     import zlib
 
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-    with pytest.raises(ImageError, match=r"too many|bomb"):
+    with pytest.raises(ImageError, match="has 1600000000 pixels, too many to decode"):
         decode_image(bytes(bomb), 8)

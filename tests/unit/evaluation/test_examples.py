@@ -45,10 +45,18 @@ def test_references_in_cocos_layout_and_as_a_mapping(tiny_world: TinyWorld, tmp_
     path.write_text(json.dumps({"nobody.jpg": "A cat."}))
     with pytest.raises(DataError, match="says nothing about any of"):
         load_examples(tiny_world.align / "image", path)
-    for text in ("", "[1]", '{"annotations": 3}', '{"a": 4}'):
+    for text, told in (
+        ("", "it is no JSON"),
+        ("[1]", "it is no object of names and captions"),
+        ('{"annotations": 3}', "an entry is missing, 'images'"),
+        ('{"a": 4}', "its entries are of another kind"),
+    ):
         path.write_text(text)
-        with pytest.raises(DataError, match="holds no captions"):
+        with pytest.raises(DataError, match=f"holds no captions: {told}"):
             read_references(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="holds no captions: it is no text"):
+        read_references(path)
 
 
 def test_nothing_to_look_at(tmp_path: Path) -> None:

@@ -55,5 +55,8 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     path.write_text("# nothing\n")
     with pytest.raises(DataError, match="names no object"):
         Objects.read(path)
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match=r"none\.txt: No such file"):
         Objects.read(tmp_path / "none.txt")
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match="is no text"):
+        Objects.read(path)
