@@ -10,6 +10,7 @@ import click
 from mgpt4_hpc.cli.bars import bars
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option
+from mgpt4_hpc.cli.status import plain, print_table
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.resources import resolve_path
 
@@ -56,16 +57,14 @@ def demo_command(folder: Path, as_json: bool) -> None:
 
 
 def _show(result: DemoResult, folder: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
     table = Table(title="Held-out images (the toy's towers are pretrained for this: engineered)")
     for heading in ("image", "after stage 1", "after stage 2", "truth"):
         table.add_column(heading, overflow="fold")
     for row in result.rows[:_SHOWN_ROWS]:
-        table.add_row(*(_shortened(cell) for cell in row))
-    console.print(table, markup=False)
+        table.add_row(*(plain(_shortened(cell)) for cell in row))
+    print_table(table)
     shares = Table(title=f"Shares of {len(result.rows)} held-out scenes")
     for heading in ("", "main object right", "incomplete", "repetitive", "loss", "seconds"):
         shares.add_column(heading)
@@ -76,7 +75,7 @@ def _show(result: DemoResult, folder: Path) -> None:
             f"{stage.first_loss:.3f} -> {stage.last_loss:.3f}",
             f"{stage.seconds:.0f}",
         )
-    console.print(shares)
+    print_table(shares)
     click.echo(f"curves:  mgpt4 tensorboard --runs-dir {folder}")
     image = Path(resolve_path("toy:heldout")) / "image" / str(result.rows[0][0])
     click.echo("talk, about one image at a time, of this kind (a toy knows no more):")
