@@ -30,6 +30,12 @@ _STYLE = """
 .talk img.shown { max-width: 10rem; max-height: 10rem; border-radius: .4rem; margin: .2rem 0 }
 footer { display: none !important }
 """
+# A page that is loaded again is another visit: browsers ask before they leave this one.
+_HEAD = """<script>
+addEventListener("beforeunload", (event) => {
+  if (document.querySelector(".talk [data-testid=user]")) event.preventDefault();
+});
+</script>"""
 
 
 @dataclass(frozen=True)
@@ -150,6 +156,11 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
     page.queue(max_size=_WAITING)
     page.state_session_capacity = _VISITS
     return page
+
+
+def head() -> str:
+    """What the page's head needs beside Gradio's own, for whoever mounts it."""
+    return _HEAD
 
 
 def style() -> str:

@@ -71,7 +71,7 @@ def serve(
         import uvicorn
         from fastapi import FastAPI
 
-        from mgpt4_hpc.chat.page import Limits, build_page, style
+        from mgpt4_hpc.chat.page import Limits, build_page, head, style
 
         max_bytes = int(max_upload_mib * 2**20)
         limits = Limits(max_bytes, int(max_megapixels * 1e6), max_new_tokens)
@@ -90,6 +90,7 @@ def serve(
             mcp_server=False,
             footer_links=[],
             css=style(),
+            head=head(),
         )
         guard = Guard(
             app,

@@ -80,12 +80,14 @@ def test_in_a_browser(
     first, again = alone.says("toy-stage2", scene(3), DESCRIBE, COLOUR)
     (other,) = alone.says("toy-stage1", scene(3), DESCRIBE)
     browser.open(base)
+    assert not browser.asks_before_leaving
     browser.upload(scene(3))
     browser.ask(DESCRIBE)
     browser.wait(lambda: browser.answers == [first])
     browser.ask(COLOUR)
     browser.wait(lambda: browser.answers == [first, again])
     assert browser.questions == [DESCRIBE, COLOUR] and browser.images == 1
+    assert browser.asks_before_leaving
     picture = Path(os.environ.get("MGPT4_SCREENSHOT", tmp_path / "serve.png"))
     browser.driver.save_screenshot(str(picture))
     assert 5_000 < picture.stat().st_size < 300_000

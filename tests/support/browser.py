@@ -109,6 +109,12 @@ class Browser:
         """Faults that the page tells."""
         return "\n".join(self.texts(".toast-body"))
 
+    @property
+    def asks_before_leaving(self) -> bool:
+        """Whether the page would have the browser ask before it is loaded again or closed."""
+        leaving = "const e = new Event('beforeunload', {cancelable: true});"
+        return self.driver.execute_script(f"{leaving} dispatchEvent(e); return e.defaultPrevented")
+
     def requests_outside(self, inside: str) -> list[str]:
         """Addresses beyond ``inside`` that the page asked for, or tried to."""
         found = []
