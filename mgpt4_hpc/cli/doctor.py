@@ -104,10 +104,11 @@ def _show(report: Report) -> None:
     for prognosis in report.prognoses:
         _show_prognosis(prognosis)
     faults, warnings = report.count(Level.FAULT), report.count(Level.WARNING)
-    click.echo(
-        f"\n{_counted(faults, 'fault')}, {_counted(warnings, 'warning')}; "
-        + ("mend the faults first" if faults else "`mgpt4 drill` proves it with a run")
-    )
+    if report.unreachable is not None:
+        advice = "Slurm could not be asked: what it does to a run is not known yet"
+    else:
+        advice = "mend the faults first" if faults else "`mgpt4 drill` proves it with a run"
+    click.echo(f"\n{_counted(faults, 'fault')}, {_counted(warnings, 'warning')}; {advice}")
 
 
 def _show_finding(finding: Finding) -> None:

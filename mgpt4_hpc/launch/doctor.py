@@ -83,6 +83,7 @@ def examine(
                 prognoses.append(foretell(site, one, mine, qos))
         except SlurmUnreachable as error:
             unreachable = error
+            findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))
         except MgptError as error:
             findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))
     findings += folder_findings(runs_dir, shared=has_slurm)

@@ -60,6 +60,9 @@ def test_slurm_does_not_answer(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) ->
     assert ended.code == 5
     assert "cannot reach Slurm" in ended.err
     assert "runs folder" in ended.out and "Python" in ended.out
+    assert ended.out.startswith("\nSlurm\n  warning")
+    assert "Slurm could not be asked" in ended.out.splitlines()[-1]
+    assert "drill" not in ended.out
     assert "cannot reach Slurm" in mgpt4("doctor", "--json").json["unreachable"]
 
 
