@@ -294,9 +294,21 @@ def find_run(name: str, runs_dir: Path) -> RunDir:
         except OSError:
             continue  # longer than a file name may be, say
     known = ", ".join(run.name for run in list_runs(runs_dir)[:10]) or "none"
+    if not runs_dir.is_dir():
+        raise NoSuchRun(f"no run {name!r}: the folder {runs_dir} does not exist", fix=FIX_NO_RUNS)
     raise NoSuchRun(
         f"no run {name!r} in {runs_dir}", fix=f"give a path or one of the runs there: {known}"
     )
+
+
+FIX_NO_RUNS = "start one with `mgpt4 submit`, or say where they are: --runs-dir, MGPT4_RUNS_DIR"
+
+
+def told_no_runs(runs_dir: Path) -> str:
+    """That there are none: a mistyped folder is another matter than an empty one."""
+    if runs_dir.is_dir():
+        return f"no runs in {runs_dir}"
+    return f"no runs: the folder {runs_dir} does not exist"
 
 
 def list_runs(runs_dir: Path) -> list[RunDir]:

@@ -11,7 +11,7 @@ import click
 from mgpt4_hpc.cli.options import absolute, complete_runs, runs_dir_option
 from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun
 from mgpt4_hpc.launch.words import printable, shell_word
-from mgpt4_hpc.run_dir import RunDir, find_run, list_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, find_run, list_runs, told_no_runs
 
 _POLL_S = 0.5
 _LOOK_EVERY_S = 5.0
@@ -74,7 +74,7 @@ def _run(name: str | None, runs_dir: Path) -> RunDir:
         return find_run(name, runs_dir)
     runs = list_runs(runs_dir)
     if not runs:
-        raise NoSuchRun(f"no runs in {runs_dir}", fix="start one with `mgpt4 submit`")
+        raise NoSuchRun(told_no_runs(runs_dir), fix=FIX_NO_RUNS)
     click.echo(f"log of {printable(runs[0].name)}", err=True)
     return runs[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import RunDir, list_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +71,7 @@ def status_command(
     elif runs:
         print_table(status_table(seen.rows, terminal_width()))
     else:
-        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+        click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
     for warning in seen.warnings:
         if seen.unreachable is None or warning != seen.unreachable.what:
             click.echo(printable(f"warning: {warning}"), err=True)
@@ -108,14 +109,23 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
         echo_json(rows)
         return
     if not rows:
-        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+        click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
         return
     table = new_table("run", "stage", "created", ">step", ">attempts", "path")
     for row in rows:
         step = f"{row['step']}/{row['max_steps']}"
-        cells = (row["name"], row["stage"], row["created"], step, row["attempts"], row["path"])
+        created = _local_time(str(row["created"]))
+        cells = (row["name"], row["stage"], created, step, row["attempts"], row["path"])
         table.add_row(*map(plain, cells))
     print_table(table)
+
+
+def _local_time(created: str) -> str:
+    """A time of run.json as the other tables have it; what cannot be read stays as it is."""
+    try:
+        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return created
 
 
 def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
@@ -134,7 +144,7 @@ def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
     def picture(seen: Overviews) -> Group:
         lines = [Text(f"warning: {warning}", style="yellow") for warning in seen.warnings]
         if not seen.rows:
-            lines.append(Text(f"no runs in {runs_dir} yet"))
+            lines.append(Text(told_no_runs(runs_dir)))
         table = status_table(seen.rows, live.console.width)
         return Group(Text(time.strftime("%H:%M:%S")), table, *lines)
 

@@ -20,7 +20,7 @@ from mgpt4_hpc.cli.options import (
     runs_dir_option,
 )
 from mgpt4_hpc.errors import ConfigError, NoSuchRun
-from mgpt4_hpc.run_dir import RunDir, list_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
 
 
 @click.command("tensorboard", short_help="Show the curves of runs in a browser.")
@@ -75,7 +75,7 @@ def tensorboard_command(
     runs_dir = absolute(runs_dir)
     runs = _chosen(names, runs_dir)
     if not runs:
-        raise NoSuchRun(f"no runs in {runs_dir}", fix="start one with `mgpt4 submit`")
+        raise NoSuchRun(told_no_runs(runs_dir), fix=FIX_NO_RUNS)
     if slurm:
         _in_a_job(names, port, host, partition, account, time_min, sbatch, runs_dir, as_json)
         return

@@ -14,7 +14,7 @@ from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.sweep_dir import find_runs
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import RunDir, list_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
 from mgpt4_hpc.telemetry.usage import PURPOSES, USEFUL, Usage, read_usage
 
 
@@ -42,7 +42,7 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
     if as_json:
         echo_json({"runs": [_plain(one) for one in found], "total": _plain(total)})
     elif not runs:
-        click.echo(f"no runs in {runs_dir}: start one with `mgpt4 submit`", err=True)
+        click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
     else:
         _print([*found, total] if len(found) > 1 else found)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.run_dir import read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -143,7 +144,29 @@ def test_no_runs(mgpt4: Mgpt4) -> None:
     assert mgpt4("status", "--json").json == []
     ended = mgpt4("status")
     assert (ended.code, ended.out) == (0, "")
-    assert "no runs" in ended.err
+    assert "runs does not exist" in ended.err and "--runs-dir" in ended.err
+    assert "/nope does not exist" in mgpt4("ls", "--runs-dir", "/nope").err
+    gone = mgpt4("status", "one", "--runs-dir", "/nope")
+    assert gone.code == 6 and "/nope does not exist" in gone.err
+    Path("runs").mkdir()
+    assert mgpt4("ls").err.startswith(f"no runs in {Path('runs').absolute()}\n")
+
+
+def test_ls_tells_local_times_as_history_does(
+    mgpt4: Mgpt4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    for name, created in (("a", "2026-11-22T18:47:19+0000"), ("b", "once")):
+        run = make_run(tmp_path / "runs", name)
+        write_json(run.identity_file, {**read_json(run.identity_file), "created": created})
+        told[name] = created
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Etc/GMT-2")
+        time.tzset()
+        out = mgpt4("ls").out
+    time.tzset()
+    assert "2026-11-22 20:47:19" in out and "once" in out
+    assert {row["name"]: row["created"] for row in mgpt4("ls", "--json").json} == told
 
 
 def test_watch_and_json_exclude_each_other(mgpt4: Mgpt4) -> None:
