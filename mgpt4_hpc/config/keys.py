@@ -83,9 +83,13 @@ def select(wanted: Iterable[str]) -> list[str]:
     """
     chosen: list[str] = []
     faults: list[str] = []
+    sections = [name for name in RunConfig.model_fields if _is_section(name)]
     for name in wanted:
         of_section = [key for key in fields() if key.startswith(f"{name}.")]
         full, fault = ("", "") if of_section else resolve(name)
+        near = difflib.get_close_matches(name, sections, n=1)
+        if fault and near:
+            fault = f"unknown setting {name!r}; did you mean the section {near[0]}?"
         # One entry of a mapping is shown with the others.
         full = next((mapping for mapping in MAPPINGS if full.startswith(f"{mapping}.")), full)
         chosen += of_section or ([full] if full else [])

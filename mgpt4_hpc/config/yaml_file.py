@@ -34,7 +34,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file. Raises ConfigError with line and column if it is none."""
     try:
         loaded = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (UnicodeDecodeError, yaml.reader.ReaderError) as error:
+        place = error.start if isinstance(error, UnicodeDecodeError) else error.position
+        raise ConfigError(
+            f"{path} is no valid YAML: byte {place} is no text in UTF-8",
+            fix="give the file that holds the settings, saved as UTF-8",
+        ) from error
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no valid YAML: {error}", fix="mend that line") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error

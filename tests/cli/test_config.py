@@ -68,6 +68,15 @@ def test_explain_names_who_set_it(
     assert "environment" in mgpt4("config", "explain", tiny).out
 
 
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [("trian", "did you mean the section train?"), ("launhc.partition", "launch.partition?")],
+)
+def test_explain_knows_what_was_meant(mgpt4: Mgpt4, tiny: Path, wanted: str, told: str) -> None:
+    ended = mgpt4("config", "explain", tiny, wanted)
+    assert ended.code == 2 and told in ended.err
+
+
 def test_explain_a_run(mgpt4: Mgpt4, tmp_path: Path) -> None:
     make_run(tmp_path / "runs", "one", launch__sbatch={"nice": "5"})
     rows = mgpt4("config", "explain", "one", "--json").json

@@ -177,9 +177,11 @@ def test_what_is_no_settings_file_is_told(tmp_path: Path, text: str, told: str) 
 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
-    path.write_bytes(b"name: \xff\xfe\n")
-    with pytest.raises(ConfigError, match="no valid YAML"):
-        read_yaml(path)
+    for content, place in ((b"name: \xff\xfe\n", 6), (b"\x7fELF\x01\0\0", 0), (b"PK\x03\x04", 2)):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=f"no valid YAML: byte {place} is no text") as told:
+            read_yaml(path)
+        assert "codec" not in str(told.value)
 
 
 def test_yaml_anchors_may_be_merged_and_overridden(tmp_path: Path) -> None:
