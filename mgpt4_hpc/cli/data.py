@@ -17,6 +17,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.options import json_option
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.launch.words import counted
 from mgpt4_hpc.outputs import check_folder, check_output
 from mgpt4_hpc.resources import expand_toy
 
@@ -125,8 +126,9 @@ def index_command(
         )
         return
     click.echo(
-        f"{report.path}: {report.num_samples} samples in {report.num_shards} shards, "
-        f"{len(report.quarantined)} quarantined, {report.num_reused} shards unchanged"
+        f"{report.path}: {counted(report.num_samples, 'sample')} in "
+        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "
+        f"{counted(report.num_reused, 'shard')} unchanged"
     )
     if report.quarantined and part is None:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
@@ -153,11 +155,13 @@ def pack_command(src: Path, out: Path, as_json: bool) -> None:
     from mgpt4_hpc.data.pack import pack_align_folder
 
     check_folder(out.parent)
-    shards = pack_align_folder(Path(expand_toy(str(src))), out)
+    packed = pack_align_folder(Path(expand_toy(str(src))), out)
     if as_json:
-        echo_json({"out": str(out), "shards": [str(shard) for shard in shards]})
+        shards = [str(shard) for shard in packed.shards]
+        echo_json({"out": str(out), "num_samples": packed.num_samples, "shards": shards})
     else:
-        click.echo(f"{out}: {len(shards)} shards")
+        samples = counted(packed.num_samples, "sample")
+        click.echo(f"{out}: {samples} in {counted(len(packed.shards), 'shard')}")
 
 
 @data_command.command("check")
@@ -198,12 +202,12 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     else:
         _print_quarantine(quarantined)
         click.echo(
-            f"{name}: {num_samples} usable samples in {num_shards} shards, "
-            f"{len(quarantined)} quarantined, {len(changed)} shards missing or changed"
+            f"{name}: {counted(num_samples, 'usable sample')} in {counted(num_shards, 'shard')}, "
+            f"{len(quarantined)} quarantined, {counted(len(changed), 'shard')} missing or changed"
         )
     if changed:
         raise DataError(
-            f"{len(changed)} shards are missing or changed since they were indexed: "
+            f"{counted(len(changed), 'shard')} missing or changed since the indexing: "
             + "; ".join(changed[:5]),
             fix="bring them back, or index them again: mgpt4 data index SHARDS --out INDEX",
         )

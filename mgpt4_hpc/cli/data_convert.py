@@ -8,6 +8,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import json_option
+from mgpt4_hpc.launch.words import counted
 from mgpt4_hpc.outputs import check_folder
 
 
@@ -62,7 +63,8 @@ def convert_command(
         echo_json(report.__dict__)
         return
     click.echo(
-        f"{out}: {report.num_written} of {report.num_rows} rows in {len(report.files)} files, "
+        f"{out}: {report.num_written} of {counted(report.num_rows, 'row')} in "
+        f"{counted(len(report.files), 'file')}, "
         f"{report.num_left_out} not drawn, {report.num_bad} bad"
     )
     for reason, count in report.reasons.items():

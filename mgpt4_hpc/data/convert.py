@@ -104,8 +104,8 @@ def convert_captions(
                 folder.rename(out)
                 _sync_folder(out.parent)
     except OSError as error:
-        name = error.filename or src
-        raise DataError(f"cannot convert {src}: {name}: {error.strerror or error}") from error
+        other = f"{error.filename}: " if error.filename and Path(error.filename) != src else ""
+        raise DataError(f"cannot convert {src}: {other}{error.strerror or error}") from error
     return report
 
 

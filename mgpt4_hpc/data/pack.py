@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mgpt4_hpc.data.decode import ImageError, check_image
 from mgpt4_hpc.data.scratch import scratch_beside
@@ -22,9 +22,16 @@ def is_align_folder(path: Path) -> bool:
     return (path / CAPTION_FILE).is_file()
 
 
+class Packed(NamedTuple):
+    """What ``pack_align_folder`` made."""
+
+    shards: list[Path]
+    num_samples: int
+
+
 def pack_align_folder(
     src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD
-) -> list[Path]:
+) -> Packed:
     """Pack a folder in cc_sbu_align's layout into shards under ``out``.
 
     Every image is decoded once to see that it can be. The same folder gives the same bytes.
@@ -35,9 +42,6 @@ def pack_align_folder(
         out: folder for the shards; it must not exist or be empty. It appears complete or not at
             all.
         samples_per_shard: the last shard may have fewer.
-
-    Returns:
-        The shards.
 
     Raises:
         DataError: naming every missing image, duplicate id, empty caption and bad image at once.
@@ -59,7 +63,7 @@ def pack_align_folder(
         folder.mkdir()
         _write(folder, samples, samples_per_shard)
         folder.rename(out)
-    return sorted(out.glob("*.tar"))
+    return Packed(sorted(out.glob("*.tar")), len(samples))
 
 
 def _read_annotations(src: Path) -> list[Any]:

@@ -48,7 +48,7 @@ def prepare_source(
     if is_align_folder(source):
         shards = _packed(source, work_dir / f"{name}-shards")
     else:
-        shards = expand_shards(path)
+        shards = expand_shards(path, also="an unpacked cc_sbu_align folder")
     out = work_dir / f"{name}.index"
     build_index(shards, out, name=name, workers=workers, on_shard=on_shard)
     return _usable(out, name)

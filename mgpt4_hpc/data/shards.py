@@ -13,10 +13,10 @@ from mgpt4_hpc.resources import expand_toy
 
 _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _SHOWN = 5
-_GIVE = "give a folder of *.tar, a brace pattern, or a text file of tars"
+_GIVE = "give a folder of *.tar, a brace pattern or a text file of tars"
 
 
-def expand_shards(spec: str | Path) -> list[Path]:
+def expand_shards(spec: str | Path, *, also: str = "") -> list[Path]:
     """The shards that ``spec`` names, in a fixed order.
 
     Args:
@@ -24,6 +24,7 @@ def expand_shards(spec: str | Path) -> list[Path]:
             ``data/{00000..01255}.tar`` or ``{a,b}/0.tar``, a text file with one path or pattern
             a line (``#`` starts a comment; relative paths count from the file's folder), or a tar;
             ``toy:shards/laion`` lies in the shipped toy world.
+        also: what else the caller takes, to be told where nothing is found.
 
     Raises:
         DataError: if nothing is found, something named is missing or named twice.
@@ -42,7 +43,7 @@ def expand_shards(spec: str | Path) -> list[Path]:
             raise DataError(f"the folder {text} has no *.tar", fix=_folder_hint(path))
         return shards
     shards = list(_expand(text, base=None))
-    _check(text, shards)
+    _check(text, shards, also)
     return shards
 
 
@@ -92,7 +93,7 @@ def _expand_file(path: Path) -> Iterator[Path]:
             yield from _expand(line, base=path.parent)
 
 
-def _check(spec: str, shards: list[Path]) -> None:
+def _check(spec: str, shards: list[Path], also: str) -> None:
     if not shards:
         raise DataError(
             f"{spec!r} names no shard", fix="give a folder, a pattern or a list of *.tar"
@@ -101,7 +102,7 @@ def _check(spec: str, shards: list[Path]) -> None:
     if [str(shard) for shard in missing] == [spec] and shards[0].suffix != ".tar":
         raise DataError(
             f"{spec!r} does not exist",
-            fix=f"{_GIVE} (docs/data.md tells how to get them)",
+            fix=f"{_GIVE}{also and f', or {also}'} (docs/data.md tells how to get each)",
         )
     if missing:
         listed = ", ".join(str(shard) for shard in missing[:_SHOWN])

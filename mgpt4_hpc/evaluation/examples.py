@@ -175,7 +175,7 @@ def _of_shards(images: str | Path, limit: int | None) -> list[Example]:
         path = Path(images)
         if not is_index(path):
             path = Path(folder) / "images.index"
-            build_index(expand_shards(images), path, name="images")
+            build_index(expand_shards(images, also="a folder of images"), path, name="images")
         index = ShardIndex.open(path)
         reader = SampleReader([index])
         for sample_id in spread(range(index.num_samples), limit):

@@ -80,12 +80,14 @@ def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert made["reasons"] == {"it has no caption": 1}
     assert made["bad_rows"][0]["row"] == 200
     part = mgpt4("data", "convert", "list.json", "--out", "part", "--fraction", "0.3", "--seed", 5)
-    assert "of 201 rows in 1 files" in part.out
+    assert "of 201 rows in 1 file," in part.out
     assert "1 bad: it has no caption" in part.out
     assert str(Path("part") / "bad_rows.jsonl") in part.err
     again = mgpt4("data", "convert", "list.json", "--out", "part")
     assert again.code == 1
     assert "is not an empty folder" in again.err
+    gone = mgpt4("data", "convert", "nope.json", "--out", "none").err
+    assert gone.count("nope.json") == 1 and "No such file" in gone
 
 
 def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
@@ -116,6 +118,8 @@ def test_stats_of_shards_that_are_gone(mgpt4: Mgpt4, shards: Path) -> None:
 def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
     packed = mgpt4("data", "pack", world.align, "--out", "packed", "--json").json
     assert all(Path(shard).is_file() for shard in packed["shards"])
+    told = mgpt4("data", "pack", world.align, "--out", "again").out
+    assert told == f"again: {packed['num_samples']} samples in 1 shard\n"
     again = mgpt4("data", "pack", world.align, "--out", "packed")
     assert again.code == 1
     assert "is not empty" in again.err

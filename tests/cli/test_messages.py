@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.errors import DataError
 from tests.cli.fakes import Mgpt4
 
@@ -25,7 +25,7 @@ def test_the_toy_weights_can_be_checked(mgpt4: Mgpt4) -> None:
 
 def test_a_folder_that_is_not_there_is_no_missing_shard(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist") as caught:
-        expand_shards(tmp_path / "cc_sbu_align")
+        prepare_source("align", tmp_path / "cc_sbu_align", None, tmp_path)
     assert "cc_sbu_align folder" in caught.value.fix
 
 

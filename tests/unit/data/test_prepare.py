@@ -94,9 +94,9 @@ class TestShards:
 class TestPack:
     def test_packs_everything_reproducibly(self, tmp_path: Path) -> None:
         folder = align_folder(tmp_path / "align")
-        shards = pack_align_folder(folder, tmp_path / "one", samples_per_shard=3)
+        shards = pack_align_folder(folder, tmp_path / "one", samples_per_shard=3).shards
         assert [shard.name for shard in shards] == ["00000.tar", "00001.tar", "00002.tar"]
-        again = pack_align_folder(folder, tmp_path / "two", samples_per_shard=3)
+        again = pack_align_folder(folder, tmp_path / "two", samples_per_shard=3).shards
         assert [a.read_bytes() for a in shards] == [b.read_bytes() for b in again]
         with tarfile.open(fileobj=io.BytesIO(shards[0].read_bytes())) as tar:
             assert tar.getnames()[:3] == ["0.jpg", "0.json", "0.txt"]
