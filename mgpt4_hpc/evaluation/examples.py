@@ -39,16 +39,18 @@ class Example:
 
     Attributes:
         name: unlike any other's; answers of two models are compared by it.
-        where: its file, or its bytes where they came out of a shard.
+        where: its file, its bytes where they came out of a shard, or why those cannot be used.
         references: what people wrote about it; may be empty.
     """
 
     name: str
-    where: Path | bytes
+    where: Path | bytes | DataError
     references: tuple[str, ...] = ()
 
     def data(self) -> bytes:
-        """The compressed image. Raises DataError if its file cannot be read."""
+        """The compressed image. Raises DataError if it cannot be read."""
+        if isinstance(self.where, DataError):
+            raise self.where
         return self.where if isinstance(self.where, bytes) else read_picture(self.where)
 
 
@@ -181,7 +183,8 @@ def _of_shards(images: str | Path, limit: int | None) -> list[Example]:
         for sample_id in spread(range(index.num_samples), limit):
             try:
                 sample = reader.read(0, sample_id)
-            except BadSampleError:
+            except BadSampleError as error:  # named with the others that cannot be used
+                found.append(Example(error.key, DataError(str(error))))
                 continue
             found.append(Example(sample.key, sample.jpg, (sample.caption,)))
         reader.close()

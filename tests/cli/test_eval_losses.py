@@ -61,6 +61,25 @@ def test_a_broken_sample_is_left_out_and_not_replaced(
     assert refused.code == 1 and "bad" in refused.err
 
 
+def test_a_sample_without_a_caption_is_named_too(
+    mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
+) -> None:
+    folder = write_shard(tmp_path / "shards" / "0.tar", world)
+    with tarfile.open(folder / "0.tar", "a") as tar:
+        for suffix, data in (
+            ("jpg", (world.align / "image" / "0.jpg").read_bytes()),
+            ("json", b"{"),
+        ):
+            member = tarfile.TarInfo(f"k9.{suffix}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    ended = mgpt4("eval", run.path, "--images", folder, "--max-new-tokens", 4, "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["tasks"][0]["num_images"] == NUM_SAMPLES
+    (reason,) = ended.json["left_out"]
+    assert reason.startswith("k9 in ")
+
+
 def test_other_images_have_curves_of_their_own(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:
