@@ -132,8 +132,9 @@ def goodput_line(total: Goodput) -> str:
     )
     named = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for seconds, name in lost)
     hours = sum(total.gpu_hours.values())
+    held, of = ("ran", "process") if total.on_cpus else ("held its GPUs", "GPU")
     return (
-        f"goodput {total.without_queue:.1%} of the time that it held its GPUs "
-        f"({total.with_queue:.1%} with the waits in the queue), {hours:.2f} GPU hours"
+        f"goodput {total.without_queue:.1%} of the time that it {held} "
+        f"({total.with_queue:.1%} with the waits in the queue), {hours:.2f} {of} hours"
         + (f"; not training: {named}" if named else "")
     )

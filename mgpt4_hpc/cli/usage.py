@@ -67,8 +67,9 @@ def _plain(one: Usage) -> dict[str, Any]:
 def _print(rows: Sequence[Usage]) -> None:
     from mgpt4_hpc.cli.status import new_table, plain, print_table
 
+    hours_of = _hours_of(rows)
     table = new_table(
-        "run", ">attempts", ">GPU-hours", ">useful", ">queue", ">goodput", ">with queue"
+        "run", ">attempts", f">{hours_of}", ">useful", ">queue", ">goodput", ">with queue"
     )
     for row in rows:
         cells = (
@@ -83,13 +84,21 @@ def _print(rows: Sequence[Usage]) -> None:
         table.add_row(*map(plain, cells))
     print_table(table)
     click.echo()
-    split = new_table("GPU-hours", *(f">{row.name}" for row in rows), ">share")
+    split = new_table(hours_of, *(f">{row.name}" for row in rows), ">share")
     whole = rows[-1]  # the total where there is one
     for purpose in PURPOSES:
         share = whole.gpu_hours[purpose] / whole.total_gpu_hours if whole.total_gpu_hours else 0.0
         hours = (_number(row.gpu_hours[purpose]) for row in rows)
         split.add_row(*map(plain, (purpose.replace("_", " "), *hours, f"{share:.1%}")))
     print_table(split)
+
+
+def _hours_of(rows: Sequence[Usage]) -> str:
+    """What was counted: a run on CPUs holds no GPU."""
+    kinds = {row.on_cpus for row in rows if row.num_attempts and row.path}
+    return {frozenset({True}): "process-hours", frozenset({True, False}): "device-hours"}.get(
+        frozenset(kinds), "GPU-hours"
+    )
 
 
 def _number(hours: float) -> str:

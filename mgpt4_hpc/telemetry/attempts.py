@@ -18,7 +18,7 @@ class Attempt:
 
     Attributes:
         number: from 1.
-        job_id, restart_count, nodes, hostname, world_size, versions: as at its start.
+        job_id, restart_count, nodes, hostname, world_size, device, versions: as at its start.
         start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
@@ -48,6 +48,7 @@ class Attempt:
     nodes: list[str] = field(default_factory=list)
     hostname: str = ""
     world_size: int = 1
+    device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     start: float = 0.0
     end: float = 0.0
@@ -172,6 +173,7 @@ def _apply(attempt: Attempt, record: Record) -> None:
         attempt.nodes = _strings(record.get("nodes"))
         attempt.hostname = str(record.get("hostname") or "")
         attempt.world_size = _int(record.get("world_size")) or 1
+        attempt.device = str(record.get("device") or "")
         versions = record.get("versions")
         if isinstance(versions, Mapping):
             attempt.versions = {str(name): str(version) for name, version in versions.items()}

@@ -18,11 +18,12 @@ class Goodput:
 
     Attributes:
         seconds: per bucket, `productive` and `unaccounted` included.
-        gpu_hours: the same times the GPUs held; the queue holds none.
+        gpu_hours: the same times the GPUs held; the queue holds none. On CPUs, times the processes.
         wall_s: seconds from the submission (or the first start, where it is not known) to the
             last thing known.
         with_queue: productive time / `wall_s`, 0 to 1.
         without_queue: productive time / (`wall_s` without the waits in the queue), 0 to 1.
+        on_cpus: whether it had no GPU at all.
     """
 
     seconds: dict[str, float]
@@ -30,10 +31,12 @@ class Goodput:
     wall_s: float
     with_queue: float
     without_queue: float
+    on_cpus: bool = False
 
 
 def goodput(attempts: Iterable[Attempt]) -> Goodput:
     """Sum up the attempts of one run; all zeros where there is none."""
+    attempts = list(attempts)
     seconds = dict.fromkeys((PRODUCTIVE, *BADPUT, UNACCOUNTED), 0.0)
     gpu_hours = {name: 0.0 for name in seconds if name != QUEUE_WAIT}
     wall_s = 0.0
@@ -55,4 +58,5 @@ def goodput(attempts: Iterable[Attempt]) -> Goodput:
         wall_s=wall_s,
         with_queue=productive / wall_s if wall_s > 0 else 0.0,
         without_queue=productive / running_s if running_s > 0 else 0.0,
+        on_cpus=bool(attempts) and all(attempt.device == "cpu" for attempt in attempts),
     )

@@ -7,7 +7,7 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | kind | written when | fields |
 |---|---|---|
 | `start` | the attempt begins | `attempt`, `job_id`, `restart_count`, `nodes` (list), |
-| | | `world_size`, `hostname`, `processes` (rank, host, pid of each), `started_at` (unix time of the process), `versions` (object), `submitted_at` (unix time) |
+| | | `world_size`, `device` ("cpu", "cuda"), `hostname`, `processes` (rank, host, pid of each), `started_at` (unix time of the process), `versions` (object), `submitted_at` (unix time) |
 | `restore` | a checkpoint was loaded | `step`, `samples_seen`, `path` |
 | `damaged` | a checkpoint failed verification | `path`, `reason` |
 | `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s` |

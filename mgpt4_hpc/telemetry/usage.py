@@ -61,6 +61,7 @@ class Usage:
             the last sign of life; of several runs the sum.
         goodput: share of the time holding GPUs that went into new steps, 0 to 1.
         goodput_with_queue: the same of `since_start_h`.
+        on_cpus: whether it had no GPU at all: then the hours are those of its processes.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Usage:
     since_start_h: float = 0.0
     goodput: float = 0.0
     goodput_with_queue: float = 0.0
+    on_cpus: bool = False
 
     @property
     def total_gpu_hours(self) -> float:
@@ -116,6 +118,7 @@ def usage(name: str, attempts: Iterable[Attempt], *, path: str = "") -> Usage:
         since_start_h=total.wall_s / 3600,
         goodput=total.without_queue,
         goodput_with_queue=total.with_queue,
+        on_cpus=total.on_cpus,
     )
 
 

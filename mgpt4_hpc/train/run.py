@@ -120,6 +120,7 @@ def run_training(
                 attempt=number,
                 processes=processes,
                 started_at=started_at,
+                device=device.type,
                 **_surroundings(claim, ranks),
             )
             return attempt.go()

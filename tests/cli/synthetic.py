@@ -63,6 +63,7 @@ def attempt(
     clock: Clock | None = None,
     requeue: bool | None = None,
     executor: str = "slurm",
+    device: str = "cuda",
 ) -> None:
     """Write one attempt's ledger: steps ``first`` to ``last``, one second each, a save at the end.
 
@@ -78,6 +79,7 @@ def attempt(
         restart_count=restart_count,
         nodes=["node1", "node2"],
         world_size=4,
+        device=device,
         executor=executor,
     )
     if first > 1:

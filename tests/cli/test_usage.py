@@ -38,6 +38,16 @@ def test_several_runs_and_their_total(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "total" not in mgpt4("usage", "two").out
 
 
+def test_a_run_on_cpus_has_used_no_gpu(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    attempt(make_run(tmp_path / "runs", "gpu"), 1, first=1, last=30, cause="finished")
+    attempt(make_run(tmp_path / "runs", "cpu"), 1, first=1, last=30, cause="finished", device="cpu")
+    for names, unit in ((["gpu"], "GPU"), (["cpu"], "process"), (["cpu", "gpu"], "device")):
+        assert mgpt4("usage", *names).out.count(f"{unit}-hours") == 2
+    assert "of the time that it held its GPUs" in mgpt4("history", "gpu").out
+    told = mgpt4("history", "cpu").out
+    assert "of the time that it ran" in told and "process hours" in told and "GPU" not in told
+
+
 def test_nothing_to_tell(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "no runs" in mgpt4("usage").err
     make_run(tmp_path / "runs")
