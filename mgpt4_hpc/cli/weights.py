@@ -11,7 +11,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.outputs import check_output
+from mgpt4_hpc.outputs import check_folder, check_output
 from mgpt4_hpc.resources import expand_toy
 from mgpt4_hpc.run_dir import find_run
 
@@ -81,6 +81,7 @@ def import_weights(
         raise ConfigError("nothing was imported", faults=missing)
     sizes = Architecture.from_file(architecture) if architecture else None
     out = absolute(out)
+    check_folder(out.parent)
     if llm is not None:
         sources = Sources(vit, llm, qformer, projector, sizes)
         bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)

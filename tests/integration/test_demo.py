@@ -70,3 +70,4 @@ def test_torchrun_trains_without_slurm(tmp_path: Path) -> None:
     assert_every_step_once(run, 4)
     (attempt,) = read_ledgers(run / "ledger")
     assert (attempt.cause, attempt.world_size, attempt.last_step) == ("finished", 2, 4)
+    assert attempt.device == "cpu"

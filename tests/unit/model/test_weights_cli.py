@@ -87,6 +87,12 @@ def test_a_delta_is_merged_into_the_bundle(imported: Path, vicuna, tmp_path: Pat
             *("--vicuna-delta", path / "llm", path / "llm"),
         )
     assert not list(tmp_path.glob(".b*"))
+    with pytest.raises(ConfigError, match="mkdir -p"):
+        call(
+            "import",
+            *("--vit", path / "eva_vit_g.pth", "--llm", path / "llm", "--out", tmp_path / "no/b"),
+        )
+    assert not (tmp_path / "no").exists()
     both = call("import", "--vit", path / "eva_vit_g.pth", "--out", tmp_path / "b")
     assert both.exit_code == 2 and "either --llm or --vicuna-delta" in both.stderr
 
