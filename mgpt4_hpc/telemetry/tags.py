@@ -18,7 +18,7 @@
 | `checkpoint/failures` | saves that failed in this attempt | |
 | `run/attempt` | number of the attempt that drew the point | |
 | `run/goodput` | productive time / time since the run's first start | 0 to 1 |
-| `eval/` | task and metric follow, as `eval/detail_failing`, or set, task and metric: see `mgpt4 eval` | 0 to 1 |
+| `eval/` | set (if another), task and metric: `eval/detail_failing`; see `mgpt4 eval` | 0 to 1 |
 | `eval/` | images and text: what was answered, by task, as `eval/detail` | |
 | `run/card` | text: settings, code, versions and nodes of each attempt | |
 | `run/events` | text: starts, restores, stops, faults | |
