@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
-from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.ending import carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.exclusion import BAD_NODE
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger

@@ -10,7 +10,7 @@ from dataclasses import replace
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.decision import Cause, classify
-from mgpt4_hpc.launch.ending import JobStart
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.slurm import JobFacts
 from mgpt4_hpc.train.stop import SignalStop, StopRequest
 

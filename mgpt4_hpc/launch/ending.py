@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.exclusion import exclude_nodes, nodes_found_bad
 from mgpt4_hpc.launch.hooks import event_of, tell
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -46,29 +47,6 @@ _LEAST_WAIT_S = 2.0
 """Less is no chance for a controller that is merely busy."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class JobStart:
-    """One start of one job.
-
-    Attributes:
-        executor: "slurm" or "local".
-        job_id: as the executor names it.
-        restart_count: requeues before this start.
-    """
-
-    executor: str
-    job_id: str
-    restart_count: int
-
-    def is_of(self, attempt: Attempt) -> bool:
-        """Whether ``attempt`` ran in this start."""
-        return self.is_of_job(attempt) and attempt.restart_count == self.restart_count
-
-    def is_of_job(self, attempt: Attempt) -> bool:
-        """Whether ``attempt`` ran in this job, in whichever start."""
-        return (attempt.job_id or str(attempt.supervisor.get("job_id", ""))) == self.job_id
 
 
 def find_decision(

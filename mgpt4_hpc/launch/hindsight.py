@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.decision import LOST_NODE_STATES, Cause
-from mgpt4_hpc.launch.ending import JobStart
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.slurm import run_slurm
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt

@@ -22,16 +22,14 @@ import socket
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.decision import Action, Cause, Decision
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.run_facts import read_facts
 from mgpt4_hpc.run_dir import RunDir
-
-if TYPE_CHECKING:
-    from mgpt4_hpc.launch.ending import JobStart
 
 FINISHED = "finished"
 FAILED = "failed"

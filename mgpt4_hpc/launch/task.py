@@ -18,8 +18,9 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptEr
 from mgpt4_hpc.launch.cancel_mark import cancel_requested
 from mgpt4_hpc.launch.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
-from mgpt4_hpc.launch.ending import EXIT_RESTART, JobStart, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.ending import EXIT_RESTART, carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.hooks import FINISHED, tell
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.place import Place, find_place
 from mgpt4_hpc.parent import die_with
 from mgpt4_hpc.run_dir import RunDir

@@ -11,8 +11,8 @@ from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch import supervise
 from mgpt4_hpc.launch.bad_node import settle_bad_node
 from mgpt4_hpc.launch.decision import Action
-from mgpt4_hpc.launch.ending import JobStart
 from mgpt4_hpc.launch.exclusion import exclude_nodes
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers

@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.errors import SlurmUnreachable
 from mgpt4_hpc.launch import ending
 from mgpt4_hpc.launch.deadline import DeadlineStop, find_deadline, patience_until
-from mgpt4_hpc.launch.ending import JobStart
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.slurm import JobFacts
 from mgpt4_hpc.train.stop import SignalStop, StopRequest
 

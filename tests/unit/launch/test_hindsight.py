@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmUnreachable
-from mgpt4_hpc.launch.ending import JobStart
 from mgpt4_hpc.launch.hindsight import explain_last_end
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_supervisor_note, read_ledgers

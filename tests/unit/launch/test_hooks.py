@@ -11,8 +11,9 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.launch import hooks
 from mgpt4_hpc.launch.decision import Action, Cause, Decision
-from mgpt4_hpc.launch.ending import JobStart, carry_out
+from mgpt4_hpc.launch.ending import carry_out
 from mgpt4_hpc.launch.hooks import event_of, tell
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.supervise import settle
 from mgpt4_hpc.run_dir import RunDir
 from tests.unit.launch.fakes import FakeScontrol

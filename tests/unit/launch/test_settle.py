@@ -14,7 +14,8 @@ from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.launch import supervise
 from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
-from mgpt4_hpc.launch.ending import JobStart, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.ending import carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.supervise import settle, settle_local
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind

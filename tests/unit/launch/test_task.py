@@ -13,7 +13,8 @@ from mgpt4_hpc import errors
 from mgpt4_hpc.launch import task
 from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.launch.decision import Action, Cause, PastAttempt
-from mgpt4_hpc.launch.ending import JobStart, find_decision
+from mgpt4_hpc.launch.ending import find_decision
+from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.launch.task import StageTask, run_rank
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.kinds import Kind
