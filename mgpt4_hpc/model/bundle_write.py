@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,31 @@ def write_bundle(
     say("reading the vision side")
     parts, reports, arch = _import_all(sources)
     load_tokenizer(sources.llm)
+    save_parts(out, parts, arch, sources.llm, llm, reports, say=say)
+    return open_bundle(out)
+
+
+def save_parts(
+    out: Path,
+    parts: Mapping[str, State],
+    arch: Architecture,
+    llm_folder: Path,
+    llm: LlmMode,
+    reports: Sequence[KeyReport] = (),
+    *,
+    say: Say = lambda _line: None,
+) -> None:
+    """Write tensors under our own names as a bundle.
+
+    Args:
+        out: the new folder.
+        parts: tensors by file and name.
+        arch: all sizes.
+        llm_folder: the language model, with its tokenizer.
+        llm: what is done with that folder, as in ``write_bundle``.
+        reports: where the tensors came from.
+        say: called with a line before each slow step.
+    """
     with _appearing(out) as folder:
         files, tensors = {}, {}
         for name, state in parts.items():
@@ -87,11 +112,10 @@ def write_bundle(
             header = read_header(folder / name)
             tensors[name] = {key: [info.dtype, *info.shape] for key, info in header.items()}
         say("hashing the language model")
-        record = _take_llm(sources.llm, folder, llm)
+        record = _take_llm(llm_folder, folder, llm)
         manifest = Manifest(arch, files, tensors, record, [_source(report) for report in reports])
         manifest.write(folder / BUNDLE_FILE)
         _sync(folder / BUNDLE_FILE)
-    return open_bundle(out)
 
 
 def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Architecture]:
