@@ -6,6 +6,7 @@ and does what the world would do, through Slurm, the kernel or the file system.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -157,13 +158,17 @@ def time_limit_reached(victim: Victim) -> None:
     pid = pid_of_rank(victim.run, 0)
 
     def near_its_end() -> bool:
-        os.kill(pid, signal.SIGSTOP)
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return True  # the warning came early, and it has stopped already
         return _run_time_s(victim) >= TIME_LIMIT_S * 0.6
 
     try:
         victim.cluster.wait_until(near_its_end, TIME_LIMIT_S, "the time limit is near")
     finally:
-        os.kill(pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 def cancelled(victim: Victim) -> None:

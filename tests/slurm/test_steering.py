@@ -78,7 +78,8 @@ def test_cancel_with_a_save_resume_on_fewer_gpus_and_be_preempted(
         follower.kill()
     assert follower.returncode == 0
     assert "one: finished" in said
-    assert re.findall(r"=== one: attempt (\d), rank 0 of (\d)", followed) == [("2", "1"), ("3", "1")]
+    marks = re.findall(r"=== one: attempt (\d), rank 0 of (\d)", followed)
+    assert marks == [("2", "1"), ("3", "1")]
 
     told = json.loads(mgpt4(cluster, runs, "history", "one", "--json").stdout)
     assert [a["cause"] for a in told["attempts"]] == ["cancelled", "preempted", "finished"]
