@@ -102,7 +102,7 @@ def test_stage_2_from_what_is_not_there(mgpt4: Mgpt4, stage2: Path) -> None:
 
 
 def test_after_an_unknown_run(mgpt4: Mgpt4, stage2: Path) -> None:
-    refused(mgpt4, 6, "--config", stage2, "--after", "other")
+    assert "other" in refused(mgpt4, 6, "--config", stage2, "--after", "other")
 
 
 def test_weights_that_are_not_there(mgpt4: Mgpt4, stage1: Path) -> None:

@@ -109,8 +109,10 @@ def test_a_misspelled_tag_is_refused(tmp_path):
 def test_after_close_nothing_happens(tmp_path):
     writer = open_writer(tmp_path)
     writer.close()
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
     writer.close()
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
 def test_the_null_writer_has_the_same_methods():
