@@ -10,6 +10,7 @@ command that it ends::
     ├── SlurmUnreachable       5   Slurm does not answer
     ├── NoSuchRun              6   no run of that name or path
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
+    │   ├── RunAlive           7   a job of the run waits or runs
     │   └── Overtaken          7   a newer attempt owns the run: not failed, and not ours any more
     ├── DataError              1   a shard, index or sample
     │   └── WorkerDied         1   a process that reads data is gone, perhaps only this once
@@ -123,6 +124,10 @@ class RunLocked(MgptError):
     """Another attempt owns the run, or its inputs changed since it started."""
 
     exit_code = 7
+
+
+class RunAlive(RunLocked):
+    """A job of the run waits or runs, so that a second one would only be fenced off."""
 
 
 class Overtaken(RunLocked):

@@ -1,19 +1,23 @@
-"""``mgpt4 resume``: submit an unfinished run again."""
+"""``mgpt4 resume``: submit unfinished runs again."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import DurationMin, absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.words import printable
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.launch.resume import Resumption
 
 
 @click.command("resume", short_help="Submit an unfinished run again.")
-@click.argument("name", metavar="RUN", shell_complete=complete_runs)
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
 @click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
@@ -43,7 +47,7 @@ from mgpt4_hpc.run_dir import find_run
 @runs_dir_option
 @json_option
 def resume_command(
-    name: str,
+    names: tuple[str, ...],
     assignments: tuple[str, ...],
     executor: str | None,
     accept_drift: bool,
@@ -52,41 +56,66 @@ def resume_command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Submit an unfinished run again; it goes on from its last checkpoint.
+    """Submit unfinished runs again; each goes on from its last checkpoint.
 
     Any number of GPUs will do: the samples and their order stay the same. Settings that decide the
-    result cannot change.
+    result cannot change. A sweep's name stands for those of its runs that neither are finished nor
+    at work; each becomes a job of its own.
 
     \b
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
+    mgpt4 resume my-sweep --set launch.max_crashes=9
     """
     from mgpt4_hpc.config.load import parse_assignments
     from mgpt4_hpc.launch.resume import resume_run
+    from mgpt4_hpc.launch.resume_many import resume_many
+    from mgpt4_hpc.launch.sweep_dir import find_runs, is_sweep
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
-    run = find_run(name, absolute(runs_dir))
+    folder = absolute(runs_dir)
     overrides = parse_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
-    done = resume_run(run, overrides, executor, say=say, accept=accept_drift)
-    job = done.submitted
-    if as_json:
-        echo_json(
-            {
-                "run": run.name,
-                "run_dir": str(run.path),
-                "finished": done.finished,
-                "job_id": job.job_id if job else None,
-                "executor": job.executor if job else None,
-                "changes": {key: {"old": a, "new": b} for key, (a, b) in done.changes.items()},
-            }
-        )
-    elif job is None:
-        click.echo(f"{run.name} is finished already: nothing to resume")
+    runs = find_runs(names, folder)
+    errors: list[MgptError] = []
+    if len(names) == 1 and not is_sweep(names[0], folder):
+        done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
+        told: Any = _as_json(done[0])
     else:
-        click.echo(f"{run.name}  {job.executor} job {job.job_id}  {run.path}")
-    if wait and job is not None:
+        done, errors = resume_many(runs, overrides, executor, say=_say, accept=accept_drift)
+        told = [_as_json(one) for one in done]
+    if as_json:
+        echo_json(told)
+    else:
+        for one in done:
+            click.echo(_as_text(one))
+    for another in errors[1:]:
+        click.echo(printable(f"error: {another}"), err=True)
+    if errors:
+        raise errors[0]
+    submitted = [one.run for one in done if one.submitted is not None]
+    if wait and submitted:
         from mgpt4_hpc.launch.watch import wait_for_runs
 
-        wait_for_runs([run], say=say)
+        wait_for_runs(submitted, say=_say)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _as_text(one: Resumption) -> str:
+    job = one.submitted
+    if job is None:
+        return f"{one.run.name} is finished already: nothing to resume"
+    return f"{one.run.name}  {job.executor} job {job.job_id}  {one.run.path}"
+
+
+def _as_json(one: Resumption) -> dict[str, Any]:
+    job = one.submitted
+    return {
+        "run": one.run.name,
+        "run_dir": str(one.run.path),
+        "finished": one.finished,
+        "job_id": job.job_id if job else None,
+        "executor": job.executor if job else None,
+        "changes": {key: {"old": a, "new": b} for key, (a, b) in one.changes.items()},
+    }

@@ -12,7 +12,7 @@ from typing import Any
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, config_digest, merge
 from mgpt4_hpc.config.stored import read_config, rewrite_config
-from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunLocked
+from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunAlive
 from mgpt4_hpc.launch.cancel_mark import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.dependents import repoint
 from mgpt4_hpc.launch.overview import RunOverview, look_at
@@ -70,7 +70,8 @@ def resume_run(
 
     Raises:
         UnsafeRun: if others can write its folder.
-        RunLocked: if a job of it is alive, or somebody else submits it right now.
+        RunAlive: if a job of it waits or runs.
+        RunLocked: if somebody else submits it right now.
         RunLocked: if this environment's library versions are not the run's, unless accepted.
         ConfigError: if a setting may not change, or not so.
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
@@ -147,7 +148,7 @@ def _assert_free(run: RunDir) -> RunOverview:
     if seen.unreachable is not None:
         raise seen.unreachable
     if row.state.is_live:
-        raise RunLocked(
+        raise RunAlive(
             f"{run.name} is alive: {row.text} (job {row.job_id})",
             why="two jobs on one run would fence each other off",
             fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save",

@@ -130,10 +130,17 @@ def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
     """
     found: list[RunDir] = []
     for name in names:
-        sweep = SweepDir.of(name, runs_dir)
-        is_sweep = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name) and sweep.file.is_file()
-        found += sweep.runs() if is_sweep else [find_run(name, runs_dir)]
+        if is_sweep(name, runs_dir):
+            found += SweepDir.of(name, runs_dir).runs()
+        else:
+            found.append(find_run(name, runs_dir))
     return list(dict.fromkeys(found))
+
+
+def is_sweep(name: str, runs_dir: Path) -> bool:
+    """Whether that is a sweep's name; a run's path never is."""
+    looks_like_one = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)
+    return bool(looks_like_one) and SweepDir.of(name, runs_dir).file.is_file()
 
 
 def note_jobs(sweep: SweepDir, runs: Sequence[RunDir], job_id: str) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4
 from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.shown import assert_schema, assert_understood, contracts, shown_commands
@@ -57,7 +59,8 @@ def test_every_command_line_shown_is_understood(words: list[str]) -> None:
 def place(world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in which the examples of the pages find what they name."""
     runs = tmp_path / "runs"
-    for name in ("stage1-vicuna7b", "stage2-vicuna7b", "first-try", "second-try"):
+    swept = [f"my-sweep-seed{seed}" for seed in (1, 2)]
+    for name in ("stage1-vicuna7b", "stage2-vicuna7b", "first-try", "second-try", *swept):
         run = make_run(runs, name)
         submitted(run)
         attempt(run, 1, first=1, last=50, cause="preempted")
@@ -65,6 +68,8 @@ def place(world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         log = "=== one: attempt 1 on 2 rank(s) ===\n=== one: attempt 2 on 2 rank(s) ===\n"
         for rank in range(4):
             (run.slurm / f"17_{rank}_log.out").write_text(log)
+    sweep = SweepDir.of("my-sweep", runs)
+    create_sweep(sweep, [RunDir(runs / name) for name in swept], [{}, {}], "slurm")
     (tmp_path / "reports").mkdir()
     monkeypatch.setenv("MGPT4_WEIGHTS", str(world.weights))
     return tmp_path
@@ -88,8 +93,7 @@ def test_examples_work_as_they_are_shown(
     for words in shown_commands(shown):
         if any(word in ENDLESS for word in words) or "/data/vicuna7b-bundle" in words:
             continue
-        known = [word for word in words if word != "my-sweep"]
-        ended = mgpt4(*known, *(["--yes"] if words[0] == "rm" and "--yes" not in words else []))
+        ended = mgpt4(*words, *(["--yes"] if words[0] == "rm" and "--yes" not in words else []))
         assert ended.code == 0, (words, ended.err)
 
 

@@ -116,7 +116,8 @@ def test_each_task_is_preempted_told_of_cancelled_and_resumed_by_itself(
     assert events[0]["step"] == first.last_step and events[1]["step"] == steps
 
     # What was one of an array goes on alone, as a job of its own.
-    mgpt4(cluster, runs, "resume", two.name)
+    resumed = json.loads(mgpt4(cluster, runs, "resume", "pair", "--json").stdout)
+    assert [(r["run"], r["finished"]) for r in resumed] == [(one.name, True), (two.name, False)]
     assert "_" not in read_json(two / "slurm" / "job.json")["job_id"]
     cluster.wait_until(lambda: not cluster.squeue(), 120, "the cancelled one was resumed")
     assert states(cluster, runs, "pair") == ["finished", "finished"]

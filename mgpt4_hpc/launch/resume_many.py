@@ -1,0 +1,53 @@
+"""Going on with several runs at once: a sweep of which some were lost, or a handful of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mgpt4_hpc.errors import MgptError, RunAlive
+from mgpt4_hpc.launch.resume import Resumption, resume_run
+from mgpt4_hpc.launch.watch import wait_for_runs
+from mgpt4_hpc.run_dir import RunDir
+
+
+def resume_many(
+    runs: Sequence[RunDir],
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    *,
+    say: Callable[[str], None],
+    accept: bool = False,
+) -> tuple[list[Resumption], list[MgptError]]:
+    """Submit each unfinished run again, whatever becomes of the others.
+
+    Runs that wait or run already are left alone. On this machine, which cannot tell its GPUs apart
+    for them, each run begins when the one before has ended.
+
+    Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given.
+
+    Returns:
+        What became of those that could be resumed, and why the others could not.
+    """
+    done: list[Resumption] = []
+    errors: list[MgptError] = []
+    here: RunDir | None = None
+    for run in runs:
+        try:
+            if here is not None:
+                wait_for_runs([here], say=say)
+        except MgptError as error:
+            errors.append(error)
+        here = None
+        try:
+            one = resume_run(run, overrides, executor, say=say, accept=accept)
+        except RunAlive as error:
+            say(f"left alone: {error.what}")
+            continue
+        except MgptError as error:
+            errors.append(error)
+            continue
+        done.append(one)
+        if one.submitted is not None and one.submitted.executor == "local":
+            here = run
+    return done, errors
