@@ -26,22 +26,21 @@ def next_tokens(model: MiniGPT4, context: Context, pick: Picker) -> Iterator[lis
     # Padding on the left must not shift the positions that the text is seen at.
     positions_BT = (attention_BT.long().cumsum(1) - 1).clamp_(min=0)
     taken_BT = torch.zeros(len(attention_BT), 0, dtype=torch.long, device=attention_BT.device)
-    cache = None
     while True:
         with autocast(model.device, model.dtype):
             output = model.language_model(
                 **inputs,
                 attention_mask=attention_BT,
                 position_ids=positions_BT,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
         next_B = pick(output.logits[:, -1].float(), taken_BT)
         yield next_B.tolist()
-        cache = output.past_key_values
+        # By the name that the model has for it, which transformers changed in 5.24.
+        cache = next(name for name in ("cache", "past_key_values") if name in output)
         taken_BT = torch.cat([taken_BT, next_B.unsqueeze(1)], dim=1)
-        inputs = {"input_ids": next_B.unsqueeze(1)}
+        inputs = {"input_ids": next_B.unsqueeze(1), cache: output[cache]}
         attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(next_B), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
 
