@@ -173,7 +173,7 @@ def test_a_mark_for_an_older_job_says_nothing(run: RunDir) -> None:
 def test_lost_says_when_it_was_last_seen(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20)
     facts = read_facts(run)
-    status = describe(facts, UNKNOWN_JOB, NOW + 3 * 3600)
+    status = describe(facts, UNKNOWN_JOB, time.time() + 3 * 3600)
     assert status.state == "lost"
     assert "Slurm does not know job 17, last sign of life 3.0 h ago" in status.text
 
