@@ -17,7 +17,7 @@ from typing import Literal
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.blip2_folder import Blip2Folder, open_blip2_folder
-from mgpt4_hpc.model.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle import ARCHITECTURE_FILE, Bundle, open_bundle
 from mgpt4_hpc.model.detect import detect_architecture
 from mgpt4_hpc.model.fingerprint import full_hash
 from mgpt4_hpc.model.headers import read_header
@@ -124,7 +124,7 @@ def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Ar
     vit = _open(sources.vit)
     same = sources.qformer == sources.vit
     qformer = vit if same else _open(sources.qformer) if sources.qformer else None
-    arch = sources.architecture or _architecture(vit, qformer)
+    arch = sources.architecture or _beside(sources.vit) or _architecture(vit, qformer)
     arch = arch.with_llm_dim(llm_width(llm_config, sources.llm))
     if arch.qformer and qformer is None:
         raise WeightsError("the architecture has a Q-Former, but no file for it was given")
@@ -152,6 +152,12 @@ def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Ar
 
 def _open(path: Path) -> State | Blip2Folder:
     return open_blip2_folder(path) if path.is_dir() else read_tensors(path)
+
+
+def _beside(vit: Path) -> Architecture | None:
+    """Sizes in an architecture.json beside the file, for models whose shapes do not tell them."""
+    file = vit.parent / ARCHITECTURE_FILE
+    return Architecture.from_file(file) if vit.is_file() and file.is_file() else None
 
 
 def _architecture(vit: State | Blip2Folder, qformer: State | Blip2Folder | None) -> Architecture:

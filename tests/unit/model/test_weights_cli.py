@@ -52,6 +52,20 @@ def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_sizes_that_shapes_do_not_tell_are_read_beside_the_weights(vicuna, tmp_path: Path) -> None:
+    for name in ("eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"):
+        shutil.copy(vicuna.path / name, tmp_path)
+    words = ("import", "--vit", tmp_path / "eva_vit_g.pth", "--llm", vicuna.path / "llm",
+             "--qformer", tmp_path / "blip2_pretrained_flant5xxl.pth", "--out", tmp_path / "b",
+             "--json")  # fmt: skip
+    with pytest.raises(WeightsError, match=r"write an architecture\.json beside the weights"):
+        call(*words)
+    sizes = vicuna.architecture.to_dict()
+    (tmp_path / "architecture.json").write_text(json.dumps(sizes))
+    told = json.loads(call(*words).stdout)
+    assert told["architecture"]["vision_heads"] == sizes["vision_heads"]
+
+
 def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
