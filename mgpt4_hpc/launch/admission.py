@@ -7,13 +7,17 @@ Slurm, and that is said.
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
 from mgpt4_hpc.errors import MgptError, SlurmRejected
-from mgpt4_hpc.launch.associations import Association, ask_sacctmgr, read_associations
+from mgpt4_hpc.launch.associations import (
+    Association,
+    ask_sacctmgr,
+    read_associations,
+    slurm_user,
+)
 from mgpt4_hpc.launch.gpu_memory import memory_findings
 from mgpt4_hpc.launch.site_facts import Node, Partition, SlurmSite, read_slurm_site
 from mgpt4_hpc.launch.slurm import parse_duration_s
@@ -204,7 +208,7 @@ def _account_findings(cluster: Cluster, launch: LaunchConfig) -> tuple[list[str]
     told: list[str] = []
     accounts = {one.account for one in mine}
     if cluster.enforces("associations") and not accounts:
-        return [f"user {getpass.getuser()} belongs to no account here: ask the support"], []
+        return [f"user {slurm_user()} belongs to no account here: ask the support"], []
     # Slurm keeps the names of accounts in small letters.
     account = launch.account.lower() if launch.account else None
     if account is not None and account not in accounts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import getpass
+import os
+import pwd
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,13 +26,21 @@ class Association:
     qos: frozenset[str] = frozenset()
 
 
+def slurm_user() -> str:
+    """Who submits, as Slurm sees it: whose process it is, whatever su has left in $USER."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container that does not know its user
+        return getpass.getuser()
+
+
 def read_associations() -> tuple[Association, ...]:
     """Those of this user.
 
     Raises:
         SlurmUnreachable, SlurmRejected: the accounting does not answer.
     """
-    user = f"user={getpass.getuser()}"
+    user = f"user={slurm_user()}"
     return parse_associations(ask_sacctmgr("associations", user, "format=account,partition,qos"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import grp
 import os
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from mgpt4_hpc.config.schema import LaunchConfig, TrainConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError
-from mgpt4_hpc.launch.associations import Association, read_associations
+from mgpt4_hpc.launch.associations import Association, read_associations, slurm_user
 from mgpt4_hpc.launch.decision import SIGNAL_EARLY_S
 from mgpt4_hpc.launch.finding import Finding, Findings
 from mgpt4_hpc.launch.site_facts import Partition, SlurmSite
@@ -154,7 +153,7 @@ def ask_associations(site: SlurmSite) -> tuple[Sequence[Association], list[Findi
         found.ok(f"accounting is on; you may charge: {names}")
     elif enforced:
         found.fault(
-            f"user {getpass.getuser()} belongs to no account, and Slurm insists on one",
+            f"user {slurm_user()} belongs to no account, and Slurm insists on one",
             "ask the support for an account, then set launch.account",
         )
     else:

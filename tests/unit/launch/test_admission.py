@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
+import os
+import pwd
 from typing import Any
 
 import pytest
@@ -140,6 +141,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> li
 
 
 def test_accounts_and_limits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER"):
+        monkeypatch.setenv(name, "somebody-else")  # as su leaves it; Slurm goes by the process
     asked = answering(
         monkeypatch,
         associations="mine||normal,short\nlab|lab|long\n",
@@ -151,7 +154,8 @@ def test_accounts_and_limits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
         Association("lab", "lab", frozenset({"long"})),
     )
     assert seen.qos_limits_s == {"normal": None, "short": 3600.0}
-    assert f"user={getpass.getuser()}" in next(c for c in asked if "associations" in c)
+    name = pwd.getpwuid(os.getuid()).pw_name
+    assert f"user={name}" in next(c for c in asked if "associations" in c)
 
 
 def test_without_accounting_nobody_asks_for_accounts(monkeypatch: pytest.MonkeyPatch) -> None:
