@@ -13,10 +13,12 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.parent import die_with
 from mgpt4_hpc.run_dir import RunDir
 
 FIRST_PORT = 6006
@@ -72,6 +74,8 @@ class TensorBoard:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
+                # Left behind by a kill -9, it would go on showing the curves, and hold the port.
+                preexec_fn=partial(die_with, os.getpid()),
                 # It notes itself in $TMPDIR/.tensorboard-info, which on a shared machine belongs to
                 # whoever came first.
                 env={**os.environ, "TMPDIR": str(self._folder)},

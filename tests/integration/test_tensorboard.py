@@ -154,6 +154,16 @@ def test_other_ends_are_clean_too(server: Server, tmp_path: Path, number: signal
     assert list(other.tmp.iterdir()) == []
 
 
+def test_killed_it_leaves_no_server(server: Server, tmp_path: Path) -> None:
+    other = Server(server.tmp.parent / "runs", tmp_path / "tmp")
+    children = Path(f"/proc/{other.process.pid}/task/{other.process.pid}/children").read_text()
+    (child,) = children.split()
+    assert other.end(signal.SIGKILL) == -signal.SIGKILL
+    status = Path(f"/proc/{child}/status")
+    # Nobody may be there to reap it.
+    wait_until(lambda: not status.exists() or "zombie" in status.read_text(), 30, "it has ended")
+
+
 def test_nohup_is_respected(server: Server, tmp_path: Path) -> None:
     other = Server(server.tmp.parent / "runs", tmp_path / "tmp", "nohup")
     status = Path(f"/proc/{other.process.pid}/status").read_text()
