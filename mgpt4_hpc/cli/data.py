@@ -69,7 +69,7 @@ def index_command(
     changed shards are read again. A file that is no index is never written over.
 
     \b
-    mgpt4 data index 'laion/{00000..10488}.tar' --out laion.index --workers 8
+    mgpt4 data index 'cc_sbu/{00000..01255}.tar' --out cc_sbu.index --workers 8
     mgpt4 data index /data/laion --out laion.index --verify --slurm --parts 64
 
     With --slurm each task indexes a part of the shards into OUT.parts/, and the parts are put
@@ -177,7 +177,7 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     they are scanned now, without writing an index.
 
     \b
-    mgpt4 data check laion.index
+    mgpt4 data check cc_sbu.index
     mgpt4 data check laion --decode
     """
     if names_an_index(what):

@@ -58,7 +58,7 @@ def stats_command(
     limit (32 and 160) cuts. Duplicates are equal bytes among the samples read.
 
     \b
-    mgpt4 data stats laion.index --contact-sheet laion.png
+    mgpt4 data stats cc_sbu.index --contact-sheet cc_sbu.png
     mgpt4 data stats cc_sbu_align_shards --tokenizer vicuna-7b --limit 0
     """
     from mgpt4_hpc.cli.progress import progress

@@ -40,7 +40,7 @@ def demo_command(folder: Path, as_json: bool) -> None:
     README.
 
     \b
-    mgpt4 demo --dir demo
+    mgpt4 demo --dir demo --json > demo.json
     """
     from mgpt4_hpc.launch.demo import run_demo
 

@@ -122,9 +122,9 @@ def submit_command(
     """Submit a stage, or both, to Slurm or to this machine.
 
     \b
-    mgpt4 submit --stage 2 --gpus 1
     mgpt4 submit --stage both --gpus 4 --nodes 2 --partition a100-preempt
-    mgpt4 submit --stage 1 --sweep lr=1e-4,9e-5 --sweep seed=1,2 --max-parallel 2
+    mgpt4 submit --stage 2 --gpus 1 --after stage1-vicuna7b
+    mgpt4 submit --stage 1 --name my-sweep --sweep lr=1e-4,9e-5 --sweep seed=1,2 --max-parallel 2
     """
     from mgpt4_hpc.launch import orders
     from mgpt4_hpc.launch.dispatch import carry_out

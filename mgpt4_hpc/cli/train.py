@@ -24,7 +24,7 @@ def train_command(
     For several GPUs start it by torchrun:
 
     \b
-    mgpt4 train --cfg-path stage2-vicuna7b --set model.weights=DIR
+    mgpt4 train --cfg-path stage2-vicuna7b --set model.weights=/data/vicuna7b-bundle
     torchrun --nproc-per-node 4 -m mgpt4_hpc.train --cfg-path stage1-vicuna7b
     """
     # Imported here: it needs torch, which `mgpt4 --help` must not wait for.

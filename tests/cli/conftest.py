@@ -1,3 +1,4 @@
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ def mgpt4(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
     def run(*arguments: object) -> Ended:
         capfd.readouterr()
+        # Its handler holds the stderr of the test that imported it; without one logging takes ours.
+        logging.getLogger("transformers").handlers.clear()
         code = 0
         try:
             main.main([str(argument) for argument in arguments])

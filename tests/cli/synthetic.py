@@ -1,12 +1,16 @@
 """Run folders as training leaves them, made in milliseconds."""
 
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mgpt4_hpc.config.load import merge
 from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import RunDir, write_json
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.kinds import Kind
@@ -105,3 +109,46 @@ def attempt(
         ledger.event(Kind.REQUEUE, accepted=requeue)
     ledger.close()
     Heartbeat(run.heartbeat, number).beat(last, force=True)
+
+
+def place_with_runs(folder: Path) -> Path:
+    """``folder`` with the runs that the examples of the pages name, each over."""
+    swept = [f"my-sweep-seed{seed}" for seed in (1, 2)]
+    for name in ("stage1-vicuna7b", "stage2-vicuna7b", "first-try", "second-try", *swept):
+        run = make_run(folder / "runs", name)
+        submitted(run)
+        attempt(run, 1, first=1, last=50, cause="preempted")
+        attempt(run, 2, first=41, last=100, restart_count=1, cause="finished")
+        log = "=== one: attempt 1 on 2 rank(s) ===\n=== one: attempt 2 on 2 rank(s) ===\n"
+        for rank in range(4):
+            (run.slurm / f"17_{rank}_log.out").write_text(log)
+    sweep = SweepDir.of("my-sweep", folder / "runs")
+    create_sweep(sweep, [RunDir(folder / "runs" / name) for name in swept], [{}, {}], "slurm")
+    (folder / "reports").mkdir()
+    return folder
+
+
+_ORIGINAL = {
+    "model": {"arch": "minigpt4", "model_type": "pretrain_vicuna0"},
+    "datasets": {
+        "laion": {"batch_size": 64, "sample_ratio": 115},
+        "cc_sbu": {"batch_size": 64, "sample_ratio": 14},
+    },
+    "run": {"init_lr": "1e-4", "min_lr": "8e-5", "warmup_lr": "1e-6", "weight_decay": 0.05,
+            "max_epoch": 4, "iters_per_epoch": 5000, "warmup_steps": 5000, "seed": 42},
+}  # fmt: skip
+
+
+def write_original(folder: Path) -> Path:
+    """A configuration of the original's, where its repository has it."""
+    path = folder / "train_configs" / "minigpt4_stage1_pretrain.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(_ORIGINAL))
+    return path
+
+
+def write_pairs(path: Path) -> Path:
+    """A list of addresses and captions, as BLIP's authors publish theirs."""
+    pairs = [{"url": f"http://a.org/{n}", "caption": "a dog"} for n in range(20)]
+    path.write_text(json.dumps(pairs))
+    return path

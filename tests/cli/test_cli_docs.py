@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
-from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4
-from tests.cli.synthetic import attempt, make_run, submitted
+from tests.cli.synthetic import place_with_runs, write_original, write_pairs
+from tests.support.examples import EXECUTED, LINES
 from tests.support.shown import assert_schema, assert_understood, contracts, shown_commands
 from tests.support.tiny_world import TinyWorld
 
@@ -55,46 +55,13 @@ def test_every_command_line_shown_is_understood(words: list[str]) -> None:
     assert_understood(words)
 
 
-@pytest.fixture
-def place(world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in which the examples of the pages find what they name."""
-    runs = tmp_path / "runs"
-    swept = [f"my-sweep-seed{seed}" for seed in (1, 2)]
-    for name in ("stage1-vicuna7b", "stage2-vicuna7b", "first-try", "second-try", *swept):
-        run = make_run(runs, name)
-        submitted(run)
-        attempt(run, 1, first=1, last=50, cause="preempted")
-        attempt(run, 2, first=41, last=100, restart_count=1, cause="finished")
-        log = "=== one: attempt 1 on 2 rank(s) ===\n=== one: attempt 2 on 2 rank(s) ===\n"
-        for rank in range(4):
-            (run.slurm / f"17_{rank}_log.out").write_text(log)
-    sweep = SweepDir.of("my-sweep", runs)
-    create_sweep(sweep, [RunDir(runs / name) for name in swept], [{}, {}], "slurm")
-    (tmp_path / "reports").mkdir()
-    monkeypatch.setenv("MGPT4_WEIGHTS", str(world.weights))
-    return tmp_path
-
-
-HERE = [
-    *("status", "history", "usage", "logs", "cancel", "resume", "ls", "rm", "report", "version"),
-    *("config keys", "config presets", "config sites", "config show", "config explain"),
-    *("weights check", "completion"),
-]
-"""Commands whose examples run here as they are shown; the others need a cluster, a GPU's time, a
-network or people's own files, and have tests of their own."""
-ENDLESS = ("--watch",)
-
-
-@pytest.mark.parametrize("name", HERE)
-def test_examples_work_as_they_are_shown(
-    name: str, mgpt4: Mgpt4, slurm: FakeSlurm, place: Path
-) -> None:
-    shown = "```\n" + "\n".join(make_cli_docs.examples(COMMANDS[name])) + "\n```\n"
-    for words in shown_commands(shown):
-        if any(word in ENDLESS for word in words) or "/data/vicuna7b-bundle" in words:
-            continue
-        ended = mgpt4(*words, *(["--yes"] if words[0] == "rm" and "--yes" not in words else []))
-        assert ended.code == 0, (words, ended.err)
+def test_every_example_is_run_by_a_test() -> None:
+    # Each of these says on import which lines it runs, and fails if it then does not.
+    for module in ("cli", "integration", "slurm"):
+        import_module(f"tests.{module}.test_examples")
+    import_module("tests.integration.test_demo")
+    assert LINES.keys() - EXECUTED.keys() == set()
+    assert {LINES[line] for line in EXECUTED} == COMMANDS.keys()
 
 
 JSON = [
@@ -117,15 +84,71 @@ JSON = [
     ["weights", "check", "toy:weights"],
     ["report", "first-try"],
     ["version"],
+    ["config", "import", "ORIGINAL"],
+    ["data", "convert", "PAIRS", "--out", "list"],
+    ["data", "encode", "TINY", "--out", "features"],
+    [
+        "weights",
+        "import",
+        "--vit",
+        "VIT",
+        "--qformer",
+        "QFORMER",
+        "--llm",
+        "LLM",
+        "--out",
+        "bundle",
+    ],
 ]
+ELSEWHERE = {
+    "demo": "tests/integration/conftest.py",
+    "submit": "tests/slurm/jobs.py, tests/integration/test_local_sweep.py",
+    "drill": "tests/slurm/test_site_check.py",
+    "tensorboard": "tests/integration/test_tensorboard.py",
+    "data download": "tests/integration/data/test_download.py",
+    "doctor": "tests/cli/test_doctor.py",
+    "eval": "tests/cli/test_eval.py",
+    "compare": "tests/cli/test_eval.py",
+}
+"""Commands whose JSON takes more than a moment to make, and where it is held to the page."""
+
+
+@pytest.fixture
+def place(world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MGPT4_WEIGHTS", str(world.weights))
+    return place_with_runs(tmp_path)
+
+
+def command_of(words: list[str]) -> str:
+    name = " ".join(words[:2])
+    return name if name in contracts() else words[0]
+
+
+def test_all_json_is_held_to_the_page() -> None:
+    here = {command_of(words) for words in JSON}
+    has_json = {name for name, contract in contracts().items() if "json" in contract}
+    assert here | ELSEWHERE.keys() == has_json
+    for name, files in ELSEWHERE.items():
+        for file in files.split(", "):
+            assert f'assert_schema("{name}", ' in (ROOT / file).read_text(), (name, file)
+    # An object of nothing but further keys would be any object.
+    assert all(contracts()[name]["fields"].keys() - {"..."} for name in has_json)
 
 
 @pytest.mark.parametrize("words", JSON, ids=lambda words: " ".join(words[:2]))
 def test_json_has_the_fields_that_the_page_promises(
     words: list[str], mgpt4: Mgpt4, slurm: FakeSlurm, place: Path, world: TinyWorld
 ) -> None:
-    known = {"SHARDS": str(world.shards("laion")), "ALIGN": str(world.align)}
+    known = {
+        "SHARDS": str(world.shards("laion")),
+        "ALIGN": str(world.align),
+        "ORIGINAL": str(write_original(place)),
+        "PAIRS": str(write_pairs(place / "pairs.json")),
+        "TINY": str(world.write_config(place / "tiny.yaml")),
+        "VIT": str(world.weights / "eva_vit_g.pth"),
+        "QFORMER": str(world.weights / "blip2_pretrained_flant5xxl.pth"),
+        "LLM": str(world.weights / "llm"),
+    }
     ended = mgpt4(*(known.get(word, word) for word in words), "--json")
     assert ended.code == 0, ended.err
-    name = " ".join(words[:2]) if " ".join(words[:2]) in contracts() else words[0]
-    assert_schema(name, ended.json)
+    assert_schema(command_of(words), ended.json)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.runs import ENVIRONMENT
+from tests.support.examples import Shell
 from tests.support.shown import assert_schema
+
+DEMO = "mgpt4 demo --dir demo --json > demo.json"
 
 
 @dataclass(frozen=True)
@@ -31,21 +31,12 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """``mgpt4 demo`` as a user runs it."""
-    folder = tmp_path_factory.mktemp("demo") / "demo"
-    done = subprocess.run(
-        [sys.executable, "-m", "mgpt4_hpc.cli.main", "demo", "--dir", str(folder), "--json"],
-        env=ENVIRONMENT,
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    told = json.loads(done.stdout)
+    """``mgpt4 demo`` as docs/cli.md shows it."""
+    shell = Shell(tmp_path_factory.mktemp("demo"), {})
+    shell.run(DEMO, timeout_s=500)
+    told = json.loads((shell.folder / "demo.json").read_text())
     assert_schema("demo", told)
-    return Demo(folder, told)
+    return Demo(shell.folder / "demo", told)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from tests.integration.conftest import Demo
+from tests.integration.conftest import DEMO, Demo
+from tests.support.examples import executes
 from tests.support.runs import ENVIRONMENT, REPO, assert_every_step_once, curve
 
 
+@executes(DEMO)
 def test_the_demo_keeps_its_promises(demo: Demo) -> None:
     result, folder = demo.result, demo.folder
     assert result["ok"] and not result["faults"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.runs import ENVIRONMENT, curve
+from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
 
@@ -24,6 +25,7 @@ def test_each_run_begins_when_the_one_before_has_ended(
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
+    assert_schema("submit", told)
     assert [(one["run"], one["values"]) for one in told] == [
         ("s-lr1e-2", {"train.lr": "1e-2"}),
         ("s-lr3e-3", {"train.lr": "3e-3"}),

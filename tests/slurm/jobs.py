@@ -11,6 +11,7 @@ from pathlib import Path
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.support.runs import last_step, log, records
+from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
 MAX_STEPS = 300
@@ -49,7 +50,9 @@ def submit(
     """Submit a run with one rank on each of its nodes; the job's id."""
     where = ["--gpus", str(ranks), "--nodes", str(ranks), "--name", name, "--json"]
     done = mgpt4(cluster, runs, "submit", "--config", str(config), *where, *more)
-    return json.loads(done.stdout)[0]["job_id"]
+    told = json.loads(done.stdout)
+    assert_schema("submit", told)
+    return told[0]["job_id"]
 
 
 def wait_finished(

@@ -25,7 +25,7 @@ def test_an_unknown_partition_is_refused_with_the_known_ones(
         cluster, runs, "submit", "--config", str(config), "--partition", "a10", check=False
     )
     assert done.returncode == 3
-    assert "'a10' does not exist: use one of a100, a100-preempt" in done.stderr
+    assert "'a10' does not exist: use one of a100, a100-preempt, cpu" in done.stderr
     assert not runs.exists()
 
 

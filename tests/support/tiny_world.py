@@ -104,6 +104,30 @@ def build_tiny_world(root: Path, samples: int = 96) -> TinyWorld:
     return world
 
 
+def toy_sized(world: TinyWorld, steps: int = 4) -> dict[str, str]:
+    """An environment in which the shipped presets are runs of seconds, in this world."""
+    settings = {
+        "model.weights": world.weights,
+        "model.precision": "fp32",
+        "data.paths.laion": world.shards("laion"),
+        "data.paths.cc_sbu": world.shards("cc_sbu"),
+        "data.paths.cc_sbu_align": world.align,
+        "data.num_workers": 1,
+        "text.max_answer_tokens": 24,
+        "train.global_batch_size": 16,
+        "train.micro_batch_size": 4,
+        "train.max_steps": steps,
+        "train.warmup_steps": 2,
+        "train.log_every_steps": 1,
+        "train.device": "cpu",
+        "train.num_threads": 1,
+        "launch.cpus_per_gpu": 1,
+    }
+    return {
+        f"MGPT4_{key.upper().replace('.', '__')}": str(value) for key, value in settings.items()
+    }
+
+
 def _jpeg(rng: np.random.Generator) -> bytes:
     pixels = rng.integers(0, 256, (7, 7, 3), dtype=np.uint8)
     stream = io.BytesIO()

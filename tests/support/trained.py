@@ -19,6 +19,7 @@ def make_trained_run(
     world: TinyWorld, path: Path, stage: int = 2, *, seed: int = 0, step: int = 12, **settings: Any
 ) -> RunDir:
     """A run with one checkpoint; the same seed gives the same projector."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = world.write_config(path.with_suffix(".yaml"), stage, **settings)
     run = RunDir(path)
     run.create({"name": path.name, "stage": stage})

@@ -93,6 +93,9 @@ PartitionName=a100 Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF \
 DefaultTime=60 MaxTime=2-00:00:00 State=UP
 PartitionName=a100-preempt Nodes=ALL PriorityTier=1 PreemptMode={options.preempt_mode} \
 GraceTime={options.grace_s} DefaultTime=60 MaxTime=2-00:00:00 State=UP
+# Neither preempts nor is preempted, as where sites send what needs no GPU.
+PartitionName=cpu Nodes=ALL PriorityTier=1 PreemptMode=OFF \
+DefaultTime=60 MaxTime=2-00:00:00 State=UP
 """
 
 

@@ -20,6 +20,7 @@ from mgpt4_hpc.data.shards import expand_shards
 from tests.support.image_server import ImageServer, image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.runs import REPO, wait_until
+from tests.support.shown import assert_schema
 
 pyarrow = pytest.importorskip("pyarrow")
 FEW = ["--samples-per-shard", "10", "--processes", "2", "--threads", "16", "--timeout", "2"]
@@ -97,6 +98,7 @@ def test_what_a_bad_web_answers_is_told_and_the_rest_is_trained_on(
     assert run(*command, "--part", "1/2")[0] == 0
     code, report, err = run(*command)
     assert code == 0, err
+    assert_schema("data download", report)
     assert_nothing_half_written(out)
     good = [url for url in urls if "/good/" in url]
     assert (report["num_asked"], report["num_tried"], report["num_got"]) == (45, 45, len(good))

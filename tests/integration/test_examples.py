@@ -1,0 +1,145 @@
+"""The examples of ``docs/cli.md`` that train, serve or download on this machine, as they are shown.
+
+What has no end of its own is waited for, and ended with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.data.download_env import ENV_VARIABLE
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.support.examples import Shell, Typed, executes, lines_of
+from tests.support.image_server import image_server
+from tests.support.img2dataset import img2dataset_environment
+from tests.support.runs import wait_until
+from tests.support.tiny_world import REFERENCE, TinyWorld, toy_sized
+
+UP_S = 120
+
+
+@pytest.fixture(scope="module")
+def shell(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A folder with weights and data, in which presets are small; runs are left by a test's."""
+    shell = Shell(tmp_path_factory.mktemp("examples"), toy_sized(tiny_world))
+    bundle = shell.folder / "data" / "vicuna7b-bundle"
+    shell.environ["MGPT4_MODEL__WEIGHTS"] = str(bundle)
+    shutil.copytree(REFERENCE, bundle)  # with a projector, for stage 2 to start from
+    shutil.copy(tiny_world.weights / "architecture.json", bundle)
+    shutil.copy(tiny_world.align / "image" / "0.jpg", shell.folder / "photo.jpg")
+    return shell
+
+
+@pytest.fixture(scope="module")
+def runs(shell: Shell) -> Path:
+    """The runs that ``mgpt4 train`` makes; both stages at once, as on one's own machine."""
+    both = [shell.start(line) for line in lines_of("train")]
+    for typed in both:
+        typed.ends(0)
+    return shell.folder / "runs"
+
+
+@executes(*lines_of("train"))
+def test_training_without_a_scheduler(runs: Path) -> None:
+    for stage, ranks in ((1, 4), (2, 1)):
+        (attempt,) = read_ledgers(runs / f"stage{stage}-vicuna7b" / "ledger")
+        assert (attempt.cause, attempt.world_size, attempt.last_step) == ("finished", ranks, 4)
+
+
+@contextmanager
+def interrupted(typed: Typed, code: int) -> Iterator[Typed]:
+    """An endless command, ended with Ctrl-C in the end."""
+    try:
+        yield typed
+        assert typed.process.poll() is None, typed.err
+        typed.interrupt()
+        typed.ends(code, timeout_s=30)
+    finally:
+        typed.kill()
+
+
+def address(typed: Typed) -> str:
+    """Where it says that its page is."""
+    found: list[str] = []
+
+    def told() -> bool:
+        assert typed.process.poll() is None, typed.err
+        found[:] = re.findall(r"http://\S+", typed.out)
+        return bool(found)
+
+    wait_until(told, UP_S, f"{typed.line} says its address")
+    return found[0].replace("localhost", "127.0.0.1")
+
+
+def get(url: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(url, timeout=30) as answer:
+        return answer.read().decode()
+
+
+ALL, ONE, _ = lines_of("tensorboard")
+SERVE, _ = lines_of("serve")
+CHAT, *_ = lines_of("chat")
+
+
+@executes(ALL, ONE, SERVE, CHAT)
+def test_pages_and_a_conversation_until_ctrl_c(shell: Shell, runs: Path) -> None:
+    with ExitStack() as stack:
+        chat = shell.start(CHAT, subprocess.PIPE)
+        stack.callback(chat.kill)
+        serve = stack.enter_context(interrupted(shell.start(SERVE), 0))
+        every = stack.enter_context(interrupted(shell.start(ALL), 0))
+        one = stack.enter_context(interrupted(shell.start(ONE), 0))
+        assert chat.process.stdin is not None
+        chat.process.stdin.write(b"What is this?\n")
+        chat.process.stdin.flush()
+
+        assert address(one).endswith(":6010/")
+        for page, listed in ((every, {"stage1-vicuna7b", "stage2-vicuna7b"}),
+                             (one, {"stage1-vicuna7b"})):  # fmt: skip
+            shown = json.loads(get(f"{address(page)}data/runs"))
+            assert {name.partition("/")[0] for name in shown} == listed
+        assert "gradio" in get(address(serve))
+        wait_until(lambda: chat.out.endswith("\n"), UP_S, "an answer")
+        chat.interrupt()  # which ends an answer, and not the conversation
+        wait_until(lambda: "/quit or Ctrl-D leaves" in chat.err, 30, "it says how to leave")
+        chat.process.stdin.close()
+        chat.ends(0)
+
+
+DOWNLOAD, _ = lines_of("data download")
+
+
+@executes(DOWNLOAD)
+def test_a_download(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    shell = Shell(tmp_path, {ENV_VARIABLE: str(img2dataset_environment())})
+    (tmp_path / "cc_sbu_urls").mkdir()
+    with image_server() as server:
+        urls = [server.url("good", number) for number in range(20)]
+        table = pyarrow.table({"url": urls, "caption": urls})
+        parquet.write_table(table, tmp_path / "cc_sbu_urls" / "00000.parquet")
+        told = shell.run(DOWNLOAD)
+    assert (tmp_path / "data" / "cc_sbu" / "00000.tar").is_file()
+    assert re.search(r"got\W+20\W+100\.0%", told.out)
+
+
+*_, DRILL = lines_of("drill")
+
+
+@executes(DRILL)
+def test_a_drill_without_slurm(tmp_path: Path) -> None:
+    told = Shell(tmp_path, {}).run(DRILL, timeout_s=300)
+    assert "drill ok: preempted then finished, no step lost" in told.out
+    assert list((tmp_path / "runs").iterdir()) == []
