@@ -93,7 +93,7 @@ def show_command(
     \b
     mgpt4 config show stage1-vicuna7b --set max_steps=5000 > mine.yaml
     """
-    resolved = _resolve(what, assignments, site, absolute(runs_dir))
+    resolved = resolve_settings(what, assignments, site, absolute(runs_dir))
     values = resolved.config.model_dump(mode="json")
     if as_json:
         echo_json(values)
@@ -127,7 +127,7 @@ def explain_command(
     """
     from mgpt4_hpc.config import keys
 
-    resolved = _resolve(what, assignments, site, absolute(runs_dir))
+    resolved = resolve_settings(what, assignments, site, absolute(runs_dir))
     values = keys.flatten(resolved.config.model_dump(mode="json"))
     chosen = keys.select(wanted) if wanted else list(values)
     rows = [(key, values[key], _origin(resolved, key)) for key in chosen]
@@ -177,7 +177,14 @@ def sites_command(as_json: bool) -> None:
     print_table(table)
 
 
-def _resolve(what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path) -> Resolved:
+def resolve_settings(
+    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path
+) -> Resolved:
+    """Settings of a preset, a file or a run, as ``PRESET|FILE|RUN`` on a command line names them.
+
+    Raises:
+        ConfigError: if there is none, or a run's were to be changed.
+    """
     from mgpt4_hpc.config.load import find_config, load_config, parse_assignments
     from mgpt4_hpc.config.stored import read_config
     from mgpt4_hpc.errors import NoSuchRun

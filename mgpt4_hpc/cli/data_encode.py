@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,10 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.on_array import Part, array_options, run_array, split_array
-from mgpt4_hpc.cli.options import json_option
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.cli.options import absolute, json_option, runs_dir_option, site_option
 from mgpt4_hpc.outputs import check_folder
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.config.schema import RunConfig
     from mgpt4_hpc.train.encoding import Encoding
 
 _ASK_FROM_BYTES = 2**30
@@ -31,7 +28,7 @@ _ASK_FROM_BYTES = 2**30
     help="Folder of the cache; one that was begun is gone on with.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
-@click.option("--site", envvar="MGPT4_SITE", help="Site profile.")
+@site_option
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "fp32"]),
@@ -50,6 +47,7 @@ _ASK_FROM_BYTES = 2**30
 @click.option("--dry-run", is_flag=True, help="Say how many and how large; encode nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask, however large.")
 @array_options(parts=4, time_min=24 * 60)
+@runs_dir_option
 @json_option
 def encode_command(
     config: str,
@@ -58,6 +56,7 @@ def encode_command(
     site: str | None,
     part: Part | None,
     dry_run: bool,
+    runs_dir: Path,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -72,6 +71,7 @@ def encode_command(
     mgpt4 data encode stage2-vicuna7b --set data.paths.cc_sbu_align=/data/align --out /data/features
     mgpt4 data encode stage1-vicuna7b --out /scratch/features --slurm --parts 8 --yes
     """
+    from mgpt4_hpc.cli.config import resolve_settings
     from mgpt4_hpc.cli.progress import progress
 
     array, options = split_array(options, cpus=8, gpus=1)
@@ -79,7 +79,7 @@ def encode_command(
     from mgpt4_hpc.train.encoding import Encoding
 
     encoding = Encoding(
-        _config(config, assignments, site),
+        resolve_settings(config, assignments, site, absolute(runs_dir)).config,
         out,
         dtype=options["dtype"],
         samples_per_shard=options["samples_per_shard"],
@@ -111,23 +111,6 @@ def encode_command(
             )
     if part is None:
         _tell(encoding, as_json)
-
-
-def _config(name: str, assignments: tuple[str, ...], site: str | None) -> RunConfig:
-    from mgpt4_hpc.config.load import load_config, parse_assignments
-    from mgpt4_hpc.config.stored import read_config
-    from mgpt4_hpc.run_dir import RunDir
-
-    run = RunDir(Path(name).expanduser())
-    if run.identity_file.is_file():
-        if assignments:
-            raise ConfigError(
-                f"{name} is a run, whose settings are fixed",
-                fix="leave --set away, or give the preset or file that it came from",
-            )
-        return read_config(run.config_file).config
-    overrides = parse_assignments(assignments)
-    return load_config(name, overrides=overrides, site=site, environ=os.environ).config
 
 
 def _announce(encoding: Encoding) -> None:

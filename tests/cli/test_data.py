@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.cli.fakes import Mgpt4
 from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
 
 
 @pytest.fixture
@@ -88,6 +89,23 @@ def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "is not an empty folder" in again.err
     gone = mgpt4("data", "convert", "nope.json", "--out", "none").err
     assert gone.count("nope.json") == 1 and "No such file" in gone
+
+
+def test_encode_takes_a_run_by_its_name_and_a_sites_paths(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trained_run(world, tmp_path / "runs" / "two")
+    told = mgpt4("data", "encode", "two", "--out", "features", "--dry-run", "--json")
+    assert told.code == 0, told.err
+    assert told.json["num_missing"] == told.json["num_needed"] > 0
+    ended = mgpt4("data", "encode", "two", "--out", "f", "--set", "seed=3")
+    assert ended.code == 2 and "settings are fixed" in ended.err
+    site = tmp_path / "here.yaml"
+    site.write_text(f"model: {{weights: {world.weights}}}\n"
+                    f"data: {{paths: {{cc_sbu_align: {world.align}}}}}\n")  # fmt: skip
+    monkeypatch.setenv("MGPT4_SITE", str(site))
+    preset = mgpt4("data", "encode", "stage2-vicuna7b", "--out", "g", "--dry-run", "--json")
+    assert preset.code == 0, preset.err
 
 
 def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
