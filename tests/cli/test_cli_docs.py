@@ -152,3 +152,25 @@ def test_json_has_the_fields_that_the_page_promises(
     ended = mgpt4(*(known.get(word, word) for word in words), "--json")
     assert ended.code == 0, ended.err
     assert_schema(command_of(words), ended.json)
+
+
+NOWHERE = [
+    *("status gone", "history gone", "usage gone", "logs gone", "cancel gone", "resume gone"),
+    *("rm --yes gone", "tensorboard gone", "eval gone", "compare gone gone", "report gone"),
+    *("chat --checkpoint gone", "serve gone", "submit --stage 2 --after gone --executor local"),
+    "weights export gone --format pth --out x.pth",
+]
+
+
+def test_every_command_that_may_miss_a_run_is_asked_for_one() -> None:
+    missing_runs = {name for name in COMMANDS if 6 in contracts()[name].get("exits", {})}
+    assert {command_of(line.split()) for line in NOWHERE} == missing_runs
+
+
+@pytest.mark.parametrize("line", NOWHERE)
+def test_a_run_that_is_not_there_ends_with_6(
+    line: str, mgpt4: Mgpt4, slurm: FakeSlurm, place: Path
+) -> None:
+    ended = mgpt4(*line.split())
+    assert ended.code == 6, ended.err
+    assert "gone" in ended.err
