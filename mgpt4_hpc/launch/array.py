@@ -20,7 +20,7 @@ from typing import TypeVar
 from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.queue import QueuedJob, ask_sacct, ask_squeue
 from mgpt4_hpc.launch.run_state import LAG_S
-from mgpt4_hpc.launch.slurm import clean_environment, run_slurm
+from mgpt4_hpc.launch.slurm import clean_environment, log_pattern, run_slurm
 from mgpt4_hpc.launch.words import first_line
 
 T = TypeVar("T")
@@ -121,7 +121,7 @@ def array_script(job: ArrayJob) -> str:
         "array": f"1-{job.parts}{limit}",
         "cpus-per-task": wants.cpus,
         "time": wants.time_min,
-        "output": job.folder.absolute() / "%a.log",
+        "output": f"{log_pattern(job.folder.absolute())}/%a.log",
     }
     if wants.gpus:
         options["gpus-per-node"] = wants.gpus
@@ -137,7 +137,7 @@ def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> 
     options: dict[str, object] = {
         "cpus-per-task": job.wants.cpus,
         "time": job.wants.time_min,
-        "output": job.folder.absolute().with_name(f"{job.folder.name}.log"),
+        "output": log_pattern(job.folder.absolute().with_name(f"{job.folder.name}.log")),
         "dependency": f"afterok:{array_id}",
         # Otherwise it waits for ever behind a part that failed.
         "kill-on-invalid-dep": "yes",
@@ -150,8 +150,9 @@ def submit_array(job: ArrayJob) -> str:
 
     Raises:
         SlurmRejected, SlurmUnreachable: if it cannot be submitted.
-        MgptError: if the folder cannot be written.
+        MgptError: if the folder cannot be written, or Slurm cannot write logs into it.
     """
+    script = array_script(job)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         for part in range(1, job.parts + 1):
@@ -161,7 +162,7 @@ def submit_array(job: ArrayJob) -> str:
             f"the folder {job.folder} cannot be written: {error.strerror}",
             fix="choose an output on storage that all nodes share",
         ) from error
-    return _sbatch(job.folder / "array.sbatch", array_script(job))
+    return _sbatch(job.folder / "array.sbatch", script)
 
 
 def submit_following(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
@@ -203,7 +204,7 @@ def wait_for_array(
             try:
                 jobs = ask([f"{job_id}_{part}" for part in missing])
                 states = {part: jobs.get(f"{job_id}_{part}") for part in missing}
-            except SlurmUnreachable:
+            except (SlurmRejected, SlurmUnreachable):
                 answered = False
         well = {part for part, found in states.items() if found and found.state == "COMPLETED"}
         done |= well
@@ -213,7 +214,7 @@ def wait_for_array(
         if len(done) == job.parts:
             return
         going = any(found is not None and found.is_active for found in states.values())
-        if going or not answered:  # a controller that is down says nothing of the parts
+        if going or not answered:  # a squeue that is down or crashes says nothing of the parts
             still_since = None
         else:
             now = time.monotonic()

@@ -104,8 +104,11 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
         return [f"runs directory {runs_dir}: {place} is no folder"]
     if not os.access(place, os.W_OK | os.X_OK):
         return [f"runs directory {runs_dir} cannot be written: give --runs-dir a writable folder"]
-    if "%" in str(runs_dir.absolute()):
+    path = str(runs_dir.absolute())
+    if "%" in path:
         return [f"runs directory {runs_dir} has a % in its path, which Slurm would expand"]
+    if "\\" in path:
+        return [f"runs directory {runs_dir} has a backslash in its path, which Slurm would drop"]
     return []
 
 

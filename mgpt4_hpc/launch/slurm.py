@@ -14,8 +14,9 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
 
 COMMAND_TIMEOUT_S = 30.0
 
@@ -35,6 +36,20 @@ _INHERITED = re.compile(r"^(SLURM_(?!CONF$|CONF_SERVER$|JWT$)|SBATCH_|SRUN_|SALL
 def has_slurm() -> bool:
     """Whether this machine can submit to Slurm."""
     return shutil.which("sbatch") is not None
+
+
+def log_pattern(path: Path) -> str:
+    """What ``--output`` takes for a file whose path means itself.
+
+    Raises:
+        ConfigError: a backslash, which Slurm drops; the job would end before its first line.
+    """
+    if "\\" in str(path):
+        raise ConfigError(
+            f"{path} has a backslash in its path, which Slurm would drop",
+            fix="choose a folder without one",
+        )
+    return str(path).replace("%", "%%")
 
 
 def has_scontrol() -> bool:

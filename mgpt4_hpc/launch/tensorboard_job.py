@@ -7,13 +7,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.queue import ask_squeue
-from mgpt4_hpc.launch.slurm import clean_environment, run_slurm
+from mgpt4_hpc.launch.slurm import clean_environment, log_pattern, run_slurm
+from mgpt4_hpc.launch.words import first_line
 from mgpt4_hpc.resources import slurm_dir
 
 _POLL_S = 1.0
@@ -47,8 +49,7 @@ def sbatch_command(job: TensorBoardJob) -> list[str]:
         "partition": job.partition,
         "account": job.account,
         "time": job.time_min,
-        # sbatch would take a percent sign in a path for one of its own.
-        "output": str(job.log).replace("%", "%%"),
+        "output": log_pattern(job.log),
         "chdir": "/",
         **job.sbatch,
     }
@@ -73,7 +74,12 @@ def submit_tensorboard(job: TensorBoardJob) -> str:
         ) from error
     # The job's environment is this one's, so that it finds this very installation.
     environ = {**clean_environment(os.environ), "MGPT4_PYTHON": sys.executable}
-    return run_slurm(sbatch_command(job), environ=environ).strip().partition(";")[0]
+    try:
+        return run_slurm(sbatch_command(job), environ=environ).strip().partition(";")[0]
+    except MgptError:
+        with suppress(OSError):  # it holds the logs of others
+            job.log.parent.rmdir()
+        raise
 
 
 def wait_until_up(
@@ -90,12 +96,16 @@ def wait_until_up(
         told = _told(job.log)
         if told is not None:
             return told
-        found = ask_squeue([job_id]).get(job_id)
-        text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
+        try:  # a queue that nobody can read says nothing of the job, which has been submitted
+            found = ask_squeue([job_id]).get(job_id)
+            text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
+            answered = True
+        except (SlurmRejected, SlurmUnreachable) as error:
+            found, text, answered = None, first_line(error.what), False
         if text != said:
             say(f"job {job_id}: {text}")
             said = text
-        if found is not None and found.is_active:
+        if not answered or (found is not None and found.is_active):
             over_since = None
         else:
             over_since = time.monotonic() if over_since is None else over_since

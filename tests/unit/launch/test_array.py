@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.errors import MgptError, SlurmUnreachable
+from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.array import (
     ArrayJob,
     Wants,
     array_script,
     following_script,
     slice_of,
+    submit_array,
     wait_for_array,
 )
 from mgpt4_hpc.launch.queue import QueuedJob
@@ -62,10 +63,19 @@ def test_slices_share_everything(count: int, parts: int) -> None:
     assert max(map(len, slices)) - min(map(len, slices)) <= 1
 
 
+def test_a_folder_in_which_slurm_could_write_no_log_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "a\\b"
+    with pytest.raises(ConfigError, match="backslash"):
+        submit_array(ArrayJob("x", ["data"], 2, folder))
+    assert not folder.exists()
+    script = array_script(ArrayJob("x", ["data"], 2, tmp_path / "100%"))
+    assert "/100%%/%a.log" in script
+
+
 class Slurm:
     """Answers one mapping of states after another; the last for ever."""
 
-    def __init__(self, job: ArrayJob, *answers: Mapping[int, str] | None) -> None:
+    def __init__(self, job: ArrayJob, *answers: Mapping[int, str] | str | None) -> None:
         self.job = job
         self.answers = list(answers)
 
@@ -73,6 +83,8 @@ class Slurm:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer is None:
             raise SlurmUnreachable("it is down")
+        if isinstance(answer, str):
+            raise SlurmRejected(answer)
         for part, state in answer.items():
             if state == "marked":
                 self.job.mark(part).touch()
@@ -89,6 +101,7 @@ def test_waiting_until_all_are_done(job: ArrayJob) -> None:
         job,
         {1: "PENDING", 2: "RUNNING", 3: "PENDING"},
         None,
+        "it ended with code -11",
         {1: "marked", 2: "RUNNING", 3: "REQUEUED"},
         {2: "COMPLETED", 3: "RUNNING"},
         {3: "COMPLETED"},

@@ -76,6 +76,14 @@ fs1:/new /local nfs rw 0 0
 """
 
 
+@pytest.mark.parametrize("sign", ["%", "\\"])
+def test_a_runs_folder_whose_logs_slurm_would_put_elsewhere_is_refused(
+    sign: str, tmp_path: Path
+) -> None:
+    (fault,) = faults_of(config(), tmp_path / f"a{sign}b" / "runs")
+    assert "which Slurm would" in fault
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "told"),
     [
