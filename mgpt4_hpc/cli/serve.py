@@ -93,7 +93,7 @@ def serve_command(
     if token is None and host not in LOOPBACK:
         token = secrets.token_urlsafe(24)
     _check_token(token)
-    chosen = choose_port(host, port, FIRST_PORT)
+    choose_port(host, port, FIRST_PORT)  # whatever is wrong with it is told before the loading
     sources = [
         locate(name, absolute(runs_dir), weights=weights, template=template)
         for name in models or (None,)
@@ -101,6 +101,8 @@ def serve_command(
     require_shared(sources)
     talker = Talker(sources[0], device=device, precision=precision)
     room = Room(talker, sources)
+    # Again: loading took its time, and others on a login node start servers too.
+    chosen = choose_port(host, port, FIRST_PORT)
 
     def tell() -> None:
         query = f"?token={token}" if token else ""
