@@ -226,6 +226,9 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
     if fresh and last is not None and not last.ended:
         return RunState.RUNNING, "running" if last.first_step is not None else "starting"
     if asked and now - job.since < LAG_S and (last is None or last.job_id != job.job_id):
+        # Slurm forgets a task at once that was cancelled while it waited with others of its array.
+        if facts.cancel:
+            return RunState.CANCELLED, "cancelled"
         return RunState.PENDING, "submitted a moment ago"
     if job.executor == "slurm" and not asked:
         left_behind = _left_behind(facts)

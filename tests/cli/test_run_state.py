@@ -170,6 +170,15 @@ def test_a_mark_for_an_older_job_says_nothing(run: RunDir) -> None:
     assert said(run, squeue("RUNNING"))[1] == "starting"
 
 
+def test_cancelled_before_slurm_knew_it_apart(tmp_path: Path) -> None:
+    """So it is with a task that waits in an array: its id is gone as soon as it is cancelled."""
+    run = make_run(tmp_path)
+    submitted(run, "17_2", age_s=5)
+    assert said(run, UNKNOWN_JOB) == ("pending", "submitted a moment ago")
+    request_cancel(run, "17_2")
+    assert said(run, UNKNOWN_JOB) == ("cancelled", "cancelled")
+
+
 def test_lost_says_when_it_was_last_seen(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20)
     facts = read_facts(run)

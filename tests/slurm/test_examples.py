@@ -76,7 +76,7 @@ def test_a_chain_is_watched_cancelled_and_resumed(cluster: Cluster, shell: Shell
     assert limit == "12:00:00"
 
 
-@executes(SECOND, FOLLOW, SWEEP, OF_SWEEP)
+@executes(SECOND, FOLLOW, SWEEP, OF_SWEEP, RESUME_SWEEP)
 def test_a_stage_after_another_and_a_sweep(
     cluster: Cluster, shell: Shell, tiny_world: TinyWorld
 ) -> None:
@@ -95,6 +95,12 @@ def test_a_stage_after_another_and_a_sweep(
     assert len(listed) == 4 and listed.count("PENDING") >= 2  # two at once
     told = shell.run(OF_SWEEP).out
     assert all(name in told for name in names), told
+
+    shell.say("mgpt4 cancel my-sweep")
+    cluster.wait_until(lambda: not cluster.squeue(), 60, "all of it left the queue")
+    shell.run(RESUME_SWEEP)
+    assert len(cluster.squeue()) == 4
+    assert {row["state"] for row in rows(shell, "my-sweep").values()} <= {"pending", "running"}
 
 
 DOCTOR = lines_of("doctor")
