@@ -32,7 +32,7 @@ quick: install  ## the short tests alone
 	$(BIN)/python -m pytest $(SELECT) -n 2 $(QUICK) $(PYTEST_ARGS) $(QUICK_ARGS)
 
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
-	$(BIN)/python -m pytest $(SELECT) -n 2 --dist loadgroup $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
+	$(BIN)/python -m pytest $(SELECT) -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
 lint: install  ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
