@@ -95,7 +95,7 @@ def drill_command(patience_min: float, runs_dir: Path, as_json: bool, **asked: A
     \b
     mgpt4 drill --partition a100-preempt
     mgpt4 drill --partition cpu --device cpu --by requeue --steps 100
-    mgpt4 drill --executor local --device cpu
+    mgpt4 drill --executor local --device cpu --steps 100
     """
     from mgpt4_hpc.launch.drill import DrillOrder, run_drill
     from mgpt4_hpc.launch.drill_watch import DrillFailed

@@ -87,7 +87,13 @@ class Watch:
                 self._reporter.advance_to(attempts[-1].last_step, attempts[-1].cause)
             if reached(attempts):
                 return attempts
-            self._assert_alive(what)
+            try:
+                self._assert_alive(what)
+            except DrillFailed:
+                # It may have got there since its ledger was read.
+                if reached(attempts := self.attempts):
+                    return attempts
+                raise
             if time.monotonic() > deadline:
                 return None
             time.sleep(POLL_S)

@@ -226,6 +226,17 @@ def test_a_slurm_that_is_silent_for_a_while(run: RunDir, monkeypatch: pytest.Mon
     assert follower.nodes == "node1"
 
 
+@pytest.mark.usefixtures("quick")
+def test_it_got_there_between_two_looks(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ledger is read before its state: by then it may have finished."""
+    follower, _ = watch(monkeypatch, run, (RunState.FINISHED, "finished"))
+    asked = iter((False, True))
+    assert follower.until("did not finish", lambda _: next(asked)) == []
+    asked = iter((False, False))
+    with pytest.raises(DrillFailed, match="it ended"):
+        follower.until("did not finish", lambda _: next(asked))
+
+
 def test_between_two_starts_it_may_look_ended(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drill_watch, "POLL_S", 0.0)
     monkeypatch.setattr(drill_watch, "LOOK_EVERY_S", 0.0)
