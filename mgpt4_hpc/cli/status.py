@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import click
 
@@ -135,27 +135,52 @@ def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
 
 
 def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
+    from mgpt4_hpc.launch.overview import look_at
+
+    def look() -> Overviews:
+        return look_at(_chosen(names, runs_dir))
+
+    try:
+        if terminal_width() is None:
+            _watch_in_lines(look, runs_dir, every_s)
+        else:
+            _watch_live(look, runs_dir, every_s)
+    except KeyboardInterrupt:
+        pass
+
+
+def _watch_live(look: Callable[[], Overviews], runs_dir: Path, every_s: float) -> NoReturn:
     from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
-    from mgpt4_hpc.launch.overview import look_at
+    with Live(auto_refresh=False) as live:
+        while True:
+            seen = look()
+            table = status_table(seen.rows, live.console.width)
+            warnings = [Text(warning, style="yellow") for warning in _warnings(seen, runs_dir)]
+            live.update(Group(Text(_clock()), table, *warnings), refresh=True)
+            time.sleep(every_s)
 
-    def picture(seen: Overviews) -> Group:
-        lines = [Text(f"warning: {warning}", style="yellow") for warning in seen.warnings]
-        if not seen.rows:
-            lines.append(Text(told_no_runs(runs_dir)))
-        table = status_table(seen.rows, live.console.width)
-        return Group(Text(time.strftime("%H:%M:%S")), table, *lines)
 
-    live = Live(auto_refresh=False)
-    try:
-        with live:
-            while True:
-                live.update(picture(look_at(_chosen(names, runs_dir))), refresh=True)
-                time.sleep(every_s)
-    except KeyboardInterrupt:
-        pass
+def _watch_in_lines(look: Callable[[], Overviews], runs_dir: Path, every_s: float) -> NoReturn:
+    """For a pipe or a file, where nothing can be drawn over: one table below the other."""
+    while True:
+        seen = look()
+        click.echo(_clock())
+        print_table(status_table(seen.rows))
+        for warning in _warnings(seen, runs_dir):
+            click.echo(printable(warning), err=True)
+        time.sleep(every_s)
+
+
+def _warnings(seen: Overviews, runs_dir: Path) -> list[str]:
+    told = [f"warning: {warning}" for warning in seen.warnings]
+    return told if seen.rows else [*told, told_no_runs(runs_dir)]
+
+
+def _clock() -> str:
+    return time.strftime("%H:%M:%S")
 
 
 _WIDE = 150
