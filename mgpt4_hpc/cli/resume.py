@@ -60,7 +60,7 @@ def resume_command(
 
     Any number of GPUs will do: the samples and their order stay the same. Settings that decide the
     result cannot change. A sweep's name stands for those of its runs that neither are finished nor
-    at work; each becomes a job of its own.
+    at work; each becomes a job of its own, so that the sweep's --max-parallel holds no more.
 
     \b
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
@@ -69,17 +69,21 @@ def resume_command(
     from mgpt4_hpc.config.load import parse_assignments
     from mgpt4_hpc.launch.resume import resume_run
     from mgpt4_hpc.launch.resume_many import resume_many
-    from mgpt4_hpc.launch.sweep_dir import find_runs, is_sweep
+    from mgpt4_hpc.launch.sweep_dir import SweepDir, find_runs, is_sweep
 
     folder = absolute(runs_dir)
     overrides = parse_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
     runs = find_runs(names, folder)
+    sweeps = [name for name in names if is_sweep(name, folder)]
     errors: list[MgptError] = []
-    if len(names) == 1 and not is_sweep(names[0], folder):
+    if len(names) == 1 and not sweeps:
         done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
         told: Any = _as_json(done[0])
     else:
+        for name in sweeps:
+            if limit := SweepDir.of(name, folder).max_parallel():
+                _say(f"{name}: each of its runs is a job now; --max-parallel {limit} holds no more")
         done, errors = resume_many(runs, overrides, executor, say=_say, accept=accept_drift)
         told = [_as_json(one) for one in done]
     if as_json:

@@ -11,18 +11,23 @@ import re
 import shlex
 import shutil
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.decision import Cause
 from mgpt4_hpc.launch.overview import RunOverview
+from mgpt4_hpc.launch.queue import ask_squeue
 from mgpt4_hpc.launch.run_facts import read_facts
 from mgpt4_hpc.launch.run_state import RunState
 from mgpt4_hpc.launch.submit import submitting
 from mgpt4_hpc.launch.words import shell_word
 from mgpt4_hpc.run_dir import RunDir
+
+ENDING_S = 600.0
+"""So long after a run's last step its job may still be ending, with work in the folder."""
 
 # `write_config` puts one setting on a line.
 _START = re.compile(r"^  projector: (.+?)(?:\s+#.*)?$", re.MULTILINE)
@@ -66,11 +71,15 @@ def plan_removal(
         RunLocked: if one of them runs or waits, is a link, or holds something that must stay. All
             of them are named.
         NoSuchRun: if one is no run directory.
+        SlurmUnreachable: if one has just finished and Slurm does not tell whether its job has.
     """
     refused: list[str] = []
+    ending = _jobs_that_end(runs, rows)
     for run, row in zip(runs, rows, strict=True):
         run.identity()  # the proof that this folder is a run
         why = _refusal(run, row)
+        if not why and row.job_id in ending:
+            why = f"its job {row.job_id} is still ending"
         if why:
             refused.append(f"{run.name}: {why}")
     if refused:
@@ -88,6 +97,24 @@ def plan_removal(
         and not _is_finished(run)
     ]
     return [_removal(run, row, waiting) for run, row in zip(runs, rows, strict=True)]
+
+
+def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[str]:
+    """Jobs that Slurm still has of runs whose folders say that they finished a moment ago."""
+    since = time.time() - ENDING_S
+    asked = [
+        row.job_id
+        for run, row in zip(runs, rows, strict=True)
+        if row.state is RunState.FINISHED
+        and row.executor == "slurm"
+        and row.job_id is not None
+        and (last := read_facts(run).last) is not None
+        and last.end > since
+    ]
+    try:
+        return {job_id for job_id, job in ask_squeue(asked).items() if job.is_active}
+    except SlurmRejected as error:  # a squeue that crashes tells no more than one that is silent
+        raise SlurmUnreachable(error.what, why=error.why, fix=error.fix) from error
 
 
 def remove_run(run: RunDir) -> None:

@@ -45,7 +45,10 @@ def resume_many(
             say(f"left alone: {error.what}")
             continue
         except MgptError as error:
-            errors.append(error)
+            say(f"{run.name} could not be resumed")
+            # What is wrong with the command itself is wrong for every run, and told once.
+            if str(error) not in map(str, errors):
+                errors.append(error)
             continue
         done.append(one)
         if one.submitted is not None and one.submitted.executor == "local":

@@ -78,6 +78,7 @@ def run_slurm(
         SlurmRejected: the daemon answered with an error.
     """
     told = " ".join(command)
+    _assert_conf(os.environ if environ is None else environ)
     try:
         with signals_held_back():
             done = subprocess.run(
@@ -96,9 +97,12 @@ def run_slurm(
         ) from None
     except OSError as error:
         raise SlurmUnreachable(f"`{told}` cannot be started: {error}") from error
-    except subprocess.TimeoutExpired:
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr or b""
+        text = said if isinstance(said, str) else said.decode(errors="replace")
+        hint = next((f": {line.strip()}" for line in text.splitlines() if line.strip()), "")
         raise SlurmUnreachable(
-            f"`{told}` gave no answer within {timeout_s:.0f} s",
+            f"`{told}` gave no answer within {timeout_s:.0f} s{hint}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         ) from None
     if done.returncode == 0:
@@ -111,6 +115,16 @@ def run_slurm(
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
     raise SlurmRejected(f"`{told}` was refused: {message}")
+
+
+def _assert_conf(environ: Mapping[str, str]) -> None:
+    """Slurm's own commands wait a minute for this file to appear, and say nothing meanwhile."""
+    conf = environ.get("SLURM_CONF")
+    if conf and not os.access(conf, os.R_OK):
+        raise SlurmUnreachable(
+            f"SLURM_CONF is {conf}, which is no file that can be read",
+            fix="unset SLURM_CONF, or set it to the cluster's slurm.conf",
+        )
 
 
 @contextmanager

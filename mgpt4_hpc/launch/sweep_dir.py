@@ -56,6 +56,15 @@ class SweepDir:
         """A link to each run's ``slurm`` folder, by its number."""
         return self.path / "tasks"
 
+    def max_parallel(self) -> int | None:
+        """How many of its tasks Slurm was told to run at once; None if nothing was said."""
+        try:
+            script = self.script.read_text(encoding="utf-8")
+        except OSError:
+            return None
+        limit = re.search(r"^#SBATCH --array=\S*%(\d+)", script, re.MULTILINE)
+        return int(limit[1]) if limit else None
+
     def runs(self) -> list[RunDir]:
         """Its runs, without those that were removed since. Raises NoSuchRun if it is broken."""
         try:

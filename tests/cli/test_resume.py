@@ -267,6 +267,24 @@ def test_a_sweep_s_name_stands_for_what_is_left_of_it(
     assert read_config(lost.config_file).config.launch.max_crashes == 9
 
 
+def test_what_holds_no_more_and_what_is_wrong_with_all_is_told_once(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "ab"]
+    for number, run in enumerate(runs):
+        submitted(run, f"30_{number}")
+        run.resubmit_needed.write_text("Slurm did not say why\n")
+    sweep = SweepDir.of("s", tmp_path / "runs")
+    create_sweep(sweep, runs, [{}] * 2, "slurm")
+    sweep.script.write_text("#!/bin/bash\n#SBATCH --array=0-1%1\n")
+    ended = mgpt4("resume", "s", "--set", "lr=0.1")
+    assert ended.code == 2
+    assert ended.err.count("decides the result") == 1
+    assert "s-a could not be resumed" in ended.err and "s-b could not be resumed" in ended.err
+    assert "--max-parallel 1 holds no more" in ended.err
+    assert submissions.asked == []
+
+
 def test_several_runs_here_follow_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """``rm``: it deletes runs that are over, asks first, and touches nothing else."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from mgpt4_hpc.launch import removal
 from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
-from tests.cli.synthetic import attempt, make_run, submitted
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 pytestmark = pytest.mark.usefixtures("slurm")
 
@@ -144,3 +145,21 @@ def test_a_sweep_goes_with_its_last_run(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert mgpt4("rm", "s", "--yes").out == "s-2: removed\n"
     assert not sweep.path.exists()
     assert runs[2].identity_file.exists()
+
+
+def test_who_has_just_finished_goes_when_its_job_has(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """The job still puts things in order in the folder; without it, it would end as FAILED."""
+    run = make_run(tmp_path / "runs")
+    submitted(run)
+    attempt(run, 1, first=1, last=100, cause="finished", clock=Clock(time.time() - 5))
+    slurm.squeue = squeue_row("17", "COMPLETING")
+    ended = mgpt4("rm", "one", "--yes")
+    assert ended.code == 7 and run.checkpoints.is_dir()
+    slurm.squeue = slurm.sacct = None
+    ended = mgpt4("rm", "one", "--yes")
+    assert ended.code == 5 and run.checkpoints.is_dir()
+    slurm.squeue = squeue_row("17", "COMPLETED")
+    assert mgpt4("rm", "one", "--yes").code == 0
+    assert not run.path.exists()

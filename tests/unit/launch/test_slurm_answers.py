@@ -163,3 +163,18 @@ def test_an_enclosing_job_leaves_no_trace_in_a_new_one() -> None:
     gone += ["SALLOC_ACCOUNT", "SUBMITIT_EXECUTOR", "SUBMITIT_LOCAL_NTASKS"]
     assert slurm.clean_environment({**kept, **dict.fromkeys(gone, "x")}) == kept
     assert not set(slurm.clean_environment(os.environ)) & set(gone)
+
+
+def test_a_slurm_conf_that_is_not_there_is_named_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    with pytest.raises(SlurmUnreachable, match="SLURM_CONF is .*which is no file"):
+        slurm.run_slurm([sys.executable, "-c", "raise SystemExit('was run')"])
+
+
+def test_what_was_said_before_the_time_out_is_told() -> None:
+    command = [sys.executable, "-uc", "import sys, time; sys.stderr.write('\\nno host\\n'); "
+               "time.sleep(60)"]  # fmt: skip
+    with pytest.raises(SlurmUnreachable, match="no answer within 5 s: no host"):
+        slurm.run_slurm(command, timeout_s=5)
