@@ -169,7 +169,7 @@ def test_a_slurm_conf_that_is_not_there_is_named_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
-    with pytest.raises(SlurmUnreachable, match="SLURM_CONF is .*which is no file"):
+    with pytest.raises(SlurmUnreachable, match=r"SLURM_CONF is .*which is no file"):
         slurm.run_slurm([sys.executable, "-c", "raise SystemExit('was run')"])
 
 
