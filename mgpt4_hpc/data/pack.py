@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mgpt4_hpc.data.decode import ImageError, check_image
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.errors import DataError
 
@@ -104,6 +103,9 @@ def _checked(src: Path, annotations: list[Any]) -> tuple[list[tuple[str, str, Pa
 
 
 def _fault(image_id: str, caption: object, image: Path, seen: set[str]) -> str:
+    # NumPy and the decoders come along; `submit` asks this module for a name only.
+    from mgpt4_hpc.data.decode import ImageError, check_image
+
     if not image_id or not image_id.isprintable() or set(image_id) & set("/\\."):
         return "the id is no plain file name"
     if image_id in seen:

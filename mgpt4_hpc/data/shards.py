@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mgpt4_hpc.config.streams import is_url
-from mgpt4_hpc.data.index_file import is_index
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.resources import expand_toy
 
@@ -117,14 +116,22 @@ def _check(spec: str, shards: list[Path], also: str) -> None:
             f"{packed[0]} is compressed; its samples cannot be read by offset",
             fix="unpack the shards to plain .tar (images are compressed already)",
         )
-    indexes = [shard for shard in shards if shard.suffix != ".tar" and is_index(shard)]
-    if indexes:
-        raise DataError(f"{indexes[0]} is an index of shards, and no shard", fix=_GIVE)
+    _assert_no_index([shard for shard in shards if shard.suffix != ".tar"])
     seen: set[Path] = set()
     for shard in shards:
         if shard in seen:
             raise DataError(f"{shard} is named twice by {spec!r}", fix="name every shard once")
         seen.add(shard)
+
+
+def _assert_no_index(shards: list[Path]) -> None:
+    if not shards:
+        return  # `submit` then need not wait for NumPy
+    from mgpt4_hpc.data.index_file import is_index
+
+    for shard in shards:
+        if is_index(shard):
+            raise DataError(f"{shard} is an index of shards, and no shard", fix=_GIVE)
 
 
 def _folder_hint(path: Path) -> str:

@@ -9,7 +9,7 @@ from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
 from mgpt4_hpc.config.load import missing_start
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
 from mgpt4_hpc.config.streams import is_url, stream_faults
-from mgpt4_hpc.data.prepare import is_align_folder
+from mgpt4_hpc.data.pack import is_align_folder
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.words import counted

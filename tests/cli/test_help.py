@@ -71,7 +71,7 @@ def test_a_slip_of_the_finger(mgpt4: Mgpt4) -> None:
     assert "Did you mean 'submit'?" in ended.err
 
 
-HEAVY = ("torch", "transformers", "timm", "torchvision", "tensorboard", "webdataset")
+HEAVY = ("torch", "transformers", "timm", "torchvision", "tensorboard", "webdataset", "numpy")
 
 PROBE = """
 import sys
