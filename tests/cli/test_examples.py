@@ -114,6 +114,8 @@ def test_of_data_weights_and_answers(
     lines: list[str], mgpt4: Mgpt4, material: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_all(lines, mgpt4, material, monkeypatch)
+    made = MADE.get(LINES[lines[0]])
+    assert made is None or (material / made).exists()
 
 
 def run_all(
@@ -128,5 +130,3 @@ def run_all(
         assert ended.out, f"{line} says nothing"
         if words.stdout:
             Path(words.stdout).write_text(ended.out)
-    made = MADE.get(LINES[lines[0]])
-    assert made is None or (place / made).exists()
