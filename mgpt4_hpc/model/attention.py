@@ -1,6 +1,6 @@
 """Attention over packed sequences, handed to transformers under a name of its own.
 
-Shapes: N packed tokens, H query heads, K key heads, W head width, R sequences, T the longest.
+Shapes: N packed tokens, H query heads, K key heads, W head width, R sequences, T tokens of one.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from mgpt4_hpc.model.packing import Packed
 
 PACKED = "mgpt4_packed"
 """What transformers knows the attention function below by."""
+
+_PLAIN_TOKENS = 256
+"""Longest sequence for which a CPU computes attention as plain products: up to there they take half
+the time of torch's own kernel or less, at 700 tokens half as much again."""
 
 PACKABLE_MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the families that tests have seen packed: rotary positions, nothing else."""
@@ -80,7 +84,9 @@ def packed_attention(
     query_NHW, key_NKW, value_NKW = (
         x.squeeze(0).transpose(0, 1) for x in (query_1HNW, key_1KNW, value_1KNW)
     )
-    if _flash_fits(query_NHW, key_NKW, scaling):
+    if query_NHW.device.type == "cpu":
+        output_NHW = _each_sequence(query_NHW, key_NKW, value_NKW, starts_R1, scaling)
+    elif _flash_fits(query_NHW, key_NKW, scaling):
         output_NHW = _flash(query_NHW, key_NKW, value_NKW, starts_R1, longest)
     else:
         output_NHW = _padded_sdpa(
@@ -126,6 +132,59 @@ def _flash(
 _CAUSAL = _causal_flag()
 
 
+@torch.compiler.disable
+def _each_sequence(
+    query_NHW: torch.Tensor,
+    key_NKW: torch.Tensor,
+    value_NKW: torch.Tensor,
+    starts_R1: torch.Tensor,
+    scaling: float | None,
+) -> torch.Tensor:
+    """One sequence after the other, as a CPU likes it: no padding, and all of it in its cache.
+
+    In float32 whatever the type: torch's 16-bit backward takes two to three times as long on a CPU
+    as the conversions and the float32 one together. The compiler is kept out, as it would make
+    another kernel for each number of sequences.
+    """
+    lengths = starts_R1.diff().tolist()
+    parts = (x_NHW.float().split(lengths) for x_NHW in (query_NHW, key_NKW, value_NKW))
+    outputs = []
+    for query_THW, key_TKW, value_TKW in zip(*parts, strict=True):
+        short = len(query_THW) <= _PLAIN_TOKENS and query_THW.shape == key_TKW.shape
+        attend = _plain if short else _sdpa
+        output_HTW = attend(
+            query_THW.transpose(0, 1), key_TKW.transpose(0, 1), value_TKW.transpose(0, 1), scaling
+        )
+        outputs.append(output_HTW.transpose(0, 1))
+    return torch.cat(outputs).to(query_NHW.dtype)
+
+
+def _plain(
+    query_HTW: torch.Tensor, key_HTW: torch.Tensor, value_HTW: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Three products that keep their T x T weights for the backward pass."""
+    length, width = query_HTW.shape[1:]
+    scaling = width**-0.5 if scaling is None else scaling
+    later_TT = query_HTW.new_full((length, length), -torch.inf).triu(1)
+    scores_HTT = torch.baddbmm(later_TT, query_HTW, key_HTW.transpose(1, 2), alpha=scaling)
+    return torch.bmm(scores_HTT.softmax(dim=-1), value_HTW)
+
+
+def _sdpa(
+    query_HTW: torch.Tensor, key_KTW: torch.Tensor, value_KTW: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """Torch's own, whose memory does not grow with T x T."""
+    output_HTW: torch.Tensor = nn.functional.scaled_dot_product_attention(
+        query_HTW.unsqueeze(0),
+        key_KTW.unsqueeze(0),
+        value_KTW.unsqueeze(0),
+        is_causal=True,
+        scale=scaling,
+        enable_gqa=len(query_HTW) != len(key_KTW),
+    ).squeeze(0)
+    return output_HTW
+
+
 def _padded_sdpa(
     query_NHW: torch.Tensor,
     key_NKW: torch.Tensor,
@@ -135,17 +194,12 @@ def _padded_sdpa(
     longest: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """Spread out for attention alone, which is a small part of a layer, and gather again.
-
-    On a CPU in float32 whatever the type: torch's 16-bit backward takes two to three times as long
-    there as the conversions and the float32 one together.
-    """
-    dtype = torch.float32 if query_NHW.device.type == "cpu" else query_NHW.dtype
+    """Spread out for attention alone, which is a small part of a layer, and gather again."""
 
     def spread(packed_NHW: torch.Tensor) -> torch.Tensor:
         heads, width = packed_NHW.shape[1:]
-        table = packed_NHW.new_zeros(num_rows * longest, heads, width, dtype=dtype)
-        table = table.index_copy(0, padded_N, packed_NHW.to(dtype))
+        table = packed_NHW.new_zeros(num_rows * longest, heads, width)
+        table = table.index_copy(0, padded_N, packed_NHW)
         return table.view(num_rows, longest, heads, width).transpose(1, 2)
 
     output_RHTW = nn.functional.scaled_dot_product_attention(
@@ -157,4 +211,4 @@ def _padded_sdpa(
         enable_gqa=query_NHW.shape[1] != key_NKW.shape[1],
     )
     output_XHW = output_RHTW.transpose(1, 2).flatten(0, 1)
-    return output_XHW.index_select(0, padded_N).to(query_NHW.dtype)
+    return output_XHW.index_select(0, padded_N)

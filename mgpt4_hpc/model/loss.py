@@ -63,11 +63,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
         gradients = []
         total = torch.zeros((), dtype=torch.float32, device=hidden_AD.device)
         vocabulary = len(weight_VD)
-        table_CP = hidden_AD.new_empty(
-            min(chunk_tokens, len(labels_A)), -(-vocabulary // _ALIGNED) * _ALIGNED
-        )
-        for start in range(0, len(labels_A), chunk_tokens):
-            part = slice(start, start + chunk_tokens)
+        rows = _rows_at_once(len(labels_A), chunk_tokens)
+        table_CP = hidden_AD.new_empty(rows, -(-vocabulary // _ALIGNED) * _ALIGNED)
+        for start in range(0, len(labels_A), rows):
+            part = slice(start, start + rows)
             labels_C = labels_A[part]
             logits_CV = table_CP[: len(labels_C), :vocabulary]
             _logits(hidden_AD[part], weight_VD, bias_V, logits_CV)
@@ -91,6 +90,12 @@ class _FrozenHeadLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _rows_at_once(num_rows: int, most: int) -> int:
+    """At most ``most``, such that chunks are equal: a rest of few rows costs as much as many."""
+    num_chunks = max(1, -(-num_rows // most))
+    return max(1, -(-num_rows // num_chunks))
 
 
 def _logits(
