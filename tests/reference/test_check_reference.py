@@ -62,10 +62,9 @@ def test_differences_are_found(tool: ModuleType, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["vicuna_tiny", "llama2_tiny"])
-def test_the_table_for_people(name: str) -> None:
+def test_the_table_for_people() -> None:
     done = subprocess.run(
-        [sys.executable, TOOL, HERE / name], capture_output=True, text=True, cwd="/"
+        [sys.executable, TOOL, HERE / "llama2_tiny"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 0, done.stderr
     assert "everything agrees" in done.stdout and "stage2 greedy tokens" in done.stdout
