@@ -5,6 +5,7 @@ Shapes: B prompts, T positions, K vocabulary, D language width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def next_tokens(model: MiniGPT4, context: Context, pick: Picker) -> Iterator[lis
     positions_BT = (attention_BT.long().cumsum(1) - 1).clamp_(min=0)
     taken_BT = torch.zeros(len(attention_BT), 0, dtype=torch.long, device=attention_BT.device)
     while True:
-        with autocast(model.device, model.dtype):
+        with _one_token_at_a_time(model):
             output = model.language_model(
                 **inputs,
                 attention_mask=attention_BT,
@@ -74,7 +75,7 @@ def beam_search(
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
     )
-    with autocast(model.device, model.dtype):
+    with _one_token_at_a_time(model):
         tokens_BT = model.language_model.generate(  # type: ignore[operator]
             inputs_embeds=context.embeds_BTD,
             attention_mask=context.attention_BT.long(),
@@ -83,3 +84,13 @@ def beam_search(
         )
     found: list[list[int]] = tokens_BT.tolist()
     return found
+
+
+@contextlib.contextmanager
+def _one_token_at_a_time(model: MiniGPT4) -> Iterator[None]:
+    """The model's numeric type, and no compiler: a growing cache has it compile again and again.
+
+    It gives up on a layer after eight versions, and then training may find none for itself.
+    """
+    with autocast(model.device, model.dtype), torch.compiler.set_stance("force_eager"):
+        yield
