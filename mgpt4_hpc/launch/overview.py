@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
@@ -121,9 +121,10 @@ def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
         return answers
     found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers)
     answers.squeue = found
-    unknown = ids - found.keys()
-    if unknown:
-        answers.sacct, answers.sacct_answered = _ask(queue.ask_sacct, unknown, answers)
+    # Who cancelled a job is what squeue does not tell.
+    untold = ids - {job_id for job_id, job in found.items() if job.state != "CANCELLED"}
+    if untold:
+        answers.sacct, answers.sacct_answered = _ask(queue.ask_sacct, untold, answers)
     return answers
 
 
@@ -154,9 +155,10 @@ def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:
     if job is None:
         return Answer()
     if job.executor == "slurm":
-        if job.job_id in slurm.squeue:
-            return Answer(slurm.squeue[job.job_id], Source.SQUEUE)
         recorded = slurm.sacct.get(job.job_id)
+        if job.job_id in slurm.squeue:
+            by = recorded.cancelled_by if recorded is not None else ""
+            return Answer(replace(slurm.squeue[job.job_id], cancelled_by=by), Source.SQUEUE)
         # Accounting lags, and keeps jobs as running whose end it missed; and what it shows as
         # preempted may be back in the queue. Only squeue knows.
         doubtful = recorded is not None and (

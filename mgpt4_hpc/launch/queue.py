@@ -51,6 +51,9 @@ _FIELDS = (
 _SQUEUE_FORMAT = ",".join(f"{name}:{width}|" for name, width in _FIELDS)
 _SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason"
 
+NEVER_SATISFIED = "DependencyNeverSatisfied"
+"""Reason of a job that waits, or was cancelled by Slurm, because what it waited for failed."""
+
 _PERSONAL = re.compile(r"^(SQUEUE_|SACCT_|SLURM_TIME_FORMAT$)")
 _MOST_ID_CHARS = 100_000
 """Linux takes 128 KiB in one argument. Beyond this all jobs are asked for."""
@@ -162,6 +165,9 @@ def parse_sacct(output: str) -> list[QueuedJob]:
         job_id, state, code, start, end, nodes, reason = row
         # "CANCELLED by 1000"; a state may also end in "+", the sign of a cut word.
         word, _, by = state.partition(" by ")
+        if word.startswith("CANCELLED") and not by and reason == "Dependency":
+            # Nobody did it, so Slurm did. squeue tells that by another reason, sacct does not.
+            reason = NEVER_SATISFIED
         jobs.append(
             QueuedJob(
                 job_id=job_id,

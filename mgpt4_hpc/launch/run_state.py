@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from mgpt4_hpc.launch.decision import Cause
 from mgpt4_hpc.launch.exclusion import nodes_found_bad
-from mgpt4_hpc.launch.queue import QueuedJob
+from mgpt4_hpc.launch.queue import NEVER_SATISFIED, QueuedJob
 from mgpt4_hpc.launch.run_facts import RunFacts
 from mgpt4_hpc.launch.words import duration, first_line, shell_word
 from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
@@ -136,7 +136,7 @@ def _of_job(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]
 
 
 def _waiting(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
-    if job.reason == "DependencyNeverSatisfied":
+    if job.reason == NEVER_SATISFIED:
         return RunState.STOPPED, _never_started(facts)
     if job.reason.startswith("JobHeld"):
         when = f"held: `scontrol release {job.job_id}`"
@@ -186,7 +186,8 @@ def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
     if left_behind is not None:
         return left_behind
     if job.state == "CANCELLED":
-        if job.reason.startswith("Dependency"):
+        # One that a person cancels keeps "Dependency", what it waited for at that time.
+        if job.reason == NEVER_SATISFIED and not job.cancelled_by:
             return RunState.STOPPED, _never_started(facts)
         by = f" by user {job.cancelled_by}" if job.cancelled_by else ""
         return RunState.CANCELLED, f"cancelled{by}"

@@ -67,8 +67,14 @@ def test_never_submitted(tmp_path: Path) -> None:
         (squeue("CONFIGURING"), "pending", "starting: its nodes are being prepared"),
         (squeue("RUNNING"), "running", "starting"),
         (squeue("CANCELLED"), "cancelled", "cancelled"),
+        (squeue("CANCELLED", reason="Dependency"), "cancelled", "cancelled"),
         (
-            squeue("CANCELLED", reason="Dependency"),
+            squeue("CANCELLED", reason="DependencyNeverSatisfied", cancelled_by="1000"),
+            "cancelled",
+            "cancelled by user 1000",
+        ),
+        (
+            squeue("CANCELLED", reason="DependencyNeverSatisfied"),
             "stopped",
             f"stopped: the run it waited for did not finish; {RESUME}",
         ),

@@ -101,6 +101,32 @@ def test_preempted_in_accounting_may_be_back_in_the_queue(
     assert mgpt4("status", "--json").json[0]["state"] == "stopped"
 
 
+def test_who_cancelled_a_job_that_waited_for_another(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """As Slurm 22.05 shows one cancelled by hand (17), and one cancelled by itself (18)."""
+    for name, job_id in (("by-hand", "17"), ("by-slurm", "18")):
+        submitted(make_run(tmp_path / "runs", name), job_id)
+    slurm.sacct = (
+        "17|CANCELLED by 1000|0:0|1795360162|1795360162|None assigned|Dependency\n"
+        "18|CANCELLED|0:0|1795360162|1795360162|None assigned|Dependency\n"
+    )
+    told = {
+        "by-hand": "cancelled by user 1000",
+        "by-slurm": "stopped: the run it waited for did not finish; run `mgpt4 resume by-slurm`",
+    }
+    in_queue = squeue_row("17", "CANCELLED", "Dependency")
+    in_queue += squeue_row("18", "CANCELLED", "DependencyNeverSatisfied")
+    for slurm.squeue in (in_queue, ""):
+        rows = mgpt4("status", "--json").json
+        assert {row["name"]: row["text"] for row in rows} == told
+    # Without accounting squeue alone must do.
+    slurm.squeue, slurm.sacct = in_queue, None
+    ended = mgpt4("status", "--json")
+    texts = {row["name"]: row["text"] for row in ended.json}
+    assert texts == {**told, "by-hand": "cancelled"} and ended.err == ""
+
+
 def test_slurm_is_down(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     submitted(run)

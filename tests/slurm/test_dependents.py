@@ -33,6 +33,17 @@ def test_resume_points_dependents_to_the_new_job(
         ("y-stage2", "y-stage1"),
     ]
 
+    # One cancelled by hand is not told as if the first had failed.
+    by_hand = mgpt4(cluster, runs, "submit", "--config", str(second), "--gpus", "1", "--name", "z",
+                    "--after", "x-stage1", "--json")  # fmt: skip
+    cluster.run(["scancel", json.loads(by_hand.stdout)[0]["job_id"]])
+
+    def told_of_z() -> str:
+        return json.loads(mgpt4(cluster, runs, "status", "z", "--json").stdout)[0]["text"]
+
+    # Accounting hears of it a moment later than squeue.
+    cluster.wait_until(lambda: told_of_z() == "cancelled by user 0", 30, "cancelled by hand")
+
     # Cancelled, the first takes the second with it, instead of letting it wait for ever.
     wait_for_step(cluster, runs / "x-stage1", 2)
     mgpt4(cluster, runs, "cancel", "x-stage1", "--save")
@@ -49,4 +60,5 @@ def test_resume_points_dependents_to_the_new_job(
     assert {row["name"]: row["state"] for row in rows} == {
         "x-stage1": "finished",
         "x-stage2": "finished",
+        "z": "cancelled",
     }
