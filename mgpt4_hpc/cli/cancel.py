@@ -8,7 +8,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.words import printable
 
 
@@ -35,7 +35,11 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     runs = find_runs(names, absolute(runs_dir))
     seen = look_at(runs)
     if seen.unreachable is not None:
-        raise seen.unreachable
+        raise SlurmUnreachable(
+            f"nothing was cancelled: {seen.unreachable.what}",
+            why="without Slurm nobody knows which of the jobs are there to be cancelled",
+            fix=f"once Slurm answers, give the same command again. {seen.unreachable.fix}".rstrip(),
+        )
     done = []
     errors: list[MgptError] = []
     for run, row in zip(runs, seen.rows, strict=True):

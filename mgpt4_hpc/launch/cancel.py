@@ -6,13 +6,14 @@ import shlex
 import signal
 from dataclasses import dataclass
 
-from mgpt4_hpc.errors import MgptError, SlurmRejected
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import processes
 from mgpt4_hpc.launch.cancel_mark import request_cancel, withdraw_cancel
 from mgpt4_hpc.launch.overview import RunOverview
 from mgpt4_hpc.launch.run_facts import JobRef, read_facts
 from mgpt4_hpc.launch.run_state import RunState
 from mgpt4_hpc.launch.slurm import run_slurm
+from mgpt4_hpc.launch.words import shell_word
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -63,10 +64,24 @@ def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
     request_cancel(run, job.job_id)
     try:
         return _scancel(job.job_id, save)
-    except MgptError:
+    except MgptError as error:
         # Told that it failed, nobody expects the job to stay away after its next preemption.
         withdraw_cancel(run)
+        if isinstance(error, SlurmUnreachable):
+            raise _unconfirmed(run, job.job_id, error) from error
         raise
+
+
+def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnreachable:
+    """What was sent before Slurm fell silent cannot be called back."""
+    name = shell_word(run.name)
+    return SlurmUnreachable(
+        f"job {job_id} of {run.name} may or may not be cancelled: {error.what}",
+        why="Slurm may have received the request without confirming it, and may still carry it out",
+        fix=f"once Slurm answers, `mgpt4 status {name}` shows what became of it; if the job is "
+        f"still there, give `mgpt4 cancel {name}` again, and if it is gone against your wish, "
+        f"`mgpt4 resume {name}`",
+    )
 
 
 def _scancel(job_id: str, save: bool) -> str:

@@ -67,7 +67,9 @@ def test_nothing_to_cancel(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
 
 def test_slurm_is_down(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
     slurm.squeue = slurm.sacct = None
-    assert mgpt4("cancel", "one").code == 5
+    ended = mgpt4("cancel", "one")
+    assert ended.code == 5
+    assert "nothing was cancelled: `squeue` cannot reach Slurm" in ended.err
     assert not cancel_requested(run)
 
 
@@ -145,5 +147,10 @@ def test_a_cancel_that_failed_leaves_no_mark(
     """Otherwise the job would stay away after its next preemption, to its owner's surprise."""
     slurm.squeue = squeue_row("17", "RUNNING")
     monkeypatch.setattr(slurm, "scancel", None, raising=False)
-    assert mgpt4("cancel", "one").code == 5
+    ended = mgpt4("cancel", "one")
+    assert ended.code == 5
     assert not cancel_requested(run)
+    # What was sent may have arrived.
+    assert "job 17 of one may or may not be cancelled: `scancel 17` cannot reach" in ended.err
+    assert "may still carry it out" in ended.err
+    assert "`mgpt4 status one` shows" in ended.err and "`mgpt4 cancel one` again" in ended.err
