@@ -29,6 +29,8 @@ _COLOURS = {
     "stopped": "yellow",
     "unknown": "yellow",
 }
+_OLD = "dim yellow"
+"""A state that may have changed since."""
 
 
 @click.command("status", short_help="What each run is doing.")
@@ -50,6 +52,10 @@ def status_command(
     """What each run is doing: all runs of the folder, or those named.
 
     A sweep's name stands for all of its runs.
+
+    While Slurm's controller does not answer, a state that only the accounting tells is marked with
+    the time up to which it is certain ("pending (Priority), as of 14:32"), and a warning says so;
+    the exit code is 0 as long as every run's state is known in that way.
 
     \b
     mgpt4 status
@@ -204,7 +210,7 @@ def status_table(rows: Iterable[RunOverview], width: int | None = None) -> Table
             checkpoint += f", {duration(row.checkpoint_age_s)} ago"
         cells = [
             row.name,
-            Text(row.text, style=_COLOURS.get(row.state, "")),
+            Text(row.text, style=_OLD if row.as_of is not None else _COLOURS.get(row.state, "")),
             f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}",
             _number(row.percent, ".0f"),
             _number(row.loss, ".4f"),

@@ -31,6 +31,7 @@ class RunOverview:
         state: one word of :class:`RunState`.
         text: the state as a sentence.
         source: who said so: squeue, sacct, process, run folder.
+        as_of: unix time up to which that is certain, where squeue does not answer; None is now.
         executor, job_id: of its newest job.
         attempt: number of the newest attempt.
         step, max_steps, percent: progress.
@@ -47,6 +48,7 @@ class RunOverview:
     state: RunState
     text: str
     source: Source
+    as_of: float | None
     executor: str | None
     job_id: str | None
     attempt: int | None
@@ -192,6 +194,7 @@ def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:
         state=status.state,
         text=status.text,
         source=status.source,
+        as_of=status.as_of,
         executor=facts.job.executor if facts.job else None,
         job_id=facts.job.job_id if facts.job else None,
         attempt=last.number if last else None,

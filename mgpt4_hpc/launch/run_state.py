@@ -10,7 +10,7 @@ from mgpt4_hpc.launch.decision import Cause
 from mgpt4_hpc.launch.exclusion import nodes_found_bad
 from mgpt4_hpc.launch.queue import NEVER_SATISFIED, QueuedJob
 from mgpt4_hpc.launch.run_facts import RunFacts
-from mgpt4_hpc.launch.words import duration, first_line, shell_word
+from mgpt4_hpc.launch.words import clock_time, duration, first_line, shell_word
 from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 
 SILENT_S = 300.0
@@ -52,11 +52,17 @@ class Source(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """The word, the sentence, and who said so."""
+    """The word, the sentence, who said so, and how old that may be.
+
+    Attributes:
+        as_of: unix time up to which the state is certain, where it is accounting's last word and
+            the controller does not answer; None where it is of now.
+    """
 
     state: RunState
     text: str
     source: Source
+    as_of: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,12 +113,29 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         return Status(RunState.STOPPED, told, Source.FOLDER)
     if answer.job is not None:
         state, text = _of_job(facts, answer.job, now)
-        return Status(state, text, answer.source)
+        as_of = _as_of(facts, answer, state, now)
+        if as_of is not None:
+            text += f", as of {clock_time(as_of, now)}"
+        return Status(state, text, answer.source, as_of)
     if answer.alive is not None:
         if answer.alive:
             return Status(*_alive(facts, now), Source.PROCESS)
         return Status(*_gone(facts, now, "its process ended without a word"), Source.PROCESS)
     return Status(*_unseen(facts, answer.asked, now), Source.FOLDER)
+
+
+def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> float | None:
+    """The last moment at which the state is certain; None if that is now."""
+    job = answer.job
+    # Accounting is believed about a job that is not over only while squeue does not answer.
+    if job is None or answer.source is not Source.SACCT or not job.is_active:
+        return None
+    sign = facts.last_sign_at
+    if state is RunState.RUNNING and sign is not None and now - sign < FRESH_S:
+        return None  # its own word is as good as squeue's
+    submitted = facts.job.since if facts.job is not None else None
+    known = [at for at in (sign, job.start_at, submitted) if at is not None and at <= now]
+    return max(known, default=None)
 
 
 # -- Slurm knows the job --------------------------------------------------------------------

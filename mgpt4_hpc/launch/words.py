@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 
 _STEPS = (("s", 1.0, 90.0), ("min", 60.0, 90 * 60.0), ("h", 3600.0, 48 * 3600.0))
 
@@ -15,6 +16,12 @@ def duration(seconds: float) -> str:
             number = seconds / size
             return f"{number:.1f} {unit}" if unit == "h" else f"{number:.0f} {unit}"
     return f"{seconds / 86400:.1f} d"
+
+
+def clock_time(at: float, now: float) -> str:
+    """``14:32``, with the date in front if that is not today's; local time."""
+    then, today = time.localtime(at), time.localtime(now)
+    return time.strftime("%H:%M" if then[:3] == today[:3] else "%Y-%m-%d %H:%M", then)
 
 
 def shell_word(name: str) -> str:

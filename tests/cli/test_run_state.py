@@ -10,6 +10,7 @@ from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.launch.queue import QueuedJob
 from mgpt4_hpc.launch.run_facts import read_facts
 from mgpt4_hpc.launch.run_state import Answer, Source, describe
+from mgpt4_hpc.launch.words import clock_time
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -112,6 +113,35 @@ def test_running(run: RunDir) -> None:
     assert said(run, Answer(QueuedJob("17", "RUNNING"), Source.SACCT))[1] == "running"
     # Nobody can be asked, but the run is writing.
     assert said(run, SILENT) == ("running", "running")
+
+
+def test_the_last_word_of_accounting_tells_how_old_it_may_be(run: RunDir) -> None:
+    """It is believed about what is not over only while squeue does not answer."""
+    later = time.time() + 3600
+
+    def in_accounting(state: str, **fields: Any) -> tuple[str, float | None]:
+        job = QueuedJob("17", state, **fields)
+        status = describe(read_facts(run), Answer(job, Source.SACCT), later)
+        return status.text, status.as_of
+
+    facts = read_facts(run)
+    assert facts.job is not None
+    since = facts.job.since
+    told = f"pending (Priority), as of {clock_time(since, later)}"
+    assert in_accounting("PENDING", reason="Priority") == (told, since)
+    started = since + 60
+    told = f"starting, as of {clock_time(started, later)}"
+    assert in_accounting("RUNNING", start_at=started) == (told, started)
+    attempt(run, 1, first=1, last=20)
+    text, as_of = in_accounting("RUNNING", start_at=started)
+    assert as_of == read_facts(run).last_sign_at
+    assert text.startswith("running, but silent") and " as of " in text
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    now = time.mktime((2026, 11, 26, 15, 0, 0, 0, 0, -1))
+    assert clock_time(now - 1800, now) == "14:30"
+    assert clock_time(now - 86400, now) == "2026-11-25 15:00"
 
 
 def test_running_but_silent(run: RunDir) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.launch.words import clock_time
 from mgpt4_hpc.run_dir import read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
@@ -85,8 +86,18 @@ def test_squeue_fails_and_sacct_knows(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: 
     slurm.squeue, slurm.sacct = None, "17|RUNNING|0:0|1795360162|Unknown|node[1-4]|None\n"
     ended = mgpt4("status", "--json")
     assert ended.code == 0
-    assert ended.json[0]["source"] == "sacct"
+    (row,) = ended.json
+    assert row["source"] == "sacct"
     assert "`squeue` cannot reach Slurm" in ended.err
+    # Nobody knows what became of it since.
+    assert row["as_of"] == read_json(run.slurm / "job.json")["submitted"]
+    assert row["text"] == f"starting, as of {clock_time(row['as_of'], time.time())}"
+    assert row["text"] in mgpt4("status").out
+    # What accounting says is over is over, and what squeue says is of now.
+    slurm.sacct = "17|CANCELLED by 1000|0:0|1795360162|1795360204|node1|None\n"
+    assert mgpt4("status", "--json").json[0]["as_of"] is None
+    slurm.squeue = squeue_row("17", "RUNNING")
+    assert mgpt4("status", "--json").json[0]["as_of"] is None
 
 
 def test_preempted_in_accounting_may_be_back_in_the_queue(
