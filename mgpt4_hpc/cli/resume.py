@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +10,12 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import DurationMin, absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.launch.words import printable
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.resume import Resumption
+    from mgpt4_hpc.launch.sweep_dir import SweepDir
 
 
 @click.command("resume", short_help="Submit an unfinished run again.")
@@ -43,6 +45,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Go on though settings, data, weights or library versions changed; the ledger tells.",
 )
+@click.option(
+    "--max-parallel",
+    type=click.IntRange(min=1),
+    help="Of a sweep: runs at work at once. Default: what it was submitted or resumed with.",
+)
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
 @json_option
@@ -51,6 +58,7 @@ def resume_command(
     assignments: tuple[str, ...],
     executor: str | None,
     accept_drift: bool,
+    max_parallel: int | None,
     wait: bool,
     runs_dir: Path,
     as_json: bool,
@@ -60,31 +68,36 @@ def resume_command(
 
     Any number of GPUs will do: the samples and their order stay the same. Settings that decide the
     result cannot change. A sweep's name stands for those of its runs that neither are finished nor
-    at work; each becomes a job of its own, so that the sweep's --max-parallel holds no more.
+    at work; each becomes a job of its own, and waits for others to end where the sweep was
+    submitted with --max-parallel.
 
     \b
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
-    mgpt4 resume my-sweep --set launch.max_crashes=9
+    mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
     """
     from mgpt4_hpc.config.load import parse_assignments
     from mgpt4_hpc.launch.resume import resume_run
     from mgpt4_hpc.launch.resume_many import resume_many
-    from mgpt4_hpc.launch.sweep_dir import SweepDir, find_runs, is_sweep
+    from mgpt4_hpc.launch.sweep_dir import find_runs
+    from mgpt4_hpc.launch.turns import turns_of
 
     folder = absolute(runs_dir)
     overrides = parse_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
     runs = find_runs(names, folder)
-    sweeps = [name for name in names if is_sweep(name, folder)]
+    sweeps = _sweeps(names, folder, max_parallel)
     errors: list[MgptError] = []
     if len(names) == 1 and not sweeps:
         done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
         told: Any = _as_json(done[0])
     else:
-        for name in sweeps:
-            if limit := SweepDir.of(name, folder).max_parallel():
-                _say(f"{name}: each of its runs is a job now; --max-parallel {limit} holds no more")
-        done, errors = resume_many(runs, overrides, executor, say=_say, accept=accept_drift)
+        turns = turns_of(sweeps)
+        for sweep in sweeps:
+            if limit := sweep.max_parallel():
+                _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
+        done, errors = resume_many(
+            runs, overrides, executor, say=_say, accept=accept_drift, turns=turns
+        )
         told = [_as_json(one) for one in done]
     if as_json:
         echo_json(told)
@@ -100,6 +113,23 @@ def resume_command(
         from mgpt4_hpc.launch.watch import wait_for_runs
 
         wait_for_runs(submitted, say=_say)
+
+
+def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> list[SweepDir]:
+    """Those of the names that are sweeps; a limit that is given is theirs from now on."""
+    from mgpt4_hpc.launch.sweep_dir import SweepDir, is_sweep
+
+    found = [SweepDir.of(name, folder) for name in names if is_sweep(name, folder)]
+    if max_parallel is None:
+        return found
+    if not found:
+        raise ConfigError(
+            f"--max-parallel {max_parallel} is for sweeps, and none is named here",
+            fix="leave it out, or give the sweep's name instead of its runs'",
+        )
+    for sweep in found:
+        sweep.set_max_parallel(max_parallel)
+    return found
 
 
 def _say(text: str) -> None:

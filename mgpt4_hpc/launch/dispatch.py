@@ -96,7 +96,9 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
     runs = [item.run for item in plan.runs]
     dependency = _dependency(first.follows) if first.follows else None
     made: list[RunDir] = []
-    create_sweep(folder, runs, [point.texts for point in plan.sweep.points], "slurm")
+    most = plan.sweep.max_parallel
+    texts = [point.texts for point in plan.sweep.points]
+    create_sweep(folder, runs, texts, "slurm", max_parallel=most)
     try:
         for item in plan.runs:
             create_run(item.run, item.resolved, code_of=made[0] if made else None)
@@ -105,7 +107,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
             folder,
             first.resolved.config,
             len(runs),
-            max_parallel=plan.sweep.max_parallel,
+            max_parallel=most,
             dependency=dependency,
         )
         tasks = [(item.run, item.resolved.config) for item in plan.runs]
@@ -126,7 +128,8 @@ def _run_sweep_here(plan: Plan, submitted: list[Submitted], say: Say) -> None:
     """One run after the other on this machine; one that fails does not keep the others from it."""
     assert plan.sweep is not None
     runs = [item.run for item in plan.runs]
-    create_sweep(plan.sweep.folder, runs, [point.texts for point in plan.sweep.points], "local")
+    texts = [point.texts for point in plan.sweep.points]
+    create_sweep(plan.sweep.folder, runs, texts, "local", max_parallel=plan.sweep.max_parallel)
     failed: list[MgptError] = []
     for number, item in enumerate(plan.runs, start=1):
         submitted.append(_submit_one(item, "local"))

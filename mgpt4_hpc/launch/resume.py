@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +57,7 @@ def resume_run(
     *,
     say: Callable[[str], None],
     accept: bool = False,
+    behind: Sequence[str] = (),
 ) -> Resumption:
     """Submit an unfinished run again.
 
@@ -67,6 +68,7 @@ def resume_run(
         say: told what changes.
         accept: the job may go on though data, weights, settings or versions are not what the run
             began with.
+        behind: Slurm jobs that must have ended, in whatever way, before this one begins.
 
     Raises:
         UnsafeRun: if others can write its folder.
@@ -79,7 +81,7 @@ def resume_run(
     run.identity()
     assert_trusted(run.path)
     with submitting(run):
-        return _resume(run, overrides, executor, say, accept)
+        return _resume(run, overrides, executor, say, accept, behind)
 
 
 def _resume(
@@ -88,6 +90,7 @@ def _resume(
     executor: str | None,
     say: Callable[[str], None],
     accept: bool,
+    behind: Sequence[str],
 ) -> Resumption:
     seen = _assert_free(run)
     resolved = read_config(run.config_file)
@@ -113,6 +116,8 @@ def _resume(
     )
     for note in notes:
         say(note)
+    if executor == "slurm":
+        dependency = _all_of(dependency, behind)
     markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
     with _put_back(run.config_file, run.slurm / "python", *markers):
         complete_run(run, changed.config)
@@ -231,6 +236,14 @@ def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
         faults=[seen.text],
         fix=f"finish that first: mgpt4 resume {seen.path}",
     )
+
+
+def _all_of(dependency: str | None, behind: Sequence[str]) -> str | None:
+    """Slurm's dependency on both: it holds when each of its parts does."""
+    wanted = [dependency] if dependency is not None else []
+    if behind:
+        wanted.append(":".join(["afterany", *behind]))
+    return ",".join(wanted) or None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import MgptError, RunAlive
 from mgpt4_hpc.launch.resume import Resumption, resume_run
+from mgpt4_hpc.launch.turns import Turns
 from mgpt4_hpc.launch.watch import wait_for_runs
 from mgpt4_hpc.run_dir import RunDir
 
@@ -18,13 +19,15 @@ def resume_many(
     *,
     say: Callable[[str], None],
     accept: bool = False,
+    turns: Mapping[RunDir, Turns] | None = None,
 ) -> tuple[list[Resumption], list[MgptError]]:
     """Submit each unfinished run again, whatever becomes of the others.
 
     Runs that wait or run already are left alone. On this machine, which cannot tell its GPUs apart
     for them, each run begins when the one before has ended.
 
-    Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given.
+    Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given; and
+    ``turns``, of those runs that may not all be at work at once.
 
     Returns:
         What became of those that could be resumed, and why the others could not.
@@ -39,8 +42,10 @@ def resume_many(
         except MgptError as error:
             errors.append(error)
         here = None
+        turn = (turns or {}).get(run)
+        behind = turn.next if turn is not None else ()
         try:
-            one = resume_run(run, overrides, executor, say=say, accept=accept)
+            one = resume_run(run, overrides, executor, say=say, accept=accept, behind=behind)
         except RunAlive as error:
             say(f"left alone: {error.what}")
             continue
@@ -53,4 +58,6 @@ def resume_many(
         done.append(one)
         if one.submitted is not None and one.submitted.executor == "local":
             here = run
+        elif one.submitted is not None and turn is not None:
+            turn.take(one.submitted.job_id)
     return done, errors

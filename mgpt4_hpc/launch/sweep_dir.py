@@ -4,7 +4,7 @@
 
     RUNS/NAME-lr1e-4-seed1/      a run like any other, with a batch script of its own
     RUNS/.sweeps/NAME/
-        sweep.json               settings, runs and their values, the array's job
+        sweep.json               runs and their values, how many at once, the array's job
         array.sbatch             what was submitted: task I hands over to the script of run I
         tasks/I -> RUN/slurm     where Slurm finds that script, and puts the task's log
 """
@@ -57,13 +57,16 @@ class SweepDir:
         return self.path / "tasks"
 
     def max_parallel(self) -> int | None:
-        """How many of its tasks Slurm was told to run at once; None if nothing was said."""
+        """How many of its runs may be at work at once; None if nothing was said."""
         try:
-            script = self.script.read_text(encoding="utf-8")
-        except OSError:
+            limit = read_json(self.file).get("max_parallel")
+        except (OSError, ValueError):
             return None
-        limit = re.search(r"^#SBATCH --array=\S*%(\d+)", script, re.MULTILINE)
-        return int(limit[1]) if limit else None
+        return limit if isinstance(limit, int) and limit > 0 else None
+
+    def set_max_parallel(self, limit: int) -> None:
+        """Let so many of its runs be at work at once from now on."""
+        write_json(self.file, {**read_json(self.file), "max_parallel": limit})
 
     def runs(self) -> list[RunDir]:
         """Its runs, without those that were removed since. Raises NoSuchRun if it is broken."""
@@ -76,7 +79,12 @@ class SweepDir:
 
 
 def create_sweep(
-    sweep: SweepDir, runs: Sequence[RunDir], values: Sequence[Mapping[str, str]], executor: str
+    sweep: SweepDir,
+    runs: Sequence[RunDir],
+    values: Sequence[Mapping[str, str]],
+    executor: str,
+    *,
+    max_parallel: int | None = None,
 ) -> None:
     """Make the sweep's folder.
 
@@ -85,6 +93,7 @@ def create_sweep(
         runs: of which it consists; they need not exist yet.
         values: of the swept settings, of each run.
         executor: "slurm" or "local".
+        max_parallel: how many of the runs may be at work at once; None is all.
 
     Raises:
         RunLocked: if there is one of that name.
@@ -101,7 +110,13 @@ def create_sweep(
         ]
         write_json(
             sweep.file,
-            {"name": sweep.name, "executor": executor, "created": time.time(), "runs": listed},
+            {
+                "name": sweep.name,
+                "executor": executor,
+                "created": time.time(),
+                "max_parallel": max_parallel,
+                "runs": listed,
+            },
         )
     except FileExistsError:
         raise RunLocked(

@@ -14,6 +14,7 @@ from mgpt4_hpc.launch.resume import Resumption
 from mgpt4_hpc.launch.resume_many import resume_many
 from mgpt4_hpc.launch.submit import Submitted
 from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.launch.turns import Turns
 from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
@@ -34,7 +35,7 @@ class Submissions:
         if self.error is not None:
             raise self.error
         self.asked.append((resolved, executor, dependency))
-        return Submitted(run, executor, "18")
+        return Submitted(run, executor, str(17 + len(self.asked)))
 
 
 @pytest.fixture
@@ -267,22 +268,59 @@ def test_a_sweep_s_name_stands_for_what_is_left_of_it(
     assert read_config(lost.config_file).config.launch.max_crashes == 9
 
 
-def test_what_holds_no_more_and_what_is_wrong_with_all_is_told_once(
+def test_what_is_wrong_with_all_runs_is_told_once(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
 ) -> None:
     runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "ab"]
     for number, run in enumerate(runs):
         submitted(run, f"30_{number}")
         run.resubmit_needed.write_text("Slurm did not say why\n")
-    sweep = SweepDir.of("s", tmp_path / "runs")
-    create_sweep(sweep, runs, [{}] * 2, "slurm")
-    sweep.script.write_text("#!/bin/bash\n#SBATCH --array=0-1%1\n")
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 2, "slurm")
     ended = mgpt4("resume", "s", "--set", "lr=0.1")
     assert ended.code == 2
     assert ended.err.count("decides the result") == 1
     assert "s-a could not be resumed" in ended.err and "s-b could not be resumed" in ended.err
-    assert "--max-parallel 1 holds no more" in ended.err
     assert submissions.asked == []
+
+
+def test_a_sweep_keeps_how_many_may_be_at_work(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "abcde"]
+    for number, run in enumerate(runs):
+        submitted(run, f"30_{number}")
+    sweep = SweepDir.of("s", tmp_path / "runs")
+    create_sweep(sweep, runs, [{}] * 5, "slurm", max_parallel=2)
+    slurm.squeue = squeue_row("30_1", "RUNNING")
+
+    ended = mgpt4("resume", "s")
+    assert ended.code == 0 and "s: at most 2 at once" in ended.err
+    # One place is free; who comes next waits for what runs, and then for those before.
+    waits = [dependency for _, _, dependency in submissions.asked]
+    assert waits == [None, "afterany:30_1", "afterany:18", "afterany:19"]
+
+    submissions.asked.clear()
+    assert mgpt4("resume", "s", "--max-parallel", "3").code == 0
+    assert [dependency for *_, dependency in submissions.asked][:2] == [None, None]
+    assert sweep.max_parallel() == 3, "and so at the next time"
+    refused = mgpt4("resume", "s-a", "--max-parallel", "3")
+    assert refused.code == 2 and "--max-parallel 3 is for sweeps" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("most", "live", "rows"),
+    [
+        (2, [], [[], [], ["n0"], ["n1"], ["n2"]]),
+        (2, ["a"], [[], ["a"], ["n0"], ["n1"]]),
+        (2, ["a", "b", "c"], [["a", "b"], ["a", "b", "c"], ["n0"], ["n1"]]),
+        (1, ["a", "b"], [["a", "b"], ["n0"], ["n1"]]),
+    ],
+)
+def test_whose_turn_it_is(most: int, live: list[str], rows: list[list[str]]) -> None:
+    turns = Turns(most, live)
+    for number, expected in enumerate(rows):
+        assert list(turns.next) == expected
+        turns.take(f"n{number}")
 
 
 def test_several_runs_here_follow_each_other(

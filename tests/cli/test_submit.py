@@ -14,7 +14,7 @@ from mgpt4_hpc.launch import dispatch, orders
 from mgpt4_hpc.launch.admission import Cluster
 from mgpt4_hpc.launch.site_facts import parse_slurm_site
 from mgpt4_hpc.launch.submit import Submitted
-from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_dir import RunDir, read_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.tiny_world import TinyWorld
@@ -139,6 +139,7 @@ def test_a_sweep_is_one_array_and_a_run_for_each_task(
     sweep = Path("runs/.sweeps/s")
     assert sbatch.read_text().split() == ["--parsable", str(sweep.absolute() / "array.sbatch")]
     assert "#SBATCH --array=0-3%3" in (sweep / "array.sbatch").read_text()
+    assert read_json(sweep / "sweep.json")["max_parallel"] == 3, "for its resumption"
     assert "lr: 0.003" in Path("runs/s-lr3e-3-seed1/config.yaml").read_text()
     assert (sweep / "tasks" / "2" / "job.sbatch").samefile("runs/s-lr3e-3-seed1/slurm/job.sbatch")
 

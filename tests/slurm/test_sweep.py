@@ -124,3 +124,28 @@ def test_each_task_is_preempted_told_of_cancelled_and_resumed_by_itself(
     cluster.wait_until(lambda: not cluster.squeue(), 120, "the cancelled one was resumed")
     assert states(cluster, runs, "pair") == ["finished", "finished"]
     assert_every_step_once(two, steps)
+
+
+def test_what_is_resumed_keeps_how_many_may_run_at_once(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    config = tiny_world.write_config(
+        tmp_path / "c.yaml", train__max_steps=4, train__global_batch_size=2
+    )
+    runs = tmp_path / "runs"
+    submit_sweep(cluster, runs, config, "two", "--sweep", "seed=1,2,3", "--max-parallel", "1")
+    cancelled = ["two-seed2", "two-seed3"]
+    mgpt4(cluster, runs, "cancel", *cancelled)
+    # They wait for the first, which is still a task of the array, and for each other.
+    resumed = json.loads(mgpt4(cluster, runs, "resume", "two", "--json").stdout)
+    assert [one["run"] for one in resumed] == cancelled
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        most = max(most, list(cluster.squeue().values()).count("RUNNING"))
+        return not cluster.squeue()
+
+    cluster.wait_until(over, 120, "all three are over")
+    assert most == 1
+    assert states(cluster, runs, "two") == ["finished"] * 3
