@@ -27,13 +27,20 @@ A programming mistake stays an AssertionError or whatever Python raises: it is n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 EXIT_RESUMABLE = 75
 """Trainer's exit code for "stopped, can go on" (EX_TEMPFAIL of sysexits.h)."""
 
 EXIT_HUNG = 72
 """Trainer's exit code for "no step for too long", by its own watchdog."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``; did you mean ...?``, to be put behind a bad name; empty if none of the known is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class MgptError(Exception):

@@ -1,4 +1,4 @@
-"""Whether Slurm will take a job and ever start it: partition, account, QOS, limits, GPUs.
+"""Whether Slurm will take a job and ever start it: partition, account, QOS, limits, nodes, GPUs.
 
 Slurm tells one fault at a time, some only after a night in the queue. Here they are found
 together, with the valid values. What cannot be known (no accounting, hidden nodes) is left to
@@ -19,6 +19,7 @@ from mgpt4_hpc.launch.associations import (
     slurm_user,
 )
 from mgpt4_hpc.launch.gpu_memory import memory_findings
+from mgpt4_hpc.launch.node_choice import node_choice_faults
 from mgpt4_hpc.launch.site_facts import Node, Partition, SlurmSite, read_slurm_site
 from mgpt4_hpc.launch.slurm import parse_duration_s
 from mgpt4_hpc.launch.words import counted, duration, first_line
@@ -96,6 +97,7 @@ def admission_findings(
         for partition in wanted:
             faults += _partition_faults(partition, launch)
             faults += _node_faults(partition, launch)
+        faults += node_choice_faults(site, wanted, launch)
         if not faults:
             types = _gpu_types(wanted, launch)
             more_faults, more_notes = memory_findings(config, types, [launch.constraint or ""])

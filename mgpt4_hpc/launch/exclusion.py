@@ -37,7 +37,7 @@ def exclude_nodes(job_id: str, nodes: Sequence[str]) -> str:
     try:
         record = slurm.parse_record(slurm.run_slurm(["scontrol", "show", "job", "-o", job_id]))
         excluded = record.get("ExcNodeList", "")
-        before = [] if excluded in ("", "(null)") else _expand(excluded)
+        before = [] if excluded in ("", "(null)") else slurm.hostnames(excluded)
         new = [node for node in nodes if node not in before]
         if new:
             listed = ",".join([*before, *new])
@@ -45,8 +45,3 @@ def exclude_nodes(job_id: str, nodes: Sequence[str]) -> str:
     except MgptError as error:
         return f"{', '.join(nodes)} could not be excluded: {error.what}"
     return f"excluded {', '.join(nodes)}"
-
-
-def _expand(listed: str) -> list[str]:
-    """``node[1-2],x7`` as names."""
-    return slurm.run_slurm(["scontrol", "show", "hostnames", listed]).split()

@@ -29,6 +29,7 @@ class Node:
         state: as IDLE, MIXED+DRAIN.
         cpus: cores for jobs.
         gpus: number by type; the type is empty where the site names none.
+        features: that jobs may ask for with --constraint, of some kinds only after a reboot.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Node:
     state: str = "IDLE"
     cpus: int = 0
     gpus: Mapping[str, int] = field(default_factory=dict)
+    features: frozenset[str] = frozenset()
 
     @property
     def is_usable(self) -> bool:
@@ -160,11 +162,13 @@ class SlurmSite:
         config: ``scontrol show config``; what is null there is absent.
         partitions: by name.
         qos: by name; read only where preemption goes by it.
+        nodes: all of them, in whatever partition or in none.
     """
 
     config: Mapping[str, str]
     partitions: Mapping[str, Partition]
     qos: Mapping[str, Qos] = field(default_factory=dict)
+    nodes: tuple[Node, ...] = ()
 
     @property
     def version(self) -> str:
@@ -294,7 +298,7 @@ def parse_slurm_site(config: str, partitions: str, nodes: str) -> SlurmSite:
     for record in map(parse_record, partitions.splitlines()):
         if name := record.get("PartitionName"):
             made[name] = Partition(record, tuple(n for n in found if name in n.partitions))
-    return SlurmSite(parse_config(config), made)
+    return SlurmSite(parse_config(config), made, nodes=tuple(found))
 
 
 def parse_config(text: str) -> dict[str, str]:
@@ -319,7 +323,13 @@ def parse_node(line: str) -> Node:
         state=record.get("State", "UNKNOWN"),
         cpus=_number(record.get("CPUEfctv", "")) or _number(record.get("CPUTot", "")),
         gpus=dict(gpus),
+        features=_features(record),
     )
+
+
+def _features(record: Mapping[str, str]) -> frozenset[str]:
+    listed = record.get("AvailableFeatures", "")
+    return frozenset() if listed == "(null)" else frozenset(filter(None, listed.split(",")))
 
 
 def _number(text: str) -> int:

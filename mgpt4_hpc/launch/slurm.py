@@ -254,7 +254,11 @@ def node_address(node: str) -> str:
     return record.get("NodeAddr") or node
 
 
+def hostnames(listed: str) -> list[str]:
+    """``node[1-2],x7`` as names; whether there are such nodes is not asked."""
+    return run_slurm(["scontrol", "show", "hostnames", listed]).split()
+
+
 def first_node(environ: Mapping[str, str] = os.environ) -> str:
     """Name of the job's first node."""
-    listed = environ["SLURM_JOB_NODELIST"]
-    return run_slurm(["scontrol", "show", "hostnames", listed]).split()[0]
+    return hostnames(environ["SLURM_JOB_NODELIST"])[0]

@@ -79,7 +79,7 @@ def _ask(script: str) -> str:
                 with_stderr=True,
             )
         except SlurmRejected as error:
-            raise translate(error.what) from error
+            raise translate(error.what, script) from error
 
 
 def _parse(job: str, told: str, after: str | None) -> StartEstimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -222,7 +223,7 @@ def submit_script(path: Path) -> str:
     try:
         told = slurm.run_slurm(command, environ=slurm.clean_environment(os.environ))
     except SlurmRejected as error:
-        raise translate(error.what) from error
+        raise translate(error.what, path.read_text(encoding="utf-8")) from error
     return told.strip().partition(";")[0]
 
 
@@ -232,12 +233,13 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
     from mgpt4_hpc.launch.task import StageTask
 
     executor = make_executor(run, resolved.config, dependency)
-    script_path(run).write_text(executor.render(), encoding="utf-8")
+    script = executor.render()
+    script_path(run).write_text(script, encoding="utf-8")
     try:
         with _environment(slurm.clean_environment(os.environ)):
             job = executor.submit(StageTask(str(run.path)))
     except (FailedJobError, FailedSubmissionError) as error:
-        raise translate(str(error)) from error
+        raise translate(str(error), script) from error
     except FileNotFoundError as error:
         raise SlurmUnreachable(
             "sbatch is not installed here",
@@ -246,8 +248,24 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
     return Submitted(run, "slurm", str(job.job_id))
 
 
-def translate(message: str) -> MgptError:
-    """Sbatch's complaint as one of our errors."""
+_COMPLAINTS = (
+    ("feature", ("constraint",), "`sinfo -o '%P %f'` lists the features of each partition"),
+    ("node name", ("exclude", "nodelist"), "`sinfo -N` lists the nodes"),
+    (
+        "node configuration",
+        ("partition", "nodes", "gres", "gpus-per-node", "cpus-per-task", "mem", "constraint"),
+        "no node has all of this at once: `sinfo -o '%P %D %c %m %G %f'` lists what they have",
+    ),
+    ("reservation", ("reservation",), "`scontrol show reservation` lists them"),
+    ("license", ("licenses",), "`scontrol show license` lists them"),
+)
+"""Words of sbatch's complaints, the options that each is about, and where valid values are told."""
+
+_ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
+
+
+def translate(message: str, script: str) -> MgptError:
+    """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
     told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
     text = "; ".join(line.strip() for line in told)
     if slurm.is_unreachable(message):
@@ -255,6 +273,11 @@ def translate(message: str) -> MgptError:
             f"sbatch cannot reach Slurm: {text}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
+    asked = dict(_ASKED.findall(script))
+    for word, options, mend in _COMPLAINTS:
+        values = [f"--{name}={asked[name]}" for name in options if name in asked]
+        if word in text.lower() and values:
+            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=mend)
     return SlurmRejected(
         f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
     )

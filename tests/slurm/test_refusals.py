@@ -29,16 +29,33 @@ def test_an_unknown_partition_is_refused_with_the_known_ones(
     assert not runs.exists()
 
 
+def test_features_and_nodes_are_refused_with_what_there_is(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    config = tiny_world.write_config(tmp_path / "one.yaml")
+    wanted = ["--constraint", "h100|a100_80", "--exclude", "node[4-5]"]
+    done = mgpt4(
+        cluster, tmp_path, "submit", "--config", str(config), "--dry-run", *wanted, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "has the feature 'h100': use one of a100, a100_80g" in done.stderr
+    assert "has the feature 'a100_80': use one of" in done.stderr
+    assert "there is no node 'node5' in partition a100" in done.stderr
+    assert "use some of node[1-4]" in done.stderr
+
+
 def test_what_only_sbatch_knows_is_told_and_leaves_nothing(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     config = tiny_world.write_config(tmp_path / "one.yaml")
     runs = tmp_path / "runs"
     done = mgpt4(
-        cluster, runs, "submit", "--config", str(config), "--constraint", "h100", check=False
-    )
+        cluster, runs, "submit", "--config", str(config), "--sbatch", "reservation=mine",
+        check=False,
+    )  # fmt: skip
     assert done.returncode == 4, done.stderr
-    assert "sbatch refused the job" in done.stderr
+    assert "sbatch refused the job" in done.stderr and "--reservation=mine" in done.stderr
+    assert "`scontrol show reservation` lists them" in done.stderr
     assert not list(runs.glob("*"))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch import associations
+from mgpt4_hpc.launch import associations, slurm
 from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
 from mgpt4_hpc.launch.associations import Association
 from mgpt4_hpc.launch.site_facts import parse_slurm_site
@@ -29,11 +29,18 @@ PartitionName=old MaxTime=UNLIMITED State=DOWN TotalNodes=1
 PartitionName=cpu MaxTime=UNLIMITED State=UP TotalNodes=1 DenyAccounts=mine
 """
 NODES = """\
-NodeName=n1 CPUTot=64 Gres=gpu:a100:4(S:0-1) State=IDLE Partitions=a100,old
-NodeName=n2 CPUTot=64 Gres=gpu:a100:4(S:0-1) State=DOWN Partitions=a100
-NodeName=n3 CPUTot=64 Gres=gpu:h100:8 State=IDLE Partitions=lab
+NodeName=n1 CPUTot=64 AvailableFeatures=80g,ib Gres=gpu:a100:4(S:0-1) State=IDLE Partitions=a100,old
+NodeName=n2 CPUTot=64 AvailableFeatures=80g Gres=gpu:a100:4(S:0-1) State=DOWN Partitions=a100
+NodeName=n3 CPUTot=64 AvailableFeatures=(null) Gres=gpu:h100:8 State=IDLE Partitions=lab
 NodeName=n4 CPUTot=64 Gres=(null) State=IDLE Partitions=cpu
 """
+
+
+@pytest.fixture(autouse=True)
+def _node_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ``scontrol show hostnames`` has them."""
+    names = {"n[2,7]": "n2\nn7\n", "n[1-2]": "n1\nn2\n"}
+    monkeypatch.setattr(slurm, "run_slurm", lambda asked: names.get(asked[-1], asked[-1]))
 
 
 def cluster(config: str = CONFIG, **changes: Any) -> Cluster:
@@ -82,6 +89,16 @@ def test_what_fits_has_no_faults() -> None:
         ({"account": "other"}, "account 'other' is none of yours: use one of mine"),
         ({"account": "mine", "qos": "high"},
          "QOS 'high' is none of yours of account mine: use one of normal, short"),
+        ({"constraint": "[80*2&ib]"},
+         "--constraint [80*2&ib]: no node of partition a100 has the feature '80': use one of 80g, "
+         "ib; did you mean 80g?"),
+        ({"partition": "lab", "gpus": 1, "sbatch": {"constraint": "ib"}},
+         "--sbatch constraint ib: no node of partition lab has the feature 'ib': leave --sbatch "
+         "constraint out, none has any"),
+        ({"exclude": "n[2,7]"},
+         "--exclude n[2,7]: there is no node 'n7' in partition a100: use some of n1,n2"),
+        ({"sbatch": {"nodelist": "n3"}},
+         "--sbatch nodelist n3: there is no node 'n3' in partition a100"),
         ({"qos": "short", "time_min": 120}, "QOS short allows 60 min, --time asks for 2.0 h"),
     ],
 )  # fmt: skip
@@ -90,6 +107,11 @@ def test_what_slurm_would_refuse_is_told_with_what_there_is(
 ) -> None:
     faults = faults_of(**launch)
     assert len(faults) == 1 and told in faults[0], faults
+
+
+def test_features_and_nodes_that_there_are_have_no_faults() -> None:
+    assert faults_of(constraint="80g&ib|[80g*1]", exclude="n3") == [], "n3 is elsewhere"
+    assert faults_of(exclude="/a/file/of/names", sbatch={"nodelist": "n[1-2]"}) == []
 
 
 def test_a_sweep_may_be_too_large_for_an_array() -> None:
