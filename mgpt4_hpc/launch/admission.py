@@ -156,7 +156,10 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     name, nodes = partition.name, partition.nodes
     total = int(partition.record.get("TotalNodes", "0") or 0) or len(nodes)
     if total and launch.nodes > total:
-        return [f"partition {name} has {counted(total, 'node')}, --nodes asks for {launch.nodes}"]
+        return [
+            f"partition {name} has {counted(total, 'node')}, --nodes asks for {launch.nodes}: "
+            f"--nodes {total} is the most"
+        ]
     if not nodes or launch.gpu_request == "none" or "gres" in launch.sbatch:
         return []
     types = {kind for node in nodes for kind in node.gpus if kind}
@@ -170,7 +173,7 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     if per_node > most:
         return [
             f"a node of partition {name} has {counted(most, 'GPU')} at most, the job asks for "
-            f"{per_node} on each: --nodes {-(-launch.gpus // most)} spreads them"
+            f"{per_node} on each: {_spread(launch.gpus, [_gpus(node, launch) for node in nodes])}"
         ]
     cpus = per_node * launch.cpus_per_gpu
     fitting = [n for n in nodes if _gpus(n, launch) >= per_node and (n.cpus >= cpus or not n.cpus)]
@@ -181,6 +184,17 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
             f"({launch.cpus_per_gpu})"
         ]
     return []
+
+
+def _spread(gpus: int, per_node: Iterable[int]) -> str:
+    """How so many GPUs fit on nodes with so many each, the same number on every one of them."""
+    held = sorted(per_node, reverse=True)
+    for nodes, least in enumerate(held, start=1):
+        if gpus % nodes == 0 and gpus // nodes <= least:
+            return f"--nodes {nodes} spreads them"
+    largest, nodes = max((nodes * least, -nodes) for nodes, least in enumerate(held, start=1))
+    most = f"--gpus {largest} --nodes {-nodes} is the most"
+    return f"--gpus {gpus} fits on no number of its nodes, {most}"
 
 
 def _gpus(node: Node, launch: LaunchConfig) -> int:

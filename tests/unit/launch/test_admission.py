@@ -11,7 +11,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import associations, slurm
-from mgpt4_hpc.launch.admission import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch.admission import Cluster, _spread, admission_findings, ask_cluster
 from mgpt4_hpc.launch.associations import Association
 from mgpt4_hpc.launch.site_facts import parse_slurm_site
 
@@ -74,11 +74,14 @@ def test_what_fits_has_no_faults() -> None:
         ({"partition": "a10"}, "partition 'a10' does not exist: use one of a100, cpu, lab"),
         ({"partition": "old"}, "partition old is DOWN"),
         ({"time_min": 1441}, "partition a100 allows 1440 minutes, --time asks for 1441"),
-        ({"gpus": 12, "nodes": 3}, "partition a100 has 2 nodes, --nodes asks for 3"),
+        ({"gpus": 12, "nodes": 3},
+         "partition a100 has 2 nodes, --nodes asks for 3: --nodes 2 is the most"),
         ({"partition": "cpu"}, "partition cpu has no GPUs"),
         ({"gpu_type": "v100"}, "launch.gpu_type 'v100' is not in partition a100: use one of a100"),
         ({"gpus": 8}, "a node of partition a100 has 4 GPUs at most, the job asks for 8 on each: "
          "--nodes 2 spreads them"),
+        ({"gpus": 64}, "the job asks for 64 on each: --gpus 64 fits on no number of its nodes, "
+         "--gpus 8 --nodes 2 is the most"),
         ({"cpus_per_gpu": 17}, "0 nodes of partition a100 have 4 GPUs and 68 cores"),
         ({"partition": "lab", "account": "mine", "gpus": 1},
          "partition lab does not take account mine: use one of other"),
@@ -107,6 +110,20 @@ def test_what_slurm_would_refuse_is_told_with_what_there_is(
 ) -> None:
     faults = faults_of(**launch)
     assert len(faults) == 1 and told in faults[0], faults
+
+
+@pytest.mark.parametrize(
+    ("gpus", "per_node", "told"),
+    [
+        (8, [4, 4], "--nodes 2 spreads them"),
+        (10, [4, 4, 4, 4, 4], "--nodes 5 spreads them"),  # three would hold uneven numbers
+        (10, [4, 4, 4], "--gpus 12 --nodes 3 is the most"),
+        (12, [8, 2, 2, 2], "--gpus 8 --nodes 1 is the most"),
+        (9, [4, 4, 0], "--gpus 8 --nodes 2 is the most"),
+    ],
+)
+def test_the_advice_about_nodes_can_be_followed(gpus: int, per_node: list[int], told: str) -> None:
+    assert _spread(gpus, per_node).endswith(told)
 
 
 def test_features_and_nodes_that_there_are_have_no_faults() -> None:
