@@ -113,14 +113,32 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
 
 
 def _batch_faults(config: RunConfig) -> list[str]:
-    per_pass = config.launch.gpus * config.train.micro_batch_size
-    if config.train.global_batch_size % per_pass == 0:
+    gpus, micro = config.launch.gpus, config.train.micro_batch_size
+    batch, per_pass = config.train.global_batch_size, gpus * micro
+    if batch % per_pass == 0:
         return []
     return [
-        f"train.global_batch_size {config.train.global_batch_size} is no multiple of "
-        f"launch.gpus {config.launch.gpus} x train.micro_batch_size "
-        f"{config.train.micro_batch_size} = {per_pass}"
+        f"train.global_batch_size {batch} is no multiple of launch.gpus {gpus} x "
+        f"train.micro_batch_size {micro} = {per_pass}: {_batch_advice(batch, gpus, micro)}"
     ]
+
+
+def _batch_advice(batch: int, gpus: int, micro: int) -> str:
+    """The nearest settings that divide; first those that leave the result as it is."""
+    fewer = _largest_divisor(batch, gpus)
+    smaller = _largest_divisor(batch // fewer, micro)
+    same = [f"--gpus {fewer}"] if fewer != gpus else []
+    same += [f"--set micro_batch_size={smaller}"] if smaller != micro else []
+    per_pass = gpus * micro
+    below = batch // per_pass * per_pass
+    near = " or ".join(str(value) for value in (below, below + per_pass) if value)
+    return (
+        f"{' with '.join(same)} keeps it, --set global_batch_size={near} changes it and the result"
+    )
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def _hook_findings(config: RunConfig) -> tuple[list[str], list[str]]:

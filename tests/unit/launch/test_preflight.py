@@ -37,6 +37,24 @@ def faults_of(checked: RunConfig, folder: Path, executor: str = "local") -> list
     return caught.value.faults
 
 
+@pytest.mark.parametrize(
+    ("gpus", "batch", "micro", "told"),
+    [
+        (2, 12, 4, "micro_batch_size=3 keeps it, --set global_batch_size=8 or 16 changes it"),
+        (8, 4, 2, "= 16: --gpus 4 with --set micro_batch_size=1 keeps it, --set "),
+        (3, 4, 2, "= 6: --gpus 2 keeps it, --set global_batch_size=6 changes it and the result"),
+    ],
+)  # fmt: skip
+def test_a_batch_that_does_not_divide_is_told_what_does(
+    tmp_path: Path, gpus: int, batch: int, micro: int, told: str
+) -> None:
+    checked = config(
+        launch__gpus=gpus, train__global_batch_size=batch, train__micro_batch_size=micro
+    )
+    (fault,) = (f for f in faults_of(checked, tmp_path) if "no multiple" in f)
+    assert told in fault
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     """A bundle as an import writes it, of the toy's language model and a vision side of nothing."""
