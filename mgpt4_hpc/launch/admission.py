@@ -22,7 +22,7 @@ from mgpt4_hpc.launch.gpu_memory import memory_findings
 from mgpt4_hpc.launch.node_choice import node_choice_faults
 from mgpt4_hpc.launch.site_facts import Node, Partition, SlurmSite, read_slurm_site
 from mgpt4_hpc.launch.slurm import parse_duration_s
-from mgpt4_hpc.launch.words import counted, duration, first_line
+from mgpt4_hpc.launch.words import counted, first_line, time_limit
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def _partition_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     limit_s = partition.max_time_s
     if limit_s is not None and launch.time_min * 60 > limit_s:
         faults.append(
-            f"partition {name} allows {limit_s / 60:.0f} minutes, --time asks for {launch.time_min}"
+            f"partition {name} allows --time {time_limit(limit_s)} at most, the job asks for "
+            f"{time_limit(launch.time_min * 60)}"
         )
     for kind, word, value in (
         ("Accounts", "account", launch.account),
@@ -241,8 +242,8 @@ def _account_findings(cluster: Cluster, launch: LaunchConfig) -> tuple[list[str]
     limit_s = cluster.qos_limits_s.get(launch.qos)
     if limit_s is not None and launch.time_min * 60 > limit_s and cluster.enforces("limits"):
         faults.append(
-            f"QOS {launch.qos} allows {duration(limit_s)}, --time asks for "
-            f"{duration(launch.time_min * 60)}"
+            f"QOS {launch.qos} allows --time {time_limit(limit_s)} at most, the job asks for "
+            f"{time_limit(launch.time_min * 60)}"
         )
     return faults, notes
 

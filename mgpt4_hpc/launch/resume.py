@@ -25,6 +25,7 @@ from mgpt4_hpc.launch.submit import (
     submit_run,
     submitting,
 )
+from mgpt4_hpc.launch.words import time_limit
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.drift import accept_drift, drifted, version_drift
 from mgpt4_hpc.trust import assert_trusted
@@ -100,7 +101,7 @@ def _resume(
     executor = choose_executor(executor or seen.executor or "auto")
     changes = _differences(resolved, changed)
     for key, (old, new) in changes.items():
-        say(f"{run.name}: {key} {old} -> {new}")
+        say(f"{run.name}: {key} {_shown(key, old)} -> {_shown(key, new)}")
     # A container has versions of its own, which only the job sees.
     drift = version_drift(run) if changed.config.container.runtime == "none" else []
     if drift and not accept:
@@ -206,6 +207,11 @@ def _differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
     }
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting's value; a time limit also as --time takes it and squeue shows it."""
+    return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
 
 
 def _is_decisive(old: Resolved, new: Resolved, key: str) -> bool:

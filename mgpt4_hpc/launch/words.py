@@ -18,6 +18,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
+def time_limit(seconds: float) -> str:
+    """``4-00:00:00``, ``02:00:00``: a time limit as Slurm writes it, to be compared and pasted."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}-" if days else "") + f"{hours:02d}:{minutes:02d}:{rest_s:02d}"
+
+
 def clock_time(at: float, now: float) -> str:
     """``14:32``, with the date in front if that is not today's; local time."""
     then, today = time.localtime(at), time.localtime(now)

@@ -78,6 +78,7 @@ def test_allowed_changes_are_recorded(
     )  # fmt: skip
     assert ended.code == 0
     assert "one: launch.gpus 1 -> 2" in ended.err
+    assert "one: launch.time_min 1440 (1-00:00:00) -> 120 (02:00:00)" in ended.err
     stored = read_config(run.config_file)
     launch = stored.config.launch
     assert (launch.gpus, launch.time_min, launch.max_crashes) == (2, 120, 9)

@@ -73,7 +73,8 @@ def test_what_fits_has_no_faults() -> None:
     [
         ({"partition": "a10"}, "partition 'a10' does not exist: use one of a100, cpu, lab"),
         ({"partition": "old"}, "partition old is DOWN"),
-        ({"time_min": 1441}, "partition a100 allows 1440 minutes, --time asks for 1441"),
+        ({"time_min": 4 * 1440},
+         "partition a100 allows --time 1-00:00:00 at most, the job asks for 4-00:00:00"),
         ({"gpus": 12, "nodes": 3},
          "partition a100 has 2 nodes, --nodes asks for 3: --nodes 2 is the most"),
         ({"partition": "cpu"}, "partition cpu has no GPUs"),
@@ -102,7 +103,8 @@ def test_what_fits_has_no_faults() -> None:
          "--exclude n[2,7]: there is no node 'n7' in partition a100: use some of n1,n2"),
         ({"sbatch": {"nodelist": "n3"}},
          "--sbatch nodelist n3: there is no node 'n3' in partition a100"),
-        ({"qos": "short", "time_min": 120}, "QOS short allows 60 min, --time asks for 2.0 h"),
+        ({"qos": "short", "time_min": 120},
+         "QOS short allows --time 01:00:00 at most, the job asks for 02:00:00"),
     ],
 )  # fmt: skip
 def test_what_slurm_would_refuse_is_told_with_what_there_is(
