@@ -91,6 +91,7 @@ def admission_findings(
     faults: list[str] = []
     notes = list(cluster.notes)
     site, launch = cluster.site, config.launch
+    faults += _warning_faults(launch)
     if site is not None:
         wanted, missing = _partitions(site, launch)
         faults += missing
@@ -109,6 +110,17 @@ def admission_findings(
         faults += account_faults
         notes += account_notes
     return faults, notes
+
+
+def _warning_faults(launch: LaunchConfig) -> list[str]:
+    limit_s = launch.time_min * 60
+    if launch.signal_before_s < limit_s:
+        return []
+    return [
+        f"launch.signal_before_s {launch.signal_before_s} is not below the time limit, --time "
+        f"{time_limit(limit_s)} = {limit_s} s: the job would be told to stop as it starts: --set "
+        f"signal_before_s={min(120, limit_s // 4)}, or a longer --time"
+    ]
 
 
 def _partitions(site: SlurmSite, launch: LaunchConfig) -> tuple[list[Partition], list[str]]:

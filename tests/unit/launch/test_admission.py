@@ -72,6 +72,10 @@ def test_what_fits_has_no_faults() -> None:
     ("launch", "told"),
     [
         ({"partition": "a10"}, "partition 'a10' does not exist: use one of a100, cpu, lab"),
+        ({"signal_before_s": 7200, "time_min": 120},
+         "launch.signal_before_s 7200 is not below the time limit, --time 02:00:00 = 7200 s: the "
+         "job would be told to stop as it starts: --set signal_before_s=120, or a longer --time"),
+        ({"time_min": 1}, "--set signal_before_s=15, or a longer --time"),
         ({"partition": "old"}, "partition old is DOWN"),
         ({"time_min": 4 * 1440},
          "partition a100 allows --time 1-00:00:00 at most, the job asks for 4-00:00:00"),
