@@ -23,11 +23,12 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked
+from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked, did_you_mean
 
 FORMAT_VERSION = 1
 CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
@@ -293,12 +294,31 @@ def find_run(name: str, runs_dir: Path) -> RunDir:
                 return RunDir(path.absolute())
         except OSError:
             continue  # longer than a file name may be, say
-    known = ", ".join(run.name for run in list_runs(runs_dir)[:10]) or "none"
+    raise _no_such_run(name, runs_dir)
+
+
+def _no_such_run(name: str, runs_dir: Path) -> NoSuchRun:
     if not runs_dir.is_dir():
-        raise NoSuchRun(f"no run {name!r}: the folder {runs_dir} does not exist", fix=FIX_NO_RUNS)
-    raise NoSuchRun(
-        f"no run {name!r} in {runs_dir}", fix=f"give a path or one of the runs there: {known}"
-    )
+        return NoSuchRun(f"no run {name!r}: the folder {runs_dir} does not exist", fix=FIX_NO_RUNS)
+    runs, sweeps = [run.name for run in list_runs(runs_dir)], list_sweeps(runs_dir)
+    if name in sweeps:
+        return NoSuchRun(
+            f"{name!r} is a sweep, and this wants one run",
+            fix=f"give one of its runs: `mgpt4 status {name}` shows them",
+        )
+    fix = f"give a path or one of the runs there: {_first_names(runs)}"
+    fix += f"; sweeps: {_first_names(sweeps)}" if sweeps else ""
+    near = did_you_mean(name, [*runs, *sweeps])
+    return NoSuchRun(f"no run {name!r} in {runs_dir}{near}", fix=fix)
+
+
+_SHOWN = 10
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """The first names; of the others how many there are."""
+    more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
 
 
 FIX_NO_RUNS = "start one with `mgpt4 submit`, or say where they are: --runs-dir, MGPT4_RUNS_DIR"
@@ -309,6 +329,15 @@ def told_no_runs(runs_dir: Path) -> str:
     if runs_dir.is_dir():
         return f"no runs in {runs_dir}"
     return f"no runs: the folder {runs_dir} does not exist"
+
+
+SWEEPS = ".sweeps"
+"""Folder of the sweeps beside their runs."""
+
+
+def list_sweeps(runs_dir: Path) -> list[str]:
+    """Names of the sweeps under ``runs_dir``, in alphabetical order."""
+    return sorted(file.parent.name for file in runs_dir.glob(f"{SWEEPS}/*/sweep.json"))
 
 
 def list_runs(runs_dir: Path) -> list[RunDir]:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from mgpt4_hpc.launch.slurm import parse_duration_s
+from mgpt4_hpc.run_dir import SWEEPS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,23 +43,29 @@ json_option: Callable[[F], F] = click.option(
 )
 
 
-def complete_runs(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    """Names of the runs that begin so, for a shell's TAB; reads one folder and nothing else."""
+def complete_runs(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the runs that begin so, for a shell's TAB; reads two folders and nothing else.
+
+    Where a command takes several runs, a sweep's name stands for all of its own.
+    """
     runs_dir = ctx.params.get("runs_dir") or os.environ.get("MGPT4_RUNS_DIR") or "runs"
+    folder = Path(runs_dir).expanduser()
     given = {name for value in ctx.params.values() if isinstance(value, tuple) for name in value}
+    places = {folder: "run.json"}
+    if argument.nargs == -1:
+        places[folder / SWEEPS] = "sweep.json"
+    found = [name for place, file in places.items() for name in _folders(place, file, incomplete)]
+    return sorted(set(found) - given)
+
+
+def _folders(place: Path, file: str, prefix: str) -> list[str]:
+    """Folders that begin so and hold that file; a shell's reply is a line per name."""
     try:
-        with os.scandir(Path(runs_dir).expanduser()) as entries:
-            names = [entry.name for entry in entries if entry.name.startswith(incomplete)]
+        with os.scandir(place) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(prefix)]
     except OSError:
         return []
-    return sorted(
-        name
-        for name in names
-        # A shell's reply is a line per name.
-        if name not in given
-        and name.isprintable()
-        and Path(runs_dir, name, "run.json").expanduser().is_file()
-    )
+    return [name for name in names if name.isprintable() and (place / name / file).is_file()]
 
 
 class DurationMin(click.ParamType):

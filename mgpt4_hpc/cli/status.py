@@ -14,7 +14,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.words import printable
-from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, told_no_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,6 +124,10 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
         cells = (row["name"], row["stage"], created, step, row["attempts"], row["path"])
         table.add_row(*map(plain, cells))
     print_table(table)
+    if sweeps := list_sweeps(runs_dir):
+        click.echo(
+            printable(f"sweeps (`mgpt4 status SWEEP` shows one): {', '.join(sweeps)}"), err=True
+        )
 
 
 def _local_time(created: str) -> str:

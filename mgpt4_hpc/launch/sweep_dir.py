@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
-from mgpt4_hpc.run_dir import RunDir, find_run, read_json, write_json
-
-FOLDER = ".sweeps"
+from mgpt4_hpc.run_dir import SWEEPS, RunDir, find_run, list_sweeps, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class SweepDir:
     @classmethod
     def of(cls, name: str, runs_dir: Path) -> SweepDir:
         """The sweep of that name."""
-        return cls(runs_dir / FOLDER / name)
+        return cls(runs_dir / SWEEPS / name)
 
     @property
     def name(self) -> str:
@@ -137,8 +135,8 @@ def remove_sweep(sweep: SweepDir) -> None:
 
 def remove_empty_sweeps(runs_dir: Path) -> None:
     """Forget the sweeps whose runs were all removed."""
-    for file in (runs_dir / FOLDER).glob("*/sweep.json"):
-        sweep = SweepDir(file.parent)
+    for name in list_sweeps(runs_dir):
+        sweep = SweepDir.of(name, runs_dir)
         try:
             if not sweep.runs():
                 remove_sweep(sweep)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.launch.words import clock_time
 from mgpt4_hpc.run_dir import read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
@@ -187,6 +188,21 @@ def test_no_runs(mgpt4: Mgpt4) -> None:
     assert gone.code == 6 and "/nope does not exist" in gone.err
     Path("runs").mkdir()
     assert mgpt4("ls").err.startswith(f"no runs in {Path('runs').absolute()}\n")
+
+
+def test_unknown_names_are_told_the_nearest_and_how_many_there_are(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"run-{number:02d}") for number in range(12)]
+    create_sweep(SweepDir.of("seeds", tmp_path / "runs"), runs[:2], [{}] * 2, "slurm")
+    told = mgpt4("status", "run03")
+    assert told.code == 6 and "no run 'run03' in" in told.err
+    assert "did you mean run-03?" in told.err
+    assert told.err.count("run-") == 11 and "... and 2 more; sweeps: seeds" in told.err
+    assert "did you mean seeds?" in mgpt4("cancel", "seed").err
+    of_one = mgpt4("history", "seeds")
+    assert of_one.code == 6 and "'seeds' is a sweep, and this wants one run" in of_one.err
+    assert "`mgpt4 status SWEEP` shows one): seeds" in mgpt4("ls").err
 
 
 def test_ls_tells_local_times_as_history_does(

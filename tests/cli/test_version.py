@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mgpt4_hpc import __version__
+from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import make_run
 
@@ -76,6 +77,10 @@ def test_completion_of_commands_and_runs_is_right_and_imports_nothing_heavy(
     assert complete("mgpt4 logs stage1-", environ) == ["stage1-a", "stage1-b"]
     assert complete("mgpt4 rm stage1-a st", environ) == ["stage1-b"]
     assert complete("mgpt4 status --js", environ) == ["--json"]
+    sweep = SweepDir.of("stage1-sweep", tmp_path / "my runs")
+    create_sweep(sweep, [], [], "slurm")
+    assert complete("mgpt4 status stage1-", environ) == ["stage1-a", "stage1-b", "stage1-sweep"]
+    assert complete("mgpt4 logs stage1-", environ) == ["stage1-a", "stage1-b"], "of one run"
 
 
 def test_completion_without_runs(tmp_path: Path) -> None:
