@@ -185,21 +185,21 @@ def resolve_settings(
     Raises:
         ConfigError: if there is none, or a run's were to be changed.
     """
-    from mgpt4_hpc.config.load import find_config, load_config, parse_assignments
+    from mgpt4_hpc.config.load import find_config, load_config, read_assignments
     from mgpt4_hpc.config.stored import read_config
     from mgpt4_hpc.errors import NoSuchRun
     from mgpt4_hpc.launch.site import choose_site
     from mgpt4_hpc.resources import preset_names
     from mgpt4_hpc.run_dir import find_run
 
-    overrides = parse_assignments(assignments)
+    overrides, faults = read_assignments(assignments)
     if what not in preset_names():
         try:
             run = find_run(what, runs_dir)
         except NoSuchRun:
             pass
         else:
-            if overrides or site:
+            if assignments or site:
                 raise ConfigError(
                     f"{what} is a run: its settings are fixed",
                     fix=f"`mgpt4 resume {what} --set ...` changes those that may change",
@@ -208,7 +208,7 @@ def resolve_settings(
     find_config(what)
     chosen = choose_site(site)
     path = chosen.path if chosen is not None else None
-    return load_config(what, overrides=overrides, site=path, environ=os.environ)
+    return load_config(what, overrides=overrides, faults=faults, site=path, environ=os.environ)
 
 
 def _origin(resolved: Resolved, key: str) -> str:

@@ -75,16 +75,21 @@ def resume_command(
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
     mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
     """
-    from mgpt4_hpc.config.load import parse_assignments
-    from mgpt4_hpc.launch.resume import resume_run
+    from mgpt4_hpc.config.load import read_assignments
+    from mgpt4_hpc.config.stored import read_config
+    from mgpt4_hpc.launch.resume import change, resume_run
     from mgpt4_hpc.launch.resume_many import resume_many
     from mgpt4_hpc.launch.sweep_dir import find_runs
     from mgpt4_hpc.launch.turns import turns_of
 
     folder = absolute(runs_dir)
-    overrides = parse_assignments(assignments)
+    overrides, faults = read_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
     runs = find_runs(names, folder)
+    if faults:
+        change(
+            read_config(runs[0].config_file), overrides, faults
+        )  # raises, with all that is wrong
     sweeps = _sweeps(names, folder, max_parallel)
     errors: list[MgptError] = []
     if len(names) == 1 and not sweeps:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,16 @@ def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict
     Raises:
         ConfigError: naming every assignment that has no ``=`` or no such key.
     """
+    values, faults = read_assignments(assignments, option)
+    if faults:
+        raise ConfigError("cannot use these settings", faults=faults)
+    return values
+
+
+def read_assignments(
+    assignments: Iterable[str], option: str = "--set"
+) -> tuple[dict[str, Any], list[str]]:
+    """The same, and what is wrong with the others, to be told with the faults of the values."""
     values: dict[str, Any] = {}
     faults = []
     for assignment in assignments:
@@ -135,9 +145,7 @@ def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict
             faults.append(f"{option} {assignment!r}: {fault}")
             continue
         values[full] = _parse_value(full, text)
-    if faults:
-        raise ConfigError("cannot use these settings", faults=faults)
-    return values
+    return values, faults
 
 
 def _parse_value(key: str, text: str) -> Any:
@@ -154,11 +162,10 @@ def _parse_value(key: str, text: str) -> Any:
     return None if text.strip() in ("", "null", "~") else text
 
 
-def env_layer(environ: Mapping[str, str]) -> Layer:
+def env_layer(environ: Mapping[str, str]) -> tuple[Layer, list[str]]:
     """Settings from ``MGPT4_TRAIN__LR`` or, where the name is unambiguous, ``MGPT4_LR``.
 
-    Raises:
-        ConfigError: naming every variable with a section in its name that is no setting.
+    Also the variables with a section in their names that are no settings, as faults.
     """
     values: dict[str, Any] = {}
     faults = []
@@ -171,15 +178,14 @@ def env_layer(environ: Mapping[str, str]) -> Layer:
             values[full] = _parse_value(full, text)
         elif "__" in name:  # without a section it steers the tools, not the run
             faults.append(f"{variable}: {fault}")
-    if faults:
-        raise ConfigError("cannot use these environment variables", faults=faults)
-    return "environment", values
+    return ("environment", values), faults
 
 
 def load_config(
     config: str | Path | None,
     *,
     overrides: Mapping[str, Any] | None = None,
+    faults: Iterable[str] = (),
     site: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
     strict_paths: bool = True,
@@ -190,6 +196,7 @@ def load_config(
         config: preset name or YAML file, also one of the original's; None starts from the
             defaults.
         overrides: flat dotted keys from flags.
+        faults: what is wrong with flags already, to be told with the rest.
         site: site profile, by name or path (see ``config/sites.py``).
         environ: environment to read; None reads nothing.
         strict_paths: refuse a flag that gives the path of a source that the run does not have.
@@ -201,12 +208,15 @@ def load_config(
     if site is not None:
         path = find_site(str(site))
         layers.append((f"site {path.stem}", read_site(path)))
+    faults = list(faults)
     if environ is not None:
-        layers.append(env_layer(environ))
+        layer, more = env_layer(environ)
+        layers.append(layer)
+        faults += more
     layers.append(("flag", dict(overrides or {})))
     if config is not None:
         layers.insert(0, _file_layer(find_config(str(config)), layers))
-    resolved = merge(layers)
+    resolved = merge(layers, faults)
     if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
         raise ConfigError("cannot use these settings", faults=faults)
     return resolved
@@ -236,8 +246,12 @@ def _file_layer(path: Path, above: list[Layer]) -> Layer:
     return f"file {path.name}", import_original(nested, path, gpus=known).settings
 
 
-def merge(layers: Iterable[Layer]) -> Resolved:
+def merge(layers: Iterable[Layer], faults: Sequence[str] = ()) -> Resolved:
     """Lay ``layers`` over one another, the last on top, and validate the result.
+
+    Args:
+        layers: settings by their origin.
+        faults: what is known to be wrong already; told with what is found here.
 
     Raises:
         ConfigError: with every fault at once.
@@ -252,11 +266,13 @@ def merge(layers: Iterable[Layer]) -> Resolved:
     try:
         config = RunConfig.model_validate(keys.unflatten(values))
     except ValidationError as error:
+        faults = [*faults, *_all_faults(values, origins, error)]
+    if faults:
         raise ConfigError(
             "the configuration has faults",
-            faults=_all_faults(values, origins, error),
+            faults=faults,
             fix="`mgpt4 config keys` lists every setting",
-        ) from None
+        )
     return Resolved(with_absolute_paths(config), origins)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc.config.load import load_config, parse_assignments
+from mgpt4_hpc.config.load import load_config, read_assignments
 from mgpt4_hpc.launch.place import job_id_of
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.site import choose_site
@@ -31,16 +31,19 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
     """
     run = RunDir(run_dir.absolute())
     if not run.identity_file.exists():
+        settings, faults = read_assignments(assignments)
         overrides = {
             "launch.gpus": int(os.environ["SLURM_NTASKS"]),
             "launch.nodes": int(os.environ["SLURM_JOB_NUM_NODES"]),
             # A folder may be called anything, a run and its Slurm job may not.
             "name": re.sub(r"[^A-Za-z0-9_.-]", "-", run.name).lstrip("_.-") or "run",
-            **parse_assignments(assignments),
+            **settings,
         }
         site = choose_site(None)
         path = site.path if site is not None else None
-        resolved = load_config(config, overrides=overrides, site=path, environ=os.environ)
+        resolved = load_config(
+            config, overrides=overrides, faults=faults, site=path, environ=os.environ
+        )
         preflight(resolved.config, run.path.parent, executor="none")
         create_run(run, resolved)
     assert_trusted(run.path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config.load import Resolved, load_config, parse_assignments, unknown_paths
+from mgpt4_hpc.config.load import Resolved, load_config, read_assignments, unknown_paths
 from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.admission import Cluster, ask_cluster
@@ -154,9 +154,12 @@ class _Resolver:
         self.order = order
         self.site = site
         self.environ = environ
-        self.flags: dict[str, Any] = parse_assignments(order.assignments)
+        self.flags: dict[str, Any]
+        self.flags, self.faults = read_assignments(order.assignments)
         self.flags |= {f"launch.{key}": value for key, value in order.launch.items()}
-        self.flags |= _sbatch_options(order.sbatch)
+        options, faults = _sbatch_options(order.sbatch)
+        self.flags |= options
+        self.faults += faults
 
     def resolve(
         self,
@@ -172,6 +175,7 @@ class _Resolver:
         resolved = load_config(
             config_name,
             overrides=overrides,
+            faults=self.faults,
             site=self.site,
             environ=self.environ,
             strict_paths=False,  # looked at for all runs together: each stage has its own sources
@@ -256,14 +260,15 @@ def _stages(order: Order) -> list[tuple[int | None, str | None]]:
     return [(stage, configs[0] if configs else DEFAULT_PRESETS[stage or 1])]
 
 
-def _sbatch_options(options: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
+def _sbatch_options(options: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    pairs, faults = {}, []
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--sbatch {option!r} is not key=value", fix="as --sbatch nice=100")
+            faults.append(f"--sbatch {option!r}: write key=value, as --sbatch nice=100")
+            continue
         pairs[f"launch.sbatch.{key.lstrip('-')}"] = value
-    return pairs
+    return pairs, faults
 
 
 # -- what would stop them ---------------------------------------------------------------------

@@ -162,19 +162,30 @@ def _assert_free(run: RunDir) -> RunOverview:
     return row
 
 
-def change(resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
+def change(
+    resolved: Resolved, overrides: Mapping[str, Any], faults: Sequence[str] = ()
+) -> Resolved:
     """The configuration with some settings changed.
 
     What may change is what does not decide the result: the digest that a run is pinned to.
 
+    Args:
+        resolved: the run's.
+        overrides: settings to change, by dotted key.
+        faults: what is wrong with the options already, to be told with the rest.
+
     Raises:
         ConfigError: naming every setting that may not change, or has a wrong value.
     """
-    if not overrides:
+    if not overrides and not faults:
         return resolved
     old = keys.flatten(resolved.config.model_dump(mode="json"))
-    changed = merge([("run", old), (ORIGIN, dict(overrides))])
-    faults = []
+    try:
+        changed = merge([("run", old), (ORIGIN, dict(overrides))])
+    except ConfigError as error:
+        told = [*faults, *error.faults]
+        raise ConfigError("the options have faults", faults=told, fix=error.fix) from None
+    faults = list(faults)
     for key, (was, wanted) in _differences(resolved, changed).items():
         if key == "name":
             faults.append("name: a run keeps its name, for its folder and its curves carry it")

@@ -15,7 +15,7 @@ from mgpt4_hpc.config.load import (
     Resolved,
     load_config,
     missing_start,
-    parse_assignments,
+    read_assignments,
     unset_paths,
 )
 from mgpt4_hpc.config.stored import read_config, rewrite_config, write_config
@@ -45,12 +45,13 @@ def command(
     started_at = time.time()
     ranks = Ranks.from_environment(os.environ)
     # A device belongs to torchrun's ranks; the run's world is what torchrun made of it.
+    settings, faults = read_assignments(assignments)
     overrides = {
         "launch.gpus": ranks.world_size,
         "launch.nodes": max(1, ranks.world_size // ranks.local_world_size),
-        **parse_assignments(assignments),
+        **settings,
     }
-    resolved = load_config(config, overrides=overrides, environ=os.environ)
+    resolved = load_config(config, overrides=overrides, faults=faults, environ=os.environ)
     # Here and not earlier: until now nothing has begun that a signal could damage. A Ctrl-C counts
     # as well, for this is somebody's terminal.
     signals = stop_signals((*resolved.config.launch.stop_signals, "INT"))

@@ -67,6 +67,27 @@ def test_every_fault_of_a_config_at_once(mgpt4: Mgpt4, stage1: Path) -> None:
         assert f"  - {key}: " in told
 
 
+def test_an_unknown_name_does_not_hide_the_other_faults(
+    mgpt4: Mgpt4, stage1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MGPT4_TRAIN__LRR", "1")
+    told = refused(
+        mgpt4, 2, "--config", stage1, "--set", "trian.lr=1", "--set", "max_steps=0", "--set",
+        "launch.gpus", "--sbatch", "nice", "--set", "lr=-1",
+    )  # fmt: skip
+    for fault in (
+        "--set 'trian.lr=1': unknown setting",
+        "--set 'launch.gpus': write key=value",
+        "--sbatch 'nice': write key=value",
+        "MGPT4_TRAIN__LRR: unknown setting",
+        "train.max_steps: ",
+        "train.lr: ",
+    ):
+        assert f"  - {fault}" in told
+    alone = refused(mgpt4, 2, "--config", stage1, "--set", "trian.lr=1")
+    assert "--set 'trian.lr=1': unknown setting" in alone
+
+
 @pytest.mark.parametrize("gpus", ["0", "-1", "two"])
 def test_gpus(mgpt4: Mgpt4, stage1: Path, gpus: str) -> None:
     assert "--gpus" in refused(mgpt4, 2, "--config", stage1, "--gpus", gpus)

@@ -127,6 +127,11 @@ def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None
     assert ended.code == 2
     for key in ("train.lr", "seed", "name"):
         assert f"  - {key}: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "launch.gpus=none")
+    assert ended.code == 2
+    assert "--set 'lrr=1': unknown setting" in ended.err and "  - launch.gpus: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "lr=1")
+    assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
 
 
 def test_the_same_value_is_no_change(

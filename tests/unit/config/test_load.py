@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +125,9 @@ def test_a_text_is_taken_as_it_stands_and_anything_else_as_yaml(
 def test_the_environment_says_which_of_its_variables_are_settings() -> None:
     environ = {"MGPT4_LR": "1e-3", "MGPT4_LAUNCH__GPUS": "4", "MGPT4_RUNS_DIR": "/r", "HOME": "/h"}
     expected = {"train.lr": "1e-3", "launch.gpus": 4, "launch.runs_dir": "/r"}
-    assert env_layer(environ) == ("environment", expected)
-    with pytest.raises(ConfigError, match=r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?"):
-        env_layer({"MGPT4_TRAIN__LRR": "1"})
+    assert env_layer(environ) == (("environment", expected), [])
+    (fault,) = env_layer({"MGPT4_TRAIN__LRR": "1"})[1]
+    assert re.match(r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?", fault)
 
 
 # -- faults ------------------------------------------------------------------------------------
