@@ -35,6 +35,7 @@ def resume_many(
     done: list[Resumption] = []
     errors: list[MgptError] = []
     here: RunDir | None = None
+    say_once = _once(say)
     for run in runs:
         try:
             if here is not None:
@@ -45,7 +46,7 @@ def resume_many(
         turn = (turns or {}).get(run)
         behind = turn.next if turn is not None else ()
         try:
-            one = resume_run(run, overrides, executor, say=say, accept=accept, behind=behind)
+            one = resume_run(run, overrides, executor, say=say_once, accept=accept, behind=behind)
         except RunAlive as error:
             say(f"left alone: {error.what}")
             continue
@@ -61,3 +62,15 @@ def resume_many(
         elif one.submitted is not None and turn is not None:
             turn.take(one.submitted.job_id)
     return done, errors
+
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Say each sentence once: what is worth knowing of the place holds for every run."""
+    said: set[str] = set()
+
+    def say_new(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return say_new

@@ -289,6 +289,22 @@ def test_what_is_wrong_with_all_runs_is_told_once(
     assert submissions.asked == []
 
 
+def test_what_holds_for_all_runs_of_a_sweep_is_noted_once(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    submissions: Submissions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = "the runs directory is on a local disk"
+    monkeypatch.setattr("mgpt4_hpc.launch.resume.preflight", lambda *_, **__: [note])
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "abc"]
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 3, "slurm")
+    ended = mgpt4("resume", "s", "--gpus", "2", "--executor", "slurm")
+    assert len(submissions.asked) == 3 and ended.err.count(note) == 1
+    assert ended.err.count("launch.gpus 1 -> 2") == 3, "a change is told of each run"
+
+
 def test_a_sweep_keeps_how_many_may_be_at_work(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
 ) -> None:
