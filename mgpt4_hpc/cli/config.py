@@ -47,7 +47,7 @@ def keys_command(as_json: bool) -> None:
     if as_json:
         echo_json([one.to_json() for one in described])
         return
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table("key", "default", "type", "meaning", folding=("default", "type", "meaning"))
     for one in described:
@@ -71,7 +71,7 @@ def presets_command(as_json: bool) -> None:
             [{"name": name, "path": str(path), "about": about} for name, path, about in presets]
         )
         return
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table("preset", "about", folding=("about",))
     for name, _, about in presets:
@@ -136,7 +136,7 @@ def explain_command(
         return
     import json
 
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table("key", "value", "set by", folding=("value",))
     for key, value, origin in rows:
@@ -169,7 +169,7 @@ def sites_command(as_json: bool) -> None:
     if as_json:
         echo_json(rows)
         return
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table("site", "chosen by", "about", "path", folding=("about",))
     for row in rows:

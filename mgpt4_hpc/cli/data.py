@@ -256,7 +256,7 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
 def _print_quarantine(quarantined: Quarantine) -> None:
     if not quarantined:
         return
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     # A truncated tar costs a thousand samples for one reason: a row, and one of its keys.
     counts = Counter((shard, reason) for shard, _, reason in quarantined)

@@ -156,7 +156,7 @@ def _tell_submitted(job_id: str, as_json: bool) -> None:
 
 
 def _print(report: DownloadReport) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     tried = max(1, report.num_tried)
     table = new_table("", ">count", ">share", folding=("",))

@@ -116,7 +116,7 @@ def opened(what: str) -> Iterator[ShardIndex]:
 
 
 def _print(stats: SourceStats) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
     from mgpt4_hpc.data.stats import LIMITS, MAX_WORDS
 
     click.echo(

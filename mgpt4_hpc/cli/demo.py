@@ -10,7 +10,7 @@ import click
 from mgpt4_hpc.cli.bars import bars
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, json_option
-from mgpt4_hpc.cli.status import plain, print_table
+from mgpt4_hpc.cli.tables import plain, print_table
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.resources import resolve_path
 

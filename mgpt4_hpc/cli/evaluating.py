@@ -170,7 +170,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout."""
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table(*columns)
     for row in rows:

@@ -66,7 +66,7 @@ def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def _print_attempts(attempts: Sequence[Attempt]) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     table = new_table(
         ">attempt",
@@ -105,7 +105,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     # A purpose that never took a tenth of a second would be a column of zeros.
     shown = [

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.cli.tables import new_table, plain, print_table, terminal_width, visible
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.words import printable
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, told_no_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from mgpt4_hpc.launch.overview import Overviews, RunOverview
 
@@ -193,88 +195,73 @@ def _clock() -> str:
     return time.strftime("%H:%M:%S")
 
 
-_WIDE = 150
-"""Columns of a terminal that hold the whole table; a narrower one gets the columns that matter."""
+_COLUMNS = ("run", "state", ">step", ">%", ">loss", ">left", ">samples/s", ">attempt", ">goodput",
+            "nodes", ">checkpoint", "source")  # fmt: skip
+_ALWAYS = _COLUMNS[:6]
+_IF_THERE_IS_ROOM = (">attempt", ">checkpoint", ">samples/s", ">goodput", "nodes", "source")
+"""The most wanted first."""
+_FOLDED = {"state": 32, "nodes": 16}
+"""Columns that take a second line, and what they need to be read all the same."""
 
 
 def status_table(rows: Iterable[RunOverview], width: int | None = None) -> Table:
     """The overviews as a table, for a terminal of so many columns; None is no terminal."""
+    lines = [_cells(row) for row in rows]
+    shown = _fitting(lines, width)
+    table = new_table(*shown, folding=tuple(_FOLDED))
+    for line in lines:
+        table.add_row(*(line[column] for column in shown))
+    left_out = [column.removeprefix(">") for column in _COLUMNS if column not in shown]
+    if left_out:
+        table.caption = f"left out in {width} columns: {', '.join(left_out)}"
+        table.caption_justify = "left"
+    return table
+
+
+def _cells(row: RunOverview) -> dict[str, Text]:
     from rich.text import Text
 
     from mgpt4_hpc.launch.words import duration
 
-    wide = width is None or width >= _WIDE
-    columns = ["run", "state", ">step", ">%", ">loss", ">left"]
-    if wide:
-        columns += [">samples/s", ">attempt", ">goodput", "nodes", ">checkpoint", "source"]
-    table = new_table(*columns, folding=("state", "nodes"))
-    for row in rows:
-        checkpoint = "-" if row.checkpoint_step is None else str(row.checkpoint_step)
-        if row.checkpoint_age_s is not None:
-            checkpoint += f", {duration(row.checkpoint_age_s)} ago"
-        cells = [
-            row.name,
-            Text(row.text, style=_OLD if row.as_of is not None else _COLOURS.get(row.state, "")),
-            f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}",
-            _number(row.percent, ".0f"),
-            _number(row.loss, ".4f"),
-            "-" if row.eta_s is None else duration(row.eta_s),
-            _number(row.samples_per_s, ".1f"),
-            str(row.attempt or "-"),
-            _number(row.goodput, ".1%"),
-            row.nodes or "-",
-            checkpoint,
-            row.source,
-        ]
-        shown = cells[: len(columns)]
-        table.add_row(*(cell if isinstance(cell, Text) else plain(cell) for cell in shown))
-    return table
+    checkpoint = "-" if row.checkpoint_step is None else str(row.checkpoint_step)
+    if row.checkpoint_age_s is not None:
+        checkpoint += f", {duration(row.checkpoint_age_s)} ago"
+    texts = (
+        row.name,
+        row.text,
+        f"{row.step}/{row.max_steps if row.max_steps is not None else '?'}",
+        _number(row.percent, ".0f"),
+        _number(row.loss, ".4f"),
+        "-" if row.eta_s is None else duration(row.eta_s),
+        _number(row.samples_per_s, ".1f"),
+        str(row.attempt or "-"),
+        _number(row.goodput, ".1%"),
+        row.nodes or "-",
+        checkpoint,
+        str(row.source),
+    )
+    cells = {column: Text(visible(text)) for column, text in zip(_COLUMNS, texts, strict=True)}
+    cells["state"].stylize(_OLD if row.as_of is not None else _COLOURS.get(row.state, ""))
+    return cells
+
+
+def _fitting(lines: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
+    """The columns that a terminal has room for, in their order."""
+    if width is None:
+        return list(_COLUMNS)
+
+    def needed(column: str) -> int:
+        longest = max((line[column].cell_len for line in lines), default=0)
+        return max(len(column), min(longest, _FOLDED.get(column, longest))) + 2
+
+    left = width + 2 - sum(map(needed, _ALWAYS))
+    shown = set(_ALWAYS)
+    for column in _IF_THERE_IS_ROOM:
+        if needed(column) <= left:
+            left -= needed(column)
+            shown.add(column)
+    return [column for column in _COLUMNS if column in shown]
 
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def new_table(*columns: str, folding: Sequence[str] = ()) -> Table:
-    """A table without lines, to be read and cut by people and by awk.
-
-    Args:
-        columns: headings; with a ``>`` in front the column is aligned to the right.
-        folding: those that take a second line where the terminal is too narrow.
-    """
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        name = column.removeprefix(">")
-        justify: Literal["left", "right"] = "right" if column != name else "left"
-        table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in folding)
-    return table
-
-
-def plain(value: object) -> str:
-    """Text for a cell: neither rich's markup nor a terminal's escapes come through."""
-    from rich.markup import escape
-
-    return escape("".join(char if char.isprintable() else "?" for char in str(value)))
-
-
-def terminal_width() -> int | None:
-    """Columns of the terminal that stdout is; None for a pipe or file."""
-    from rich.console import Console
-
-    console = Console()
-    return console.width if console.is_terminal else None
-
-
-def print_table(table: Table) -> None:
-    """On stdout; in a pipe as wide as it needs to be, one row a line."""
-    from rich.console import Console
-
-    if terminal_width() is not None:
-        Console().print(table)
-        return
-    with (wide := Console(width=1000)).capture() as captured:
-        wide.print(table)
-    for line in captured.get().splitlines():
-        click.echo(line.rstrip())

@@ -179,7 +179,7 @@ def _show_scripts(plan: Plan, as_json: bool) -> None:
 
 
 def _show_starts(plan: Plan, as_json: bool) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
     from mgpt4_hpc.launch.start_time import estimate_starts
     from mgpt4_hpc.launch.words import duration
 
@@ -231,7 +231,7 @@ def _sweep_facts(plan: Plan, number: int) -> dict[str, Any]:
 
 
 def _print_sweep(plan: Plan, submitted: Sequence[Submitted]) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     assert plan.sweep is not None
     axes = list(plan.sweep.points[0].texts)

@@ -65,12 +65,13 @@ def _plain(one: Usage) -> dict[str, Any]:
 
 
 def _print(rows: Sequence[Usage]) -> None:
-    from mgpt4_hpc.cli.status import new_table, plain, print_table
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
 
     hours_of = _hours_of(rows)
     table = new_table(
-        "run", ">attempts", f">{hours_of}", ">useful", ">queue", ">goodput", ">with queue"
-    )
+        "run", ">attempts", f">{hours_of}", ">useful", ">queue", ">goodput", ">with queue",
+        folding=("run", "with queue"),
+    )  # fmt: skip
     for row in rows:
         cells = (
             row.name + (" (running)" if row.running else ""),
@@ -84,13 +85,24 @@ def _print(rows: Sequence[Usage]) -> None:
         table.add_row(*map(plain, cells))
     print_table(table)
     click.echo()
-    split = new_table(hours_of, *(f">{row.name}" for row in rows), ">share")
+    _print_split(rows, hours_of)
+
+
+def _print_split(rows: Sequence[Usage], hours_of: str) -> None:
+    """A line for each run, so that many of them make the table longer and not wider."""
+    from mgpt4_hpc.cli.tables import new_table, plain, print_table
+
     whole = rows[-1]  # the total where there is one
-    for purpose in PURPOSES:
-        share = whole.gpu_hours[purpose] / whole.total_gpu_hours if whole.total_gpu_hours else 0.0
-        hours = (_number(row.gpu_hours[purpose]) for row in rows)
-        split.add_row(*map(plain, (purpose.replace("_", " "), *hours, f"{share:.1%}")))
-    print_table(split)
+    # A purpose that took nothing would be a column of zeros.
+    shown = [name for name in PURPOSES if name == USEFUL or whole.gpu_hours[name]]
+    headings = [name.replace("_", " ") for name in shown]
+    table = new_table(hours_of, *(f">{name}" for name in headings), folding=(hours_of, *headings))
+    for row in rows:
+        table.add_row(*map(plain, (row.name, *(_number(row.gpu_hours[name]) for name in shown))))
+    total = whole.total_gpu_hours
+    shares = (f"{whole.gpu_hours[name] / total if total else 0.0:.1%}" for name in shown)
+    table.add_row("share", *shares)
+    print_table(table)
 
 
 def _hours_of(rows: Sequence[Usage]) -> str:

@@ -4,8 +4,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
+from mgpt4_hpc.cli.status import status_table
 from mgpt4_hpc.errors import SlurmRejected
+from mgpt4_hpc.launch.overview import look_at
 from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.launch.words import clock_time
 from mgpt4_hpc.run_dir import read_json, write_json
@@ -188,6 +192,28 @@ def test_no_runs(mgpt4: Mgpt4) -> None:
     assert gone.code == 6 and "/nope does not exist" in gone.err
     Path("runs").mkdir()
     assert mgpt4("ls").err.startswith(f"no runs in {Path('runs').absolute()}\n")
+
+
+def drawn(table: Table, width: int) -> str:
+    with (console := Console(width=width)).capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_a_narrow_terminal_is_told_what_was_left_out(slurm: FakeSlurm, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", "seven")
+    submitted(run)
+    attempt(run, 1, first=1, last=50)
+    slurm.squeue = squeue_row("17", "RUNNING")
+    rows = look_at([run]).rows
+    narrow, wide = drawn(status_table(rows, 80), 80), drawn(status_table(rows, 160), 160)
+    # What a person who waits for a preemption looks at first.
+    assert "attempt" in narrow and "checkpoint" in narrow
+    assert "left out in 80 columns: goodput, nodes, source" in narrow
+    assert "left out" not in wide and "source" in wide
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    piped = status_table(rows)
+    assert len(piped.columns) == 12 and piped.caption is None
 
 
 def test_unknown_names_are_told_the_nearest_and_how_many_there_are(

@@ -38,6 +38,14 @@ def test_several_runs_and_their_total(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "total" not in mgpt4("usage", "two").out
 
 
+def test_many_runs_make_the_table_longer_and_not_wider(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    for number in range(12):
+        attempt(make_run(tmp_path / "runs", f"run-{number:02d}"), 1, first=1, last=30)
+    lines = mgpt4("usage").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum(line.startswith("run-07") for line in lines) == 2
+
+
 def test_a_run_on_cpus_has_used_no_gpu(mgpt4: Mgpt4, tmp_path: Path) -> None:
     attempt(make_run(tmp_path / "runs", "gpu"), 1, first=1, last=30, cause="finished")
     attempt(make_run(tmp_path / "runs", "cpu"), 1, first=1, last=30, cause="finished", device="cpu")
