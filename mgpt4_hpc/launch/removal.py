@@ -86,7 +86,7 @@ def plan_removal(
         live = [shell_word(row.name) for row in rows if row.state.is_live]
         raise RunLocked(
             "nothing was removed: " + "; ".join(refused),
-            fix=f"end it first: mgpt4 cancel {' '.join(live)}" if live else "",
+            fix=f"stop it first: mgpt4 cancel {' '.join(live)}; then remove it" if live else "",
         )
     gone = {run.path.resolve() for run in runs}
     waiting = [
@@ -152,7 +152,11 @@ def _delete_contents(run: RunDir) -> None:
 
 
 def _refusal(run: RunDir, row: RunOverview) -> str:
-    if row.state.is_live or row.state is RunState.UNKNOWN:
+    if row.state.is_live:
+        doing = "is running" if row.state is RunState.RUNNING else "waits in the queue"
+        detail = "" if row.text == "running" else f" ({row.text})"
+        return f"it {doing}{detail}"
+    if row.state is RunState.UNKNOWN:
         return f"it is not known to be over ({row.text})"
     if run.path.is_symlink():
         return f"it is a link to {run.path.resolve()}: name that folder itself"

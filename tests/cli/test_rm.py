@@ -57,16 +57,24 @@ def test_dry_run(mgpt4: Mgpt4, run: RunDir) -> None:
     assert run.identity_file.exists()
 
 
-@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING", "SUSPENDED"])
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ("RUNNING", "two: it is running (starting)"),
+        ("PENDING", "two: it waits in the queue (pending"),
+        ("COMPLETING", "two: it is running (ending"),
+        ("SUSPENDED", "two: it waits in the queue (suspended"),
+    ],
+)
 def test_never_a_live_one_and_then_no_other_either(
-    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, state: str
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, state: str, told: str
 ) -> None:
     submitted(make_run(run.path.parent, "two"), "18")
     slurm.squeue = squeue_row("18", state)
     ended = mgpt4("rm", "one", "two", "--yes")
     assert ended.code == 7
-    assert "two: it is not known to be over" in ended.err
-    assert "mgpt4 cancel two" in ended.err
+    assert told in ended.err
+    assert "stop it first: mgpt4 cancel two" in ended.err
     assert run.identity_file.exists()
 
 
