@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -20,6 +21,9 @@ from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.launch.words import counted
 from mgpt4_hpc.outputs import check_folder, check_output
 from mgpt4_hpc.resources import expand_toy
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.data.index import IndexReport
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
@@ -75,13 +79,10 @@ def index_command(
     With --slurm each task indexes a part of the shards into OUT.parts/, and the parts are put
     together in the end. By hand: --part 1/64 and so on, then once without --part.
     """
-    import shutil
-
-    from mgpt4_hpc.cli.progress import progress
     from mgpt4_hpc.data.index import build_index
     from mgpt4_hpc.data.index_file import is_index
     from mgpt4_hpc.data.shards import expand_shards
-    from mgpt4_hpc.launch.array import check_parts_folder, slice_of
+    from mgpt4_hpc.launch.array import check_parts_folder
 
     array, rest = split_array(options, cpus=workers)
     part: Part | None = rest["part"]
@@ -94,43 +95,19 @@ def index_command(
         if job_id is not None:
             _tell_submitted(job_id, out, as_json)
             return
-    reuse = sorted(parts_folder.glob("*.index"))
-    target = out
-    if part is not None:
-        reuse.append(out)
-        target = parts_folder / f"{part[0]}-of-{part[1]}.index"
-        paths = list(slice_of(paths, *part))
-    with progress("indexing", "shards") as tell:
-        report = build_index(
-            paths,
-            target,
-            name=name or out.name.split(".")[0],
-            verify=verify,
-            decode=decode,
-            workers=workers,
-            reuse=reuse,
-            on_shard=tell,
-        )
-    if part is None and parts_folder.is_dir():
-        shutil.rmtree(parts_folder, ignore_errors=True)
-    if as_json:
-        echo_json(
-            {
-                "index": str(report.path),
-                "num_samples": report.num_samples,
-                "num_shards": report.num_shards,
-                "num_reused": report.num_reused,
-                "num_ignored": report.num_ignored,
-                "num_quarantined": len(report.quarantined),
-            }
-        )
-        return
-    click.echo(
-        f"{report.path}: {counted(report.num_samples, 'sample')} in "
-        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "
-        f"{counted(report.num_reused, 'shard')} unchanged"
+    index = partial(
+        build_index,
+        name=name or out.name.split(".")[0],
+        verify=verify,
+        decode=decode,
+        workers=workers,
     )
-    if report.quarantined and part is None:
+    if part is not None:
+        _tell_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
+        return
+    report = _index_whole(index, paths, out, parts_folder)
+    _tell_indexed(report, as_json)
+    if report.quarantined and not as_json:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
 
 
@@ -266,6 +243,59 @@ def _print_quarantine(quarantined: Quarantine) -> None:
         table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
     print_table(table)
     click.echo()
+
+
+def _index_part(
+    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path, part: Part
+) -> IndexReport:
+    """One part's shards into a file of its own; what the whole index had serves again."""
+    from mgpt4_hpc.cli.progress import progress
+    from mgpt4_hpc.launch.array import slice_of
+
+    target = folder / f"{part[0]}-of-{part[1]}.index"
+    with progress("indexing", "shards") as tell:
+        return index(
+            list(slice_of(paths, *part)), target, reuse=[*_parts_in(folder), out], on_shard=tell
+        )
+
+
+def _index_whole(
+    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path
+) -> IndexReport:
+    """All shards, the parts put together; their folder is not needed after that."""
+    import shutil
+
+    from mgpt4_hpc.cli.progress import progress
+
+    with progress("indexing", "shards") as tell:
+        report = index(paths, out, reuse=_parts_in(folder), on_shard=tell)
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.index"))
+
+
+def _tell_indexed(report: IndexReport, as_json: bool) -> None:
+    if as_json:
+        echo_json(
+            {
+                "index": str(report.path),
+                "num_samples": report.num_samples,
+                "num_shards": report.num_shards,
+                "num_reused": report.num_reused,
+                "num_ignored": report.num_ignored,
+                "num_quarantined": len(report.quarantined),
+            }
+        )
+        return
+    click.echo(
+        f"{report.path}: {counted(report.num_samples, 'sample')} in "
+        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "
+        f"{counted(report.num_reused, 'shard')} unchanged"
+    )
 
 
 def _tell_submitted(job_id: str, out: Path, as_json: bool) -> None:
