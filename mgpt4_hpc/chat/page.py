@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -12,9 +12,11 @@ from typing import Any
 
 import gradio as gr
 
+from mgpt4_hpc.chat.limits import Limits
 from mgpt4_hpc.chat.room import Closing, Room, Visit
 from mgpt4_hpc.data.picture import read_picture, require_few_pixels, thumbnail
 from mgpt4_hpc.errors import DataError, MgptError
+from mgpt4_hpc.model.answer import Answer
 from mgpt4_hpc.model.sampling import Sampling
 
 _PICTURE_SIDE = 256
@@ -38,19 +40,29 @@ addEventListener("beforeunload", (event) => {
 </script>"""
 
 
+Answering = Callable[..., Generator[tuple[Any, ...], None, None]]
+
+
 @dataclass(frozen=True)
-class Limits:
-    """What a visitor may send.
+class _Widgets:
+    """What the page consists of, as far as anything is read from or shown in it.
 
     Attributes:
-        max_bytes: of an uploaded image.
-        max_pixels: of an image, width times height.
-        max_new_tokens: end of the slider.
+        visit: the visitor's conversation, None before its first question.
+        talk: shows it.
+        box: question and images.
+        stop, anew: buttons.
+        speaker: chooses who answers.
+        sliders: of the sampling, in the order of ``_sampling``'s arguments.
     """
 
-    max_bytes: int
-    max_pixels: int
-    max_new_tokens: int
+    visit: gr.State
+    talk: gr.Chatbot
+    box: gr.MultimodalTextbox
+    stop: gr.Button
+    anew: gr.Button
+    speaker: gr.Dropdown
+    sliders: list[gr.components.Component]
 
 
 def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr.Blocks:
@@ -63,99 +75,127 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
         uploads: folder that Gradio keeps uploads in; each is deleted once it was looked at.
     """
     with gr.Blocks(title="mgpt4", analytics_enabled=False, fill_height=True) as page:
-        visit = gr.State(None)
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=3):
-                talk = gr.Chatbot(
-                    label="Conversation",
-                    elem_classes="talk",
-                    height="65vh",
-                    render_markdown=False,
-                    buttons=["copy", "copy_all"],
-                    feedback_options=None,
-                    placeholder="Add an image and ask about it.",
-                )
-                box = gr.MultimodalTextbox(
-                    show_label=False,
-                    placeholder="A question; images by the clip, or drop them here",
-                    sources=["upload"],
-                    file_count="multiple",
-                    autofocus=True,
-                    elem_id="question",
-                )
-                with gr.Row():
-                    stop = gr.Button("Break off", size="sm")
-                    anew = gr.Button("New conversation", size="sm")
-            with gr.Column(scale=1, min_width=260):
-                speaker = gr.Dropdown(
-                    room.speakers,
-                    value=room.speakers[0],
-                    label="Checkpoint",
-                    info="Another one begins anew, with the same images.",
-                    elem_id="speaker",
-                )
-                sliders = _sliders(start, limits)
+        widgets = _lay_out(room.speakers, start, limits)
+        _connect(widgets, _answering(room, start, limits, uploads))
+    page.queue(max_size=_WAITING)
+    page.state_session_capacity = _VISITS
+    return page
 
-        def answer(
-            message: dict[str, Any], visit: Visit | None, speaker: str, *values: float
-        ) -> Generator[tuple[Any, ...], None, None]:
-            visit = visit or room.visit()
-            question = message.get("text") or ""
-            whole = None
-            with _told():
-                refused = _take_images(room, visit, message.get("files") or [], limits, uploads)
-                # The images are in the conversation now; a refused question stays to be mended.
-                yield _messages(visit), {"text": question, "files": []}, visit
-                if refused is not None:
-                    raise refused
-                pieces = room.ask(visit, speaker, question, _sampling(start, *values))
-                text, shown_at = "", 0.0
-                while True:
-                    try:
-                        text += next(pieces)
-                    except StopIteration as end:
-                        whole = end.value
-                        break
-                    if time.monotonic() - shown_at >= _REFRESH_S:
-                        shown_at = time.monotonic()
-                        yield _messages(visit, question, text), None, visit
-            if whole is None:
-                yield _messages(visit), {"text": question, "files": []}, visit
+
+def _lay_out(speakers: Sequence[str], start: Sampling, limits: Limits) -> _Widgets:
+    visit = gr.State(None)
+    with gr.Row(equal_height=False):
+        with gr.Column(scale=3):
+            talk = gr.Chatbot(
+                label="Conversation",
+                elem_classes="talk",
+                height="65vh",
+                render_markdown=False,
+                buttons=["copy", "copy_all"],
+                feedback_options=None,
+                placeholder="Add an image and ask about it.",
+            )
+            box = gr.MultimodalTextbox(
+                show_label=False,
+                placeholder="A question; images by the clip, or drop them here",
+                sources=["upload"],
+                file_count="multiple",
+                autofocus=True,
+                elem_id="question",
+            )
+            with gr.Row():
+                stop = gr.Button("Break off", size="sm")
+                anew = gr.Button("New conversation", size="sm")
+        with gr.Column(scale=1, min_width=260):
+            speaker = gr.Dropdown(
+                speakers,
+                value=speakers[0],
+                label="Checkpoint",
+                info="Another one begins anew, with the same images.",
+                elem_id="speaker",
+            )
+            sliders = _sliders(start, limits)
+    return _Widgets(visit, talk, box, stop, anew, speaker, sliders)
+
+
+def _answering(room: Room, start: Sampling, limits: Limits, uploads: Path) -> Answering:
+    """What happens to a question: its images are taken, and the answer is shown as it grows."""
+
+    def answer(
+        message: dict[str, Any], visit: Visit | None, speaker: str, *values: float
+    ) -> Generator[tuple[Any, ...], None, None]:
+        visit = visit or room.visit()
+        question = message.get("text") or ""
+        whole = None
+        with _told():
+            refused = _take_images(room, visit, message.get("files") or [], limits, uploads)
+            # The images are in the conversation now; a refused question stays to be mended.
+            yield _messages(visit), {"text": question, "files": []}, visit
+            if refused is not None:
+                raise refused
+            growing = _Growing(room.ask(visit, speaker, question, _sampling(start, *values)))
+            for text in growing:
+                yield _messages(visit, question, text), None, visit
+            whole = growing.whole
+        if whole is None:
+            yield _messages(visit), {"text": question, "files": []}, visit
+            return
+        yield _messages(visit), None, visit
+        if not whole.stopped:
+            gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
+
+    return answer
+
+
+class _Growing:
+    """The answer so far, as often as a page can show it; in the end ``whole`` is all of it."""
+
+    def __init__(self, pieces: Generator[str, None, Answer]) -> None:
+        self._pieces = pieces
+        self.whole: Answer | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        text, shown_at = "", 0.0
+        while True:
+            try:
+                text += next(self._pieces)
+            except StopIteration as end:
+                self.whole = end.value
                 return
-            yield _messages(visit), None, visit
-            if not whole.stopped:
-                gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
+            if time.monotonic() - shown_at >= _REFRESH_S:
+                shown_at = time.monotonic()
+                yield text
 
-        asked = box.submit(
-            answer,
-            [box, visit, speaker, *sliders],
-            [talk, box, visit],
-            concurrency_id="model",
-            concurrency_limit=1,
-            show_progress="minimal",
-            show_progress_on=talk,
-            api_name="ask",
-        )
-        stop.click(
-            lambda visit: [] if visit is None else _messages(visit),
-            visit,
-            talk,
+
+def _connect(widgets: _Widgets, answer: Answering) -> None:
+    visit, talk, box = widgets.visit, widgets.talk, widgets.box
+    asked = box.submit(
+        answer,
+        [box, visit, widgets.speaker, *widgets.sliders],
+        [talk, box, visit],
+        concurrency_id="model",
+        concurrency_limit=1,
+        show_progress="minimal",
+        show_progress_on=talk,
+        api_name="ask",
+    )
+    widgets.stop.click(
+        lambda visit: [] if visit is None else _messages(visit),
+        visit,
+        talk,
+        cancels=asked,
+        queue=False,
+        api_name=False,
+    )
+    for forget in (widgets.anew.click, talk.clear):
+        forget(
+            lambda: (None, [], None),
+            None,
+            [visit, talk, box],
             cancels=asked,
             queue=False,
             api_name=False,
         )
-        for forget in (anew.click, talk.clear):
-            forget(
-                lambda: (None, [], None),
-                None,
-                [visit, talk, box],
-                cancels=asked,
-                queue=False,
-                api_name=False,
-            )
-    page.queue(max_size=_WAITING)
-    page.state_session_capacity = _VISITS
-    return page
 
 
 def head() -> str:

@@ -13,11 +13,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from mgpt4_hpc.chat.guard import LOOPBACK_NAMES, Guard
+from mgpt4_hpc.chat.limits import Limits
 from mgpt4_hpc.chat.room import Room
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.model.sampling import Sampling
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 _STOP_S = 3
 """Seconds that open connections get when the server stops; browsers hold theirs for ever."""
@@ -61,81 +66,101 @@ def serve(
         max_new_tokens: end of the answers' slider.
         on_ready: called once the page can be opened.
     """
+    limits = Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), max_new_tokens)
+    with _uploads_folder() as uploads:
+        try:
+            guard = Guard(
+                _application(room, sampling, limits, uploads, host, port),
+                token=token,
+                hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
+                max_body=limits.max_bytes + _BODY_SLACK,
+                cookie=f"mgpt4_token_{port}",
+            )
+            _run(guard, room, uploads, host, port, on_ready)
+        finally:
+            room.close()
+
+
+@contextmanager
+def _uploads_folder() -> Iterator[Path]:
+    """A folder for what Gradio and others put aside, which goes with all that is in it."""
     uploads = Path(tempfile.mkdtemp(prefix="mgpt4-serve-")).resolve()
     before = os.environ.get("GRADIO_TEMP_DIR"), tempfile.tempdir
     os.environ["GRADIO_TEMP_DIR"] = tempfile.tempdir = str(uploads)
-    # Read when Gradio is imported: no calls home.
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
-        import gradio as gr
-        import uvicorn
-        from fastapi import FastAPI
-
-        from mgpt4_hpc.chat.page import Limits, build_page, head, style
-
-        max_bytes = int(max_upload_mib * 2**20)
-        limits = Limits(max_bytes, int(max_megapixels * 1e6), max_new_tokens)
-        page = build_page(room, sampling, limits, uploads)
-        app = gr.mount_gradio_app(
-            FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-            page,
-            path="/",
-            server_name=host,
-            server_port=port,
-            show_error=False,
-            max_file_size=max_bytes,
-            enable_monitoring=False,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            footer_links=[],
-            css=style(),
-            head=head(),
-        )
-        guard = Guard(
-            app,
-            token=token,
-            hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
-            max_body=max_bytes + _BODY_SLACK,
-            cookie=f"mgpt4_token_{port}",
-        )
-
-        async def sweep() -> None:
-            delete_older(uploads, _UPLOAD_AGE_S)
-
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[object] | None = None) -> None:
-                await super().startup(sockets=sockets)
-                if self.started:
-                    on_ready()
-
-            def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-                room.close()
-                super().handle_exit(sig, frame)
-
-        logging.getLogger("uvicorn.error").addFilter(_not_a_stop)
-        config = uvicorn.Config(
-            guard,
-            host=host,
-            port=port,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=_STOP_S,
-            timeout_notify=_SWEEP_S,
-            callback_notify=sweep,
-        )
-        with _signals_end_quietly():
-            Server(config).run()
+        yield uploads
     finally:
-        room.close()
         shutil.rmtree(uploads, ignore_errors=True)
         tempfile.tempdir = before[1]
         if before[0] is None:
             del os.environ["GRADIO_TEMP_DIR"]
         else:
             os.environ["GRADIO_TEMP_DIR"] = before[0]
+
+
+def _application(
+    room: Room, sampling: Sampling, limits: Limits, uploads: Path, host: str, port: int
+) -> FastAPI:
+    """The page as a web application, without anything of Gradio's that nobody asked for."""
+    # Read when Gradio is imported: no calls home.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+    from fastapi import FastAPI
+
+    from mgpt4_hpc.chat.page import build_page, head, style
+
+    return gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        build_page(room, sampling, limits, uploads),
+        path="/",
+        server_name=host,
+        server_port=port,
+        show_error=False,
+        max_file_size=limits.max_bytes,
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        footer_links=[],
+        css=style(),
+        head=head(),
+    )
+
+
+def _run(
+    guard: Guard, room: Room, uploads: Path, host: str, port: int, on_ready: Callable[[], None]
+) -> None:
+    """Listen until a signal comes."""
+    import uvicorn
+
+    async def sweep() -> None:
+        delete_older(uploads, _UPLOAD_AGE_S)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[object] | None = None) -> None:
+            await super().startup(sockets=sockets)
+            if self.started:
+                on_ready()
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            room.close()
+            super().handle_exit(sig, frame)
+
+    logging.getLogger("uvicorn.error").addFilter(_not_a_stop)
+    config = uvicorn.Config(
+        guard,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_STOP_S,
+        timeout_notify=_SWEEP_S,
+        callback_notify=sweep,
+    )
+    with _signals_end_quietly():
+        Server(config).run()
 
 
 def delete_older(folder: Path, age_s: float) -> None:

@@ -86,13 +86,11 @@ def serve_command(
         return
     from mgpt4_hpc.chat.room import Room, require_shared
     from mgpt4_hpc.chat.server import require_gradio, serve
-    from mgpt4_hpc.launch.tunnel import LOOPBACK, choose_port, tunnel_line
+    from mgpt4_hpc.launch.tunnel import choose_port
     from mgpt4_hpc.model.talker import Talker
 
     require_gradio()
-    if token is None and host not in LOOPBACK:
-        token = secrets.token_urlsafe(24)
-    _check_token(token)
+    token = _own_or_made_token(token, host)
     choose_port(host, port, FIRST_PORT)  # whatever is wrong with it is told before the loading
     sources = [
         locate(name, absolute(runs_dir), weights=weights, template=template)
@@ -105,19 +103,9 @@ def serve_command(
     chosen = choose_port(host, port, FIRST_PORT)
 
     def tell() -> None:
-        query = f"?token={token}" if token else ""
-        # What listens on every address is reached under this machine's own.
-        name = "127.0.0.1" if host in LOOPBACK or host in ("0.0.0.0", "::") else host
-        name = f"[{name}]" if ":" in name else name
         click.echo(f"{', '.join(room.speakers)} on {talker.model.device}; Ctrl-C stops", err=True)
         say_toy(sources[0])
-        click.echo(f"from your own machine:  {tunnel_line(host, chosen)}", err=True)
-        if host not in LOOPBACK:
-            click.echo(
-                "the page is not encrypted: on a network you do not trust use the line above",
-                err=True,
-            )
-        click.echo(f"http://{name}:{chosen}/{query}")
+        _tell_address(host, chosen, token)
 
     serve(
         room,
@@ -140,11 +128,30 @@ def _longest(talker: Any) -> int:
     return max(16, min(2048, (context_length(talker.model) or 2048) // 2))
 
 
-def _check_token(token: str | None) -> None:
+def _tell_address(host: str, port: int, token: str | None) -> None:
+    from mgpt4_hpc.launch.tunnel import LOOPBACK, tunnel_line
+
+    click.echo(f"from your own machine:  {tunnel_line(host, port)}", err=True)
+    if host not in LOOPBACK:
+        click.echo(
+            "the page is not encrypted: on a network you do not trust use the line above", err=True
+        )
+    # What listens on every address is reached under this machine's own.
+    name = "127.0.0.1" if host in LOOPBACK or host in ("0.0.0.0", "::") else host
+    name = f"[{name}]" if ":" in name else name
+    query = f"?token={token}" if token else ""
+    click.echo(f"http://{name}:{port}/{query}")
+
+
+def _own_or_made_token(token: str | None, host: str) -> str | None:
+    """The token that visitors must have; None where only this machine reaches the page."""
+    from mgpt4_hpc.launch.tunnel import LOOPBACK
+
     if token is None:
-        return
+        return None if host in LOOPBACK else secrets.token_urlsafe(24)
     if len(token) < _SHORTEST_TOKEN or not all(c.isalnum() or c in "-._~" for c in token):
         raise ConfigError(
             f"the token must have at least {_SHORTEST_TOKEN} letters, digits, - . _ or ~",
             fix="leave --token out where one is needed, and a good one is made",
         )
+    return token
