@@ -40,6 +40,11 @@ class Inputs:
     start: StartWeights | None
     checkpoint: Checkpoint | None
 
+    @property
+    def restored_step(self) -> int:
+        """Where the attempt begins; 0 at a fresh start."""
+        return self.checkpoint.step if self.checkpoint is not None else 0
+
 
 def find_inputs(
     run: RunDir,

@@ -33,7 +33,7 @@ from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
 from mgpt4_hpc.telemetry.meters import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
 from mgpt4_hpc.train.answering import HeldOutAnswers
-from mgpt4_hpc.train.batches import open_batches
+from mgpt4_hpc.train.batches import Batches, open_batches
 from mgpt4_hpc.train.building import build_run_model, build_step, uniform_loss
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.device import (
@@ -49,6 +49,7 @@ from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.snapshot import describe, restore, snapshot
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
+from mgpt4_hpc.train.step import TrainStep
 from mgpt4_hpc.train.stop import ANOTHER_RANK, Interrupted, StopSource, unless_stopped
 from mgpt4_hpc.train.utilisation import utilisation
 from mgpt4_hpc.train.watchdog import Watchdog
@@ -139,6 +140,27 @@ def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
     number = run.claim_attempt(dict(claim))
     run.clear_markers()  # somebody started it again, perhaps with scontrol
     return number
+
+
+@dataclass(frozen=True)
+class _Built:
+    """What is built before the first step.
+
+    Attributes:
+        state: where the run stands.
+        step: does one optimizer step.
+        batches: the data from there on.
+        evaluate: the validation; None without one.
+        answer: asks the model about held-out images; None without suites.
+        evaluate_first: whether a validation was due when the last attempt stopped.
+    """
+
+    state: TrainState
+    step: TrainStep
+    batches: Batches
+    evaluate: Callable[[], float | None] | None
+    answer: HeldOutAnswers | None
+    evaluate_first: bool
 
 
 @dataclass
@@ -241,7 +263,7 @@ class _Attempt:
         if inputs is None:
             step = self.ranks.first_does(lambda: max(store.steps(), default=0))
         else:
-            step = inputs.checkpoint.step if inputs.checkpoint else 0
+            step = inputs.restored_step
         request = self.stop.poll()
         reason = ANOTHER_RANK if request is None else request.reason
         outcome = Outcome(Ending.STOPPED, step, step, step or None, reason, self.number)
@@ -251,79 +273,88 @@ class _Attempt:
     def _train(
         self, bundle: Bundle, store: CheckpointStore, inputs: Inputs, model: MiniGPT4
     ) -> Outcome:
-        config, ranks, recorder = self.config, self.ranks, self.recorder
-        restored_step = inputs.checkpoint.step if inputs.checkpoint else 0
         with self.buckets.time(START_UP), self.watchdog.phase("building"):
-            state = TrainState()
-            lora = list(lora_parameters(model.language_model).values())
-            projector = wrap_projector(model.llama_proj, self.device, ranks.world_size, lora)
-            step = build_step(config, model, projector, ranks, self.device)
-            if inputs.checkpoint is not None:
-                restore(inputs.checkpoint, state, model, step)
-            recorder.open_curves(restored_step)
-            batches = open_batches(
-                config, inputs.indexes, bundle, ranks, state.samples_seen, self.run.path
-            )
-            if batches.staging.told:
-                recorder.say(batches.staging.told)
-            evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
-            answer = None
-            if config.train.eval_suites:
-                answer = HeldOutAnswers(
-                    config, inputs.indexes, bundle, model, ranks, self._gives_up
-                )
-            evaluate_first = evaluate is not None and self._left_out_validation(restored_step)
+            built = self._build(bundle, inputs, model)
         saver: AsyncSaver | None = None
         saving = Saving()
-        if ranks.is_first:
+        if self.ranks.is_first:
             saver = self._open_saver(store)
-            saving = FirstRankSaving(
-                saver,
-                lambda: snapshot(model, step),
-                describe(config, inputs, bundle, self.number, ranks),
-                recorder,
-                save_every_s=config.train.save_every_s,
-                restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
-                longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
-            )
-        loop = Loop(
-            state=state,
-            config=config.train,
-            batches=iter(batches),
-            step=step,
-            ranks=ranks,
+            saving = self._first_rank_saving(saver, bundle, inputs, model, built)
+        loop = self._loop(bundle, model, built, saving)
+        try:
+            ending, reason = train(loop)
+            if staged := built.batches.staging.facts:
+                self.recorder.event(Kind.STAGING, **staged)
+            step, durable = built.state.step, saving.durable_step
+            outcome = Outcome(ending, step, inputs.restored_step, durable, reason, self.number)
+            with self.buckets.time(WIND_DOWN):
+                self._wind_down(outcome)
+            return outcome
+        finally:
+            built.batches.close()
+            if saver is not None:
+                saver.close(timeout=60.0)
+
+    def _build(self, bundle: Bundle, inputs: Inputs, model: MiniGPT4) -> _Built:
+        """Step, data and validation, standing where the checkpoint left off."""
+        config, ranks = self.config, self.ranks
+        state = TrainState()
+        lora = list(lora_parameters(model.language_model).values())
+        projector = wrap_projector(model.llama_proj, self.device, ranks.world_size, lora)
+        step = build_step(config, model, projector, ranks, self.device)
+        if inputs.checkpoint is not None:
+            restore(inputs.checkpoint, state, model, step)
+        self.recorder.open_curves(inputs.restored_step)
+        batches = open_batches(
+            config, inputs.indexes, bundle, ranks, state.samples_seen, self.run.path
+        )
+        if batches.staging.told:
+            self.recorder.say(batches.staging.told)
+        evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
+        answer = None
+        if config.train.eval_suites:
+            answer = HeldOutAnswers(config, inputs.indexes, bundle, model, ranks, self._gives_up)
+        left_out = evaluate is not None and self._left_out_validation(inputs.restored_step)
+        return _Built(state, step, batches, evaluate, answer, evaluate_first=left_out)
+
+    def _first_rank_saving(
+        self, saver: AsyncSaver, bundle: Bundle, inputs: Inputs, model: MiniGPT4, built: _Built
+    ) -> FirstRankSaving:
+        return FirstRankSaving(
+            saver,
+            lambda: snapshot(model, built.step),
+            describe(self.config, inputs, bundle, self.number, self.ranks),
+            self.recorder,
+            save_every_s=self.config.train.save_every_s,
+            restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
+            longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
+        )
+
+    def _loop(self, bundle: Bundle, model: MiniGPT4, built: _Built, saving: Saving) -> Loop:
+        return Loop(
+            state=built.state,
+            config=self.config.train,
+            batches=iter(built.batches),
+            step=built.step,
+            ranks=self.ranks,
             stop=self.stop,
             pacing=self.pacing,
             saving=saving,
-            recorder=recorder,
-            evaluate=evaluate,
-            answer=answer,
-            evaluate_first=evaluate_first,
+            recorder=self.recorder,
+            evaluate=built.evaluate,
+            answer=built.answer,
+            evaluate_first=built.evaluate_first,
             peak_memory_gib=peak_memory_gib(self.device),
             utilisation=utilisation(
                 bundle.architecture,
                 bundle.llm_config,
                 self.device,
-                choose_precision(config, self.device),
+                choose_precision(self.config, self.device),
             ),
             buckets=self.buckets,
             uniform_loss=uniform_loss(model),
             watchdog=self.watchdog,
         )
-        try:
-            ending, reason = train(loop)
-            if staged := batches.staging.facts:
-                recorder.event(Kind.STAGING, **staged)
-            outcome = Outcome(
-                ending, state.step, restored_step, saving.durable_step, reason, self.number
-            )
-            with self.buckets.time(WIND_DOWN):
-                self._wind_down(outcome)
-            return outcome
-        finally:
-            batches.close()
-            if saver is not None:
-                saver.close(timeout=60.0)
 
     def _gives_up(self) -> bool:
         """Asked between the batches of a validation, and between the tokens of its answers."""
