@@ -16,6 +16,8 @@ from mgpt4_hpc.launch.words import printable
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.resume import Resumption
     from mgpt4_hpc.launch.sweep_dir import SweepDir
+    from mgpt4_hpc.launch.turns import Turns
+    from mgpt4_hpc.run_dir import RunDir
 
 
 @click.command("resume", short_help="Submit an unfinished run again.")
@@ -80,7 +82,6 @@ def resume_command(
     from mgpt4_hpc.launch.resume import change, resume_run
     from mgpt4_hpc.launch.resume_many import resume_many
     from mgpt4_hpc.launch.sweep_dir import find_runs
-    from mgpt4_hpc.launch.turns import turns_of
 
     folder = absolute(runs_dir)
     overrides, faults = read_assignments(assignments)
@@ -96,10 +97,7 @@ def resume_command(
         done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
         told: Any = _as_json(done[0])
     else:
-        turns = turns_of(sweeps)
-        for sweep in sweeps:
-            if limit := sweep.max_parallel():
-                _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
+        turns = _turns(sweeps)
         done, errors = resume_many(
             runs, overrides, executor, say=_say, accept=accept_drift, turns=turns
         )
@@ -109,10 +107,7 @@ def resume_command(
     else:
         for one in done:
             click.echo(_as_text(one))
-    for another in errors[1:]:
-        click.echo(printable(f"error: {another}"), err=True)
-    if errors:
-        raise errors[0]
+    _raise_first(errors)
     submitted = [one.run for one in done if one.submitted is not None]
     if wait and submitted:
         from mgpt4_hpc.launch.watch import wait_for_runs
@@ -135,6 +130,23 @@ def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> lis
     for sweep in found:
         sweep.set_max_parallel(max_parallel)
     return found
+
+
+def _turns(sweeps: Sequence[SweepDir]) -> dict[RunDir, Turns]:
+    from mgpt4_hpc.launch.turns import turns_of
+
+    for sweep in sweeps:
+        if limit := sweep.max_parallel():
+            _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
+    return turns_of(sweeps)
+
+
+def _raise_first(errors: Sequence[MgptError]) -> None:
+    """One error decides the exit code; the others are told."""
+    for another in errors[1:]:
+        click.echo(printable(f"error: {another}"), err=True)
+    if errors:
+        raise errors[0]
 
 
 def _say(text: str) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,10 @@ from mgpt4_hpc.cli.on_node import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.cli.options import absolute, runs_dir_option
 from mgpt4_hpc.cli.talking import locate, make_sampling, model_options, sampling_options, say_toy
 from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.chat.room import Room
+    from mgpt4_hpc.model.talker import Source, Talker
 
 FIRST_PORT = 7860
 """Gradio's own; the next free one is taken where it is in use."""
@@ -84,10 +89,8 @@ def serve_command(
     if node.wanted:
         go_to_node(node, context, terminal=sys.stdin.isatty())
         return
-    from mgpt4_hpc.chat.room import Room, require_shared
     from mgpt4_hpc.chat.server import require_gradio, serve
     from mgpt4_hpc.launch.tunnel import choose_port
-    from mgpt4_hpc.model.talker import Talker
 
     require_gradio()
     token = _own_or_made_token(token, host)
@@ -96,9 +99,7 @@ def serve_command(
         locate(name, absolute(runs_dir), weights=weights, template=template)
         for name in models or (None,)
     ]
-    require_shared(sources)
-    talker = Talker(sources[0], device=device, precision=precision)
-    room = Room(talker, sources)
+    room, talker = _open_room(sources, device, precision)
     # Again: loading took its time, and others on a login node start servers too.
     chosen = choose_port(host, port, FIRST_PORT)
 
@@ -119,6 +120,16 @@ def serve_command(
         on_ready=tell,
     )
     click.echo("stopped", err=True)
+
+
+def _open_room(sources: Sequence[Source], device: str, precision: str) -> tuple[Room, Talker]:
+    """Load the weights, which takes its time."""
+    from mgpt4_hpc.chat.room import Room, require_shared
+    from mgpt4_hpc.model.talker import Talker
+
+    require_shared(sources)
+    talker = Talker(sources[0], device=device, precision=precision)
+    return Room(talker, sources), talker
 
 
 def _longest(talker: Any) -> int:
