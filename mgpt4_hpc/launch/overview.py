@@ -123,11 +123,15 @@ def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
         return answers
     found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers)
     answers.squeue = found
-    # Who cancelled a job is what squeue does not tell.
-    untold = ids - {job_id for job_id, job in found.items() if job.state != "CANCELLED"}
-    if untold:
+    # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
+    told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
+    if untold := ids - told:
         answers.sacct, answers.sacct_answered = _ask(queue.ask_sacct, untold, answers)
     return answers
+
+
+def _ended_waiting(job: QueuedJob) -> bool:
+    return job.state == "CANCELLED" and job.reason.startswith("Dependency")
 
 
 def _ask(
