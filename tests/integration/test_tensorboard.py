@@ -54,6 +54,8 @@ class Server:
             cwd=REPO,
             stdout=subprocess.PIPE,
             text=True,
+            # A nohup around the tests would be one around the server too.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         assert self.process.stdout is not None
         text = ""
