@@ -16,6 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.language import trunk
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 
 
@@ -41,5 +42,12 @@ def shard_layers(model: MiniGPT4, device: torch.device, world_size: int) -> int:
     mesh = init_device_mesh(device.type, (world_size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+    # A root above them, though it splits nothing itself: without one each layer is its own, with
+    # streams of its own, so that no gathering overlaps another layer's computing.
+    whole = trunk(llm)
+    split = {id(p) for layer in layers for p in layer.parameters()}
+    fully_shard(
+        whole, mesh=mesh, ignored_params={p for p in whole.parameters() if id(p) not in split}
+    )
     model.sharded = True
     return len(layers)
