@@ -49,6 +49,7 @@ def packed_arguments(packed: Packed, device: torch.device) -> dict[str, Any]:
         "padded_N": packed.padded_N,
         "num_rows": packed.num_rows,
         "longest": packed.longest,
+        "has_flash": _has_flash(device),
     }
 
 
@@ -64,6 +65,7 @@ def packed_attention(
     padded_N: torch.Tensor | None = None,
     num_rows: int = 0,
     longest: int = 0,
+    has_flash: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each sequence; without packed sequences (generation) plain SDPA."""
@@ -86,7 +88,7 @@ def packed_attention(
     )
     if query_NHW.device.type == "cpu":
         output_NHW = _each_sequence(query_NHW, key_NKW, value_NKW, starts_R1, scaling)
-    elif _flash_fits(query_NHW, key_NKW, scaling):
+    elif has_flash and _flash_fits(query_NHW, key_NKW, scaling):
         output_NHW = _flash(query_NHW, key_NKW, value_NKW, starts_R1, longest)
     else:
         output_NHW = _padded_sdpa(
@@ -95,12 +97,16 @@ def packed_attention(
     return output_NHW.unsqueeze(0), None
 
 
+def _has_flash(device: torch.device) -> bool:
+    """Whether the device can run torch's flash kernels: Ampere or later, so no V100 and no T4."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def _flash_fits(query_NHW: torch.Tensor, key_NKW: torch.Tensor, scaling: float | None) -> bool:
     """Whether torch's kernel for sequences of different lengths computes just this."""
     width = query_NHW.shape[-1]
     return (
-        query_NHW.is_cuda
-        and query_NHW.dtype in (torch.bfloat16, torch.float16)
+        query_NHW.dtype in (torch.bfloat16, torch.float16)
         and query_NHW.shape == key_NKW.shape
         and width % 8 == 0
         and width <= 256

@@ -71,3 +71,15 @@ def test_a_cpu_attends_in_float32_and_answers_in_the_models_type() -> None:
     assert output_NHW.dtype == torch.bfloat16
     exact_NHW = by_the_formula(*(x_NHW.float() for x_NHW in qkv))
     torch.testing.assert_close(output_NHW, exact_NHW.bfloat16(), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("capability", "flash"), [((7, 0), False), ((7, 5), False), ((8, 0), True)]
+)
+def test_flash_is_for_ampere_and_later(
+    capability: tuple[int, int], flash: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A stand-in for GPUs that are not here: torch's kernel raises on those before Ampere.
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert attention._has_flash(torch.device("cuda", 0)) is flash
+    assert attention._has_flash(torch.device("cpu")) is False
