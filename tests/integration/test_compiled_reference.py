@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["vicuna_tiny", "llama2_tiny"])
+@pytest.mark.parametrize(
+    "name", ["vicuna_tiny", pytest.param("llama2_tiny", marks=pytest.mark.soak)]
+)
 def test_compiled_everything_agrees(name: str) -> None:
     done = subprocess.run(
         [

@@ -61,7 +61,7 @@ def train_until(ranks: ForkedRanks, run: Path, world_size: int, step: int) -> No
     assert last_step(run) < MAX_STEPS, "the run was over before it was interrupted"
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.soak), 4])
 def test_an_interrupted_run_ends_bit_identical(
     ranks: ForkedRanks, tiny_world: TinyWorld, tmp_path: Path, world_size: int
 ) -> None:

@@ -442,7 +442,7 @@ FAULTS = (
         "scancel", cancelled, "cancelled", ranks=1, ends="cancelled", in_ci=True,
     ),
     Fault(
-        "scontrol requeue", requeued, "requeued > finished", ranks=1, in_ci=True,
+        "scontrol requeue", requeued, "requeued > finished", ranks=1,
     ),
     Fault(
         "node of rank 0 down and back", first_node_lost, "node lost > finished",
@@ -468,7 +468,7 @@ FAULTS = (
         "kill -9 of srun", srun_killed, "crashed > finished", settings=SAVE_OFTEN, replays=True,
     ),
     Fault(
-        "SIGSTOP of rank 0", first_rank_stopped, "hung > finished", in_ci=True,
+        "SIGSTOP of rank 0", first_rank_stopped, "hung > finished",
         settings={**SAVE_OFTEN, "hang_timeout_s": 5}, replays=True, check=_told_of_the_hang,
     ),
     Fault(
