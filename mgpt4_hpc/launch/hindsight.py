@@ -6,6 +6,7 @@ and on the lost one nothing lives. Accounting remembers.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 from mgpt4_hpc.errors import MgptError
@@ -27,7 +28,7 @@ _UNEXPLAINED = frozenset({UNKNOWN_CAUSE, RUNNING_CAUSE, Cause.REQUEUED})
 def explain_last_end(
     run: RunDir,
     start: JobStart,
-    ask: Callable[[Sequence[str]], str] = lambda command: run_slurm(command, timeout_s=ASK_S),
+    ask: Callable[[Sequence[str]], str] | None = None,
 ) -> None:
     """Write down that the start before ``start`` lost a node, if accounting says so.
 
@@ -36,27 +37,36 @@ def explain_last_end(
     Args:
         run: the run.
         start: of the job that is starting now.
-        ask: for a Slurm command's output; replaced by tests.
+        ask: for the output of sacct, times in unix seconds; replaced by tests.
     """
     last = _unexplained(run, start)
     if last is None:
         return
     command = ("sacct", "-D", "-X", "-n", "-P", "-j", start.job_id, "-o", "End,State")
     try:
-        rows = [row.split("|") for row in ask(command).splitlines()]
-        ended = [row[1].split()[0] for row in rows if len(row) == 2 and row[0][:1].isdigit()]
-        if not ended or ended[-1] not in LOST_NODE_STATES:
+        rows = [row.split("|") for row in (ask or _ask)(command).splitlines()]
+        ended = [row for row in rows if len(row) == 2 and row[0][:1].isdigit()]
+        if not ended:
+            return
+        when, state = ended[-1][0], ended[-1][1].split()[0]
+        if state not in LOST_NODE_STATES:
             return
         append_supervisor_note(
             run.ledger,
             last.number,
             cause=Cause.NODE_LOST,
-            reason=f"Slurm: {ended[-1]} on {', '.join(last.nodes)}",
+            reason=f"Slurm: {state} on {', '.join(last.nodes)}",
             job_id=start.job_id,
             restart_count=last.restart_count,
+            ended_at=float(when),
         )
-    except (MgptError, OSError, IndexError) as error:
+    except (MgptError, OSError, IndexError, ValueError) as error:
         print(f"why the last attempt ended is not known: {error}", flush=True)
+
+
+def _ask(command: Sequence[str]) -> str:
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    return run_slurm(command, timeout_s=ASK_S, environ=environ)
 
 
 def _unexplained(run: RunDir, start: JobStart) -> Attempt | None:

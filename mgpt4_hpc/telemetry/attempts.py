@@ -108,8 +108,12 @@ def summarise(ledgers: Sequence[tuple[int, Sequence[Record], Sequence[Record]]])
         repeated = min(reached, attempt.last_step) - attempt.restored_step
         attempt.steps_replayed = max(0, repeated)
         _split_replayed(attempt)
-        queued_at = attempt.submitted_at if previous_end is None else previous_end
-        if queued_at is not None and attempt.start > queued_at:
+        # Of a requeue the job's submission is long ago; a run that was resumed after days was not
+        # in a queue before that.
+        queued_at = max(
+            (t for t in (attempt.submitted_at, previous_end) if t is not None), default=0
+        )
+        if queued_at and attempt.start > queued_at:
             attempt.buckets[QUEUE_WAIT] = attempt.start - queued_at
         reached = max(reached, attempt.last_step)
         previous_end = attempt.end
@@ -128,7 +132,7 @@ def _split_replayed(attempt: Attempt) -> None:
 
 def _read(number: int, records: Sequence[Record], notes: Sequence[Record]) -> Attempt:
     attempt = Attempt(number)
-    times = [float(record["t"]) for record in (*records, *notes)]
+    times = [*(float(record["t"]) for record in records), *(_end_told_by(note) for note in notes)]
     attempt.start = min((float(record["t"]) for record in records), default=min(times, default=0.0))
     attempt.end = max(times, default=0.0)
     for record in records:
@@ -139,6 +143,16 @@ def _read(number: int, records: Sequence[Record], notes: Sequence[Record]) -> At
     _apply_supervisor(attempt)
     attempt.last_step = max(attempt.last_step, attempt.restored_step)
     return attempt
+
+
+def _end_told_by(note: Record) -> float:
+    """Unix time until which the attempt lived, for all that this note knows.
+
+    The next start, which may have waited for hours, writes some of them.
+    """
+    written_at = float(note["t"])
+    ended_at = _float(note.get("ended_at"))
+    return written_at if ended_at is None else min(written_at, ended_at)
 
 
 def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:

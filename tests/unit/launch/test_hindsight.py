@@ -10,11 +10,12 @@ from mgpt4_hpc.errors import SlurmUnreachable
 from mgpt4_hpc.launch.hindsight import explain_last_end
 from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import summarise
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_supervisor_note, read_ledgers
 
 SECOND = JobStart("slurm", "7", 1)
-LOST = "2030-01-01T10:00:00|NODE_FAIL\nUnknown|RUNNING\n"
+LOST = "1893492000|NODE_FAIL\nUnknown|RUNNING\n"
 
 
 @pytest.fixture
@@ -37,6 +38,20 @@ def test_a_lost_node_is_told(run: RunDir) -> None:
     assert attempt.supervisor["reason"] == "Slurm: NODE_FAIL on node[1-2]"
 
 
+def test_the_wait_for_the_next_start_is_none_of_the_lost_ones_time(run: RunDir) -> None:
+    """Else eleven hours in the queue are eleven hours of GPUs."""
+    start, end = 1_893_488_400.0, 1_893_492_000.0
+    records = [{"t": start, "kind": "start", "job_id": "7"}]
+    note = {"t": end + 11 * 3600, "cause": "node lost", "ended_at": end}
+    (attempt,) = summarise([(1, records, [note])])
+    assert attempt.seconds == 3600
+    before = read_ledgers(run.ledger)[0].end
+    explain_last_end(run, SECOND, lambda command: "1700000000|NODE_FAIL\nUnknown|RUNNING\n")
+    (attempt,) = read_ledgers(run.ledger)
+    # A clock that is behind takes nothing from what the attempt's own lines tell.
+    assert (attempt.supervisor["ended_at"], attempt.end) == (1_700_000_000, before)
+
+
 def test_it_corrects_what_looked_like_a_requeue_from_another_node(run: RunDir) -> None:
     append_supervisor_note(run.ledger, 1, cause="requeued", job_id="7", restart_count=0)
     explain_last_end(run, SECOND, lambda command: LOST)
@@ -46,11 +61,11 @@ def test_it_corrects_what_looked_like_a_requeue_from_another_node(run: RunDir) -
 @pytest.mark.parametrize(
     "answer",
     [
-        "2030-01-01T10:00:00|REQUEUED\nUnknown|RUNNING\n",
-        "2030-01-01T10:00:00|NODE_FAIL\n2030-01-01T11:00:00|PREEMPTED\nUnknown|RUNNING\n",
+        "1893492000|REQUEUED\nUnknown|RUNNING\n",
+        "1893492000|NODE_FAIL\n1893495600|PREEMPTED\nUnknown|RUNNING\n",
         "",
         "nonsense",
-        "2030-01-01T10:00:00|\n",
+        "1893492000|\n",
     ],
 )
 def test_another_end_stays_what_it_was(run: RunDir, answer: str) -> None:

@@ -173,6 +173,13 @@ def test_the_queue_wait_is_what_lies_between(tmp_path):
     assert waits == [60, 120]
 
 
+def test_a_run_was_in_no_queue_before_it_was_resumed(tmp_path):
+    write(tmp_path, 1, begin(submitted_at=940), (Kind.END, {"cause": "cancelled"}))
+    write(tmp_path, 2, begin(submitted_at=90_000), start=90_030)
+    waits = [attempt.buckets.get("queue_wait") for attempt in read_ledgers(tmp_path)]
+    assert waits == [60, 30]
+
+
 def test_a_refusing_disk_is_survived_and_its_lines_come_later(tmp_path):
     (tmp_path / "ledger").write_text("a file where the folder should be")
     ledger = Ledger(tmp_path / "ledger", 1)
