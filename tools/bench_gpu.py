@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,9 +50,9 @@ class Part:
 
 
 def plan(
-    shapes: Sequence[str], device: str, out: Path, *, baseline: bool, options: Sequence[str]
+    shapes: Sequence[str], device: str, scratch: Path, *, baseline: bool, options: Sequence[str]
 ) -> Iterator[Part]:
-    """The parts, the most important first."""
+    """The parts, the most important first; the last leaves a model of its size in ``scratch``."""
     if device == "cuda":
         yield Part(TESTS, ("-m", "pytest", "-q", "-m", "gpu", str(ROOT / "tests")), ".txt")
     bench = str(ROOT / "tools" / "bench_train.py")
@@ -63,7 +64,7 @@ def plan(
                 words += (*against, *options, *([compiled] if compiled else []), "--json")
                 yield Part(_name(shape, stage, bool(compiled)), words)
     bench = str(ROOT / "tools" / "bench_startup.py")
-    words = (bench, "--shape", shapes[0], "--dir", str(out / "startup"), "--device", device)
+    words = (bench, "--shape", shapes[0], "--dir", str(scratch), "--device", device)
     if not shapes[0].startswith("tiny"):  # which has fewer tokens than the data
         yield Part(STARTUP, (*words, "--json"))
 
@@ -92,21 +93,22 @@ def perform(part: Part, out: Path) -> bool:
 
 def tables(out: Path, shapes: Sequence[str]) -> str:
     """What has been measured so far, as docs/performance.md shows it."""
-    rows = [
+    head = [
+        "",
         "| model, stage | | samples/s | step (median, p95) | MFU | memory "
         "| baseline | its memory | ratio |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    about = ""
+    # By machine: calls that went on with each other may have had different cards.
+    rows: dict[str, list[str]] = {}
     for shape in shapes:
         for stage in _STAGES:
             for compiled in (False, True):
                 file = out / f"{_name(shape, stage, compiled)}.json"
                 if file.exists():
                     found = json.loads(file.read_text())
-                    rows.append(_row(found))
-                    about = about or _about(found)
-    text = "\n".join([about, "", *rows, ""])
+                    rows.setdefault(_about(found), []).append(_row(found))
+    text = "\n".join("\n".join([about, *head, *found, ""]) for about, found in rows.items())
     startup = out / f"{STARTUP}.json"
     if startup.exists():
         found = json.loads(startup.read_text())
@@ -161,8 +163,9 @@ def main(
     """See the module."""
     out.mkdir(parents=True, exist_ok=True)
     options = ("--rounds", str(rounds), "--steps", str(steps))
-    parts = list(plan(shapes, device, out, baseline=baseline, options=options))
-    failed = [part.name for part in parts if not perform(part, out)]
+    with tempfile.TemporaryDirectory(prefix="bench-gpu-") as scratch:
+        parts = plan(shapes, device, Path(scratch), baseline=baseline, options=options)
+        failed = [part.name for part in parts if not perform(part, out)]
     click.echo(tables(out, shapes))
     if failed:
         raise click.ClickException(

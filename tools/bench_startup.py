@@ -16,12 +16,14 @@ first one warms the file cache and is left out. Medians, in seconds:
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,15 @@ def make_bundle(folder: Path, shape: Shape, device: str) -> None:
         "connector.safetensors": model.connector.state_dict(),
     }
     save_parts(folder, parts, model.architecture, llm, "move")
+
+
+def _elsewhere(action: Callable[..., None], *arguments: Any) -> None:
+    """Do it in a process of its own, which gives its GPU memory back to the runs that follow."""
+    process = multiprocessing.get_context("spawn").Process(target=action, args=arguments)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise click.ClickException(f"{action.__name__} ended with code {process.exitcode}")
 
 
 def widen_tokenizer(source: Path, target: Path, num_tokens: int) -> None:
@@ -119,7 +130,7 @@ def main(shape: str, folder: Path, device: str, starts: int, as_json: bool) -> N
     folder.mkdir(parents=True, exist_ok=True)
     bundle = folder / shape
     if not bundle.exists():
-        make_bundle(bundle, SHAPES[shape], device)
+        _elsewhere(make_bundle, bundle, SHAPES[shape], device)
     runs = folder / f"runs-{os.getpid()}"
     found = [start(bundle, runs / str(number), device) for number in range(starts + 1)][1:]
     shutil.rmtree(runs)

@@ -61,6 +61,8 @@ def main(shape: str | None, config_path: Path | None, as_json: bool, **options: 
     """See the module."""
     if (shape is None) == (config_path is None):
         raise click.UsageError("give one of --shape and --config")
+    if config_path is not None:
+        _refuse_what_a_config_says(options)
     from bench.race import race
     from bench.shapes import SHAPES
     from bench.subject import Settings
@@ -74,6 +76,14 @@ def main(shape: str | None, config_path: Path | None, as_json: bool, **options: 
         return
     report = {"command": _command(), **report}
     click.echo(json.dumps(report, indent=1) if as_json else _table(report))
+
+
+def _refuse_what_a_config_says(options: dict[str, Any]) -> None:
+    source = click.get_current_context().get_parameter_source("stage")
+    if source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError("--stage: with --config its own stage is measured")
+    if options["batch_size"] is not None and not options["synthetic"]:
+        raise click.UsageError("--batch-size: set train.micro_batch_size, or add --synthetic")
 
 
 def _command() -> str:

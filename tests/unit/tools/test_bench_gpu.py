@@ -27,8 +27,10 @@ def call(out: Path) -> Result:
 
 
 def test_what_is_missing_is_measured(tmp_path: Path) -> None:
-    for name in ("tiny-stage1", "tiny-stage1-compile", "tiny-stage2-compile"):
+    for name in ("tiny-stage1", "tiny-stage1-compile"):
         (tmp_path / f"{name}.json").write_text(json.dumps(FOUND))
+    other = {**FOUND, "machine": "another GPU"}
+    (tmp_path / "tiny-stage2-compile.json").write_text(json.dumps(other))
     done = call(tmp_path)
     assert done.exit_code == 0, done.output
     assert done.stderr == "tiny-stage2 ...\n"
@@ -39,6 +41,8 @@ def test_what_is_missing_is_measured(tmp_path: Path) -> None:
     assert "| tiny, 1 | `compile` | 12.3 | 200, 250 ms | 50% | 3.0 GiB |" in done.stdout
     assert "| 6/s, 400 ms | 4.0 GiB | **2.00** |" in done.stdout
     assert done.stdout.count("| tiny, ") == 4
+    # One table for each machine that the figures come from.
+    assert done.stdout.count("| model, stage |") == 3 and "another GPU, torch 2" in done.stdout
 
 
 def test_one_that_fails_leaves_its_log_and_stops_no_other(

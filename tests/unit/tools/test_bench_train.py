@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -44,10 +45,15 @@ def tiny(shape: str, stage: int, **options):
     return subject, [next(subject.batches)[0] for _ in range(2)]
 
 
-def invoke(*arguments: str) -> dict:
+def load_tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_train", TOOLS / "bench_train.py")
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
+    return tool
+
+
+def invoke(*arguments: str) -> dict:
+    tool = load_tool()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         result = CliRunner().invoke(tool.main, [*arguments, "--threads", "1", "--json"])
@@ -56,6 +62,16 @@ def invoke(*arguments: str) -> dict:
         torch.use_deterministic_algorithms(deterministic)
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("ignored", [("--stage", "2"), ("--batch-size", "8")])
+def test_what_a_config_says_is_not_asked_for_otherwise(
+    ignored: tuple[str, str], tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("stage: 1\n")
+    result = CliRunner().invoke(load_tool().main, ["--config", str(config), *ignored])
+    assert result.exit_code == 2 and ignored[0] in result.stderr
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
