@@ -5,7 +5,7 @@ What a job sees of itself in ``scontrol show job`` (measured on Slurm 22.05):
 =========================================  =========================================
 Restarts above SLURM_RESTART_COUNT         somebody requeued it already
 RUNNING with PreemptTime                   being preempted, in its grace time
-COMPLETING, PreemptTime equal to EndTime   preempted without grace, or the grace is over, and
+COMPLETING, PreemptTime about EndTime      preempted without grace, or the grace is over, and
                                            PreemptMode=CANCEL: a requeue of its own still works
 COMPLETING, Reason=TimeLimit               timed out; a requeue still works
 RUNNING, warned shortly before TimeLimit   about to time out
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from mgpt4_hpc.config.schema import LaunchConfig
@@ -28,6 +29,8 @@ from mgpt4_hpc.launch.slurm import JobFacts
 
 SIGNAL_EARLY_S = 60.0
 """Slurm may send the warning before a time limit this much earlier than asked (sbatch --signal)."""
+
+_SAME_MOMENT = timedelta(seconds=2)
 
 LOST_NODE_STATES = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 """States of a job that lost a node; Slurm requeues it by itself where it may."""
@@ -103,7 +106,7 @@ def classify(
     if facts.restarts > restart_count:
         return Cause.REQUEUED
     if facts.preempt_time is not None and (
-        facts.state == "RUNNING" or facts.preempt_time == facts.end_time
+        facts.state == "RUNNING" or _at_once(facts.preempt_time, facts.end_time)
     ):
         return Cause.PREEMPTED
     if facts.reason == "TimeLimit":
@@ -118,6 +121,15 @@ def classify(
     if facts.state != "RUNNING":
         return Cause.CANCELLED
     return Cause.SIGNALLED if signal_name else Cause.CRASHED
+
+
+def _at_once(one: str, other: str) -> bool:
+    """Whether Slurm set both times in one go: it looks at the clock for each."""
+    try:
+        apart = datetime.fromisoformat(one) - datetime.fromisoformat(other)
+    except ValueError:
+        return False
+    return abs(apart) <= _SAME_MOMENT
 
 
 def decide(

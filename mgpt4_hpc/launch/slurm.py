@@ -27,6 +27,8 @@ _UNREACHABLE = re.compile(
     r"|error: slurmdbd|resource temporarily unavailable|could not establish a configuration source",
     re.IGNORECASE,
 )
+_STILL_RUNNING = frozenset({"SIGNALING", "RESIZING"})
+"""What stands in RUNNING's place while Slurm delivers a signal or takes nodes away."""
 _HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=")
 _INHERITED = re.compile(r"^(SLURM_(?!CONF$|CONF_SERVER$|JWT$)|SBATCH_|SRUN_|SALLOC_|SUBMITIT_)")
@@ -164,7 +166,7 @@ class JobFacts:
     """What Slurm says of one job.
 
     Attributes:
-        state: as RUNNING, COMPLETING, PENDING, CANCELLED, TIMEOUT.
+        state: as RUNNING (also while it is signalled or resized), COMPLETING, PENDING, TIMEOUT.
         reason: Slurm's word for the state, as TimeLimit.
         restarts: how often it was requeued, whoever did it.
         preempt_time: set while it is being preempted.
@@ -200,8 +202,9 @@ def job_facts(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> JobFacts:
 
 def _read_facts(record: Mapping[str, str]) -> JobFacts:
     preempted = record.get("PreemptTime", "None")
+    state = record.get("JobState", "UNKNOWN")
     return JobFacts(
-        state=record.get("JobState", "UNKNOWN"),
+        state="RUNNING" if state in _STILL_RUNNING else state,
         reason=record.get("Reason", "None"),
         restarts=int(record.get("Restarts", "0")),
         preempt_time=None if preempted in ("None", "Unknown", "N/A", "") else preempted,

@@ -44,6 +44,18 @@ ROWS = [
         "SIGTERM",
         Cause.PREEMPTED,
     ),
+    (
+        "the same, and a second began between Slurm's two looks at the clock",
+        facts(state="COMPLETING", preempt_time="2026-03-01T10:00:19", end_time=LATER),
+        "SIGTERM",
+        Cause.PREEMPTED,
+    ),
+    (
+        "preempted, but by when is not known",
+        facts(state="COMPLETING", preempt_time=NOW, end_time="Unknown"),
+        "SIGTERM",
+        Cause.CANCELLED,
+    ),
     ("requeued by somebody", facts(state="COMPLETING", restarts=1), "SIGTERM", Cause.REQUEUED),
     ("requeued while it ran on", facts(restarts=1), None, Cause.REQUEUED),
     (

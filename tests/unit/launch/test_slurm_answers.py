@@ -81,6 +81,13 @@ def test_facts_of_a_job(scontrol: FakeScontrol) -> None:
     assert scontrol.calls == ["show job -o 17"]
 
 
+@pytest.mark.parametrize("state", ["SIGNALING", "RESIZING"])
+def test_a_job_runs_while_slurm_signals_or_resizes_it(scontrol: FakeScontrol, state: str) -> None:
+    # A rank that has its TERM already asks while other nodes have not answered yet.
+    scontrol.says(state)
+    assert slurm.job_facts("17").state == "RUNNING"
+
+
 def test_an_answer_that_cannot_be_understood_is_none(scontrol: FakeScontrol) -> None:
     scontrol.answer.write_text("JobId=17 Restarts=many RunTime=long")
     with pytest.raises(SlurmUnreachable, match="cannot be understood"):
