@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import getpass
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.patience import patiently
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+
+PAUSES_S = (0.5, 1.0, 2.0)
+"""Short: whoever asks may be killed in half a minute, and has to requeue the job before that."""
 
 
 def cancel_mark(run: RunDir) -> Path:
@@ -24,20 +30,22 @@ def request_cancel(run: RunDir, job_id: str) -> None:
     write_json(cancel_mark(run), {"job_id": job_id, "by": getpass.getuser(), "time": time.time()})
 
 
-def cancel_requested(run: RunDir, job_id: str | None = None) -> bool:
-    """Whether a person asked for it.
+def cancel_requested(
+    run: RunDir, job_id: str | None = None, *, pauses_s: Sequence[float] = PAUSES_S
+) -> bool:
+    """Whether a person asked for it. Where storage does not say, nobody did.
 
     Args:
         run: the run.
         job_id: asks about this job only; None asks about any.
+        pauses_s: seconds between the tries while storage stumbles.
     """
-    path = cancel_mark(run)
     try:
-        marked = read_json(path).get("job_id")
-    except FileNotFoundError:
-        return False
-    except (OSError, ValueError):
+        marked = patiently(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
+    except ValueError:
         return True  # made by hand with `touch`: the wish is plain
+    except (OSError, StorageTrouble):
+        return False  # Slurm knows of a cancel, too; an error of storage is no wish of a person
     return job_id is None or marked is None or marked == job_id
 
 

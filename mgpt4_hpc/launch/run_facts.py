@@ -131,7 +131,7 @@ def read_facts(run: RunDir) -> RunFacts:
         checkpoint_at=saved_at,
         failed=_text(run.failed),
         resubmit=_text(run.resubmit_needed),
-        cancel=cancel_requested(run, job.job_id if job else None),
+        cancel=cancel_requested(run, job.job_id if job else None, pauses_s=()),
         loss=_number(newest.get("loss")),
         samples_per_s=_number(newest.get("samples_per_s")),
     )

@@ -1,16 +1,25 @@
 """``cancel``: the right commands to Slurm, the right process here, and the mark."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mgpt4_hpc.launch.cancel_mark import cancel_mark, cancel_requested, withdraw_cancel
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.launch import cancel_mark as cancel_mark_module
+from mgpt4_hpc.launch.cancel_mark import (
+    cancel_mark,
+    cancel_requested,
+    request_cancel,
+    withdraw_cancel,
+)
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -85,6 +94,24 @@ def test_a_mark_made_by_hand(run: RunDir) -> None:
     withdraw_cancel(run)
     withdraw_cancel(run)
     assert not cancel_requested(run)
+
+
+@pytest.mark.parametrize("trouble", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EACCES])
+@pytest.mark.parametrize("times", [1, 99])
+def test_storage_that_stumbles_is_no_wish_of_a_person(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, trouble: int, times: int
+) -> None:
+    request_cancel(run, "17")
+    left = [OSError(trouble, os.strerror(trouble))] * times
+
+    def stumble(path: Path) -> dict[str, Any]:
+        if left:
+            raise left.pop()
+        return read_json(path)
+
+    monkeypatch.setattr(cancel_mark_module, "read_json", stumble)
+    goes_by = times == 1 and trouble != errno.EACCES
+    assert cancel_requested(run, "17", pauses_s=(0.0, 0.0)) is goes_by
 
 
 @pytest.fixture
