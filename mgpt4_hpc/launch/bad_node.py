@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
-from mgpt4_hpc.launch.ending import carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.ending import carry_out, exit_code, find_decision, limit_unrecorded
 from mgpt4_hpc.launch.exclusion import BAD_NODE
 from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
@@ -33,7 +33,7 @@ def settle_bad_node(
     """Write down which nodes are unfit, and bring the job back without them.
 
     Done by rank 0 while the others wait. A folder that it cannot write keeps no record, but does
-    not keep the job from coming back elsewhere.
+    not keep the job from coming back elsewhere, for launch.max_stalled_attempts starts.
 
     Args:
         run: the run.
@@ -56,6 +56,8 @@ def settle_bad_node(
             ledger.event(Kind.FAULT, what=BAD_NODE, node=node, reason=reason)
     this = PastAttempt(Cause.BAD_NODE, False)
     decision = find_decision(run, start, budget, None, this, in_rank=True)
+    if ledger is None:
+        decision = limit_unrecorded(run, start, budget, decision)
     decision = replace(decision, reason=f"{decision.reason} ({error.what})")
     if ledger is not None:
         ledger.event(Kind.END, cause=decision.cause, step=0, exit_code=exit_code(decision))

@@ -103,6 +103,28 @@ def find_decision(
     return decision
 
 
+def limit_unrecorded(
+    run: RunDir, start: JobStart, budget: LaunchConfig, decision: Decision
+) -> Decision:
+    """A decision of which the run's folder takes no record, so that the budgets cannot grow.
+
+    What counts instead are the starts in a row that left none: the job's restarts without a ledger.
+    """
+    if decision.action is not Action.REQUEUE:
+        return decision
+    attempts = read_ledgers(run.ledger)
+    recorded = {one.restart_count for one in attempts if start.is_of_job(one)}
+    unrecorded = start.restart_count - max(recorded, default=-1)
+    if unrecorded < budget.max_stalled_attempts:
+        return decision
+    return replace(
+        decision,
+        action=Action.GIVE_UP,
+        reason=f"{unrecorded} starts in a row could write nothing into {run.path} "
+        f"(launch.max_stalled_attempts), the last: {decision.cause}",
+    )
+
+
 def _last_fault(attempts: Sequence[Attempt]) -> str:
     """What a person must mend is rather here than in a count of attempts."""
     reasons = [str(fault.get("reason", "")) for one in attempts for fault in one.faults]

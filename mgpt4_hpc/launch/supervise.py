@@ -24,6 +24,7 @@ from mgpt4_hpc.launch.ending import (
     carry_out,
     exit_code,
     find_decision,
+    limit_unrecorded,
     past,
 )
 from mgpt4_hpc.launch.hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
@@ -96,15 +97,16 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
         signal_name = "a stop signal"  # the ranks left before they had met
     budget = read_own_config(run.config_file).config.launch
     decision = find_decision(run, start, budget, signal_name, this)
-    _note(run, start, mine, code, decision)
+    if not _note(run, start, mine, code, decision):
+        decision = limit_unrecorded(run, start, budget, decision)
     decision = carry_out(run, start, decision)
     return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
 
 
 def _note(
     run: RunDir, start: JobStart, mine: Attempt | None, code: int, decision: Decision
-) -> None:
-    """Write down what we found, also for the budgets of later attempts."""
+) -> bool:
+    """Write down what we found, also for the budgets of later attempts; whether it could be."""
     try:
         number = (
             mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
@@ -121,6 +123,8 @@ def _note(
     except OSError as error:
         # Before the requeue, but a full disk must not prevent it.
         print(f"supervisor: the ledger cannot be written: {error}", flush=True)
+        return False
+    return True
 
 
 def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> Verdict:

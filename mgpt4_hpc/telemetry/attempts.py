@@ -18,7 +18,8 @@ class Attempt:
 
     Attributes:
         number: from 1.
-        job_id, restart_count, nodes, hostname, world_size, device, versions: as at its start.
+        job_id, restart_count, nodes, hostname, world_size, device, versions: as at its start
+            (restart_count also where only a supervisor could tell it).
         start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
@@ -232,6 +233,8 @@ def _apply_supervisor(attempt: Attempt) -> None:
     note = attempt.supervisor
     if not note:
         return
+    if not attempt.job_id:
+        attempt.restart_count = _int(note.get("restart_count")) or 0
     attempt.last_step = max(attempt.last_step, _int(note.get("step")) or 0)
     # In a container a rank may not be able to ask why, and leave it to the batch script outside.
     if not attempt.ended or attempt.cause == UNKNOWN_CAUSE:

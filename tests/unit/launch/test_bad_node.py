@@ -74,6 +74,10 @@ def test_a_folder_that_cannot_be_written_does_not_keep_the_job_on_its_node(
     scontrol.says()
     assert leave(run, 0, "n1") is Action.REQUEUE
     assert "update JobId=17 ExcNodeList=n1" in scontrol.calls
+    for restart in (1, BUDGET.max_stalled_attempts - 1):
+        scontrol.says(restarts=restart)
+        last = leave(run, restart, "n1")
+    assert last is Action.GIVE_UP, "nothing that is recorded counts its nodes"
 
 
 def test_the_supervisor_ends_what_rank_0_began(run: RunDir, scontrol: FakeScontrol) -> None:

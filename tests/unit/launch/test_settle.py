@@ -293,6 +293,23 @@ def test_a_full_disk_does_not_prevent_the_requeue(
     assert scontrol.requeues == ["requeue 17"]
 
 
+def test_a_folder_that_takes_nothing_does_not_bring_the_job_back_for_ever(
+    run: RunDir, scontrol: FakeScontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object, **kwargs: object) -> int:
+        raise OSError(122, "Disk quota exceeded")
+
+    end(attempt(run), "preempted", accepted=True)
+    monkeypatch.setattr(RunDir, "claim_attempt", full)
+    scontrol.says(restarts=1)
+    assert settle(run, JobStart("slurm", "17", 1), 1).again
+    scontrol.says(restarts=2)
+    verdict = settle(run, JobStart("slurm", "17", 2), 1)
+    assert (verdict.exit_code, verdict.again) == (70, False)
+    assert "2 starts in a row could write nothing" in verdict.reason
+    assert verdict.reason.endswith("the last: crashed")
+
+
 def test_a_refused_requeue_leaves_the_command_for_a_person(
     run: RunDir, scontrol: FakeScontrol
 ) -> None:
