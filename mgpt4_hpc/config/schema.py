@@ -218,7 +218,11 @@ _SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|
 _OWN_OPTIONS = {
     "array": "its tasks would take the one run from each other: --sweep makes a run for each",
     "chdir": "a checkout there would win over the code that the run was submitted with",
+    "clusters": "`mgpt4 status` and `mgpt4 resume` would not find the job: submit on that cluster",
+    "cpus-per-task": "set launch.cpus_per_gpu: one task each",
     "error": "`mgpt4 logs` would not find it",
+    "gpus-per-node": "set launch.gpus, launch.nodes and launch.gpu_type",
+    "job-name": "set name",
     "no-requeue": "the run could not come back: set launch.max_crashes and launch.max_timeouts",
     "nodes": "set launch.nodes",
     "ntasks": "set launch.gpus: one task each",

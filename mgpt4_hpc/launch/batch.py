@@ -52,6 +52,9 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
     """Parameters of submitit's Slurm executor."""
     launch = config.launch
     per_node = launch.gpus // launch.nodes
+    further = dict(launch.sbatch)
+    # Joined, or the user's would take the place of what a chain or a sweep's turn waits for.
+    dependency = ",".join(filter(None, [dependency, further.pop("dependency", None)])) or None
     parameters: dict[str, Any] = {
         "job_name": config.name,
         "partition": launch.partition,
@@ -85,7 +88,7 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
             # Otherwise a job behind a failed one waits for ever.
             "kill-on-invalid-dep": "yes",
             **_mail(launch),
-            **launch.sbatch,
+            **further,
         },
     }
     if launch.exclusive:

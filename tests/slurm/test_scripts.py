@@ -31,7 +31,7 @@ def test_sbatch_takes_every_script(cluster: Cluster, tmp_path: Path) -> None:
     refused = {}
     for case in CASES:
         changes = dict(HERE.get(case, {}))
-        if case == "dependency":
+        if "dependency" in CASES[case]:
             changes["dependency"] = f"afterok:{before}"
         script = tmp_path / f"{case}.sbatch"
         script.write_text(script_of(case, str(tmp_path), **changes))

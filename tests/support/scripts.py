@@ -20,6 +20,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two-nodes": {"launch.gpus": 4, "launch.nodes": 2, "launch.partition": "a100-preempt"},
     "gpu-type": {"launch.gpus": 4, "launch.gpu_type": "a100", "launch.constraint": "[r1|r2]&nvme"},
     "dependency": {"dependency": "afterok:17"},
+    "dependencies": {"dependency": "afterok:17", "launch.sbatch.dependency": "singleton"},
     "array": {"launch.gpus": 1, "array": 10, "max_parallel": 4},
     "array-task": {"launch.gpus": 1, "task": True},
     "container-pyxis": {

@@ -252,7 +252,20 @@ def test_the_digest_covers_what_decides_the_result_and_nothing_else(file: Path) 
         assert config_digest(load_config(file, overrides=other).config) != base
 
 
-@pytest.mark.parametrize("option", ["array", "output", "no_requeue", "ntasks-per-node", "--time"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "array",
+        "output",
+        "no_requeue",
+        "ntasks-per-node",
+        "--time",
+        "cpus-per-task",
+        "gpus_per_node",
+        "job-name",
+        "clusters",
+    ],
+)
 def test_what_the_launcher_must_decide_is_no_sbatch_option(file: Path, option: str) -> None:
     (fault,) = faults_of(file, overrides={f"launch.sbatch.{option}": "1"})
     assert f"launch.sbatch.{option} cannot be set: " in fault
