@@ -114,7 +114,7 @@ def _mail(launch: LaunchConfig) -> dict[str, str]:
 
 def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
     """Shell lines before srun."""
-    code = shlex.quote(str(run.code))
+    code, markers = shlex.quote(str(run.code)), map(str, (run.failed, run.resubmit_needed))
     return [
         *shell_check(shlex.quote(str(run.path))),
         *module_lines(launch),
@@ -124,6 +124,8 @@ def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
         "set +e",
         "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
         "trap : TERM USR1 USR2",
+        "# what an earlier start left behind: the last lines believe what they find",
+        f"rm -f -- {shlex.join(markers)}",
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         "# rank 0 listens on the first node, under the address that Slurm has for it",

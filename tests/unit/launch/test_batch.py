@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.run_dir import RunDir
 from tests.support.scripts import CASES, script_of
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -80,6 +81,18 @@ def test_the_supervisor_learns_how_srun_ended_and_has_the_last_word(
     assert calls[2] == (
         f"PYTHON 10.0.0.7 -m mgpt4_hpc.launch.supervise /scratch/runs/my-run --exit-code {code}"
     )
+
+
+def test_the_supervisor_finds_no_markers_of_an_earlier_start(tmp_path: Path) -> None:
+    runs = tmp_path / "it's mine"
+    run = RunDir(runs / "my-run")
+    run.create({"name": "my-run"})
+    for marker in (run.failed, run.resubmit_needed):
+        marker.write_text("of an earlier start")
+    seen = tmp_path / "seen"
+    execute(script_of("one-gpu", str(runs)), tmp_path, f'ls "{run.path}" > {seen}; exit 1')
+    left = seen.read_text().split()
+    assert "run.json" in left and not {"FAILED", "RESUBMIT_NEEDED"} & set(left)
 
 
 def test_nothing_that_a_user_wrote_is_executed(tmp_path: Path) -> None:
