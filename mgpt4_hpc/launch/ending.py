@@ -41,6 +41,9 @@ _FOUND_OUT = frozenset(
 )
 """Causes that stay true after rank 0 died."""
 
+_MOST_UNREAD = 100
+"""A job that was restarted so often may be in a loop of which its unreadable ledger would tell."""
+
 _TRIES = 3
 _PAUSE_S = 1.0
 _LEAST_WAIT_S = 2.0
@@ -75,14 +78,7 @@ def find_decision(
     """
     if in_rank and start.executor == "slurm" and not slurm.has_scontrol():
         return Decision(Cause(this.cause), Action.DEFER, "the batch script decides what follows")
-    requeue_allowed = True
-    if start.executor == "local":
-        # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
-        cause = Cause.PREEMPTED if signal_name else Cause.CRASHED
-    else:
-        facts = _try_often(lambda wait_s: slurm.job_facts(start.job_id, timeout_s=wait_s), until)
-        cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
-        requeue_allowed = facts is None or facts.requeue_allowed
+    cause, requeue_allowed = _ask_slurm(start, budget, signal_name, until)
     if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
         cause = Cause(this.cause)
     if cause is not Cause.REQUEUED and cancel_requested(run, start.job_id):
@@ -101,6 +97,18 @@ def find_decision(
     if decision.action is Action.GIVE_UP and (fault := _last_fault(mine)):
         return replace(decision, reason=f"{decision.reason}; the last fault: {fault}")
     return decision
+
+
+def _ask_slurm(
+    start: JobStart, budget: LaunchConfig, signal_name: str | None, until: float | None
+) -> tuple[Cause, bool]:
+    """Why the job ends, and whether Slurm would requeue it."""
+    if start.executor == "local":
+        # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
+        return Cause.PREEMPTED if signal_name else Cause.CRASHED, True
+    facts = _try_often(lambda wait_s: slurm.job_facts(start.job_id, timeout_s=wait_s), until)
+    cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
+    return cause, facts is None or facts.requeue_allowed
 
 
 def limit_unrecorded(
@@ -145,7 +153,7 @@ def carry_out(
     *,
     until: float | None = None,
 ) -> Decision:
-    """Requeue, or leave behind what a person needs to know.
+    """Requeue, or leave behind what a person needs to know, and tell whom the run's settings name.
 
     After a bad node the job is kept away from all that it found bad so far.
 
@@ -159,6 +167,38 @@ def carry_out(
     Returns:
         the decision; a requeue that Slurm refused has become a request to a person.
     """
+    decision = _act(run, start, decision, bad_nodes, until)
+    tell(run, start, event_of(decision), decision.cause, decision.reason)
+    return decision
+
+
+def come_back_unread(run: RunDir, start: JobStart, trouble: str) -> Decision:
+    """Bring a job back whose run folder cannot be read: Slurm alone says whether it may.
+
+    Nothing in the folder is believed or executed, its settings neither.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        trouble: why the folder cannot be read.
+    """
+    usual = LaunchConfig()
+    cause, requeue_allowed = _ask_slurm(start, usual, None, None)
+    decision = decide(cause, PastAttempt(cause, True), [], usual, requeue_allowed=requeue_allowed)
+    if decision.action is Action.REQUEUE and start.restart_count >= _MOST_UNREAD:
+        reason = f"restarted {start.restart_count} times, and nobody can read what came of it"
+        decision = Decision(cause, Action.ASK, reason)
+    decision = replace(decision, reason=f"{decision.reason} ({trouble})")
+    return _act(run, start, decision, (), None)
+
+
+def _act(
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str],
+    until: float | None,
+) -> Decision:
     if decision.action is Action.REQUEUE and start.executor == "slurm":
         refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes, until)
         decision = replace(decision, reason=f"{decision.reason}{excluded}")
@@ -171,7 +211,6 @@ def carry_out(
         _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
         _leave_behind(run.failed, decision.reason + "\n")
-    tell(run, start, event_of(decision), decision.cause, decision.reason)
     return decision
 
 

@@ -39,11 +39,11 @@ def explain_last_end(
         start: of the job that is starting now.
         ask: for the output of sacct, times in unix seconds; replaced by tests.
     """
-    last = _unexplained(run, start)
-    if last is None:
-        return
     command = ("sacct", "-D", "-X", "-n", "-P", "-j", start.job_id, "-o", "End,State")
     try:
+        last = _unexplained(run, start)
+        if last is None:
+            return
         rows = [row.split("|") for row in (ask or _ask)(command).splitlines()]
         ended = [row for row in rows if len(row) == 2 and row[0][:1].isdigit()]
         if not ended:

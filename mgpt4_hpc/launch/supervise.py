@@ -16,12 +16,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mgpt4_hpc.config.stored import read_own_config
-from mgpt4_hpc.errors import EXIT_HUNG, EXIT_RESUMABLE, FatalTrainingError, MgptError
+from mgpt4_hpc.errors import (
+    EXIT_HUNG,
+    EXIT_RESUMABLE,
+    FatalTrainingError,
+    MgptError,
+    StorageTrouble,
+)
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
 from mgpt4_hpc.launch.ending import (
     EXIT_RESTART,
     JobStart,
     carry_out,
+    come_back_unread,
     exit_code,
     find_decision,
     limit_unrecorded,
@@ -29,6 +36,7 @@ from mgpt4_hpc.launch.ending import (
 )
 from mgpt4_hpc.launch.hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
 from mgpt4_hpc.launch.place import job_id_of
+from mgpt4_hpc.patience import patiently
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
@@ -36,6 +44,9 @@ from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 HUNG_CODES = frozenset({EXIT_HUNG, 128 + signal.SIGALRM, -signal.SIGALRM})
 """How a watchdog ends its process, as itself, srun or Python say it. srun tells the highest of all
 ranks' codes, so that a hang may show in the ledger alone."""
+
+_PAUSES_S = (1.0, 2.0, 4.0)
+"""Short: this script may be killed in half a minute, and has to requeue the job before that."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +64,27 @@ class Verdict:
     reason: str
 
 
+def settle_patiently(run: RunDir, start: JobStart, code: int) -> Verdict:
+    """:func:`settle`, also where shared storage stumbles or the run's folder stays unreadable.
+
+    Raises:
+        MgptError: the run's settings are broken.
+    """
+    try:
+        return patiently(lambda: settle(run, start, code), pauses_s=_PAUSES_S)
+    except (OSError, StorageTrouble) as error:
+        trouble = error.what if isinstance(error, MgptError) else str(error)
+        if code in (0, FatalTrainingError.exit_code):
+            # Of an unfinished run no rank ends with 0, and 70 never changes by itself.
+            return Verdict(code, False, f"the run's folder cannot be read: {trouble}")
+        decision = come_back_unread(run, start, trouble)
+        return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+
+
 def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
     """Judge a job start whose tasks have all ended.
+
+    May be done twice: what the first has requeued, the second leaves alone.
 
     Args:
         run: the run.
@@ -138,7 +168,7 @@ def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]
     """
     telling = [*(c for c in codes if c == EXIT_RESTART), *(c for c in codes if c in HUNG_CODES)]
     worst = telling[0] if telling else max(codes, key=abs)
-    return settle(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
+    return settle_patiently(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "slurm", job_id_of(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     )
     try:
-        verdict = settle(RunDir(arguments.run_dir), start, arguments.exit_code)
+        verdict = settle_patiently(RunDir(arguments.run_dir), start, arguments.exit_code)
     except MgptError as error:
         print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
         return EXIT_RESUMABLE

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmUnreachable
+from mgpt4_hpc.launch import hindsight
 from mgpt4_hpc.launch.hindsight import explain_last_end
 from mgpt4_hpc.launch.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
@@ -98,3 +99,14 @@ def test_no_accounting_stops_nothing(run: RunDir, capsys: pytest.CaptureFixture[
 
     explain_last_end(run, SECOND, ask)
     assert "not known: sacct is not installed here" in capsys.readouterr().out
+
+
+def test_a_ledger_that_cannot_be_read_explains_nothing_and_stops_nothing(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stale(folder: Path) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(hindsight, "read_ledgers", stale)
+    explain_last_end(run, SECOND, lambda command: LOST)
+    assert "Stale file handle" in capsys.readouterr().out

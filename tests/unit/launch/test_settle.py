@@ -6,18 +6,22 @@ real one is asked and obeyed as here is shown in tests/slurm.
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.launch import supervise
+from mgpt4_hpc.launch import ending, supervise
 from mgpt4_hpc.launch.cancel_mark import request_cancel
 from mgpt4_hpc.launch.decision import Action, Cause, Decision, PastAttempt
 from mgpt4_hpc.launch.ending import carry_out, exit_code, find_decision
 from mgpt4_hpc.launch.job_start import JobStart
-from mgpt4_hpc.launch.supervise import settle, settle_local
+from mgpt4_hpc.launch.supervise import settle, settle_local, settle_patiently
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from tests.unit.launch.fakes import FakeScontrol
@@ -308,6 +312,69 @@ def test_a_folder_that_takes_nothing_does_not_bring_the_job_back_for_ever(
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert "2 starts in a row could write nothing" in verdict.reason
     assert verdict.reason.endswith("the last: crashed")
+
+
+@pytest.fixture
+def stumble(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the next so many readings of the ledgers fail."""
+    monkeypatch.setattr(supervise, "_PAUSES_S", (0.0, 0.0))
+    left: list[OSError] = []
+
+    def read(folder: Path) -> list[Attempt]:
+        if left:
+            raise left.pop()
+        return read_ledgers(folder)
+
+    monkeypatch.setattr(supervise, "read_ledgers", read)
+    monkeypatch.setattr(ending, "read_ledgers", read)
+    return lambda times: left.extend(times * [OSError(errno.ESTALE, "Stale file handle")])
+
+
+def test_a_stale_handle_is_tried_again(
+    run: RunDir, scontrol: FakeScontrol, stumble: Callable[[int], None]
+) -> None:
+    attempt(run)
+    scontrol.says()
+    stumble(2)
+    assert settle_patiently(run, START, 137).again
+    assert scontrol.requeues == ["requeue 17"] and causes(run) == ["crashed"]
+
+
+@pytest.mark.parametrize(
+    ("says", "code", "restart", "again", "left"),
+    [
+        ({}, 137, 0, True, set()),
+        (PREEMPTED, 1, 99, True, set()),
+        ({}, 1, 100, False, {"RESUBMIT_NEEDED"}),
+        ({"state": "COMPLETING"}, 143, 0, False, set()),
+        ({"restarts": 1}, 143, 0, False, set()),
+        ({}, 70, 0, False, set()),
+        ({}, 0, 0, False, set()),
+    ],
+)
+def test_a_folder_that_stays_unreadable_leaves_it_to_slurm(
+    run: RunDir,
+    scontrol: FakeScontrol,
+    stumble: Callable[[int], None],
+    says: dict[str, Any],
+    code: int,
+    restart: int,
+    again: bool,
+    left: set[str],
+) -> None:
+    scontrol.says(**{"restarts": restart, **says})
+    stumble(99)
+    verdict = settle_patiently(run, JobStart("slurm", "17", restart), code)
+    assert (verdict.exit_code, verdict.again) == (code if code in (0, 70) else 75, again)
+    assert bool(scontrol.requeues) is again and left_behind(run) == left
+    assert "Stale file handle" in verdict.reason
+
+
+def test_without_slurm_it_is_tried_again_as_well(
+    run: RunDir, stumble: Callable[[int], None]
+) -> None:
+    stumble(99)
+    assert settle_local(run.path, "99", 0, [1]).again
 
 
 def test_a_refused_requeue_leaves_the_command_for_a_person(
