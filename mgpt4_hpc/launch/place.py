@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch import slurm
+from mgpt4_hpc.launch.job_start import JobStart
 
 MASTER_ADDR_VARIABLE = "MGPT4_MASTER_ADDR"
 """Set by the batch script, so that a thousand ranks need not ask the controller."""
@@ -104,13 +105,22 @@ def _slurm(environ: Mapping[str, str]) -> Place:
     return Place(
         executor="slurm",
         job_id=job_id_of(environ),
-        restart_count=int(environ.get("SLURM_RESTART_COUNT", "0")),
+        restart_count=_restarts(environ),
         ranks=ranks,
         nodes=environ.get("SLURM_JOB_NODELIST", socket.gethostname()),
         master_host=host or "127.0.0.1",
         node=environ.get("SLURMD_NODENAME", socket.gethostname()),
         gpu_allotted=environ.get("CUDA_VISIBLE_DEVICES", "") not in _NO_GPU,
     )
+
+
+def start_of(environ: Mapping[str, str]) -> JobStart:
+    """The start of the Slurm job in which this process runs."""
+    return JobStart("slurm", job_id_of(environ), _restarts(environ))
+
+
+def _restarts(environ: Mapping[str, str]) -> int:
+    return int(environ.get("SLURM_RESTART_COUNT", "0"))
 
 
 def job_id_of(environ: Mapping[str, str]) -> str:

@@ -35,7 +35,7 @@ from mgpt4_hpc.launch.ending import (
     past,
 )
 from mgpt4_hpc.launch.hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
-from mgpt4_hpc.launch.place import job_id_of
+from mgpt4_hpc.launch.place import start_of
 from mgpt4_hpc.patience import patiently
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -177,11 +177,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
     arguments = parser.parse_args(argv)
-    start = JobStart(
-        "slurm", job_id_of(os.environ), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    )
+    run = RunDir(arguments.run_dir)
     try:
-        verdict = settle_patiently(RunDir(arguments.run_dir), start, arguments.exit_code)
+        verdict = settle_patiently(run, start_of(os.environ), arguments.exit_code)
     except MgptError as error:
         print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
         return EXIT_RESUMABLE
