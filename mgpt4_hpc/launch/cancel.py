@@ -61,15 +61,25 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
 
 
 def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
-    request_cancel(run, job.job_id)
+    unmarked = _mark(run, job.job_id)
     try:
-        return _scancel(job.job_id, save)
+        return _scancel(job.job_id, save, must_hold=bool(unmarked)) + unmarked
     except MgptError as error:
         # Told that it failed, nobody expects the job to stay away after its next preemption.
-        withdraw_cancel(run)
+        if not unmarked:
+            withdraw_cancel(run)
         if isinstance(error, SlurmUnreachable):
             raise _unconfirmed(run, job.job_id, error) from error
         raise
+
+
+def _mark(run: RunDir, job_id: str) -> str:
+    """Leave the mark; why it could not be, to be told behind the rest, empty if it was."""
+    try:
+        request_cancel(run, job_id)
+    except OSError as error:  # a full quota, often the very reason to cancel
+        return f" (no mark could be left in {run.path}: {error.strerror or error})"
+    return ""
 
 
 def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnreachable:
@@ -84,15 +94,22 @@ def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnre
     )
 
 
-def _scancel(job_id: str, save: bool) -> str:
+def _scancel(job_id: str, save: bool, *, must_hold: bool) -> str:
+    """Tell Slurm; ``must_hold``: no mark keeps the job from coming back after it saved."""
     if not save:
         run_slurm(["scancel", job_id])
         return f"job {job_id} is cancelled"
     # The mark may reach the node's view of the file system late; this reaches Slurm at once.
     try:
         run_slurm(["scontrol", "update", f"JobId={job_id}", "Requeue=0"])
-    except SlurmRejected:
-        pass  # some sites allow no such change: then the mark alone must do
+    except SlurmRejected as error:
+        # Some sites allow no such change: then the mark alone must do.
+        if must_hold:
+            raise SlurmRejected(
+                f"job {job_id} would save and come back: no mark can be left in its run's folder, "
+                f"and {error.what}",
+                fix="free some space and cancel again, or leave out --save",
+            ) from error
     # Without --batch or --full the signal goes to the ranks, and not to the batch script.
     run_slurm(["scancel", "--signal=USR2", job_id])
     return f"job {job_id} was asked to save and end"
@@ -104,8 +121,8 @@ def _cancel_local(run: RunDir, job: JobRef) -> str:
             f"{run.name} runs on {job.hostname}, not on this machine",
             fix=f"ssh {job.hostname} mgpt4 cancel {shlex.quote(str(run.path))}",
         )
-    request_cancel(run, job.job_id)
+    unmarked = _mark(run, job.job_id)
     # The controller then asks the ranks to save and end, gives them the time, and starts no more.
     if not processes.signal_controller(run, job.job_id, signal.SIGINT):
         return f"process {job.job_id} had ended already"
-    return f"process {job.job_id} was asked to save and end"
+    return f"process {job.job_id} was asked to save and end{unmarked}"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.errors import SlurmRejected
 from mgpt4_hpc.launch import cancel_mark as cancel_mark_module
 from mgpt4_hpc.launch.cancel_mark import (
     cancel_mark,
@@ -48,6 +49,41 @@ def test_save_first(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
     assert slurm.called("scontrol") == [["scontrol", "update", "JobId=17", "Requeue=0"]]
     assert slurm.called("scancel") == [["scancel", "--signal=USR2", "17"]]
     assert cancel_requested(run, "17")
+
+
+@pytest.mark.parametrize("save", [[], ["--save"]])
+def test_a_full_quota_keeps_nobody_from_cancelling(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, full: None, save: list[str]
+) -> None:
+    slurm.squeue = squeue_row("17", "RUNNING")
+    ended = mgpt4("cancel", "one", *save)
+    assert ended.code == 0 and "no mark could be left" in ended.out
+    assert slurm.called("scancel")
+    assert bool(slurm.called("scontrol")) is bool(save)
+
+
+def test_without_a_mark_slurm_itself_must_keep_the_job_away(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, full: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.squeue = squeue_row("17", "RUNNING")
+
+    def refuse(command: list[str], **_: Any) -> str:
+        if command[0] == "scontrol":
+            raise SlurmRejected("`scontrol update` was refused: Access denied")
+        return slurm(command)
+
+    monkeypatch.setattr("mgpt4_hpc.launch.cancel.run_slurm", refuse)
+    ended = mgpt4("cancel", "one", "--save")
+    assert ended.code == 4 and "would save and come back" in ended.err
+    assert "Access denied" in ended.err and not slurm.called("scancel")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(path: Path, value: object) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+    monkeypatch.setattr(cancel_mark_module, "write_json", write)
 
 
 def test_what_waits_has_nothing_to_save(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
@@ -140,6 +176,13 @@ def test_local(mgpt4: Mgpt4, run: RunDir, controller: subprocess.Popen[bytes]) -
     assert f"process {controller.pid} was asked to save and end" in ended.out
     assert controller.wait(timeout=10) == -signal.SIGINT
     assert cancel_requested(run, str(controller.pid))
+
+
+def test_local_with_a_full_quota(
+    mgpt4: Mgpt4, run: RunDir, controller: subprocess.Popen[bytes], full: None
+) -> None:
+    assert "asked to save and end (no mark could be left" in mgpt4("cancel", "one").out
+    assert controller.wait(timeout=10) == -signal.SIGINT
 
 
 @pytest.mark.parametrize(
