@@ -6,6 +6,7 @@ local controller), so that exactly one of them requeues.
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,9 @@ _FOUND_OUT = frozenset(
 
 _MOST_UNREAD = 100
 """A job that was restarted so often may be in a loop of which its unreadable ledger would tell."""
+
+_FINAL = re.compile(r"disabled|(?:access|permission) denied|invalid job id", re.IGNORECASE)
+"""In Slurm's refusal of a requeue that it will not change its mind about in seconds."""
 
 _TRIES = 3
 _PAUSE_S = 1.0
@@ -257,7 +261,7 @@ def _requeue(start: JobStart, until: float | None) -> str:
             refusal = error.what
             if _is_requeued(start, wait_s):
                 return ""
-            if isinstance(error, SlurmRejected):
+            if isinstance(error, SlurmRejected) and _FINAL.search(refusal):
                 return refusal
             time.sleep(pause_s)
     return refusal

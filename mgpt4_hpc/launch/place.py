@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import MgptError, RendezvousError
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.job_start import JobStart
 
@@ -64,6 +64,7 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place:
     """Read the surroundings from the environment.
 
     Raises:
+        RendezvousError: Slurm does not tell where rank 0 is.
         MgptError: if neither Slurm nor the local executor started this process.
     """
     if environ.get("SUBMITIT_EXECUTOR") == "local":
@@ -101,7 +102,7 @@ def _slurm(environ: Mapping[str, str]) -> Place:
     )
     host = environ.get(MASTER_ADDR_VARIABLE, "")
     if not host and world > 1:
-        host = slurm.node_address(slurm.first_node(environ))
+        host = _first_address(environ)
     return Place(
         executor="slurm",
         job_id=job_id_of(environ),
@@ -112,6 +113,15 @@ def _slurm(environ: Mapping[str, str]) -> Place:
         node=environ.get("SLURMD_NODENAME", socket.gethostname()),
         gpu_allotted=environ.get("CUDA_VISIBLE_DEVICES", "") not in _NO_GPU,
     )
+
+
+def _first_address(environ: Mapping[str, str]) -> str:
+    try:
+        return slurm.node_address(slurm.first_node(environ))
+    except MgptError as error:  # whatever Slurm says: the run is not at fault
+        raise RendezvousError(
+            f"rank 0's address is not known: {error.what}", fix=error.fix
+        ) from error
 
 
 def start_of(environ: Mapping[str, str]) -> JobStart:

@@ -23,7 +23,9 @@ COMMAND_TIMEOUT_S = 30.0
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|communication connection failure"
     r"|socket timed out|unable to establish controller|connection timed out"
-    r"|zero bytes were transmitted"
+    r"|zero bytes were transmitted|message (?:send|receive) failure|communication shutdown"
+    r"|transport endpoint is not connected|in standby mode|unable to resolve"
+    r"|protocol authentication error|munge (?:en|de)code failed"
     r"|error: slurmdbd|resource temporarily unavailable|could not establish a configuration source",
     re.IGNORECASE,
 )

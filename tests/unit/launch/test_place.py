@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import MgptError, RendezvousError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch import place, slurm
 
 SRUN = {
@@ -60,6 +60,18 @@ def test_without_the_scripts_help_the_controller_is_asked(monkeypatch: pytest.Mo
     }
     monkeypatch.setattr(slurm, "run_slurm", lambda command: answers[tuple(command)])
     assert place.find_place({**SRUN, "MGPT4_MASTER_ADDR": ""}).master_host == "10.0.0.9"
+
+
+@pytest.mark.parametrize("error", [SlurmRejected, SlurmUnreachable])
+def test_a_controller_that_does_not_tell_is_no_fault_of_the_run(
+    monkeypatch: pytest.MonkeyPatch, error: type[MgptError]
+) -> None:
+    def refuse(command: list[str]) -> str:
+        raise error("`scontrol show hostnames` was refused: Unspecified error")
+
+    monkeypatch.setattr(slurm, "run_slurm", refuse)
+    with pytest.raises(RendezvousError, match=r"rank 0's address is not known: .*Unspecified"):
+        place.find_place({**SRUN, "MGPT4_MASTER_ADDR": ""})
 
 
 def test_a_single_rank_asks_nobody() -> None:

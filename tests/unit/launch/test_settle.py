@@ -389,6 +389,25 @@ def test_a_refused_requeue_leaves_the_command_for_a_person(
     assert "presently disabled" in told and told.endswith(f"mgpt4 resume '{run.path}'\n")
 
 
+@pytest.mark.parametrize(
+    ("refusal", "tries"),
+    [
+        ("Requested operation is presently disabled", 1),
+        ("Access/permission denied", 1),
+        ("Invalid job id specified", 1),
+        ("Job can not be altered now, try again later", 3),
+        ("Protocol authentication error", 3),
+    ],
+)
+def test_a_refusal_that_may_pass_is_asked_again(
+    run: RunDir, scontrol: FakeScontrol, refusal: str, tries: int
+) -> None:
+    scontrol.says()
+    scontrol.refusal.write_text(refusal)
+    carry_out(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
+    assert len(scontrol.requeues) == tries
+
+
 def test_a_refused_requeue_that_happened_all_the_same(run: RunDir, scontrol: FakeScontrol) -> None:
     scontrol.says(state="COMPLETING", restarts=1)
     scontrol.refusal.write_text("Job/step already completing or completed")

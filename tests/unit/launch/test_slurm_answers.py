@@ -109,6 +109,12 @@ def test_an_answer_in_another_encoding_is_one(scontrol: FakeScontrol) -> None:
         "sacct: error: slurmdbd: Sending PersistInit msg: Connection refused",
         "fatal: Could not establish a configuration source",
         "Zero Bytes were transmitted or received",
+        "slurm_load_node error: Slurm backup controller in standby mode",
+        "slurm_load_node error: Protocol authentication error",
+        'error: Munge encode failed: Failed to access "/run/munge/munge.socket.2": No such file',
+        "slurm_requeue error: Transport endpoint is not connected",
+        "slurm_load_jobs error: Message receive failure",
+        'error: Unable to resolve "ctl": Host name lookup failure',
     ],
 )
 def test_a_daemon_that_does_not_answer(message: str) -> None:
