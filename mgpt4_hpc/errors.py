@@ -8,6 +8,7 @@ command that it ends::
     ├── PreflightError         3   something the job needs is missing
     ├── SlurmRejected          4   Slurm refused the job
     ├── SlurmUnreachable       5   Slurm does not answer
+    │   └── SlurmUnconfirmed   5   it was told something, and may have done it
     ├── NoSuchRun              6   no run of that name or path
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
     │   ├── RunAlive           7   a job of the run waits or runs
@@ -119,6 +120,10 @@ class SlurmUnreachable(MgptError):
 
     exit_code = 5
     will_repeat = False
+
+
+class SlurmUnconfirmed(SlurmUnreachable):
+    """Slurm was told something and fell silent: it may have done it, or still do it."""
 
 
 class NoSuchRun(MgptError):

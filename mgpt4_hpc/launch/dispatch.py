@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from mgpt4_hpc.errors import MgptError, SlurmRejected
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.orders import Plan, PlannedRun
-from mgpt4_hpc.launch.submit import Submitted, create_run, submit_run, submit_script
+from mgpt4_hpc.launch.submit import (
+    Submitted,
+    create_run,
+    submit_run,
+    submit_script,
+    uninterrupted,
+)
 from mgpt4_hpc.launch.sweep import render_array, write_scripts
 from mgpt4_hpc.launch.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.run_dir import RunDir, read_json
@@ -29,7 +33,8 @@ def carry_out(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
         wait: stay until all runs are finished.
 
     Raises:
-        MgptError: as Slurm says; a run directory whose job was refused is removed again.
+        MgptError: as Slurm says; a run directory whose job was refused is removed again, but not
+            one whose job may have been accepted.
     """
     submitted: list[Submitted] = []
     try:
@@ -66,7 +71,7 @@ def _tell_what_goes_on(submitted: list[Submitted], say: Say) -> None:
 def _submit_chain(plan: Plan, submitted: list[Submitted], say: Say, wait: bool) -> None:
     for number, item in enumerate(plan.runs):
         try:
-            with _uninterrupted(plan.executor):
+            with uninterrupted(plan.executor):
                 submitted.append(_submit_one(item, plan.executor))
         except MgptError:
             for before in submitted:
@@ -84,6 +89,8 @@ def _submit_one(item: PlannedRun, executor: str) -> Submitted:
     create_run(item.run, item.resolved)
     try:
         return submit_run(item.run, item.resolved, executor, dependency=dependency)
+    except SlurmUnconfirmed:
+        raise
     except MgptError:
         _remove(item.run)
         raise
@@ -111,13 +118,13 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
             dependency=dependency,
         )
         tasks = [(item.run, item.resolved.config) for item in plan.runs]
-        with _uninterrupted("slurm"):
+        with uninterrupted("slurm"):
             write_scripts(folder, script, tasks)
             job_id = submit_script(folder.script)
             submitted += [Submitted(run, "slurm", f"{job_id}_{n}") for n, run in enumerate(runs)]
             note_jobs(folder, runs, job_id)
-    except BaseException:
-        if not submitted:
+    except BaseException as error:
+        if not submitted and not isinstance(error, SlurmUnconfirmed):
             for run in made:
                 _remove(run)
             remove_sweep(folder)
@@ -176,19 +183,3 @@ def _wait_local(job: Submitted) -> None:
 
 def _remove(run: RunDir) -> None:
     shutil.rmtree(run.path, ignore_errors=True)
-
-
-@contextmanager
-def _uninterrupted(executor: str) -> Iterator[None]:
-    """Keep Ctrl-C waiting while sbatch runs: a job whose id nobody noted would be lost.
-
-    Not so a local job, which would inherit the mask, and is cancelled by this very signal.
-    """
-    if executor != "slurm":
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

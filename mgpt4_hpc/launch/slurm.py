@@ -29,6 +29,10 @@ _UNREACHABLE = re.compile(
     r"|error: slurmdbd|resource temporarily unavailable|could not establish a configuration source",
     re.IGNORECASE,
 )
+_MAY_HAVE_ARRIVED = re.compile(
+    r"socket timed out|zero bytes were transmitted|message receive failure|gave no answer within",
+    re.IGNORECASE,
+)
 _STILL_RUNNING = frozenset({"SIGNALING", "RESIZING"})
 """What stands in RUNNING's place while Slurm delivers a signal or takes nodes away."""
 _HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
@@ -148,6 +152,11 @@ def signals_held_back() -> Iterator[None]:
 def is_unreachable(message: str) -> bool:
     """Whether a Slurm command's error says that its daemon does not answer."""
     return _UNREACHABLE.search(message) is not None
+
+
+def may_have_arrived(message: str) -> bool:
+    """Whether the daemon may have got the request, and carried it out, for all that it said."""
+    return _MAY_HAVE_ARRIVED.search(message) is not None
 
 
 def parse_record(line: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -19,7 +20,13 @@ from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.errors import (
+    MgptError,
+    RunLocked,
+    SlurmRejected,
+    SlurmUnconfirmed,
+    SlurmUnreachable,
+)
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.batch import make_executor, python_command, script_path
 from mgpt4_hpc.launch.container import rank_python
@@ -193,37 +200,56 @@ def submit_run(
         dependency: Slurm's, as ``afterok:17``.
 
     Raises:
-        SlurmRejected, SlurmUnreachable: as Slurm says.
+        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
     """
     run.clear_markers()
-    submitted = (
-        _submit_slurm(run, resolved, dependency)
-        if executor == "slurm"
-        else _submit_local(run, resolved)
-    )
-    write_json(
-        run.slurm / "job.json",
-        {
-            "executor": executor,
-            "job_id": submitted.job_id,
-            "submitted": time.time(),
-            "host": os.uname().nodename,
-        },
-    )
+    with uninterrupted(executor):
+        submitted = (
+            _submit_slurm(run, resolved, dependency)
+            if executor == "slurm"
+            else _submit_local(run, resolved)
+        )
+        write_json(
+            run.slurm / "job.json",
+            {
+                "executor": executor,
+                "job_id": submitted.job_id,
+                "submitted": time.time(),
+                "host": os.uname().nodename,
+            },
+        )
     return submitted
+
+
+@contextmanager
+def uninterrupted(executor: str) -> Iterator[None]:
+    """Keep Ctrl-C waiting while sbatch runs: a job whose id nobody noted would be lost.
+
+    Not so a local job, which would inherit the mask, and is cancelled by this very signal.
+    """
+    if executor != "slurm":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def submit_script(path: Path) -> str:
     """Submit a batch script as it is; its job's id.
 
     Raises:
-        SlurmRejected, SlurmUnreachable: as Slurm says.
+        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
     """
     command = ["sbatch", "--parsable", str(path)]
     try:
         told = slurm.run_slurm(command, environ=slurm.clean_environment(os.environ))
-    except SlurmRejected as error:
-        raise translate(error.what, path.read_text(encoding="utf-8")) from error
+    except (SlurmRejected, SlurmUnreachable) as error:
+        if isinstance(error, SlurmRejected) or slurm.may_have_arrived(error.what):
+            raise translate(error.what, path.read_text(encoding="utf-8")) from error
+        raise
     return told.strip().partition(";")[0]
 
 
@@ -268,12 +294,19 @@ def translate(message: str, script: str) -> MgptError:
     """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
     told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
     text = "; ".join(line.strip() for line in told)
+    asked = dict(_ASKED.findall(script))
+    if slurm.may_have_arrived(message):
+        return SlurmUnconfirmed(
+            f"sbatch got no answer, so the job may have been accepted: {text}",
+            why="without its id nobody can follow it, and a second job would take the run from it",
+            fix=f"once Slurm answers, `squeue --me --name {asked.get('job-name', 'NAME')}` shows "
+            "whether it is there: `scancel` it if so, then `mgpt4 resume` the run",
+        )
     if slurm.is_unreachable(message):
         return SlurmUnreachable(
             f"sbatch cannot reach Slurm: {text}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
-    asked = dict(_ASKED.findall(script))
     for word, options, mend in _COMPLAINTS:
         values = [f"--{name}={asked[name]}" for name in options if name in asked]
         if word in text.lower() and values:

@@ -164,6 +164,26 @@ def test_a_sweep_that_sbatch_refuses_leaves_nothing(
     assert list(Path("runs/.sweeps").iterdir()) == []
 
 
+@pytest.mark.parametrize("more", [[], ["--sweep", "seed=1,2"]], ids=["run", "sweep"])
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("Batch job submission failed: Socket timed out on send/recv operation", True),
+        ("Unable to contact slurm controller (connect failure)", False),
+    ],
+)
+def test_a_job_that_may_have_been_accepted_keeps_its_folder(
+    mgpt4: Mgpt4, stage1: Path, sbatch: Path, more: list[str], said: str, kept: bool
+) -> None:
+    (sbatch.parent / "sbatch").write_text(f"#!/bin/sh\necho 'sbatch: error: {said}' >&2; exit 1\n")
+    ended = mgpt4("submit", "--config", stage1, *more)
+    assert ended.code == 5
+    assert bool(list(Path("runs").glob("*/run.json"))) is kept
+    assert ("squeue --me --name tiny-stage1" in ended.err) is kept
+    if kept and not more:
+        assert mgpt4("status", "tiny-stage1", "--json").json[0]["state"] == "stopped"
+
+
 def test_a_dry_sweep_shows_the_array_and_its_runs(mgpt4: Mgpt4, stage1: Path, sbatch: Path) -> None:
     ended = mgpt4("submit", "--config", stage1, "--sweep", "seed=1,2", "--dry-run")
     assert "#SBATCH --array=0-1\n" in ended.out

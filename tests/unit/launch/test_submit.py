@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.errors import (
+    MgptError,
+    RunLocked,
+    SlurmRejected,
+    SlurmUnconfirmed,
+    SlurmUnreachable,
+)
 from mgpt4_hpc.launch import submit
 from mgpt4_hpc.launch.shim import write_shim
 from mgpt4_hpc.launch.submit import complete_run, create_run, submit_run, submitting
@@ -76,6 +82,7 @@ def test_an_enclosing_jobs_variables_do_not_reach_sbatch(
     [
         ("sbatch: error: Batch job submission failed: Invalid account", SlurmRejected),
         ("sbatch: error: Unable to contact slurm controller (connect failure)", SlurmUnreachable),
+        ("sbatch: error: Batch job submission failed: Socket timed out", SlurmUnconfirmed),
     ],
 )
 def test_a_job_that_is_not_taken(
@@ -84,9 +91,23 @@ def test_a_job_that_is_not_taken(
     fake_sbatch(tmp_path / "bin", monkeypatch, f"echo '{message}' >&2; exit 1")
     run = RunDir(tmp_path / "run")
     create_run(run, RESOLVED)
-    with pytest.raises(cls, match=message.partition("error: ")[2].partition("(")[0].strip()):
+    with pytest.raises(
+        cls, match=message.partition("error: ")[2].partition("(")[0].strip()
+    ) as caught:
         submit_run(run, RESOLVED, "slurm")
+    assert type(caught.value) is cls
     assert not (run.slurm / "job.json").exists()
+
+
+def test_ctrl_c_waits_until_the_jobs_id_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, "kill -INT $PPID; echo Submitted batch job 42")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    with pytest.raises(KeyboardInterrupt):
+        submit_run(run, RESOLVED, "slurm")
+    assert read_json(run.slurm / "job.json")["job_id"] == "42"
 
 
 # -- two commands at once ----------------------------------------------------------------------
