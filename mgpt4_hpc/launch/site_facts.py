@@ -12,7 +12,8 @@ from mgpt4_hpc.launch.slurm import parse_duration_s, parse_record, run_slurm
 
 _SETTING = re.compile(r"^(\S+)\s*= ?(.*)$")
 _SECONDS = re.compile(r"(\d+)(?: (sec|min))?")
-_GPUS = re.compile(r"gpu(?::([A-Za-z][\w.-]*))?:(\d+)")
+_GPUS = re.compile(r"gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)")
+"""A node's gres, as ``gpu:a100:4(S:0-1)``; a type may begin with a digit, as ``3090``."""
 _UNUSABLE = ("DOWN", "DRAIN", "FAIL", "MAINT", "UNKNOWN", "NOT_RESPONDING", "FUTURE", "*")
 _CRED_EXPIRE = re.compile(r"cred_expire=(\d+)")
 CRED_EXPIRE_S = 120

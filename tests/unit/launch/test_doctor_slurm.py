@@ -188,6 +188,20 @@ def test_nodes() -> None:
     assert parse_node("NodeName=n Gres=gpu:8 State=IDLE+CLOUD+POWERED_DOWN").gpus == {"": 8}
 
 
+@pytest.mark.parametrize(
+    ("gres", "gpus"),
+    [
+        ("gpu:3090:8(S:0-1)", {"3090": 8}),
+        ("gpu:2080ti:4", {"2080ti": 4}),
+        ("gpu:1g.10gb:7(S:0),gpu:a100:2", {"1g.10gb": 7, "a100": 2}),
+        ("gpu:nvidia_a100_3g.20gb:2,nvme:1", {"nvidia_a100_3g.20gb": 2}),
+        ("gpu:8(S:0-1),mps:800", {"": 8}),
+    ],
+)
+def test_a_gpu_type_may_begin_with_a_digit(gres: str, gpus: dict[str, int]) -> None:
+    assert parse_node(f"NodeName=n Gres={gres} State=IDLE").gpus == gpus
+
+
 def test_the_settings_to_use() -> None:
     found = site(partition=("MaxTime=2-00:00:00", "MaxTime=00:04:00"))
     told_settings = foretell(found, found.partitions["a100"], []).settings
