@@ -74,10 +74,12 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
         "wckey": None,
         "setup": setup_lines(run, launch),
         "teardown": teardown_lines(run),
-        # srun takes neither from the batch options: without the first a dead rank leaves the
-        # others waiting, without the second (since 22.05) each task gets one core.
+        # Without the first a dead rank leaves the others waiting. An sbatch --export=NONE holds for
+        # srun as well, which would keep what the script exports from the tasks. And srun does not
+        # take the cores from the batch options (since 22.05): each task would get one.
         "srun_args": [
             "--kill-on-bad-exit=1",
+            "--export=ALL",
             f"--cpus-per-task={launch.cpus_per_gpu}",
             *srun_options(run, config.container),
         ],

@@ -54,3 +54,29 @@ def test_the_supervisor_decides_though_the_script_was_signalled_too(
     assert "goes on from its last checkpoint" in told.read_text()
     assert len(read_ledgers(run.ledger)) == 1
     assert cluster.job(job)["Restarts"] == "1"
+
+
+@pytest.mark.parametrize("export", ["NONE", "MGPT4_PYTHON=/x"])
+def test_what_the_script_exports_reaches_the_tasks_whatever_sbatch_exports(
+    cluster: Cluster, tmp_path: Path, export: str
+) -> None:
+    run = RunDir(tmp_path / "a run")
+    run.create({"name": "one"})
+    settings = {
+        "launch.gpus": 1,
+        "launch.cpus_per_gpu": 1,
+        "launch.time_min": 5,
+        "launch.env.NCCL_DEBUG": "WARN",
+        "launch.sbatch.export": export,
+    }
+    resolved = load_config("stage1-vicuna7b", overrides=settings)
+    write_config(run.config_file, resolved)
+    seen = tmp_path / "seen"
+    # The task tells its environment in the trainer's place; srun's own options stay.
+    (run.slurm / "python").write_text(f"env > '{seen}'\nexit 70\n")
+    job = cluster.sbatch(render(run, resolved, None), f"--output={tmp_path}/told")
+    cluster.wait_until(lambda: job not in cluster.squeue(), 60, "the job has ended")
+    found = dict(line.split("=", 1) for line in seen.read_text().splitlines() if "=" in line)
+    assert found["NCCL_DEBUG"] == "WARN"
+    assert found["PYTHONPATH"].startswith(str(run.code)) and found["PYTHONSAFEPATH"] == "1"
+    assert found["MGPT4_MASTER_ADDR"]

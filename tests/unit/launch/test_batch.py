@@ -77,7 +77,7 @@ def test_the_supervisor_learns_how_srun_ended_and_has_the_last_word(
     assert ended == 75
     assert calls[0].startswith("scontrol  show node -o node3")
     assert calls[1].startswith("srun 10.0.0.7 --unbuffered")
-    assert "--kill-on-bad-exit=1 --cpus-per-task=8" in calls[1]
+    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=8" in calls[1]
     assert calls[2] == (
         f"PYTHON 10.0.0.7 -m mgpt4_hpc.launch.supervise /scratch/runs/my-run --exit-code {code}"
     )
