@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import absolute, json_option
+from mgpt4_hpc.cli.options import RUNS_DIR_VARIABLES, absolute, json_option
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.doctor import Report
@@ -34,7 +34,7 @@ EXIT_FAULTS = 3
     "--run-dir",
     "runs_dir",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar="MGPT4_RUNS_DIR",
+    envvar=RUNS_DIR_VARIABLES,
     default="runs",
     show_default=True,
     help="Folder of the run directories: its file system is tried.",

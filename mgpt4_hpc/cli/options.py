@@ -12,6 +12,9 @@ import click
 from mgpt4_hpc.launch.slurm import parse_duration_s
 from mgpt4_hpc.run_dir import SWEEPS
 
+RUNS_DIR_VARIABLES = ("MGPT4_RUNS_DIR", "MGPT4_LAUNCH__RUNS_DIR")
+"""The first that is set counts; the second is the setting's own."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -26,7 +29,7 @@ def _default_runs_dir() -> Path:
 runs_dir_option: Callable[[F], F] = click.option(
     "--runs-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    envvar="MGPT4_RUNS_DIR",
+    envvar=RUNS_DIR_VARIABLES,
     default=_default_runs_dir,
     show_default="the site's, or runs",
     help="Folder of the run directories, on storage that all nodes share.",
@@ -48,8 +51,8 @@ def complete_runs(ctx: click.Context, argument: click.Parameter, incomplete: str
 
     Where a command takes several runs, a sweep's name stands for all of its own.
     """
-    runs_dir = ctx.params.get("runs_dir") or os.environ.get("MGPT4_RUNS_DIR") or "runs"
-    folder = Path(runs_dir).expanduser()
+    named = [ctx.params.get("runs_dir"), *map(os.environ.get, RUNS_DIR_VARIABLES), "runs"]
+    folder = Path(next(filter(None, named))).expanduser()
     given = {name for value in ctx.params.values() if isinstance(value, tuple) for name in value}
     places = {folder: "run.json"}
     if argument.nargs == -1:
@@ -88,9 +91,9 @@ class DurationMin(click.ParamType):
 
 
 def given_runs_dir(context: click.Context) -> Path | None:
-    """The folder that a flag or MGPT4_RUNS_DIR gave; None if it is the default."""
+    """The folder that a flag gave; a variable's is a setting like others, and below them all."""
     source = context.get_parameter_source("runs_dir")
-    if source is click.core.ParameterSource.DEFAULT:
+    if source is not click.core.ParameterSource.COMMANDLINE:
         return None
     return absolute(context.params["runs_dir"])
 

@@ -26,6 +26,8 @@ from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 
 ENV_PREFIX = "MGPT4_"
+_NO_SETTINGS = frozenset({"MGPT4_PYTHON"})
+"""Variables of the batch scripts that are called like the last part of a setting."""
 
 Layer = tuple[str, dict[str, Any]]
 """Origin in words, and flat settings: ``("--set", {"train.lr": "1e-4"})``."""
@@ -170,7 +172,7 @@ def env_layer(environ: Mapping[str, str]) -> tuple[Layer, list[str]]:
     values: dict[str, Any] = {}
     faults = []
     for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX):
+        if not variable.startswith(ENV_PREFIX) or variable in _NO_SETTINGS:
             continue
         name = variable.removeprefix(ENV_PREFIX)
         full, fault = keys.resolve(name.lower().replace("__", "."))

@@ -14,7 +14,7 @@ from mgpt4_hpc.launch.admission import Cluster, ask_cluster
 from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
-from mgpt4_hpc.launch.site import Site, choose_site
+from mgpt4_hpc.launch.site import choose_site
 from mgpt4_hpc.launch.submit import choose_executor, render, render_local
 from mgpt4_hpc.launch.sweep import Point, parse_axes, points, render_array, run_names
 from mgpt4_hpc.launch.sweep_dir import SweepDir
@@ -105,7 +105,7 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
     if site is not None:
         notes.append(f"site profile {site.name}, chosen by {site.why}")
     resolver = _Resolver(order, str(site.path) if site is not None else None, environ)
-    runs_dir = _runs_dir(order, resolver.flags, site)
+    runs_dir = _runs_dir(order, resolver)
     after = find_run(order.after, runs_dir) if order.after else None
     sweep: PlannedSweep | None = None
     if order.sweep:
@@ -133,12 +133,14 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
     return plan
 
 
-def _runs_dir(order: Order, flags: Mapping[str, Any], site: Site | None) -> Path:
+def _runs_dir(order: Order, resolver: _Resolver) -> Path:
+    """The folder of the option, else the setting's, whoever made it."""
     if order.runs_dir is not None:
         return order.runs_dir
-    if flags.get("launch.runs_dir"):
-        return Path(resolve_path(str(flags["launch.runs_dir"])))
-    return ((site.runs_dir if site is not None else None) or Path("runs")).absolute()
+    stage, config_name = _stages(order)[0]
+    named = {"name": order.name} if order.name is not None else {}
+    wanted = resolver.resolve(stage, config_name, None, named).config.launch.runs_dir
+    return Path(resolve_path(wanted or "runs"))
 
 
 def _why_executor(executor: str) -> str:

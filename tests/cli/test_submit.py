@@ -320,3 +320,33 @@ def test_the_sites_runs_are_where_every_command_looks(
     assert [row["name"] for row in mgpt4("status", "--json").json] == ["tiny-stage1"]
     (told,) = mgpt4("config", "explain", stage1, "launch.partition", "--json").json
     assert (told["value"], told["origin"]) == ("a100", "site site")
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "expected"),
+    [
+        (None, None, "file"),
+        (None, "MGPT4_LAUNCH__RUNS_DIR", "variable"),
+        (None, "MGPT4_RUNS_DIR", "variable"),
+        (["--set", "launch.runs_dir=set"], "MGPT4_RUNS_DIR", "set"),
+        (["--runs-dir", "option"], "MGPT4_RUNS_DIR", "option"),
+    ],
+)
+def test_the_runs_lie_where_explain_says(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    sbatch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: list[str] | None,
+    variable: str | None,
+    expected: str,
+) -> None:
+    config = world.write_config(Path("config.yaml"), 1, launch__runs_dir="file")
+    if variable is not None:
+        monkeypatch.setenv(variable, "variable")
+    ended = mgpt4("submit", "--config", config, *(flag or []))
+    assert ended.code == 0, ended.err
+    assert Path(expected, "tiny-stage1", "run.json").is_file()
+    if flag is None:
+        (told,) = mgpt4("config", "explain", config, "launch.runs_dir", "--json").json
+        assert told["value"] == expected

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import mgpt4_hpc
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.describe import describe_keys
-from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.load import env_layer, load_config
 from mgpt4_hpc.config.sites import SITES_VARIABLE, find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.site import SITE_VARIABLE, choose_site, cluster_name
@@ -21,6 +22,7 @@ from mgpt4_hpc.run_dir import RunDir
 
 DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
 _OTHERS = ("MGPT4_RUNS_DIR", "MGPT4_WEIGHTS", "MGPT4_PYTHON")
+SOURCES = (".py", ".sbatch")
 SHIPPED = ("example-a100", "example-container", "example-no-accounting")
 
 
@@ -202,6 +204,16 @@ def test_the_docs_describe_every_key_as_the_schema_does() -> None:
 def test_the_docs_name_no_key_that_does_not_exist() -> None:
     for key in re.findall(r"`((?:launch|container|data|model)\.[a-z_]+)`", DOCS.read_text()):
         assert keys.resolve(key)[1] == "", key
+
+
+def test_the_variables_of_tools_are_no_settings_unless_the_docs_say_so() -> None:
+    places = [Path(mgpt4_hpc.__file__).parent, slurm_dir()]
+    files = [file for place in places for file in place.rglob("*") if file.suffix in SOURCES]
+    read = {name for f in files for name in re.findall(r"MGPT4_[A-Z_]*[A-Z]", f.read_text())}
+    (_, values), faults = env_layer(dict.fromkeys(read, "x"))
+    examples = {"train.lr"}
+    assert set(values) - examples == {"launch.runs_dir", "model.weights"} and not faults
+    assert {"MGPT4_PYTHON", "MGPT4_MASTER_ADDR"} <= read
 
 
 def test_the_docs_profiles_load(tmp_path: Path) -> None:
