@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked, did_you_mean
 
 FORMAT_VERSION = 1
@@ -216,7 +217,7 @@ class RunDir:
                 json.dump(claim, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _fsync_folder(self.attempts)
+            fsync_folder(self.attempts)
             return number
 
     def clear_markers(self) -> None:
@@ -253,14 +254,6 @@ class RunDir:
             return (self.attempts / f"{number:04d}").read_text(encoding="utf-8")
         except (OSError, ValueError):
             return ""
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:

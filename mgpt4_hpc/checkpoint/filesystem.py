@@ -7,9 +7,10 @@ disk would. Reading needs no such seam.
 
 from __future__ import annotations
 
-import errno
 import os
 from pathlib import Path
+
+from mgpt4_hpc.disk import fsync_folder
 
 
 class FileSystem:
@@ -50,13 +51,4 @@ class FileSystem:
 
     def fsync_dir(self, path: Path) -> None:
         """Return once the entries of a folder would survive a power cut."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        except OSError as error:
-            # Some network and FUSE filesystems know no fsync of a folder. They order metadata on
-            # their server, and failing here would mean that no checkpoint is ever written there.
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(fd)
+        fsync_folder(path)
