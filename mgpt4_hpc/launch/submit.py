@@ -73,14 +73,18 @@ def complete_run(
         MgptError, OSError: if it cannot be written.
     """
     if not run.code.exists():
-        digest = take_snapshot(run.code) if code_of is None else _share_code(code_of, run)
+        # Under its name once it is whole: half a copy would pass for the code at the next resume.
+        partial = run.path / ".code.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        digest = take_snapshot(partial) if code_of is None else _share_code(code_of, partial)
         write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+        partial.rename(run.code)
     # Anew at each submission: the environment may have moved since the last.
     write_shim(run.slurm / "python", rank_python(config.container) if config else sys.executable)
 
 
-def _share_code(source: RunDir, run: RunDir) -> str:
-    """Link a snapshot into another run: a sweep's hundredth costs no hundredth copy."""
+def _share_code(source: RunDir, target: Path) -> str:
+    """Link a snapshot to where another run's lies: a sweep's hundredth costs no hundredth copy."""
 
     def link(file: str, target: str) -> None:
         try:
@@ -88,7 +92,7 @@ def _share_code(source: RunDir, run: RunDir) -> str:
         except OSError:  # some file systems have none
             shutil.copy2(file, target)
 
-    shutil.copytree(source.code, run.code, copy_function=link)
+    shutil.copytree(source.code, target, copy_function=link)
     return str(source.identity()["code_digest"])
 
 

@@ -50,6 +50,26 @@ def test_half_a_run_is_not_left_behind(
     assert not run.path.exists()
 
 
+def test_half_a_copy_of_the_code_does_not_pass_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run"})
+
+    def half(target: Path) -> str:
+        (target / "mgpt4_hpc").mkdir(parents=True)
+        (target / "mgpt4_hpc" / "half.py").touch()
+        raise MgptError("the code could not be copied: Disk quota exceeded")
+
+    with monkeypatch.context() as full:
+        full.setattr(submit, "take_snapshot", half)
+        with pytest.raises(MgptError):
+            complete_run(run)
+    complete_run(run)
+    assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
+    assert not list(run.path.rglob("half.py"))
+
+
 def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     folder.mkdir()
     (folder / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
