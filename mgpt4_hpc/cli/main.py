@@ -112,6 +112,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MgptError as error:
         click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
+    except PermissionError as error:
+        # Python asks in vain whether a file exists in a folder that may not be searched.
+        click.echo(f"error: {printable(str(error.filename))}: {error.strerror}", err=True)
+        sys.exit(MgptError.exit_code)
     except BrokenPipeError:
         # `mgpt4 logs | head`: the reader left, which is no fault of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -144,6 +144,18 @@ def test_runs_dir_below_a_file(mgpt4: Mgpt4, stage1: Path) -> None:
     assert "is no folder" in told
 
 
+def test_a_folder_that_may_not_be_searched_is_told_in_a_sentence(
+    mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root, who runs the tests, may search any.
+    def denied(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", denied)
+    ended = mgpt4("status", "one", "--runs-dir", "/closed/runs")
+    assert (ended.code, ended.err) == (1, "error: /closed/runs: Permission denied\n")
+
+
 def test_runs_dir_that_cannot_be_written(mgpt4: Mgpt4, stage1: Path) -> None:
     # /proc refuses even root, though it has write permission there.
     ended = mgpt4("submit", "--executor", "local", "--config", stage1, "--runs-dir", "/proc/runs")
