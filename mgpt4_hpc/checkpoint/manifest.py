@@ -21,6 +21,10 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint folder is incomplete or its bytes are not the ones that were written."""
 
 
+class UnreadableCheckpointError(CheckpointError):
+    """The disk gives an I/O error: a bad sector, or a server that is away just now."""
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """One file of a checkpoint: its size in bytes and its BLAKE2b hash in hexadecimal."""

@@ -17,6 +17,7 @@ from mgpt4_hpc.checkpoint.manifest import (
     DamagedCheckpointError,
     FileRecord,
     Manifest,
+    UnreadableCheckpointError,
     file_name,
     new_hash,
 )
@@ -39,6 +40,7 @@ def read_checkpoint(path: Path, *, keep: bool) -> tuple[Manifest, dict[str, dict
 
     Raises:
         DamagedCheckpointError: something is missing or differs; the message says what.
+        UnreadableCheckpointError: an I/O error, which may pass or stay.
         CheckpointError: it cannot be judged, as with a newer format or without permission.
     """
     files: dict[str, dict[str, Tensor]] = {}
@@ -57,7 +59,7 @@ def read_checkpoint(path: Path, *, keep: bool) -> tuple[Manifest, dict[str, dict
         raise DamagedCheckpointError(f"a file is not safetensors: {error}") from error
     except OSError as error:
         if error.errno == errno.EIO:
-            raise DamagedCheckpointError(f"the disk cannot read it: {error}") from error
+            raise UnreadableCheckpointError(f"the disk cannot read {path}: {error}") from error
         raise CheckpointError(
             f"cannot read the checkpoint {path}: {error}",
             why="it may be intact, so no older one is taken in its place",

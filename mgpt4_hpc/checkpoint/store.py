@@ -8,7 +8,8 @@ The protocol, in the order of its operations:
 4. fsync the checkpoints' folder: only now the checkpoint is durable, and only now we say so.
 
 Reading trusts hashes, not names: a `step-N` whose bytes are not the manifest's is moved aside as
-`bad-step-N-ATTEMPT` and the one before it is taken. Pruning renames first and deletes later, so
+`bad-step-N-ATTEMPT` and the one before it is taken. One that the disk does not give out may be
+whole: it is passed over too, after half a minute, but stays where it is. Pruning renames first and deletes later, so
 that a half-deleted checkpoint is never seen under an official name.
 """
 
@@ -16,8 +17,9 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,13 @@ from mgpt4_hpc.checkpoint.manifest import (
     DamagedCheckpointError,
     FileRecord,
     Manifest,
+    UnreadableCheckpointError,
     file_name,
     new_hash,
 )
 from mgpt4_hpc.checkpoint.reading import PIECE, STEP_NAME, read_checkpoint
-from mgpt4_hpc.errors import CheckpointError
+from mgpt4_hpc.errors import CheckpointError, StorageTrouble
+from mgpt4_hpc.patience import PAUSES_S
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +64,7 @@ class CheckpointStore:
         keep_last: how many of the newest verified checkpoints pruning leaves.
         keep_every_steps: checkpoints at multiples of this many steps are never pruned.
         attempt: number of the writing attempt, part of a quarantined folder's name.
-        filesystem: replaced by tests only.
+        filesystem, sleep: replaced by tests only.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class CheckpointStore:
         keep_every_steps: int | None = None,
         attempt: int = 0,
         filesystem: FileSystem | None = None,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         if keep_last < 1:
             raise ValueError(f"keep_last is {keep_last}, must be at least 1")
@@ -81,6 +86,7 @@ class CheckpointStore:
         self.keep_every_steps = keep_every_steps
         self.attempt = attempt
         self._fs = filesystem or FileSystem()
+        self._sleep = sleep
         self._folder_is_durable = False
         self._verified: set[int] = set()
 
@@ -151,6 +157,7 @@ class CheckpointStore:
 
         Raises:
             DamagedCheckpointError: something is missing or differs; the message says what.
+            UnreadableCheckpointError: an I/O error, which may pass or stay.
             CheckpointError: it cannot be judged (newer format, no permission).
         """
         path = Path(path)
@@ -162,32 +169,67 @@ class CheckpointStore:
     def load_newest(self, on_bad: Callable[[Path, str], None] | None = None) -> Checkpoint | None:
         """The newest checkpoint that verifies; damaged ones are moved aside on the way.
 
+        An I/O error may be a bad sector, or a file server that is away for a moment: reading is
+        tried again for half a minute, once for all checkpoints. One that then still cannot be
+        read is passed over and stays, as it may be whole.
+
         Args:
-            on_bad: told each damaged checkpoint's folder (where it was) and what is wrong.
+            on_bad: told each folder that was passed over (where it was) and what is wrong.
 
         Returns:
             The checkpoint, or None where there is none that verifies.
 
         Raises:
+            StorageTrouble: none verifies, and I/O errors kept some from being read. To begin
+                anew would throw their work away.
             CheckpointError: one cannot be judged. Silently taking an older one would lose work.
         """
+        pauses = iter(PAUSES_S)
+        unreadable: list[UnreadableCheckpointError] = []
         for step in reversed(self.steps()):
             path = self.path_of(step)
             try:
-                manifest, files = read_checkpoint(path, keep=True)
-            except DamagedCheckpointError as error:
+                manifest, files = self._read_patiently(path, pauses)
+            except (DamagedCheckpointError, UnreadableCheckpointError) as error:
                 reason = error.what
-                try:
-                    self._quarantine(path)
-                except OSError as trouble:
-                    reason += f" (and it could not be moved aside: {trouble})"
-                log.warning("checkpoint %s is damaged: %s", path, reason)
+                if isinstance(error, UnreadableCheckpointError):
+                    unreadable.append(error)
+                else:
+                    reason += self._move_aside(path)
+                log.warning("checkpoint %s is passed over: %s", path, reason)
                 if on_bad is not None:
                     on_bad(path, reason)
                 continue
             self._verified.add(step)
             return Checkpoint(step, path, files, dict(manifest.meta))
+        if unreadable:
+            raise StorageTrouble(
+                f"no checkpoint in {self.folder} can be read: {unreadable[0].what}",
+                why="they may be whole, so the run does not begin anew without them",
+                fix="the job comes back by itself; if the disk has lost them, move their folders "
+                "away to begin anew",
+            ) from unreadable[0]
         return None
+
+    def _read_patiently(
+        self, path: Path, pauses: Iterator[float]
+    ) -> tuple[Manifest, dict[str, dict[str, Tensor]]]:
+        while True:
+            try:
+                return read_checkpoint(path, keep=True)
+            except UnreadableCheckpointError as error:
+                pause_s = next(pauses, None)
+                if pause_s is None:
+                    raise
+                log.warning("%s; again in %.0f s", error.what, pause_s)
+                self._sleep(pause_s)
+
+    def _move_aside(self, path: Path) -> str:
+        try:
+            self._quarantine(path)
+        except OSError as trouble:
+            return f" (and it could not be moved aside: {trouble})"
+        return ""
 
     def prune(self, keep: Iterable[int] = ()) -> list[int]:
         """Delete what retention does not ask for, once something newer has been read back.
@@ -296,8 +338,9 @@ class CheckpointStore:
             return False
         try:
             existing = self.verify(target)
-        except DamagedCheckpointError as error:
-            log.warning("checkpoint %s is damaged: %s", target, error.what)
+        except (DamagedCheckpointError, UnreadableCheckpointError) as error:
+            # Also what may be whole makes room: the same state is here, and can be read.
+            log.warning("checkpoint %s makes room: %s", target, error.what)
             self._quarantine(target)
             return False
         if existing.content == manifest.content and existing.step == manifest.step:

@@ -173,5 +173,5 @@ def _find_features(
 def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:
     recorder.event(Kind.DAMAGED, path=path.name, reason=why)
     recorder.say(
-        f"WARNING: checkpoint {path.name} is damaged ({why}); falling back to an older one"
+        f"WARNING: checkpoint {path.name} cannot be used ({why}); falling back to an older one"
     )

@@ -15,7 +15,7 @@ from mgpt4_hpc.checkpoint import reading
 from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.manifest import DamagedCheckpointError
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.errors import CheckpointError, RunLocked
+from mgpt4_hpc.errors import CheckpointError, RunLocked, StorageTrouble
 
 
 def state(step):
@@ -187,10 +187,54 @@ def test_what_cannot_be_judged_is_not_passed_over(store, monkeypatch, number):
     assert store.steps() == [1, 2]
 
 
-def test_a_bad_sector_is_passed_over(store, monkeypatch):
+EIO = OSError(errno.EIO, "Input/output error")
+
+
+def patient_store(folder, slept):
+    return CheckpointStore(folder, attempt=3, sleep=slept.append)
+
+
+def test_a_bad_sector_is_passed_over_after_half_a_minute_and_stays(store, monkeypatch):
     commit(store, 1, 2)
-    fail_reading(monkeypatch, "step-00000002", OSError(errno.EIO, "Input/output error"))
-    assert store.load_newest().step == 1
+    slept, told = [], []
+    with monkeypatch.context() as patch:
+        fail_reading(patch, "step-00000002", EIO)
+        loaded = patient_store(store.folder, slept).load_newest(lambda *bad: told.append(bad))
+        assert loaded.step == 1 and sum(slept) == 30
+        assert [path for path, _ in told] == [store.path_of(2)]
+        assert "Input/output error" in told[0][1]
+        commit(store, 2)  # the older one trained on: what cannot be read makes room
+    assert names(store) == ["bad-step-00000002-0003", "step-00000001", "step-00000002"]
+    assert store.load_newest().step == 2
+
+
+def test_an_outage_while_checkpoints_are_read_loses_none(store, monkeypatch):
+    """A file server that is away for some seconds, just when a requeued run looks for them."""
+    commit(store, 1, 2, 3)
+    read, slept = reading._read_file, []
+
+    def failing(*arguments, **options):
+        if sum(slept) < 2:
+            raise EIO
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(reading, "_read_file", failing)
+    assert patient_store(store.folder, slept).load_newest().step == 3
+    assert store.steps() == [1, 2, 3]
+
+
+def test_a_lasting_outage_does_not_begin_the_run_anew(store, monkeypatch):
+    commit(store, 1, 2, 3)
+    damage_bit(store.path_of(1))
+    slept = []
+    with monkeypatch.context() as patch:
+        for step in (2, 3):
+            fail_reading(patch, store.path_of(step).name, EIO)
+        with pytest.raises(StorageTrouble, match="no checkpoint .* can be read") as caught:
+            patient_store(store.folder, slept).load_newest()
+    assert not caught.value.will_repeat
+    assert sum(slept) == 30, "once for all of them: a watchdog waits"
+    assert store.load_newest().step == 3
 
 
 def test_the_same_checkpoint_again_is_a_success(store):
