@@ -83,11 +83,13 @@ class AsyncSaver:
     Args:
         store: where they go.
         guard: passed to every commit; raises when this attempt lost the run.
-        on_durable: told (step, folder, seconds since `save` was called), in the thread.
+        on_durable: told (step, folder, seconds from the call of `save` until the bytes were on
+            disk), in the thread, once they have been read back.
         on_failure: told (step, error), in the thread.
 
     Attributes:
-        last_durable_step: newest step that would survive a power cut, None before the first.
+        last_durable_step: newest step that would survive a power cut and has been read back; None
+            before the first.
         last_save_s: seconds from `save` to durable, of the last success.
         last_stall_s: seconds for which the last `save` held the caller up.
         failures: every save that failed, oldest first.
@@ -212,13 +214,14 @@ class AsyncSaver:
             event.synchronize()
         path = self.store.commit(job.step, job.slot.buffers, job.meta, self._guard)
         seconds = time.monotonic() - job.asked_at
+        # What does not read back is lost as surely as if it had never reached the disk.
+        self.store.verify(path)
         with self._changed:
             self.last_durable_step = job.step
             self.last_save_s = seconds
             self._changed.notify_all()
         if self._on_durable is not None:
             _call(self._on_durable, job.step, path, seconds)
-        self.store.verify(path)
         self.store.prune(job.keep)
 
     def _report_failure(self, step: int, error: Exception) -> None:

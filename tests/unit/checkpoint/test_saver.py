@@ -151,15 +151,19 @@ class Lying(FileSystem):
     lies = False
 
 
-def test_nothing_is_pruned_for_a_checkpoint_that_does_not_read_back(tmp_path):
-    disk = Lying()
-    saver = AsyncSaver(CheckpointStore(tmp_path, keep_last=1, filesystem=disk))
+def test_a_checkpoint_that_does_not_read_back_is_no_checkpoint_and_prunes_none(tmp_path):
+    disk, told = Lying(), []
+    saver = AsyncSaver(
+        CheckpointStore(tmp_path, keep_last=1, filesystem=disk),
+        on_durable=lambda step, path, seconds: told.append(step),
+    )
     saver.save(1, files(1), {})
     saver.wait(10)
     disk.lies = True
     saver.save(2, files(2), {})
     saver.close(10)
     assert [failure.step for failure in saver.failures] == [2]
+    assert saver.last_durable_step == 1 and told == [1]
     assert saver.store.steps() == [1, 2]
     assert CheckpointStore(tmp_path).load_newest().step == 1
 

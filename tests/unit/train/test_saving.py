@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import CheckpointError, Overtaken
@@ -34,8 +35,13 @@ Make = Callable[..., tuple[FirstRankSaving, CheckpointStore]]
 def make(tmp_path: Path):
     savers = []
 
-    def made(*errors: Exception, save_every_s: float = 1e9, restored_step: int | None = None):
-        store = CheckpointStore(tmp_path / "checkpoints", keep_last=9)
+    def made(
+        *errors: Exception,
+        save_every_s: float = 1e9,
+        restored_step: int | None = None,
+        filesystem: FileSystem | None = None,
+    ):
+        store = CheckpointStore(tmp_path / "checkpoints", keep_last=9, filesystem=filesystem)
         savers.append(AsyncSaver(store, guard=Guard(*errors)))
         saving = FirstRankSaving(
             savers[-1],
@@ -64,6 +70,34 @@ def test_it_is_tried_twice(make: Make) -> None:
     saving, store = make(OSError(28, "No space left on device"))
     saving.save_now(TrainState(7, 70))
     assert store.steps() == [7]
+
+
+class Flips(FileSystem):
+    """A disk that changes a byte of as many files as it is told to, and says nothing."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def write(self, fd: int, data: memoryview) -> None:
+        changed = bytearray(data)
+        if self.times:
+            self.times -= 1
+            changed[-1] ^= 1
+        super().write(fd, memoryview(changed))
+
+
+@pytest.mark.parametrize(("lies", "finished"), [(1, True), (1000, False)])
+def test_a_last_save_that_does_not_read_back_is_made_again(
+    make: Make, lies: int, finished: bool
+) -> None:
+    saving, store = make(filesystem=Flips(lies))
+    if finished:
+        saving.save_now(TrainState(7, 70))
+        newest = store.load_newest()
+        assert newest is not None and newest.step == 7
+    else:
+        with pytest.raises(CheckpointError, match="step 7 could not be saved"):
+            saving.save_now(TrainState(7, 70))
 
 
 def test_a_last_save_that_fails_is_no_end_to_be_proud_of(make: Make) -> None:
