@@ -9,8 +9,8 @@ The protocol, in the order of its operations:
 
 Reading trusts hashes, not names: a `step-N` whose bytes are not the manifest's is moved aside as
 `bad-step-N-ATTEMPT` and the one before it is taken. One that the disk does not give out may be
-whole: it is passed over too, after half a minute, but stays where it is. Pruning renames first and deletes later, so
-that a half-deleted checkpoint is never seen under an official name.
+whole: it is passed over too, after half a minute, but stays where it is. Pruning renames first and
+deletes later, so that a half-deleted checkpoint is never seen under an official name.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ not change), so it does not matter which worker runs it, or how often.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from mgpt4_hpc.data.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.order import keyed_words
 from mgpt4_hpc.data.reader import BadSampleError, RawSample
 from mgpt4_hpc.data.text import TextSpec, build_sequence
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import DataError, StorageTrouble
 
 
 class Reads(Protocol):
@@ -76,6 +77,7 @@ class BatchMaker:
 
         Raises:
             DataError: if a sample and all its substitutes are bad.
+            StorageTrouble: if shards cannot be read just now, or all of these are gone.
         """
         pictures = self._empty(len(positions))
         sequences, keys = [], []
@@ -142,8 +144,15 @@ class BatchMaker:
             ]
             return sample
         listed = "".join(f"\n  - {error}" for error in bad)
+        what = f"the sample at position {position} and {MAX_SUBSTITUTES} substitutes are bad:"
+        if all(error.errno == errno.ENOENT for error in bad):
+            raise StorageTrouble(
+                what + listed,
+                why="so many shards are gone at once where a mount is, which may come back",
+                fix="the job comes back by itself; see that the shards are where the index says",
+            )
         raise DataError(
-            f"the sample at position {position} and {MAX_SUBSTITUTES} substitutes are bad:{listed}",
+            what + listed,
             why="so many in a row mean that shards are gone or replaced, not that samples are bad",
             fix="see that the shards are where the index says; after changes run mgpt4 data index",
         )
@@ -167,7 +176,8 @@ def read_decoded(
     """One sample; its pixels are written to ``pixels_CHW``.
 
     Raises:
-        BadSampleError: if it cannot be read or decoded.
+        BadSampleError: if its bytes cannot be used or decoded.
+        StorageTrouble: if its shard cannot be read just now.
     """
     sample = reader.read(source_id, sample_id)
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,14 @@ from numpy.typing import NDArray
 
 from mgpt4_hpc.data.feature_cache import FeatureCache
 from mgpt4_hpc.data.feature_cache_file import STORED, FeatureRow
-from mgpt4_hpc.data.reader import MAX_OPEN_SHARDS, RETRY_PAUSES_S, BadSampleError, RawSample
+from mgpt4_hpc.data.reader import (
+    MAX_OPEN_SHARDS,
+    PASSING,
+    RETRY_PAUSES_S,
+    BadSampleError,
+    RawSample,
+    storage_trouble,
+)
 from mgpt4_hpc.errors import DataError
 
 
@@ -24,15 +32,22 @@ class FeatureReader:
         cache: it must hold whatever is asked for.
         names: of the run's sources; the position in this list is the source id.
         max_open: shards kept open.
+        sleep: replaced in tests.
     """
 
     def __init__(
-        self, cache: FeatureCache, names: Sequence[str], *, max_open: int = MAX_OPEN_SHARDS
+        self,
+        cache: FeatureCache,
+        names: Sequence[str],
+        *,
+        max_open: int = MAX_OPEN_SHARDS,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.cache = cache
         self.bits = STORED[cache.dtype][1]
         self._numbers = cache.source_numbers(names)
         self._max_open = max_open
+        self._sleep = sleep
         self._open: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
 
@@ -41,7 +56,8 @@ class FeatureReader:
 
         Raises:
             BadSampleError: if it could not be encoded.
-            DataError: if it is not in the cache, or the cache is damaged.
+            DataError: if it is not in the cache, or the cache is damaged or refused.
+            StorageTrouble: if its shard cannot be read for half a minute, or is gone.
         """
         source = self._numbers[source_id]
         row = int(self.cache.rows_of(np.asarray([source]), np.asarray([sample_id]))[0])
@@ -74,13 +90,16 @@ class FeatureReader:
                 fd = self._open.pop(shard, None)
                 if fd is not None:
                     os.close(fd)
-                if pause is None:
-                    path = self.cache.shards[shard].path
+                path = self.cache.shards[shard].path
+                # Nothing can stand in for a shard of a cache, also for one that is gone.
+                if error.errno not in PASSING | {errno.ENOENT}:
                     raise DataError(
                         f"{path} cannot be read: {error.strerror or error}",
-                        fix="see that the feature cache is where data.feature_cache says",
+                        fix="see that the feature cache can be read by whoever runs the job",
                     ) from None
-                time.sleep(pause)
+                if pause is None:
+                    raise storage_trouble(path, error) from error
+                self._sleep(pause)
         raise AssertionError("unreachable")
 
     def _descriptor(self, shard: int) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,6 +183,7 @@ class StreamLoader(StepLoader):
         seed: int = 0,
         max_bad_fraction: float = 0.01,
         resize: Resize = "squash",
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         reader = StreamReader(
             sources,
@@ -202,7 +203,7 @@ class StreamLoader(StepLoader):
             samples_per_step=global_batch_size,
         )
         shape = (global_batch_size, micro_batch_size, rank, world_size)
-        self._set_up(maker, shape, num_workers, start_position, max_bad_fraction)
+        self._set_up(maker, shape, num_workers, start_position, max_bad_fraction, give_up=give_up)
 
 
 def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from mgpt4_hpc.data.batch import Batch, Substitution
 from mgpt4_hpc.data.collate import BatchMaker
@@ -65,6 +65,8 @@ class StepLoader:
         pin_memory: by default where CUDA is available.
         features: encoded images, read in place of the shards.
         staged: copies of shards on this node, tried first.
+        give_up: asked while a worker's batch does not come, as storage is away: whether a stop
+            should not wait for it.
 
     Raises:
         ConfigError: if the settings do not fit each other.
@@ -90,6 +92,7 @@ class StepLoader:
         pin_memory: bool | None = None,
         features: FeatureReader | None = None,
         staged: Staged | None = None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         _check_sources(order, indexes)
         maker = BatchMaker(
@@ -110,6 +113,7 @@ class StepLoader:
             max_bad_fraction,
             prefetch,
             pin_memory,
+            give_up,
         )
 
     def _set_up(
@@ -121,6 +125,7 @@ class StepLoader:
         max_bad_fraction: float,
         prefetch: int = 2,
         pin_memory: bool | None = None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         """What every loader has, wherever its samples come from."""
         global_batch_size, micro_batch_size, _, world_size = step_shape
@@ -130,7 +135,9 @@ class StepLoader:
         self._max_bad_fraction = max_bad_fraction
         self._num_seen = 0
         self._bad: list[Substitution] = []
-        self._stream = BatchStream(maker, self._micro_batches, num_workers, prefetch, pin_memory)
+        self._stream = BatchStream(
+            maker, self._micro_batches, num_workers, prefetch, pin_memory, give_up=give_up
+        )
 
     @property
     def position(self) -> int:
@@ -154,6 +161,8 @@ class StepLoader:
 
         Raises:
             DataError: if too many samples are bad, or a worker died.
+            StorageTrouble: if shards cannot be read just now.
+            StillWaiting: if ``give_up`` said so; no step can be had any more.
         """
         batches = [next(self._stream) for _ in step_positions(0, *self._step_shape)]
         self._position += self._step_shape[0]
@@ -213,6 +222,7 @@ class ValLoader:
         prefetch: int = 2,
         pin_memory: bool | None = None,
         features: FeatureReader | None = None,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         _check_sources(order, indexes)
         draws = ValDraws(order)
@@ -231,7 +241,13 @@ class ValLoader:
             features=features,
         )
         self._stream = BatchStream(
-            maker, self._micro_batches, num_workers, prefetch, pin_memory, again=True
+            maker,
+            self._micro_batches,
+            num_workers,
+            prefetch,
+            pin_memory,
+            again=True,
+            give_up=give_up,
         )
 
     def __len__(self) -> int:

@@ -1,8 +1,9 @@
 """Samples by number: one ``pread`` each, through a small cache of open shards.
 
 A read that fails for a passing reason (a file server that stumbles, a stale handle) is tried
-again with growing pauses; one that fails for good becomes BadSampleError, and the caller puts
-another sample in its place.
+again for half a minute and then is the storage's trouble: another start may read it, and nothing
+else is trained on in its place. What the bytes themselves are to blame for, or a shard that is
+gone for good, becomes BadSampleError, and the caller puts another sample in its place.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from mgpt4_hpc.data.index import SampleRef, ShardIndex, Span
 from mgpt4_hpc.data.scan import belongs
 from mgpt4_hpc.data.staged import Staged
 from mgpt4_hpc.data.tarheader import BLOCK
+from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.patience import PAUSES_S, TRANSIENT
 
 MAX_OPEN_SHARDS = 160
 """More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
-RETRY_PAUSES_S = (0.1, 0.5, 2.0)
+RETRY_PAUSES_S = (0.1, 0.5, *PAUSES_S)
 _SHUN_S = 60.0
-"""For how long a shard that failed all its retries is not asked again."""
+"""For how long a shard that cannot be used is not asked again."""
 _MAX_GAP = 64 * 1024
-_PASSING = {
-    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.ENOENT,
-    errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENXIO,
-}  # fmt: skip
+PASSING = TRANSIENT | {errno.ENXIO}
+"""What passes, and else is the storage's trouble. A shard may also be missing for a moment."""
 
 
 class BadSampleError(Exception):
@@ -43,13 +44,16 @@ class BadSampleError(Exception):
         key: of the sample.
         shard: that should hold it.
         reason: for people.
+        errno: of the shard's file, if it could not be opened or read; None if the sample itself
+            is bad.
     """
 
-    def __init__(self, key: str, shard: Path, reason: str) -> None:
+    def __init__(self, key: str, shard: Path, reason: str, errno: int | None = None) -> None:
         super().__init__(f"{key} in {shard}: {reason}")
         self.key = key
         self.shard = shard
         self.reason = reason
+        self.errno = errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,8 @@ class SampleReader:
         self._clock = clock
         self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._touched: set[tuple[int, int]] = set()
-        self._shunned: dict[tuple[int, int], tuple[float, str]] = {}
+        self._shunned: dict[tuple[int, int], tuple[float, _ReadError]] = {}
+        self._one_is_missing = False
         self._owner = os.getpid()
         self.num_retries = 0
 
@@ -100,7 +105,8 @@ class SampleReader:
         """One sample.
 
         Raises:
-            BadSampleError: if it cannot be read, was replaced, or has no caption.
+            BadSampleError: if its shard is gone or cannot be used, or it has no caption.
+            StorageTrouble: if its shard cannot be read in all tries; caused by the last OSError.
             IndexError: if there is no such sample.
         """
         index = self._indexes[source_id]
@@ -115,7 +121,9 @@ class SampleReader:
                 caption = caption_of(caption_bytes, None)
             else:
                 caption = caption_of(None, caption_bytes)
-        except (_ReadError, CaptionError) as error:
+        except _ReadError as error:
+            raise BadSampleError(ref.key, ref.shard, str(error), error.errno) from None
+        except CaptionError as error:
             raise BadSampleError(ref.key, ref.shard, str(error)) from None
         return RawSample(ref.key, jpg, caption)
 
@@ -148,13 +156,24 @@ class SampleReader:
                 return self._try_read(where, ref, spans)
             except OSError as error:
                 self._drop(where)
-                if error.errno not in _PASSING or pause is None:
-                    reason = f"the shard cannot be read: {error.strerror or error}"
-                    self._shunned[where] = (self._clock() + _SHUN_S, reason)
-                    raise _ReadError(reason) from None
+                if pause is None or not self._may_pass(error):
+                    raise self._given_up(where, ref.shard, error) from error
                 self.num_retries += 1
                 self._sleep(pause)
         raise AssertionError("unreachable")
+
+    def _may_pass(self, error: OSError) -> bool:
+        # Once one shard proved to be gone for good, a wait for each of its fellows would cost more
+        # than the samples are worth.
+        return error.errno in PASSING or (error.errno == errno.ENOENT and not self._one_is_missing)
+
+    def _given_up(self, where: tuple[int, int], shard: Path, error: OSError) -> Exception:
+        if error.errno in PASSING:
+            return storage_trouble(shard, error)
+        self._one_is_missing |= error.errno == errno.ENOENT
+        bad = _ReadError(f"the shard cannot be read: {error.strerror or error}", error.errno)
+        self._shunned[where] = (self._clock() + _SHUN_S, bad)
+        return bad
 
     def _try_read(
         self, where: tuple[int, int], ref: SampleRef, spans: Sequence[Span]
@@ -199,9 +218,9 @@ class SampleReader:
         expected = index.shard_size(where[1])
         if size != expected:
             os.close(fd)
-            reason = f"the shard has {size} bytes, but {expected} when it was indexed"
-            self._shunned[where] = (self._clock() + _SHUN_S, reason)
-            raise _ReadError(reason)
+            bad = _ReadError(f"the shard has {size} bytes, but {expected} when it was indexed")
+            self._shunned[where] = (self._clock() + _SHUN_S, bad)
+            raise bad
         self._open[where] = fd
         if stat.st_mtime_ns != index.shard_mtime(where[1]):
             self._touched.add(where)  # copied, most often; or replaced by one of the same size
@@ -218,17 +237,31 @@ class SampleReader:
         shunned = self._shunned.get(where)
         if shunned is None:
             return
-        until, reason = shunned
+        until, bad = shunned
         if self._clock() < until:
-            raise _ReadError(reason)
+            raise _ReadError(str(bad), bad.errno)
         del self._shunned[where]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}
 
 
+def storage_trouble(path: Path, error: OSError) -> StorageTrouble:
+    """What is raised for a file of the run that could not be read in all tries."""
+    return StorageTrouble(
+        f"{path} cannot be read, however often it is tried: {error.strerror or error}",
+        why="it was read before, or other machines read it, so another start may do; to train on "
+        "something else in its place would change the result",
+        fix="the job comes back by itself; if it is always this one, `mgpt4 data check` tells more",
+    )
+
+
 class _ReadError(Exception):
-    """Why a sample's bytes cannot be had."""
+    """Why a sample's bytes cannot be had; with the shard's errno, if that could not be read."""
+
+    def __init__(self, reason: str, errno: int | None = None) -> None:
+        super().__init__(reason)
+        self.errno = errno
 
 
 def _as_indexed(part: bytes, span: Span) -> bool:

@@ -18,6 +18,7 @@ from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import Int64, keyed_words
 from mgpt4_hpc.data.reader import BadSampleError, RawSample, SampleReader
 from mgpt4_hpc.data.text import Encode, clean_caption
+from mgpt4_hpc.errors import StorageTrouble
 
 MAX_WORDS = 50
 """Words that stage 1's cleaning leaves of a caption."""
@@ -173,6 +174,8 @@ def collect_stats(
             tally.add(sample_id, reader.read(0, sample_id))
         except BadSampleError as error:
             tally.unreadable[error.reason] += 1
+        except StorageTrouble as error:
+            tally.unreadable[f"the shard cannot be read: {error.__cause__}"] += 1
         if on_progress is not None and done % _TELL_EVERY == 0:
             on_progress(done, len(chosen))
     stats = tally.summary(index, reader)
@@ -261,7 +264,7 @@ class _Tally:
 def _caption(reader: SampleReader, sample_id: int) -> str:
     try:
         return reader.read(0, sample_id).caption
-    except BadSampleError:  # gone since it was counted
+    except (BadSampleError, StorageTrouble):  # gone since it was counted
         return ""
 
 

@@ -15,8 +15,17 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mgpt4_hpc.data.workers import init_worker, kill_workers, watch_quietly
-from mgpt4_hpc.errors import DataError, WorkerDied
+from mgpt4_hpc.data.workers import (
+    StillWaiting,
+    init_worker,
+    kill_workers,
+    next_within,
+    watch_quietly,
+)
+from mgpt4_hpc.errors import DataError, StorageTrouble, WorkerDied
+
+LOOK_EVERY_S = 5.0
+"""How often it is asked, while a batch does not come, whether it is still wanted."""
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -34,9 +43,9 @@ class Maker(Protocol[T_co]):
 
 @dataclass(frozen=True)
 class _Failure:
-    """A DataError on its way out of a worker, without the worker's traceback glued to it."""
+    """An error on its way out of a worker, without the worker's traceback glued to it."""
 
-    error: DataError
+    error: DataError | StorageTrouble
 
 
 class _MicroBatches(Dataset[Any]):
@@ -48,7 +57,7 @@ class _MicroBatches(Dataset[Any]):
     def __getitem__(self, positions: list[int]) -> Any:
         try:
             return self._maker(positions)
-        except DataError as error:
+        except (DataError, StorageTrouble) as error:
             return _Failure(error)
 
 
@@ -70,6 +79,7 @@ class BatchStream(Generic[T]):
         lists: a new pass over lists of positions, perhaps endless.
         num_workers, prefetch, pin_memory: see ``StepLoader``.
         again: keep the workers for another pass (see ``rewind``).
+        give_up: asked while a batch from the workers does not come.
     """
 
     def __init__(
@@ -81,6 +91,7 @@ class BatchStream(Generic[T]):
         pin_memory: bool | None,
         *,
         again: bool = False,
+        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         forked: dict[str, Any] = {}
         if num_workers:
@@ -100,6 +111,7 @@ class BatchStream(Generic[T]):
             **forked,
         )
         self._maker = maker
+        self._give_up = give_up
         self._batches: Iterator[T | _Failure] | None = None
         self._untouched = False
         self._closed = False
@@ -121,12 +133,18 @@ class BatchStream(Generic[T]):
         return self
 
     def __next__(self) -> T:
+        """The next batch.
+
+        Raises:
+            DataError, StorageTrouble: whatever its worker met, or that this died.
+            StillWaiting: it did not come, and ``give_up`` said to wait no longer.
+        """
         self.start()
         if self._batches is None:
             raise RuntimeError("the loader is closed")
         self._untouched = False
         try:
-            batch = next(self._batches)
+            batch = self._wait(self._batches)
         except (RuntimeError, OSError, EOFError) as error:
             # OSError, EOFError: a batch's memory is fetched from the worker, which is gone.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
@@ -139,6 +157,16 @@ class BatchStream(Generic[T]):
         if isinstance(batch, _Failure):
             raise batch.error
         return batch
+
+    def _wait(self, batches: Iterator[T | _Failure]) -> T | _Failure:
+        while True:
+            try:
+                found: T | _Failure = next_within(batches, LOOK_EVERY_S)
+            except StillWaiting:
+                if self._give_up():
+                    raise
+            else:
+                return found
 
     def close(self) -> None:
         """End the workers at once, even those that hang in a read. Safe to call twice."""

@@ -63,6 +63,34 @@ def _kill_living() -> None:
         kill_workers(iterator)
 
 
+class StillWaiting(Exception):
+    """A batch is not there yet: its worker waits for storage, most often."""
+
+
+def next_within(iterator: Iterator[Any], seconds: float) -> Any:
+    """The next item of a DataLoader's iterator.
+
+    DataLoader has a time-out too, but counts it also where the workers are made ready for another
+    pass, of which it would leave half a state behind.
+
+    Raises:
+        StillWaiting: it did not come in so many seconds; the next call waits on for it.
+    """
+    it: Any = iterator
+    it._timeout = seconds
+    try:
+        return next(it)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader timed out"):
+            raise
+        pin_thread = getattr(it, "_pin_memory_thread", None)
+        if pin_thread is not None and not pin_thread.is_alive():
+            raise RuntimeError("the thread that pins memory ended") from error
+        raise StillWaiting from None
+    finally:
+        it._timeout = 0
+
+
 def kill_workers(iterator: Iterator[Any]) -> None:
     """End a DataLoader iterator's workers with SIGKILL and reap them.
 

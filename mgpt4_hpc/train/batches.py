@@ -19,6 +19,7 @@ from mgpt4_hpc.data.foreign import StreamLoader, StreamSource
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.loader import StepLoader, ValLoader
 from mgpt4_hpc.data.text import TextSpec
+from mgpt4_hpc.data.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.architecture import Architecture
@@ -98,7 +99,7 @@ class Batches:
         def evaluate() -> float | None:
             loss_sum = torch.zeros((), device=device)
             tokens, gives_up = 0, False
-            batches = iter(held_out)
+            batches = _while_they_come(iter(held_out))
             for batch in _as_many_as_any(batches, held_out, ranks) if model.sharded else batches:
                 # Not a collective per batch, unless there is one anyway: the ranks need not have
                 # the same number of them.
@@ -115,8 +116,17 @@ class Batches:
         return evaluate
 
 
+def _while_they_come(batches: Iterator[Batch]) -> Iterator[Batch | None]:
+    """The batches; in the end None, if one did not come before a stop did."""
+    try:
+        for batch in batches:  # noqa: UP028 - that would close the loader when it is broken off
+            yield batch
+    except StillWaiting:
+        yield None
+
+
 def _as_many_as_any(
-    batches: Iterator[Batch], held_out: ValLoader, ranks: Ranks
+    batches: Iterator[Batch | None], held_out: ValLoader, ranks: Ranks
 ) -> Iterator[Batch | None]:
     """This rank's batches, and None as often as another rank has more of them."""
     most = max(ranks.gather(len(held_out)))
@@ -130,13 +140,15 @@ def open_batches(
     ranks: Ranks,
     start_position: int,
     run: Path = Path(),
+    give_up: Callable[[], bool] = lambda: False,
 ) -> Batches:
     """Loaders over the run's sources, from sample ``start_position`` on; workers start here.
 
-    ``run`` is the run's path, by which its copies on a node are told from another run's.
+    ``run`` is the run's path, by which its copies on a node are told from another run's;
+    ``give_up`` says whether a stop was asked for, while storage keeps a batch from coming.
     """
     if is_streamed(config):
-        return _open_streams(config, bundle, ranks, start_position)
+        return _open_streams(config, bundle, ranks, start_position, give_up)
     opened = [ShardIndex.open(indexes[source.name]) for source in config.data.sources]
     order = sample_order(config, opened)
     features = open_features(config)
@@ -160,6 +172,7 @@ def open_batches(
         resize=config.data.resize,
         features=features,
         staged=staging.staged,
+        give_up=give_up,
     )
     training.start()
     held_out = None
@@ -177,13 +190,20 @@ def open_batches(
             seed=config.seed,
             resize=config.data.resize,
             features=features,
+            give_up=give_up,
         )
         # Forked here with the others, not in the middle of the run beside the checkpoint thread.
         held_out.start()
     return Batches(training, held_out, staging)
 
 
-def _open_streams(config: RunConfig, bundle: Bundle, ranks: Ranks, start_position: int) -> Batches:
+def _open_streams(
+    config: RunConfig,
+    bundle: Bundle,
+    ranks: Ranks,
+    start_position: int,
+    give_up: Callable[[], bool],
+) -> Batches:
     if faults := stream_faults(config):
         raise ConfigError("these sources cannot be streamed so", faults=faults)
     sources = [
@@ -203,6 +223,7 @@ def _open_streams(config: RunConfig, bundle: Bundle, ranks: Ranks, start_positio
         seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
         resize=config.data.resize,
+        give_up=give_up,
     )
     training.start()
     return Batches(training, None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.kinds import Kind
@@ -39,7 +40,8 @@ class Loop:
     Attributes:
         state: counters, changed in place.
         config: settings of the optimisation.
-        batches: per step this rank's micro-batches, from ``state.samples_seen`` on, for ever.
+        batches: per step this rank's micro-batches, from ``state.samples_seen`` on, for ever;
+            StillWaiting instead, and no more of them, if a stop is wanted and they do not come.
         step: forward, backward, update.
         ranks: this process among the others.
         stop: whether somebody wants us to stop.
@@ -101,11 +103,12 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
         return Ending.STOPPED, _reason(loop)
     while state.step < config.max_steps:
         with buckets.time(DATA_WAIT):
-            micro_batches = next(loop.batches)
+            micro_batches = _next_batches(loop)
         with buckets.time(PRODUCTIVE):
             wish = _agree(loop, progress, micro_batches)
             if wish.stop:
                 return Ending.STOPPED, _reason(loop)
+            assert micro_batches is not None, "who has no data says stop"
             result = loop.step(micro_batches, state.step, wish.global_tokens)
             state.advance(config.global_batch_size)
             progress.note(micro_batches, result)
@@ -137,19 +140,30 @@ class _Wish:
     global_tokens: int
 
 
-def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch]) -> _Wish:
+def _next_batches(loop: Loop) -> Sequence[Batch] | None:
+    """The next step's data; None if storage is away when a stop is wanted, which cannot wait."""
+    try:
+        return next(loop.batches)
+    except StillWaiting:
+        return None
+
+
+def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch] | None) -> _Wish:
     """One reduction of CPU numbers: does any rank want to stop, how many answer tokens are there.
 
     Asked after the data arrived and before anything is computed: the state is then exactly that
     of a completed step, and the batch that was fetched will be fetched again.
 
     Any rank may be asked to stop; when to do it, by what it knows of the end, is for rank 0 to
-    say. One that was not asked itself learns of it here, and says so before the next step.
+    say. One that was not asked itself learns of it here, and says so before the next step. A rank
+    whose data do not come says now.
     """
     request = loop.stop.poll()
     due = request is not None and loop.ranks.is_first and progress.is_due(request)
-    tokens = sum(batch.num_answer_tokens for batch in micro_batches)
-    asked, stop, global_tokens = loop.ranks.sum_on_cpu([request is not None, due, tokens])
+    tokens = sum(batch.num_answer_tokens for batch in micro_batches or ())
+    asked, stop, global_tokens = loop.ranks.sum_on_cpu(
+        [request is not None, due or micro_batches is None, tokens]
+    )
     if asked and request is None:
         loop.stop.request(ANOTHER_RANK)
     return _Wish(stop > 0, asked > 0, int(global_tokens))

@@ -306,7 +306,13 @@ class _Attempt:
             restore(inputs.checkpoint, state, model, step)
         self.recorder.open_curves(inputs.restored_step)
         batches = open_batches(
-            config, inputs.indexes, bundle, ranks, state.samples_seen, self.run.path
+            config,
+            inputs.indexes,
+            bundle,
+            ranks,
+            state.samples_seen,
+            self.run.path,
+            give_up=lambda: self.stop.poll() is not None,
         )
         if batches.staging.told:
             self.recorder.say(batches.staging.told)

@@ -230,7 +230,7 @@ def test_a_lasting_outage_does_not_begin_the_run_anew(store, monkeypatch):
     with monkeypatch.context() as patch:
         for step in (2, 3):
             fail_reading(patch, store.path_of(step).name, EIO)
-        with pytest.raises(StorageTrouble, match="no checkpoint .* can be read") as caught:
+        with pytest.raises(StorageTrouble, match=r"no checkpoint .* can be read") as caught:
             patient_store(store.folder, slept).load_newest()
     assert not caught.value.will_repeat
     assert sum(slept) == 30, "once for all of them: a watchdog waits"

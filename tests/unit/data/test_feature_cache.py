@@ -15,7 +15,7 @@ from mgpt4_hpc.data.feature_cache_file import STORED, BadRow, FeatureRow, Featur
 from mgpt4_hpc.data.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.reader import BadSampleError
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import DataError, StorageTrouble
 
 BINDING = {"bundle": "abc", "resize": "squash"}
 SOURCES = {"a": "d1", "b": "d2"}
@@ -56,6 +56,32 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, dtype: str) -> None:
     with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
         assert file.get_tensor("features").shape == (5, 2, 3)
         assert file.get_tensor("sample").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_cache_on_storage_that_stumbles_is_waited_for(tmp_path: Path) -> None:
+    made = cache(tmp_path / "c")
+    path = made.folder / "0.safetensors"
+    write_shard(path, rows(0, range(5)), [], "bf16")
+    made.refresh()
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            path.with_name("aside").rename(path)
+
+    out = np.zeros((2, 3), np.uint16)
+    path.rename(path.with_name("aside"))
+    reader = FeatureReader(made, ["a"], sleep=sleep)
+    assert reader.read(0, 3, out).key == "k3" and len(slept) == 3
+    reader.close()
+    path.unlink()
+    with pytest.raises(StorageTrouble, match=r"0\.safetensors cannot be read") as error:
+        reader.read(0, 3, out)
+    assert not error.value.will_repeat and 30 < sum(slept[3:]) < 31
+    path.symlink_to(path)
+    with pytest.raises(DataError, match="symbolic links"):
+        reader.read(0, 3, out)
 
 
 def test_damage_is_told_with_the_file(tmp_path: Path) -> None:

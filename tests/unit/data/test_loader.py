@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -13,7 +14,9 @@ import torch
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.loader import StepLoader, ValLoader, rank_slice
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
-from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.data.workers import StillWaiting
+from mgpt4_hpc.errors import ConfigError, DataError, StorageTrouble
 from tests.unit.data.worlds import make_index, text_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -193,6 +196,84 @@ def test_bad_samples_are_replaced_counted_and_finally_fatal(tmp_path: Path) -> N
     assert substituted(max_bad_fraction=0.1, num_workers=2) == replaced
     with pytest.raises(DataError, match="000000040"):
         substituted(max_bad_fraction=0.01)
+
+
+def outage(monkeypatch: pytest.MonkeyPatch, lasts_s: float, code: int) -> list[float]:
+    """Storage that fails for so many seconds of a clock that only the readers' pauses move."""
+    now = [0.0]
+    opened = os.open
+
+    def opening(path: object, *arguments: object, **options: object) -> int:
+        if str(path).endswith(".tar") and now[0] < lasts_s:
+            raise OSError(code, os.strerror(code))
+        return opened(path, *arguments, **options)  # type: ignore[arg-type]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setitem(SampleReader.__init__.__kwdefaults__, "sleep", sleep)  # type: ignore[arg-type]
+    monkeypatch.setitem(SampleReader.__init__.__kwdefaults__, "clock", lambda: now[0])  # type: ignore[arg-type]
+    return now
+
+
+def test_an_outage_of_storage_substitutes_nothing(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = keys_of(a_loader(index), 3)
+    now = outage(monkeypatch, 29.0, errno.EIO)
+    assert keys_of(a_loader(index), 3) == undisturbed
+    assert now[0] >= 29.0
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("code", [errno.ESHUTDOWN, errno.ENOENT])
+def test_a_longer_one_brings_the_job_back_instead_of_ending_the_run(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch, code: int, num_workers: int
+) -> None:
+    outage(monkeypatch, 1e9, code)
+    with (
+        a_loader(index, num_workers=num_workers) as loader,
+        pytest.raises(StorageTrouble) as error,
+    ):
+        next(loader)
+    assert not error.value.will_repeat
+    assert os.strerror(code) in str(error.value)
+
+
+def test_a_stop_does_not_wait_for_a_batch_that_does_not_come(
+    index: ShardIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads, lets_go = os.pipe()
+    read = SampleReader.read
+
+    def waits(*arguments: int) -> object:
+        os.read(reads, 1)  # returns at the pipe's end
+        return read(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("mgpt4_hpc.data.stream.LOOK_EVERY_S", 0.02)
+    expected = keys_of(a_loader(index), 2)
+    asked = []
+
+    def give_up() -> bool:
+        asked.append(1)
+        return len(asked) in (2, 5)
+
+    def no_more_waiting(worker_id: int) -> None:
+        os.close(lets_go)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SampleReader, "read", waits)
+        patch.setattr("mgpt4_hpc.data.stream.init_worker", lambda: no_more_waiting)
+        loader = a_loader(index, num_workers=1, give_up=give_up)
+        loader.start()
+    for times in (2, 5):
+        with pytest.raises(StillWaiting):
+            next(loader._stream)
+        assert len(asked) == times
+    os.close(lets_go)
+    assert keys_of(loader, 2) == expected, "who waits on after all loses nothing"
+    os.close(reads)
 
 
 def test_close_ends_a_worker_that_hangs(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:

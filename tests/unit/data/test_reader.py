@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.reader import PASSING, RETRY_PAUSES_S, BadSampleError, SampleReader
+from mgpt4_hpc.errors import StorageTrouble
 from tests.unit.data.worlds import jpeg, make_index, members, tar_bytes
 
 
@@ -98,27 +99,48 @@ def test_a_stumbling_server_is_asked_again(tmp_path: Path, monkeypatch: pytest.M
     assert reader.num_retries == 3
 
 
-def test_a_dead_shard_is_given_up_and_shunned_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", sorted(PASSING))
+def test_a_lasting_outage_is_the_storages_trouble_and_no_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    now = [0.0]
-    reader, slept = a_reader(make_index(tmp_path, 5), pauses_s=(1.0,), clock=lambda: now[0])
-    flaky = Flaky(2)
+    reader, slept = a_reader(make_index(tmp_path, 5))
+    flaky = Flaky(len(RETRY_PAUSES_S) + 1, number)
     monkeypatch.setattr(os, "pread", flaky)
-    with pytest.raises(BadSampleError, match="Input/output error"):
+    with pytest.raises(StorageTrouble, match=r"00000\.tar cannot be read") as error:
         reader.read(0, 2)
-    with pytest.raises(BadSampleError, match="Input/output error"):
-        reader.read(0, 3)
-    assert slept == [1.0], "the second did not wait for what is known to be dead"
+    assert not error.value.will_repeat, "the job comes back"
+    assert slept == list(RETRY_PAUSES_S) and 30 < sum(slept) < 31
+    assert reader.read(0, 2).key == "000000002", "nothing is shunned for it"
+
+
+def test_a_shard_that_is_gone_is_waited_for_once_and_shunned_for_a_while(tmp_path: Path) -> None:
+    now = [0.0]
+    index = make_index(tmp_path, 40, 10)
+    reader, slept = a_reader(index, clock=lambda: now[0])
+    away = [index.shard_path(number).rename(tmp_path / f"{number}") for number in range(2)]
+    for sample in (2, 3, 12):
+        with pytest.raises(BadSampleError, match="No such file") as error:
+            reader.read(0, sample)
+        assert error.value.errno == errno.ENOENT
+        assert reader.read(0, 25).key == "000000025"
+    assert slept == list(RETRY_PAUSES_S), "not for each sample, and not for another such shard"
+    away[0].rename(index.shard_path(0))
+    with pytest.raises(BadSampleError, match="No such file"):
+        reader.read(0, 2)
     now[0] = 61.0
     assert reader.read(0, 3).key == "000000003"
+    with pytest.raises(BadSampleError, match="No such file"):
+        reader.read(0, 12)
+    assert slept == list(RETRY_PAUSES_S)
 
 
 def test_permission_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reader, slept = a_reader(make_index(tmp_path, 5))
     monkeypatch.setattr(os, "pread", Flaky(1, errno.EACCES))
-    with pytest.raises(BadSampleError, match="Permission denied"):
-        reader.read(0, 2)
+    for sample in (2, 3):
+        with pytest.raises(BadSampleError, match="Permission denied") as error:
+            reader.read(0, sample)
+        assert error.value.errno == errno.EACCES
     assert slept == []
 
 
@@ -140,6 +162,7 @@ def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
         with pytest.raises(BadSampleError, match=reason) as error:
             reader.read(0, sample)
         assert error.value.key == f"{sample:09d}"
+        assert (error.value.errno == errno.ENOENT) == (sample == 5)
     assert reader.read(0, 21).key == "000000021"
     assert reader.read(0, 31).key == "000000031"
     os.truncate(index.shard_path(3), 2000)

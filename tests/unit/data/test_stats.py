@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -88,6 +90,24 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     stats = collect_stats(index)
     assert stats.num_read == 10
     assert sum(stats.unreadable.values()) == 10
+
+
+def test_one_shard_that_the_disk_does_not_read_leaves_the_others_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make_index(tmp_path, 20, per_shard=10)
+    opened = os.open
+
+    def failing(path: object, *arguments: object) -> int:
+        if str(path).endswith("00001.tar"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", failing)
+    monkeypatch.setattr("mgpt4_hpc.data.stats._PAUSES_S", ())
+    stats = collect_stats(index)
+    assert stats.num_read == 10
+    assert stats.unreadable == {"the shard cannot be read: [Errno 5] Input/output error": 10}
 
 
 def test_the_choice_is_distinct_spread_and_pinned() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.data.batch import Batch, Substitution
+from mgpt4_hpc.data.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import CheckpointError, FatalTrainingError
 from mgpt4_hpc.telemetry import tags
@@ -182,6 +183,18 @@ def test_a_stop_before_the_first_step() -> None:
     notes: Notes = []
     assert train(make_loop(notes, stop_at=1)) == (Ending.STOPPED, "SIGTERM")
     assert names(notes) == ["clock", ("batch", 1), ("save", 0)]
+
+
+def test_a_stop_does_not_wait_for_data_that_do_not_come() -> None:
+    notes: Notes = []
+
+    def batches() -> Iterator[list[Batch]]:
+        yield make_batches([3])
+        raise StillWaiting
+
+    far = StopAt(2, deadline=time.time() + 3600.0)
+    assert train(make_loop(notes, stop=far, batches=batches())) == (Ending.STOPPED, "SIGTERM")
+    assert notes[-1] == ("save", 1, 10), "though there would be time for more steps"
 
 
 def test_another_ranks_wish_is_ours_and_the_tokens_are_those_of_all() -> None:
