@@ -25,6 +25,7 @@ from mgpt4_hpc.data.scan import PARTS, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tarheader import BLOCK
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.outputs import check_replaced
+from mgpt4_hpc.patience import is_transient
 
 _STAT_THREADS = 16
 
@@ -235,6 +236,7 @@ def build_index(
     decode: bool = False,
     workers: int = 1,
     reuse: Sequence[Path] = (),
+    storage_may_fail: bool = True,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> IndexReport:
     """Index tar shards into the file ``out``, atomically.
@@ -252,10 +254,13 @@ def build_index(
         workers: processes.
         reuse: other indexes of the same shards, over which to look for unchanged ones before
             reading: the parts that the tasks of a Slurm array made, for example.
+        storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
+            person looks at what was quarantined.
         on_shard: called with (shards done, shards in all) after each.
 
     Raises:
         DataError: if no shard or no usable sample is there.
+        OSError: unless ``storage_may_fail``, if a shard cannot be read just now; nothing changed.
         ConfigError: if ``out`` is there and is no index: nothing else is replaced.
     """
     if not shards:
@@ -271,10 +276,13 @@ def build_index(
     reused = 0
     with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
         jobs = [
-            (path, shard_name, _unchanged(path, known.get(path)))
+            (path, shard_name, _unchanged(path, known.get(path), storage_may_fail))
             for path, shard_name in zip(paths, names, strict=True)
         ]
-        scans = _scan_all(jobs, partial(_scan_job, verify=verify, decode=decode), workers)
+        scan_one = partial(
+            _scan_job, verify=verify, decode=decode, storage_may_fail=storage_may_fail
+        )
+        scans = _scan_all(jobs, scan_one, workers)
         for done, (scan, (_, shard_name, old)) in enumerate(zip(scans, jobs, strict=True), start=1):
             scan.name = shard_name  # a reused one may have had another root
             writer.add(scan)
@@ -296,8 +304,10 @@ def build_index(
 _Job = tuple[Path, str, tuple[ShardIndex, int] | None]
 
 
-def _scan_job(job: tuple[Path, str], *, verify: bool, decode: bool) -> ShardScan:
-    return scan_shard(*job, verify=verify, decode=decode)
+def _scan_job(
+    job: tuple[Path, str], *, verify: bool, decode: bool, storage_may_fail: bool
+) -> ShardScan:
+    return scan_shard(*job, verify=verify, decode=decode, storage_may_fail=storage_may_fail)
 
 
 def _scan_all(
@@ -331,13 +341,17 @@ def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[Path, tuple[Shar
     return {_absolute(old.shard_path(shard)): (old, shard) for shard in range(old.num_shards)}
 
 
-def _unchanged(path: Path, known: tuple[ShardIndex, int] | None) -> tuple[ShardIndex, int] | None:
+def _unchanged(
+    path: Path, known: tuple[ShardIndex, int] | None, storage_may_fail: bool
+) -> tuple[ShardIndex, int] | None:
     if known is None:
         return None
     index, shard = known
     try:
         stat = path.stat()
-    except OSError:
+    except OSError as error:
+        if is_transient(error) and not storage_may_fail:
+            raise
         return None
     same = (stat.st_size, stat.st_mtime_ns) == (index.shard_size(shard), index.shard_mtime(shard))
     return known if same else None

@@ -13,6 +13,7 @@ from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder, pac
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.shards import expand_shards
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.patience import is_transient
 from mgpt4_hpc.resources import expand_toy
 
 _FINGERPRINT = "packed-from"
@@ -40,7 +41,8 @@ def prepare_source(
         on_shard: called with (shards done, shards in all) after each that was indexed.
 
     Raises:
-        DataError: if the source cannot be used, or has no usable sample.
+        DataError: if the source cannot be used, or has no usable sample; caused by an OSError if
+            storage failed in a way that may pass.
     """
     if index is not None:
         return _usable(Path(index), name)
@@ -50,7 +52,19 @@ def prepare_source(
     else:
         shards = expand_shards(path, also="an unpacked cc_sbu_align folder")
     out = work_dir / f"{name}.index"
-    build_index(shards, out, name=name, workers=workers, on_shard=on_shard)
+    try:
+        build_index(
+            shards, out, name=name, workers=workers, storage_may_fail=False, on_shard=on_shard
+        )
+    except OSError as error:
+        if not is_transient(error):
+            raise
+        raise DataError(
+            f"the source {name!r} cannot be indexed: {error}",
+            why="an index without what cannot be read just now would be another data set",
+            fix="see to the storage; to do without a shard, set the source's index to one that "
+            "`mgpt4 data index` makes: it leaves out what cannot be read",
+        ) from error
     return _usable(out, name)
 
 

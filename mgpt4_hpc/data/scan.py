@@ -21,6 +21,7 @@ from mgpt4_hpc.data.tarheader import (
     parse_size,
 )
 from mgpt4_hpc.data.tarwalk import TarListing, walk_tar
+from mgpt4_hpc.patience import is_transient
 
 PARTS = ("jpg", "json", "txt")
 """What a sample can have; webp and png images count as ``jpg``, whatever they are called."""
@@ -84,7 +85,14 @@ class ShardScan:
         return state.digest()
 
 
-def scan_shard(path: Path, name: str, *, verify: bool = False, decode: bool = False) -> ShardScan:
+def scan_shard(
+    path: Path,
+    name: str,
+    *,
+    verify: bool = False,
+    decode: bool = False,
+    storage_may_fail: bool = True,
+) -> ShardScan:
     """Read one shard's headers and group its members into samples.
 
     Args:
@@ -92,26 +100,28 @@ def scan_shard(path: Path, name: str, *, verify: bool = False, decode: bool = Fa
         name: to record it under.
         verify: also compute the CRC32 of every part.
         decode: also decode every image and parse every caption.
+        storage_may_fail: a shard that cannot be read yields no samples and one quarantine entry,
+            whatever the reason.
 
-    A shard that cannot be read at all yields no samples and one quarantine entry.
+    Raises:
+        OSError: unless ``storage_may_fail``, an error that may pass, with the shard's name.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        return _unreadable(name, error)
-    try:
-        stat = os.fstat(fd)
         try:
+            stat = os.fstat(fd)
             window = LARGE_WINDOW if verify else SMALL_WINDOW
             listing = walk_tar(WindowedFile(fd, stat.st_size, window), with_crcs=verify)
             scan = _group(listing, name, stat.st_size, stat.st_mtime_ns)
             if decode:
                 _decode_all(fd, scan)
-        except OSError as error:
-            return _unreadable(name, error)
-        return scan
-    finally:
-        os.close(fd)
+            return scan
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if is_transient(error) and not storage_may_fail:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        return _unreadable(name, error)
 
 
 def _unreadable(name: str, error: OSError) -> ShardScan:

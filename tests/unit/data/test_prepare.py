@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
+import sys
 import tarfile
 from itertools import islice
 from pathlib import Path
@@ -18,6 +21,7 @@ from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.data.reader import SampleReader
 from mgpt4_hpc.data.shards import expand_braces, expand_shards
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.patience import is_transient, patiently
 from tests.unit.data.worlds import jpeg, write_shards
 
 
@@ -145,6 +149,59 @@ class TestPrepare:
         assert ShardIndex.open(out).num_samples == 9
         assert ShardIndex.open(out).name == "laion"
         assert prepare_source("laion", "ignored", out, tmp_path / "other") == out
+
+    @pytest.mark.parametrize("fails", ["open", "pread", "stat"])
+    def test_a_moment_without_storage_costs_no_shard(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        """It would change the index, by which a run is held to its data, or begin it with less."""
+        shards = write_shards(tmp_path / "data", 9, 3)
+
+        def prepared() -> str:
+            work = tmp_path / "work"
+            return ShardIndex.open(prepare_source("s", tmp_path / "data", None, work)).digest
+
+        whole = prepared()
+        if fails == "stat":
+            module, name = Path, "stat"
+        else:
+            module, name = os, fails  # type: ignore[assignment]
+            os.utime(shards[1])
+        real, failing = getattr(module, name), [True]
+
+        def stumbles(target: object, *arguments: object, **options: object) -> object:
+            mine = fails == "pread" or str(target) == str(shards[1])
+            caller = sys._getframe(1).f_code.co_name
+            if mine and failing and (fails != "stat" or caller == "_unchanged"):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(target, *arguments, **options)
+
+        monkeypatch.setattr(module, name, stumbles)
+        with pytest.raises(DataError, match=r"'s' cannot be indexed") as error:
+            prepared()
+        assert is_transient(error.value), "so it is tried again, and then the job comes back"
+        slept: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            failing.clear()
+
+        assert patiently(prepared, sleep=sleep) == whole and slept == [1.0]
+
+    def test_a_shard_without_permission_is_quarantined(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shards = write_shards(tmp_path / "data", 9, 3)
+        real = os.open
+
+        def refused(path: object, *arguments: object, **options: object) -> int:
+            if str(path) == str(shards[1]):
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            return real(path, *arguments, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", refused)
+        out = prepare_source("s", tmp_path / "data", None, tmp_path / "work")
+        assert ShardIndex.open(out).num_samples == 6
 
     def test_an_align_folder_is_packed_once_and_again_when_it_changed(self, tmp_path: Path) -> None:
         folder = align_folder(tmp_path / "align")
