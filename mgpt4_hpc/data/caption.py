@@ -34,4 +34,8 @@ def caption_of(json_data: bytes | None, txt_data: bytes | None) -> str:
         raise CaptionError("it has neither json nor txt")
     if not caption.strip():
         raise CaptionError("its caption is empty")
+    try:
+        caption.encode()
+    except UnicodeEncodeError:  # JSON can hold half a surrogate pair, and no tokenizer takes it
+        raise CaptionError("its caption is not UTF-8") from None
     return caption

@@ -177,6 +177,7 @@ def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
         (b"[1]", "no caption"),
         (b'{"caption": null}', "NoneType"),
         (b'{"caption": "  "}', "empty"),
+        (b'{"caption": "a dog \\ud83d runs"}', "its caption is not UTF-8"),
         (b"\xff\xfe{}", "cannot be parsed"),
     ],
 )
