@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,12 +71,46 @@ class EncodePlan:
             for use in np.flatnonzero(np.isin(self.row_of_use, rows)).tolist()
         ]
 
+    def has(self, source_id: int, sample_id: int) -> bool:
+        """Whether a sample is in the plan by its own right, and not as a substitute."""
+        key = (source_id << _SHIFT) + sample_id
+        place = int(np.searchsorted(self._sorted_keys, key))
+        return place < len(self._sorted_keys) and int(self._sorted_keys[place]) == key
+
+    @cached_property
+    def _sorted_keys(self) -> Int64:
+        return np.sort((self.source << _SHIFT) + self.sample)
+
     def rows_in(self, cache: FeatureCache) -> NDArray[np.bool_]:
         """Which of the samples a cache has, or knows to be bad."""
-        names = [source.name for source in self.order.sources]
-        numbers = np.asarray(cache.source_numbers(names), np.int64)[self.source]
+        numbers = np.asarray(self._numbers_in(cache), np.int64)[self.source]
         known = cache.rows_of(numbers, self.sample) >= 0
         return known | cache.are_bad(numbers, self.sample)
+
+    def rows_done(self, cache: FeatureCache) -> NDArray[np.bool_]:
+        """Which of the samples need no encoding: of bad ones, those with all their substitutes.
+
+        A bad sample has another one at each position, and so needs more of them in a longer run.
+        """
+        numbers = self._numbers_in(cache)
+
+        def state(source_id: int, sample_id: int) -> bool | None:
+            known = cache.state(numbers[source_id], sample_id)
+            return True if known is None and self.has(source_id, sample_id) else known
+
+        done = self.rows_in(cache)
+        for row, *_ in _lacking(self, self.bad_rows(cache), state):
+            done[row] = False
+        return done
+
+    def bad_rows(self, cache: FeatureCache) -> Int64:
+        """The samples that a cache knows to be bad."""
+        numbers = np.asarray(self._numbers_in(cache), np.int64)[self.source]
+        rows: Int64 = np.flatnonzero(cache.are_bad(numbers, self.sample))
+        return rows
+
+    def _numbers_in(self, cache: FeatureCache) -> list[int]:
+        return cache.source_numbers([source.name for source in self.order.sources])
 
 
 def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
@@ -106,10 +141,11 @@ def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
 def missing_from(plan: EncodePlan, cache: FeatureCache) -> int:
     """Samples that a run will ask a cache for in vain, substitutes of bad ones included."""
     missing = int((~plan.rows_in(cache)).sum())
-    numbers = cache.source_numbers([source.name for source in plan.order.sources])
-    bad = np.flatnonzero(cache.are_bad(np.asarray(numbers)[plan.source], plan.sample))
+    numbers = plan._numbers_in(cache)
     unknown = substitutes(
-        plan, bad, lambda source_id, sample_id: cache.state(numbers[source_id], sample_id)
+        plan,
+        plan.bad_rows(cache),
+        lambda source_id, sample_id: cache.state(numbers[source_id], sample_id),
     )
     return missing + len(unknown)
 
@@ -126,22 +162,32 @@ def substitutes(
             bad, None if it is unknown. Asked again for a sample after it was returned: whoever
             finds out in between gets the next substitute.
     """
-    unknown = []
+    return [(source_id, sample_id) for _, source_id, sample_id in _lacking(plan, rows, state)]
+
+
+def _lacking(
+    plan: EncodePlan, rows: Sequence[int] | Int64, state: Callable[[int, int], bool | None]
+) -> Iterator[tuple[int, int, int]]:
+    """What ``substitutes`` tells, with the row of the bad sample before each."""
     for row, draws, position in plan.uses(rows):
         source_id = int(plan.source[row])
         for attempt in range(1, MAX_SUBSTITUTES + 1):
             sample_id = draws.substitute(source_id, position, attempt)
             known = state(source_id, sample_id)
             if known is None:
-                unknown.append((source_id, sample_id))
+                yield row, source_id, sample_id
             if known is not False:
                 break
-    return unknown
 
 
 def shard_name(number: int, plan: EncodePlan, rows: Sequence[int] | Int64, names: list[str]) -> str:
-    """File name of a shard: its place in the plan, and which samples it has."""
+    """File name of a shard: its place in the plan, for which run, and which samples it has.
+
+    For another run the same bad sample may have other substitutes, which must not take the place
+    of the first one's.
+    """
     digest = hashlib.blake2b(digest_size=6)
+    digest.update(f"{plan.order.digest}\0{plan.num_positions}\0{plan.held_out}\0".encode())
     for source_id, sample_id in zip(plan.source[rows], plan.sample[rows], strict=True):
         digest.update(f"{names[source_id]}\0{sample_id}\0".encode())
     return f"{number:05d}-{digest.hexdigest()}.safetensors"

@@ -81,7 +81,7 @@ class Encoding:
 
     Attributes:
         plan: all samples of the run.
-        num_missing: those that are not in the cache yet.
+        num_missing: those that are not in the cache yet, or are bad and lack a substitute.
         num_bytes: estimate of what these will take.
 
     Raises:
@@ -123,7 +123,7 @@ class Encoding:
         self.cache = FeatureCache.create(self.out, self.binding, digests, dtype, self.shape)
         self._numbers = self.cache.source_numbers(self._names)
         self.plan: EncodePlan = plan_encoding(config, sample_order(config, self.indexes))
-        there = self.plan.rows_in(self.cache)
+        there = self.plan.rows_done(self.cache)
         self.num_missing = int((~there).sum())
         self._todo = list(self._shards(there, samples_per_shard))
 
@@ -321,8 +321,7 @@ class _Writer:
                 self._note(bad, pictures, {0: sample})
                 if not pictures.texts:
                     continue
-                planned = (plan.source == sample[0]) & (plan.sample == sample[1])
-                if planned.any():
+                if plan.has(*sample):
                     elsewhere.add(sample)
                     continue
                 found = self._encode(pictures, {0: sample})
