@@ -80,18 +80,51 @@ class BatchMaker:
             StorageTrouble: if shards cannot be read just now, or all of these are gone.
         """
         pictures = self._empty(len(positions))
-        sequences, keys = [], []
         substitutions: list[Substitution] = []
-        draws = self._draws.at(positions)
-        for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
-            sample = self._usable(position, draw, pictures[row], substitutions)
-            sequences.append(build_sequence(self._text, sample.caption, self.prompt_at(position)))
-            keys.append(sample.key)
+        samples = [
+            self._usable(position, draw, pictures[row], substitutions)
+            for row, (position, draw) in enumerate(
+                zip(positions, self._draws.at(positions), strict=True)
+            )
+        ]
+        return self._batch(positions, samples, pictures, substitutions)
+
+    def without_substitutes(
+        self, positions: Sequence[int]
+    ) -> tuple[Batch | None, dict[int, BadSampleError]]:
+        """The batch of those positions whose own samples can be used, if any; and the others.
+
+        Raises:
+            StorageTrouble: if shards cannot be read just now.
+        """
+        pictures = self._empty(len(positions))
+        samples: dict[int, RawSample] = {}
+        bad: dict[int, BadSampleError] = {}
+        for position, draw in zip(positions, self._draws.at(positions), strict=True):
+            try:
+                samples[position] = self._read(*draw, pictures[len(samples)])
+            except BadSampleError as error:
+                bad[position] = error
+        if not samples:
+            return None, bad
+        found = pictures[: len(samples)]
+        return self._batch(list(samples), list(samples.values()), found, []), bad
+
+    def _batch(
+        self,
+        positions: Sequence[int],
+        samples: Sequence[RawSample],
+        pictures: NDArray[Any],
+        substitutions: Sequence[Substitution],
+    ) -> Batch:
         return collate(
             pictures,
-            sequences,
+            [
+                build_sequence(self._text, sample.caption, self.prompt_at(position))
+                for position, sample in zip(positions, samples, strict=True)
+            ],
             self._text.pad_id,
-            keys=keys,
+            keys=[sample.key for sample in samples],
             positions=positions,
             substitutions=substitutions,
         )

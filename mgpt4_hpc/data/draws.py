@@ -52,10 +52,8 @@ class ValDraws:
         return [self._find(position) for position in positions]
 
     def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """A held-out sample further on, of the same source."""
-        ordinal = position - sum(self._sizes[:source_id])
-        following = (ordinal + attempt) % self._sizes[source_id]
-        return int(self._order.lookup_val(source_id, [following])[0])
+        """A random held-out sample of the same source."""
+        return self._order.substitute_val(source_id, position, attempt)
 
     def _find(self, position: int) -> tuple[int, int]:
         ordinal = position

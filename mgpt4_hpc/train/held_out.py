@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
-from mgpt4_hpc.data.batch import Batch
 from mgpt4_hpc.data.collate import BatchMaker
 from mgpt4_hpc.data.draws import Draws, ValDraws, spread
 from mgpt4_hpc.data.index import ShardIndex
@@ -62,8 +61,8 @@ class EverySample:
         return [(0, position) for position in positions]
 
     def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """The sample ``attempt`` places further on."""
-        return (position + attempt) % self._num_samples
+        """Never asked for: what cannot be used is left out here."""
+        raise AssertionError("shards that were held out by hand have no substitutes")
 
 
 def held_out_losses(
@@ -148,34 +147,22 @@ def _loss(
     )
     used = available if limit is None else min(limit, available)
     loss_sum, num_tokens = 0.0, 0
-    left_out: dict[int, str] = {}
+    left_out: list[str] = []
     for start in range(0, used, batch_size):
         ordinals = range(start, min(start + batch_size, used))
-        batch = _without_substitutes(maker, spread(ordinals, available, used), left_out)
+        batch, bad = maker.without_substitutes(spread(ordinals, available, used))
+        left_out += [str(error) for error in bad.values()]
         if batch is not None:
             loss_sum += forward_loss(talker.model, batch, talker.model.device).item()
             num_tokens += batch.num_answer_tokens
         progress(len(ordinals))
     if used and len(left_out) == used:
-        listed = "".join(f"\n  - {reason}" for reason in list(left_out.values())[:5])
+        listed = "".join(f"\n  - {reason}" for reason in left_out[:5])
         raise DataError(f"none of the {used} samples of {source.name} can be used:{listed}")
     return SourceLoss(
         source.name,
         used - len(left_out),
         num_tokens,
         loss_sum / max(num_tokens, 1),
-        tuple(left_out.values()),
+        tuple(left_out),
     )
-
-
-def _without_substitutes(
-    maker: BatchMaker, positions: Sequence[int], left_out: dict[int, str]
-) -> Batch | None:
-    """The batch of the positions whose own samples can be used; the others are noted."""
-    batch = maker(positions)
-    for bad in batch.substitutions:  # the first at a position is its own sample
-        left_out.setdefault(bad.position, f"{bad.key} in {bad.reason}")
-    usable = [position for position in positions if position not in left_out]
-    if len(usable) == len(positions):
-        return batch
-    return maker(usable) if usable else None

@@ -16,6 +16,7 @@ import pytest
 import mgpt4_hpc.data.collate as collate_module
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.data.draws import ValDraws
 from mgpt4_hpc.data.encode_plan import missing_from
 from mgpt4_hpc.data.feature_cache import FeatureCache
 from mgpt4_hpc.distributed import Ranks
@@ -164,6 +165,32 @@ def test_more_steps_are_refused_until_they_are_encoded_too(
     assert extended.num_missing < len(extended.plan), "what is there is not encoded again"
     train(run)
     assert last_step(run) == 12
+
+
+def test_a_bad_sample_gets_the_substitutes_that_another_run_needs(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is known to be bad, but in another run other samples stand in for it."""
+    cache = tmp_path / "cache"
+
+    def neighbour(draws: ValDraws, source_id: int, position: int, attempt: int) -> int:
+        return int(draws.at([(position + attempt) % len(draws)])[0][1])
+
+    settings = {"train__eval_samples": 40, "data__val_fraction": 0.4}
+    with monkeypatch.context() as patch:
+        patch.setattr(ValDraws, "substitute", neighbour)
+        first = encode(world, cache, **settings)
+        assert first.cache.bad and missing_from(first.plan, first.cache) == 0
+    run = make_run(world, tmp_path / "run", data__feature_cache=str(cache), **settings)
+    with pytest.raises(DataError, match="lacks"):
+        train(run)
+    again = encode(world, cache, **settings)
+    assert 0 < again.num_missing <= len(first.cache.bad), "the others are not encoded again"
+    assert missing_from(again.plan, again.cache) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(ValDraws, "substitute", neighbour)
+        assert missing_from(again.plan, again.cache) == 0, "the first run's are still there"
+    train(run)
 
 
 def test_features_of_something_else_are_refused_with_the_difference(

@@ -169,6 +169,24 @@ def test_a_part_of_the_held_out_samples(index: ShardIndex) -> None:
     assert sum(len(batch) for batch in loader) == loader.num_samples == 10
 
 
+def test_a_shard_that_is_lost_ends_no_validation(tmp_path: Path) -> None:
+    """Its held-out samples are neighbours: what stands in for them must lie elsewhere."""
+    index = make_index(tmp_path, 8192, per_shard=128)
+    order = an_order(index, 0.03)
+    held_out = order.lookup_val(0, range(order.val_size(0))).tolist()
+    shards = [index.shard_of(sample) for sample in held_out]
+    assert len(set(shards)) > 3
+    lost = max(shards, key=shards.count)
+    index.shard_path(lost).write_bytes(b"something else")
+    loader = ValLoader(order, [index], text_spec(), 16, micro_batch_size=16)
+    batches = list(loader)
+    replaced = [entry for batch in batches for entry in batch.substitutions]
+    keys = {index.key(sample) for sample in held_out}
+    assert len({entry.position for entry in replaced}) == shards.count(lost) > 16
+    assert {entry.replaced_by for entry in replaced} <= keys
+    assert [batch.keys for batch in loader] == [batch.keys for batch in batches]
+
+
 def test_bad_samples_are_replaced_counted_and_finally_fatal(tmp_path: Path) -> None:
     index = make_index(tmp_path, 120, per_shard=20)
     shard = index.shard_path(2)

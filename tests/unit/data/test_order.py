@@ -160,6 +160,7 @@ def test_golden_vectors() -> None:
     assert [order.val_size(0), order.val_size(1)] == [9984, 768]
     assert order.lookup_val(0, [0, 1, 256, 5000]).tolist() == [2048, 2049, 18944, 367240]
     assert [order.substitute(1, 5, 1), order.substitute(1, 5, 2)] == [58265, 2190]
+    assert [order.substitute_val(1, 5, 1), order.substitute_val(1, 5, 2)] == [15363, 20297]
     assert order.digest == "175a973442593b34f286bf9f3a479193"
     grained = SampleOrder([SourceSize("a", 10, 2), SourceSize("b", 7, 1)], 0, granularity=3)
     assert drawn(grained, range(18)) == [
