@@ -16,6 +16,7 @@ from mgpt4_hpc.data.collate import read_decoded
 from mgpt4_hpc.data.decode import Resize
 from mgpt4_hpc.data.encode_plan import EncodePlan
 from mgpt4_hpc.data.reader import BadSampleError, SampleReader
+from mgpt4_hpc.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,12 @@ class PlanImages:
         return self.of(rows, samples)
 
     def of(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> Pictures:
-        """The images of samples that are called ``rows`` here."""
+        """The images of samples that are called ``rows`` here.
+
+        Raises:
+            DataError, StorageTrouble: if a shard cannot be read, whatever its samples may be: a
+                cache knows bad ones for ever.
+        """
         images = np.empty((len(samples), *self._shape), np.uint8)
         texts: list[tuple[int, str, str]] = []
         bad: list[tuple[int, str, str]] = []
@@ -73,6 +79,12 @@ class PlanImages:
                     images[len(texts)],
                 )
             except BadSampleError as error:
+                if error.errno is not None:
+                    raise DataError(
+                        str(error),
+                        why="its samples may be good, and a cache knows bad ones for ever",
+                        fix="see that all shards can be read; the same command then goes on",
+                    ) from None
                 bad.append((row, error.key, f"{error.shard}: {error.reason}"))
             else:
                 texts.append((row, sample.key, sample.caption))

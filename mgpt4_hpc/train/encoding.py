@@ -160,7 +160,7 @@ class Encoding:
         parts: int = 1,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> int:
-        """Encode what is missing, shard by shard; the number of bad samples among it.
+        """Encode what is missing, shard by shard; how many samples of it were found to be bad.
 
         Args:
             batch_size: images at a time; by default the run's micro-batch.
@@ -169,7 +169,9 @@ class Encoding:
             on_progress: called with (samples done, samples in all) of the part.
 
         Raises:
-            DataError: if more samples are bad than ``data.max_bad_fraction`` allows.
+            DataError: if more samples are bad than ``data.max_bad_fraction`` allows, or a shard
+                is gone.
+            StorageTrouble: if shards cannot be read just now.
         """
         todo = [self._todo[number] for number in part_of(len(self._todo), part, parts)]
         todo = [shard for shard in todo if shard.rows]
@@ -184,19 +186,22 @@ class Encoding:
         )
         stream.start()  # before CUDA and its threads: workers are forked
         set_up_process(self.config, Ranks())
-        writer = _Writer(self, images, self._encoder(), size)
+        encoder = _Encoder(self, images, self._encoder(), size)
         done, num_bad = 0, 0
         try:
             for shard in todo:
-                num_bad += writer.write(shard, stream)
+                rows, bad = encoder.encode(shard, stream)
                 done += len(shard.rows)
-                on_progress(done, total)
+                num_bad += sum((b.source, b.sample) not in self.cache.bad for b in bad)
+                # Before they are written: what a cache knows to be bad is never read again.
                 if num_bad > self.config.data.max_bad_fraction * max(done, 1000):
                     raise DataError(
                         f"{num_bad} of {done} samples are bad, more than data.max_bad_fraction "
-                        f"{self.config.data.max_bad_fraction} allows; the last: {writer.last_bad}",
+                        f"{self.config.data.max_bad_fraction} allows; the last: {encoder.last_bad}",
                         fix="repair or re-index the shards, or raise data.max_bad_fraction",
                     )
+                write_shard(self.out / shard.name, rows, bad, self.dtype)
+                on_progress(done, total)
         except OSError as error:
             raise DataError(f"cannot write to {self.out}: {error.strerror or error}") from error
         finally:
@@ -239,8 +244,8 @@ def _chunks(todo: Sequence[_Todo], size: int) -> Iterator[list[int]]:
             yield list(shard.rows[begin : begin + size])
 
 
-class _Writer:
-    """Turns images into shards, with substitutes for the bad ones."""
+class _Encoder:
+    """Turns images into what a shard holds, with substitutes for the bad ones."""
 
     def __init__(
         self, encoding: Encoding, images: PlanImages, encoder: ImageEncoder, batch_size: int
@@ -251,8 +256,10 @@ class _Writer:
         self._batch_size = batch_size
         self.last_bad = ""
 
-    def write(self, shard: _Todo, stream: Iterator[Pictures]) -> int:
-        """Write one shard from the stream's next batches; the number of bad samples."""
+    def encode(
+        self, shard: _Todo, stream: Iterator[Pictures]
+    ) -> tuple[list[FeatureRow], list[BadRow]]:
+        """What one shard is to hold, from the stream's next batches."""
         plan = self._encoding.plan
         rows: list[FeatureRow] = []
         bad: dict[tuple[int, int], BadRow] = {}
@@ -266,13 +273,11 @@ class _Writer:
             }
             rows += self._encode(pictures, samples)
             self._note(bad, pictures, samples)
-        num_bad = len(bad)
         for row in shard.rows:
             sample = (int(plan.source[row]), int(plan.sample[row]))
             if sample in bad:
                 rows += self._stand_ins(row, rows, bad)
-        write_shard(self._encoding.out / shard.name, rows, list(bad.values()), self._encoding.dtype)
-        return num_bad
+        return rows, list(bad.values())
 
     def _encode(
         self, pictures: Pictures, samples: Mapping[int, tuple[int, int]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 import shutil
 import signal
@@ -19,8 +21,9 @@ from mgpt4_hpc.config.stored import write_config
 from mgpt4_hpc.data.draws import ValDraws
 from mgpt4_hpc.data.encode_plan import missing_from
 from mgpt4_hpc.data.feature_cache import FeatureCache
+from mgpt4_hpc.data.reader import SampleReader
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import DataError, RunLocked
+from mgpt4_hpc.errors import DataError, RunLocked, StorageTrouble
 from mgpt4_hpc.model.minigpt4 import MiniGPT4
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.encoding import Encoding
@@ -191,6 +194,49 @@ def test_a_bad_sample_gets_the_substitutes_that_another_run_needs(
         patch.setattr(ValDraws, "substitute", neighbour)
         assert missing_from(again.plan, again.cache) == 0, "the first run's are still there"
     train(run)
+
+
+def unreadable(monkeypatch: pytest.MonkeyPatch, shard: Path, code: int) -> None:
+    opened = os.open
+
+    def failing(path: object, *arguments: int, **options: int) -> int:
+        if str(path) == str(shard):
+            raise OSError(code, os.strerror(code))
+        return opened(path, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", failing)
+    monkeypatch.setitem(SampleReader.__init__.__kwdefaults__, "pauses_s", ())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOENT])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_storage_that_stumbles_spoils_no_cache(
+    world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, num_workers: int
+) -> None:
+    """A sample that is once known to be bad is never read again."""
+    settings = {"data__num_workers": num_workers}
+    encode(world, tmp_path / "whole", **settings)
+    whole = FeatureCache(tmp_path / "whole")
+    out = tmp_path / "cache"
+    file = world.write_config(out.with_suffix(".yaml"), **{**SETTINGS, **settings})
+    encoding = Encoding(load_config(file).config, out, dtype="fp32", samples_per_shard=10)
+    with monkeypatch.context() as patch:
+        unreadable(patch, world.shards("cc_sbu") / "00000.tar", code)
+        with pytest.raises((StorageTrouble, DataError), match="cannot be read"):
+            encoding.run()
+    assert set(encoding.cache.bad) <= set(whole.bad)
+    cache = encode(world, out, **settings).cache
+    assert (cache.num_samples, set(cache.bad)) == (whole.num_samples, set(whole.bad))
+
+
+def test_too_many_bad_samples_are_told_before_they_are_known_for_ever(
+    world: TinyWorld, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"more than data\.max_bad_fraction"):
+        encode(world, tmp_path / "cache", data__max_bad_fraction=0.0)
+    assert not FeatureCache(tmp_path / "cache").bad
+    encode(world, tmp_path / "cache")  # the limit raised, a shard's bad samples are known
+    encode(world, tmp_path / "cache", data__max_bad_fraction=0.0)
 
 
 def test_features_of_something_else_are_refused_with_the_difference(
