@@ -93,7 +93,6 @@ def train(loop: Loop) -> tuple[Ending, str]:
         loop.saving.save_now(loop.state)
     with loop.watchdog.phase("waiting for the last save"):
         loop.ranks.barrier()  # patiently: storage may be slow, where a step's collective may not
-        progress.tell_substitutions()
     return ending, reason
 
 
@@ -110,8 +109,10 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
                 return Ending.STOPPED, _reason(loop)
             assert micro_batches is not None, "who has no data says stop"
             result = loop.step(micro_batches, state.step, wish.global_tokens)
-            state.advance(config.global_batch_size)
-            progress.note(micro_batches, result)
+            state.advance(config.global_batch_size, wish.replaced)
+            progress.note()
+            if wish.replaced:
+                progress.tell_substitutions(micro_batches)
             if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
                 progress.report(result, micro_batches)
         # Once the end is near, the next attempt validates: here it would not be finished.
@@ -133,11 +134,13 @@ class _Wish:
         stop: whether to stop now.
         asked: whether any rank was asked to stop, now or by some later moment.
         global_tokens: answer tokens of the step, over all ranks.
+        replaced: bad samples of the step that others stand in for, over all ranks.
     """
 
     stop: bool
     asked: bool
     global_tokens: int
+    replaced: int
 
 
 def _next_batches(loop: Loop) -> Sequence[Batch] | None:
@@ -161,12 +164,13 @@ def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch] | Non
     request = loop.stop.poll()
     due = request is not None and loop.ranks.is_first and progress.is_due(request)
     tokens = sum(batch.num_answer_tokens for batch in micro_batches or ())
-    asked, stop, global_tokens = loop.ranks.sum_on_cpu(
-        [request is not None, due or micro_batches is None, tokens]
+    replaced = sum(len(batch.substitutions) for batch in micro_batches or ())
+    asked, stop, global_tokens, all_replaced = loop.ranks.sum_on_cpu(
+        [request is not None, due or micro_batches is None, tokens, replaced]
     )
     if asked and request is None:
         loop.stop.request(ANOTHER_RANK)
-    return _Wish(stop > 0, asked > 0, int(global_tokens))
+    return _Wish(stop > 0, asked > 0, int(global_tokens), int(all_replaced))
 
 
 def _reason(loop: Loop) -> str:
@@ -193,8 +197,6 @@ class _Progress:
         self.loop = loop
         self.throughput = Throughput()
         self.watch = Stopwatch()
-        self.substitutions: list[object] = []
-        self.num_substitutions = 0
         self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
         self.last_report = time.monotonic()
         self.first = True
@@ -209,12 +211,10 @@ class _Progress:
         loop = self.loop
         return loop.pacing.is_due(request, loop.saving.longest_s, self.throughput.longest_step_s)
 
-    def note(self, micro_batches: Sequence[Batch], result: StepResult) -> None:
+    def note(self) -> None:
         """Count one step; reads nothing from the device."""
         loop = self.loop
         self.throughput.add(loop.config.global_batch_size, self.watch.lap())
-        for batch in micro_batches:
-            self.substitutions += batch.substitutions
         if self.first:
             self.first = False
             loop.recorder.event(
@@ -228,7 +228,6 @@ class _Progress:
         skipped_steps = nonfinite_steps + round(loop.step.overflow_steps.item())
         loss_sum, tokens = loop.ranks.sum_on_cpu([result.loss_sum.item(), result.num_tokens])
         loss = loss_sum / max(tokens, 1.0)
-        self.tell_substitutions()
         lr = loop.step.schedule(step - 1)
         rate = self.throughput.samples_per_s
         values = {
@@ -238,7 +237,7 @@ class _Progress:
             tags.STEP_S: self.throughput.median_step_s,
             tags.DATA_WAIT_FRACTION: self._data_wait_fraction(),
             tags.SAMPLES_PER_S: rate,
-            tags.SKIPPED: float(self.num_substitutions),
+            tags.SKIPPED: float(loop.state.samples_replaced),
             tags.SKIPPED_STEPS: float(skipped_steps),
         }
         mfu = loop.utilisation(micro_batches, self.throughput.median_step_s)
@@ -255,15 +254,11 @@ class _Progress:
         loop.recorder.logged(step, values, loop.buckets.seconds, line)
         self.health.look(step, loss, nonfinite_steps)
 
-    def tell_substitutions(self) -> None:
-        """Record the bad samples of all ranks; these steps will not be done again."""
-        (bad,) = self.loop.ranks.sum_on_cpu([len(self.substitutions)])
-        if not bad:
-            return
-        for found in self.loop.ranks.gather(self.substitutions):
+    def tell_substitutions(self, micro_batches: Sequence[Batch]) -> None:
+        """Record the bad samples of all ranks, before a checkpoint says that they were passed."""
+        mine = [item for batch in micro_batches for item in batch.substitutions]
+        for found in self.loop.ranks.gather(mine):
             self.loop.recorder.substituted(found)
-        self.num_substitutions += int(bad)
-        self.substitutions = []
 
     def report_validation(self, loss: float, said: Said) -> None:
         """Record the held-out loss, and what was said about held-out images."""

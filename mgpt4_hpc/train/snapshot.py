@@ -41,6 +41,8 @@ def restore(checkpoint: Checkpoint, state: TrainState, model: MiniGPT4, step: Tr
     step.load_scaler_tensors(saved)
     state.step = checkpoint.step
     state.samples_seen = int(checkpoint.meta["samples_seen"])
+    # Older checkpoints do not count them.
+    state.samples_replaced = int(checkpoint.meta.get("samples_replaced", 0))
 
 
 def snapshot(model: MiniGPT4, step: TrainStep) -> dict[str, dict[str, torch.Tensor]]:
@@ -82,4 +84,8 @@ def describe(
         "attempt": attempt,
         "world_size": ranks.world_size,
     }
-    return lambda state: {**fixed, "samples_seen": state.samples_seen}
+    return lambda state: {
+        **fixed,
+        "samples_seen": state.samples_seen,
+        "samples_replaced": state.samples_replaced,
+    }

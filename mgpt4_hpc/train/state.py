@@ -8,20 +8,23 @@ from enum import StrEnum
 
 @dataclass
 class TrainState:
-    """Both counters are in every checkpoint, and nothing else is needed to go on exactly.
+    """All counters are in every checkpoint; the first two are all that is needed to go on exactly.
 
     Attributes:
         step: optimizer steps completed.
         samples_seen: samples consumed over all ranks; the whole state of the data pipeline.
+        samples_replaced: bad samples among them, for people.
     """
 
     step: int = 0
     samples_seen: int = 0
+    samples_replaced: int = 0
 
-    def advance(self, samples: int) -> None:
+    def advance(self, samples: int, replaced: int = 0) -> None:
         """One more step is complete."""
         self.step += 1
         self.samples_seen += samples
+        self.samples_replaced += replaced
 
 
 class Ending(StrEnum):

@@ -152,6 +152,9 @@ def test_interrupted_and_resumed_from_a_cache_elsewhere(world: TinyWorld, tmp_pa
     train(broken)
     assert final_projector(broken) == final_projector(alone)
     assert curve(broken) == curve(alone)
+    skipped = curve(alone, "data/skipped")
+    assert curve(broken, "data/skipped") == skipped and skipped[3][1] < skipped[-1][1]
+    assert skipped[-1][1] == len(substituted(alone)) == len(substituted(broken))
 
 
 def test_more_steps_are_refused_until_they_are_encoded_too(

@@ -96,10 +96,10 @@ class AnotherRank(Ranks):
     """The first of two ranks, whose peer has as many tokens and is asked to stop at some point."""
 
     def sum_on_cpu(self, values: Sequence[float]) -> list[float]:
-        if len(values) == 3:  # the agreement: asked to stop, stop now, tokens
+        if len(values) == 4:  # the agreement: asked to stop, stop now, tokens, bad samples
             object.__setattr__(self, "asked", getattr(self, "asked", 0) + 1)
-            asked, stop, tokens = values
-            return [asked + (self.asked >= 3), stop, 2 * tokens]  # type: ignore[attr-defined]
+            asked, stop, tokens, bad = values
+            return [asked + (self.asked >= 3), stop, 2 * tokens, bad]  # type: ignore[attr-defined]
         return list(values)
 
     def barrier(self) -> None:
@@ -256,12 +256,21 @@ def test_a_hopeless_run_ends_without_a_save() -> None:
     assert [name for name in names(notes) if name[0] == "save"] == []
 
 
-def test_bad_samples_are_told_also_if_a_stop_comes_before_the_next_report() -> None:
+def test_bad_samples_are_told_before_the_save_and_counted_since_the_run_began() -> None:
     notes: Notes = []
     (good,) = make_batches([3])
     bad = make_batches([3])[0]
     object.__setattr__(bad, "substitutions", (Substitution(5, "k5", "torn", "k9"),))
-    stream = iter([[good], [good], [bad], [good]])
-    loop = make_loop(notes, stop_at=4, batches=stream)
+    stream = iter([[good], [bad], [bad], [bad]])
+    loop = make_loop(
+        notes, stop_at=4, batches=stream, evaluate=None, state=TrainState(0, 0, samples_replaced=7)
+    )
     assert train(loop)[0] is Ending.STOPPED
-    assert notes[-2:] == [("save", 3, 30), ("bad sample", "k5")]
+    assert names(notes)[4:] == [
+        ("step", 1), ("bad sample", "k5"), ("log", 2), ("due?", 2), ("beat", 2),
+        ("step", 2), ("bad sample", "k5"), ("due?", 3), ("beat", 3),
+        ("save", 3),
+    ]  # fmt: skip
+    (logged,) = [note[2] for note in notes if note[0] == "log"]
+    assert logged[tags.SKIPPED] == 8.0
+    assert loop.state == TrainState(3, 30, samples_replaced=9), "not what was never trained on"
