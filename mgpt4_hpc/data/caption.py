@@ -10,7 +10,7 @@ class CaptionError(Exception):
 
 
 def caption_of(json_data: bytes | None, txt_data: bytes | None) -> str:
-    """The caption: ``caption`` of the json if there is one, the txt otherwise.
+    """The caption: that of the json; the txt where there is no json.
 
     Raises:
         CaptionError: if it is missing, empty or unreadable.
