@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ _PEAK_TFLOPS = {
     "A10": 125.0,
     "V100": 125.0,
 }
-"""Dense 16-bit tensor-core rates from NVIDIA's data sheets, by a part of the device's name; the
-longer names stand before those that they contain."""
+"""Dense 16-bit tensor-core rates from NVIDIA's data sheets, by what the device's name holds and no
+letter or digit follows: an RTX A4000 is no A40. The longer names stand first."""
 
 _COUNTED_BY = frozenset(
     {
@@ -45,7 +46,7 @@ def peak_flops_per_s(device_name: str, precision: str) -> float | None:
     if precision == "fp32":
         return None
     for part, tflops in _PEAK_TFLOPS.items():
-        if part in device_name:
+        if re.search(rf"{part}(?![0-9A-Za-z])", device_name):
             return tflops * 1e12
     return None
 

@@ -28,6 +28,10 @@ VICUNA_7B = {
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA A10", 125.0),
         ("NVIDIA A40", 149.7),
+        ("NVIDIA GH200 480GB", 989.5),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA RTX A3000 Laptop GPU", None),
+        ("NVIDIA A10G", None),
         ("Some other card", None),
     ],
 )
