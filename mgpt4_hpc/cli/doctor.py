@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.options import RUNS_DIR_VARIABLES, absolute, json_option
+from mgpt4_hpc.cli.options import RUNS_DIR_VARIABLES, absolute, json_option, site_option
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.doctor import Report
@@ -27,16 +27,16 @@ EXIT_FAULTS = 3
 @click.option(
     "-p", "--partition", help="The partition to look at; otherwise all that a run could use."
 )
-@click.option("--account", help="Slurm account, if the site wants one named.")
-@click.option("--qos", help="Slurm quality of service, if the site wants one named.")
+@click.option("--account", help="Slurm account; otherwise the site profile's.")
+@click.option("--qos", help="Slurm quality of service; otherwise the site profile's.")
+@site_option
 @click.option(
     "--runs-dir",
     "--run-dir",
     "runs_dir",
     type=click.Path(file_okay=False, path_type=Path),
     envvar=RUNS_DIR_VARIABLES,
-    default="runs",
-    show_default=True,
+    show_default="the site's, or runs",
     help="Folder of the run directories: its file system is tried.",
 )
 @click.option(
@@ -53,7 +53,8 @@ def doctor_command(
     partition: str | None,
     account: str | None,
     qos: str | None,
-    runs_dir: Path,
+    site: str | None,
+    runs_dir: Path | None,
     device: str,
     as_json: bool,
 ) -> None:
@@ -67,11 +68,19 @@ def doctor_command(
     mgpt4 doctor
     mgpt4 doctor --partition a100-preempt --runs-dir /scratch/$USER/runs
     """
+    from mgpt4_hpc.config.sites import read_site
     from mgpt4_hpc.launch.doctor import examine
     from mgpt4_hpc.launch.finding import Level
+    from mgpt4_hpc.launch.site import choose_site
 
+    profile = choose_site(site)
+    usual = read_site(profile.path) if profile is not None else {}
     report = examine(
-        absolute(runs_dir), partition=partition, account=account, qos=qos, device=device
+        absolute(runs_dir or Path(usual.get("launch.runs_dir") or "runs")),
+        partition=partition,
+        account=account or usual.get("launch.account"),
+        qos=qos or usual.get("launch.qos"),
+        device=device,
     )
     if as_json:
         echo_json(
@@ -85,6 +94,8 @@ def doctor_command(
             }
         )
     else:
+        if profile is not None:
+            click.echo(f"site profile {profile.name}, chosen by {profile.why}")
         _show(report)
     if report.unreachable is not None:
         raise report.unreachable

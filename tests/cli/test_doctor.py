@@ -51,6 +51,25 @@ def test_faults_end_with_3_and_their_fix(mgpt4: Mgpt4) -> None:
 
 
 @pytest.mark.usefixtures("with_slurm")
+def test_what_the_site_profile_names_is_examined(
+    mgpt4: Mgpt4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, other = tmp_path / "the-sites", tmp_path / "given"
+    profile = tmp_path / "here.yaml"
+    profile.write_text(f"launch: {{runs_dir: {folder}, account: vision, qos: long}}\n")
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        doctor_slurm, "run_slurm", lambda words: str(asked.append(list(words)) or "")
+    )
+    monkeypatch.delenv("MGPT4_RUNS_DIR", raising=False)
+    ended = mgpt4("doctor", "--site", str(profile))
+    assert "site profile here, chosen by flag" in ended.out
+    assert str(folder) in ended.out
+    assert any({"--account=vision", "--qos=long"} <= set(words) for words in asked)
+    assert str(other) in mgpt4("doctor", "--site", str(profile), "--runs-dir", str(other)).out
+
+
+@pytest.mark.usefixtures("with_slurm")
 def test_slurm_does_not_answer(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) -> None:
     def silent() -> None:
         raise SlurmUnreachable("`scontrol show config` cannot reach Slurm: down", fix="try again")
