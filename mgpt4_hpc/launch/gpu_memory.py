@@ -61,12 +61,17 @@ def sizes_gib(gpu_type: str, hints: Iterable[str] = ()) -> tuple[int, ...]:
     name = gpu_type.lower()
     if part_of_one := _SLICE.search(name):
         return (int(part_of_one[1]),)
-    known = next((sizes for part, sizes in _SIZES_GIB if part in name), ())
+    known = next((sizes for part, sizes in _SIZES_GIB if _has_word(name, part)), ())
     for text in (name, *(hint.lower() for hint in hints)):
         said = {int(number) for number in _SAID.findall(text)}
         if match := tuple(size for size in known if size in said):
             return match
     return known
+
+
+def _has_word(name: str, part: str) -> bool:
+    """An ``a40`` is no part of an ``rtx_a4000``."""
+    return re.search(rf"{re.escape(part)}(?!\d)", name) is not None
 
 
 def estimate(config: RunConfig) -> MemoryEstimate | None:

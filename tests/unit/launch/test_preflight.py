@@ -140,6 +140,8 @@ def test_the_file_system_tells_what_other_nodes_see(
         ("quadro_rtx_6000", [], (24,)),
         ("nvidia_rtx_6000_ada_generation", [], (48,)),
         ("rtx6000ada", [], (48,)),
+        ("rtx_a4000", [], ()),
+        ("rtx_a6000", [], (48,)),
         ("mi300", [], ()),
         ("gpu", [], ()),
     ],
