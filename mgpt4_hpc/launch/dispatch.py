@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed, StorageTrouble
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.orders import Plan, PlannedRun
 from mgpt4_hpc.launch.submit import (
@@ -89,8 +89,8 @@ def _submit_one(item: PlannedRun, executor: str) -> Submitted:
     create_run(item.run, item.resolved)
     try:
         return submit_run(item.run, item.resolved, executor, dependency=dependency)
-    except SlurmUnconfirmed:
-        raise
+    except (SlurmUnconfirmed, StorageTrouble):
+        raise  # a job may be there, and needs the folder
     except MgptError:
         _remove(item.run)
         raise

@@ -26,6 +26,7 @@ from mgpt4_hpc.errors import (
     SlurmRejected,
     SlurmUnconfirmed,
     SlurmUnreachable,
+    StorageTrouble,
 )
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.batch import make_executor, python_command, script_path
@@ -205,6 +206,7 @@ def submit_run(
 
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
+        StorageTrouble: it has the job, and the run's folder takes no note of that.
     """
     run.clear_markers()
     with uninterrupted(executor):
@@ -213,16 +215,27 @@ def submit_run(
             if executor == "slurm"
             else _submit_local(run, resolved)
         )
-        write_json(
-            run.slurm / "job.json",
-            {
-                "executor": executor,
-                "job_id": submitted.job_id,
-                "submitted": time.time(),
-                "host": os.uname().nodename,
-            },
-        )
+        _note_job(run, submitted)
     return submitted
+
+
+def _note_job(run: RunDir, submitted: Submitted) -> None:
+    job = {
+        "executor": submitted.executor,
+        "job_id": submitted.job_id,
+        "submitted": time.time(),
+        "host": os.uname().nodename,
+    }
+    try:
+        write_json(run.slurm / "job.json", job)
+    except OSError as error:
+        # The job is there; without this error its id would be nowhere.
+        end_it = "scancel" if submitted.executor == "slurm" else "kill"
+        raise StorageTrouble(
+            f"job {submitted.job_id} was submitted, but {run.path} takes no note of it: {error}",
+            why="`mgpt4 status` and `mgpt4 cancel` find a run's job by that note",
+            fix=f"`{end_it} {submitted.job_id}`, free some space, then `mgpt4 resume` the run",
+        ) from error
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mgpt4_hpc.errors import (
     SlurmRejected,
     SlurmUnconfirmed,
     SlurmUnreachable,
+    StorageTrouble,
 )
 from mgpt4_hpc.launch import submit
 from mgpt4_hpc.launch.shim import write_shim
@@ -128,6 +129,22 @@ def test_ctrl_c_waits_until_the_jobs_id_is_noted(
     with pytest.raises(KeyboardInterrupt):
         submit_run(run, RESOLVED, "slurm")
     assert read_json(run.slurm / "job.json")["job_id"] == "42"
+
+
+def test_a_job_that_cannot_be_noted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, "echo Submitted batch job 42")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(submit, "write_json", full)
+    with pytest.raises(StorageTrouble, match="job 42 was submitted") as caught:
+        submit_run(run, RESOLVED, "slurm")
+    assert "scancel 42" in str(caught.value)
 
 
 # -- two commands at once ----------------------------------------------------------------------
