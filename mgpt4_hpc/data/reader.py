@@ -252,7 +252,8 @@ def storage_trouble(path: Path, error: OSError) -> StorageTrouble:
         f"{path} cannot be read, however often it is tried: {error.strerror or error}",
         why="it was read before, or other machines read it, so another start may do; to train on "
         "something else in its place would change the result",
-        fix="the job comes back by itself; if it is always this one, `mgpt4 data check` tells more",
+        fix="the job comes back by itself; if it is always this one, the disk has lost it: rename "
+        "the file, and others of its source stand in for its samples",
     )
 
 
