@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.patience import is_transient
 
 CAPTION_FILE = "filter_cap.json"
 IMAGE_FOLDER = "image"
@@ -115,6 +116,11 @@ def _fault(image_id: str, caption: object, image: Path, seen: set[str]) -> str:
     try:
         check_image(image.read_bytes())
     except OSError as error:
+        if is_transient(error):
+            raise DataError(
+                f"{image} cannot be read just now: {error.strerror}",
+                fix="try again when the storage answers",
+            ) from error
         return f"{image}: {error.strerror}"
     except ImageError as error:
         return str(error)

@@ -37,13 +37,25 @@ def expand_shards(spec: str | Path, *, also: str = "") -> list[Path]:
         )
     path = Path(text)
     if path.is_dir():
-        shards = sorted(path.glob("*.tar"))
+        shards = _tars_of(path)
         if not shards:
             raise DataError(f"the folder {text} has no *.tar", fix=_folder_hint(path))
         return shards
     shards = list(_expand(text, base=None))
     _check(text, shards, also)
     return shards
+
+
+def _tars_of(folder: Path) -> list[Path]:
+    # Not by glob, which takes a folder that cannot be read for an empty one (all errors since
+    # Python 3.13).
+    try:
+        return sorted(path for path in folder.iterdir() if path.name.endswith(".tar"))
+    except OSError as error:
+        raise DataError(
+            f"the folder {folder} cannot be listed: {error.strerror}",
+            fix="see that whoever runs the job can read it",
+        ) from error
 
 
 def expand_braces(pattern: str) -> Iterator[str]:

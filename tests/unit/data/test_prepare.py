@@ -188,6 +188,24 @@ class TestPrepare:
 
         assert patiently(prepared, sleep=sleep) == whole and slept == [1.0]
 
+    @pytest.mark.parametrize("name", ["iterdir", "read_bytes"])
+    def test_a_stumble_while_listing_or_packing_may_pass(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        source = tmp_path / "data"
+        write_shards(source, 3, 3) if name == "iterdir" else align_folder(source)
+        real = getattr(Path, name)
+
+        def stumble(path: Path) -> object:
+            if path == source or path.suffix == ".jpg":
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return real(path)
+
+        monkeypatch.setattr(Path, name, stumble)
+        with pytest.raises(DataError) as error:
+            prepare_source("s", source, None, tmp_path / "work")
+        assert is_transient(error.value)
+
     def test_a_shard_without_permission_is_quarantined(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
