@@ -89,6 +89,7 @@ class CheckpointStore:
         self._sleep = sleep
         self._folder_is_durable = False
         self._verified: set[int] = set()
+        self._passed_over: list[Path] = []
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, verified or not, oldest first."""
@@ -135,6 +136,7 @@ class CheckpointStore:
                 manifest = self._write_files(tmp, step, files, meta)
                 if guard is not None:
                     guard()
+                self._leave_old_line()
                 if self._already_there(target, manifest):
                     self._try_to_remove(tmp)
                 else:
@@ -171,7 +173,7 @@ class CheckpointStore:
 
         An I/O error may be a bad sector, or a file server that is away for a moment: reading is
         tried again for half a minute, once for all checkpoints. One that then still cannot be
-        read is passed over and stays, as it may be whole.
+        read is passed over and stays, as it may be whole, until a newer one is committed.
 
         Args:
             on_bad: told each folder that was passed over (where it was) and what is wrong.
@@ -194,6 +196,7 @@ class CheckpointStore:
                 reason = error.what
                 if isinstance(error, UnreadableCheckpointError):
                     unreadable.append(error)
+                    self._passed_over.append(path)
                 else:
                     reason += self._move_aside(path)
                 log.warning("checkpoint %s is passed over: %s", path, reason)
@@ -332,6 +335,18 @@ class CheckpointStore:
         finally:
             self._fs.close(fd)
         return FileRecord(size, digest.hexdigest())
+
+    def _leave_old_line(self) -> None:
+        """Move aside what was passed over for I/O errors: the run has gone on without it.
+
+        On other ranks or with other settings its bits are others' by now, and the next start, to
+        which it may be readable again, must not go back to it.
+        """
+        for path in self._passed_over:
+            if os.path.lexists(path):
+                log.warning("checkpoint %s is moved aside: the run went on without it", path)
+                self._quarantine(path)
+        self._passed_over = []
 
     def _already_there(self, target: Path, manifest: Manifest) -> bool:
         if not os.path.lexists(target):

@@ -208,6 +208,17 @@ def test_a_bad_sector_is_passed_over_after_half_a_minute_and_stays(store, monkey
     assert store.load_newest().step == 2
 
 
+def test_the_run_does_not_go_back_to_what_it_went_on_without(store, monkeypatch):
+    """On other ranks its later steps have other bits than the checkpoint that was unreadable."""
+    commit(store, 1, 4)
+    again = patient_store(store.folder, [])
+    with monkeypatch.context() as patch:
+        fail_reading(patch, "step-00000004", EIO)
+        assert again.load_newest().step == 1
+    again.commit(2, state(2), {})
+    assert names(store) == ["bad-step-00000004-0003", "step-00000001", "step-00000002"]
+
+
 def test_an_outage_while_checkpoints_are_read_loses_none(store, monkeypatch):
     """A file server that is away for some seconds, just when a requeued run looks for them."""
     commit(store, 1, 2, 3)
