@@ -225,6 +225,16 @@ class RunDir:
         for marker in (self.resubmit_needed, self.failed):
             marker.unlink(missing_ok=True)
 
+    def is_gone(self) -> bool:
+        """Whether somebody removed or moved it: its parent can be read, and knows no such name.
+
+        Where a mount is away the parent cannot be read either.
+        """
+        try:
+            return self.path not in self.path.parent.iterdir()
+        except OSError:
+            return False
+
     def overtaken_by(self, attempt: int) -> int | None:
         """Number of the newest writer, if that is another than ``attempt``.
 

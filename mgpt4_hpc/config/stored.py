@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.patience import patiently
+from mgpt4_hpc.patience import PAUSES_S, patiently
 
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
 
@@ -89,14 +90,20 @@ def read_config(path: Path) -> Resolved:
     return Resolved(config, _origins(path.read_text(encoding="utf-8")))
 
 
-def read_own_config(path: Path) -> Resolved:
+def read_own_config(path: Path, *, pauses_s: Sequence[float] = PAUSES_S) -> Resolved:
     """The configuration of the run that this process works on: it was there when the job was made.
+
+    Args:
+        path: its file.
+        pauses_s: seconds between the tries while storage stumbles.
 
     Raises:
         StorageTrouble: shared storage does not give it out.
         ConfigError: if it was edited into something invalid.
     """
-    return patiently(lambda: read_config(path), vanished=lambda: not path.exists())
+    return patiently(
+        lambda: read_config(path), vanished=lambda: not path.exists(), pauses_s=pauses_s
+    )
 
 
 def _origins(text: str) -> dict[str, str]:

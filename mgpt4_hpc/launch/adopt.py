@@ -35,14 +35,17 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
     of the first start holds for the whole run. Where storage does not show it, the job is put back
     into the queue.
     """
-    run = RunDir(run_dir.absolute())
+    run, start = RunDir(run_dir.absolute()), start_of(os.environ)
     try:
         if not patiently(run.identity_file.exists):
+            if start.restart_count and not run.path.parent.is_dir():
+                # Not a run that is still to be made: the first start would have made this.
+                raise StorageTrouble(f"{run.path.parent} is not there on this node")
             _make(run, config, assignments)
         patiently(lambda: assert_trusted(run.path))
     except StorageTrouble as trouble:
         # No supervisor follows: it would execute what nobody could look through.
-        decision = come_back_unread(run, start_of(os.environ), trouble.what)
+        decision = come_back_unread(run, start, trouble.what)
         click.echo(decision.reason, err=True)
         sys.exit(exit_code(decision))
     job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}

@@ -77,6 +77,8 @@ def settle_patiently(run: RunDir, start: JobStart, code: int) -> Verdict:
         if code in (0, FatalTrainingError.exit_code):
             # Of an unfinished run no rank ends with 0, and 70 never changes by itself.
             return Verdict(code, False, f"the run's folder cannot be read: {trouble}")
+        if run.is_gone():
+            return Verdict(EXIT_RESUMABLE, False, f"{run.path} was removed or moved: it stays away")
         decision = come_back_unread(run, start, trouble)
         return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
 
@@ -125,7 +127,7 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
         signal_name = mine.signals[0]
     if mine is None and code == EXIT_RESUMABLE:
         signal_name = "a stop signal"  # the ranks left before they had met
-    budget = read_own_config(run.config_file).config.launch
+    budget = read_own_config(run.config_file, pauses_s=_PAUSES_S).config.launch
     decision = find_decision(run, start, budget, signal_name, this)
     if not _note(run, start, mine, code, decision):
         decision = limit_unrecorded(run, start, budget, decision)

@@ -68,3 +68,13 @@ def test_a_folder_that_is_not_safe_stays_refused(run: RunDir, scontrol: FakeScon
     scontrol.says(restarts=1)
     assert isinstance(start(run).exception, UnsafeRun)
     assert scontrol.calls == []
+
+
+def test_a_node_without_the_mount_makes_no_run_of_its_own(
+    tmp_path: Path, scontrol: FakeScontrol
+) -> None:
+    gone = RunDir(tmp_path / "not-mounted" / "run")
+    scontrol.says(restarts=1)
+    done = start(gone)
+    assert done.exit_code == 75 and "not there on this node" in done.stderr
+    assert scontrol.requeues == ["requeue 17"] and not gone.path.parent.exists()

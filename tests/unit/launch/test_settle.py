@@ -7,12 +7,14 @@ real one is asked and obeyed as here is shown in tests/slurm.
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mgpt4_hpc import patience
 from mgpt4_hpc.config.stored import read_config
 from mgpt4_hpc.launch import ending, supervise
 from mgpt4_hpc.launch.cancel_mark import request_cancel
@@ -368,6 +370,37 @@ def test_a_folder_that_stays_unreadable_leaves_it_to_slurm(
     assert (verdict.exit_code, verdict.again) == (code if code in (0, 70) else 75, again)
     assert bool(scontrol.requeues) is again and left_behind(run) == left
     assert "Stale file handle" in verdict.reason
+
+
+def test_the_job_of_a_run_that_was_removed_stays_away(
+    run: RunDir, scontrol: FakeScontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervise, "_PAUSES_S", (0.0,))
+    scontrol.says()
+    shutil.rmtree(run.path)
+    verdict = settle_patiently(run, START, 137)
+    assert (verdict.exit_code, verdict.again) == (75, False)
+    assert "removed or moved" in verdict.reason and scontrol.requeues == []
+    # Where the mount is away, nobody removed it.
+    away = RunDir(run.path.parent / "not-mounted" / run.name)
+    assert settle_patiently(away, START, 137).again
+
+
+def test_settings_that_cannot_be_read_are_waited_for_no_longer_than_the_rest(
+    run: RunDir, scontrol: FakeScontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute would be all that Slurm leaves the script at a time limit."""
+    slept: list[float] = []
+    usual = patience.patiently.__kwdefaults__
+    monkeypatch.setattr(
+        patience.patiently,
+        "__kwdefaults__",
+        {**usual, "sleep": slept.append, "say": lambda _: None},
+    )
+    scontrol.says()
+    run.config_file.unlink()
+    assert settle_patiently(run, START, 137).again
+    assert sum(slept) == 7
 
 
 def test_without_slurm_it_is_tried_again_as_well(
