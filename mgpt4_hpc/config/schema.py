@@ -380,7 +380,10 @@ class RunConfig(_Section):
                 f"{self.launch.nodes}"
             )
         for option in self.launch.sbatch:
-            if reason := _OWN_OPTIONS.get(option.lstrip("-").replace("_", "-")):
+            plain = option.lstrip("-").replace("_", "-")
+            if plain == "gpus-per-node" and self.launch.gpu_request == "none":
+                continue  # somebody asks for them in a way of their own
+            if reason := _OWN_OPTIONS.get(plain):
                 faults.append(f"launch.sbatch.{option} cannot be set: {reason}")
         faults += self._launch_faults()
         names = [source.name for source in self.data.sources]

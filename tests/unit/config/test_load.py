@@ -269,3 +269,9 @@ def test_the_digest_covers_what_decides_the_result_and_nothing_else(file: Path) 
 def test_what_the_launcher_must_decide_is_no_sbatch_option(file: Path, option: str) -> None:
     (fault,) = faults_of(file, overrides={f"launch.sbatch.{option}": "1"})
     assert f"launch.sbatch.{option} cannot be set: " in fault
+
+
+def test_gpus_may_be_asked_for_in_a_way_of_ones_own() -> None:
+    overrides = {"launch.gpu_request": "none", "launch.sbatch.gpus-per-node": "a100:2"}
+    launch = load_config("toy-stage1", overrides=overrides).config.launch
+    assert launch.sbatch == {"gpus-per-node": "a100:2"}
