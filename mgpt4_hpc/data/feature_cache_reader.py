@@ -24,6 +24,8 @@ from mgpt4_hpc.data.reader import (
 )
 from mgpt4_hpc.errors import DataError
 
+_WITHOUT_IT = "rename the file, and `mgpt4 data encode` makes it again"
+
 
 class FeatureReader:
     """Reads samples of a run's sources from a cache; what ``SampleReader`` and decoding are else.
@@ -98,7 +100,7 @@ class FeatureReader:
                         fix="see that the feature cache can be read by whoever runs the job",
                     ) from None
                 if pause is None:
-                    raise storage_trouble(path, error) from error
+                    raise storage_trouble(path, error, _WITHOUT_IT) from error
                 self._sleep(pause)
         raise AssertionError("unreachable")
 

@@ -169,7 +169,7 @@ class SampleReader:
 
     def _given_up(self, where: tuple[int, int], shard: Path, error: OSError) -> Exception:
         if error.errno in PASSING:
-            return storage_trouble(shard, error)
+            return storage_trouble(shard, error, _WITHOUT_IT)
         self._one_is_missing |= error.errno == errno.ENOENT
         bad = _ReadError(f"the shard cannot be read: {error.strerror or error}", error.errno)
         self._shunned[where] = (self._clock() + _SHUN_S, bad)
@@ -246,14 +246,17 @@ class SampleReader:
         return {**self.__dict__, "_open": OrderedDict()}
 
 
-def storage_trouble(path: Path, error: OSError) -> StorageTrouble:
-    """What is raised for a file of the run that could not be read in all tries."""
+def storage_trouble(path: Path, error: OSError, without_it: str) -> StorageTrouble:
+    """What is raised for a file of the run that could not be read in all tries.
+
+    ``without_it`` is how to go on if the disk has lost it.
+    """
     return StorageTrouble(
         f"{path} cannot be read, however often it is tried: {error.strerror or error}",
         why="it was read before, or other machines read it, so another start may do; to train on "
         "something else in its place would change the result",
-        fix="the job comes back by itself; if it is always this one, the disk has lost it: rename "
-        "the file, and others of its source stand in for its samples",
+        fix="the job comes back by itself; if it is always this one, the disk has lost it: "
+        f"{without_it}",
     )
 
 
@@ -263,6 +266,9 @@ class _ReadError(Exception):
     def __init__(self, reason: str, errno: int | None = None) -> None:
         super().__init__(reason)
         self.errno = errno
+
+
+_WITHOUT_IT = "rename the file, and others of its source stand in for its samples"
 
 
 def _as_indexed(part: bytes, span: Span) -> bool:
