@@ -77,7 +77,8 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
     with gr.Blocks(title="mgpt4", analytics_enabled=False, fill_height=True) as page:
         widgets = _lay_out(room.speakers, start, limits)
         _connect(widgets, _answering(room, start, limits, uploads))
-    page.queue(max_size=_WAITING)
+    # Not open: a question that is sent past the queue would not wait for its turn.
+    page.queue(max_size=_WAITING, api_open=False)
     page.state_session_capacity = _VISITS
     return page
 

@@ -22,7 +22,7 @@ from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.model.sampling import Sampling
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from mgpt4_hpc.chat.surface import Surface
 
 _STOP_S = 3
 """Seconds that open connections get when the server stops; browsers hold theirs for ever."""
@@ -70,7 +70,7 @@ def serve(
     with _uploads_folder() as uploads:
         try:
             guard = Guard(
-                _application(room, sampling, limits, uploads, host, port),
+                build_application(room, sampling, limits, uploads, host, port),
                 token=token,
                 hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
                 max_body=limits.max_bytes + _BODY_SLACK,
@@ -98,18 +98,22 @@ def _uploads_folder() -> Iterator[Path]:
             os.environ["GRADIO_TEMP_DIR"] = before[0]
 
 
-def _application(
+def build_application(
     room: Room, sampling: Sampling, limits: Limits, uploads: Path, host: str, port: int
-) -> FastAPI:
+) -> Surface:
     """The page as a web application, without anything of Gradio's that nobody asked for."""
     # Read when Gradio is imported: no calls home.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    # Not as an argument, which older versions do not know. It keeps conversations in the browser,
+    # and has routes that use the Hugging Face token of whoever started the server.
+    os.environ["GRADIO_RUN_HISTORY"] = "False"
     import gradio as gr
     from fastapi import FastAPI
 
     from mgpt4_hpc.chat.page import build_page, head, style
+    from mgpt4_hpc.chat.surface import Surface
 
-    return gr.mount_gradio_app(
+    page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         build_page(room, sampling, limits, uploads),
         path="/",
@@ -125,6 +129,7 @@ def _application(
         css=style(),
         head=head(),
     )
+    return Surface(page, uploads)
 
 
 def _run(

@@ -110,6 +110,7 @@ def test_in_a_browser(
     browser.ask("")
     browser.wait(lambda: "<b>And this?</b>" in browser.questions)
 
+    assert browser.kept == []
     assert browser.requests_outside(base) == []
     assert browser.faults() == []
     assert not serving.outside.read_text()

@@ -115,6 +115,12 @@ class Browser:
         leaving = "const e = new Event('beforeunload', {cancelable: true});"
         return self.driver.execute_script(f"{leaving} dispatchEvent(e); return e.defaultPrevented")
 
+    @property
+    def kept(self) -> list[str]:
+        """Names of what the page has stored in the browser."""
+        script = "return [...Object.keys(localStorage), ...Object.keys(sessionStorage)]"
+        return self.driver.execute_script(script)
+
     def requests_outside(self, inside: str) -> list[str]:
         """Addresses beyond ``inside`` that the page asked for, or tried to."""
         found = []
