@@ -37,7 +37,7 @@ _ASK = """<!doctype html><html lang="en"><title>mgpt4</title>
 
 
 class _TooMuch(Exception):
-    """The body is longer than anybody's image."""
+    """The body is longer than anybody's images."""
 
 
 class Guard:

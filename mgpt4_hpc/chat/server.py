@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from mgpt4_hpc.chat.guard import LOOPBACK_NAMES, Guard
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.room import Room
+from mgpt4_hpc.chat.room import MAX_IMAGES, Room
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.model.sampling import Sampling
 
@@ -30,7 +30,7 @@ _SWEEP_S = 60
 _UPLOAD_AGE_S = 600.0
 """An upload that nobody asked about goes after so long."""
 _BODY_SLACK = 2**20
-"""Room beside the image itself in an upload."""
+"""Room beside the images themselves in an upload."""
 
 
 def require_gradio() -> None:
@@ -73,7 +73,9 @@ def serve(
                 build_application(room, sampling, limits, uploads, host, port),
                 token=token,
                 hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
-                max_body=limits.max_bytes + _BODY_SLACK,
+                # Images that are dropped together come together; Gradio writes them to files, and
+                # holds each to its own limit.
+                max_body=MAX_IMAGES * limits.max_bytes + _BODY_SLACK,
                 cookie=f"mgpt4_token_{port}",
             )
             _run(guard, room, uploads, host, port, on_ready)

@@ -1,0 +1,46 @@
+"""The page as it is served, up to the port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from mgpt4_hpc.chat import server
+from mgpt4_hpc.model.sampling import Sampling
+
+MIB = 2**20
+
+
+def test_images_that_are_dropped_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses: list[int] = []
+
+    def run(guard: Any, *rest: Any) -> None:
+        async def upload(sizes: Sequence[int]) -> int:
+            files = [("files", (f"{size}.jpg", bytes(size))) for size in sizes]
+            client = httpx.AsyncClient(
+                transport=httpx.ASGITransport(guard), base_url="http://localhost"
+            )
+            async with client:
+                return (await client.post("/gradio_api/upload", files=files)).status_code
+
+        small = MIB - 10
+        for sizes in ([small] * 3, [small] * 16, [small, MIB + 1], [small] * 18):
+            statuses.append(asyncio.run(upload(sizes)))
+
+    monkeypatch.setattr(server, "_run", run)
+    server.serve(
+        SimpleNamespace(speakers=["one"], close=lambda: None),  # type: ignore[arg-type]
+        Sampling(),
+        host="127.0.0.1",
+        port=1,
+        token=None,
+        max_upload_mib=1,
+        max_megapixels=1,
+        max_new_tokens=64,
+    )
+    assert statuses == [200, 200, 413, 413]
