@@ -11,7 +11,7 @@ from mgpt4_hpc.chat.session import ChatSession, Ways
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.answer import Answer
 from mgpt4_hpc.model.sampling import Sampling
-from mgpt4_hpc.model.talker import Source, Talker, same_towers
+from mgpt4_hpc.model.talker import Source, Talker, same_towers, tell_apart
 
 MAX_IMAGES = 16
 """Images of one conversation; more would not fit a context of 2,048 tokens anyway."""
@@ -70,13 +70,13 @@ class Room:
     def __init__(self, talker: Talker, sources: Sequence[Source]) -> None:
         require_shared(sources)
         self._talker = talker
-        self._trained = {source.name: talker.read(source) for source in sources}
+        self._trained = {source.name: talker.read(source) for source in tell_apart(sources)}
         self._turn = threading.Lock()
         self._closing = threading.Event()
 
     @property
     def speakers(self) -> list[str]:
-        """Names of the checkpoints, as they were given."""
+        """Names of the checkpoints, in the order in which they were given."""
         return list(self._trained)
 
     def close(self) -> None:

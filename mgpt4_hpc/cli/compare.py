@@ -55,8 +55,9 @@ def compare_command(
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences
+    from mgpt4_hpc.model.talker import tell_apart
 
-    sources = [asked.locate(name) for name in (first, second)]
+    sources = tell_apart([asked.locate(name) for name in (first, second)])
     if suite == "caption":
         require_libraries()
     examples = find_examples(sources[0], asked)

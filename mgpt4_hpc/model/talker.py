@@ -6,7 +6,7 @@ Shapes: N images, C channels, H height, W width, I image tokens, Q projector's i
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -121,6 +121,29 @@ def find_source(
         run=run,
         step=_step(projector),
     )
+
+
+def tell_apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources under names that tell them apart: where two have one, with their folders'."""
+
+    def where(source: Source) -> Path:
+        return source.run.path if source.run else source.projector or source.weights
+
+    def what(source: Source) -> Path:
+        return (source.projector or source.weights).resolve()
+
+    told: list[Source] = []
+    known: dict[str, Path] = {}
+    for source in sources:
+        plain = source.name
+        if any(other.name == plain and what(other) != what(source) for other in sources):
+            plain = f"{where(source).absolute().parent.name}/{plain}"
+        name, number = plain, 1
+        while known.setdefault(name, what(source)) != what(source):  # folders of one name as well
+            number += 1
+            name = f"{plain} ({number})"
+        told.append(replace(source, name=name))
+    return told
 
 
 class Talker:

@@ -101,6 +101,20 @@ def test_a_run_may_delete_what_is_served(
         assert "".join(room.ask(visit, name, "What is this?", SHORT))
 
 
+def test_two_runs_of_one_name(tiny_world: TinyWorld, tmp_path: Path, image: Path) -> None:
+    sources = [
+        find_source(make_trained_run(tiny_world, tmp_path / place / "run", seed=seed).path)
+        for seed, place in enumerate(("one", "two"))
+    ]
+    room = Room(Talker(sources[0], device="cpu"), [*sources, sources[0]])
+    assert room.speakers == ["one/run step-00000012", "two/run step-00000012"]
+    for source, name in zip(sources, room.speakers, strict=True):
+        visit = room.visit()
+        room.show(visit, image.read_bytes(), image.name, "")
+        said = "".join(room.ask(visit, name, "What is this?", SHORT))
+        assert [said] == alone(source, image, "What is this?")
+
+
 def test_what_cannot_be_served_together(
     room: Room, sources: list[Source], tiny_world: TinyWorld, tmp_path: Path
 ) -> None:

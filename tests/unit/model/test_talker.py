@@ -11,7 +11,7 @@ import torch
 
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.generate import Sampling
-from mgpt4_hpc.model.talker import Talker, find_source
+from mgpt4_hpc.model.talker import Talker, find_source, tell_apart
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.tiny_world import REFERENCE, TinyWorld
 from tests.support.trained import make_trained_run
@@ -31,6 +31,29 @@ def test_run_checkpoint_and_file_are_the_same_source(run: RunDir, tiny_world: Ti
     source = sources[0]
     assert (source.step, source.name) == (12, "one step-00000012")
     assert source.weights == tiny_world.weights and source.template.name == "vicuna_v0"
+
+
+def test_sources_of_one_name_are_told_apart(
+    run: RunDir, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    weights = str(tiny_world.weights)
+    checkpoint = run.checkpoints / "step-00000012"
+    files = [tmp_path / place / "projector.safetensors" for place in ("a", "b", "c/b")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(checkpoint / file.name, file)
+    copied = tmp_path / "runs" / "one"
+    shutil.copytree(run.path, copied)
+
+    def names(*paths: Path) -> list[str]:
+        return [s.name for s in tell_apart([find_source(path, weights=weights) for path in paths])]
+
+    assert names(run.path, files[0]) == ["one step-00000012", "projector.safetensors"]
+    assert names(*files[:2]) == ["a/projector.safetensors", "b/projector.safetensors"]
+    assert names(*files[1:]) == ["b/projector.safetensors", "b/projector.safetensors (2)"]
+    there = f"{run.path.parent.name}/one step-00000012"
+    assert names(run.path, copied) == [there, "runs/one step-00000012"]
+    assert names(run.path, checkpoint) == ["one step-00000012"] * 2  # it is the same
 
 
 def test_the_newest_checkpoint_of_a_run_talks(tiny_world: TinyWorld, tmp_path: Path) -> None:
