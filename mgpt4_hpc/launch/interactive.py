@@ -39,8 +39,9 @@ def srun_command(
         command.append(f"--gres=gpu:{gpus}")
     if partition:
         command.append(f"--partition={partition}")
-    # The interpreter and not `mgpt4`: a node's PATH need not know this environment.
-    return [*command, *extra, sys.executable, "-m", "mgpt4_hpc.cli.main", *arguments]
+    # The interpreter and not `mgpt4`: a node's PATH need not know this environment. -P: the folder
+    # that this is called from must not shadow the installed package.
+    return [*command, *extra, sys.executable, "-P", "-m", "mgpt4_hpc.cli.main", *arguments]
 
 
 def become(command: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import subprocess
 import sys
 from pathlib import Path
 
@@ -189,8 +190,16 @@ def test_on_a_node_it_starts_itself(monkeypatch: pytest.MonkeyPatch, mgpt4: Mgpt
     assert started == [
         [
             "srun", "--ntasks=1", "--cpus-per-task=4", "--time=30", "--gres=gpu:1",
-            "--partition=a100", "--qos=short", sys.executable, "-m", "mgpt4_hpc.cli.main",
+            "--partition=a100", "--qos=short", sys.executable, "-P", "-m", "mgpt4_hpc.cli.main",
             "chat", "a b.jpg", "--checkpoint", "two", "--temperature", "1",
         ]
     ]  # fmt: skip
     assert "--pty" in srun_command([])
+
+
+def test_on_a_node_no_file_of_the_folder_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise SystemExit('imported')\n")
+    command = srun_command(["version", "--help"])
+    there = command[command.index(sys.executable) :]
+    ended = subprocess.run(there, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
