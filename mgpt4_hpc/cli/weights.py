@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,6 @@ def import_weights(
     """
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle_write import Sources, write_bundle
-    from mgpt4_hpc.model.vicuna_delta import merge_vicuna_delta
 
     if (llm is None) == (vicuna_delta is None):
         raise click.UsageError("give either --llm or --vicuna-delta")
@@ -82,18 +80,10 @@ def import_weights(
     sizes = Architecture.from_file(architecture) if architecture else None
     out = absolute(out)
     check_folder(out.parent)
-    if llm is not None:
-        sources = Sources(vit, llm, qformer, projector, sizes)
-        bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)
-    else:
-        assert vicuna_delta is not None
-        merged = out.with_name(f".{out.name}.vicuna")
-        try:
-            merge_vicuna_delta(*vicuna_delta, merged, say=_say)
-            sources = Sources(vit, merged, qformer, projector, sizes)
-            bundle = write_bundle(out, sources, llm="move", say=_say)
-        finally:
-            shutil.rmtree(merged, ignore_errors=True)
+    base, model = vicuna_delta or (None, llm)
+    assert model is not None
+    sources = Sources(vit, model, qformer, projector, sizes, base)
+    bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)
     if as_json:
         echo_json(_bundle_facts(bundle))
     else:

@@ -35,6 +35,7 @@ from mgpt4_hpc.model.manifest import BUNDLE_FILE, FileRecord, LlmRecord, Manifes
 from mgpt4_hpc.model.sources import read_tensors
 from mgpt4_hpc.model.tokenizer import load_tokenizer
 from mgpt4_hpc.model.variants import require_projector_fits
+from mgpt4_hpc.model.vicuna_delta import merge_vicuna_delta
 
 Say = Callable[[str], None]
 LlmMode = Literal["refer", "copy", "move"]
@@ -46,11 +47,12 @@ class Sources:
 
     Attributes:
         vit: ``eva_vit_g.pth``, or a folder of Hugging Face's BLIP-2.
-        llm: the language model's folder in Hugging Face layout.
+        llm: the language model's folder in Hugging Face layout, or the difference to ``base``.
         qformer: ``blip2_pretrained_flant5xxl.pth``, or a BLIP-2 folder; None for the Llama-2
             variant.
         projector: a MiniGPT-4 checkpoint to start from, or None.
         architecture: sizes, where the shapes do not tell them.
+        base: LLaMA's folder, where ``llm`` is Vicuna's published difference to it.
     """
 
     vit: Path
@@ -58,6 +60,7 @@ class Sources:
     qformer: Path | None = None
     projector: Path | None = None
     architecture: Architecture | None = None
+    base: Path | None = None
 
 
 def write_bundle(
@@ -68,7 +71,8 @@ def write_bundle(
     Args:
         out: the new folder; it must not exist.
         sources: the files.
-        llm: refer to the language model's folder where it is, copy it into the bundle, or move it.
+        llm: refer to the language model's folder where it is, copy it into the bundle, or move it;
+            one that is merged with a base becomes part of the bundle in any case.
         say: called with a line before each slow step.
 
     Raises:
@@ -79,7 +83,16 @@ def write_bundle(
     say("reading the vision side")
     parts, reports, arch = _import_all(sources)
     load_tokenizer(sources.llm)
-    save_parts(out, parts, arch, sources.llm, llm, reports, say=say)
+    if sources.base is None:
+        save_parts(out, parts, arch, sources.llm, llm, reports, say=say)
+        return open_bundle(out)
+    # Last, as it takes the longest: whatever is wrong with the rest has been told by now.
+    merged = out.with_name(f".{out.name}.vicuna-{uuid.uuid4().hex[:8]}")
+    try:
+        merge_vicuna_delta(sources.base, sources.llm, merged, say=say)
+        save_parts(out, parts, arch, merged, "move", reports, say=say)
+    finally:
+        shutil.rmtree(merged, ignore_errors=True)
     return open_bundle(out)
 
 

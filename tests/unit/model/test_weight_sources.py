@@ -158,6 +158,38 @@ def test_delta_with_one_more_token(delta, tmp_path: Path) -> None:
     assert (merged / "tokenizer.model").exists()
 
 
+def test_a_delta_is_merged_last_and_beside_others(delta, vicuna, tmp_path: Path) -> None:
+    base, folder, wanted = delta
+    theirs = tmp_path / ".b.vicuna" / "half"  # of an import of the same name
+    theirs.mkdir(parents=True)
+    path, said = vicuna.path, list[str]()
+    given = {
+        "vit": path / "eva_vit_g.pth",
+        "qformer": path / "blip2_pretrained_flant5xxl.pth",
+        "architecture": vicuna.architecture,
+        "llm": folder,
+        "base": base,
+    }
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"x")
+    for faulty in ({"vit": broken}, {"qformer": broken}, {"projector": broken}):
+        with pytest.raises(WeightsError, match=r"broken\.pth"):
+            write_bundle(tmp_path / "b", Sources(**(given | faulty)), say=said.append)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(WeightsError, match="exists already"):
+        write_bundle(tmp_path / "taken", Sources(**given), say=said.append)
+    assert not [line for line in said if "adding" in line]
+
+    written = write_bundle(tmp_path / "b", Sources(**given), say=said.append)
+    assert len([line for line in said if "adding" in line]) == 2
+    ours = {}
+    for file in written.llm_dir.glob("*.safetensors"):
+        ours |= load_file(file)
+    assert ours.keys() == {key for key in wanted if not key.endswith("inv_freq")}
+    assert all(torch.equal(ours[key], wanted[key]) for key in ours)
+    assert theirs.exists() and [p.name for p in tmp_path.glob(".b*")] == [".b.vicuna"]
+
+
 def test_delta_of_another_size(delta, tmp_path: Path) -> None:
     base, folder, _ = delta
     shard = folder / "pytorch_model-00001-of-00002.bin"

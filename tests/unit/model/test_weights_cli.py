@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from mgpt4_hpc.cli.weights import weights_command
 from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
@@ -94,13 +95,22 @@ def test_a_faulty_bundle_ends_with_1(imported: Path) -> None:
 
 def test_a_delta_is_merged_into_the_bundle(imported: Path, vicuna, tmp_path: Path) -> None:
     path = vicuna.path
+    words = (
+        *("import", "--vit", path / "eva_vit_g.pth", "--out", tmp_path / "b"),
+        *("--qformer", path / "blip2_pretrained_flant5xxl.pth"),
+        *("--architecture", tmp_path / "architecture.json"),
+    )
     with pytest.raises(WeightsError, match="looks like a finished model"):
-        call(
-            "import",
-            *("--vit", path / "eva_vit_g.pth", "--out", tmp_path / "b"),
-            *("--vicuna-delta", path / "llm", path / "llm"),
-        )
+        call(*words, "--vicuna-delta", path / "llm", path / "llm")
     assert not list(tmp_path.glob(".b*"))
+    # A difference of nothing, for the order of the two: the sum is the base.
+    delta = tmp_path / "delta"
+    shutil.copytree(path / "llm", delta)
+    base = load_file(path / "llm" / "model.safetensors")
+    save_file({key: torch.zeros_like(t) for key, t in base.items()}, delta / "model.safetensors")
+    assert call(*words, "--vicuna-delta", path / "llm", delta).exit_code == 0
+    (merged,) = (tmp_path / "b" / "llm").glob("*.safetensors")
+    assert all(torch.equal(tensor, base[key]) for key, tensor in load_file(merged).items())
     with pytest.raises(ConfigError, match="mkdir -p"):
         call(
             "import",
