@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.headers import TensorInfo, read_header
-from mgpt4_hpc.model.llm_folder import llm_files, llm_width, read_llm_config
+from mgpt4_hpc.model.llm_folder import llm_files, llm_width, read_llm_config, weight_map
 from mgpt4_hpc.model.sources import require_real_file
 from mgpt4_hpc.model.tokenizer import PAD_TOKEN, load_tokenizer
 
@@ -87,11 +86,8 @@ def _look_at_weights(folder: Path, found: LlmCheck) -> None:
 
 def _require_indexed(index: Path) -> None:
     """Every shard that the index names is there and, for safetensors, holds what it should."""
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"cannot read {index}: {error}") from None
-    names = sorted(set(weight_map.values()))
+    files = weight_map(index)
+    names = sorted(set(files.values()))
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
         raise WeightsError(
@@ -101,7 +97,7 @@ def _require_indexed(index: Path) -> None:
     for name in names:
         if name.endswith(".safetensors"):
             held = read_header(index.parent / name)
-            lost = [key for key, file in weight_map.items() if file == name and key not in held]
+            lost = [key for key, file in files.items() if file == name and key not in held]
             if lost:
                 raise WeightsError(
                     f"{index.parent / name} lacks {lost[:4]}, which the index promises"

@@ -8,7 +8,9 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+"""Where neither a file of these names nor its index is there."""
 
 
 def read_llm_config(llm_dir: Path) -> dict[str, Any]:
@@ -44,24 +46,46 @@ def llm_width(config: dict[str, Any], llm_dir: Path) -> int:
 def llm_files(llm_dir: Path) -> list[Path]:
     """Files that define the model's numbers: configuration, weights, tokenizer; sorted.
 
-    A folder that has safetensors as well as ``.bin`` files is loaded from the former.
+    The weights are those that transformers loads: a folder may hold the same again in another
+    format, as Mistral's ``consolidated.safetensors``, or as ``.bin`` beside safetensors.
 
     Raises:
-        WeightsError: if there are no weights.
+        WeightsError: if there are no weights, or their index cannot be read.
     """
-    for pattern in _WEIGHT_PATTERNS:
-        weights = sorted(llm_dir.glob(pattern))
-        if weights:
-            break
-    else:
+    weights = _weights(llm_dir)
+    if not weights:
         raise WeightsError(
             f"{llm_dir} has no weights ({' or '.join(_WEIGHT_PATTERNS)})",
             fix="copy the model's weight files there",
         )
     names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
     others = [llm_dir / name for name in names if (llm_dir / name).exists()]
-    index = list(llm_dir.glob(f"{pattern}.index.json"))
-    return sorted(weights + others + index)
+    return sorted(weights + others)
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Which file holds which tensor, by an index. Raises WeightsError if it cannot be read."""
+    try:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {str(key): str(name) for key, name in files.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(f"cannot read {index}: {error}") from None
+
+
+def _weights(llm_dir: Path) -> list[Path]:
+    """Weight files and their index, looked for in transformers' order."""
+    for name in _WEIGHT_FILES:
+        if (llm_dir / name).is_file():
+            return [llm_dir / name]
+        index = llm_dir / f"{name}.index.json"
+        if index.is_file():
+            named = set(weight_map(index).values())
+            if found := [path for path in llm_dir.glob("*") if path.name in named]:
+                return [*found, index]
+    for pattern in _WEIGHT_PATTERNS:
+        if found := list(llm_dir.glob(pattern)):
+            return found
+    return []
 
 
 def companion_files(llm_dir: Path) -> list[Path]:

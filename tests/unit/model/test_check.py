@@ -19,6 +19,8 @@ from mgpt4_hpc.model.bundle_write import Sources, write_bundle
 from mgpt4_hpc.model.check import check_bundle
 from mgpt4_hpc.model.headers import read_header
 from mgpt4_hpc.model.layout import connector_shapes, projector_shapes, vision_shapes
+from mgpt4_hpc.model.llm_check import check_llm
+from mgpt4_hpc.model.llm_folder import companion_files, llm_files
 from mgpt4_hpc.model.minigpt4 import plan_model
 from mgpt4_hpc.model.variants import projector_faults
 
@@ -111,6 +113,28 @@ def test_missing_shard_and_lfs_pointer_in_the_llm(bundle: Path) -> None:
     faults = "\n".join(check_bundle(bundle).faults)
     assert "lacks 1 of 2 weight files: ['model-00002-of-00002.safetensors']" in faults
     assert "git-lfs pointer" in faults
+
+
+def test_weights_that_are_there_twice_count_once(bundle: Path) -> None:
+    llm = bundle / "llm"
+    before = check_llm(llm).num_parameters
+    tensors = load_file(llm / "model.safetensors")
+    save_file(
+        {f"of_another_kind.{k}": t for k, t in tensors.items()}, llm / "consolidated.safetensors"
+    )
+    assert check_llm(llm).num_parameters == before
+    (llm / "model.safetensors").rename(llm / "shard-1.safetensors")
+    index = llm / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "shard-1.safetensors")}))
+    assert check_llm(llm).num_parameters == before
+    names = {path.name for path in [*llm_files(llm), *companion_files(llm)]}
+    assert {"shard-1.safetensors", index.name} <= names and "consolidated.safetensors" not in names
+    for text in ("{", "[]", '{"weight_map": 1}'):
+        index.write_text(text)
+        assert "cannot read" in "".join(check_llm(llm).faults)
+    index.unlink()
+    (llm / "shard-1.safetensors").unlink()
+    assert check_llm(llm).num_parameters == before  # as it is all that there is
 
 
 def test_truncated_safetensors_is_seen_in_its_header(bundle: Path) -> None:
