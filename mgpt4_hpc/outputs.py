@@ -2,15 +2,17 @@
 
 A file is made new, or takes the place of an earlier one of the same kind that this package made.
 Anything else that has the name stays: a mistyped ``--out`` must not cost anybody a file. Folders
-are not made either, as a mistyped one would go unnoticed.
+are not made either, as a mistyped one would go unnoticed. Where two would write at once, a lock.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from mgpt4_hpc.errors import ConfigError
 
@@ -76,6 +78,25 @@ def is_own_page(path: Path) -> bool:
     """Whether a file is an HTML page that was made here."""
     head = _head(path)
     return head.startswith(_PAGE) and GENERATOR.encode() in head
+
+
+def lock(file: IO[Any], *, wait: bool = False) -> bool:
+    """Lock an open file, where the file system has locks: Lustre without ``-o flock`` has none.
+
+    Args:
+        file: unlocked again when it is closed.
+        wait: until whoever has the lock gives it back.
+
+    Returns:
+        False if another process has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _head(path: Path) -> bytes:

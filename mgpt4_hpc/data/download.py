@@ -14,7 +14,6 @@ whoever comes later does what is missing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import signal
@@ -29,6 +28,7 @@ from typing import Any
 
 from mgpt4_hpc.data.download_env import driver_environment
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import lock
 from mgpt4_hpc.run_dir import read_json, write_json
 
 PLAN_FILE = "download.json"
@@ -394,18 +394,14 @@ def _require_same(out: Path, begun: dict[str, Any], now: dict[str, Any]) -> None
 
 
 @contextlib.contextmanager
-def _alone(lock: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
     """Hold a lock, where the file system has locks."""
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with path.open("w") as file:
+        if not lock(file):
             raise DataError(
-                f"another process does this part of {lock.parent.parent}",
+                f"another process does this part of {path.parent.parent}",
                 fix="wait for it, or end it first",
-            ) from None
-        except OSError:
-            pass  # Lustre without -o flock
+            )
         yield
 
 

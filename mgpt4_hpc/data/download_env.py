@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.outputs import lock
 
 VERSION = "1.47.0"
 """The driver replaces parts of img2dataset, so this is the version that it was written for."""
@@ -49,9 +49,8 @@ def ensure_environment(folder: Path, *, say: Callable[[str], None] = lambda text
     if found is None:
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
-            with folder.with_name(folder.name + ".lock").open("w") as lock:
-                # Tasks that start together wait for the one that installs.
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with folder.with_name(folder.name + ".lock").open("w") as file:
+                lock(file, wait=True)  # tasks that start together wait for the one that installs
                 found = _installed(python)
                 if found is None:
                     say(f"installing img2dataset {VERSION} into {folder}")

@@ -7,7 +7,6 @@ the shipped toy world.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from mgpt4_hpc.launch.rehearsal import (
     told_steps,
 )
 from mgpt4_hpc.launch.submit import Submitted
+from mgpt4_hpc.outputs import lock
 from mgpt4_hpc.resources import toy_world_dir
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -126,12 +126,10 @@ def _alone_in(folder: Path) -> Iterator[None]:
     _refuse_foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _MARKER).open("a", encoding="utf-8") as marker:
-        try:
-            fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(marker):
             raise RunLocked(
                 f"a demo is running in {folder}", fix="wait for it, or give another --dir"
-            ) from None
+            )
         for run in folder.glob("toy-stage*"):
             shutil.rmtree(run)
         yield
