@@ -37,6 +37,8 @@ _FORMAT = "mgpt4-download-1"
 _DRIVER = Path(__file__).with_name("download_driver.py")
 _OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"  # as the driver has it, which cannot be imported here
 _POLL_S = 0.2
+_LOOK_EVERY_S = 10.0
+"""For new shards, where somebody wants to know: a shared file system has better things to do."""
 _LOG_LINES = 5
 _SHARD_DIGITS = 5
 _MOST_SHARDS = 10**_SHARD_DIGITS
@@ -188,7 +190,7 @@ class Download:
         *,
         part: int = 1,
         parts: int = 1,
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Download what a part is missing; returns when nothing more can be had.
 
@@ -204,7 +206,8 @@ class Download:
         """
         mine = self.shards_of(part, parts)
         done = {shard for shard in mine if self._got(shard)}
-        on_progress(self._rows_done(mine), self.rows_of(mine))
+        tell = self._teller(mine, on_progress) if on_progress is not None else lambda: None
+        tell()
         todo = [shard for shard in mine if shard not in done]
         if not todo:
             return
@@ -217,9 +220,7 @@ class Download:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             order = self._order(todo, Path(work), effort)
             log = folder / f"{name}.log"
-            code = self._drive(
-                python, order, log, lambda: on_progress(self._rows_done(mine), self.rows_of(mine))
-            )
+            code = self._drive(python, order, log, tell)
         if code != 0:
             raise DataError(
                 f"img2dataset ended with code {code}: {_tail(log)}",
@@ -296,7 +297,7 @@ class Download:
             told_at = time.monotonic()
             while process.poll() is None:
                 time.sleep(_POLL_S)
-                if time.monotonic() - told_at > 1.0:
+                if time.monotonic() - told_at > _LOOK_EVERY_S:
                     tell()
                     told_at = time.monotonic()
             tell()
@@ -326,9 +327,17 @@ class Download:
         stats = self._stats(shard)
         return stats is not None and stats["successes"] > 0
 
-    def _rows_done(self, shards: range) -> int:
-        done = [shard for shard in shards if self._tar(shard).exists()]
-        return sum(self.rows_of(range(shard, shard + 1)) for shard in done)
+    def _teller(self, shards: range, on_progress: Callable[[int, int], None]) -> Callable[[], None]:
+        """Tells the rows of the shards that are there; one that was found is not looked for."""
+        missing = {shard: self.rows_of(range(shard, shard + 1)) for shard in shards}
+        total = self.rows_of(shards)
+
+        def tell() -> None:
+            for shard in [shard for shard in missing if self._tar(shard).exists()]:
+                del missing[shard]
+            on_progress(total - sum(missing.values()), total)
+
+        return tell
 
 
 def _input_files(sources: Sequence[Path], settings: ImageSettings) -> list[InputFile]:

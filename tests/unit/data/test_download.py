@@ -113,6 +113,33 @@ def test_a_driver_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None
     download.run(tmp_path / "nothing", Effort(1, 1))  # nothing to do: nothing is started
 
 
+def test_a_shard_that_was_found_is_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 35)], tmp_path / "out", SMALL)
+    for shard in (0, 1):
+        finish(download, shard, 1)
+    script = f"touch {download.out}/00003.tar; exit 0"
+    python = fake_environment(tmp_path / "env", script) / "bin" / "python"
+    looked: list[str] = []
+    exists = Path.exists
+
+    def noting(path: Path) -> bool:
+        looked.append(path.name)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", noting)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(DataError, match="2 of 4 shards could not"):
+        download.run(python, Effort(1, 1), on_progress=lambda *now: told.append(now))
+    assert told == [(20, 35), (25, 35)]
+    assert looked.count("00000.tar") == 2 and looked.count("00002.tar") == 3
+    looked.clear()
+    with pytest.raises(DataError, match="2 of 4 shards could not"):
+        download.run(python, Effort(1, 1))
+    assert looked.count("00000.tar") == looked.count("00002.tar") == 1
+
+
 def test_an_environment_made_by_hand_is_used_and_another_version_refused(tmp_path: Path) -> None:
     good = fake_environment(tmp_path / "good", f"echo {VERSION}")
     assert ensure_environment(good) == good / "bin" / "python"
