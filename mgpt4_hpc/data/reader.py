@@ -30,6 +30,8 @@ from mgpt4_hpc.patience import PAUSES_S, TRANSIENT
 MAX_OPEN_SHARDS = 160
 """More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
 RETRY_PAUSES_S = (0.1, 0.5, *PAUSES_S)
+_FELLOWS_PAUSE_S = 2.0
+"""The longest pause for a missing shard, once another one is known to be gone for good."""
 _SHUN_S = 60.0
 """For how long a shard that cannot be used is not asked again."""
 _MAX_GAP = 64 * 1024
@@ -97,7 +99,7 @@ class SampleReader:
         self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._touched: set[tuple[int, int]] = set()
         self._shunned: dict[tuple[int, int], tuple[float, _ReadError]] = {}
-        self._one_is_missing = False
+        self._gone: set[tuple[int, int]] = set()
         self._owner = os.getpid()
         self.num_retries = 0
 
@@ -156,21 +158,24 @@ class SampleReader:
                 return self._try_read(where, ref, spans)
             except OSError as error:
                 self._drop(where)
-                if pause is None or not self._may_pass(error):
+                if pause is None or not self._may_pass(where, error, pause):
                     raise self._given_up(where, ref.shard, error) from error
                 self.num_retries += 1
                 self._sleep(pause)
         raise AssertionError("unreachable")
 
-    def _may_pass(self, error: OSError) -> bool:
-        # Once one shard proved to be gone for good, a wait for each of its fellows would cost more
-        # than the samples are worth.
-        return error.errno in PASSING or (error.errno == errno.ENOENT and not self._one_is_missing)
+    def _may_pass(self, where: tuple[int, int], error: OSError, pause_s: float) -> bool:
+        if error.errno == errno.ENOENT and self._gone:
+            # Once one shard proved to be gone for good, half a minute for each of its fellows would
+            # cost more than the samples are worth; but none is given up for a moment's absence.
+            return where not in self._gone and pause_s <= _FELLOWS_PAUSE_S
+        return error.errno in PASSING or error.errno == errno.ENOENT
 
     def _given_up(self, where: tuple[int, int], shard: Path, error: OSError) -> Exception:
         if error.errno in PASSING:
             return storage_trouble(shard, error, _WITHOUT_IT)
-        self._one_is_missing |= error.errno == errno.ENOENT
+        if error.errno == errno.ENOENT:
+            self._gone.add(where)
         bad = _ReadError(f"the shard cannot be read: {error.strerror or error}", error.errno)
         self._shunned[where] = (self._clock() + _SHUN_S, bad)
         return bad
@@ -213,6 +218,7 @@ class SampleReader:
             self._open.move_to_end(where)
             return fd
         fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
+        self._gone.discard(where)
         stat = os.fstat(fd)
         size, index = stat.st_size, self._indexes[where[0]]
         expected = index.shard_size(where[1])

@@ -123,7 +123,8 @@ def test_a_shard_that_is_gone_is_waited_for_once_and_shunned_for_a_while(tmp_pat
             reader.read(0, sample)
         assert error.value.errno == errno.ENOENT
         assert reader.read(0, 25).key == "000000025"
-    assert slept == list(RETRY_PAUSES_S), "not for each sample, and not for another such shard"
+    waited = [*RETRY_PAUSES_S, 0.1, 0.5, 1.0, 2.0]
+    assert slept == waited, "not for each sample, and not as long for another such shard"
     away[0].rename(index.shard_path(0))
     with pytest.raises(BadSampleError, match="No such file"):
         reader.read(0, 2)
@@ -131,7 +132,23 @@ def test_a_shard_that_is_gone_is_waited_for_once_and_shunned_for_a_while(tmp_pat
     assert reader.read(0, 3).key == "000000003"
     with pytest.raises(BadSampleError, match="No such file"):
         reader.read(0, 12)
-    assert slept == list(RETRY_PAUSES_S)
+    assert slept == waited, "what is known to be gone is not waited for again"
+
+
+def test_a_moments_absence_is_waited_for_also_where_another_shard_is_gone(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 40, 10)
+    away = tmp_path / "away"
+
+    def comes_back(seconds: float) -> None:
+        if away.exists():
+            away.rename(index.shard_path(1))
+
+    reader = SampleReader([index], sleep=comes_back)
+    index.shard_path(0).unlink()
+    with pytest.raises(BadSampleError, match="No such file"):
+        reader.read(0, 2)
+    index.shard_path(1).rename(away)
+    assert reader.read(0, 12).key == "000000012"
 
 
 def test_permission_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
