@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from functools import cached_property, partial
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,10 @@ from mgpt4_hpc.data.scan import PARTS, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tarheader import BLOCK
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.outputs import check_replaced
-from mgpt4_hpc.patience import is_transient
+from mgpt4_hpc.patience import patiently
 
 _STAT_THREADS = 16
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,12 +257,14 @@ def build_index(
         reuse: other indexes of the same shards, over which to look for unchanged ones before
             reading: the parts that the tasks of a Slurm array made, for example.
         storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
-            person looks at what was quarantined.
-        on_shard: called with (shards done, shards in all) after each.
+            person looks at what was quarantined. Otherwise each of these is waited for by itself.
+        on_shard: called with (shards done, shards in all) after each, and with none done
+            after each look whether one changed.
 
     Raises:
         DataError: if no shard or no usable sample is there.
-        OSError: unless ``storage_may_fail``, if a shard cannot be read just now; nothing changed.
+        StorageTrouble: unless ``storage_may_fail``, if a shard cannot be read for half a minute;
+            nothing changed.
         ConfigError: if ``out`` is there and is no index: nothing else is replaced.
     """
     if not shards:
@@ -275,10 +279,11 @@ def build_index(
     name = name or out.name.split(".")[0]
     reused = 0
     with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
-        jobs = [
-            (path, shard_name, _unchanged(path, known.get(path), storage_may_fail))
-            for path, shard_name in zip(paths, names, strict=True)
-        ]
+        jobs: list[_Job] = []
+        for path, shard_name in zip(paths, names, strict=True):
+            jobs.append((path, shard_name, _unchanged(path, known.get(path), storage_may_fail)))
+            if on_shard is not None and path in known:
+                on_shard(0, len(paths))
         scan_one = partial(
             _scan_job, verify=verify, decode=decode, storage_may_fail=storage_may_fail
         )
@@ -307,7 +312,15 @@ _Job = tuple[Path, str, tuple[ShardIndex, int] | None]
 def _scan_job(
     job: tuple[Path, str], *, verify: bool, decode: bool, storage_may_fail: bool
 ) -> ShardScan:
-    return scan_shard(*job, verify=verify, decode=decode, storage_may_fail=storage_may_fail)
+    return _waiting_for(
+        lambda: scan_shard(*job, verify=verify, decode=decode, storage_may_fail=storage_may_fail)
+    )
+
+
+def _waiting_for(action: Callable[[], _T]) -> _T:
+    """What is read of one shard; who calls again would read all those before it once more."""
+    # Not to stdout, which may be somebody's JSON.
+    return patiently(action, say=lambda told: print(told, file=sys.stderr))
 
 
 def _scan_all(
@@ -348,10 +361,8 @@ def _unchanged(
         return None
     index, shard = known
     try:
-        stat = path.stat()
-    except OSError as error:
-        if is_transient(error) and not storage_may_fail:
-            raise
+        stat = path.stat() if storage_may_fail else _waiting_for(path.stat)
+    except OSError:
         return None
     same = (stat.st_size, stat.st_mtime_ns) == (index.shard_size(shard), index.shard_mtime(shard))
     return known if same else None

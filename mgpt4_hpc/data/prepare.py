@@ -12,8 +12,7 @@ from mgpt4_hpc.data.index import ShardIndex, build_index
 from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder, pack_align_folder
 from mgpt4_hpc.data.scratch import scratch_beside
 from mgpt4_hpc.data.shards import expand_shards
-from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.patience import is_transient
+from mgpt4_hpc.errors import DataError, StorageTrouble
 from mgpt4_hpc.resources import expand_toy
 
 _FINGERPRINT = "packed-from"
@@ -38,11 +37,12 @@ def prepare_source(
         work_dir: for what has to be made. Everything there appears complete or not at all, so a
             killed call is simply repeated; a repeated call makes only what changed.
         workers: processes for indexing.
-        on_shard: called with (shards done, shards in all) after each that was indexed.
+        on_shard: see ``build_index``.
 
     Raises:
         DataError: if the source cannot be used, or has no usable sample; caused by an OSError if
-            storage failed in a way that may pass.
+            storage failed in a way that may pass while shards were listed or a folder packed.
+        StorageTrouble: if a shard cannot be read for half a minute.
     """
     if index is not None:
         return _usable(Path(index), name)
@@ -56,11 +56,9 @@ def prepare_source(
         build_index(
             shards, out, name=name, workers=workers, storage_may_fail=False, on_shard=on_shard
         )
-    except OSError as error:
-        if not is_transient(error):
-            raise
-        raise DataError(
-            f"the source {name!r} cannot be indexed: {error}",
+    except StorageTrouble as error:
+        raise StorageTrouble(
+            f"the source {name!r} cannot be indexed: {error.what}",
             why="an index without what cannot be read just now would be another data set",
             fix="see to the storage; to do without a shard, set the source's index to one that "
             "`mgpt4 data index` makes: it leaves out what cannot be read",

@@ -15,13 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mgpt4_hpc.data import scan
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.pack import pack_align_folder
 from mgpt4_hpc.data.prepare import prepare_source
 from mgpt4_hpc.data.reader import SampleReader
 from mgpt4_hpc.data.shards import expand_braces, expand_shards
-from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.patience import is_transient, patiently
+from mgpt4_hpc.data.tarheader import WindowedFile
+from mgpt4_hpc.data.tarwalk import TarListing, walk_tar
+from mgpt4_hpc.errors import DataError, StorageTrouble
+from mgpt4_hpc.patience import PAUSES_S, is_transient, patiently
 from tests.unit.data.worlds import jpeg, write_shards
 
 
@@ -172,21 +175,58 @@ class TestPrepare:
         def stumbles(target: object, *arguments: object, **options: object) -> object:
             mine = fails == "pread" or str(target) == str(shards[1])
             caller = sys._getframe(1).f_code.co_name
-            if mine and failing and (fails != "stat" or caller == "_unchanged"):
+            if mine and failing and (fails != "stat" or caller == "patiently"):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return real(target, *arguments, **options)
 
         monkeypatch.setattr(module, name, stumbles)
-        with pytest.raises(DataError, match=r"'s' cannot be indexed") as error:
-            prepared()
-        assert is_transient(error.value), "so it is tried again, and then the job comes back"
         slept: list[float] = []
+        usual = patiently.__kwdefaults__
+        monkeypatch.setattr(patiently, "__kwdefaults__", {**usual, "sleep": slept.append})
+        with pytest.raises(StorageTrouble, match=r"'s' cannot be indexed"):
+            patiently(prepared, sleep=lambda _: pytest.fail("all of the shards are read again"))
+        assert slept == list(PAUSES_S), "then the job comes back"
 
-        def sleep(seconds: float) -> None:
-            slept.append(seconds)
+        def comes_back(seconds: float) -> None:
             failing.clear()
 
-        assert patiently(prepared, sleep=sleep) == whole and slept == [1.0]
+        monkeypatch.setattr(patiently, "__kwdefaults__", {**usual, "sleep": comes_back})
+        assert prepared() == whole
+
+    def test_after_a_stumble_no_shard_before_it_is_read_again(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_shards(tmp_path / "data", 12, 3)
+        walked: list[int] = []
+
+        def stumbles(file: WindowedFile, **options: bool) -> TarListing:
+            walked.append(file.size)
+            if len(walked) == 4:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return walk_tar(file, **options)
+
+        monkeypatch.setattr(scan, "walk_tar", stumbles)
+        waits = {**patiently.__kwdefaults__, "sleep": lambda seconds: None}
+        monkeypatch.setattr(patiently, "__kwdefaults__", waits)
+        patiently(lambda: prepare_source("s", tmp_path / "data", None, tmp_path / "work"))
+        assert len(walked) == 4 + 1
+
+    def test_whoever_watches_hears_of_each_look_at_a_shard_and_of_each_read(
+        self, tmp_path: Path
+    ) -> None:
+        """Each may wait for storage, and together for longer than a hang may last."""
+        shards = write_shards(tmp_path / "data", 9, 3)
+        told: list[tuple[int, int]] = []
+
+        def prepare() -> None:
+            data, work = tmp_path / "data", tmp_path / "work"
+            prepare_source("s", data, None, work, on_shard=lambda *now: told.append(now))
+
+        prepare()
+        assert told == [(1, 3), (2, 3), (3, 3)]
+        os.utime(shards[1])
+        prepare()
+        assert told[3:] == [(0, 3)] * 3 + [(1, 3), (2, 3), (3, 3)]
 
     @pytest.mark.parametrize("name", ["iterdir", "read_bytes"])
     def test_a_stumble_while_listing_or_packing_may_pass(
