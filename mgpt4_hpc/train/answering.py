@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from mgpt4_hpc.data.draws import ValDraws
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.errors import DataError, StorageTrouble
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.evaluation.examples import Example, spread, toy_scenes
 from mgpt4_hpc.evaluation.objects import named_objects
@@ -32,13 +33,16 @@ from mgpt4_hpc.model.sampling import Sampling
 from mgpt4_hpc.model.talker import Source, Talker
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.train.batches import sample_order
+from mgpt4_hpc.train.recorder import say_at_each_rank
 
 _BATCH = 16
 """Answers at a time."""
+_PAUSES_S = (0.1, 0.5, 2.0)
+"""Between the tries to read an image: training waits meanwhile, and can do without it."""
 
 
 class _BrokenOffError(Exception):
-    """A stop came between two tokens."""
+    """A stop came between two images or tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class HeldOutAnswers:
         bundle: its weights.
         model: as it is trained.
         ranks: this process among the others.
-        give_up: asked before each token.
+        give_up: asked before each image that is read and before each token.
 
     Raises:
         PreflightError: if a library that a suite needs is not installed.
@@ -103,15 +107,15 @@ class HeldOutAnswers:
 
     def __call__(self) -> Said | None:
         """Ask everything; None, on every rank, if any of them gave up."""
-        if self._examples is None:
-            self._examples = self._read()
-            mine = self._examples[self._ranks.rank :: self._ranks.world_size]
-            if mine:
-                self._pictures = _look_at(self._talker, mine)
         asked = {t: text for suite in self._suites for t, text in tasks_of(suite).items()}
         said: dict[str, list[tuple[str, Answer]]] = {}
         broken_off = False
         try:
+            if self._examples is None:
+                self._examples = self._read()
+                mine = self._examples[self._ranks.rank :: self._ranks.world_size]
+                if mine:
+                    self._pictures = _look_at(self._talker, mine)
             for task, instruction in asked.items():
                 said[task] = self._ask(instruction)
         except _BrokenOffError:
@@ -128,18 +132,20 @@ class HeldOutAnswers:
         """The images, evenly spread over all held-out samples: the same on every rank."""
         opened = [ShardIndex.open(self._indexes[s.name]) for s in self._config.data.sources]
         draws = ValDraws(sample_order(self._config, opened))
-        reader = SampleReader(opened)
+        chosen = draws.at(spread(range(len(draws)), self._config.train.eval_images))
         found = []
-        for source_id, sample_id in draws.at(
-            spread(range(len(draws)), self._config.train.eval_images)
-        ):
-            try:
-                sample = reader.read(source_id, sample_id)
-            except BadSampleError:
-                continue  # the loss counts it; here another image would be no better
-            name = f"{self._config.data.sources[source_id].name}/{sample.key}"
-            found.append(Example(name, sample.jpg, (sample.caption,)))
-        reader.close()
+        with closing(SampleReader(opened, pauses_s=_PAUSES_S)) as reader:
+            for source_id, sample_id in chosen:
+                self._between()
+                try:
+                    sample = reader.read(source_id, sample_id)
+                except BadSampleError:
+                    continue  # the loss counts it; here another image would be no better
+                except StorageTrouble as error:
+                    say_at_each_rank(f"WARNING: nothing is asked about an image: {error.what}")
+                    continue  # what is shown is not worth the run
+                name = f"{self._config.data.sources[source_id].name}/{sample.key}"
+                found.append(Example(name, sample.jpg, (sample.caption,)))
         return found
 
     def _ask(self, instruction: str) -> list[tuple[str, Answer]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.prepare import prepare_source
+from mgpt4_hpc.data.reader import RawSample, SampleReader
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle import open_bundle
 from mgpt4_hpc.model.minigpt4 import build_model
@@ -89,6 +92,44 @@ def test_a_stop_breaks_it_off_between_two_tokens(parts: dict[str, Any], after: i
 
     assert HeldOutAnswers(**parts, ranks=ALONE, give_up=give_up)() is None
     assert asked == after + 1
+
+
+def test_a_stop_breaks_it_off_between_two_images(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, read = SampleReader.read, []
+
+    def noted(reader: SampleReader, source_id: int, sample_id: int) -> RawSample:
+        read.append(sample_id)
+        return real(reader, source_id, sample_id)
+
+    monkeypatch.setattr(SampleReader, "read", noted)
+    stops = True
+    ask = HeldOutAnswers(**parts, ranks=ALONE, give_up=lambda: stops and len(read) == 1)
+    assert ask() is None and len(read) == 1
+    stops = False
+    said = ask()
+    assert said is not None and len(read) == 1 + 3
+    assert said.texts["poem"].count("cc_sbu_align/") == 3
+
+
+def test_an_image_that_storage_keeps_back_is_left_out_after_seconds(
+    parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, failures, slept = os.pread, [errno.EIO] * 4, []
+
+    def stumbles(fd: int, length: int, offset: int) -> bytes:
+        if failures:
+            raise OSError(failures.pop(), "Input/output error")
+        return real(fd, length, offset)
+
+    monkeypatch.setattr(os, "pread", stumbles)
+    options = {**SampleReader.__init__.__kwdefaults__, "sleep": slept.append}
+    monkeypatch.setattr(SampleReader.__init__, "__kwdefaults__", options)
+    said = HeldOutAnswers(**parts, ranks=ALONE)()
+    assert said is not None and said.texts["poem"].count("cc_sbu_align/") == 2
+    assert sum(slept) < 3
+    assert "WARNING: nothing is asked about an image" in capsys.readouterr().out
 
 
 def test_the_loop_records_loss_and_answers_together() -> None:
