@@ -24,7 +24,9 @@ _PEAK_TFLOPS = {
     "L40S": 362.0,
     "A40": 149.7,
     "A30": 165.0,
+    "A10G": 70.0,
     "A10": 125.0,
+    "V100S": 130.0,
     "V100": 125.0,
 }
 """Dense 16-bit tensor-core rates from NVIDIA's data sheets, by what the device's name holds and no

@@ -31,7 +31,9 @@ VICUNA_7B = {
         ("NVIDIA GH200 480GB", 989.5),
         ("NVIDIA RTX A4000", None),
         ("NVIDIA RTX A3000 Laptop GPU", None),
-        ("NVIDIA A10G", None),
+        ("NVIDIA A10G", 70.0),
+        ("Tesla V100S-PCIE-32GB", 130.0),
+        ("Tesla V100-SXM2-32GB", 125.0),
         ("Some other card", None),
     ],
 )
