@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,18 @@ def test_a_job_that_is_not_taken(
     assert not (run.slurm / "job.json").exists()
 
 
+@pytest.fixture
+def another_thread() -> Iterator[None]:
+    """One that takes signals, as those of libraries do."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("another_thread")
 def test_ctrl_c_waits_until_the_jobs_id_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
