@@ -231,6 +231,7 @@ _OWN_OPTIONS = {
     "output": "`mgpt4 logs` would not find it",
     "signal": "set launch.signal_before_s",
     "time": "set launch.time_min",
+    "wrap": "the job runs the trainer: launch.setup takes commands before it",
 }
 """sbatch options that the launcher must decide, and why."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import submitit
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
-from mgpt4_hpc.errors import EXIT_RESUMABLE
+from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError
 from mgpt4_hpc.launch.container import command_prefix, srun_options
 from mgpt4_hpc.launch.place import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.shim import gone_lines
@@ -53,8 +53,7 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
     launch = config.launch
     per_node = launch.gpus // launch.nodes
     further = dict(launch.sbatch)
-    # Joined, or the user's would take the place of what a chain or a sweep's turn waits for.
-    dependency = ",".join(filter(None, [dependency, further.pop("dependency", None)])) or None
+    dependency = join_dependencies(dependency, further.pop("dependency", None))
     parameters: dict[str, Any] = {
         "job_name": config.name,
         "partition": launch.partition,
@@ -107,6 +106,25 @@ def _gpu_request(launch: LaunchConfig, per_node: int) -> dict[str, Any]:
         return {"gres": f"{kind}:{per_node}"}
     kind = f"{launch.gpu_type}:" if launch.gpu_type else ""
     return {"gpus_per_node": f"{kind}{per_node}"}
+
+
+def join_dependencies(ours: str | None, users: str | None) -> str | None:
+    """What a job waits for: the user's part must not take the place of a chain's or a sweep's turn.
+
+    Args:
+        ours: as ``afterok:17``.
+        users: of launch.sbatch.
+
+    Raises:
+        ConfigError: if the user's has an "or", which Slurm would apply to ours as well.
+    """
+    if ours and users and "?" in users:
+        raise ConfigError(
+            f"launch.sbatch.dependency {users!r} cannot be joined with {ours!r}",
+            why="with a ? in it, Slurm starts the job as soon as any single one is met",
+            fix="wait for jobs with commas between them only, which all must be met",
+        )
+    return ",".join(filter(None, [ours, users])) or None
 
 
 def _mail(launch: LaunchConfig) -> dict[str, str]:

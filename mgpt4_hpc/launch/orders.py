@@ -11,6 +11,7 @@ from mgpt4_hpc.config.load import Resolved, load_config, read_assignments, unkno
 from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
 from mgpt4_hpc.launch import slurm
 from mgpt4_hpc.launch.admission import Cluster, ask_cluster
+from mgpt4_hpc.launch.batch import join_dependencies
 from mgpt4_hpc.launch.overview import RunOverview, look_at
 from mgpt4_hpc.launch.preflight import preflight
 from mgpt4_hpc.launch.run_state import RunState
@@ -119,6 +120,7 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
     faults, more = _preflight(planned, sweep, asked, runs_dir)
     if after is not None and (fault := _after_fault(after, executor)):
         faults.append(fault)
+    faults += _dependency_faults(planned)
     plan = Plan(
         tuple(planned),
         executor,
@@ -131,6 +133,18 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
     if not order.dry_run:
         plan.assert_sound()
     return plan
+
+
+def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
+    faults = []
+    for item in planned:
+        if item.follows is not None:
+            users = item.resolved.config.launch.sbatch.get("dependency")
+            try:
+                join_dependencies(f"afterok:<job of {item.follows.name}>", users)
+            except ConfigError as error:
+                faults.append(f"{error.what}: {error.why}; {error.fix}")
+    return faults
 
 
 def _runs_dir(order: Order, resolver: _Resolver) -> Path:

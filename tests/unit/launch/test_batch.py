@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.launch.batch import join_dependencies
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.scripts import CASES, script_of
 
@@ -26,6 +28,15 @@ def test_the_script_is_the_golden_one(case: str) -> None:
     if os.environ.get("MGPT4_UPDATE_GOLDEN"):
         golden.write_text(script)
     assert script == golden.read_text()
+
+
+def test_an_or_does_not_take_a_chains_own_dependency_away() -> None:
+    assert join_dependencies("afterok:17", "afterany:3,singleton") == (
+        "afterok:17,afterany:3,singleton"
+    )
+    assert join_dependencies(None, "afterok:3?afterok:4") == "afterok:3?afterok:4"
+    with pytest.raises(ConfigError, match="cannot be joined"):
+        join_dependencies("afterok:17", "afterok:3?afterok:4")
 
 
 @pytest.mark.parametrize("case", CASES)
