@@ -102,6 +102,10 @@ def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
         return Verdict(FatalTrainingError.exit_code, False, f"overtaken by attempt {newer}")
     if run.failed.exists():
         reason = run.failed.read_text().strip()
+        if mine is not None and not mine.ended:
+            # A rank that gives up before training leaves the reason, and no line of its end.
+            _note(run, start, mine, code, Decision(Cause.FATAL, Action.GIVE_UP, reason))
+            mine = replace(mine, cause=Cause.FATAL)
         tell(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
         return Verdict(FatalTrainingError.exit_code, False, reason)
     if run.resubmit_needed.exists():

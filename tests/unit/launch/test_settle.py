@@ -65,6 +65,16 @@ def test_a_finished_run_is_done_whatever_srun_says(run: RunDir, scontrol: FakeSc
     assert scontrol.calls == []
 
 
+def test_the_history_tells_of_a_start_that_gave_up_before_training(
+    run: RunDir, scontrol: FakeScontrol
+) -> None:
+    attempt(run, saved=None)
+    run.failed.write_text("its projector is not final\n")
+    assert settle(run, START, 70).exit_code == 70
+    assert causes(run) == ["fatal"]
+    assert settle(run, START, 70).exit_code == 70 and causes(run) == ["fatal"]
+
+
 def test_a_failed_run_stays_so(run: RunDir, scontrol: FakeScontrol) -> None:
     attempt(run)
     run.failed.write_text("the settings are wrong\n")
