@@ -120,7 +120,8 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
     faults, more = _preflight(planned, sweep, asked, runs_dir)
     if after is not None and (fault := _after_fault(after, executor)):
         faults.append(fault)
-    faults += _dependency_faults(planned)
+    if executor == "slurm":
+        faults += _dependency_faults(planned)
     plan = Plan(
         tuple(planned),
         executor,
