@@ -2,8 +2,10 @@
 
 A read that fails for a passing reason (a file server that stumbles, a stale handle) is tried
 again for half a minute and then is the storage's trouble: another start may read it, and nothing
-else is trained on in its place. What the bytes themselves are to blame for, or a shard that is
-gone for good, becomes BadSampleError, and the caller puts another sample in its place.
+else is trained on in its place. So is a read from a shard that somebody writes to meanwhile: it is
+opened again, and its size and the tar headers of the sample's parts decide. What the bytes
+themselves are to blame for, or a shard that is gone for good, becomes BadSampleError, and the
+caller puts another sample in its place.
 """
 
 from __future__ import annotations
@@ -96,8 +98,7 @@ class SampleReader:
         self._pauses_s = tuple(pauses_s)
         self._sleep = sleep
         self._clock = clock
-        self._open: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._touched: set[tuple[int, int]] = set()
+        self._open: OrderedDict[tuple[int, int], tuple[int, _State]] = OrderedDict()
         self._shunned: dict[tuple[int, int], tuple[float, _ReadError]] = {}
         self._gone: set[tuple[int, int]] = set()
         self._owner = os.getpid()
@@ -117,7 +118,7 @@ class SampleReader:
         image, text = ref.parts["jpg"], ref.parts[text_part]
         where = (source_id, index.shard_of(sample_id))
         try:
-            staged = self._from_stage(source_id, sample_id, image, text)
+            staged = self._from_stage(source_id, sample_id, ref, image, text)
             jpg, caption_bytes = staged or self._read_spans(where, ref, image, text)
             if text_part == "json":
                 caption = caption_of(caption_bytes, None)
@@ -137,21 +138,21 @@ class SampleReader:
     def close(self) -> None:
         """Close all shards; reading on reopens them."""
         if self._owner == os.getpid():
-            for fd in self._open.values():
+            for fd, _ in self._open.values():
                 os.close(fd)
         self._open.clear()
 
-    def _from_stage(self, source_id: int, sample_id: int, *spans: Span) -> list[bytes] | None:
+    def _from_stage(
+        self, source_id: int, sample_id: int, ref: SampleRef, *spans: Span
+    ) -> list[bytes] | None:
         if self._staged is None:
             return None
-        parts = self._staged.read(source_id, sample_id, spans)
-        if parts is None or all(_as_indexed(*pair) for pair in zip(parts, spans, strict=True)):
-            return parts
-        return None  # the shard itself is asked, and may be blamed
+        members = self._staged.read(source_id, sample_id, spans)
+        if members is None or _member_fault(members, ref, spans):
+            return None  # the shard itself is asked, and may be blamed
+        return [member[BLOCK:] for member in members]
 
-    def _read_spans(
-        self, where: tuple[int, int], ref: SampleRef, *spans: Span
-    ) -> tuple[bytes, ...]:
+    def _read_spans(self, where: tuple[int, int], ref: SampleRef, *spans: Span) -> list[bytes]:
         self._check_shunned(where)
         for pause in (*self._pauses_s, None):
             try:
@@ -182,62 +183,52 @@ class SampleReader:
 
     def _try_read(
         self, where: tuple[int, int], ref: SampleRef, spans: Sequence[Span]
-    ) -> tuple[bytes, ...]:
-        fd = self._descriptor(where, ref.shard)
-        if where in self._touched:
-            self._check_headers(fd, ref, spans)
-        begin = min(span.offset for span in spans)
+    ) -> list[bytes]:
+        fd, opened = self._descriptor(where, ref.shard)
+        begin = min(span.offset for span in spans) - BLOCK
         end = max(span.offset + span.length for span in spans)
         if end - begin <= sum(span.length for span in spans) + _MAX_GAP:
             data = _pread(fd, begin, end - begin)  # neighbours: one request instead of two
-            parts = tuple(
-                data[span.offset - begin : span.offset - begin + span.length] for span in spans
-            )
+            starts = [span.offset - BLOCK - begin for span in spans]
+            members = [
+                data[start : start + BLOCK + span.length]
+                for start, span in zip(starts, spans, strict=True)
+            ]
         else:
-            parts = tuple(_pread(fd, span.offset, span.length) for span in spans)
-        for part, span in zip(parts, spans, strict=True):
-            if len(part) != span.length:
-                self._drop(where)
-                raise _ReadError("the shard became shorter since it was indexed")
-            if not _as_indexed(part, span):
-                raise _ReadError("its bytes differ from what was indexed (CRC32)")
-        return parts
+            members = [_pread(fd, span.offset - BLOCK, BLOCK + span.length) for span in spans]
+        # Looked at after the bytes: a writer changes the time before it changes them.
+        if _state(os.fstat(fd)) != opened:
+            raise OSError(errno.ESTALE, "it is written to while it is read")
+        if fault := _member_fault(members, ref, spans):
+            raise _ReadError(fault)
+        return [member[BLOCK:] for member in members]
 
-    def _check_headers(self, fd: int, ref: SampleRef, spans: Sequence[Span]) -> None:
-        """Raise unless the parts' headers are still before them: the shard has another time."""
-        for span in spans:
-            if not belongs(_pread(fd, span.offset - BLOCK, BLOCK), ref.key, span.length):
-                raise _ReadError("the shard was replaced: another member lies there by now")
-
-    def _descriptor(self, where: tuple[int, int], shard: Path) -> int:
+    def _descriptor(self, where: tuple[int, int], shard: Path) -> tuple[int, _State]:
         if self._owner != os.getpid():  # forked: the descriptors belong to the parent
             self._open.clear()
             self._owner = os.getpid()
-        fd = self._open.get(where)
-        if fd is not None:
+        known = self._open.get(where)
+        if known is not None:
             self._open.move_to_end(where)
-            return fd
+            return known
         fd = os.open(shard, os.O_RDONLY | os.O_CLOEXEC)
         self._gone.discard(where)
-        stat = os.fstat(fd)
-        size, index = stat.st_size, self._indexes[where[0]]
-        expected = index.shard_size(where[1])
-        if size != expected:
+        state = _state(os.fstat(fd))
+        expected = self._indexes[where[0]].shard_size(where[1])
+        if state[0] != expected:
             os.close(fd)
-            bad = _ReadError(f"the shard has {size} bytes, but {expected} when it was indexed")
+            bad = _ReadError(f"the shard has {state[0]} bytes, but {expected} when it was indexed")
             self._shunned[where] = (self._clock() + _SHUN_S, bad)
             raise bad
-        self._open[where] = fd
-        if stat.st_mtime_ns != index.shard_mtime(where[1]):
-            self._touched.add(where)  # copied, most often; or replaced by one of the same size
+        self._open[where] = fd, state
         while len(self._open) > self._max_open:
-            os.close(self._open.popitem(last=False)[1])
-        return fd
+            os.close(self._open.popitem(last=False)[1][0])
+        return fd, state
 
     def _drop(self, where: tuple[int, int]) -> None:
-        fd = self._open.pop(where, None)
-        if fd is not None:
-            os.close(fd)
+        known = self._open.pop(where, None)
+        if known is not None:
+            os.close(known[0])
 
     def _check_shunned(self, where: tuple[int, int]) -> None:
         shunned = self._shunned.get(where)
@@ -277,8 +268,24 @@ class _ReadError(Exception):
 _WITHOUT_IT = "rename the file, and others of its source stand in for its samples"
 
 
-def _as_indexed(part: bytes, span: Span) -> bool:
-    return span.crc is None or crc32(part) == span.crc
+_State = tuple[int, int]
+"""Size in bytes and modification time in nanoseconds of an open shard."""
+
+
+def _state(stat: os.stat_result) -> _State:
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _member_fault(members: Sequence[bytes], ref: SampleRef, spans: Sequence[Span]) -> str:
+    """Why tar members, each a header with its part, are not those that were indexed; "" if so."""
+    for member, span in zip(members, spans, strict=True):
+        if len(member) != BLOCK + span.length:
+            return "the shard became shorter since it was indexed"
+        if not belongs(member[:BLOCK], ref.key, span.length):
+            return "the shard was changed since it was indexed: another member lies there"
+        if span.crc is not None and crc32(memoryview(member)[BLOCK:]) != span.crc:
+            return "its bytes differ from what was indexed (CRC32)"
+    return ""
 
 
 def _pread(fd: int, offset: int, length: int) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mgpt4_hpc.data.index import ShardIndex, Span
 from mgpt4_hpc.data.order import MAX_BLOCK_SAMPLES
+from mgpt4_hpc.data.tarheader import BLOCK
 
 _KEPT = 4096
 _SLOTS = 1024
@@ -23,14 +24,12 @@ class Stretch:
     Attributes:
         name: of its copy.
         source_id, shard: where it comes from.
-        first: its first sample.
-        begin, end: in bytes of the shard.
+        begin, end: in bytes of the shard, from the first part's tar header on.
     """
 
     name: str
     source_id: int
     shard: int
-    first: int
     begin: int
     end: int
 
@@ -58,7 +57,7 @@ class Stretches:
             low = max(low, block * MAX_BLOCK_SAMPLES)
             high = min(high, (block + 1) * MAX_BLOCK_SAMPLES)
             begin, end = index.extent(low, high)
-            found = Stretch(f"{source_id}-{low}-{high}", source_id, shard, low, begin, end)
+            found = Stretch(f"{source_id}-{low}-{high}", source_id, shard, begin - BLOCK, end)
             if len(self._known) >= _KEPT:
                 self._known.clear()
             self._known[where] = found
@@ -99,7 +98,7 @@ class Staged:
         return sum(self._reads)
 
     def read(self, source_id: int, sample_id: int, spans: Sequence[Span]) -> list[bytes] | None:
-        """The spans' bytes of one sample; None if its stretch is not here as it should be."""
+        """Each span's tar header and bytes; None if their stretch is not here as it should be."""
         stretch = self._stretches.of(source_id, sample_id)
         try:
             fd = os.open(self._folder / stretch.name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -108,12 +107,13 @@ class Staged:
         try:
             if os.fstat(fd).st_size != stretch.num_bytes:
                 return None
-            parts = [os.pread(fd, span.length, span.offset - stretch.begin) for span in spans]
+            members = [
+                os.pread(fd, BLOCK + span.length, span.offset - BLOCK - stretch.begin)
+                for span in spans
+            ]
         except OSError:
             return None
         finally:
             os.close(fd)
-        if any(len(part) != span.length for part, span in zip(parts, spans, strict=True)):
-            return None
         self._reads[os.getpid() % _SLOTS] += 1
-        return parts
+        return members

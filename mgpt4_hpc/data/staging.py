@@ -27,9 +27,7 @@ from typing import Any
 
 from mgpt4_hpc.data.index import ShardIndex
 from mgpt4_hpc.data.order import WINDOW_SAMPLES, SampleOrder
-from mgpt4_hpc.data.scan import belongs
 from mgpt4_hpc.data.staged import Stretch, Stretches
-from mgpt4_hpc.data.tarheader import BLOCK
 from mgpt4_hpc.data.workers import init_worker
 
 AHEAD = 4 * WINDOW_SAMPLES
@@ -179,9 +177,7 @@ class _Copier:
         index = self._indexes[stretch.source_id]
         temporary = self._folder / f".{stretch.name}"
         try:
-            if not _unchanged(index, stretch):
-                raise OSError(errno.ESTALE, "it was replaced since it was indexed")
-            _copy_range(index.shard_path(stretch.shard), stretch, temporary)
+            _copy_range(index, stretch, temporary)
             temporary.replace(self._folder / stretch.name)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -200,21 +196,13 @@ class _Copier:
         self._counts[1] += stretch.num_bytes
 
 
-def _unchanged(index: ShardIndex, stretch: Stretch) -> bool:
-    """Whether the first part of a stretch still lies where it was."""
-    ref = index.locate(stretch.first)
-    span = min(ref.parts.values(), key=lambda part: part.offset)
-    with ref.shard.open("rb", buffering=0) as shard:
-        stat = os.fstat(shard.fileno())
-        if stat.st_size != index.shard_size(stretch.shard):
-            return False
-        return stat.st_mtime_ns == index.shard_mtime(stretch.shard) or belongs(
-            os.pread(shard.fileno(), BLOCK, span.offset - BLOCK), ref.key, span.length
-        )
-
-
-def _copy_range(shard: Path, stretch: Stretch, target: Path) -> None:
+def _copy_range(index: ShardIndex, stretch: Stretch, target: Path) -> None:
+    """Copy a stretch, unless its shard is another one; each read of it looks at its headers."""
+    shard = index.shard_path(stretch.shard)
     with shard.open("rb", buffering=0) as source, target.open("wb", buffering=0) as copy:
+        before = os.fstat(source.fileno())
+        if before.st_size != index.shard_size(stretch.shard):
+            raise OSError(errno.ESTALE, "it was replaced since it was indexed")
         source.seek(stretch.begin)
         left = stretch.num_bytes
         while left:
@@ -225,6 +213,8 @@ def _copy_range(shard: Path, stretch: Stretch, target: Path) -> None:
                 written = copy.write(data)
                 left -= written
                 data = data[written:]
+        if os.fstat(source.fileno()).st_mtime_ns != before.st_mtime_ns:
+            raise OSError(errno.ESTALE, "it is written to while it is copied")
 
 
 def _make_anew(folder: Path) -> None:

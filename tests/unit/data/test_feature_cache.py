@@ -104,6 +104,20 @@ def test_damage_is_told_with_the_file(tmp_path: Path) -> None:
         FeatureShard(path, "fp32")
 
 
+def test_an_open_shard_overwritten_by_another_is_an_error(tmp_path: Path) -> None:
+    made = cache(tmp_path)
+    path = tmp_path / "0.safetensors"
+    write_shard(path, rows(0, range(5)), [], "bf16")
+    made.refresh()
+    reader, out = FeatureReader(made, ["a"]), np.zeros((2, 3), np.uint16)
+    assert reader.read(0, 3, out).key == "k3"
+    write_shard(tmp_path / "other", rows(0, range(5)[::-1]), [], "bf16")
+    path.write_bytes((tmp_path / "other").read_bytes())
+    with pytest.raises(DataError, match=r"0\.safetensors.*row 3"):
+        reader.read(0, 3, out)
+    assert reader.read(0, 2, out).key == "k2", "the row in the middle is the same in both"
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AttributeError):
         write_shard(tmp_path / "0.safetensors", [*rows(0, range(2)), None], [], "bf16")  # type: ignore[list-item]

@@ -183,7 +183,7 @@ def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
     assert reader.read(0, 21).key == "000000021"
     assert reader.read(0, 31).key == "000000031"
     os.truncate(index.shard_path(3), 2000)
-    with pytest.raises(BadSampleError, match="shorter"):
+    with pytest.raises(BadSampleError, match=r"has 2000 bytes, but .* when it was indexed"):
         reader.read(0, 39)
 
 
@@ -222,18 +222,77 @@ def test_a_forked_reader_leaves_the_parents_handles_alone(tmp_path: Path) -> Non
     assert reader.read(0, 2).key == "000000002"
 
 
-def test_a_shard_replaced_by_one_of_the_same_size_is_noticed(tmp_path: Path) -> None:
+def overwrite(path: Path, data: bytes, mtime_ns: int | None = None) -> None:
+    """As ``cp`` and ``rsync --inplace`` do: the same inode, and perhaps the old time."""
+    with path.open("r+b") as file:
+        file.write(data)
+        file.truncate()
+    stat = path.stat()
+    os.utime(path, ns=(0, stat.st_mtime_ns + 1 if mtime_ns is None else mtime_ns))
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("keeps_time", [False, True])
+def test_a_shard_overwritten_by_one_of_the_same_size_is_noticed(
+    tmp_path: Path, is_open: bool, keeps_time: bool
+) -> None:
     index = make_index(tmp_path, 20, 10)
     shard = index.shard_path(0)
     data = shard.read_bytes()
     other = data.replace(b"000000003.", b"000000777.")  # the same sizes, another sample
     assert len(other) == len(data) and other != data
-    shard.write_bytes(other)
-    os.utime(shard, ns=(0, index.shard_mtime(0) + 10**9))
-    reader, _ = a_reader(index, pauses_s=())
+    reader, _ = a_reader(index)
+    if is_open:
+        assert reader.read(0, 3).key == "000000003"
+    overwrite(shard, other, index.shard_mtime(0) if keeps_time else None)
     assert reader.read(0, 2).key == "000000002"
-    with pytest.raises(BadSampleError, match="was replaced"):
+    with pytest.raises(BadSampleError, match="another member lies there"):
         reader.read(0, 3)
+
+
+def test_an_open_shard_overwritten_by_one_of_another_size_is_refused(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 20, 10)
+    reader, _ = a_reader(index)
+    assert reader.read(0, 3).key == "000000003"
+    overwrite(index.shard_path(0), tar_bytes(members(range(12))))
+    with pytest.raises(BadSampleError, match="when it was indexed"):
+        reader.read(0, 3)
+
+
+def test_a_read_across_a_write_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pixels change between header and image: what was read belongs to neither version."""
+    index = make_index(tmp_path, 20, 10)
+    shard, real = index.shard_path(0), os.pread
+    reader, slept = a_reader(index)
+    reader.read(0, 2)
+    old, new = shard.read_bytes(), shard.read_bytes().replace(jpeg(3), jpeg(3)[::-1])
+
+    def torn(fd: int, length: int, offset: int) -> bytes:
+        monkeypatch.setattr(os, "pread", real)
+        overwrite(shard, new)
+        return old[offset : offset + length // 2] + new[offset + length // 2 : offset + length]
+
+    monkeypatch.setattr(os, "pread", torn)
+    assert reader.read(0, 3).jpg == jpeg(3)[::-1]
+    assert slept == [RETRY_PAUSES_S[0]]
+
+
+def test_a_shard_that_is_written_to_on_and_on_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make_index(tmp_path, 20, 10)
+    reader, slept = a_reader(index)
+    real = os.pread
+
+    def written(fd: int, length: int, offset: int) -> bytes:
+        data = real(fd, length, offset)
+        os.utime(fd, ns=(0, os.fstat(fd).st_mtime_ns + 1))
+        return data
+
+    monkeypatch.setattr(os, "pread", written)
+    with pytest.raises(StorageTrouble, match="is written to"):
+        reader.read(0, 3)
+    assert slept == list(RETRY_PAUSES_S)
 
 
 def test_a_copy_with_another_time_is_fine(tmp_path: Path) -> None:

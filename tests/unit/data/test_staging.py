@@ -15,7 +15,7 @@ from mgpt4_hpc.data import staged, staging
 from mgpt4_hpc.data.index import ShardIndex, build_index
 from mgpt4_hpc.data.loader import StepLoader
 from mgpt4_hpc.data.order import SampleOrder, SourceSize
-from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.data.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.staged import Staged, Stretch, Stretches, stage_folder
 from mgpt4_hpc.data.staging import Stager, _Copier
 from tests.unit.data.worlds import make_index, text_spec, write_shards
@@ -99,12 +99,12 @@ def test_a_full_disk_and_a_lost_shard_are_survived(
 ) -> None:
     real, copies = staging._copy_range, []
 
-    def full_after_three(shard: Path, stretch: Stretch, target: Path) -> None:
+    def full_after_three(index: ShardIndex, stretch: Stretch, target: Path) -> None:
         if len(copies) >= 3:
             target.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "full")
         copies.append(stretch)
-        real(shard, stretch, target)
+        real(index, stretch, target)
 
     monkeypatch.setattr(staging, "_copy_range", full_after_three)
     copier, counts = a_copier(folder, index, 10**9)
@@ -135,6 +135,20 @@ def test_a_damaged_copy_is_not_used(tmp_path: Path, folder: Path, verified: bool
         copy.write_bytes(bytes(len(data)) if verified else data[:-600])
     reader, plain = SampleReader([index], staged=Staged(folder, [index])), SampleReader([index])
     assert [reader.read(0, i) for i in range(16)] == [plain.read(0, i) for i in range(16)]
+
+
+def test_a_copy_of_a_changed_shard_is_not_used(tmp_path: Path, folder: Path) -> None:
+    index = make_index(tmp_path, 16, 16)
+    shard = index.shard_path(0)
+    shard.write_bytes(shard.read_bytes().replace(b"000000003.", b"000000777."))
+    copier, counts = a_copier(folder, index, 10**9)
+    while copier.step(0):
+        pass
+    assert counts[0] == 2
+    reader = SampleReader([index], staged=Staged(folder, [index]), pauses_s=())
+    assert reader.read(0, 2).key == "000000002"
+    with pytest.raises(BadSampleError, match="another member lies there"):
+        reader.read(0, 3)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
