@@ -2,6 +2,8 @@
 
 MGPT4_TEST_CLUSTER=DIR     use the cluster that ``tools/devcluster up --dir DIR`` started, and leave
                            it running; without it the session starts and ends one of its own
+MGPT4_SLURM=24.11          start this release of Slurm (tools/devcluster install --slurm 24.11); the
+                           machine's own without it
 MGPT4_REQUIRE_SLURM=1      fail where there is no Slurm, instead of skipping
 """
 
@@ -9,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,24 @@ from tests.slurm.harness import Cluster, devcluster, why_no_cluster
 
 @pytest.fixture(scope="session")
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """A running cluster of four nodes with four A100s each; shared by the session's tests."""
+    """A running cluster of four nodes with four A100s each; shared by the session's tests.
+
+    Its release's commands are the first in PATH meanwhile, also for what a test starts without
+    ``Cluster.env``.
+    """
     given = os.environ.get("MGPT4_TEST_CLUSTER")
     if given:
         devcluster("env", "--dir", given)
-        yield Cluster(Path(given).resolve())
-        return
-    _skip_without_slurm()
-    with own_cluster(request.session) as started:
-        yield started
+    else:
+        _skip_without_slurm()
+    with (
+        (
+            nullcontext(Cluster(Path(given).resolve())) if given else own_cluster(request.session)
+        ) as running,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("PATH", running.env["PATH"])
+        yield running
 
 
 @contextmanager

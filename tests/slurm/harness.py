@@ -49,7 +49,8 @@ class Cluster:
     def __init__(self, folder: Path):
         self.folder = folder
         kept = {key: val for key, val in os.environ.items() if not key.startswith(_SLURM_PREFIXES)}
-        self.env = {**kept, "SLURM_CONF": str(folder / "slurm.conf")}
+        search = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.env = {**kept, "PATH": search, "SLURM_CONF": str(folder / "slurm.conf")}
 
     # Doing things
 
@@ -130,6 +131,11 @@ class Cluster:
     def status(self) -> dict:
         """What ``devcluster status --json`` says; also of a cluster that is not up."""
         return json.loads(self.devcluster("status", "--json", check=False).stdout)
+
+    @property
+    def release(self) -> str:
+        """The release of Slurm, such as 24.11."""
+        return self.status()["options"]["slurm"]
 
     def output(self, job_id: str) -> str:
         """What the job has written so far."""

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 
-from devcluster_lib import conf, packages, processes, services
+from devcluster_lib import conf, packages, processes, releases, services
 from devcluster_lib.errors import DevclusterError, PortTakenError
 from devcluster_lib.layout import Layout, Options, make_folders, remove_contents, write_json
 
@@ -41,9 +41,11 @@ def up(layout: Layout, options: Options) -> None:
     packages.require_root()
     packages.require_programs(options.accounting)
     options.validate()
+    release = releases.find(options.slurm)
+    options = dataclasses.replace(options, slurm=release.number)
     before = status(layout)
     if before.up and before.options == options:
-        _say(f"runs already in {layout.root}")
+        _say(f"Slurm {release.version} runs already in {layout.root}")
         return
     if before.up:
         raise DevclusterError(
@@ -53,7 +55,7 @@ def up(layout: Layout, options: Options) -> None:
     began = time.monotonic()
     for attempt in range(1, PORT_ATTEMPTS + 1):
         try:
-            _start_all(layout, options)
+            _start_all(layout, options, release)
             break
         except PortTakenError:
             _end_all(layout)
@@ -65,17 +67,19 @@ def up(layout: Layout, options: Options) -> None:
             _end_all(layout)
             raise
     nodes = f"{options.nodes} nodes with {options.gpus_per_node} A100 each"
-    _say(f"{nodes} idle after {time.monotonic() - began:.1f} s, in {layout.root}")
+    took_s = time.monotonic() - began
+    _say(f"Slurm {release.version}: {nodes} idle after {took_s:.1f} s, in {layout.root}")
 
 
-def _start_all(layout: Layout, options: Options) -> None:
+def _start_all(layout: Layout, options: Options, release: releases.Release) -> None:
     _end_all(layout)
     ports = services.pick_ports(options.nodes)
     content = {"options": dataclasses.asdict(options), "ports": dataclasses.asdict(ports)}
     # First of all, because it is what makes the folder known as ours.
     write_json(layout.state_file, content)
     make_folders(layout)
-    layout.slurm_conf.write_text(conf.slurm_conf(layout, options, ports))
+    releases.link_programs(release, layout.clients, layout.daemons)
+    layout.slurm_conf.write_text(conf.slurm_conf(layout, options, ports, release.plugins))
     layout.gres_conf.write_text(conf.gres_conf(layout, options))
     _make_devices(layout, options)
 
@@ -83,7 +87,7 @@ def _start_all(layout: Layout, options: Options) -> None:
     services.start_munged(layout)
     if install is not None:
         layout.slurmdbd_conf.touch(mode=0o600)
-        layout.slurmdbd_conf.write_text(conf.slurmdbd_conf(layout, ports))
+        layout.slurmdbd_conf.write_text(conf.slurmdbd_conf(layout, ports, release.plugins))
         services.start_mariadbd(layout, install)
         services.start_slurmdbd(layout)
     services.start_slurmctld(layout)
@@ -112,7 +116,7 @@ def _wait_for_nodes(layout: Layout, nodes: list[str], wanted: set[str]) -> None:
         states = node_states(layout)
         if all(states.get(node) in wanted for node in nodes):
             return
-        running = {process.name for process in processes.find(layout.root)}
+        running = {process.name for process in processes.find(layout)}
         for node in nodes:
             if services.slurmd_name(node) not in running:
                 raise services.failure(layout, services.slurmd_name(node), "ended by itself")
@@ -140,7 +144,7 @@ def _plain_states(layout: Layout) -> set[str]:
 def down(layout: Layout) -> None:
     """End all that this cluster started, jobs included, and remove its state but for the logs."""
     packages.require_root()
-    if not layout.state_file.exists() and not processes.find(layout.root):
+    if not layout.state_file.exists() and not processes.find(layout):
         _say(f"no cluster in {layout.root}")
         return
     ended = _end_all(layout)
@@ -150,7 +154,7 @@ def down(layout: Layout) -> None:
 
 def _end_all(layout: Layout) -> int:
     """End jobs and daemons; returns how many processes that were."""
-    found = processes.find(layout.root)
+    found = processes.find(layout)
     steps = [process for process in found if process.is_step]
     daemons = [process for process in found if not process.is_step]
     # First those that would start jobs again, or report them ended.
@@ -160,9 +164,9 @@ def _end_all(layout: Layout) -> int:
     processes.kill(tasks)
     processes.end([process for process in daemons if process not in slurm], END_PATIENCE_S)
     # A slurmd that was just forking a step may have left one more.
-    late = processes.with_descendants(processes.find(layout.root))
+    late = processes.with_descendants(processes.find(layout))
     processes.kill(late)
-    left = processes.find(layout.root)
+    left = processes.find(layout)
     if left:
         shown = ", ".join(f"{process.pid} ({process.name})" for process in left)
         raise DevclusterError(
@@ -177,7 +181,7 @@ def status(layout: Layout) -> Status:
     options = None
     if layout.state_file.exists():
         options = Options(**json.loads(layout.state_file.read_text())["options"])
-    found = processes.find(layout.root)
+    found = processes.find(layout)
     nodes = node_states(layout) if any(p.name == "slurmctld" for p in found) else {}
     running = {process.name for process in found if not process.is_step}
     needed = {"munged", "slurmctld"}
@@ -211,7 +215,7 @@ def node_down(layout: Layout, node: str, *, announce: bool = True) -> None:
     """
     _require_node(layout, node)
     name = services.slurmd_name(node)
-    mine = [process for process in processes.find(layout.root) if process.name == name]
+    mine = [process for process in processes.find(layout) if process.name == name]
     processes.kill(processes.with_descendants(mine))
     if announce:
         _update_node(layout, node, "State=DOWN", "Reason=devcluster node-down")
@@ -222,7 +226,7 @@ def node_up(layout: Layout, node: str) -> None:
     """Start the slurmd of a node again and wait until the node can be used."""
     _require_node(layout, node)
     name = services.slurmd_name(node)
-    if not any(p.name == name and not p.is_step for p in processes.find(layout.root)):
+    if not any(p.name == name and not p.is_step for p in processes.find(layout)):
         services.start_slurmd(layout, node)
     _wait_for_nodes(layout, [node], UP_STATES)
     _say(f"{node} is {node_states(layout).get(node)}")
@@ -232,9 +236,9 @@ def restart_controller(layout: Layout) -> None:
     """End slurmctld and start it again with the state it saved; jobs go on meanwhile."""
     packages.require_root()
     options = status(layout).options
-    if options is None or not any(p.name == "munged" for p in processes.find(layout.root)):
+    if options is None or not any(p.name == "munged" for p in processes.find(layout)):
         require_up(layout)
-    old = [process for process in processes.find(layout.root) if process.name == "slurmctld"]
+    old = [process for process in processes.find(layout) if process.name == "slurmctld"]
     processes.end(old, patience_s=20)
     services.start_slurmctld(layout)
     # It asks every node anew, and starts no job on one it has not heard from.

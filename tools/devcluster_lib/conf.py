@@ -1,16 +1,18 @@
 """The text of the cluster's configuration files.
 
 Every choice that differs from Slurm's default says why. What makes the pretended GPUs and several
-slurmd on one host work was found by trying it on Debian bookworm's Slurm 22.05.
+slurmd on one host work was found by trying it on Debian's Slurm 22.05 and later.
 """
 
 import dataclasses
 import socket
+from pathlib import Path
 
 from devcluster_lib.layout import Layout, Options
 
 CLUSTER = "devcluster"
 ACCOUNT = "devaccount"
+DATABASE = "slurm_acct_db"
 # A node with four A100, as clusters have them. config_overrides makes Slurm believe it.
 CPUS_PER_NODE = 64
 MEMORY_PER_NODE_MB = 512_000
@@ -25,8 +27,8 @@ class Ports:
     slurmd: tuple[int, ...]
 
 
-def slurm_conf(layout: Layout, options: Options, ports: Ports) -> str:
-    """slurm.conf for the daemons and for every client."""
+def slurm_conf(layout: Layout, options: Options, ports: Ports, plugins: Path | None) -> str:
+    """slurm.conf for the daemons and for every client; ``plugins`` is their folder, if known."""
     host = socket.gethostname().split(".")[0]
     # From Slurm 23 on also PreemptParameters=send_user_signal; this name is understood by all.
     user_signal = "SlurmctldParameters=preempt_send_user_signal" if options.send_user_signal else ""
@@ -43,6 +45,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports.slurmctld}
 SlurmUser=root
 SlurmdUser=root
+{_plugin_dir(plugins)}
 
 # A munged of our own. cred_expire is also how long a requeued job must wait (default: 120 s).
 AuthType=auth/munge
@@ -123,7 +126,11 @@ def gres_conf(layout: Layout, options: Options) -> str:
     )
 
 
-def slurmdbd_conf(layout: Layout, ports: Ports) -> str:
+def _plugin_dir(plugins: Path | None) -> str:
+    return f"PluginDir={plugins}" if plugins else ""
+
+
+def slurmdbd_conf(layout: Layout, ports: Ports, plugins: Path | None) -> str:
     """slurmdbd.conf; slurmdbd finds MariaDB's socket through MYSQL_UNIX_PORT."""
     return f"""\
 AuthType=auth/munge
@@ -138,5 +145,6 @@ DebugLevel=info
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root
-StorageLoc=slurm_acct_db
+StorageLoc={DATABASE}
+{_plugin_dir(plugins)}
 """

@@ -36,6 +36,8 @@ class Options:
     """preempt_send_user_signal: at preemption a job's --signal is sent, in the place of TERM."""
     preempt_mode: str = "REQUEUE"
     """What happens to a preempted job after its grace time: REQUEUE or CANCEL."""
+    slurm: str = "native"
+    """The release of Slurm, such as 24.11; in a running cluster never "native"."""
 
     def validate(self) -> None:
         """Raise with every fault at once."""
@@ -107,6 +109,15 @@ class Layout:
     @property
     def database(self) -> Path:
         return self.root / "db"
+
+    @property
+    def clients(self) -> Path:
+        """The commands of this cluster's Slurm, to be the first folder in PATH."""
+        return self.root / "bin"
+
+    @property
+    def daemons(self) -> Path:
+        return self.root / "sbin"
 
     @property
     def munge_socket(self) -> Path:
@@ -192,7 +203,7 @@ def remove_contents(layout: Layout, keep: tuple[Path, ...]) -> None:
 
 def _own_names(layout: Layout) -> set[str]:
     folders = (layout.run, layout.log, layout.dev, layout.spool)
-    folders += (layout.controller_state, layout.database)
+    folders += (layout.controller_state, layout.database, layout.clients, layout.daemons)
     files = (layout.slurm_conf, layout.gres_conf, layout.slurmdbd_conf, layout.state_file)
     return {path.name for path in (*folders, *files, layout.lock_file)}
 

@@ -2,8 +2,9 @@
 
 No process ids are stored: after a crash an id in a file may belong to a stranger. Instead every
 daemon is started with two marks in its environment, which /proc shows for as long as the process
-lives and which whatever it starts inherits (slurmstepd included; the tasks of a job do not, they
-get the job's environment). Nothing else has these variables, so what carries them is ours.
+lives and which whatever it starts inherits (the tasks of a job do not, they get the job's
+environment). Nothing else has these variables, so what carries them is ours. From Slurm 24.11 on a
+slurmstepd overwrites its environment; it is recognised by the socket it holds in its node's spool.
 """
 
 import contextlib
@@ -14,6 +15,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from devcluster_lib.layout import Layout
 
 PROC = Path("/proc")
 CLUSTER_MARK = "MGPT4_DEVCLUSTER_DAEMON_OF"
@@ -58,15 +61,43 @@ def spawn(
         )
 
 
-def find(cluster: Path) -> list[Process]:
+def find(layout: Layout) -> list[Process]:
     """The daemons of this cluster and what they started, except the tasks of jobs."""
+    nodes = _nodes_of_sockets(layout.spool)
     found = []
     for pid in all_pids():
         env = environment(pid)
+        name = env.get(NAME_MARK) if env.get(CLUSTER_MARK) == str(layout.root) else None
+        command = command_line(pid)
+        if name is None and nodes and command.startswith("slurmstepd"):
+            held = (nodes[inode] for inode in _sockets(pid) if inode in nodes)
+            name = next((f"slurmd-{node}" for node in held), None)
         ticks = start_ticks(pid)
-        if env.get(CLUSTER_MARK) == str(cluster) and ticks is not None:
-            found.append(Process(pid, ticks, env.get(NAME_MARK, "?"), command_line(pid)))
+        if name is not None and ticks is not None:
+            found.append(Process(pid, ticks, name, command))
     return sorted(found, key=lambda process: (process.start_ticks, process.pid))
+
+
+def _nodes_of_sockets(spool: Path) -> dict[str, str]:
+    """The node of each Unix socket that lies in its folder under ``spool``, by the inode."""
+    nodes = {}
+    for line in (PROC / "net/unix").read_text(errors="replace").splitlines():
+        fields = line.split(maxsplit=7)
+        if len(fields) == 8 and Path(fields[7]).parent.parent == spool:
+            nodes[fields[6]] = Path(fields[7]).parent.name
+    return nodes
+
+
+def _sockets(pid: int) -> list[str]:
+    """The inodes of the sockets that a process holds open."""
+    inodes = []
+    with contextlib.suppress(OSError):
+        for link in (PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                target = str(link.readlink())
+                if target.startswith("socket:["):
+                    inodes.append(target[len("socket:[") : -1])
+    return inodes
 
 
 def find_tasks(slurm_conf: Path) -> list[Process]:

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from devcluster_lib.conf import ACCOUNT, CLUSTER, Ports
+from devcluster_lib.conf import ACCOUNT, CLUSTER, DATABASE, Ports
 from devcluster_lib.errors import DevclusterError, PortTakenError
 from devcluster_lib.layout import Layout
 from devcluster_lib.packages import SEARCH_PATH
@@ -27,19 +27,29 @@ def client_environment(layout: Layout) -> dict[str, str]:
     """The environment for Slurm's commands: this cluster's, and no option from the shell."""
     prefixes = ("SLURM", "SBATCH_", "SACCT", "SINFO_", "SQUEUE_", "SCANCEL_", "SCONTROL_")
     kept = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
-    return {**kept, "PATH": SEARCH_PATH, "SLURM_CONF": str(layout.slurm_conf), "LC_ALL": "C"}
+    return {
+        **kept,
+        "PATH": _search_path(layout),
+        "SLURM_CONF": str(layout.slurm_conf),
+        "LC_ALL": "C",
+    }
 
 
 def daemon_environment(layout: Layout) -> dict[str, str]:
     """A small environment of our own making: nothing from the shell may reach a job this way."""
     return {
-        "PATH": SEARCH_PATH,
+        "PATH": _search_path(layout),
         "HOME": os.environ.get("HOME", "/root"),
         "LC_ALL": "C.UTF-8",
         "SLURM_CONF": str(layout.slurm_conf),
         # Where libmariadb, inside slurmdbd, looks for the database.
         "MYSQL_UNIX_PORT": str(layout.database_socket),
     }
+
+
+def _search_path(layout: Layout) -> str:
+    """This cluster's Slurm before the machine's own."""
+    return f"{layout.clients}:{layout.daemons}:{SEARCH_PATH}"
 
 
 def pick_ports(nodes: int) -> Ports:
@@ -102,13 +112,20 @@ def begin_database_install(layout: Layout) -> subprocess.Popen:
 
 
 def start_mariadbd(layout: Layout, install: subprocess.Popen) -> None:
-    """Wait for the end of ``install``, then start MariaDB; only our socket leads to it."""
+    """Wait for the end of ``install``, start MariaDB behind our socket, make Slurm's database."""
     if install.wait() != 0:
         raise failure(layout, "mariadb-install-db", f"ended with status {install.returncode}")
     argv = ["mariadbd", *_database_options(layout)]
     argv += [f"--socket={layout.database_socket}", "--skip-networking"]
     argv += [f"--pid-file={layout.run}/mariadbd.pid"]
     _start(layout, "mariadbd", argv, lambda: _answers(layout.database_socket))
+    # slurmdbd would make it, but not with libmariadb 11.8: it cannot reuse a handle whose first
+    # connect failed.
+    statement = f"CREATE DATABASE IF NOT EXISTS {DATABASE}"
+    argv = ["mariadb", "--no-defaults", f"--socket={layout.database_socket}", "-e", statement]
+    made = run_client(layout, *argv)
+    if made.returncode != 0:
+        raise failure(layout, "mariadbd", f"{statement}: {made.stderr.strip()}")
 
 
 def _database_options(layout: Layout) -> list[str]:
@@ -166,6 +183,7 @@ def start_slurmctld(layout: Layout) -> None:
 def start_slurmd(layout: Layout, node: str) -> None:
     """Start the daemon of one virtual node; whether the node is idle is for the caller to ask."""
     argv = ["slurmd", "-D", "-f", str(layout.slurm_conf), "-N", node]
+    argv += ["-d", str(layout.daemons / "slurmstepd")]
     _start(layout, slurmd_name(node), argv, ready=None)
 
 
@@ -175,7 +193,7 @@ def slurmd_name(node: str) -> str:
 
 
 def _start(layout: Layout, name: str, argv: list[str], ready: Callable[[], bool] | None) -> None:
-    argv = [shutil.which(argv[0], path=SEARCH_PATH) or argv[0], *argv[1:]]
+    argv = [shutil.which(argv[0], path=_search_path(layout)) or argv[0], *argv[1:]]
     env = daemon_environment(layout)
     popen = spawn(argv, env, layout.output_of(name), layout.root, name)
     if ready is None:
