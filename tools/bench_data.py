@@ -38,12 +38,12 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from mgpt4_hpc.data.batch import Batch, collate
-from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.loader import StepLoader
-from mgpt4_hpc.data.order import SampleOrder, SourceSize
-from mgpt4_hpc.data.text import TextSpec, build_sequence
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.data.batching.batch import Batch, collate
+from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 
 LLM = Path(__file__).resolve().parent.parent / "mgpt4_hpc" / "toy_world" / "weights" / "llm"
 SIZE = 224

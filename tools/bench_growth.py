@@ -37,14 +37,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from bench.hardware import machine_name  # noqa: E402
 from bench.subject import Settings, build_subject  # noqa: E402
 
-from mgpt4_hpc.data.index import ShardIndex  # noqa: E402
-from mgpt4_hpc.data.index_file import IndexWriter  # noqa: E402
-from mgpt4_hpc.data.order import SampleOrder, SourceSize  # noqa: E402
-from mgpt4_hpc.data.scan import ShardScan  # noqa: E402
+from mgpt4_hpc.data.index.index import ShardIndex  # noqa: E402
+from mgpt4_hpc.data.index.index_file import IndexWriter  # noqa: E402
+from mgpt4_hpc.data.index.scan import ShardScan  # noqa: E402
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize  # noqa: E402
 from mgpt4_hpc.distributed import Ranks  # noqa: E402
 from mgpt4_hpc.run_dir import RunDir  # noqa: E402
 from mgpt4_hpc.telemetry import tags  # noqa: E402
-from mgpt4_hpc.telemetry.kinds import Kind  # noqa: E402
+from mgpt4_hpc.telemetry.event_kinds import Kind  # noqa: E402
 from mgpt4_hpc.telemetry.ledger import Ledger  # noqa: E402
 from mgpt4_hpc.telemetry.tensorboard import open_writer  # noqa: E402
 from mgpt4_hpc.train.optimizer import build_optimizer  # noqa: E402

@@ -34,8 +34,8 @@ import numpy as np
 from PIL import Image
 from zlib_ng import zlib_ng
 
-from mgpt4_hpc.data.scan import scan_shard
-from mgpt4_hpc.data.tarheader import BLOCK
+from mgpt4_hpc.data.index.scan import scan_shard
+from mgpt4_hpc.data.tar.header import BLOCK
 
 
 def make_shard(path: Path, num_samples: int, *, pax: bool) -> None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from mgpt4_hpc.data.order import SampleOrder, SourceSize
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 
 WEIGHTS = {"laion": 115, "cc_sbu": 14}
 

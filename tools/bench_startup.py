@@ -45,8 +45,8 @@ def make_bundle(folder: Path, shape: Shape, device: str) -> None:
     """Random weights of ``shape``, in bf16, as ``mgpt4 weights import`` would leave them."""
     import torch
 
-    from mgpt4_hpc.model.bundle_write import save_parts
-    from mgpt4_hpc.model.random_weights import random_model
+    from mgpt4_hpc.model.bundle.writer import save_parts
+    from mgpt4_hpc.model.nn.random_weights import random_model
     from mgpt4_hpc.resources import toy_world_dir
 
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def widen_tokenizer(source: Path, target: Path, num_tokens: int) -> None:
 
 def start(bundle: Path, run: Path, device: str) -> dict[str, Any]:
     """One run's first seconds."""
-    from mgpt4_hpc.telemetry.kinds import Kind
+    from mgpt4_hpc.telemetry.event_kinds import Kind
 
     settings = {
         "model.weights": str(bundle),

@@ -32,9 +32,9 @@ sys.path.insert(0, str(ROOT))
 if TYPE_CHECKING:
     import torch
 
-    from mgpt4_hpc.data.batch import Batch
-    from mgpt4_hpc.model.minigpt4 import MiniGPT4
-    from mgpt4_hpc.model.tokenizer import TextTokenizer
+    from mgpt4_hpc.data.batching.batch import Batch
+    from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
+    from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
 STAGES = ("stage1", "stage2")
 
@@ -120,10 +120,10 @@ def open_reference(folder: Path, path: ComputePath) -> Setup:
     from safetensors.torch import load_file
 
     from mgpt4_hpc.model.architecture import Architecture
-    from mgpt4_hpc.model.bundle import open_bundle
-    from mgpt4_hpc.model.compiled import compile_layers
-    from mgpt4_hpc.model.minigpt4 import build_model
-    from mgpt4_hpc.model.tokenizer import load_tokenizer
+    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+    from mgpt4_hpc.model.nn.minigpt4 import build_model
+    from mgpt4_hpc.model.nn.performance.compile import compile_layers
 
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     architecture = Architecture.from_dict(expected["architecture"], source="expected.json")
@@ -163,8 +163,8 @@ def make_batches(setup: Setup, stage: str) -> list[Batch]:
     """The stage's texts as the package's own micro-batches; their pixels are placeholders."""
     import numpy as np
 
-    from mgpt4_hpc.data.batch import collate
-    from mgpt4_hpc.data.text import TextSpec, build_sequence
+    from mgpt4_hpc.data.batching.batch import collate
+    from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
 
     expected, arch = setup.expected, setup.model.architecture
     spec = TextSpec(
@@ -275,13 +275,13 @@ def train_curve(
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.train.loop import Loop, train
     from mgpt4_hpc.train.optimizer import build_optimizer
-    from mgpt4_hpc.train.pacing import Pacing
     from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.saving import Saving
     from mgpt4_hpc.train.schedule import WarmupCosine
     from mgpt4_hpc.train.state import TrainState
     from mgpt4_hpc.train.step import TrainStep
-    from mgpt4_hpc.train.stop import NeverStop
+    from mgpt4_hpc.train.stopping.stop import NeverStop
+    from mgpt4_hpc.train.stopping.stop_schedule import Pacing
 
     class Curve(SilentRecorder):
         points: list[tuple[float, float]]
@@ -344,7 +344,7 @@ def train_config(expected: Mapping[str, Any], stage: str, batch_size: int, num_s
 
 def compare_greedy_tokens(setup: Setup) -> Row:
     """Number of answers whose generated tokens differ, from the reference's trained projector."""
-    from mgpt4_hpc.model.generate import generate_from_features
+    from mgpt4_hpc.model.generation.generate import generate_from_features
 
     theirs = setup.expected["stage2.greedy_tokens"]
     names = [name for name, _ in setup.model.llama_proj.named_parameters()]

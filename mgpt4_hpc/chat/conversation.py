@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.outputs import check_output
+from mgpt4_hpc.output_files import check_output
 from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG, PROMPT_SLOT, Template
 from mgpt4_hpc.run_dir import write_json
 

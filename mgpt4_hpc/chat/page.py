@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.room import Closing, Room, Visit
-from mgpt4_hpc.data.picture import read_picture, require_few_pixels, thumbnail
+from mgpt4_hpc.chat.shared_model import Closing, Room, Visit
+from mgpt4_hpc.data.images.image_file import read_picture, require_few_pixels, thumbnail
 from mgpt4_hpc.errors import DataError, MgptError
-from mgpt4_hpc.model.answer import Answer
-from mgpt4_hpc.model.sampling import Sampling
+from mgpt4_hpc.model.generation.answer import Answer
+from mgpt4_hpc.model.generation.sampling import Sampling
 
 _PICTURE_SIDE = 256
 _REFRESH_S = 0.1

@@ -15,14 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from mgpt4_hpc.chat.guard import LOOPBACK_NAMES, Guard
+from mgpt4_hpc.chat.access_control import LOOPBACK_NAMES, Guard
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.room import MAX_IMAGES, Room
+from mgpt4_hpc.chat.shared_model import MAX_IMAGES, Room
 from mgpt4_hpc.errors import PreflightError
-from mgpt4_hpc.model.sampling import Sampling
+from mgpt4_hpc.model.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.chat.surface import Surface
+    from mgpt4_hpc.chat.gradio_allowlist import Surface
 
 _STOP_S = 3
 """Seconds that open connections get when the server stops; browsers hold theirs for ever."""
@@ -112,8 +112,8 @@ def build_application(
     import gradio as gr
     from fastapi import FastAPI
 
+    from mgpt4_hpc.chat.gradio_allowlist import Surface
     from mgpt4_hpc.chat.page import build_page, head, style
-    from mgpt4_hpc.chat.surface import Surface
 
     page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.chat.conversation import Conversation
-from mgpt4_hpc.data.picture import picture_pixels, read_picture
+from mgpt4_hpc.data.images.image_file import picture_pixels, read_picture
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.answer import Answer
-from mgpt4_hpc.model.generate import Sampling
-from mgpt4_hpc.model.talker import Talker
+from mgpt4_hpc.model.generation.answer import Answer
+from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.generate import Sampling
 
 MIN_ANSWER_TOKENS = 16
 """With less room than this the conversation is full; a shorter answer would be a fragment."""

@@ -39,7 +39,7 @@ from mgpt4_hpc.checkpoint.manifest import (
 )
 from mgpt4_hpc.checkpoint.reading import PIECE, STEP_NAME, read_checkpoint
 from mgpt4_hpc.errors import CheckpointError, StorageTrouble
-from mgpt4_hpc.patience import PAUSES_S
+from mgpt4_hpc.retry import PAUSES_S
 
 log = logging.getLogger(__name__)
 

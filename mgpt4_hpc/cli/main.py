@@ -12,36 +12,36 @@ import click
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.words import printable
+from mgpt4_hpc.formatting import printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("demo", "Train both stages on the shipped toy world, preemption included."),
-    "submit": ("submit", "Submit a stage, or both, to Slurm or to this machine."),
-    "status": ("status", "What each run is doing."),
-    "history": ("history", "The attempts of a run, and why each ended."),
-    "usage": ("usage", "GPU-hours of runs: useful, replayed, waiting, and so on."),
-    "doctor": ("doctor", "What this site will do to a run, and which settings to use."),
-    "drill": ("drill", "Prove that a preempted run comes back here, bit by bit."),
-    "logs": ("logs", "Print or follow a run's log."),
-    "cancel": ("cancel", "Cancel a run's job."),
-    "resume": ("resume", "Submit an unfinished run again."),
-    "ls": ("status", "List the runs."),
-    "rm": ("rm", "Delete runs that are over."),
-    "tensorboard": ("tensorboard", "Show the curves of runs in a browser."),
-    "config": ("config", "Presets and settings."),
-    "data": ("data", "Shards and their index."),
-    "weights": ("weights", "Import, export and check weights."),
-    "eval": ("eval", "Measure what a trained model says about images."),
-    "compare": ("compare", "Two checkpoints on the same images, with intervals."),
-    "report": ("report", "A run's curves and attempts as a picture and a page."),
-    "chat": ("chat", "Talk with a trained model about images."),
-    "serve": ("serve", "A web page to talk with a trained model about images."),
-    "train": ("train", "Train without a scheduler, in this process."),
-    "version": ("version", "Versions of all that matters here."),
-    "completion": ("completion", "Completion for bash, zsh or fish."),
+    "demo": ("site.demo", "Train both stages on the shipped toy world, preemption included."),
+    "submit": ("runs.submit", "Submit a stage, or both, to Slurm or to this machine."),
+    "status": ("runs.status", "What each run is doing."),
+    "history": ("runs.history", "The attempts of a run, and why each ended."),
+    "usage": ("runs.usage", "GPU-hours of runs: useful, replayed, waiting, and so on."),
+    "doctor": ("site.doctor", "What this site will do to a run, and which settings to use."),
+    "drill": ("site.drill", "Prove that a preempted run comes back here, bit by bit."),
+    "logs": ("runs.logs", "Print or follow a run's log."),
+    "cancel": ("runs.cancel", "Cancel a run's job."),
+    "resume": ("runs.resume", "Submit an unfinished run again."),
+    "ls": ("runs.status", "List the runs."),
+    "rm": ("runs.rm", "Delete runs that are over."),
+    "tensorboard": ("runs.tensorboard", "Show the curves of runs in a browser."),
+    "config": ("site.config", "Presets and settings."),
+    "data": ("data.group", "Shards and their index."),
+    "weights": ("model.weights", "Import, export and check weights."),
+    "eval": ("model.eval", "Measure what a trained model says about images."),
+    "compare": ("model.compare", "Two checkpoints on the same images, with intervals."),
+    "report": ("runs.report", "A run's curves and attempts as a picture and a page."),
+    "chat": ("model.chat", "Talk with a trained model about images."),
+    "serve": ("model.serve", "A web page to talk with a trained model about images."),
+    "train": ("runs.train", "Train without a scheduler, in this process."),
+    "version": ("site.version", "Versions of all that matters here."),
+    "completion": ("site.completion", "Completion for bash, zsh or fish."),
 }
 """Name to (module of this package, one line of help)."""
 

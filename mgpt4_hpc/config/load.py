@@ -16,8 +16,8 @@ import yaml
 from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.faithful import apply_faithful
 from mgpt4_hpc.config.original import import_original, is_original
+from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
 from mgpt4_hpc.config.streams import is_url

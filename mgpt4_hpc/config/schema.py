@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mgpt4_hpc.config.faithful import ORIGINAL_VALUES, contradictions
+from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
 from mgpt4_hpc.prompts import (
     STAGE1_END_SYMBOL,
     STAGE2_INSTRUCTIONS,

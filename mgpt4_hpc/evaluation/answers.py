@@ -7,15 +7,15 @@ from pathlib import Path
 
 import torch
 
-from mgpt4_hpc.data.decode import decode_image
-from mgpt4_hpc.model.bundle import Bundle
-from mgpt4_hpc.model.generate import Answer, generate_from_features
-from mgpt4_hpc.model.importer import import_projector
-from mgpt4_hpc.model.lora import use_lora_beside
-from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
-from mgpt4_hpc.model.preprocess import normalise
-from mgpt4_hpc.model.sources import read_tensors
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.data.images.decode import decode_image
+from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.model.bundle.importer import import_projector
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.generation.generate import Answer, generate_from_features
+from mgpt4_hpc.model.nn.lora import use_lora_beside
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.preprocess import normalise
 
 
 class Answerer:

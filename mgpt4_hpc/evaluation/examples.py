@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.index_file import is_index
-from mgpt4_hpc.data.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder
-from mgpt4_hpc.data.picture import list_pictures, read_picture
-from mgpt4_hpc.data.reader import BadSampleError, SampleReader
-from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.data.images.image_file import list_pictures, read_picture
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index_file import is_index
+from mgpt4_hpc.data.index.shard_list import expand_shards
+from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.sources.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.resources import expand_toy
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from mgpt4_hpc.data.decode import ImageError
-from mgpt4_hpc.data.picture import thumbnail
+from mgpt4_hpc.data.images.decode import ImageError
+from mgpt4_hpc.data.images.image_file import thumbnail
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.results import Evaluation, Told
-from mgpt4_hpc.outputs import GENERATOR
+from mgpt4_hpc.output_files import GENERATOR
 
 _THUMBNAIL_PIXELS = 224
 _FLAGS = ("incomplete", "repetitive", "empty", "echo", "chair_s")

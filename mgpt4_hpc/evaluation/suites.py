@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from mgpt4_hpc.data.decode import Pixels
-from mgpt4_hpc.data.picture import picture_pixels
+from mgpt4_hpc.data.images.decode import Pixels
+from mgpt4_hpc.data.images.image_file import picture_pixels
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.captions import caption_scores, corpus_bleu
 from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.failures import echoes_prompt, is_empty, is_incomplete, is_repetitive
 from mgpt4_hpc.evaluation.objects import Objects, score_objects
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
-from mgpt4_hpc.model.answer import Answer
-from mgpt4_hpc.model.sampling import Sampling, row_seed
-from mgpt4_hpc.model.talker import Talker
+from mgpt4_hpc.model.generation.answer import Answer
+from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.sampling import Sampling, row_seed
 
 FAILURE_TASKS = {
     "detail": "Describe the image in detail.",

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE, Kind
-from mgpt4_hpc.telemetry.meters import PRODUCTIVE, QUEUE_WAIT, REPLAYED, START_UP, WIND_DOWN
+from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE, Kind
+from mgpt4_hpc.telemetry.time_buckets import PRODUCTIVE, QUEUE_WAIT, REPLAYED, START_UP, WIND_DOWN
 
 Record = Mapping[str, Any]
 

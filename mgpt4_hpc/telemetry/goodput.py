@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mgpt4_hpc.telemetry.attempts import Attempt
-from mgpt4_hpc.telemetry.meters import BADPUT, PRODUCTIVE, QUEUE_WAIT
+from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT
 
 UNACCOUNTED = "unaccounted"
 """Seconds of an attempt that no bucket holds: after a kill, what passed since the last line."""

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
-from mgpt4_hpc.telemetry.kinds import SYNCED, Kind
+from mgpt4_hpc.telemetry.event_kinds import SYNCED, Kind
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.errors import PreflightError
-from mgpt4_hpc.outputs import GENERATOR, PNG_INFO
+from mgpt4_hpc.output_files import GENERATOR, PNG_INFO
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED
-from mgpt4_hpc.telemetry.meters import BADPUT, PRODUCTIVE, QUEUE_WAIT
+from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,11 +8,11 @@ from typing import Final
 
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
 from mgpt4_hpc.telemetry.heartbeat import Beat, read_heartbeat
-from mgpt4_hpc.telemetry.kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from mgpt4_hpc.telemetry.meters import (
+from mgpt4_hpc.telemetry.time_buckets import (
     CHECKPOINT_STALL,
     DATA_WAIT,
     PRODUCTIVE,

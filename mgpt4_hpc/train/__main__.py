@@ -18,15 +18,15 @@ from mgpt4_hpc.config.load import (
     read_assignments,
     unset_paths,
 )
-from mgpt4_hpc.config.stored import read_config, rewrite_config, write_config
+from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
+from mgpt4_hpc.ownership import assert_trusted
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train import drift
 from mgpt4_hpc.train.entry import run_command
-from mgpt4_hpc.train.output import tolerate_lost_output
-from mgpt4_hpc.train.stop import SignalStop, stop_signals
-from mgpt4_hpc.trust import assert_trusted
+from mgpt4_hpc.train.inputs import pins
+from mgpt4_hpc.train.lossy_stdout import tolerate_lost_output
+from mgpt4_hpc.train.stopping.stop import SignalStop, stop_signals
 
 
 @click.command()
@@ -69,8 +69,8 @@ def _run(
     accept: bool,
 ) -> int:
     from mgpt4_hpc.train.device import choose_device
-    from mgpt4_hpc.train.node_check import check_node
-    from mgpt4_hpc.train.node_verdict import judge
+    from mgpt4_hpc.train.health.node_check import check_node
+    from mgpt4_hpc.train.health.node_consensus import judge
     from mgpt4_hpc.train.run import run_training
     from mgpt4_hpc.train.state import Ending, Outcome
 
@@ -91,7 +91,7 @@ def _run(
     ranks.first_does(lambda: _create(run, resolved, accept))
 
     def end(outcome: Outcome, recorder: object) -> None:
-        from mgpt4_hpc.telemetry.kinds import Kind
+        from mgpt4_hpc.telemetry.event_kinds import Kind
         from mgpt4_hpc.train.recorder import SilentRecorder
 
         assert isinstance(recorder, SilentRecorder)
@@ -131,7 +131,7 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
                 fix="leave the settings as they were, give another --run-dir, or --accept-drift",
             )
         if accept:
-            drift.accept_drift(run)
+            pins.accept_drift(run)
         if not same:
             rewrite_config(run.config_file, resolved)
         return

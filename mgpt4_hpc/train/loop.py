@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch
-from mgpt4_hpc.data.workers import StillWaiting
+from mgpt4_hpc.data.batching.batch import Batch
+from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.kinds import Kind
-from mgpt4_hpc.telemetry.meters import (
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.time_buckets import (
     CHECKPOINT_STALL,
     DATA_WAIT,
     PRODUCTIVE,
@@ -21,16 +21,16 @@ from mgpt4_hpc.telemetry.meters import (
     Stopwatch,
     Throughput,
 )
-from mgpt4_hpc.train.answering import NOTHING_SAID, Said
-from mgpt4_hpc.train.health import Health
-from mgpt4_hpc.train.pacing import Pacing
+from mgpt4_hpc.train.health.loss_health import Health
+from mgpt4_hpc.train.health.watchdog import NoWatchdog, Watchdog
+from mgpt4_hpc.train.mfu import Utilisation
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult, TrainStep
-from mgpt4_hpc.train.stop import ANOTHER_RANK, StopRequest, StopSource
-from mgpt4_hpc.train.utilisation import Utilisation
-from mgpt4_hpc.train.watchdog import NoWatchdog, Watchdog
+from mgpt4_hpc.train.stopping.stop import ANOTHER_RANK, StopRequest, StopSource
+from mgpt4_hpc.train.stopping.stop_schedule import Pacing
+from mgpt4_hpc.train.validation.validation_answers import NOTHING_SAID, Said
 
 
 @dataclass

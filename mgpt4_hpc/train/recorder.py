@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.stored import read_config
-from mgpt4_hpc.data.batch import Substitution
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.data.batching.batch import Substitution
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.card import hyperparameters, text_card
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
-from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
-from mgpt4_hpc.telemetry.meters import PRODUCTIVE
+from mgpt4_hpc.telemetry.run_card import hyperparameters, text_card
 from mgpt4_hpc.telemetry.tensorboard import NullWriter, Writer, open_writer
-from mgpt4_hpc.train.watchdog import Hang
+from mgpt4_hpc.telemetry.time_buckets import PRODUCTIVE
+from mgpt4_hpc.train.health.watchdog import Hang
 
 
 def say_at_each_rank(text: str) -> None:

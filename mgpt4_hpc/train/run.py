@@ -19,22 +19,21 @@ from mgpt4_hpc import __version__
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.config.stored import read_own_config
 from mgpt4_hpc.distributed import PATIENCE, Ranks
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.lora import lora_parameters
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
-from mgpt4_hpc.model.variants import require_variant
-from mgpt4_hpc.patience import patiently
+from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.model.nn.lora import lora_parameters
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.retry import patiently
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
-from mgpt4_hpc.telemetry.meters import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
-from mgpt4_hpc.train.answering import HeldOutAnswers
-from mgpt4_hpc.train.batches import Batches, open_batches
-from mgpt4_hpc.train.building import build_run_model, build_step, uniform_loss
+from mgpt4_hpc.telemetry.time_buckets import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
+from mgpt4_hpc.train.build import build_run_model, build_step, uniform_loss
+from mgpt4_hpc.train.checkpoint_state import describe, restore, snapshot
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.device import (
     choose_device,
@@ -42,17 +41,18 @@ from mgpt4_hpc.train.device import (
     peak_memory_gib,
     set_up_process,
 )
-from mgpt4_hpc.train.inputs import Inputs, find_inputs, inputs_vanished
+from mgpt4_hpc.train.health.watchdog import Watchdog
+from mgpt4_hpc.train.inputs.loaders import Batches, open_batches
+from mgpt4_hpc.train.inputs.resolve import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.pacing import Pacing
+from mgpt4_hpc.train.mfu import utilisation
 from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
-from mgpt4_hpc.train.snapshot import describe, restore, snapshot
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
-from mgpt4_hpc.train.stop import ANOTHER_RANK, Interrupted, StopSource, unless_stopped
-from mgpt4_hpc.train.utilisation import utilisation
-from mgpt4_hpc.train.watchdog import Watchdog
+from mgpt4_hpc.train.stopping.stop import ANOTHER_RANK, Interrupted, StopSource, unless_stopped
+from mgpt4_hpc.train.stopping.stop_schedule import Pacing
+from mgpt4_hpc.train.validation.validation_answers import HeldOutAnswers
 
 T = TypeVar("T")
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mgpt4_hpc.data.batch import Batch
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
-from mgpt4_hpc.model.preprocess import normalise
+from mgpt4_hpc.data.batching.batch import Batch
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.device import strict_determinism
 from mgpt4_hpc.train.optimizer import set_lr
 

@@ -34,8 +34,8 @@ def mgpt4(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """No Slurm command is started; what they would say is set by the test."""
     fake = FakeSlurm()
-    monkeypatch.setattr("mgpt4_hpc.launch.queue.run_slurm", fake)
-    monkeypatch.setattr("mgpt4_hpc.launch.cancel.run_slurm", fake)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", fake)
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", fake)
     return fake
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 
 from mgpt4_hpc.config.load import merge
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.launch.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
-from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger
 
 SETTINGS: dict[str, Any] = {

@@ -29,7 +29,7 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a job was submitted")
 
-    monkeypatch.setattr("mgpt4_hpc.launch.dispatch.submit_run", refuse)
+    monkeypatch.setattr("mgpt4_hpc.launch.submit.execute.submit_run", refuse)
 
 
 def refused(mgpt4: Mgpt4, code: int, *arguments: object) -> str:
@@ -194,7 +194,7 @@ def test_values_in_the_script_are_quoted(
     folder = tmp_path_factory.mktemp("odd") / "it's $(touch x) a folder"
     folder.mkdir()
     config = world.write_config(folder / "c.yaml", 1)
-    monkeypatch.setattr("mgpt4_hpc.launch.slurm.has_slurm", lambda: False)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.has_slurm", lambda: False)
     ended = mgpt4("submit", "--config", config, "--dry-run", "--executor", "slurm",
                   "--runs-dir", folder)  # fmt: skip
     assert ended.code == 0, ended.err

@@ -106,9 +106,9 @@ ELSEWHERE = {
     "drill": "tests/slurm/test_site_check.py",
     "tensorboard": "tests/integration/test_tensorboard.py",
     "data download": "tests/integration/data/test_download.py",
-    "doctor": "tests/cli/test_doctor.py",
-    "eval": "tests/cli/test_eval.py",
-    "compare": "tests/cli/test_eval.py",
+    "doctor": "tests/cli/site/test_doctor.py",
+    "eval": "tests/cli/model/test_eval.py",
+    "compare": "tests/cli/model/test_eval.py",
 }
 """Commands whose JSON takes more than a moment to make, and where it is held to the page."""
 

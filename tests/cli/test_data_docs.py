@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.cli.data import data_command
-from mgpt4_hpc.data.index import build_index
+from mgpt4_hpc.cli.data.group import data_command
+from mgpt4_hpc.data.index.index import build_index
 from tests.support.shown import assert_understood, shown_commands
 from tests.unit.data.worlds import members, tar_bytes
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.prepare import prepare_source
+from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.errors import DataError
 from tests.cli.fakes import Mgpt4
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch.queue import (
+from mgpt4_hpc.launch.slurm.queue import (
     QueuedJob,
     ask_sacct,
     ask_squeue,
@@ -95,7 +95,7 @@ def test_users_own_filters_are_hidden(slurm: FakeSlurm, monkeypatch: pytest.Monk
         seen.update(os.environ)
         return ""
 
-    monkeypatch.setattr("mgpt4_hpc.launch.queue.run_slurm", look)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", look)
     ask_squeue(["1"])
     assert "SQUEUE_USERS" not in seen
     assert seen["SLURM_TIME_FORMAT"] == "%s"
@@ -107,7 +107,7 @@ def test_a_forgotten_job_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(command: list[str]) -> str:
         raise SlurmRejected("slurm_load_jobs error: Invalid job id specified")
 
-    monkeypatch.setattr("mgpt4_hpc.launch.queue.run_slurm", refuse)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", refuse)
     assert ask_squeue(["1"]) == {}
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from mgpt4_hpc.launch.cancel_mark import request_cancel
-from mgpt4_hpc.launch.queue import QueuedJob
-from mgpt4_hpc.launch.run_facts import read_facts
-from mgpt4_hpc.launch.run_state import Answer, Source, describe
-from mgpt4_hpc.launch.words import clock_time
+from mgpt4_hpc.formatting import clock_time
+from mgpt4_hpc.launch.runs.cancel_request import request_cancel
+from mgpt4_hpc.launch.runs.run_facts import read_facts
+from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe
+from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 

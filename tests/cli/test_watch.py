@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.overview import RunOverview, look_at
-from mgpt4_hpc.launch.run_state import RunState
-from mgpt4_hpc.launch.watch import wait_for_runs
+from mgpt4_hpc.launch.runs.run_state import RunState
+from mgpt4_hpc.launch.runs.status import RunOverview, look_at
+from mgpt4_hpc.launch.runs.wait import wait_for_runs
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.synthetic import make_run
 

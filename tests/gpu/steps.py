@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch, collate
-from mgpt4_hpc.data.text import NO_LABEL, TokenSequence
+from mgpt4_hpc.data.batching.batch import Batch, collate
+from mgpt4_hpc.data.batching.text import NO_LABEL, TokenSequence
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
-from mgpt4_hpc.model.random_weights import random_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.random_weights import random_model
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.step import TrainStep

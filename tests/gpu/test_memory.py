@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mgpt4_hpc.model.architecture import EVA_G_QFORMER
-from mgpt4_hpc.model.memory import GIB, estimate_memory
-from mgpt4_hpc.model.packing import pack
-from mgpt4_hpc.model.random_weights import random_model
+from mgpt4_hpc.model.estimates.memory import GIB, estimate_memory
+from mgpt4_hpc.model.nn.performance.packing import pack
+from mgpt4_hpc.model.nn.random_weights import random_model
 from tests.gpu.steps import ARCHITECTURE, LLM, make_batch, make_step, run
 
 SEVEN_B = {

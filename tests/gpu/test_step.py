@@ -7,9 +7,9 @@ import torch
 
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.model.compiled import compile_layers
-from mgpt4_hpc.model.minigpt4 import build_model
-from mgpt4_hpc.model.preprocess import normalise
+from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.performance.compile import compile_layers
+from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mgpt4_hpc.train.step import forward_loss
 from tests.gpu.steps import deterministic, make_batch, make_model, make_step, run

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.runs import ForkedRanks, curve, final_projector, records

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.examples import Shell, Typed, executes, lines_of
 from tests.support.image_server import image_server

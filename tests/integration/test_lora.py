@@ -9,13 +9,13 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
 
-from mgpt4_hpc.cli.weights import weights_command
+from mgpt4_hpc.cli.model.weights import weights_command
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle import open_bundle
-from mgpt4_hpc.model.lora import lora_parameters, use_lora_beside
-from mgpt4_hpc.model.minigpt4 import build_model
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.nn.lora import lora_parameters, use_lora_beside
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import ForkedRanks, curve, final_projector, last_step, wait_until
 from tests.support.tiny_world import TinyWorld
@@ -77,7 +77,7 @@ def test_two_ranks_stopped_and_resumed_end_with_the_same_bits(
 def train_alone(run: Path) -> None:
     from mgpt4_hpc.distributed import Ranks
     from mgpt4_hpc.train.run import run_training
-    from mgpt4_hpc.train.stop import NeverStop
+    from mgpt4_hpc.train.stopping.stop import NeverStop
 
     run_training(RunDir(run), Ranks(), NeverStop(), claim={})
 

@@ -18,8 +18,8 @@ from gradio_client import Client, handle_file
 from gradio_client.utils import StatusUpdate
 
 from mgpt4_hpc.chat.session import ChatSession
-from mgpt4_hpc.model.sampling import Sampling
-from mgpt4_hpc.model.talker import Talker, find_source
+from mgpt4_hpc.model.generation.chat_model import Talker, find_source
+from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.resources import resolve_path
 from tests.support import browser as browsers
 from tests.support.browser import Browser

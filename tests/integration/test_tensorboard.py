@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from mgpt4_hpc.launch.tensorboard import link_runs
+from mgpt4_hpc.launch.side_jobs.tensorboard import link_runs
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.recorder import Recorder
 from tests.cli.synthetic import make_run
 from tests.support.runs import REPO, wait_until

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index import build_index
-from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.data.index.shard_list import expand_shards
 from tests.slurm.harness import Cluster
 from tests.support.tiny_world import TinyWorld
 

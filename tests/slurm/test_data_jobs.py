@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from tests.slurm.harness import Cluster
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mgpt4_hpc.data.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import wait_for_step

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.convert import convert_captions
-from mgpt4_hpc.data.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.convert import convert_captions
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.conftest import mgpt4 as mgpt4  # the fixture
 from tests.cli.fakes import Ended, Mgpt4

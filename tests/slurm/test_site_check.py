@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.launch.drill_blow import JOB_NAME
+from mgpt4_hpc.launch.site_check.preemptor import JOB_NAME
 from tests.slurm.harness import Cluster, devcluster
 from tests.slurm.jobs import mgpt4
 from tests.support.shown import assert_schema

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import MAX_STEPS, preempt, wait_finished, wait_for_step

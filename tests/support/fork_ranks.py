@@ -17,7 +17,7 @@ import mgpt4_hpc.train.run as run_module
 from mgpt4_hpc.distributed import Ranks, end_group, rendezvous, start_group
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.state import Ending, Outcome
-from mgpt4_hpc.train.stop import SignalStop
+from mgpt4_hpc.train.stopping.stop import SignalStop
 
 
 def rank_process(run: Path, rank: int, world_size: int, token: str) -> int:

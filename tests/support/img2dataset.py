@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from mgpt4_hpc.data.download_env import ENV_VARIABLE, ensure_environment
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE, ensure_environment
 
 
 @cache

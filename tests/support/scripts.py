@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.launch.submit import render, render_local
-from mgpt4_hpc.launch.sweep import render_array, render_task
-from mgpt4_hpc.launch.sweep_dir import SweepDir
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
+from mgpt4_hpc.launch.submit.submit_run import render, render_local
+from mgpt4_hpc.launch.submit.sweep import render_array, render_task
 from mgpt4_hpc.run_dir import RunDir
 
 CASES: dict[str, dict[str, Any]] = {

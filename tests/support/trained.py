@@ -9,8 +9,8 @@ import torch
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.model.bundle import open_bundle
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.tiny_world import TinyWorld
 

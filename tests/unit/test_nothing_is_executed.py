@@ -18,11 +18,11 @@ import torch
 from mgpt4_hpc.checkpoint.manifest import FileRecord, Manifest, new_hash
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config, parse_assignments
-from mgpt4_hpc.config.stored import read_config, write_config
-from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.config.run_config_file import read_config, write_config
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.errors import ConfigError, DataError, WeightsError
-from mgpt4_hpc.model.sources import read_tensors
+from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
 from tests.unit.data.worlds import jpeg, make_index
 
 

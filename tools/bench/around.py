@@ -17,20 +17,20 @@ import torch.distributed as dist
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.meters import CHECKPOINT_STALL, DATA_WAIT, Buckets
 from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.time_buckets import CHECKPOINT_STALL, DATA_WAIT, Buckets
+from mgpt4_hpc.train.checkpoint_state import snapshot
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
-from mgpt4_hpc.train.snapshot import snapshot
 from mgpt4_hpc.train.state import TrainState
 from mgpt4_hpc.train.step import TrainStep
-from mgpt4_hpc.train.stop import NeverStop
+from mgpt4_hpc.train.stopping.stop import NeverStop
+from mgpt4_hpc.train.stopping.stop_schedule import Pacing
 
 STEPS = 20
 _REDUCTIONS = 10

@@ -20,11 +20,11 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch
-from mgpt4_hpc.data.text import NO_LABEL
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
-from mgpt4_hpc.model.precision import cast_matmul_weights
-from mgpt4_hpc.model.preprocess import normalise
+from mgpt4_hpc.data.batching.batch import Batch
+from mgpt4_hpc.data.batching.text import NO_LABEL
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.precision import cast_matmul_weights
+from mgpt4_hpc.model.nn.preprocess import normalise
 
 
 @dataclass(frozen=True)

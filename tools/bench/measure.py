@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mgpt4_hpc.model.language import trunk
+from mgpt4_hpc.model.nn.language import trunk
 from mgpt4_hpc.train.step import TrainStep
 
 _PEAK_SIDE = {"cuda": 8192, "cpu": 1024}

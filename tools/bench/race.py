@@ -22,14 +22,14 @@ from bench.baseline import ReferenceStep, Samples, as_the_original, to_samples
 from bench.hardware import machine_name
 from bench.measure import GIB, PartClock, Timings, matrix_peak, run_block
 from bench.subject import Settings, Subject, build_subject, open_device
-from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.distributed import Ranks, end_group, start_group
-from mgpt4_hpc.model.compiled import compile_layers
-from mgpt4_hpc.model.flops import StepFlops, step_flops
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
-from mgpt4_hpc.model.packing import pack
-from mgpt4_hpc.model.precision import compute_dtype
-from mgpt4_hpc.model.preprocess import normalise
+from mgpt4_hpc.model.estimates.flops import StepFlops, step_flops
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.performance.compile import compile_layers
+from mgpt4_hpc.model.nn.performance.packing import pack
+from mgpt4_hpc.model.nn.precision import compute_dtype
+from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine

@@ -14,10 +14,10 @@ import torch
 from bench.shapes import SHAPES
 from bench.synthetic import synthetic_batches
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
-from mgpt4_hpc.model.random_weights import random_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.random_weights import random_model
 
 SEED = 0
 
@@ -99,10 +99,10 @@ def _from_shape(settings: Settings, ranks: Ranks, device: torch.device) -> Subje
 
 def _from_config(settings: Settings, ranks: Ranks, device: torch.device) -> Subject:
     from mgpt4_hpc.config.load import load_config
-    from mgpt4_hpc.data.prepare import prepare_source
-    from mgpt4_hpc.model.bundle import open_bundle
-    from mgpt4_hpc.model.llm_check import check_llm
-    from mgpt4_hpc.train.batches import open_batches
+    from mgpt4_hpc.data.sources.prepare import prepare_source
+    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.bundle.llm_check import check_llm
+    from mgpt4_hpc.train.inputs.loaders import open_batches
 
     config = load_config(settings.config_path, overrides={"launch.gpus": ranks.world_size}).config
     bundle = open_bundle(config.model.weights)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mgpt4_hpc.data.batch import Batch, collate
-from mgpt4_hpc.data.text import NO_LABEL, TokenSequence
+from mgpt4_hpc.data.batching.batch import Batch, collate
+from mgpt4_hpc.data.batching.text import NO_LABEL, TokenSequence
 
 WORDS = {1: (8, 16), 2: (50, 90)}
 TOKENS_PER_WORD = 1.3

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.decode import decode_rgb
-from mgpt4_hpc.data.download_env import ENV_VARIABLE
-from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.reader import SampleReader
-from mgpt4_hpc.data.shards import expand_shards
+from mgpt4_hpc.data.images.decode import decode_rgb
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.shard_list import expand_shards
+from mgpt4_hpc.data.reading.reader import SampleReader
+from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from tests.support.image_server import ImageServer, image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.runs import REPO, wait_until

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import pytest
 
-import mgpt4_hpc.data.collate as collate_module
+import mgpt4_hpc.data.batching.batch_builder as collate_module
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.data.draws import ValDraws
-from mgpt4_hpc.data.encode_plan import missing_from
-from mgpt4_hpc.data.feature_cache import FeatureCache
-from mgpt4_hpc.data.reader import SampleReader
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.data.encoding.plan import missing_from
+from mgpt4_hpc.data.reading.feature_cache import FeatureCache
+from mgpt4_hpc.data.reading.reader import SampleReader
+from mgpt4_hpc.data.sampling.sample_source import ValDraws
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import DataError, RunLocked, StorageTrouble
-from mgpt4_hpc.model.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.encoding import Encoding
+from mgpt4_hpc.train.inputs.feature_encoding import Encoding
 from mgpt4_hpc.train.run import run_training
-from mgpt4_hpc.train.stop import NeverStop, StopRequest, StopSource
+from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest, StopSource
 from tests.support.runs import (
     REPO,
     curve,

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.launch.preflight import preflight
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import (
     ForkedRanks,

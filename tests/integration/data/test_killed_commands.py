@@ -19,10 +19,10 @@ import pyarrow.parquet  # noqa: F401
 import pytest
 import webdataset  # noqa: F401
 
-import mgpt4_hpc.data.contact_sheet
-import mgpt4_hpc.data.convert
-import mgpt4_hpc.data.pack
-import mgpt4_hpc.data.stats  # noqa: F401
+import mgpt4_hpc.data.sources.contact_sheet
+import mgpt4_hpc.data.sources.convert
+import mgpt4_hpc.data.sources.pack
+import mgpt4_hpc.data.sources.stats  # noqa: F401
 from mgpt4_hpc.cli.main import main
 from tests.unit.data.worlds import jpeg, write_shards
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import ForkedRanks, final_projector, last_step, records, wait_until
 from tests.support.tiny_world import TinyWorld

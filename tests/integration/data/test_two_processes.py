@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from tests.unit.data.worlds import write_shards
 
 GLOBAL_BATCH = 10
 NUM_STEPS = 9
 CHILD = """
 import json, sys
-from mgpt4_hpc.data.index import ShardIndex
-from mgpt4_hpc.data.loader import StepLoader
-from mgpt4_hpc.data.order import SampleOrder, SourceSize
+from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from tests.unit.data.worlds import text_spec
 
 paths, rank, world_size, start, steps, workers = json.loads(sys.argv[1])

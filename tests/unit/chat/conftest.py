@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.model.talker import Talker, find_source
+from mgpt4_hpc.model.generation.chat_model import Talker, find_source
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from mgpt4_hpc.chat import server
-from mgpt4_hpc.model.sampling import Sampling
+from mgpt4_hpc.model.generation.sampling import Sampling
 
 MIB = 2**20
 

@@ -8,8 +8,8 @@ import pytest
 
 from mgpt4_hpc.chat.session import ChatSession
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.model.sampling import Sampling
-from mgpt4_hpc.model.talker import Talker
+from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.sampling import Sampling
 
 
 def session(talker: Talker, **sampling: float) -> ChatSession:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from mgpt4_hpc.cli.config_import import import_command
+from mgpt4_hpc.cli.site.config_import import import_command
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.errors import ConfigError

@@ -8,8 +8,8 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config, unset_paths
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.model.minigpt4 import MiniGPT4, plan_model
-from mgpt4_hpc.model.variants import VARIANTS
+from mgpt4_hpc.model.bundle.variants import VARIANTS
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, plan_model
 from mgpt4_hpc.resources import configs_dir, preset_names
 
 TRAINABLE = {"vicuna7b": 3_149_824, "vicuna13b": 3_937_280, "llama2-7b": 23_072_768}

@@ -15,8 +15,8 @@ from mgpt4_hpc.config.describe import describe_keys
 from mgpt4_hpc.config.load import env_layer, load_config
 from mgpt4_hpc.config.sites import SITES_VARIABLE, find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.launch.site import SITE_VARIABLE, choose_site, cluster_name
-from mgpt4_hpc.launch.submit import render
+from mgpt4_hpc.launch.submit.site_profile import SITE_VARIABLE, choose_site, cluster_name
+from mgpt4_hpc.launch.submit.submit_run import render
 from mgpt4_hpc.resources import configs_dir, slurm_dir
 from mgpt4_hpc.run_dir import RunDir
 
@@ -101,7 +101,7 @@ def test_without_profiles_of_ones_own_slurm_is_not_asked(
     def asked(*_: object) -> str:
         raise AssertionError("nobody needs the name")
 
-    monkeypatch.setattr("mgpt4_hpc.launch.site.cluster_name", asked)
+    monkeypatch.setattr("mgpt4_hpc.launch.submit.site_profile.cluster_name", asked)
     assert choose_site(None, environ) is None
 
 

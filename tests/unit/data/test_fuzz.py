@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.decode import ImageError, decode_image
-from mgpt4_hpc.data.index import ShardIndex
-from mgpt4_hpc.data.index_file import IndexWriter
-from mgpt4_hpc.data.reader import BadSampleError, SampleReader
-from mgpt4_hpc.data.scan import ShardScan, scan_shard
-from mgpt4_hpc.data.tarheader import LARGE_WINDOW, SMALL_WINDOW, WindowedFile
-from mgpt4_hpc.data.tarwalk import TarFault, _Walk, walk_tar
+from mgpt4_hpc.data.images.decode import ImageError, decode_image
+from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.index.index_file import IndexWriter
+from mgpt4_hpc.data.index.scan import ShardScan, scan_shard
+from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.tar.header import LARGE_WINDOW, SMALL_WINDOW, WindowedFile
+from mgpt4_hpc.data.tar.walk import TarFault, _Walk, walk_tar
 from tests.unit.data.worlds import members, tar_bytes
 
 NUM_TARS = 2400

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mgpt4_hpc.data.index import ShardIndex, build_index
-from mgpt4_hpc.data.text import TextSpec
+from mgpt4_hpc.data.batching.text import TextSpec
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
 
 
 def jpeg(number: int = 0, size: tuple[int, int] = (16, 16), **options: object) -> bytes:

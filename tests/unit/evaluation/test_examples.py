@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index import build_index
+from mgpt4_hpc.data.index.index import build_index
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.examples import load_examples, read_references, spread
 from tests.support.tiny_world import TinyWorld

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.launch import ending
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.launch.job import requeue
 from mgpt4_hpc.run_dir import RunDir
 from tests.unit.launch.fakes import FakeScontrol
 
 
 @pytest.fixture
 def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeScontrol:
-    monkeypatch.setattr(ending, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(requeue, "_PAUSE_S", 0.0)
     return FakeScontrol(tmp_path / "bin", monkeypatch)
 
 

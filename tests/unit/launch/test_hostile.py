@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import ConfigError, MgptError
-from mgpt4_hpc.launch.submit import render
+from mgpt4_hpc.launch.submit.submit_run import render
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import REPO
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle import open_bundle
-from mgpt4_hpc.model.generate import generate
-from mgpt4_hpc.model.language import quiet_transformers
-from mgpt4_hpc.model.minigpt4 import build_model
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.generation.generate import generate
+from mgpt4_hpc.model.nn.language import quiet_transformers
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 
 SIZES = {
     "vocab_size": 512,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgpt4_hpc.model.generate import generate_from_features
+from mgpt4_hpc.model.generation.generate import generate_from_features
 
 STAGES = ("stage1", "stage2")
 

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from mgpt4_hpc.cli.weights import weights_command
+from mgpt4_hpc.cli.model.weights import weights_command
 from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
 
 ROOT = Path(__file__).parents[3]
@@ -123,7 +123,7 @@ def test_a_delta_is_merged_into_the_bundle(imported: Path, vicuna, tmp_path: Pat
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys, click; from mgpt4_hpc.cli.weights import weights_command as w;"
+        "import sys, click; from mgpt4_hpc.cli.model.weights import weights_command as w;"
         "[c.get_help(click.Context(c)) for c in [w, *w.commands.values()]];"
         "assert 'torch' not in sys.modules"
     )

@@ -6,7 +6,7 @@ from itertools import count
 
 import pytest
 
-from mgpt4_hpc.telemetry.kinds import Kind
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import (
     Ledger,
     append_supervisor_note,

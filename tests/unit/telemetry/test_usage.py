@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.telemetry.attempts import Attempt, summarise
+from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Beat
-from mgpt4_hpc.telemetry.kinds import Kind
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 from mgpt4_hpc.telemetry.usage import PURPOSES, seen_until, usage
 from tests.unit.telemetry.test_ledger import write

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 from bench.shapes import SHAPES
 from bench_startup import make_bundle
 
-from mgpt4_hpc.model.bundle import open_bundle
-from mgpt4_hpc.model.minigpt4 import build_model
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 
 
 def test_the_random_bundle_opens_whole(tmp_path: Path) -> None:

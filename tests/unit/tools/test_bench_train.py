@@ -140,7 +140,7 @@ def test_on_a_cpu_the_original_computes_in_float32_whatever_we_compute_in() -> N
 def test_the_model_is_its_old_self_after_the_race() -> None:
     from bench.baseline import as_the_original
 
-    from mgpt4_hpc.model.language import runs_packed
+    from mgpt4_hpc.model.nn.language import runs_packed
     from mgpt4_hpc.train.step import forward_loss
 
     subject, (batch, _) = tiny("tiny", 2, activation_checkpointing=1.0)
@@ -158,8 +158,8 @@ def test_the_model_is_its_old_self_after_the_race() -> None:
 @pytest.mark.parametrize("stage", [1, 2])
 def test_flops_are_those_that_torch_counts(shape: str, stage: int) -> None:
     """The guard against slower steps: operations, which no busy machine can change."""
-    from mgpt4_hpc.model.flops import step_flops
-    from mgpt4_hpc.model.packing import pack
+    from mgpt4_hpc.model.estimates.flops import step_flops
+    from mgpt4_hpc.model.nn.performance.packing import pack
     from mgpt4_hpc.train.step import forward_loss
 
     # Padded, without skipping half of the scores: what the counter can see through.
@@ -181,8 +181,8 @@ def test_flops_are_those_that_torch_counts(shape: str, stage: int) -> None:
 
 
 def test_a_packed_step_computes_no_padding() -> None:
-    from mgpt4_hpc.model.flops import step_flops
-    from mgpt4_hpc.model.packing import pack
+    from mgpt4_hpc.model.estimates.flops import step_flops
+    from mgpt4_hpc.model.nn.performance.packing import pack
 
     subject, (batch, _) = tiny("tiny", 1)
     packed = pack(batch.input_ids_BT, batch.image_mask_BT, batch.labels_BT)

@@ -14,12 +14,12 @@ import torch
 from safetensors.torch import load_file
 
 from mgpt4_hpc.config.schema import TrainConfig
-from mgpt4_hpc.data.batch import Batch, collate
-from mgpt4_hpc.data.text import TextSpec, build_sequence
+from mgpt4_hpc.data.batching.batch import Batch, collate
+from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.minigpt4 import MiniGPT4, build_model
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.step import TrainStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mgpt4_hpc.data.batch import Batch
+from mgpt4_hpc.data.batching.batch import Batch
 
 WIDTH, NUM_CLASSES = 6, 5
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import Overtaken
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.state import Ending, Outcome
-from mgpt4_hpc.train.stop import Interrupted, NeverStop, StopRequest
+from mgpt4_hpc.train.stopping.stop import Interrupted, NeverStop, StopRequest
 from tests.support.tiny_world import TinyWorld
 
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.data.batch import Batch, Substitution
-from mgpt4_hpc.data.workers import StillWaiting
+from mgpt4_hpc.data.batching.batch import Batch, Substitution
+from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import CheckpointError, FatalTrainingError
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.pacing import Pacing
 from mgpt4_hpc.train.recorder import SilentRecorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult
-from mgpt4_hpc.train.stop import NeverStop, StopRequest
+from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
+from mgpt4_hpc.train.stopping.stop_schedule import Pacing
 from tests.unit.train.fakes import make_batches
 
 Notes = list[Any]

@@ -9,8 +9,8 @@ import torch
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import ConfigError, WeightsError
-from mgpt4_hpc.model.lora import add_lora, load_lora
-from mgpt4_hpc.model.minigpt4 import build_model
+from mgpt4_hpc.model.nn.lora import add_lora, load_lora
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.train.ddp import wrap_projector
 
 pytest.importorskip("peft")
@@ -97,7 +97,8 @@ def test_settings(monkeypatch: pytest.MonkeyPatch, vicuna) -> None:
         load_config("stage1-vicuna7b", overrides={"lora.rank": 8, "faithful": True})
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
-        "mgpt4_hpc.model.lora.find_spec", lambda name: None if name == "peft" else find_spec(name)
+        "mgpt4_hpc.model.nn.lora.find_spec",
+        lambda name: None if name == "peft" else find_spec(name),
     )
     with pytest.raises(WeightsError, match="peft is not installed") as caught:
         built(vicuna)

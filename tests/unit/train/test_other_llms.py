@@ -17,18 +17,18 @@ import torch
 from safetensors.torch import load_file
 
 from mgpt4_hpc.config.load import Resolved, load_config
-from mgpt4_hpc.config.stored import write_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.bundle import open_bundle
-from mgpt4_hpc.model.generate import generate
-from mgpt4_hpc.model.language import quiet_transformers
-from mgpt4_hpc.model.minigpt4 import build_model
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.generation.generate import generate
+from mgpt4_hpc.model.nn.language import quiet_transformers
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.batches import text_spec
+from mgpt4_hpc.train.inputs.loaders import text_spec
 from mgpt4_hpc.train.run import run_training
 from mgpt4_hpc.train.state import Ending
-from mgpt4_hpc.train.stop import NeverStop
+from mgpt4_hpc.train.stopping.stop import NeverStop
 from tests.support.runs import curve
 from tests.support.tiny_world import WORDS, TinyWorld
 

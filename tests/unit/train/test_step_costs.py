@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model import attention, loss
+from mgpt4_hpc.model.nn import attention, loss
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine

@@ -17,20 +17,20 @@ import yaml
 from PIL import Image
 
 from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.config.stored import write_config
-from mgpt4_hpc.data.collate import BatchMaker
-from mgpt4_hpc.data.decode import decode_image
-from mgpt4_hpc.data.text import NO_LABEL, TextSpec, build_sequence
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.text import NO_LABEL, TextSpec, build_sequence
+from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.bundle import QFORMER_FILE, open_bundle
-from mgpt4_hpc.model.minigpt4 import build_model
-from mgpt4_hpc.model.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.bundle import QFORMER_FILE, open_bundle
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.batches import text_spec
+from mgpt4_hpc.train.inputs.loaders import text_spec
 from mgpt4_hpc.train.run import run_training
 from mgpt4_hpc.train.state import Ending
-from mgpt4_hpc.train.stop import NeverStop
+from mgpt4_hpc.train.stopping.stop import NeverStop
 from tests.support.runs import curve
 from tests.support.tiny_world import TinyWorld
 from tests.unit.train.conftest import Trainable, open_trainable

@@ -1,0 +1,178 @@
+"""``mgpt4 data download``: images of a list of addresses into shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.output_files import check_folder
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.data.sources.download import DownloadReport
+
+_SHOWN_REASONS = 20
+
+
+@click.command("download")
+@click.argument(
+    "sources",
+    metavar="SRC.parquet|FOLDER...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of the shards; one that was begun is gone on with.",
+)
+@click.option(
+    "--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side in pixels."
+)
+@click.option(
+    "--resize-mode",
+    type=click.Choice(["border", "center_crop", "keep_ratio", "keep_ratio_largest", "no"]),
+    default="border",
+    show_default=True,
+    help="As img2dataset has it.",
+)
+@click.option(
+    "--encode-quality",
+    type=click.IntRange(1, 100),
+    default=95,
+    show_default=True,
+    help="Of the JPEGs.",
+)
+@click.option(
+    "--samples-per-shard",
+    type=click.IntRange(1),
+    default=10_000,
+    show_default=True,
+    help="Addresses of a shard; those that fail leave a gap.",
+)
+@click.option("--url-col", default="url", show_default=True, help="Column of the addresses.")
+@click.option("--caption-col", default="caption", show_default=True, help="Column of the texts.")
+@click.option(
+    "--processes", type=click.IntRange(1), default=16, show_default=True, help="Per machine."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=128, show_default=True, help="Per process."
+)
+@click.option(
+    "--timeout", type=click.IntRange(1), default=10, show_default=True, help="Seconds per server."
+)
+@click.option("--retries", type=click.IntRange(0), default=0, show_default=True, help="Per image.")
+@click.option(
+    "--env",
+    "environment",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Virtual environment of img2dataset, made if absent. [~/.cache/mgpt4/img2dataset-...]",
+)
+@array_options(parts=16, time_min=24 * 60)
+@json_option
+def download_command(
+    sources: tuple[Path, ...],
+    out: Path,
+    samples_per_shard: int,
+    environment: Path | None,
+    part: Part | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Download the images of parquet lists into tar shards, with img2dataset.
+
+    img2dataset gets an environment of its own, as it pins an older webdataset. The defaults are
+    the original's. A shard appears when it is whole: after a kill, or when more addresses have
+    come, the same command does what is missing. Shards without any image are tried again.
+
+    \b
+    mgpt4 data download cc_sbu_urls --out /data/cc_sbu
+    mgpt4 data download laion_urls --out /data/laion --slurm --parts 32 --partition cpu
+    """
+    from mgpt4_hpc.cli.shared.progress import progress
+    from mgpt4_hpc.data.sources.download import WORK_FOLDER, Download, Effort, ImageSettings
+    from mgpt4_hpc.data.sources.download_env import default_environment, ensure_environment
+
+    array, options = split_array(options, cpus=options["processes"])
+    check_folder(out.parent)
+    settings = ImageSettings(
+        url_col=options["url_col"],
+        caption_col=options["caption_col"],
+        number_sample_per_shard=samples_per_shard,
+        image_size=options["image_size"],
+        resize_mode=options["resize_mode"],
+        encode_quality=options["encode_quality"],
+    )
+    effort = Effort(
+        processes_count=options["processes"],
+        thread_count=options["threads"],
+        timeout=options["timeout"],
+        retries=options["retries"],
+    )
+    download = Download(sources, out, settings)
+    # Before an array starts: its nodes may have no way to PyPI.
+    python = ensure_environment(
+        (environment or default_environment()).absolute(),
+        say=lambda text: click.echo(text, err=True),
+    )
+    if array.wanted:
+        folder = out / WORK_FOLDER / "array"
+        job_id = run_array(array, "mgpt4-download", folder, parts=download.num_shards)
+        if job_id is not None:
+            _tell_submitted(job_id, as_json)
+            return
+    else:
+        with progress("downloading", "samples") as tell:
+            download.run(python, effort, part=(part or (1, 1))[0], parts=(part or (1, 1))[1],
+                         on_progress=tell)  # fmt: skip
+    if part is not None:
+        return  # the whole is reported by who sees all parts end
+    report = download.report()
+    if as_json:
+        echo_json(report.__dict__)
+    else:
+        _print(report)
+    if not report.num_got:
+        raise DataError(
+            "no image was downloaded",
+            why="; ".join(list(report.reasons)[:3]),
+            fix="see that this machine reaches the network, then run the command again",
+        )
+
+
+def _tell_submitted(job_id: str, as_json: bool) -> None:
+    if as_json:
+        echo_json({"job_id": job_id})
+    else:
+        click.echo(f"job {job_id}; when it is done, this command without --slurm reports")
+
+
+def _print(report: DownloadReport) -> None:
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    tried = max(1, report.num_tried)
+    table = new_table("", ">count", ">share", folding=("",))
+    table.add_row("asked", f"{report.num_asked:,}", "")
+    table.add_row("tried", f"{report.num_tried:,}", f"{report.num_tried / report.num_asked:.1%}")
+    table.add_row("got", f"{report.num_got:,}", f"{report.num_got / tried:.1%}")
+    shown = list(report.reasons.items())[:_SHOWN_REASONS]
+    for reason, count in shown:
+        table.add_row(plain(f"  failed: {reason}"), f"{count:,}", f"{count / tried:.1%}")
+    rest = sum(report.reasons.values()) - sum(count for _, count in shown)
+    if rest:
+        table.add_row("  failed for other reasons", f"{rest:,}", f"{rest / tried:.1%}")
+    print_table(table)
+    there = report.num_shards - len(report.missing)
+    click.echo(f"\n{report.out}: {there} of {report.num_shards} shards, "
+               f"{report.num_bytes / 2**30:.3g} GiB")  # fmt: skip
+    if report.empty:
+        listed = ", ".join(map(str, report.empty[:5]))
+        click.echo(f"{len(report.empty)} shards hold no image ({listed}): run it again", err=True)

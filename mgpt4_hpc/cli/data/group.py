@@ -1,0 +1,305 @@
+"""``mgpt4 data``: shards and their index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.data.convert import convert_command
+from mgpt4_hpc.cli.data.download import download_command
+from mgpt4_hpc.cli.data.encode import encode_command
+from mgpt4_hpc.cli.data.stats import names_an_index, stats_command
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.output_files import check_folder, check_output
+from mgpt4_hpc.resources import expand_toy
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.data.index.index import IndexReport
+
+Quarantine = Sequence[tuple[str, str, str]]
+"""(shard, key, reason) of what training will not see."""
+
+_workers_option = click.option(
+    "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."
+)
+_verify_option = click.option("--verify", is_flag=True, help="Also compute a CRC32 of every part.")
+_decode_option = click.option(
+    "--decode", is_flag=True, help="Also decode every image and parse every json."
+)
+
+
+@click.group("data", short_help="Shards and their index.")
+def data_command() -> None:
+    """Caption lists, shards and their index. Training reads plain webdataset tars as they are."""
+
+
+data_command.add_command(convert_command)
+data_command.add_command(download_command)
+
+
+@data_command.command("index")
+@click.argument("shards")
+@click.option(
+    "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="Index file."
+)
+@click.option("--name", help="Name of the source; default: the index file's.")
+@_verify_option
+@_decode_option
+@_workers_option
+@array_options(parts=64, time_min=240)
+@json_option
+def index_command(
+    shards: str,
+    out: Path,
+    name: str | None,
+    verify: bool,
+    decode: bool,
+    workers: int,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Index SHARDS: a folder, a brace pattern, a list file or one tar.
+
+    Walks each tar's headers once. An index that is there is brought up to date: only new and
+    changed shards are read again. A file that is no index is never written over.
+
+    \b
+    mgpt4 data index 'cc_sbu/{00000..01255}.tar' --out cc_sbu.index --workers 8
+    mgpt4 data index /data/laion --out laion.index --verify --slurm --parts 64
+
+    With --slurm each task indexes a part of the shards into OUT.parts/, and the parts are put
+    together in the end. By hand: --part 1/64 and so on, then once without --part.
+    """
+    from mgpt4_hpc.data.index.index import build_index
+    from mgpt4_hpc.data.index.index_file import is_index
+    from mgpt4_hpc.data.index.shard_list import expand_shards
+    from mgpt4_hpc.launch.side_jobs.array import check_parts_folder
+
+    array, rest = split_array(options, cpus=workers)
+    part: Part | None = rest["part"]
+    paths = expand_shards(shards)
+    check_output(out, kind="a shard index", is_own=is_index)
+    parts_folder = out.with_name(f"{out.name}.parts")
+    check_parts_folder(parts_folder, "[0-9]*-of-[0-9]*.index")
+    if array.wanted:
+        job_id = run_array(array, f"index-{out.name}", parts_folder, parts=len(paths), merge=True)
+        if job_id is not None:
+            _tell_submitted(job_id, out, as_json)
+            return
+    index = partial(
+        build_index,
+        name=name or out.name.split(".")[0],
+        verify=verify,
+        decode=decode,
+        workers=workers,
+    )
+    if part is not None:
+        _tell_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
+        return
+    report = _index_whole(index, paths, out, parts_folder)
+    _tell_indexed(report, as_json)
+    if report.quarantined and not as_json:
+        click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
+
+
+@data_command.command("pack")
+@click.argument("src", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder for the shards; it must not exist or be empty.",
+)
+@json_option
+def pack_command(src: Path, out: Path, as_json: bool) -> None:
+    """Pack a cc_sbu_align folder (filter_cap.json and image/) into tar shards.
+
+    Every image is decoded once. Training packs such a folder by itself; do it by hand to share
+    the shards between runs.
+
+    \b
+    mgpt4 data pack cc_sbu_align --out cc_sbu_align_shards
+    """
+    from mgpt4_hpc.data.sources.pack import pack_align_folder
+
+    check_folder(out.parent)
+    packed = pack_align_folder(Path(expand_toy(str(src))), out)
+    if as_json:
+        shards = [str(shard) for shard in packed.shards]
+        echo_json({"out": str(out), "num_samples": packed.num_samples, "shards": shards})
+    else:
+        samples = counted(packed.num_samples, "sample")
+        click.echo(f"{out}: {samples} in {counted(len(packed.shards), 'shard')}")
+
+
+@data_command.command("check")
+@click.argument("what", metavar="INDEX|SHARDS")
+@_verify_option
+@_decode_option
+@_workers_option
+@json_option
+def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: bool) -> None:
+    """Show what training will not see, by shard and reason; exit 1 if data is missing.
+
+    Of an INDEX: what it quarantined, and whether its shards are still as they were. Of SHARDS:
+    they are scanned now, without writing an index.
+
+    \b
+    mgpt4 data check cc_sbu.index
+    mgpt4 data check laion --decode
+    """
+    if names_an_index(what):
+        name, num_samples, num_shards, quarantined, changed = _check_index(Path(what))
+    else:
+        name, num_samples, num_shards, quarantined, changed = _check_shards(
+            what, verify, decode, workers
+        )
+    if as_json:
+        echo_json(
+            {
+                "source": name,
+                "num_samples": num_samples,
+                "num_shards": num_shards,
+                "changed_shards": changed,
+                "quarantined": [
+                    {"shard": shard, "key": key, "reason": reason}
+                    for shard, key, reason in quarantined
+                ],
+            }
+        )
+    else:
+        _print_quarantine(quarantined)
+        click.echo(
+            f"{name}: {counted(num_samples, 'usable sample')} in {counted(num_shards, 'shard')}, "
+            f"{len(quarantined)} quarantined, {counted(len(changed), 'shard')} missing or changed"
+        )
+    if changed:
+        raise DataError(
+            f"{counted(len(changed), 'shard')} missing or changed since the indexing: "
+            + "; ".join(changed[:5]),
+            fix="bring them back, or index them again: mgpt4 data index SHARDS --out INDEX",
+        )
+    if num_samples == 0:
+        raise DataError(f"{name} has no usable sample", fix="see the reasons above")
+
+
+data_command.add_command(stats_command)
+data_command.add_command(encode_command)
+
+Checked = tuple[str, int, int, Quarantine, list[str]]
+
+
+def _check_index(path: Path) -> Checked:
+    from mgpt4_hpc.data.index.index import ShardIndex
+
+    index = ShardIndex.open(path)
+    found = index.quarantined, index.check_shards()
+    return (index.name, index.num_samples, index.num_shards, *found)
+
+
+def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:
+    from tempfile import gettempdir
+
+    from mgpt4_hpc.cli.shared.progress import progress
+    from mgpt4_hpc.data.index.index import build_index
+    from mgpt4_hpc.data.index.shard_list import expand_shards
+    from mgpt4_hpc.data.index.temporary_output import scratch_beside
+
+    paths = expand_shards(what)
+    with (
+        scratch_beside(Path(gettempdir()) / "mgpt4-check") as folder,
+        progress("reading", "shards") as tell,
+    ):
+        report = build_index(
+            paths,
+            folder / "source.index",
+            verify=verify,
+            decode=decode,
+            workers=workers,
+            on_shard=tell,
+        )
+    return what, report.num_samples, report.num_shards, report.quarantined, []
+
+
+def _print_quarantine(quarantined: Quarantine) -> None:
+    if not quarantined:
+        return
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    # A truncated tar costs a thousand samples for one reason: a row, and one of its keys.
+    counts = Counter((shard, reason) for shard, _, reason in quarantined)
+    example = {(shard, reason): key for shard, key, reason in reversed(quarantined)}
+    table = new_table("shard", "reason", ">count", "first", folding=("shard", "reason"))
+    for (shard, reason), count in sorted(counts.items()):
+        table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
+    print_table(table)
+    click.echo()
+
+
+def _index_part(
+    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path, part: Part
+) -> IndexReport:
+    """One part's shards into a file of its own; what the whole index had serves again."""
+    from mgpt4_hpc.cli.shared.progress import progress
+    from mgpt4_hpc.launch.side_jobs.array import slice_of
+
+    target = folder / f"{part[0]}-of-{part[1]}.index"
+    with progress("indexing", "shards") as tell:
+        return index(
+            list(slice_of(paths, *part)), target, reuse=[*_parts_in(folder), out], on_shard=tell
+        )
+
+
+def _index_whole(
+    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path
+) -> IndexReport:
+    """All shards, the parts put together; their folder is not needed after that."""
+    import shutil
+
+    from mgpt4_hpc.cli.shared.progress import progress
+
+    with progress("indexing", "shards") as tell:
+        report = index(paths, out, reuse=_parts_in(folder), on_shard=tell)
+    if folder.is_dir():
+        shutil.rmtree(folder, ignore_errors=True)
+    return report
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.index"))
+
+
+def _tell_indexed(report: IndexReport, as_json: bool) -> None:
+    if as_json:
+        echo_json(
+            {
+                "index": str(report.path),
+                "num_samples": report.num_samples,
+                "num_shards": report.num_shards,
+                "num_reused": report.num_reused,
+                "num_ignored": report.num_ignored,
+                "num_quarantined": len(report.quarantined),
+            }
+        )
+        return
+    click.echo(
+        f"{report.path}: {counted(report.num_samples, 'sample')} in "
+        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "
+        f"{counted(report.num_reused, 'shard')} unchanged"
+    )
+
+
+def _tell_submitted(job_id: str, out: Path, as_json: bool) -> None:
+    if as_json:
+        echo_json({"index": str(out), "job_id": job_id})
+    else:
+        click.echo(f"submitted; job {job_id} writes {out} when all parts are done")

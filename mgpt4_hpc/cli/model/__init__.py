@@ -1,0 +1,1 @@
+"""Commands on weights and trained models: import, measure, compare, chat, serve."""

@@ -1,0 +1,155 @@
+"""``mgpt4 compare``: two checkpoints on the same images and prompts."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.evaluation_options import (
+    Asked,
+    counting,
+    evaluation_options,
+    find_examples,
+    print_rows,
+    shown,
+    word_list,
+)
+from mgpt4_hpc.cli.shared.srun_options import go_to_node
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
+    from mgpt4_hpc.evaluation.results import Difference, Evaluation
+    from mgpt4_hpc.model.generation.chat_model import Source
+
+
+@click.command("compare", short_help="Two checkpoints on the same images, with intervals.")
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@click.option(
+    "--suite",
+    type=click.Choice(["failure", "caption"]),
+    default="failure",
+    show_default=True,
+    help="What is measured.",
+)
+@evaluation_options
+@click.pass_context
+def compare_command(
+    context: click.Context, first: str, second: str, suite: str, **options: Any
+) -> None:
+    """Ask A and B (runs, checkpoints or files) the same about the same images.
+
+    Differences are B minus A, with 95 % bootstrap intervals over the images, which are paired.
+
+    \b
+    mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
+    """
+    asked = Asked.of(options)
+    if asked.node.wanted:
+        go_to_node(asked.node, context, terminal=False)
+        return
+    from mgpt4_hpc.evaluation.captions import require_libraries
+    from mgpt4_hpc.evaluation.results import differences
+    from mgpt4_hpc.model.generation.chat_model import tell_apart
+
+    sources = tell_apart([asked.locate(name) for name in (first, second)])
+    if suite == "caption":
+        require_libraries()
+    examples = find_examples(sources[0], asked)
+    found = _evaluate(asked, sources, examples, suite, word_list(asked.synonyms, sources[0]))
+    rows = differences(*found)
+    if asked.html is not None:
+        _write_page(asked.html, suite, found, rows, examples)
+    if asked.as_json:
+        _echo(sources, suite, found, rows)
+        return
+    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
+    print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
+
+
+def _evaluate(
+    asked: Asked, sources: list[Source], examples: list[Example], suite: str, objects: Objects
+) -> list[Evaluation]:
+    """Both models' answers; one model is loaded where only the projectors differ."""
+    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
+    from mgpt4_hpc.model.generation.chat_model import same_towers
+
+    found: list[Evaluation] = []
+    size = asked.batch_size
+    with counting("answers", len(sources) * len(tasks_of(suite)) * len(examples)) as count:
+        talker = None
+        for source in sources:
+            if talker is None or not same_towers(talker.source, source):
+                talker = None  # let go of the first before the second is loaded
+                talker = asked.talker(source)
+                pictures = look_at(talker, examples, batch_size=size)
+            else:
+                talker.use(source)
+            found.append(
+                evaluate(
+                    talker,
+                    pictures,
+                    suite,
+                    asked.sampling,
+                    objects,
+                    batch_size=size,
+                    progress=count,
+                )
+            )
+    return found
+
+
+def _table(rows: list[Difference]) -> list[tuple[str, ...]]:
+    return [
+        (
+            row.task,
+            row.metric,
+            shown(row.metric, row.first),
+            shown(row.metric, row.second),
+            shown(row.metric, row.second - row.first),
+            f"{shown(row.metric, row.low)} to {shown(row.metric, row.high)}",
+            "*" if row.clear else "",
+        )
+        for row in rows
+    ]
+
+
+def _echo(
+    sources: list[Source], suite: str, found: list[Evaluation], rows: list[Difference]
+) -> None:
+    echo_json(
+        {
+            "suite": suite,
+            "models": [
+                {
+                    "model": evaluation.name,
+                    "step": source.step,
+                    "tasks": [task.to_dict() for task in evaluation.tasks],
+                }
+                for source, evaluation in zip(sources, found, strict=True)
+            ],
+            "differences": [{**asdict(row), "clear": row.clear} for row in rows],
+            "left_out": list(found[0].left_out),
+        }
+    )
+
+
+def _write_page(
+    path: Path,
+    suite: str,
+    found: list[Evaluation],
+    rows: list[Difference],
+    examples: list[Example],
+) -> None:
+    from mgpt4_hpc.evaluation.page import write_page
+
+    names = [evaluation.name for evaluation in found]
+    columns = ("task", "metric", *names, "difference", "95 % interval", "clear")
+    title = " and ".join(names)
+    write_page(path, title, [(f"{suite} suite", columns, _table(rows))], found, examples)
+    click.echo(f"page: {path}", err=True)

@@ -1,0 +1,213 @@
+"""``mgpt4 eval``: what a trained model says about images, measured."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.evaluation_options import (
+    Asked,
+    counting,
+    evaluation_options,
+    find_examples,
+    print_rows,
+    shown,
+    word_list,
+)
+from mgpt4_hpc.cli.shared.options import absolute
+from mgpt4_hpc.cli.shared.srun_options import go_to_node
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
+    from mgpt4_hpc.evaluation.results import Evaluation
+    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+
+_EXAMPLES_SHOWN = 3
+
+
+@click.command("eval", short_help="Measure what a trained model says about images.")
+@click.argument("model", metavar="RUN|CHECKPOINT|FILE")
+@click.option(
+    "--suite",
+    type=click.Choice(["failure", "caption", "loss"]),
+    default="failure",
+    show_default=True,
+    help="What is measured.",
+)
+@evaluation_options
+@click.pass_context
+def eval_command(context: click.Context, model: str, suite: str, **options: Any) -> None:
+    """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
+
+    \b
+    failure  share of answers that are incomplete, repetitive, empty or echo the prompt, to the
+             paper's two tasks (a detailed caption, a poem)
+    caption  BLEU-4, ROUGE-L, METEOR-like, CIDEr, coverage and hallucination of objects
+    loss     held-out loss and perplexity per source
+
+    Numbers also go to the run's TensorBoard folder: under eval/ those of the run's own held-out
+    images, under eval/SET/ those of images that are named or limited.
+
+    \b
+    mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
+    mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
+          --references captions_val2014.json --limit 500
+    """
+    asked = Asked.of(options)
+    if asked.node.wanted:
+        go_to_node(asked.node, context, terminal=False)
+        return
+    from mgpt4_hpc.evaluation.captions import require_libraries
+
+    source = asked.locate(model)
+    if suite == "loss":
+        _loss(asked.talker(source), asked)
+        return
+    if suite == "caption":
+        require_libraries()
+    objects = word_list(asked.synonyms, source)
+    examples = find_examples(source, asked)
+    found = _evaluate(asked, asked.talker(source), examples, suite, objects)
+    _draw(source, asked, _scalars(found))
+    if asked.html is not None:
+        _write_page(asked.html, suite, found, examples)
+    if asked.as_json:
+        echo_json(_facts(source, suite, found))
+    else:
+        _show(found)
+
+
+def _evaluate(
+    asked: Asked, talker: Talker, examples: list[Example], suite: str, objects: Objects
+) -> Evaluation:
+    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
+
+    size = asked.batch_size
+    with counting("images and answers", (1 + len(tasks_of(suite))) * len(examples)) as count:
+        pictures = look_at(talker, examples, batch_size=size, progress=count)
+        return evaluate(
+            talker, pictures, suite, asked.sampling, objects, batch_size=size, progress=count
+        )
+
+
+def _show(found: Evaluation) -> None:
+    from mgpt4_hpc.evaluation.bootstrap import interval
+
+    for task in found.tasks:
+        click.echo(f"{found.name}, {len(task.told)} images: {task.instruction}")
+        values = task.values()
+        rows = []
+        for metric, value in task.metrics.items():
+            low, high = interval(values[metric]) if metric in values else (None, None)
+            spread = f"{shown(metric, low)} to {shown(metric, high)}" if low is not None else ""  # type: ignore[arg-type]
+            rows.append((metric, shown(metric, value), spread))
+        print_rows(("metric", ">value", ">95 % interval"), rows)
+        worst = [told for told in task.told if told.scores.get("failing", 1.0)]
+        for told in (worst or task.told)[:_EXAMPLES_SHOWN]:
+            click.echo(f"  {told.image}: {told.text[:200]!r}")
+        click.echo()
+    for reason in found.left_out:
+        click.echo(f"left out: {reason}", err=True)
+
+
+def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
+    return {
+        "model": found.name,
+        "step": source.step,
+        "suite": suite,
+        "tasks": [task.to_dict() for task in found.tasks],
+        "left_out": list(found.left_out),
+    }
+
+
+def _write_page(path: Path, suite: str, found: Evaluation, examples: list[Example]) -> None:
+    from mgpt4_hpc.evaluation.page import write_page
+
+    tables = [
+        (
+            task.task,
+            ("metric", "value"),
+            [(metric, shown(metric, value)) for metric, value in task.metrics.items()],
+        )
+        for task in found.tasks
+    ]
+    write_page(path, f"{found.name}: {suite} suite", tables, [found], examples)
+    click.echo(f"page: {path}", err=True)
+
+
+def _scalars(found: Evaluation) -> dict[str, float]:
+    return {
+        f"{task.task}_{metric}": value
+        for task in found.tasks
+        for metric, value in task.metrics.items()
+    }
+
+
+def _draw(source: Source, asked: Asked, values: Mapping[str, float]) -> None:
+    """Points in a TensorBoard folder of their own: the trainer may be writing into the run's."""
+    if source.run is None or source.step is None:
+        return
+    from mgpt4_hpc.telemetry import tags
+    from mgpt4_hpc.telemetry.tensorboard import open_writer
+
+    prefix = f"{tags.EVAL}{_image_set(asked)}"
+    folder = source.run.tensorboard / "eval"
+    writer = open_writer(folder)
+    writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
+    writer.close()
+    click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
+
+
+def _image_set(asked: Asked) -> str:
+    """What tells one set of images from another in a tag; empty for all that the run kept back.
+
+    Two folders of one name are two sets, and so is another part of one: a digest tells them apart.
+    """
+    if asked.images is None and asked.limit is None:
+        return ""
+    where = absolute(Path(asked.images)) if asked.images is not None else None
+    references = absolute(asked.references) if asked.references is not None else None
+    facts = f"{where}\n{references}\n{asked.limit}"
+    digest = hashlib.blake2b(facts.encode(), digest_size=2).hexdigest()
+    name = re.sub(r"[^\w.-]+", "_", where.name if where is not None else "heldout")
+    return f"{name}-{digest}/"
+
+
+def _loss(talker: Talker, asked: Asked) -> None:
+    from mgpt4_hpc.train.validation.validation_loss import held_out_losses
+
+    losses = held_out_losses(
+        talker, images=asked.images, limit=asked.limit, batch_size=asked.batch_size
+    )
+    _draw(talker.source, asked, {f"loss_{found.source}": found.loss for found in losses})
+    for found in losses:
+        for reason in found.left_out:
+            click.echo(f"left out: {reason}", err=True)
+    if asked.as_json:
+        sources = {
+            found.source: {
+                "loss": found.loss,
+                "perplexity": found.perplexity,
+                "num_samples": found.num_samples,
+                "num_tokens": found.num_tokens,
+                "left_out": list(found.left_out),
+            }
+            for found in losses
+        }
+        echo_json({"model": talker.source.name, "suite": "loss", "sources": sources})
+        return
+    click.echo(f"{talker.source.name}: held-out loss (nats per answer token)")
+    print_rows(
+        ("source", ">loss", ">perplexity", ">samples", ">tokens"),
+        [
+            (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)  # type: ignore[misc]
+            for f in losses
+        ],
+    )

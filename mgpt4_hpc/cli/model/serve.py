@@ -1,0 +1,174 @@
+"""``mgpt4 serve``: a conversation about images in a web browser."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.shared.model_options import (
+    locate,
+    make_sampling,
+    model_options,
+    sampling_options,
+    say_toy,
+)
+from mgpt4_hpc.cli.shared.options import absolute, runs_dir_option
+from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.chat.shared_model import Room
+    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+
+FIRST_PORT = 7860
+"""Gradio's own; the next free one is taken where it is in use."""
+_SHORTEST_TOKEN = 8
+
+
+@click.command("serve", short_help="A web page to talk with a trained model about images.")
+@click.argument("models", nargs=-1, metavar="[RUN|CHECKPOINT|FILE]...")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; others than this machine's own ask for a token.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help=f"Port; 0 is any. [{FIRST_PORT}, or the next]"
+)
+@click.option(
+    "--token",
+    envvar="MGPT4_SERVE_TOKEN",
+    help="Asked of every visitor; better given as MGPT4_SERVE_TOKEN, which `ps` does not show.",
+)
+@click.option(
+    "--max-upload-mib",
+    type=click.FloatRange(0.1, 1024),
+    default=20,
+    show_default=True,
+    help="Size of an image.",
+)
+@click.option(
+    "--max-megapixels",
+    type=click.FloatRange(0.01, 100),
+    default=50,
+    show_default=True,
+    help="Width times height of an image, in millions.",
+)
+@model_options
+@sampling_options
+@runs_dir_option
+@slurm_options
+@click.pass_context
+def serve_command(
+    context: click.Context,
+    models: tuple[str, ...],
+    host: str,
+    port: int | None,
+    token: str | None,
+    max_upload_mib: float,
+    max_megapixels: float,
+    weights: str | None,
+    template: str | None,
+    device: str,
+    precision: str,
+    runs_dir: Path,
+    **others: Any,
+) -> None:
+    """Serve a page with image upload, conversation, sampling sliders and the MODELS to choose from.
+
+    The models share one copy of the frozen weights, so they must be of one variant; without any,
+    the projector in the bundle (--weights) answers. The page listens on this machine only: the
+    printed ssh line brings it to yours. Ctrl-C stops it. Uploads are not kept.
+
+    \b
+    mgpt4 serve stage1-vicuna7b stage2-vicuna7b
+    mgpt4 serve stage2-vicuna7b --slurm --partition a100
+    """
+    node, sampling = split_slurm(others)
+    settings = make_sampling(**sampling)
+    if node.wanted:
+        go_to_node(node, context, terminal=sys.stdin.isatty())
+        return
+    from mgpt4_hpc.chat.server import require_gradio, serve
+    from mgpt4_hpc.launch.side_jobs.tunnel import choose_port
+
+    require_gradio()
+    token = _own_or_made_token(token, host)
+    choose_port(host, port, FIRST_PORT)  # whatever is wrong with it is told before the loading
+    sources = [
+        locate(name, absolute(runs_dir), weights=weights, template=template)
+        for name in models or (None,)
+    ]
+    room, talker = _open_room(sources, device, precision)
+    # Again: loading took its time, and others on a login node start servers too.
+    chosen = choose_port(host, port, FIRST_PORT)
+
+    def tell() -> None:
+        click.echo(f"{', '.join(room.speakers)} on {talker.model.device}; Ctrl-C stops", err=True)
+        say_toy(sources[0])
+        _tell_address(host, chosen, token)
+
+    serve(
+        room,
+        settings,
+        host=host,
+        port=chosen,
+        token=token,
+        max_upload_mib=max_upload_mib,
+        max_megapixels=max_megapixels,
+        max_new_tokens=_longest(talker),
+        on_ready=tell,
+    )
+    click.echo("stopped", err=True)
+
+
+def _open_room(sources: Sequence[Source], device: str, precision: str) -> tuple[Room, Talker]:
+    """Load the weights, which takes its time."""
+    from mgpt4_hpc.chat.shared_model import Room, require_shared
+    from mgpt4_hpc.model.generation.chat_model import Talker
+
+    require_shared(sources)
+    talker = Talker(sources[0], device=device, precision=precision)
+    return Room(talker, sources), talker
+
+
+def _longest(talker: Any) -> int:
+    """End of the slider: half of what the language model can hold, the rest is for questions."""
+    from mgpt4_hpc.model.generation.prompt_embedding import context_length
+
+    return max(16, min(2048, (context_length(talker.model) or 2048) // 2))
+
+
+def _tell_address(host: str, port: int, token: str | None) -> None:
+    from mgpt4_hpc.launch.side_jobs.tunnel import LOOPBACK, tunnel_line
+
+    click.echo(f"from your own machine:  {tunnel_line(host, port)}", err=True)
+    if host not in LOOPBACK:
+        click.echo(
+            "the page is not encrypted: on a network you do not trust use the line above", err=True
+        )
+    # What listens on every address is reached under this machine's own.
+    name = "127.0.0.1" if host in LOOPBACK or host in ("0.0.0.0", "::") else host
+    name = f"[{name}]" if ":" in name else name
+    query = f"?token={token}" if token else ""
+    click.echo(f"http://{name}:{port}/{query}")
+
+
+def _own_or_made_token(token: str | None, host: str) -> str | None:
+    """The token that visitors must have; None where only this machine reaches the page."""
+    from mgpt4_hpc.launch.side_jobs.tunnel import LOOPBACK
+
+    if token is None:
+        return None if host in LOOPBACK else secrets.token_urlsafe(24)
+    if len(token) < _SHORTEST_TOKEN or not all(c.isalnum() or c in "-._~" for c in token):
+        raise ConfigError(
+            f"the token must have at least {_SHORTEST_TOKEN} letters, digits, - . _ or ~",
+            fix="leave --token out where one is needed, and a good one is made",
+        )
+    return token

@@ -1,0 +1,219 @@
+"""``mgpt4 weights``: import other people's weights, export ours, look a bundle over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.output_files import check_folder, check_output
+from mgpt4_hpc.resources import expand_toy
+from mgpt4_hpc.run_dir import find_run
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.model.bundle.bundle import Bundle
+    from mgpt4_hpc.model.estimates.bundle_check import BundleCheck
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.group("weights", short_help="Import, export and check weights.")
+def weights_command() -> None:
+    """Import other people's weights into a bundle, export a trained projector, check a bundle."""
+
+
+@weights_command.command("import")
+@click.option(
+    "--vit",
+    type=_PATH,
+    required=True,
+    help="eva_vit_g.pth, or a folder of Hugging Face's BLIP-2.",
+)
+@click.option(
+    "--qformer",
+    type=_PATH,
+    help="blip2_pretrained_flant5xxl.pth, or a BLIP-2 folder; leave it out for Llama 2.",
+)
+@click.option("--llm", type=_PATH, help="Language model's folder in Hugging Face layout.")
+@click.option(
+    "--vicuna-delta",
+    type=_PATH,
+    nargs=2,
+    metavar="BASE DELTA",
+    help="Instead of --llm: LLaMA's folder, and Vicuna v0's published difference to it.",
+)
+@click.option("--projector", type=_PATH, help="pretrained_minigpt4.pth, to start from.")
+@click.option("--out", type=_PATH, required=True, help="The new bundle's folder.")
+@click.option("--copy", is_flag=True, help="Copy the language model instead of referring to it.")
+@click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
+@json_option
+def import_weights(
+    vit: Path,
+    qformer: Path | None,
+    llm: Path | None,
+    vicuna_delta: tuple[Path, Path] | None,
+    projector: Path | None,
+    out: Path,
+    copy: bool,
+    architecture: Path | None,
+    as_json: bool,
+) -> None:
+    """Write a bundle; every key of every source is used, dropped for a reason, or an error.
+
+    \b
+    mgpt4 weights import --vit eva_vit_g.pth --qformer blip2_pretrained_flant5xxl.pth \\
+          --llm vicuna-7b --out /data/vicuna7b-bundle
+    """
+    from mgpt4_hpc.model.architecture import Architecture
+    from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+
+    if (llm is None) == (vicuna_delta is None):
+        raise click.UsageError("give either --llm or --vicuna-delta")
+    given = (vit, qformer, llm, projector, architecture, *(vicuna_delta or ()))
+    missing = [f"{path} does not exist" for path in given if path is not None and not path.exists()]
+    if missing:
+        raise ConfigError("nothing was imported", faults=missing)
+    sizes = Architecture.from_file(architecture) if architecture else None
+    out = absolute(out)
+    check_folder(out.parent)
+    base, model = vicuna_delta or (None, llm)
+    assert model is not None
+    sources = Sources(vit, model, qformer, projector, sizes, base)
+    bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)
+    if as_json:
+        echo_json(_bundle_facts(bundle))
+    else:
+        _print_bundle(bundle)
+
+
+@weights_command.command("export")
+@click.argument("source", metavar="RUN|CHECKPOINT|FILE", type=_PATH)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["pth", "safetensors"]),
+    required=True,
+    help="pth is the original repository's layout.",
+)
+@click.option("--out", type=_PATH, required=True, help="The file to write; it must not exist.")
+@runs_dir_option
+def export_weights(source: Path, fmt: Any, out: Path, runs_dir: Path) -> None:
+    """Write the trained projector of a run or checkpoint to one file, bit for bit.
+
+    \b
+    mgpt4 weights export stage2-vicuna7b --format pth --out mine.pth
+    """
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.bundle.export import export_projector, find_projector, read_projector
+
+    out = out.expanduser()
+    # A file of the same kind may be somebody's only copy of other weights: none is replaced.
+    check_output(out, kind="an exported projector")
+    found = find_projector(_located(source, absolute(runs_dir)))
+    if (found.parent / "manifest.json").is_file():
+        CheckpointStore(found.parent.parent).verify(found.parent)
+    export_projector(read_projector(found), out, fmt=fmt)
+    click.echo(f"{found} -> {out}")
+    if (found.parent / "lora.safetensors").is_file():
+        click.echo(
+            "note: it was trained together with LoRA, which is not in the file, and is of little "
+            "use without it",
+            err=True,
+        )
+
+
+@weights_command.command("check")
+@click.argument("bundle", type=_PATH)
+@click.option("--full", is_flag=True, help="Hash the language model completely, not in samples.")
+@click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
+@json_option
+@click.pass_context
+def check_weights(
+    context: click.Context, bundle: Path, full: bool, architecture: Path | None, as_json: bool
+) -> None:
+    """Check a bundle without building the model: shapes, hashes, tokenizer, memory.
+
+    \b
+    mgpt4 weights check /data/vicuna7b-bundle
+    mgpt4 weights check toy:weights --json
+    """
+    from mgpt4_hpc.errors import WeightsError
+    from mgpt4_hpc.model.architecture import Architecture
+    from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+
+    sizes = Architecture.from_file(architecture) if architecture else None
+    bundle = _resolved(bundle)
+    found = check_bundle(bundle, full=full, architecture=sizes)
+    if as_json:
+        echo_json(found.to_dict())
+    else:
+        _print_check(found)
+    if not found.ok:
+        context.exit(WeightsError.exit_code)
+
+
+def _resolved(path: Path) -> Path:
+    return Path(expand_toy(str(path))).expanduser()
+
+
+def _located(source: Path, runs_dir: Path) -> Path:
+    """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
+    path = _resolved(source)
+    return path if path.exists() else find_run(str(source), runs_dir).path
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    return {
+        "path": str(bundle.path),
+        "digest": bundle.digest,
+        "architecture": bundle.architecture.to_dict(),
+        "llm": str(bundle.llm_dir),
+        "sources": [report.to_dict() for report in bundle.reports],
+    }
+
+
+def _print_bundle(bundle: Bundle) -> None:
+    click.echo(f"{bundle.path}  digest {bundle.digest}")
+    for report in bundle.reports:
+        name = report.source or "no Q-Former file"
+        click.echo(
+            f"  {name}: {len(report.used)} tensors used, {len(report.dropped)} dropped, "
+            f"{len(report.missing)} filled in"
+        )
+        for reason in sorted({*report.dropped.values(), *report.missing.values()}):
+            click.echo(f"    {reason}")
+    click.echo(f"  language model: {bundle.llm_dir}")
+
+
+def _print_check(found: BundleCheck) -> None:
+    facts = found.facts
+    if "llm" in facts:
+        click.echo(f"vision side      {facts['vision_side']}")
+        click.echo(f"language model   {facts['llm']['model']}, {facts['llm']['path']}")
+        shape = facts["projector"]
+        click.echo(
+            f"projector        {shape[1]} -> {shape[0]}" if shape else "projector        none"
+        )
+        click.echo(f"digest           {facts['digest']}")
+    if found.memory:
+        click.echo("\nGiB per GPU (bf16)     micro-batch   plain   recomputing activations")
+        by_batch: dict[tuple[str, int], dict[bool, float]] = {}
+        for row in found.memory:
+            place = by_batch.setdefault((row["stage"], row["micro_batch_size"]), {})
+            place[row["activation_checkpointing"]] = row["total_gib"]
+        for (stage, batch), total in by_batch.items():
+            click.echo(f"  {stage:<20} {batch:>11}   {total[False]:>5}   {total[True]:>5}")
+    for note in found.notes:
+        click.echo(f"\nnote: {note}")
+    for fault in found.faults:
+        click.echo(f"\nfault: {fault}")
+    count = len(found.faults)
+    click.echo("\nok" if found.ok else f"\n{count} fault{'s' if count > 1 else ''}")

@@ -1,0 +1,1 @@
+"""Commands that submit, show and steer runs. What they do is in ``launch`` and ``telemetry``."""

@@ -1,0 +1,140 @@
+"""``mgpt4 history``: the attempts of a run, why each ended, and where the time went."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.formatting import printable, shell_word
+from mgpt4_hpc.launch.job.node_exclusion import BAD_NODE
+from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE
+
+
+@click.command("history", short_help="The attempts of a run, and why each ended.")
+@click.argument("name", metavar="RUN", shell_complete=complete_runs)
+@runs_dir_option
+@json_option
+def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
+    """The attempts of a run, why each ended, and what share of the time trained.
+
+    \b
+    mgpt4 history stage1-vicuna7b
+    """
+    run = find_run(name, absolute(runs_dir))
+    run.identity()
+    attempts = read_ledgers(run.ledger)
+    total = goodput(attempts)
+    if as_json:
+        echo_json(
+            {
+                "run": run.name,
+                "path": str(run.path),
+                "attempts": [_plain_attempt(attempt) for attempt in attempts],
+                "goodput": asdict(total),
+            }
+        )
+        return
+    if not attempts:
+        see = f"`mgpt4 status {shell_word(run.name)}`"
+        click.echo(printable(f"{run.name} has not started yet: see {see}"), err=True)
+        return
+    _print_attempts(attempts)
+    click.echo()
+    _print_seconds(attempts)
+    click.echo()
+    click.echo(goodput_line(total))
+
+
+def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        **asdict(attempt),
+        "seconds": attempt.seconds,
+        "from_step": attempt.restored_step,
+        "to_step": attempt.last_step,
+    }
+
+
+def _print_attempts(attempts: Sequence[Attempt]) -> None:
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table(
+        ">attempt",
+        "job",
+        "nodes",
+        "start",
+        ">steps",
+        "ended",
+        ">replayed",
+        ">saves",
+        folding=("job", "nodes"),
+    )
+    for attempt in attempts:
+        restart = f" (restart {attempt.restart_count})" if attempt.restart_count else ""
+        saves = str(attempt.saves)
+        if attempt.save_failures:
+            saves += f", {attempt.save_failures} failed"
+        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.start))
+        cells = (
+            attempt.number,
+            f"{attempt.job_id or '-'}{restart}",
+            ",".join(attempt.nodes) or "-",
+            started if attempt.start else "-",
+            f"{attempt.restored_step}-{attempt.last_step}",
+            attempt.cause,
+            attempt.steps_replayed,
+            saves,
+        )
+        table.add_row(*map(plain, cells))
+    print_table(table)
+    for attempt in attempts:
+        for fault in attempt.faults:
+            if fault.get("what") == BAD_NODE:
+                told = f"attempt {attempt.number}: bad node {fault['node']}: {fault['reason']}"
+                click.echo(told)
+
+
+def _print_seconds(attempts: Sequence[Attempt]) -> None:
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    # A purpose that never took a tenth of a second would be a column of zeros.
+    shown = [
+        name
+        for name in (PRODUCTIVE, *BADPUT)
+        if any(attempt.buckets.get(name, 0.0) >= 0.1 for attempt in attempts)
+    ]
+    headings = [name.replace("_", " ") for name in shown]
+    table = new_table(
+        ">attempt", *(f">{heading}" for heading in headings), ">seconds", folding=headings
+    )
+    for attempt in attempts:
+        seconds = [attempt.buckets.get(name, 0.0) for name in shown]
+        cells = (attempt.number, *(f"{value:.1f}" for value in (*seconds, attempt.seconds)))
+        table.add_row(*map(plain, cells))
+    print_table(table)
+
+
+def goodput_line(total: Goodput) -> str:
+    """The whole run's time in a sentence."""
+    lost = sorted(
+        ((total.seconds[name], name) for name in (*BADPUT, UNACCOUNTED) if total.seconds[name] > 0),
+        reverse=True,
+    )
+    named = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for seconds, name in lost)
+    hours = sum(total.gpu_hours.values())
+    held, of = ("ran", "process") if total.on_cpus else ("held its GPUs", "GPU")
+    return (
+        f"goodput {total.without_queue:.1%} of the time that it {held} "
+        f"({total.with_queue:.1%} with the waits in the queue), {hours:.2f} {of} hours"
+        + (f"; not training: {named}" if named else "")
+    )

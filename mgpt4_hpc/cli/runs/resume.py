@@ -1,0 +1,178 @@
+"""``mgpt4 resume``: submit unfinished runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    absolute,
+    complete_runs,
+    json_option,
+    runs_dir_option,
+)
+from mgpt4_hpc.errors import ConfigError, MgptError
+from mgpt4_hpc.formatting import printable
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+    from mgpt4_hpc.launch.manage.resume import Resumption
+    from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
+    from mgpt4_hpc.run_dir import RunDir
+
+
+@click.command("resume", short_help="Submit an unfinished run again.")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
+@click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
+@click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
+@click.option("--partition", help="Slurm partition.")
+@click.option("--account", help="Slurm account.")
+@click.option("--qos", help="Slurm quality of service.")
+@click.option("--constraint", help="Node features.")
+@click.option("--exclude", help="Nodes to keep away from.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting that does not decide the result, as launch.max_crashes=9.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "slurm", "local"]),
+    help="Default: what the run used before.",
+)
+@click.option(
+    "--accept-drift",
+    is_flag=True,
+    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+)
+@click.option(
+    "--max-parallel",
+    type=click.IntRange(min=1),
+    help="Of a sweep: runs at work at once. Default: what it was submitted or resumed with.",
+)
+@click.option("--wait", is_flag=True, help="Stay until the run has finished.")
+@runs_dir_option
+@json_option
+def resume_command(
+    names: tuple[str, ...],
+    assignments: tuple[str, ...],
+    executor: str | None,
+    accept_drift: bool,
+    max_parallel: int | None,
+    wait: bool,
+    runs_dir: Path,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Submit unfinished runs again; each goes on from its last checkpoint.
+
+    Any number of GPUs will do: the samples and their order stay the same. Settings that decide the
+    result cannot change. A sweep's name stands for those of its runs that neither are finished nor
+    at work; each becomes a job of its own, and waits for others to end where the sweep was
+    submitted with --max-parallel.
+
+    \b
+    mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
+    mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
+    """
+    from mgpt4_hpc.config.load import read_assignments
+    from mgpt4_hpc.config.run_config_file import read_config
+    from mgpt4_hpc.launch.manage.resume import change, resume_run
+    from mgpt4_hpc.launch.manage.resume_many import resume_many
+    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
+
+    folder = absolute(runs_dir)
+    overrides, faults = read_assignments(assignments)
+    overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
+    runs = find_runs(names, folder)
+    if faults:
+        change(
+            read_config(runs[0].config_file), overrides, faults
+        )  # raises, with all that is wrong
+    sweeps = _sweeps(names, folder, max_parallel)
+    errors: list[MgptError] = []
+    if len(names) == 1 and not sweeps:
+        done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
+        told: Any = _as_json(done[0])
+    else:
+        turns = _turns(sweeps)
+        done, errors = resume_many(
+            runs, overrides, executor, say=_say, accept=accept_drift, turns=turns
+        )
+        told = [_as_json(one) for one in done]
+    if as_json:
+        echo_json(told)
+    else:
+        for one in done:
+            click.echo(_as_text(one))
+    _raise_first(errors)
+    submitted = [one.run for one in done if one.submitted is not None]
+    if wait and submitted:
+        from mgpt4_hpc.launch.runs.wait import wait_for_runs
+
+        wait_for_runs(submitted, say=_say)
+
+
+def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> list[SweepDir]:
+    """Those of the names that are sweeps; a limit that is given is theirs from now on."""
+    from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, is_sweep
+
+    found = [SweepDir.of(name, folder) for name in names if is_sweep(name, folder)]
+    if max_parallel is None:
+        return found
+    if not found:
+        raise ConfigError(
+            f"--max-parallel {max_parallel} is for sweeps, and none is named here",
+            fix="leave it out, or give the sweep's name instead of its runs'",
+        )
+    for sweep in found:
+        sweep.set_max_parallel(max_parallel)
+    return found
+
+
+def _turns(sweeps: Sequence[SweepDir]) -> dict[RunDir, Turns]:
+    from mgpt4_hpc.launch.manage.concurrency_limit import turns_of
+
+    for sweep in sweeps:
+        if limit := sweep.max_parallel():
+            _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
+    return turns_of(sweeps)
+
+
+def _raise_first(errors: Sequence[MgptError]) -> None:
+    """One error decides the exit code; the others are told."""
+    for another in errors[1:]:
+        click.echo(printable(f"error: {another}"), err=True)
+    if errors:
+        raise errors[0]
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _as_text(one: Resumption) -> str:
+    job = one.submitted
+    if job is None:
+        return f"{one.run.name} is finished already: nothing to resume"
+    return f"{one.run.name}  {job.executor} job {job.job_id}  {one.run.path}"
+
+
+def _as_json(one: Resumption) -> dict[str, Any]:
+    job = one.submitted
+    return {
+        "run": one.run.name,
+        "run_dir": str(one.run.path),
+        "finished": one.finished,
+        "job_id": job.job_id if job else None,
+        "executor": job.executor if job else None,
+        "changes": {key: {"old": a, "new": b} for key, (a, b) in one.changes.items()},
+    }

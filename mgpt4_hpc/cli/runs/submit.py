@@ -1,0 +1,241 @@
+"""``mgpt4 submit``: preflight, run directory, job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    absolute,
+    given_runs_dir,
+    json_option,
+    runs_dir_option,
+    site_option,
+)
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.launch.submit.plan import Plan
+    from mgpt4_hpc.launch.submit.submit_run import Submitted
+
+
+@click.command("submit", short_help="Submit a stage, or both, to Slurm or to this machine.")
+@click.option("--stage", type=click.Choice(["1", "2", "both"]), help="Which stage to train.")
+@click.option(
+    "--config",
+    "config_names",
+    multiple=True,
+    metavar="PRESET|FILE",
+    help="Settings. With --stage both, give it twice: stage 1's, then stage 2's.",
+)
+@click.option("--name", help="Name of the run and its folder; of a sweep the beginning.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    help="GPUs of the whole job, one task each; with --stage both of stage 1's.",
+)
+@click.option(
+    "--nodes",
+    type=click.IntRange(min=1),
+    help="Nodes to spread the GPUs over; with --stage both stage 1's.",
+)
+@click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
+@click.option("--partition", help="Slurm partition.")
+@click.option("--account", help="Slurm account.")
+@click.option("--qos", help="Slurm quality of service.")
+@click.option("--constraint", help="Node features.")
+@click.option("--exclude", help="Nodes to keep away from.")
+@click.option("--mail-type", metavar="TYPE,...", help="When Slurm mails: END, FAIL, REQUEUE ...")
+@click.option("--mail-user", metavar="ADDRESS", help="Whom Slurm mails.")
+@click.option(
+    "--after",
+    "after_name",
+    metavar="RUN",
+    help="Start when that run has finished, from its projector.",
+)
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting, as lr=1e-4; repeat for more.",
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="KEY=VALUE,...",
+    help="One run for each value, as lr=1e-4,9e-5; repeated, for each combination.",
+)
+@click.option(
+    "--max-parallel",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --sweep: at most so many at once.",
+)
+@click.option(
+    "--sbatch",
+    "sbatch_options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any further sbatch option; repeat for more.",
+)
+@site_option
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "slurm", "local"]),
+    default="auto",
+    show_default=True,
+    help="auto is Slurm where sbatch is installed.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the batch script; write and submit nothing.")
+@click.option("--test-only", is_flag=True, help="Ask Slurm when it would start; submit nothing.")
+@click.option("--wait", is_flag=True, help="Stay until the run has finished.")
+@runs_dir_option
+@json_option
+@click.pass_context
+def submit_command(
+    context: click.Context,
+    stage: str | None,
+    config_names: tuple[str, ...],
+    name: str | None,
+    after_name: str | None,
+    assignments: tuple[str, ...],
+    sweep: tuple[str, ...],
+    max_parallel: int | None,
+    sbatch_options: tuple[str, ...],
+    site: str | None,
+    executor: str,
+    dry_run: bool,
+    test_only: bool,
+    wait: bool,
+    runs_dir: Path,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Submit a stage, or both, to Slurm or to this machine.
+
+    \b
+    mgpt4 submit --stage both --gpus 4 --nodes 2 --partition a100-preempt
+    mgpt4 submit --stage 2 --gpus 1 --after stage1-vicuna7b
+    mgpt4 submit --stage 1 --name my-sweep --sweep lr=1e-4,9e-5 --sweep seed=1,2 --max-parallel 2
+    """
+    from mgpt4_hpc.launch.submit.execute import carry_out
+    from mgpt4_hpc.launch.submit.plan import Order, make_plan
+
+    if sum((dry_run, test_only, wait)) > 1:
+        raise ConfigError("--dry-run, --test-only and --wait exclude each other", fix="give one")
+    order = Order(
+        stage=stage,
+        configs=config_names,
+        name=name,
+        launch={key: value for key, value in asked.items() if value is not None},
+        assignments=assignments,
+        sbatch=sbatch_options,
+        sweep=sweep,
+        max_parallel=max_parallel,
+        site=site,
+        after=after_name,
+        executor=executor,
+        runs_dir=given_runs_dir(context),
+        dry_run=dry_run,
+    )
+    plan = make_plan(order, os.environ)
+    for line in plan.notes:
+        click.echo(line, err=True)
+    if dry_run:
+        _show_scripts(plan, as_json)
+        plan.assert_sound()
+        return
+    if test_only:
+        _show_starts(plan, as_json)
+        return
+    submitted = carry_out(plan, say=lambda text: click.echo(text, err=True), wait=wait)
+    _show_jobs(plan, submitted, as_json)
+
+
+def _show_scripts(plan: Plan, as_json: bool) -> None:
+    from mgpt4_hpc.launch.submit.plan import render_plan
+
+    scripts = render_plan(plan)
+    if as_json:
+        echo_json(scripts)
+        return
+    for name, script in scripts.items():
+        click.echo(f"# {name}" if len(scripts) > 1 else "", nl=len(scripts) > 1)
+        click.echo(script)
+    if plan.sweep is not None:
+        # Not in the script's stream: that can be given to sbatch as it is.
+        click.echo(f"\n{len(plan.runs)} runs:", err=True)
+        for item, point in zip(plan.runs, plan.sweep.points, strict=True):
+            values = "  ".join(f"{key}={text}" for key, text in point.texts.items())
+            click.echo(f"  {item.run.name}  {values}", err=True)
+
+
+def _show_starts(plan: Plan, as_json: bool) -> None:
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+    from mgpt4_hpc.formatting import duration
+    from mgpt4_hpc.launch.submit.start_estimate import estimate_starts
+
+    found = estimate_starts(plan)
+    if as_json:
+        echo_json([one.to_json() for one in found])
+        return
+    table = new_table("job", "would start", ">in", "partition", "nodes", "after")
+    for one in found:
+        cells = (one.job, one.start, duration(one.in_s), one.partition, one.nodes, one.after)
+        table.add_row(*(plain(cell or "-") for cell in cells))
+    print_table(table)
+    click.echo("Slurm's estimate, as of now; nothing was submitted", err=True)
+
+
+def _show_jobs(plan: Plan, submitted: Sequence[Submitted], as_json: bool) -> None:
+    if as_json:
+        echo_json(
+            [
+                {
+                    "run": job.run.name,
+                    "run_dir": job.run.path,
+                    "job_id": job.job_id,
+                    "executor": job.executor,
+                    **_sweep_facts(plan, number),
+                }
+                for number, job in enumerate(submitted)
+            ]
+        )
+        return
+    if plan.sweep is not None:
+        _print_sweep(plan, submitted)
+    else:
+        for job in submitted:
+            click.echo(f"{job.run.name}  {job.executor} job {job.job_id}  {job.run.path}")
+    which = f" {plan.sweep.folder.name}" if plan.sweep is not None else ""
+    here = shlex.quote(str(absolute(plan.runs_dir)))
+    click.echo(
+        f"follow it:  mgpt4 status{which} --runs-dir {here}\n"
+        f"curves:     mgpt4 tensorboard --runs-dir {here}",
+        err=True,
+    )
+
+
+def _sweep_facts(plan: Plan, number: int) -> dict[str, Any]:
+    if plan.sweep is None:
+        return {}
+    return {"sweep": plan.sweep.folder.name, "values": dict(plan.sweep.points[number].texts)}
+
+
+def _print_sweep(plan: Plan, submitted: Sequence[Submitted]) -> None:
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    assert plan.sweep is not None
+    axes = list(plan.sweep.points[0].texts)
+    table = new_table("run", *axes, "job")
+    for job, point in zip(submitted, plan.sweep.points, strict=True):
+        table.add_row(*map(plain, (job.run.name, *point.texts.values(), job.job_id)))
+    print_table(table)

@@ -1,0 +1,170 @@
+"""``mgpt4 tensorboard``: the curves of runs in a browser, here or on a node."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    absolute,
+    complete_runs,
+    json_option,
+    runs_dir_option,
+)
+from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
+
+
+@click.command("tensorboard", short_help="Show the curves of runs in a browser.")
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
+@click.option("--port", type=click.IntRange(1, 65535), help="Listen here. [first free from 6006]")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 lets everybody in the network look.",
+)
+@click.option("--slurm", is_flag=True, help="Run it as a job, and not on this machine.")
+@click.option("--partition", help="With --slurm: the partition.")
+@click.option("--account", help="With --slurm: the account.")
+@click.option(
+    "--time",
+    "time_min",
+    type=DurationMin(),
+    default=480,
+    help="With --slurm: time limit. [8:00:00]",
+)
+@click.option(
+    "--sbatch", multiple=True, metavar="KEY=VALUE", help="With --slurm: option of sbatch."
+)
+@runs_dir_option
+@json_option
+def tensorboard_command(
+    names: tuple[str, ...],
+    port: int | None,
+    host: str,
+    slurm: bool,
+    partition: str | None,
+    account: str | None,
+    time_min: int,
+    sbatch: tuple[str, ...],
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """Show the curves of all runs, or of those named, until Ctrl-C.
+
+    A sweep's name stands for all of its runs.
+
+    Prints the ssh line that brings the page to your own machine. It listens on the loopback
+    address, which other users of the same machine can reach too: TensorBoard has no password. With
+    --slurm it runs as a job, and this command returns once it is up.
+
+    \b
+    mgpt4 tensorboard
+    mgpt4 tensorboard stage1-vicuna7b --port 6010
+    mgpt4 tensorboard --slurm --partition cpu --time 4:00:00
+    """
+    runs_dir = absolute(runs_dir)
+    runs = _chosen(names, runs_dir)
+    if not runs:
+        raise NoSuchRun(told_no_runs(runs_dir), fix=FIX_NO_RUNS)
+    if slurm:
+        _in_a_job(names, port, host, partition, account, time_min, sbatch, runs_dir, as_json)
+        return
+    _here(names, port, host, runs_dir, as_json)
+
+
+def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
+    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
+
+    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
+
+
+def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_json: bool) -> None:
+    from mgpt4_hpc.launch.side_jobs.tensorboard import FIRST_PORT, TensorBoard, until_signalled
+    from mgpt4_hpc.launch.side_jobs.tunnel import choose_port, tunnel_line
+
+    named = _chosen(names, runs_dir)
+    with until_signalled():
+        port = choose_port(host, port, FIRST_PORT)
+        # Without names, runs that begin later appear too.
+        server = TensorBoard(lambda: named if names else list_runs(runs_dir), host, port)
+        try:
+            server.start()
+            told = {
+                "url": f"http://localhost:{port}/",
+                "tunnel": tunnel_line(host, port),
+                "host": host,
+                "node": socket.gethostname(),
+                "port": port,
+                "runs": [run.name for run in named],
+                "job_id": None,
+            }
+            if as_json:
+                echo_json(told)
+            else:
+                _tell(told)
+                click.echo("Ctrl-C ends it.", err=True)
+            sys.stdout.flush()
+            server.serve()
+        finally:
+            server.stop()
+
+
+def _in_a_job(
+    names: Sequence[str],
+    port: int | None,
+    host: str,
+    partition: str | None,
+    account: str | None,
+    time_min: int,
+    sbatch: Sequence[str],
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    from mgpt4_hpc.launch.side_jobs.tensorboard_job import (
+        TensorBoardJob,
+        submit_tensorboard,
+        wait_until_up,
+    )
+
+    options = {}
+    for option in sbatch:
+        key, equals, value = option.lstrip("-").partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--sbatch {option!r} is not KEY=VALUE", fix="as --sbatch nice=100")
+        options[key] = value
+    arguments = ["--json", "--host", host, "--runs-dir", str(runs_dir)]
+    arguments += ["--port", str(port)] if port is not None else []
+    # By path: a name may also be a path from here, and the job stands elsewhere.
+    arguments += ["--", *(str(run.path) for run in _chosen(names, runs_dir) if names)]
+    log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{getpass.getuser()}.log"
+    job = TensorBoardJob(arguments, log, partition, account, time_min, options)
+    job_id = submit_tensorboard(job)
+    end = f"to end it: scancel {job_id}"
+    try:
+        told = wait_until_up(job, job_id, say=lambda text: click.echo(text, err=True))
+    except KeyboardInterrupt:
+        click.echo(f"job {job_id} goes on without you; {end}", err=True)
+        raise
+    told["job_id"] = job_id
+    if as_json:
+        echo_json(told)
+        return
+    _tell(told)
+    click.echo(f"It is job {job_id} on {told['node']}; {end}", err=True)
+
+
+def _tell(told: dict[str, object]) -> None:
+    runs = told["runs"]
+    assert isinstance(runs, list)
+    click.echo(f"TensorBoard of {len(runs)} run{'s' if len(runs) != 1 else ''}: {told['url']}")
+    click.echo(f"on your own machine, first: {told['tunnel']}")

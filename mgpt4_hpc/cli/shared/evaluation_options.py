@@ -1,0 +1,183 @@
+"""What ``eval`` and ``compare`` share: their options, images and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mgpt4_hpc.cli.shared.model_options import (
+    locate,
+    make_sampling,
+    model_options,
+    sampling_options,
+)
+from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.srun_options import Node, slurm_options, split_slurm
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.output_files import check_output, is_own_page
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
+    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+    from mgpt4_hpc.model.generation.sampling import Sampling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEFAULT_LIMIT = 100
+"""As many images as the paper looked at."""
+
+_OPTIONS = (
+    click.option(
+        "--images",
+        help="Folder of images, aligned folder, shards or their index; a toy run has its own.",
+    ),
+    click.option(
+        "--references",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Captions: COCO's JSON, or file names to lists of texts.",
+    ),
+    click.option(
+        "--synonyms",
+        help="Word list of objects: coco, toy or a file. [coco; toy for toy runs]",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), help=f"Images at most. [{DEFAULT_LIMIT}; loss: all]"
+    ),
+    click.option(
+        "--batch-size", type=click.IntRange(1), default=16, show_default=True, help="At a time."
+    ),
+    click.option(
+        "--html",
+        type=click.Path(dir_okay=False, path_type=Path),
+        help="Also write a page with the pictures into this file.",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the options of ``evaluation_options`` said.
+
+    Attributes:
+        images, references, synonyms, limit, batch_size, html: what is looked at, and shown.
+        weights, template, device, precision, runs_dir: who answers; see ``talking.py``.
+        sampling: how.
+        node: where, if it is a node of the cluster.
+        as_json: for scripts.
+    """
+
+    images: str | None
+    references: Path | None
+    synonyms: str | None
+    limit: int | None
+    batch_size: int
+    html: Path | None
+    weights: str | None
+    template: str | None
+    device: str
+    precision: str
+    runs_dir: Path
+    sampling: Sampling
+    node: Node
+    as_json: bool
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Asked:
+        """From a command's arguments. Raises ConfigError with everything that is wrong."""
+        node, rest = split_slurm(options)
+        own = {field.name: rest.pop(field.name) for field in fields(cls) if field.name in rest}
+        own["runs_dir"] = absolute(own["runs_dir"])
+        sampling = make_sampling(**rest)
+        check_page(own["html"])
+        return cls(**own, sampling=sampling, node=node)
+
+    def locate(self, name: str) -> Source:
+        """What a run's name, a checkpoint or a file stands for."""
+        return locate(name, self.runs_dir, weights=self.weights, template=self.template)
+
+    def talker(self, source: Source) -> Talker:
+        """The model of a source."""
+        from mgpt4_hpc.model.generation.chat_model import Talker
+
+        return Talker(source, device=self.device, precision=self.precision)
+
+
+def evaluation_options(function: F) -> F:
+    """Everything that ``eval`` and ``compare`` share; ``Asked.of`` takes it."""
+    for option in (json_option, runs_dir_option, slurm_options, sampling_options, model_options):
+        function = option(function)
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def find_examples(source: Source, asked: Asked) -> list[Example]:
+    """The images that were named, or a toy run's own held-out scenes."""
+    from mgpt4_hpc.evaluation.examples import load_examples, toy_scenes
+
+    images = asked.images
+    if images is None:
+        scenes = toy_scenes(source.weights)
+        if scenes is None:
+            raise ConfigError(
+                "there is nothing to look at",
+                fix="--images FOLDER|SHARDS, best images that the model was not trained on",
+            )
+        images = str(scenes)
+    return load_examples(images, asked.references, asked.limit or DEFAULT_LIMIT)
+
+
+def word_list(synonyms: str | None, source: Source) -> Objects:
+    """The objects to look for: as named, else those of the toy world or of COCO."""
+    from mgpt4_hpc.evaluation.examples import toy_scenes
+    from mgpt4_hpc.evaluation.objects import named_objects
+
+    return named_objects(synonyms or ("toy" if toy_scenes(source.weights) else "coco"))
+
+
+def check_page(path: Path | None) -> None:
+    """Refuse a page's path that must not be written, before the work and not after it."""
+    if path is not None:
+        check_output(path, kind="a page", is_own=is_own_page)
+
+
+def percent(value: float) -> str:
+    """A share for people."""
+    return f"{value:.1%}"
+
+
+def shown(metric: str, value: float) -> str:
+    """A metric for people: shares in percent, CIDEr as it is."""
+    return f"{value:.3f}" if metric == "cider" else percent(value)
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr, where that is a terminal; takes how many more are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda count: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout."""
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table(*columns)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    print_table(table)

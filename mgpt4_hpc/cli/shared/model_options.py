@@ -1,0 +1,188 @@
+"""Options of the commands that put a trained model to work, and how they find it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
+from mgpt4_hpc.run_dir import find_run, list_runs
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.sampling import Sampling
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_RUNS_SHOWN = 10
+
+_MODEL_OPTIONS = (
+    click.option(
+        "--weights",
+        envvar="MGPT4_WEIGHTS",
+        help="The bundle; default: the one that the run was trained on.",
+    ),
+    click.option(
+        "--template",
+        help="Conversation format (vicuna_v0, llama2); default: the run's, or the bundle's.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:NUMBER."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default="auto",
+        show_default=True,
+        help="auto is fp32 on a CPU, bf16 on a GPU that has it.",
+    ),
+)
+
+_SAMPLING_OPTIONS = (
+    click.option(
+        "--max-new-tokens", type=int, default=300, show_default=True, help="Limit of an answer."
+    ),
+    click.option(
+        "--temperature",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="0 always takes the likeliest token; the original's demo draws with 1.",
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        default=0.9,
+        show_default=True,
+        help="Draw among the likeliest tokens of this total probability.",
+    ),
+    click.option(
+        "--beams", type=int, default=1, show_default=True, help="Beams; at temperature 0 only."
+    ),
+    click.option(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        show_default=True,
+        help="Above 1 makes tokens that were said less likely; the original's demo has 1.05.",
+    ),
+    click.option("--seed", type=int, default=42, show_default=True, help="Of the draws."),
+)
+
+
+def model_options(function: F) -> F:
+    """--weights, --template, --device and --precision."""
+    for option in reversed(_MODEL_OPTIONS):
+        function = option(function)
+    return function
+
+
+def sampling_options(function: F) -> F:
+    """How answers are generated; they arrive as ``make_sampling``'s arguments."""
+    for option in reversed(_SAMPLING_OPTIONS):
+        function = option(function)
+    return function
+
+
+def make_sampling(
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    beams: int,
+    repetition_penalty: float,
+    seed: int,
+) -> Sampling:
+    """The options' values put together. Raises ConfigError with everything that is wrong."""
+    from mgpt4_hpc.model.generation.sampling import Sampling
+
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        num_beams=beams,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
+
+
+def locate(
+    name: str | None,
+    runs_dir: Path,
+    *,
+    weights: str | None,
+    template: str | None,
+    word: str = "a RUN",
+) -> Source:
+    """What a run's name, a run's directory, a checkpoint or a weight file stands for.
+
+    The file of a checkpoint is verified against its manifest before it is believed.
+
+    Args:
+        name: as it was given; None is the projector in the bundle.
+        runs_dir: where runs are looked for.
+        weights: the bundle; None is the run's.
+        template: conversation format; None is the run's, or the bundle's.
+        word: what to give in place of nothing, as "--checkpoint RUN".
+
+    Raises:
+        ConfigError: if neither a name nor a bundle is given.
+        NoSuchRun: if nothing of that name exists.
+        MgptError: if it cannot be used.
+    """
+    if name is None and not weights:
+        known = ", ".join(run.name for run in list_runs(runs_dir)[:_RUNS_SHOWN])
+        there = f", one of the runs in {runs_dir}: {known}" if known else ""
+        none = "" if known else f"; there is none in {runs_dir}"
+        raise ConfigError("nothing says which model to talk with", fix=f"give {word}{there}{none}")
+    path = _path(name, runs_dir)
+    say_loading(name or str(weights))
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.generation.chat_model import find_source
+
+    source = find_source(path, weights=weights, template=template)
+    open_bundle(source.weights)  # says at once what is missing; nothing large is read yet
+    if source.projector and (source.projector.parent / "manifest.json").is_file():
+        folder = source.projector.parent
+        try:
+            CheckpointStore(folder.parent).verify(folder)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the checkpoint {folder} is damaged: {error}", fix="use an older one of the run"
+            ) from None
+    return source
+
+
+def say_loading(name: str) -> None:
+    """Tell on stderr why nothing else is told for a while: torch and weights take their time."""
+    click.echo(f"loading {Path(name).name} ...", err=True)
+
+
+def say_toy(source: Source) -> None:
+    """Tell on stderr what is not to be expected of the toy world's model."""
+    from mgpt4_hpc.evaluation.examples import toy_scenes
+
+    scenes = toy_scenes(source.weights)
+    if scenes is not None:
+        click.echo(
+            "this is the toy model: it knows one image at a time, and only of the kind in "
+            f"{scenes / 'image'}",
+            err=True,
+        )
+
+
+def _path(name: str | None, runs_dir: Path) -> Path | None:
+    if name is None:
+        return None
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    try:
+        return find_run(name, runs_dir).path
+    except NoSuchRun as error:
+        raise NoSuchRun(
+            f"{name!r} is neither a run in {runs_dir}, a checkpoint nor a file", fix=error.fix
+        ) from None

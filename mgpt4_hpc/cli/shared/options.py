@@ -1,0 +1,103 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mgpt4_hpc.launch.slurm.commands import parse_duration_s
+from mgpt4_hpc.run_dir import SWEEPS
+
+RUNS_DIR_VARIABLES = ("MGPT4_RUNS_DIR", "MGPT4_LAUNCH__RUNS_DIR")
+"""The first that is set counts; the second is the setting's own."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _default_runs_dir() -> Path:
+    """The site's folder, if its profile names one, else ``runs``."""
+    from mgpt4_hpc.launch.submit.site_profile import choose_site
+
+    site = choose_site(None)
+    return (site.runs_dir if site is not None else None) or Path("runs")
+
+
+runs_dir_option: Callable[[F], F] = click.option(
+    "--runs-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar=RUNS_DIR_VARIABLES,
+    default=_default_runs_dir,
+    show_default="the site's, or runs",
+    help="Folder of the run directories, on storage that all nodes share.",
+)
+
+site_option: Callable[[F], F] = click.option(
+    "--site",
+    metavar="NAME|FILE",
+    help="Site profile; else MGPT4_SITE, else the one named like the cluster.",
+)
+
+json_option: Callable[[F], F] = click.option(
+    "--json", "as_json", is_flag=True, help="Machine-readable output on stdout."
+)
+
+
+def complete_runs(ctx: click.Context, argument: click.Parameter, incomplete: str) -> list[str]:
+    """Names of the runs that begin so, for a shell's TAB; reads two folders and nothing else.
+
+    Where a command takes several runs, a sweep's name stands for all of its own.
+    """
+    named = [ctx.params.get("runs_dir"), *map(os.environ.get, RUNS_DIR_VARIABLES), "runs"]
+    folder = Path(next(filter(None, named))).expanduser()
+    given = {name for value in ctx.params.values() if isinstance(value, tuple) for name in value}
+    places = {folder: "run.json"}
+    if argument.nargs == -1:
+        places[folder / SWEEPS] = "sweep.json"
+    found = [name for place, file in places.items() for name in _folders(place, file, incomplete)]
+    return sorted(set(found) - given)
+
+
+def _folders(place: Path, file: str, prefix: str) -> list[str]:
+    """Folders that begin so and hold that file; a shell's reply is a line per name."""
+    try:
+        with os.scandir(place) as entries:
+            names = [entry.name for entry in entries if entry.name.startswith(prefix)]
+    except OSError:
+        return []
+    return [name for name in names if name.isprintable() and (place / name / file).is_file()]
+
+
+class DurationMin(click.ParamType):
+    """A time limit in Slurm's forms, as whole minutes."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Minutes of ``90``, ``24:00:00`` or ``1-12``."""
+        if isinstance(value, int):
+            return value
+        try:
+            # sbatch reads a bare number as minutes; "MM:SS" is minutes and seconds.
+            seconds = parse_duration_s(str(value))
+        except ValueError:
+            seconds = None
+        if not seconds or seconds < 60:
+            self.fail(f"{value!r} is no time limit: write minutes, H:MM:SS or D-HH", param, ctx)
+        return int(seconds // 60)
+
+
+def given_runs_dir(context: click.Context) -> Path | None:
+    """The folder that a flag gave; a variable's is a setting like others, and below them all."""
+    source = context.get_parameter_source("runs_dir")
+    if source is not click.core.ParameterSource.COMMANDLINE:
+        return None
+    return absolute(context.params["runs_dir"])
+
+
+def absolute(path: Path) -> Path:
+    """``path`` made absolute without following links, as shared storage is often a link."""
+    return Path(os.path.abspath(path.expanduser()))  # noqa: PTH100 - resolve() would follow links

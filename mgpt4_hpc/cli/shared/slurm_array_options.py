@@ -1,0 +1,172 @@
+"""``--slurm`` and ``--part``: the same command as a Slurm array."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from mgpt4_hpc.cli.shared.options import DurationMin
+from mgpt4_hpc.launch.side_jobs.array import (
+    ArrayJob,
+    Wants,
+    submit_array,
+    submit_following,
+    wait_for_array,
+)
+
+F = TypeVar("F", bound=Callable[..., Any])
+Part = tuple[int, int]
+"""(I, N): part I of 1 ... N."""
+
+
+class PartOf(click.ParamType):
+    """``I/N``, from 1."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
+        """The two numbers."""
+        if isinstance(value, tuple):
+            return value
+        first, slash, last = str(value).partition("/")
+        if not (slash and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+            self.fail(f"{value!r} is no part: write I/N, as 3/16", param, ctx)
+        return int(first), int(last)
+
+
+@dataclass(frozen=True)
+class Array:
+    """What ``--slurm`` and its companions said.
+
+    Attributes:
+        wanted: whether to submit at all.
+        parts: tasks, at most.
+        wait: stay until all parts are done.
+        wants: what each task asks for.
+    """
+
+    wanted: bool
+    parts: int
+    wait: bool
+    wants: Wants
+
+
+_TAKES_VALUE = ("--parts", "--partition", "--account", "--time", "--at-once", "--sbatch", "--part")
+_FLAGS = ("--slurm", "--no-wait", "--json")
+
+
+def array_options(*, parts: int, time_min: int) -> Callable[[F], F]:
+    """--slurm with its companions and --part; defaults of parts and of minutes for each."""
+    options = (
+        click.option("--slurm", is_flag=True, help="Run in parts, as a Slurm array."),
+        click.option(
+            "--parts",
+            type=click.IntRange(1),
+            default=parts,
+            help=f"With --slurm: tasks, at most. [{parts}]",
+        ),
+        click.option("--partition", help="With --slurm: the partition."),
+        click.option("--account", help="With --slurm: the account."),
+        click.option(
+            "--time",
+            "time_min",
+            type=DurationMin(),
+            default=time_min,
+            help=f"With --slurm: time limit of a task. [{time_min // 60}:{time_min % 60:02d}:00]",
+        ),
+        click.option(
+            "--at-once", type=click.IntRange(1), help="With --slurm: tasks at the same time."
+        ),
+        click.option(
+            "--sbatch", multiple=True, metavar="KEY=VALUE", help="With --slurm: option of sbatch."
+        ),
+        click.option("--no-wait", is_flag=True, help="With --slurm: return once it is submitted."),
+        click.option("--part", type=PartOf(), help="Do part I of N only, as a task of an array."),
+    )
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tuple[Array, Any]:
+    """The options above, but for ``part``, as one value; and the rest."""
+    rest = dict(options)
+    pairs = dict(_pair(option) for option in rest.pop("sbatch"))
+    wanted, parts, wait = rest.pop("slurm"), rest.pop("parts"), not rest.pop("no_wait")
+    wants = Wants(
+        partition=rest.pop("partition"),
+        account=rest.pop("account"),
+        time_min=rest.pop("time_min"),
+        at_once=rest.pop("at_once"),
+        cpus=cpus,
+        gpus=gpus,
+        sbatch=pairs,
+    )
+    if wanted and rest.get("part"):
+        raise click.UsageError("--part is what the tasks of --slurm do: give one of them")
+    return Array(wanted, parts, wait, wants), rest
+
+
+def run_array(
+    array: Array, name: str, folder: Path, *, parts: int | None = None, merge: bool = False
+) -> str | None:
+    """Run this very command line as an array in ``folder``.
+
+    Args:
+        array: from ``split_array``.
+        name: of the job.
+        folder: for script, logs and marks.
+        parts: if there is less to do than ``array.parts`` tasks.
+        merge: under ``--no-wait``, submit the command line once more, without ``--part``, to put
+            the parts together when they are done.
+
+    Returns:
+        With ``--no-wait`` the id of the last job; else None, when all parts have ended well.
+
+    Raises:
+        MgptError: as ``launch.array``.
+    """
+    from mgpt4_hpc.cli.shared.progress import progress
+
+    arguments = without_array(sys.argv[1:])
+    parts = min(array.parts, parts or array.parts)
+    job = ArrayJob(name, arguments, parts, folder, array.wants)
+    job_id = submit_array(job)
+    click.echo(f"job {job_id}: {parts} parts, logs {job.log(1).with_name('*.log')}", err=True)
+    if not array.wait:
+        return submit_following(job, arguments, job_id) if merge else job_id
+    try:
+        with progress(name, "parts") as tell:
+            wait_for_array(job, job_id, tell=tell)
+    except KeyboardInterrupt:
+        click.echo(f"job {job_id} goes on without you; to end it: scancel {job_id}", err=True)
+        raise
+    return None
+
+
+def without_array(arguments: Sequence[str]) -> list[str]:
+    """A command line as it was typed, but for the options that make it an array."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word in _TAKES_VALUE:
+            next(rest, None)
+        elif word not in _FLAGS and word.partition("=")[0] not in _TAKES_VALUE:
+            kept.append(word)
+    return kept
+
+
+def _pair(option: str) -> tuple[str, str]:
+    key, equals, value = option.lstrip("-").partition("=")
+    if not (key and equals):
+        raise click.UsageError(f"--sbatch {option!r} is not KEY=VALUE, as --sbatch nice=100")
+    return key, value

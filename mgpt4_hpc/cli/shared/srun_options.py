@@ -1,0 +1,104 @@
+"""``--slurm``: the same command on a GPU node."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from mgpt4_hpc.cli.shared.options import DurationMin
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option("--slurm", is_flag=True, help="Run on a GPU node, through srun."),
+    click.option("--partition", help="With --slurm: the partition."),
+    click.option(
+        "--time",
+        "time_min",
+        type=DurationMin(),
+        default=60,
+        help="With --slurm: time limit. [1:00:00]",
+    ),
+    click.option("--gpus", type=click.IntRange(0), default=1, help="With --slurm: GPUs. [1]"),
+    click.option("--srun", multiple=True, metavar="OPTION", help="With --slurm: option of srun."),
+)
+_TAKES_VALUE = {"--partition", "--time", "--gpus", "--srun"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """What ``--slurm`` and its companions said.
+
+    Attributes:
+        wanted: whether to go there at all.
+        partition, gpus, time_min, extra: as ``launch.interactive.srun_command`` takes them.
+    """
+
+    wanted: bool
+    partition: str | None
+    gpus: int
+    time_min: int
+    extra: tuple[str, ...]
+
+
+def slurm_options(function: F) -> F:
+    """--slurm, --partition, --time, --gpus and --srun."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def split_slurm(options: Mapping[str, Any]) -> tuple[Node, dict[str, Any]]:
+    """The options above as one value, and the rest."""
+    rest = dict(options)
+    node = Node(
+        wanted=rest.pop("slurm"),
+        partition=rest.pop("partition"),
+        gpus=rest.pop("gpus"),
+        time_min=rest.pop("time_min"),
+        extra=rest.pop("srun"),
+    )
+    return node, rest
+
+
+def go_to_node(node: Node, context: click.Context, *, terminal: bool) -> None:
+    """Become the srun that runs this very command line, without ``--slurm``.
+
+    Args:
+        node: where.
+        context: of the running command.
+        terminal: attach a pseudo terminal, which mixes stdout and stderr.
+
+    Raises:
+        SlurmUnreachable: if there is no srun, or Slurm does not answer.
+    """
+    from mgpt4_hpc.launch.side_jobs.interactive import become, srun_command
+
+    arguments = _without_slurm(sys.argv[1:])
+    assert context.info_name in arguments
+    become(
+        srun_command(
+            arguments,
+            partition=node.partition,
+            gpus=node.gpus,
+            time_min=node.time_min,
+            extra=node.extra,
+            terminal=terminal,
+        )
+    )
+
+
+def _without_slurm(arguments: Sequence[str]) -> list[str]:
+    """The command line as it was typed, but for the options that choose the node."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word in _TAKES_VALUE:
+            next(rest, None)
+        elif word != "--slurm" and word.partition("=")[0] not in _TAKES_VALUE:
+            kept.append(word)
+    return kept

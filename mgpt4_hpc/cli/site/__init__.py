@@ -1,0 +1,1 @@
+"""Commands on this machine, its cluster and its settings; none works on a user's run."""

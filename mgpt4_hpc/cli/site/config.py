@@ -1,0 +1,220 @@
+"""``mgpt4 config``: which settings there are, what they are, and who set them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option, site_option
+from mgpt4_hpc.cli.site.config_import import import_command
+from mgpt4_hpc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.config.load import Resolved
+
+_set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting, as lr=1e-4; repeat for more.",
+)
+
+
+@click.group("config", short_help="Presets and settings.")
+def config_command() -> None:
+    """Presets and settings: list, show, and explain where each value comes from."""
+
+
+config_command.add_command(import_command)
+
+
+@config_command.command("keys")
+@json_option
+def keys_command(as_json: bool) -> None:
+    """Every setting with its default, its type and what it means.
+
+    \b
+    mgpt4 config keys
+    """
+    from mgpt4_hpc.config.describe import describe_keys
+
+    described = describe_keys()
+    if as_json:
+        echo_json([one.to_json() for one in described])
+        return
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table("key", "default", "type", "meaning", folding=("default", "type", "meaning"))
+    for one in described:
+        table.add_row(*map(plain, (one.key, one.default_text, one.type, one.doc)))
+    print_table(table)
+
+
+@config_command.command("presets")
+@json_option
+def presets_command(as_json: bool) -> None:
+    """The presets that --config takes.
+
+    \b
+    mgpt4 config presets
+    """
+    from mgpt4_hpc.config.describe import describe_presets
+
+    presets = describe_presets()
+    if as_json:
+        echo_json(
+            [{"name": name, "path": str(path), "about": about} for name, path, about in presets]
+        )
+        return
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table("preset", "about", folding=("about",))
+    for name, _, about in presets:
+        table.add_row(plain(name), plain(about))
+    print_table(table)
+
+
+@config_command.command("show")
+@click.argument("what", metavar="PRESET|FILE|RUN")
+@_set_option
+@site_option
+@runs_dir_option
+@json_option
+def show_command(
+    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path, as_json: bool
+) -> None:
+    """The resolved settings as YAML, defaults included; usable as a --config file.
+
+    \b
+    mgpt4 config show stage1-vicuna7b --set max_steps=5000 > mine.yaml
+    """
+    resolved = resolve_settings(what, assignments, site, absolute(runs_dir))
+    values = resolved.config.model_dump(mode="json")
+    if as_json:
+        echo_json(values)
+        return
+    import yaml
+
+    click.echo(yaml.safe_dump(values, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config_command.command("explain")
+@click.argument("what", metavar="PRESET|FILE|RUN")
+@click.argument("wanted", metavar="[KEY]...", nargs=-1)
+@_set_option
+@site_option
+@runs_dir_option
+@json_option
+def explain_command(
+    what: str,
+    wanted: tuple[str, ...],
+    assignments: tuple[str, ...],
+    site: str | None,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """Each setting, its value, and who set it: flag, environment, site, file, default, resume.
+
+    KEY is a setting or a section, as lr, train.lr or launch; without one all are shown.
+
+    \b
+    mgpt4 config explain stage1-vicuna7b lr launch.partition
+    """
+    from mgpt4_hpc.config import keys
+
+    resolved = resolve_settings(what, assignments, site, absolute(runs_dir))
+    values = keys.flatten(resolved.config.model_dump(mode="json"))
+    chosen = keys.select(wanted) if wanted else list(values)
+    rows = [(key, values[key], _origin(resolved, key)) for key in chosen]
+    if as_json:
+        echo_json([{"key": key, "value": value, "origin": origin} for key, value, origin in rows])
+        return
+    import json
+
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table("key", "value", "set by", folding=("value",))
+    for key, value, origin in rows:
+        table.add_row(plain(key), plain(json.dumps(value, ensure_ascii=False)), plain(origin))
+    print_table(table)
+
+
+@config_command.command("sites")
+@json_option
+def sites_command(as_json: bool) -> None:
+    """The site profiles that --site takes, and which holds here.
+
+    \b
+    mgpt4 config sites
+    """
+    from mgpt4_hpc.config.describe import first_comment
+    from mgpt4_hpc.config.sites import list_sites
+    from mgpt4_hpc.launch.submit.site_profile import choose_site
+
+    chosen = choose_site(None)
+    rows = [
+        {
+            "name": name,
+            "path": str(path),
+            "about": first_comment(path),
+            "chosen_by": chosen.why if chosen is not None and chosen.path == path else None,
+        }
+        for name, path in list_sites().items()
+    ]
+    if as_json:
+        echo_json(rows)
+        return
+    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
+
+    table = new_table("site", "chosen by", "about", "path", folding=("about",))
+    for row in rows:
+        table.add_row(*(plain(row[key] or "-") for key in ("name", "chosen_by", "about", "path")))
+    print_table(table)
+
+
+def resolve_settings(
+    what: str, assignments: tuple[str, ...], site: str | None, runs_dir: Path
+) -> Resolved:
+    """Settings of a preset, a file or a run, as ``PRESET|FILE|RUN`` on a command line names them.
+
+    Raises:
+        ConfigError: if there is none, or a run's were to be changed.
+    """
+    from mgpt4_hpc.config.load import find_config, load_config, read_assignments
+    from mgpt4_hpc.config.run_config_file import read_config
+    from mgpt4_hpc.errors import NoSuchRun
+    from mgpt4_hpc.launch.submit.site_profile import choose_site
+    from mgpt4_hpc.resources import preset_names
+    from mgpt4_hpc.run_dir import find_run
+
+    overrides, faults = read_assignments(assignments)
+    if what not in preset_names():
+        try:
+            run = find_run(what, runs_dir)
+        except NoSuchRun:
+            pass
+        else:
+            if assignments or site:
+                raise ConfigError(
+                    f"{what} is a run: its settings are fixed",
+                    fix=f"`mgpt4 resume {what} --set ...` changes those that may change",
+                )
+            return read_config(run.config_file)
+    find_config(what)
+    chosen = choose_site(site)
+    path = chosen.path if chosen is not None else None
+    return load_config(what, overrides=overrides, faults=faults, site=path, environ=os.environ)
+
+
+def _origin(resolved: Resolved, key: str) -> str:
+    # One entry of a mapping, as launch.sbatch.nice, may have been set by another hand.
+    deeper: dict[str, Any] = {
+        full: origin for full, origin in resolved.origins.items() if full.startswith(key + ".")
+    }
+    told = {resolved.origins[key]} if key in resolved.origins else set()
+    return ", ".join(sorted(told | set(deeper.values()))) or "default"

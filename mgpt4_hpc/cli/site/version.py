@@ -1,0 +1,74 @@
+"""``mgpt4 version``: what is installed here, for a bug report."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, distribution, version
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc import __version__
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.errors import MgptError
+
+_PACKAGES = ("torch", "torchvision", "transformers", "timm", "submitit", "tensorboard")
+_CUDA = re.compile(r"^cuda\b[^=]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
+
+
+@click.command("version", short_help="Versions of all that matters here.")
+@json_option
+def version_command(as_json: bool) -> None:
+    """Versions of this package, Python, the libraries, CUDA and Slurm.
+
+    Read from the installed packages' own records, without importing them. CUDA is the one that
+    torch was built for; the driver of a compute node may be older.
+
+    \b
+    mgpt4 version --json
+    """
+    found: dict[str, str | None] = {
+        "mgpt4-hpc": __version__,
+        "path": str(Path(__file__).resolve().parents[2]),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        **{name: _version(name) for name in _PACKAGES},
+        "cuda": torch_cuda(),
+        "slurm": slurm_version(),
+    }
+    if as_json:
+        echo_json(found)
+        return
+    width = max(map(len, found))
+    for name, value in found.items():
+        click.echo(f"{name:<{width}}  {value or '-'}")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def torch_cuda() -> str | None:
+    """The CUDA that torch was built for, None for a CPU build. Importing torch takes seconds."""
+    try:
+        text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text("utf-8")
+    except (PackageNotFoundError, OSError, ValueError):
+        return None
+    match = _CUDA.search(text)
+    return match[1] if match else None
+
+
+def slurm_version() -> str | None:
+    """As ``sbatch --version`` says it; None where Slurm is not installed."""
+    from mgpt4_hpc.launch.slurm.commands import run_slurm
+
+    try:
+        return run_slurm(["sbatch", "--version"], timeout_s=5).strip() or None
+    except MgptError:
+        return None

@@ -1,0 +1,120 @@
+"""The resolved configuration in a run directory: values, and their origins beside them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.yaml_file import read_yaml
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.retry import PAUSES_S, patiently
+
+_ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
+
+
+def write_config(path: Path, resolved: Resolved) -> None:
+    """Write every setting, also the defaults, with who set it as a comment on its line."""
+    lines = ["# Resolved by mgpt4; the run reads this file at each start."]
+    section = ""
+    dumped = keys.flatten(resolved.config.model_dump(mode="json"))
+    for key, value in dumped.items():
+        parent, _, leaf = key.rpartition(".")
+        if parent != section:
+            lines.append(f"{parent}:")
+            section = parent
+        origin = _one_line(resolved.origin(key))
+        lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rewrite_config(path: Path, resolved: Resolved) -> None:
+    """Put a new configuration in place of the old one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_config(temporary, resolved)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class _OneLineDumper(yaml.SafeDumper):
+    """Writes every text on one line, whatever a user wrote into it."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # Other styles put a line break as a line break: the next line might look like a setting.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLineDumper.add_representer(str, _represent_text)
+
+
+def _inline(value: Any) -> str:
+    text = yaml.dump(
+        value, Dumper=_OneLineDumper, default_flow_style=True, width=10**9, allow_unicode=False
+    )
+    return str(text).removesuffix("\n").removesuffix("\n...")
+
+
+def _one_line(origin: str) -> str:
+    """An origin fit for a comment: a file may be called anything."""
+    return "".join(c if c.isprintable() and c != "#" else "?" for c in origin)
+
+
+def read_config(path: Path) -> Resolved:
+    """Configuration and origins of a run.
+
+    Raises:
+        ConfigError: if the file is missing, broken or was edited into something invalid.
+    """
+    nested = read_yaml(path)
+    try:
+        config = RunConfig.model_validate(nested)
+    except ValidationError as error:
+        raise ConfigError(
+            f"{path} is no valid configuration of this version",
+            faults=[fault for item in error.errors() for fault in keys.explain(item, {})],
+            why="another version of mgpt4 made the run, or somebody changed the file by hand",
+            fix="use the version that run.json names as code_version; change settings with "
+            "`mgpt4 resume RUN --set key=value`, not in the file",
+        ) from None
+    return Resolved(config, _origins(path.read_text(encoding="utf-8")))
+
+
+def read_own_config(path: Path, *, pauses_s: Sequence[float] = PAUSES_S) -> Resolved:
+    """The configuration of the run that this process works on: it was there when the job was made.
+
+    Args:
+        path: its file.
+        pauses_s: seconds between the tries while storage stumbles.
+
+    Raises:
+        StorageTrouble: shared storage does not give it out.
+        ConfigError: if it was edited into something invalid.
+    """
+    return patiently(
+        lambda: read_config(path), vanished=lambda: not path.exists(), pauses_s=pauses_s
+    )
+
+
+def _origins(text: str) -> dict[str, str]:
+    origins: dict[str, str] = {}
+    section = ""
+    for line in text.splitlines():
+        if re.fullmatch(r"[\w-]+:", line):
+            section = line[:-1] + "."
+            continue
+        found = _ORIGIN.match(line)
+        if found and found["origin"] != "default":
+            prefix = section if found["indent"] else ""
+            origins[prefix + found["key"]] = found["origin"]
+    return origins

@@ -1,0 +1,1 @@
+"""From samples to batches, in worker processes. Which sample comes next is in ``sampling``."""

@@ -1,0 +1,221 @@
+"""Positions to micro-batches: look up, read, decode, tokenize, assemble; substitute bad samples.
+
+This is what a data worker runs. It is a pure function of the positions (as long as the files do
+not change), so it does not matter which worker runs it, or how often.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgpt4_hpc.data.batching.batch import Batch, Substitution, collate
+from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+from mgpt4_hpc.data.images.decode import ImageError, Pixels, Resize, decode_image
+from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
+from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
+from mgpt4_hpc.data.sampling.order import keyed_words
+from mgpt4_hpc.data.sampling.sample_source import MAX_SUBSTITUTES, Draws
+from mgpt4_hpc.errors import DataError, StorageTrouble
+
+
+class Reads(Protocol):
+    """Where samples come from; ``SampleReader`` says what its methods do."""
+
+    def read(self, source_id: int, sample_id: int) -> RawSample:
+        """One sample."""
+
+    def shard_path(self, source_id: int, sample_id: int) -> Path:
+        """The shard that holds a sample."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class BatchMaker:
+    """Builds the micro-batch of given positions.
+
+    Args:
+        draws: which samples stand there.
+        reader: of their sources.
+        text_spec: tokens and prompts.
+        image_size: side in pixels.
+        resize: see ``decode_image``.
+        seed: of the choice of prompts.
+        samples_per_step: positions that share a prompt under ``prompt_per="batch"``.
+        features: encoded images, which stand in for the reader and its images.
+    """
+
+    def __init__(
+        self,
+        draws: Draws,
+        reader: Reads,
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        resize: Resize,
+        seed: int,
+        samples_per_step: int,
+        features: FeatureReader | None = None,
+    ) -> None:
+        self._draws = draws
+        self._reader = reader
+        self._text = text_spec
+        self._image_size = image_size
+        self._resize: Resize = resize
+        self._seed = seed
+        self._samples_per_step = samples_per_step
+        self._features = features
+
+    def __call__(self, positions: Sequence[int]) -> Batch:
+        """The micro-batch of ``positions``.
+
+        Raises:
+            DataError: if a sample and all its substitutes are bad.
+            StorageTrouble: if shards cannot be read just now, or all of these are gone.
+        """
+        pictures = self._empty(len(positions))
+        substitutions: list[Substitution] = []
+        samples = [
+            self._usable(position, draw, pictures[row], substitutions)
+            for row, (position, draw) in enumerate(
+                zip(positions, self._draws.at(positions), strict=True)
+            )
+        ]
+        return self._batch(positions, samples, pictures, substitutions)
+
+    def without_substitutes(
+        self, positions: Sequence[int]
+    ) -> tuple[Batch | None, dict[int, BadSampleError]]:
+        """The batch of those positions whose own samples can be used, if any; and the others.
+
+        Raises:
+            StorageTrouble: if shards cannot be read just now.
+        """
+        pictures = self._empty(len(positions))
+        samples: dict[int, RawSample] = {}
+        bad: dict[int, BadSampleError] = {}
+        for position, draw in zip(positions, self._draws.at(positions), strict=True):
+            try:
+                samples[position] = self._read(*draw, pictures[len(samples)])
+            except BadSampleError as error:
+                bad[position] = error
+        if not samples:
+            return None, bad
+        found = pictures[: len(samples)]
+        return self._batch(list(samples), list(samples.values()), found, []), bad
+
+    def _batch(
+        self,
+        positions: Sequence[int],
+        samples: Sequence[RawSample],
+        pictures: NDArray[Any],
+        substitutions: Sequence[Substitution],
+    ) -> Batch:
+        return collate(
+            pictures,
+            [
+                build_sequence(self._text, sample.caption, self.prompt_at(position))
+                for position, sample in zip(positions, samples, strict=True)
+            ],
+            self._text.pad_id,
+            keys=[sample.key for sample in samples],
+            positions=positions,
+            substitutions=substitutions,
+        )
+
+    def close(self) -> None:
+        """Close the shards that this process opened."""
+        self._reader.close()
+        if self._features is not None:
+            self._features.close()
+
+    def _empty(self, count: int) -> NDArray[Any]:
+        """Room for ``count`` images, or their features."""
+        if self._features is not None:
+            return np.empty((count, *self._features.cache.shape), dtype=self._features.bits)
+        return np.empty((count, 3, self._image_size, self._image_size), dtype=np.uint8)
+
+    def prompt_at(self, position: int) -> str | None:
+        """The prompt drawn for a position: a pure function of (seed, position)."""
+        prompts = self._text.prompts
+        if not prompts:
+            return None
+        if len(prompts) == 1:
+            return prompts[0]
+        if self._text.prompt_per == "batch":
+            word = keyed_words(1, self._seed, "prompt of step", position // self._samples_per_step)
+        else:
+            word = keyed_words(1, self._seed, "prompt", position)
+        return prompts[int(word[0]) % len(prompts)]
+
+    def _usable(
+        self,
+        position: int,
+        draw: tuple[int, int],
+        picture: NDArray[Any],
+        substitutions: list[Substitution],
+    ) -> RawSample:
+        """The sample at ``position``, or its substitute; its picture is written to the array."""
+        source_id, sample_id = draw
+        bad: list[BadSampleError] = []
+        for attempt in range(1, MAX_SUBSTITUTES + 2):
+            try:
+                sample = self._read(source_id, sample_id, picture)
+            except BadSampleError as error:
+                bad.append(error)
+                sample_id = self._draws.substitute(source_id, position, attempt)
+                continue
+            substitutions += [
+                Substitution(position, error.key, f"{error.shard}: {error.reason}", sample.key)
+                for error in bad
+            ]
+            return sample
+        listed = "".join(f"\n  - {error}" for error in bad)
+        what = f"the sample at position {position} and {MAX_SUBSTITUTES} substitutes are bad:"
+        if all(error.errno == errno.ENOENT for error in bad):
+            raise StorageTrouble(
+                what + listed,
+                why="so many shards are gone at once where a mount is, which may come back",
+                fix="the job comes back by itself; see that the shards are where the index says",
+            )
+        raise DataError(
+            what + listed,
+            why="so many in a row mean that shards are gone or replaced, not that samples are bad",
+            fix="see that the shards are where the index says; after changes run mgpt4 data index",
+        )
+
+    def _read(self, source_id: int, sample_id: int, picture: NDArray[Any]) -> RawSample:
+        if self._features is not None:
+            return self._features.read(source_id, sample_id, picture)
+        return read_decoded(
+            self._reader, source_id, sample_id, self._image_size, self._resize, picture
+        )
+
+
+def read_decoded(
+    reader: Reads,
+    source_id: int,
+    sample_id: int,
+    image_size: int,
+    resize: Resize,
+    pixels_CHW: Pixels,
+) -> RawSample:
+    """One sample; its pixels are written to ``pixels_CHW``.
+
+    Raises:
+        BadSampleError: if its bytes cannot be used or decoded.
+        StorageTrouble: if its shard cannot be read just now.
+    """
+    sample = reader.read(source_id, sample_id)
+    try:
+        decode_image(sample.jpg, image_size, resize, out=pixels_CHW)
+    except ImageError as error:
+        shard = reader.shard_path(source_id, sample_id)
+        raise BadSampleError(sample.key, shard, str(error)) from None
+    return sample

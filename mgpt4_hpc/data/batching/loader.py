@@ -1,0 +1,322 @@
+"""Endless optimizer steps for training, and passes over the held-out samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from mgpt4_hpc.data.batching.batch import Batch, Substitution
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.text import TextSpec
+from mgpt4_hpc.data.batching.worker_stream import BatchStream
+from mgpt4_hpc.data.images.decode import Resize
+from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
+from mgpt4_hpc.data.reading.local_copies import Staged
+from mgpt4_hpc.data.reading.reader import SampleReader
+from mgpt4_hpc.data.sampling.order import SampleOrder
+from mgpt4_hpc.data.sampling.sample_source import TrainDraws, ValDraws, spread
+from mgpt4_hpc.errors import ConfigError, DataError
+
+_LISTED = 20
+_MIN_JUDGED = 1000
+"""Samples below which the share of bad ones says nothing yet."""
+
+
+def rank_slice(global_batch_size: int, rank: int, world_size: int) -> tuple[int, int]:
+    """The part of each global batch that a rank takes: begin and end, sizes differing by <= 1."""
+    return (
+        rank * global_batch_size // world_size,
+        (rank + 1) * global_batch_size // world_size,
+    )
+
+
+def step_positions(
+    start: int, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int
+) -> list[list[int]]:
+    """One rank's micro-batches of the step that begins at position ``start``."""
+    low, high = rank_slice(global_batch_size, rank, world_size)
+    return [
+        list(range(start + begin, start + min(begin + micro_batch_size, high)))
+        for begin in range(low, high, micro_batch_size)
+    ]
+
+
+class StepLoader:
+    """One rank's micro-batches of one optimizer step after another, for ever.
+
+    The global sequence depends on the order alone: not on ranks, workers or interruptions. Step k
+    of a run consumes positions [k G, (k+1) G) for a global batch of G; resuming at any position
+    costs milliseconds.
+
+    Args:
+        order: which sample stands at which position.
+        indexes: of the order's sources, in the same order.
+        text_spec: tokens and prompts.
+        image_size: side in pixels.
+        global_batch_size: samples per optimizer step over all ranks.
+        micro_batch_size: samples per forward pass, at most.
+        rank, world_size: which slice of each global batch is ours.
+        num_workers: processes that prepare micro-batches; 0 does it in this process.
+        start_position: first position, normally the checkpoint's ``samples_seen``.
+        seed: of the choice of prompts.
+        max_bad_fraction: share of substituted samples past which the run stops.
+        resize: see ``decode_image``.
+        prefetch: micro-batches prepared ahead by each worker.
+        pin_memory: by default where CUDA is available.
+        features: encoded images, read in place of the shards.
+        staged: copies of shards on this node, tried first.
+        give_up: asked while a worker's batch does not come, as storage is away: whether a stop
+            should not wait for it.
+
+    Raises:
+        ConfigError: if the settings do not fit each other.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        indexes: Sequence[ShardIndex],
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        start_position: int = 0,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+        resize: Resize = "squash",
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+        features: FeatureReader | None = None,
+        staged: Staged | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        _check_sources(order, indexes)
+        maker = BatchMaker(
+            TrainDraws(order),
+            SampleReader(indexes, staged=staged),
+            text_spec,
+            image_size,
+            resize=resize,
+            seed=seed,
+            samples_per_step=global_batch_size,
+            features=features,
+        )
+        self._set_up(
+            maker,
+            (global_batch_size, micro_batch_size, rank, world_size),
+            num_workers,
+            start_position,
+            max_bad_fraction,
+            prefetch,
+            pin_memory,
+            give_up,
+        )
+
+    def _set_up(
+        self,
+        maker: BatchMaker,
+        step_shape: tuple[int, int, int, int],
+        num_workers: int,
+        start_position: int,
+        max_bad_fraction: float,
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """What every loader has, wherever its samples come from."""
+        global_batch_size, micro_batch_size, _, world_size = step_shape
+        _check_sizes(global_batch_size, micro_batch_size, world_size, start_position, num_workers)
+        self._step_shape = step_shape
+        self._position = start_position
+        self._max_bad_fraction = max_bad_fraction
+        self._num_seen = 0
+        self._bad: list[Substitution] = []
+        self._stream = BatchStream(
+            maker, self._micro_batches, num_workers, prefetch, pin_memory, give_up=give_up
+        )
+
+    @property
+    def position(self) -> int:
+        """First position of the step that comes next: the whole state of the pipeline."""
+        return self._position
+
+    @property
+    def num_substituted(self) -> int:
+        """Samples of this rank that had to be replaced since it started."""
+        return len(self._bad)
+
+    def start(self) -> None:
+        """Fork the workers now and let them prepare the first steps."""
+        self._stream.start()
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        """The next step's micro-batches.
+
+        Raises:
+            DataError: if too many samples are bad, or a worker died.
+            StorageTrouble: if shards cannot be read just now.
+            StillWaiting: if ``give_up`` said so; no step can be had any more.
+        """
+        batches = [next(self._stream) for _ in step_positions(0, *self._step_shape)]
+        self._position += self._step_shape[0]
+        for batch in batches:
+            self._num_seen += len(batch)
+            self._bad += batch.substitutions
+        allowed = self._max_bad_fraction * max(self._num_seen, _MIN_JUDGED)
+        if len(self._bad) > allowed:
+            raise _too_many_bad(self._bad, self._num_seen, self._max_bad_fraction)
+        return batches
+
+    def close(self) -> None:
+        """End the workers at once, even those that hang in a read. Safe to call twice."""
+        self._stream.close()
+
+    def __enter__(self) -> StepLoader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        start = self._position
+        while True:
+            yield from step_positions(start, *self._step_shape)
+            start += self._step_shape[0]
+
+
+class ValLoader:
+    """One pass over the held-out samples, each on exactly one rank; may be iterated again.
+
+    The workers stay for the next pass: later in a run a fork would meet other threads' locks.
+
+    Ranks have as many samples as each other, give or take one, but perhaps not as many batches:
+    do not put a collective into each.
+
+    Args:
+        max_samples: over all ranks; all held-out samples by default.
+
+    The others are those of ``StepLoader``.
+    """
+
+    def __init__(
+        self,
+        order: SampleOrder,
+        indexes: Sequence[ShardIndex],
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        max_samples: int | None = None,
+        seed: int = 0,
+        resize: Resize = "squash",
+        prefetch: int = 2,
+        pin_memory: bool | None = None,
+        features: FeatureReader | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        _check_sources(order, indexes)
+        draws = ValDraws(order)
+        self.num_samples = len(draws) if max_samples is None else min(len(draws), max_samples)
+        self._spread = (len(draws), self.num_samples)
+        self._micro_batch_size = micro_batch_size
+        self._slice = rank_slice(self.num_samples, rank, world_size)
+        maker = BatchMaker(
+            draws,
+            SampleReader(indexes),
+            text_spec,
+            image_size,
+            resize=resize,
+            seed=seed,
+            samples_per_step=micro_batch_size,
+            features=features,
+        )
+        self._stream = BatchStream(
+            maker,
+            self._micro_batches,
+            num_workers,
+            prefetch,
+            pin_memory,
+            again=True,
+            give_up=give_up,
+        )
+
+    def __len__(self) -> int:
+        """Batches of this rank."""
+        low, high = self._slice
+        return -(-(high - low) // self._micro_batch_size)
+
+    def start(self) -> None:
+        """Fork the workers now."""
+        self._stream.start()
+
+    def __iter__(self) -> Iterator[Batch]:
+        self._stream.rewind()
+        return self._stream
+
+    def close(self) -> None:
+        """End the workers at once. Safe to call twice."""
+        self._stream.close()
+
+    def _micro_batches(self) -> Iterator[list[int]]:
+        low, high = self._slice
+        available, used = self._spread
+        for begin in range(low, high, self._micro_batch_size):
+            ordinals = range(begin, min(begin + self._micro_batch_size, high))
+            yield spread(ordinals, available, used)
+
+
+def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:
+    faults = []
+    if len(order.sources) != len(indexes):
+        faults.append(f"{len(order.sources)} sources, but {len(indexes)} indexes")
+    for source, index in zip(order.sources, indexes, strict=False):
+        if source.num_samples != index.num_samples:
+            faults.append(
+                f"source {source.name!r} counts {source.num_samples} samples, "
+                f"its index {index.path} {index.num_samples}"
+            )
+    if faults:
+        raise ConfigError("the sample order and the indexes do not fit", faults=faults)
+
+
+def _check_sizes(
+    global_batch_size: int,
+    micro_batch_size: int,
+    world_size: int,
+    start_position: int,
+    num_workers: int,
+) -> None:
+    faults = []
+    if micro_batch_size < 1:
+        faults.append(f"micro_batch_size is {micro_batch_size}; it must be 1 or more")
+    if global_batch_size < world_size:
+        faults.append(
+            f"global_batch_size {global_batch_size} is below the {world_size} ranks: "
+            "some would have no sample"
+        )
+    if start_position < 0:
+        faults.append(f"start_position is {start_position}; it must be 0 or more")
+    if num_workers < 0:
+        faults.append(f"num_workers is {num_workers}; it must be 0 or more")
+    if faults:
+        raise ConfigError("the batches cannot be laid out", faults=faults)
+
+
+def _too_many_bad(bad: Sequence[Substitution], seen: int, limit: float) -> DataError:
+    listed = "".join(f"\n  - {entry.key}: {entry.reason}" for entry in bad[-_LISTED:])
+    more = f"\n  - and {len(bad) - _LISTED} before these" if len(bad) > _LISTED else ""
+    return DataError(
+        f"{len(bad)} of {seen} samples are bad, more than data.max_bad_fraction {limit} "
+        f"allows:{listed}{more}",
+        fix="repair or re-index the shards, or raise data.max_bad_fraction knowingly",
+    )

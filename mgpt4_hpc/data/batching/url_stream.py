@@ -1,0 +1,221 @@
+"""Shards behind URLs and pipes, through webdataset: a stream without numbers.
+
+There is no index, so a sample cannot be asked for by number, and the run's position says how many
+samples were read but not which. The mixture of the sources is exact, as with an index; the order
+is drawn from the seed and the position where this attempt began, so that a resumed run does not
+begin with the same shards again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import webdataset as wds
+from torch.utils.data import get_worker_info
+
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.text import TextSpec
+from mgpt4_hpc.data.images.decode import Resize
+from mgpt4_hpc.data.index.caption import CaptionError, caption_of
+from mgpt4_hpc.data.index.shard_list import expand_braces
+from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
+from mgpt4_hpc.data.sampling.order import keyed_permutation, mixing_pattern
+from mgpt4_hpc.errors import DataError
+
+SHUFFLE = 1000
+"""Samples among which one is drawn."""
+_IMAGES = ("jpg", "jpeg", "png", "webp")
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """One dataset behind URLs.
+
+    Attributes:
+        name: enters the shuffling.
+        spec: a URL or ``pipe:COMMAND``, perhaps with braces.
+        weight: draws per cycle.
+    """
+
+    name: str
+    spec: str
+    weight: int = 1
+
+    @property
+    def urls(self) -> list[str]:
+        """All shards."""
+        return list(expand_braces(self.spec))
+
+
+class StreamDraws:
+    """The mixture: which source stands at a position. The sample is whatever comes next."""
+
+    def __init__(self, sources: Sequence[StreamSource], granularity: int) -> None:
+        self._pattern = mixing_pattern([source.weight for source in sources])
+        self._granularity = granularity
+
+    def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """(source id, position) of each position."""
+        cycle = len(self._pattern)
+        return [
+            (int(self._pattern[position // self._granularity % cycle]), position)
+            for position in positions
+        ]
+
+    def substitute(self, source_id: int, position: int, attempt: int) -> int:
+        """The next sample again; which one it is nobody can know."""
+        return position
+
+
+class StreamReader:
+    """Reads the streams of this process: each worker of each rank has a part of the shards.
+
+    Args:
+        sources: the streams; the position in this list is the source id.
+        seed: of the shuffling.
+        start_position: where the run began this time; another one shuffles anew.
+        rank, world_size, num_workers: among whom the shards are shared.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        *,
+        seed: int,
+        start_position: int,
+        rank: int,
+        world_size: int,
+        num_workers: int,
+    ) -> None:
+        self._sources = list(sources)
+        self._key = (seed, start_position)
+        self._rank = rank
+        self._workers = max(1, num_workers)
+        self._consumers = world_size * self._workers
+        self._streams: dict[int, Iterator[dict[str, Any]]] = {}
+        self._url = ""
+
+    def read(self, source_id: int, sample_id: int) -> RawSample:
+        """The next sample of a source, whatever ``sample_id`` is.
+
+        Raises:
+            BadSampleError: if it has no image or no caption, or its shard cannot be read on.
+            DataError: if a whole epoch of the source gave nothing.
+        """
+        if source_id not in self._streams:
+            self._streams[source_id] = self._stream(self._sources[source_id])
+        sample = next(self._streams[source_id])
+        self._url = str(sample["__url__"])
+        key = str(sample.get("__key__", "?"))
+        if "fault" in sample:
+            raise BadSampleError(key, Path(self._url), f"the shard: {sample['fault']}")
+        image = next((sample[name] for name in _IMAGES if name in sample), None)
+        if image is None:
+            raise BadSampleError(key, Path(self._url), "it has no image")
+        try:
+            caption = caption_of(sample.get("json"), sample.get("txt"))
+        except CaptionError as error:
+            raise BadSampleError(key, Path(self._url), str(error)) from None
+        return RawSample(key, image, caption)
+
+    def shard_path(self, source_id: int, sample_id: int) -> Path:
+        """The URL of the sample that was read last."""
+        return Path(self._url)
+
+    def close(self) -> None:
+        """Forget the streams; their pipes end with them."""
+        self._streams.clear()
+
+    def _stream(self, source: StreamSource) -> Iterator[dict[str, Any]]:
+        urls = source.urls
+        worker = get_worker_info()
+        consumer = self._rank * self._workers + (worker.id if worker is not None else 0)
+        for epoch in itertools.count():
+            key = (*self._key, source.name, epoch)
+            order = keyed_permutation(len(urls), *key, "order of URLs").tolist()
+            # With fewer shards than consumers each reads all and keeps its share: one without a
+            # shard would hold up all others for ever.
+            shared = len(urls) < self._consumers
+            mine = order if shared else order[consumer :: self._consumers]
+            samples = _samples([urls[number] for number in mine])
+            if shared:
+                samples = itertools.islice(samples, consumer, None, self._consumers)
+            rng = random.Random(repr((*key, consumer)))
+            good = 0
+            for sample in wds.filters._shuffle(samples, SHUFFLE, SHUFFLE // 10, rng=rng):
+                good += "fault" not in sample
+                yield sample
+            if not good:
+                raise DataError(
+                    f"the source {source.name} ({source.spec}) gave no sample in a whole epoch",
+                    why="its URLs cannot be read from this node, or hold no samples",
+                    fix="try one by hand: curl -f URL | tar t",
+                )
+
+
+class StreamLoader(StepLoader):
+    """``StepLoader`` over streams: the same batches of what comes, without the exact resume.
+
+    Args:
+        sources: the streams.
+        text_spec, image_size: see ``StepLoader``, as all others but for the sources' order.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[StreamSource],
+        text_spec: TextSpec,
+        image_size: int,
+        *,
+        granularity: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        start_position: int = 0,
+        seed: int = 0,
+        max_bad_fraction: float = 0.01,
+        resize: Resize = "squash",
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        reader = StreamReader(
+            sources,
+            seed=seed,
+            start_position=start_position,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+        )
+        maker = BatchMaker(
+            StreamDraws(sources, granularity),
+            reader,
+            text_spec,
+            image_size,
+            resize=resize,
+            seed=seed,
+            samples_per_step=global_batch_size,
+        )
+        shape = (global_batch_size, micro_batch_size, rank, world_size)
+        self._set_up(maker, shape, num_workers, start_position, max_bad_fraction, give_up=give_up)
+
+
+def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """All samples of the shards; one that breaks off ends with a sample that tells the fault."""
+    for url in urls:
+        faults: list[Exception] = []
+
+        def note(error: Exception, faults: list[Exception] = faults) -> bool:
+            faults.append(error)
+            return False  # this shard is over
+
+        shard = wds.SimpleShardList([url])
+        yield from wds.DataPipeline(shard, wds.tarfile_to_samples(handler=note))
+        if faults:
+            yield {"__url__": url, "fault": f"{type(faults[0]).__name__}: {faults[0]}"[:200]}

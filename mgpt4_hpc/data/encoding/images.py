@@ -1,0 +1,95 @@
+# ruff: noqa: N815 - tensor names carry their shape
+"""Images of the samples that are to be encoded: what data workers make of rows of the plan.
+
+Shapes: N images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from mgpt4_hpc.data.batching.batch_builder import read_decoded
+from mgpt4_hpc.data.encoding.plan import EncodePlan
+from mgpt4_hpc.data.images.decode import Resize
+from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
+from mgpt4_hpc.errors import DataError
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Decoded images of some samples; those of bad ones are absent.
+
+    Attributes:
+        images_NCHW: uint8.
+        texts: (row of the plan, key, caption) of each image.
+        bad: (row, key, reason) of the others.
+    """
+
+    images_NCHW: torch.Tensor
+    texts: tuple[tuple[int, str, str], ...]
+    bad: tuple[tuple[int, str, str], ...]
+
+    def pin_memory(self, device: object = None) -> Pictures:
+        """A copy in page-locked memory (called by DataLoader)."""
+        return replace(self, images_NCHW=self.images_NCHW.pin_memory())
+
+
+class PlanImages:
+    """Reads and decodes rows of the plan: what data workers run."""
+
+    def __init__(
+        self,
+        plan: EncodePlan,
+        reader: SampleReader,
+        shape: tuple[int, int, int],
+        resize: Resize,
+    ) -> None:
+        self._plan = plan
+        self._reader = reader
+        self._shape = shape
+        self._resize: Resize = resize
+
+    def __call__(self, rows: list[int]) -> Pictures:
+        """The images of these rows."""
+        samples = [(int(self._plan.source[row]), int(self._plan.sample[row])) for row in rows]
+        return self.of(rows, samples)
+
+    def of(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> Pictures:
+        """The images of samples that are called ``rows`` here.
+
+        Raises:
+            DataError, StorageTrouble: if a shard cannot be read, whatever its samples may be: a
+                cache knows bad ones for ever.
+        """
+        images = np.empty((len(samples), *self._shape), np.uint8)
+        texts: list[tuple[int, str, str]] = []
+        bad: list[tuple[int, str, str]] = []
+        for row, (source_id, sample_id) in zip(rows, samples, strict=True):
+            try:
+                sample = read_decoded(
+                    self._reader,
+                    source_id,
+                    sample_id,
+                    self._shape[1],
+                    self._resize,
+                    images[len(texts)],
+                )
+            except BadSampleError as error:
+                if error.errno is not None:
+                    raise DataError(
+                        str(error),
+                        why="its samples may be good, and a cache knows bad ones for ever",
+                        fix="see that all shards can be read; the same command then goes on",
+                    ) from None
+                bad.append((row, error.key, f"{error.shard}: {error.reason}"))
+            else:
+                texts.append((row, sample.key, sample.caption))
+        return Pictures(torch.from_numpy(images[: len(texts)]), tuple(texts), tuple(bad))
+
+    def close(self) -> None:
+        """Close the shards that this process opened."""
+        self._reader.close()

@@ -1,0 +1,1 @@
+"""From an image's bytes to pixels. Knows no shards and no samples."""

@@ -1,0 +1,376 @@
+"""The shard index: which samples a source has and where their bytes lie.
+
+Built once (``mgpt4 data index``) by walking every tar's headers; training then reads samples by
+offset, in any order, from plain webdataset shards that nobody had to convert.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgpt4_hpc.data.index.index_file import IndexWriter, is_index, read_arrays
+from mgpt4_hpc.data.index.scan import PARTS, Quarantined, ShardScan, scan_shard
+from mgpt4_hpc.data.tar.header import BLOCK
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.output_files import check_replaced
+from mgpt4_hpc.retry import patiently
+
+_STAT_THREADS = 16
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes of one part: where in the shard, how many, and their CRC32 if it was computed."""
+
+    offset: int
+    length: int
+    crc: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """Where one sample lies; ``parts`` has "jpg" and at least one of "json" and "txt"."""
+
+    shard: Path
+    key: str
+    parts: Mapping[str, Span]
+
+
+@dataclass(frozen=True)
+class IndexReport:
+    """What ``build_index`` did.
+
+    Attributes:
+        num_reused: shards that had not changed and were taken from the older index.
+        num_ignored: members that belong to no sample.
+        quarantined: (shard, key, reason) of everything that training will not see.
+    """
+
+    path: Path
+    num_samples: int
+    num_shards: int
+    num_reused: int
+    num_ignored: int
+    quarantined: list[tuple[str, str, str]]
+
+
+class ShardIndex:
+    """An opened index. Its arrays are mapped: opening costs milliseconds at any size.
+
+    Attributes:
+        name: of the source.
+        root: folder that the shards' names are relative to.
+        digest: hex, of shard names, sizes, keys and spans: of all that defines which sample a
+            number stands for. Equal digests mean the same training data in the same order.
+        verified: whether CRC32s are known.
+    """
+
+    def __init__(
+        self, path: Path, root: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, str]
+    ) -> None:
+        self.path = path
+        self.root = root
+        self.name = meta["name"]
+        self.digest = meta["digest"]
+        self.verified = meta["verified"] == "1"
+        self.decoded = meta["decoded"] == "1"
+        self._arrays = arrays
+        self._listing: dict[str, Any] = json.loads(bytes(arrays["listing"]))
+        self.shard_names: list[str] = self._listing["shards"]
+        self._first = arrays["shard_first"]
+
+    @classmethod
+    def open(cls, path: str | Path, root: str | Path | None = None) -> ShardIndex:
+        """Open an index file.
+
+        Args:
+            path: the file.
+            root: where the shards are now; by default where they were, counted from the
+                index's own folder if they lay below it.
+
+        Raises:
+            DataError: if it cannot be used.
+        """
+        path = Path(path)
+        arrays, meta = read_arrays(path)
+        where = Path(root) if root is not None else path.parent / meta["root"]
+        return cls(path, where, arrays, meta)
+
+    def __reduce__(self) -> tuple[Callable[..., ShardIndex], tuple[Path, Path]]:
+        return (ShardIndex.open, (self.path, self.root))  # mapped anew in the other process
+
+    @property
+    def num_samples(self) -> int:
+        """Usable samples."""
+        return int(self._first[-1])
+
+    @property
+    def num_shards(self) -> int:
+        """Shards, with or without usable samples."""
+        return len(self.shard_names)
+
+    @property
+    def num_ignored(self) -> int:
+        """Members that belong to no sample."""
+        return sum(self._listing["num_ignored"])
+
+    @property
+    def quarantined(self) -> list[tuple[str, str, str]]:
+        """(shard, key, reason) of everything that training will not see."""
+        names = self.shard_names
+        return [(names[shard], key, why) for shard, key, why in self._listing["quarantined"]]
+
+    def shard_of(self, sample_id: int) -> int:
+        """Number of the shard that holds a sample."""
+        if not 0 <= sample_id < self.num_samples:
+            raise IndexError(f"sample {sample_id} of {self.name}: it has {self.num_samples}")
+        return int(np.searchsorted(self._first, sample_id, side="right")) - 1
+
+    def samples_of(self, shard: int) -> tuple[int, int]:
+        """Numbers of a shard's first sample and of the one behind its last."""
+        return int(self._first[shard]), int(self._first[shard + 1])
+
+    def extent(self, first: int, end: int) -> tuple[int, int]:
+        """Where the parts of samples ``first`` to ``end`` of one shard begin and end, in bytes."""
+        blocks = self._arrays["blocks"][first:end].astype(np.int64)
+        lengths = self._arrays["lengths"][first:end]
+        there = lengths > 0
+        ends = blocks * BLOCK + lengths
+        return int(blocks[there].min()) * BLOCK, int(ends[there].max())
+
+    def shard_path(self, shard: int) -> Path:
+        """Path of shard number ``shard``."""
+        return self.root / self.shard_names[shard]
+
+    def shard_size(self, shard: int) -> int:
+        """Bytes that shard number ``shard`` had when it was indexed."""
+        return int(self._arrays["shard_size"][shard])
+
+    def shard_mtime(self, shard: int) -> int:
+        """Modification time, in nanoseconds, that a shard had when it was indexed."""
+        return int(self._arrays["shard_mtime"][shard])
+
+    def key(self, sample_id: int) -> str:
+        """Key of one sample."""
+        ends = self._arrays["key_end"]
+        begin = int(ends[sample_id - 1]) if sample_id else 0
+        return bytes(self._arrays["key_bytes"][begin : int(ends[sample_id])]).decode()
+
+    def locate(self, sample_id: int) -> SampleRef:
+        """Where sample number ``sample_id`` lies. Raises IndexError beyond the last."""
+        shard = self.shard_of(sample_id)
+        blocks = self._arrays["blocks"][sample_id].tolist()
+        lengths = self._arrays["lengths"][sample_id].tolist()
+        crcs: list[int | None] = [None] * len(PARTS)
+        if "crcs" in self._arrays:
+            crcs = self._arrays["crcs"][sample_id].tolist()
+        parts = {
+            part: Span(block * BLOCK, length, crc)
+            for part, block, length, crc in zip(PARTS, blocks, lengths, crcs, strict=True)
+            if length
+        }
+        return SampleRef(self.shard_path(shard), self.key(sample_id), parts)
+
+    def check_shards(self) -> list[str]:
+        """Faults of the shards as they are now: missing, or another size. Looks, reads nothing."""
+        with ThreadPoolExecutor(_STAT_THREADS) as pool:  # a stat is a round trip on NFS and Lustre
+            found = pool.map(self._check_shard, range(self.num_shards))
+            return [fault for fault in found if fault]
+
+    def _check_shard(self, shard: int) -> str:
+        path, expected = self.shard_path(shard), self.shard_size(shard)
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+        if size != expected:
+            return f"{path}: {size} bytes, but {expected} when it was indexed"
+        return ""
+
+    def scan_of(self, shard: int) -> ShardScan:
+        """The stored scan of one shard, as ``scan_shard`` returned it (for incremental builds)."""
+        arrays = self._arrays
+        begin, end = int(self._first[shard]), int(self._first[shard + 1])
+        ends = [int(arrays["key_end"][begin - 1]) if begin else 0]
+        ends += arrays["key_end"][begin:end].tolist()
+        names = bytes(arrays["key_bytes"][ends[0] : ends[-1]])
+        return ShardScan(
+            name=self.shard_names[shard],
+            size=self.shard_size(shard),
+            mtime_ns=self.shard_mtime(shard),
+            keys=[names[low - ends[0] : high - ends[0]] for low, high in pairwise(ends)],
+            blocks=arrays["blocks"][begin:end],
+            lengths=arrays["lengths"][begin:end],
+            crcs=arrays["crcs"][begin:end] if "crcs" in arrays else None,
+            quarantined=[Quarantined(key, why) for key, why in self._quarantined_by_shard[shard]],
+            num_ignored=self._listing["num_ignored"][shard],
+        )
+
+    @cached_property
+    def _quarantined_by_shard(self) -> list[list[tuple[str, str]]]:
+        result: list[list[tuple[str, str]]] = [[] for _ in self.shard_names]
+        for shard, key, reason in self._listing["quarantined"]:
+            result[shard].append((key, reason))
+        return result
+
+
+def build_index(
+    shards: Sequence[Path],
+    out: Path,
+    *,
+    name: str | None = None,
+    root: Path | None = None,
+    verify: bool = False,
+    decode: bool = False,
+    workers: int = 1,
+    reuse: Sequence[Path] = (),
+    storage_may_fail: bool = True,
+    on_shard: Callable[[int, int], None] | None = None,
+) -> IndexReport:
+    """Index tar shards into the file ``out``, atomically.
+
+    An index that is there already is brought up to date: only shards that are new or whose size
+    or modification time changed are read again.
+
+    Args:
+        shards: the tars, in the order that defines sample numbers.
+        out: the index file.
+        name: of the source; by default the file's name without its suffix.
+        root: folder that shard names are stored relative to; by default their common folder.
+        verify: store a CRC32 of every part.
+        decode: decode every image and parse every json; what fails is quarantined.
+        workers: processes.
+        reuse: other indexes of the same shards, over which to look for unchanged ones before
+            reading: the parts that the tasks of a Slurm array made, for example.
+        storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
+            person looks at what was quarantined. Otherwise each of these is waited for by itself.
+        on_shard: called with (shards done, shards in all) after each, and with none done
+            after each look whether one changed.
+
+    Raises:
+        DataError: if no shard or no usable sample is there.
+        StorageTrouble: unless ``storage_may_fail``, if a shard cannot be read for half a minute;
+            nothing changed.
+        ConfigError: if ``out`` is there and is no index: nothing else is replaced.
+    """
+    if not shards:
+        raise DataError("no shard to index", fix="give a folder, a pattern or a list of *.tar")
+    check_replaced(out, kind="a shard index", is_own=is_index)
+    paths = [_absolute(shard) for shard in shards]
+    root = _absolute(root) if root is not None else _common_folder(paths)
+    names = [os.path.relpath(path, root) for path in paths]
+    known: dict[Path, tuple[ShardIndex, int]] = {}
+    for older in (*reuse, out):
+        known |= _reusable(older, verify=verify, decode=decode)
+    name = name or out.name.split(".")[0]
+    reused = 0
+    with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
+        jobs: list[_Job] = []
+        for path, shard_name in zip(paths, names, strict=True):
+            jobs.append((path, shard_name, _unchanged(path, known.get(path), storage_may_fail)))
+            if on_shard is not None and path in known:
+                on_shard(0, len(paths))
+        scan_one = partial(
+            _scan_job, verify=verify, decode=decode, storage_may_fail=storage_may_fail
+        )
+        scans = _scan_all(jobs, scan_one, workers)
+        for done, (scan, (_, shard_name, old)) in enumerate(zip(scans, jobs, strict=True), start=1):
+            scan.name = shard_name  # a reused one may have had another root
+            writer.add(scan)
+            reused += old is not None
+            if on_shard is not None:
+                on_shard(done, len(jobs))
+        writer.commit()
+    index = ShardIndex.open(out)
+    return IndexReport(
+        path=out,
+        num_samples=index.num_samples,
+        num_shards=index.num_shards,
+        num_reused=reused,
+        num_ignored=index.num_ignored,
+        quarantined=index.quarantined,
+    )
+
+
+_Job = tuple[Path, str, tuple[ShardIndex, int] | None]
+
+
+def _scan_job(
+    job: tuple[Path, str], *, verify: bool, decode: bool, storage_may_fail: bool
+) -> ShardScan:
+    return _waiting_for(
+        lambda: scan_shard(*job, verify=verify, decode=decode, storage_may_fail=storage_may_fail)
+    )
+
+
+def _waiting_for(action: Callable[[], _T]) -> _T:
+    """What is read of one shard; who calls again would read all those before it once more."""
+    # Not to stdout, which may be somebody's JSON.
+    return patiently(action, say=lambda told: print(told, file=sys.stderr))
+
+
+def _scan_all(
+    jobs: Sequence[_Job], scan: Callable[[tuple[Path, str]], ShardScan], workers: int
+) -> Iterator[ShardScan]:
+    """Scans in the order of the jobs, unchanged ones from the old index."""
+    fresh = [(path, name) for path, name, old in jobs if old is None]
+    if workers > 1 and len(fresh) > 1:
+        # spawn: the caller may have threads (a progress bar), with which fork does not mix.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield from _merge(jobs, pool.map(scan, fresh))
+    else:
+        yield from _merge(jobs, map(scan, fresh))
+
+
+def _merge(jobs: Sequence[_Job], fresh: Iterator[ShardScan]) -> Iterator[ShardScan]:
+    for _, _, old in jobs:
+        yield old[0].scan_of(old[1]) if old is not None else next(fresh)
+
+
+def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[Path, tuple[ShardIndex, int]]:
+    """Shards of an index that is there, if it was checked in the same way."""
+    if not out.exists():
+        return {}
+    try:
+        old = ShardIndex.open(out)
+    except DataError:
+        return {}
+    if (old.decoded, old.verified) != (decode, verify):
+        return {}
+    return {_absolute(old.shard_path(shard)): (old, shard) for shard in range(old.num_shards)}
+
+
+def _unchanged(
+    path: Path, known: tuple[ShardIndex, int] | None, storage_may_fail: bool
+) -> tuple[ShardIndex, int] | None:
+    if known is None:
+        return None
+    index, shard = known
+    try:
+        stat = path.stat() if storage_may_fail else _waiting_for(path.stat)
+    except OSError:
+        return None
+    same = (stat.st_size, stat.st_mtime_ns) == (index.shard_size(shard), index.shard_mtime(shard))
+    return known if same else None
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([path.parent for path in paths]))

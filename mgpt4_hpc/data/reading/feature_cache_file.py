@@ -1,0 +1,179 @@
+"""One shard of a feature cache: a safetensors file that is read row by row with ``pread``.
+
+It appears whole or not at all. Arrays, for n samples of I image tokens of width Q:
+
+=========  ===========================  =====================================================
+features   BF16 or F32 [n, I, Q]        what the frozen towers make of each image
+sample     I64 [n]                      sample number within its source's index
+source     I32 [n]                      number of the source in the cache
+text_end   I64 [n]                      end of each sample's text in ``text``
+crc        U32 [n]                      CRC32 of each row's features followed by its text
+text       U8 [...]                     JSON [key, caption] of each sample, one behind the other
+bad        U8 [...]                     JSON list of [source, sample, key, reason]
+=========  ===========================  =====================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mgpt4_hpc.data.index.index_file import sync_folder
+from mgpt4_hpc.errors import DataError
+
+STORED: dict[str, tuple[str, np.dtype[Any]]] = {
+    "bf16": ("BF16", np.dtype("<u2")),
+    "fp32": ("F32", np.dtype("<f4")),
+}
+"""Of each type: safetensors' name, and the NumPy type that holds its bits."""
+
+_NUMPY = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
+
+
+@dataclass(frozen=True)
+class FeatureRow:
+    """One sample as it is stored; ``features`` (I, Q) holds bits of the cache's type."""
+
+    source: int
+    sample: int
+    key: str
+    caption: str
+    features: NDArray[Any]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One sample that could not be encoded, and why."""
+
+    source: int
+    sample: int
+    key: str
+    reason: str
+
+
+def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], dtype: str) -> None:
+    """Write rows, at least one of either kind, so that the file appears whole and on disk.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left then.
+    """
+    name, bits = STORED[dtype]
+    texts = [json.dumps([row.key, row.caption]).encode() for row in rows]
+    crcs = [
+        zlib.crc32(text, zlib.crc32(np.ascontiguousarray(row.features, bits).data))
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    shape = rows[0].features.shape if rows else (0, 0)
+    told = json.dumps([[b.source, b.sample, b.key, b.reason] for b in bad]).encode()
+    small = {
+        "sample": ("I64", np.asarray([row.sample for row in rows], "<i8")),
+        "text_end": ("I64", np.cumsum([len(text) for text in texts], dtype="<i8")),
+        "source": ("I32", np.asarray([row.source for row in rows], "<i4")),
+        "crc": ("U32", np.asarray(crcs, "<u4")),
+        "text": ("U8", np.frombuffer(b"".join(texts), "u1")),
+        "bad": ("U8", np.frombuffer(told, "u1")),
+    }
+    end = len(rows) * int(np.prod(shape)) * bits.itemsize
+    header: dict[str, Any] = {
+        "features": {"dtype": name, "shape": [len(rows), *shape], "data_offsets": [0, end]}
+    }
+    for key, (kind, array) in small.items():
+        begin, end = end, end + array.nbytes
+        header[key] = {"dtype": kind, "shape": [len(array)], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for row in rows:
+                file.write(np.ascontiguousarray(row.features, bits).data)
+            for _, array in small.values():
+                file.write(array.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+class FeatureShard:
+    """An opened shard: which samples it has and where; no features are read yet.
+
+    Attributes:
+        path: the file.
+        source, sample: (n,) of its samples.
+        bad: samples that could not be encoded.
+        shape: (I, Q).
+
+    Raises:
+        DataError: if it is no such file, or cut short.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self._bits = STORED[dtype][1]
+        try:
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                self._data = 8 + length
+                header = json.loads(file.read(length))
+                last = max(entry["data_offsets"][1] for entry in header.values())
+                if os.fstat(file.fileno()).st_size != self._data + last:
+                    raise ValueError("it is cut short")
+                if header["features"]["dtype"] != STORED[dtype][0]:
+                    raise ValueError(f"it holds {header['features']['dtype']}, not {dtype}")
+
+                def read(name: str) -> NDArray[Any]:
+                    entry = header[name]
+                    begin, end = entry["data_offsets"]
+                    file.seek(self._data + begin)
+                    return np.frombuffer(file.read(end - begin), _NUMPY[entry["dtype"]])
+
+                self.source, self.sample = read("source"), read("sample")
+                self._text_end, self._crc = read("text_end"), read("crc")
+                self.bad = [BadRow(*entry) for entry in json.loads(bytes(read("bad")))]
+                self._text = self._data + header["text"]["data_offsets"][0]
+                self.shape = tuple(header["features"]["shape"][1:])
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            raise _damaged(path, str(error)) from None
+        if {len(self.source), len(self._text_end), len(self._crc)} != {len(self.sample)}:
+            raise _damaged(path, "its arrays differ in length")
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def read(self, fd: int, row: int) -> FeatureRow:
+        """One row, from the file's open descriptor.
+
+        Raises:
+            DataError: if it is not what was written.
+            OSError: if it cannot be read.
+        """
+        size = int(np.prod(self.shape)) * self._bits.itemsize
+        begin = int(self._text_end[row - 1]) if row else 0
+        data = os.pread(fd, size, self._data + row * size)
+        text = os.pread(fd, int(self._text_end[row]) - begin, self._text + begin)
+        if zlib.crc32(text, zlib.crc32(data)) != int(self._crc[row]):
+            raise _damaged(self.path, f"the bytes of its row {row} are not those written (CRC32)")
+        key, caption = json.loads(text)
+        features = np.frombuffer(data, self._bits).reshape(self.shape)
+        return FeatureRow(int(self.source[row]), int(self.sample[row]), key, caption, features)
+
+
+def _damaged(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} is no whole shard of a feature cache: {why}",
+        fix=f"rm {path}, then run the same `mgpt4 data encode` again: it makes what is missing",
+    )

@@ -1,0 +1,1 @@
+"""What the ``mgpt4 data`` commands do: download, convert, pack, prepare, measure."""

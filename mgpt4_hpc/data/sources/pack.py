@@ -1,0 +1,155 @@
+"""cc_sbu_align's folder (``filter_cap.json`` and ``image/ID.jpg``) into tar shards."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mgpt4_hpc.data.index.temporary_output import scratch_beside
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.retry import is_transient
+
+CAPTION_FILE = "filter_cap.json"
+IMAGE_FOLDER = "image"
+SAMPLES_PER_SHARD = 1000
+_SHOWN = 10
+
+
+def is_align_folder(path: Path) -> bool:
+    """Whether a folder is laid out as cc_sbu_align."""
+    return (path / CAPTION_FILE).is_file()
+
+
+class Packed(NamedTuple):
+    """What ``pack_align_folder`` made."""
+
+    shards: list[Path]
+    num_samples: int
+
+
+def pack_align_folder(
+    src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD
+) -> Packed:
+    """Pack a folder in cc_sbu_align's layout into shards under ``out``.
+
+    Every image is decoded once to see that it can be. The same folder gives the same bytes.
+
+    Args:
+        src: holds ``filter_cap.json`` (``{"annotations": [{"image_id", "caption"}, ...]}``) and
+            ``image/ID.jpg``.
+        out: folder for the shards; it must not exist or be empty. It appears complete or not at
+            all.
+        samples_per_shard: the last shard may have fewer.
+
+    Raises:
+        DataError: naming every missing image, duplicate id, empty caption and bad image at once.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty", fix="choose another folder or remove it")
+    annotations = _read_annotations(src)
+    samples, faults = _checked(src, annotations)
+    if faults:
+        listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
+        more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+        raise DataError(
+            f"{len(faults)} of the {len(annotations)} pairs of {src} are unusable:{listed}{more}",
+            fix=f"repair them, or remove them from {CAPTION_FILE}",
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_beside(out) as holder:
+        folder = holder / "shards"
+        folder.mkdir()
+        _write(folder, samples, samples_per_shard)
+        folder.rename(out)
+    return Packed(sorted(out.glob("*.tar")), len(samples))
+
+
+def _read_annotations(src: Path) -> list[Any]:
+    path = src / CAPTION_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        annotations = content["annotations"]
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}",
+            fix=f"give the folder that holds {CAPTION_FILE} and {IMAGE_FOLDER}/",
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f'{path} is not JSON of the form {{"annotations": [...]}}') from None
+    if not isinstance(annotations, list) or not annotations:
+        raise DataError(f"{path} has no annotations")
+    return annotations
+
+
+def _checked(src: Path, annotations: list[Any]) -> tuple[list[tuple[str, str, Path]], list[str]]:
+    """(id, caption, image) of each pair, and what is wrong with the others."""
+    samples: list[tuple[str, str, Path]] = []
+    faults = []
+    seen: set[str] = set()
+    for number, entry in enumerate(annotations):
+        if not isinstance(entry, dict) or not {"image_id", "caption"} <= entry.keys():
+            faults.append(f"annotation {number} has no image_id and caption")
+            continue
+        image_id, caption = str(entry["image_id"]), entry["caption"]
+        image = src / IMAGE_FOLDER / f"{image_id}.jpg"
+        fault = _fault(image_id, caption, image, seen)
+        if fault:
+            faults.append(f"{image_id}: {fault}")
+        else:
+            samples.append((image_id, caption, image))
+        seen.add(image_id)
+    return samples, faults
+
+
+def _fault(image_id: str, caption: object, image: Path, seen: set[str]) -> str:
+    # NumPy and the decoders come along; `submit` asks this module for a name only.
+    from mgpt4_hpc.data.images.decode import ImageError, check_image
+
+    if not image_id or not image_id.isprintable() or set(image_id) & set("/\\."):
+        return "the id is no plain file name"
+    if image_id in seen:
+        return "the id occurs twice"
+    if not isinstance(caption, str) or not caption.strip():
+        return "the caption is empty"
+    try:
+        check_image(image.read_bytes())
+    except OSError as error:
+        if is_transient(error):
+            raise DataError(
+                f"{image} cannot be read just now: {error.strerror}",
+                fix="try again when the storage answers",
+            ) from error
+        return f"{image}: {error.strerror}"
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def _write(folder: Path, samples: list[tuple[str, str, Path]], per_shard: int) -> None:
+    # It brings torch along, which the login node's commands do without.
+    import webdataset
+
+    for number, chunk in enumerate(_chunks(samples, per_shard)):
+        with (folder / f"{number:05d}.tar").open("wb") as file:
+            # A fixed time, owner and format: the same folder gives the same bytes.
+            writer = webdataset.TarWriter(file, encoder=False, mtime=0, compress=False)
+            for image_id, caption, image in chunk:
+                record = json.dumps({"image_id": image_id, "caption": caption}, ensure_ascii=False)
+                writer.write(
+                    {
+                        "__key__": image_id,
+                        "jpg": image.read_bytes(),
+                        "json": record.encode(),
+                        "txt": caption.encode(),
+                    }
+                )
+            writer.close()
+
+
+def _chunks(
+    samples: list[tuple[str, str, Path]], size: int
+) -> Iterator[list[tuple[str, str, Path]]]:
+    for begin in range(0, len(samples), size):
+        yield samples[begin : begin + size]

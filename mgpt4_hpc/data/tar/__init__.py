@@ -1,0 +1,1 @@
+"""Bytes of tar files: headers, checksums, walking over members. Knows no samples."""

@@ -1,0 +1,265 @@
+"""What runs in each task of a job: one rank, from its first instruction to its exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from submitit.helpers import DelayedSubmission
+
+from mgpt4_hpc.config.run_config_file import read_config, read_own_config
+from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
+from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
+from mgpt4_hpc.launch.job.environment import Place, find_place
+from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
+from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, PastAttempt
+from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.parent_death import die_with
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.lossy_stdout import tolerate_lost_output
+from mgpt4_hpc.train.stopping.stop import (
+    STOP_SIGNALS,
+    Interrupted,
+    SignalStop,
+    StopSource,
+    stop_signals,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+    from mgpt4_hpc.config.schema import RunConfig
+    from mgpt4_hpc.train.health.node_consensus import NodeCouncil
+    from mgpt4_hpc.train.recorder import SilentRecorder
+    from mgpt4_hpc.train.state import Outcome
+
+
+class StageTask:
+    """The callable that submitit pickles. It holds a path and nothing else.
+
+    Whoever unpickles it, however late, reads what to do from the run directory.
+    """
+
+    def __init__(self, run_dir: str) -> None:
+        self.run_dir = run_dir
+
+    def __call__(self) -> int:
+        """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
+        started_at = time.time()
+        tolerate_lost_output()
+        run = RunDir(Path(self.run_dir))
+        stop = SignalStop(_stop_signals(run)).install()
+        _die_with_controller(os.environ)
+        code = run_rank(run, stop, started_at)
+        if code:
+            _leave(code)
+        return code
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Submitit's own requeueing, should its handler ever run: the same task, state-free."""
+        return DelayedSubmission(StageTask(self.run_dir))
+
+
+def _die_with_controller(environ: Mapping[str, str]) -> None:
+    """A rank of the local executor must not train on where nobody would end or restart it."""
+    if environ.get("SUBMITIT_EXECUTOR") != "local":
+        return
+    controller = int(environ["SUBMITIT_LOCAL_JOB_ID"])
+    if os.getppid() in (controller, 1):  # in a container it is not our parent
+        die_with(controller)
+
+
+def _stop_signals(run: RunDir) -> tuple[signal.Signals, ...]:
+    """The run's own, or the usual ones if its settings cannot be read: that is told later."""
+    try:
+        names = read_config(run.config_file).config.launch.stop_signals
+    except (MgptError, OSError):
+        return STOP_SIGNALS
+    return stop_signals(names)
+
+
+def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
+    """Train as one rank of a job.
+
+    Returns:
+        0 finished; 75 stopped and resumable; 70 will fail again; 71 this node is at fault;
+        144 for submitit's local executor, which starts the job again on it; 1 a crash.
+    """
+    try:
+        place = find_place()
+        return _train(run, place, stop, started_at)
+    except Overtaken as error:
+        # Somebody else owns the run now. It is not failed, and not ours to requeue.
+        print(f"error: {error}", flush=True)
+        return FatalTrainingError.exit_code
+    except MgptError as error:
+        print(f"error: {error}", flush=True)
+        if not error.will_repeat:
+            return error.exit_code
+        # Read by the batch script: srun's own exit code may be that of a rank it killed.
+        try:
+            run.failed.write_text(f"{error}\n", encoding="utf-8")
+        except OSError as trouble:
+            print(f"{run.failed} could not be written: {trouble}", flush=True)
+        return FatalTrainingError.exit_code
+    except Exception:  # noqa: BLE001 - the last stop: a peer that died looks like this
+        traceback.print_exc()
+        sys.stderr.flush()
+        print(
+            "=== this rank failed; if it lost a connection, another one died first: its log, or "
+            "srun's lines in rank 0's, tell which ===",
+            flush=True,
+        )
+        return 1
+
+
+def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
+    from mgpt4_hpc import distributed
+    from mgpt4_hpc.launch.job.bad_node import settle_bad_node
+    from mgpt4_hpc.launch.job.node_loss import explain_last_end
+    from mgpt4_hpc.train.device import choose_device
+    from mgpt4_hpc.train.run import run_training
+    from mgpt4_hpc.train.state import Ending
+
+    config = read_own_config(run.config_file).config
+    start = JobStart(place.executor, place.job_id, place.restart_count)
+    try:
+        # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
+        with stop.interrupting():
+            store, council, error = _meet(run, config, place)
+    except Interrupted:
+        print("=== a stop signal came before the ranks had met ===", flush=True)
+        return EXIT_RESUMABLE
+    if isinstance(error, BadNode):
+        bad, claim = error, _claim(run, place)
+        council.first_does(
+            lambda: settle_bad_node(run, start, config.launch, bad, claim, started_at)
+        )
+    if error is not None:
+        raise error
+    distributed.start_group(
+        place.ranks,
+        choose_device(config, place.ranks),
+        store,
+        timeout_s=distributed.collective_timeout_s(config.train.hang_timeout_s),
+    )
+    if place.ranks.is_first and cancel_requested(run, place.job_id):
+        stop.request("cancelled")  # it was back in the queue before the mark was seen
+    if place.ranks.is_first:
+        explain_last_end(run, start)
+    source: StopSource = stop
+    if place.executor == "slurm" and place.ranks.is_first:
+        source = DeadlineStop(stop, start, config.launch.signal_before_s)
+    # The other ranks' codes matter to nobody: they leave after rank 0.
+    code = EXIT_RESUMABLE
+
+    def end(outcome: Outcome, recorder: SilentRecorder) -> None:
+        nonlocal code
+        code = _settle(run, start, source, outcome, recorder)
+
+    outcome = run_training(
+        run, place.ranks, source, claim=_claim(run, place), started_at=started_at, end=end
+    )
+    distributed.end_group()
+    return 0 if outcome.ending is Ending.FINISHED else code
+
+
+def _meet(
+    run: RunDir, config: RunConfig, place: Place
+) -> tuple[TCPStore | None, NodeCouncil, MgptError | None]:
+    """The store of all ranks, their council, and what they found wrong with their nodes."""
+    from mgpt4_hpc import distributed
+    from mgpt4_hpc.train.health.node_check import check_node
+    from mgpt4_hpc.train.health.node_consensus import NodeCouncil
+
+    store = (
+        distributed.rendezvous(place.ranks, place.master_host, place.token)
+        if place.ranks.world_size > 1
+        else None
+    )
+    council = NodeCouncil(store, place.ranks, place.node)
+    error = council.verdict(
+        lambda: check_node(
+            config, place.ranks, run.path, place.node, gpu_allotted=place.gpu_allotted
+        )
+    )
+    return store, council, error
+
+
+def _claim(run: RunDir, place: Place) -> dict[str, object]:
+    from mgpt4_hpc.run_dir import read_json
+
+    claim: dict[str, object] = {**place.claim, "nodes": [place.nodes]}
+    try:
+        claim["submitted_at"] = read_json(run.slurm / "job.json").get("submitted")
+    except (OSError, ValueError):
+        pass  # made by hand with sbatch: then the queue's wait is not known
+    return claim
+
+
+def _settle(
+    run: RunDir, start: JobStart, stop: StopSource, outcome: Outcome, recorder: SilentRecorder
+) -> int:
+    """Decide what follows; rank 0's exit code.
+
+    Raises:
+        Overtaken: a newer attempt owns the run, so that there is nothing to decide.
+    """
+    from mgpt4_hpc.telemetry.event_kinds import Kind
+    from mgpt4_hpc.train.state import Ending
+
+    if outcome.ending is Ending.FINISHED:
+        recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
+        tell(run, start, FINISHED, Cause.FINISHED, f"all {outcome.step} steps are done")
+        return 0
+    run.assert_newest(outcome.attempt)
+    request = stop.poll()
+    recorder.event(
+        Kind.STOP_REQUESTED,
+        step=outcome.step,
+        reason=outcome.reason,
+        deadline=None if request is None else request.deadline,
+    )
+    until = patience_until(request, time.time())
+    progressed = (outcome.durable_step or 0) > outcome.restored_step
+    signal_name = request.reason if request is not None else outcome.reason
+    budget = read_own_config(run.config_file).config.launch
+    decision = find_decision(
+        run,
+        start,
+        budget,
+        signal_name,
+        PastAttempt(Cause.UNKNOWN, progressed),
+        until=until,
+        in_rank=True,
+    )
+    # On disk before the requeue, which begins to kill this job.
+    recorder.event(Kind.END, cause=decision.cause, step=outcome.step, exit_code=exit_code(decision))
+    recorder.say(f"stopping: {decision.reason}")
+    if decision.action is Action.DEFER:
+        return exit_code(decision)
+    decision = carry_out(run, start, decision, until=until)
+    recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
+    if decision.action is Action.REQUEUE and start.executor == "local":
+        return EXIT_RESTART
+    return exit_code(decision)
+
+
+def _leave(code: int) -> None:
+    """Exit at once: a finalizer that waits for a dead peer must not hold the job."""
+    print(f"{time.strftime('%H:%M:%S')} === this rank ends with code {code} ===", flush=True)
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    # `srun ... -m mgpt4_hpc.launch.task RUN_DIR`, for batch scripts that do without submitit.
+    StageTask(sys.argv[1])()

@@ -1,0 +1,303 @@
+"""The end of an attempt that did not finish: find out why, decide, carry it out.
+
+Rank 0 does this after its last save. Where no rank lived to do it, the batch script does (or the
+local controller), so that exactly one of them requeues.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from mgpt4_hpc.config.schema import LaunchConfig
+from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
+from mgpt4_hpc.launch.job.event_hooks import event_of, tell
+from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes, nodes_found_bad
+from mgpt4_hpc.launch.job.requeue_policy import (
+    Action,
+    Cause,
+    Decision,
+    PastAttempt,
+    classify,
+    decide,
+)
+from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+
+EXIT_RESTART = 144
+"""What submitit's local job side means by "start me again"."""
+
+_FOUND_OUT = frozenset(
+    {
+        Cause.PREEMPTED,
+        Cause.TIME_LIMIT,
+        Cause.SIGNALLED,
+        Cause.CANCELLED,
+        Cause.CRASHED,
+        Cause.HUNG,
+        Cause.BAD_NODE,
+    }
+)
+"""Causes that stay true after rank 0 died."""
+
+_MOST_UNREAD = 100
+"""A job that was restarted so often may be in a loop of which its unreadable ledger would tell."""
+
+_FINAL = re.compile(r"disabled|(?:access|permission) denied|invalid job id", re.IGNORECASE)
+"""In Slurm's refusal of a requeue that it will not change its mind about in seconds."""
+
+_TRIES = 3
+_PAUSE_S = 1.0
+_LEAST_WAIT_S = 2.0
+"""Less is no chance for a controller that is merely busy."""
+
+T = TypeVar("T")
+
+
+def find_decision(
+    run: RunDir,
+    start: JobStart,
+    budget: LaunchConfig,
+    signal_name: str | None,
+    this: PastAttempt,
+    *,
+    until: float | None = None,
+    in_rank: bool = False,
+) -> Decision:
+    """Why this attempt ends and what becomes of the run.
+
+    The budgets are those of a job: a person who submits a run again means it.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        budget: limits, and how long before the time limit Slurm warns.
+        signal_name: the stop signal; None if the ranks ended without one.
+        this: whether the attempt progressed, and its cause where rank 0 found it out and died
+            before it could act.
+        until: when this process is killed, seconds since the epoch; None if that is not known.
+        in_rank: asked by a rank, which may be in a container without Slurm's commands.
+    """
+    if in_rank and start.executor == "slurm" and not commands.has_scontrol():
+        return Decision(Cause(this.cause), Action.DEFER, "the batch script decides what follows")
+    cause, requeue_allowed = _ask_slurm(start, budget, signal_name, until)
+    if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
+        cause = Cause(this.cause)
+    if cause is not Cause.REQUEUED and cancel_requested(run, start.job_id):
+        cause = Cause.CANCELLED
+    mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+    if cause is Cause.BAD_NODE and start.executor == "local":
+        return Decision(cause, Action.GIVE_UP, "this machine is unfit, and there is no other")
+    decision = decide(
+        cause,
+        this,
+        [past(attempt) for attempt in mine if not start.is_of(attempt)],
+        budget,
+        requeue_allowed=requeue_allowed,
+        bad_nodes=len(nodes_found_bad(mine)),
+    )
+    if decision.action is Action.GIVE_UP and (fault := _last_fault(mine)):
+        return replace(decision, reason=f"{decision.reason}; the last fault: {fault}")
+    return decision
+
+
+def _ask_slurm(
+    start: JobStart, budget: LaunchConfig, signal_name: str | None, until: float | None
+) -> tuple[Cause, bool]:
+    """Why the job ends, and whether Slurm would requeue it."""
+    if start.executor == "local":
+        # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
+        return Cause.PREEMPTED if signal_name else Cause.CRASHED, True
+    facts = _try_often(lambda wait_s: commands.job_facts(start.job_id, timeout_s=wait_s), until)
+    cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
+    return cause, facts is None or facts.requeue_allowed
+
+
+def limit_unrecorded(
+    run: RunDir, start: JobStart, budget: LaunchConfig, decision: Decision
+) -> Decision:
+    """A decision of which the run's folder takes no record, so that the budgets cannot grow.
+
+    What counts instead are the starts in a row that left none: the job's restarts without a ledger.
+    """
+    if decision.action is not Action.REQUEUE:
+        return decision
+    attempts = read_ledgers(run.ledger)
+    recorded = {one.restart_count for one in attempts if start.is_of_job(one)}
+    unrecorded = start.restart_count - max(recorded, default=-1)
+    if unrecorded < budget.max_stalled_attempts:
+        return decision
+    return replace(
+        decision,
+        action=Action.GIVE_UP,
+        reason=f"{unrecorded} starts in a row could write nothing into {run.path} "
+        f"(launch.max_stalled_attempts), the last: {decision.cause}",
+    )
+
+
+def _last_fault(attempts: Sequence[Attempt]) -> str:
+    """What a person must mend is rather here than in a count of attempts."""
+    reasons = [str(fault.get("reason", "")) for one in attempts for fault in one.faults]
+    return reasons[-1].split("\n")[0] if reasons else ""
+
+
+def past(attempt: Attempt) -> PastAttempt:
+    """What budgets need to know of a ledger's attempt."""
+    saved = attempt.last_saved_step
+    return PastAttempt(attempt.cause, saved is not None and saved > attempt.restored_step)
+
+
+def carry_out(
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str] = (),
+    *,
+    until: float | None = None,
+) -> Decision:
+    """Requeue, or leave behind what a person needs to know, and tell whom the run's settings name.
+
+    After a bad node the job is kept away from all that it found bad so far.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        decision: what is to be done.
+        bad_nodes: found unfit, where the ledger may not be able to say so.
+        until: when this process is killed, seconds since the epoch; None if that is not known.
+
+    Returns:
+        the decision; a requeue that Slurm refused has become a request to a person.
+    """
+    decision = _act(run, start, decision, bad_nodes, until)
+    tell(run, start, event_of(decision), decision.cause, decision.reason)
+    return decision
+
+
+def come_back_unread(run: RunDir, start: JobStart, trouble: str) -> Decision:
+    """Bring a job back whose run folder cannot be read: Slurm alone says whether it may.
+
+    Nothing in the folder is believed or executed, its settings neither.
+
+    Args:
+        run: the run.
+        start: the job's start.
+        trouble: why the folder cannot be read.
+    """
+    usual = LaunchConfig()
+    cause, requeue_allowed = _ask_slurm(start, usual, None, None)
+    decision = decide(cause, PastAttempt(cause, True), [], usual, requeue_allowed=requeue_allowed)
+    if decision.action is Action.REQUEUE and start.restart_count >= _MOST_UNREAD:
+        reason = f"restarted {start.restart_count} times, and nobody can read what came of it"
+        decision = Decision(cause, Action.ASK, reason)
+    decision = replace(decision, reason=f"{decision.reason} ({trouble})")
+    return _act(run, start, decision, (), None)
+
+
+def _act(
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str],
+    until: float | None,
+) -> Decision:
+    if decision.action is Action.REQUEUE and start.executor == "slurm":
+        refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes, until)
+        decision = replace(decision, reason=f"{decision.reason}{excluded}")
+        if refusal:
+            decision = replace(
+                decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
+            )
+    if decision.action is Action.ASK:
+        command = f"mgpt4 resume {shlex.quote(str(run.path))}"
+        _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
+    if decision.action is Action.GIVE_UP:
+        _leave_behind(run.failed, decision.reason + "\n")
+    return decision
+
+
+def _leave_behind(marker: Path, text: str) -> None:
+    try:
+        marker.write_text(text, encoding="utf-8")
+    except OSError as error:  # a full disk: then the job's log is all there is
+        print(f"{marker} could not be written ({error}); it would say: {text}", flush=True)
+
+
+def exit_code(decision: Decision) -> int:
+    """The trainer's exit code for an unfinished run: never 0, or a dependent job would start."""
+    if decision.cause is Cause.BAD_NODE:
+        return BadNode.exit_code
+    return FatalTrainingError.exit_code if decision.action is Action.GIVE_UP else EXIT_RESUMABLE
+
+
+def _requeue_elsewhere(
+    run: RunDir,
+    start: JobStart,
+    decision: Decision,
+    bad_nodes: Sequence[str],
+    until: float | None,
+) -> tuple[str, str]:
+    """Why there was no requeue (empty if there was), and what was excluded."""
+    # Slurm ends this very process after the requeue; the exclusion is possible only then.
+    with commands.signals_held_back():
+        refusal = _requeue(start, until)
+        if refusal or decision.cause is not Cause.BAD_NODE:
+            return refusal, ""
+        mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+        nodes = list(dict.fromkeys([*nodes_found_bad(mine), *bad_nodes]))
+        return "", f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
+
+
+def _requeue(start: JobStart, until: float | None) -> str:
+    """Empty on success, else why not; the restart count is believed, not scontrol alone."""
+    refusal = ""
+    for pause_s, wait_s in _tries(until):
+        try:
+            commands.requeue(start.job_id, timeout_s=wait_s)
+            return ""
+        except MgptError as error:
+            refusal = error.what
+            if _is_requeued(start, wait_s):
+                return ""
+            if isinstance(error, SlurmRejected) and _FINAL.search(refusal):
+                return refusal
+            time.sleep(pause_s)
+    return refusal
+
+
+def _is_requeued(start: JobStart, wait_s: float) -> bool:
+    try:
+        return commands.job_facts(start.job_id, timeout_s=wait_s).restarts > start.restart_count
+    except MgptError:
+        return False
+
+
+def _try_often(ask: Callable[[float], T], until: float | None) -> T | None:
+    for pause_s, wait_s in _tries(until):
+        try:
+            return ask(wait_s)
+        except MgptError:
+            time.sleep(pause_s)
+    return None
+
+
+def _tries(until: float | None) -> Iterator[tuple[float, float]]:
+    """Per try the pause after it and the patience with it, so that all are over by ``until``."""
+    for number in range(_TRIES):
+        wait_s = commands.COMMAND_TIMEOUT_S
+        if until is not None:
+            left_s = until - time.time()
+            if number and left_s < _LEAST_WAIT_S:
+                return
+            # A third now: what follows a slow answer needs time as well.
+            wait_s = min(wait_s, max(_LEAST_WAIT_S, left_s / 3))
+        yield (_PAUSE_S * 2**number if number < _TRIES - 1 else 0.0), wait_s

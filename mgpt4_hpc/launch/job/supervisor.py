@@ -1,0 +1,197 @@
+"""The last supervisor: runs after srun, where perhaps no rank lived to decide.
+
+A rank that was killed with -9, a node that vanished or a task that never started leaves the job
+FAILED in spite of ``--requeue``. This reads what the ranks left in the run directory and, if
+they decided nothing, decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mgpt4_hpc.config.run_config_file import read_own_config
+from mgpt4_hpc.errors import (
+    EXIT_HUNG,
+    EXIT_RESUMABLE,
+    FatalTrainingError,
+    MgptError,
+    StorageTrouble,
+)
+from mgpt4_hpc.launch.job.environment import start_of
+from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
+from mgpt4_hpc.launch.job.requeue import (
+    EXIT_RESTART,
+    JobStart,
+    carry_out,
+    come_back_unread,
+    exit_code,
+    find_decision,
+    limit_unrecorded,
+    past,
+)
+from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
+
+HUNG_CODES = frozenset({EXIT_HUNG, 128 + signal.SIGALRM, -signal.SIGALRM})
+"""How a watchdog ends its process, as itself, srun or Python say it. srun tells the highest of all
+ranks' codes, so that a hang may show in the ledger alone."""
+
+_PAUSES_S = (1.0, 2.0, 4.0)
+"""Short: this script may be killed in half a minute, and has to requeue the job before that."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the supervisor found.
+
+    Attributes:
+        exit_code: for the batch script.
+        again: whether the run goes on.
+        reason: the sentence for the log.
+    """
+
+    exit_code: int
+    again: bool
+    reason: str
+
+
+def settle_patiently(run: RunDir, start: JobStart, code: int) -> Verdict:
+    """:func:`settle`, also where shared storage stumbles or the run's folder stays unreadable.
+
+    Raises:
+        MgptError: the run's settings are broken.
+    """
+    try:
+        return patiently(lambda: settle(run, start, code), pauses_s=_PAUSES_S)
+    except (OSError, StorageTrouble) as error:
+        trouble = error.what if isinstance(error, MgptError) else str(error)
+        if code in (0, FatalTrainingError.exit_code):
+            # Of an unfinished run no rank ends with 0, and 70 never changes by itself.
+            return Verdict(code, False, f"the run's folder cannot be read: {trouble}")
+        if run.is_gone():
+            return Verdict(EXIT_RESUMABLE, False, f"{run.path} was removed or moved: it stays away")
+        decision = come_back_unread(run, start, trouble)
+        return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+
+
+def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
+    """Judge a job start whose tasks have all ended.
+
+    May be done twice: what the first has requeued, the second leaves alone.
+
+    Args:
+        run: the run.
+        start: which job, which restart.
+        code: srun's exit code, or the worst of the local tasks'.
+    """
+    mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
+    if mine is not None and mine.cause == Cause.FINISHED:
+        tell(run, start, FINISHED, Cause.FINISHED, "all steps are done")
+        return Verdict(0, False, "finished")
+    if mine is not None and (newer := run.overtaken_by(mine.number)) is not None:
+        # Requeued, the two would take the run from each other for ever.
+        return Verdict(FatalTrainingError.exit_code, False, f"overtaken by attempt {newer}")
+    if run.failed.exists():
+        reason = run.failed.read_text().strip()
+        if mine is not None and not mine.ended:
+            # A rank that gives up before training leaves the reason, and no line of its end.
+            _note(run, start, mine, code, Decision(Cause.FATAL, Action.GIVE_UP, reason))
+            mine = replace(mine, cause=Cause.FATAL)
+        tell(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
+        return Verdict(FatalTrainingError.exit_code, False, reason)
+    if run.resubmit_needed.exists():
+        reason = run.resubmit_needed.read_text().strip()
+        tell(run, start, RESUBMIT_NEEDED, mine.cause if mine else Cause.UNKNOWN, reason)
+        return Verdict(EXIT_RESUMABLE, False, reason)
+    if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
+        accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))
+        return Verdict(mine.exit_code or EXIT_RESUMABLE, accepted, f"rank 0 decided: {mine.cause}")
+    return _decide(run, start, mine, code)
+
+
+def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Verdict:
+    """No rank decided, or none lived to carry its decision out."""
+    this = PastAttempt(Cause.UNKNOWN, False)
+    if mine is not None:
+        this = past(mine) if mine.ended else replace(past(mine), cause=Cause.UNKNOWN)
+    if code in HUNG_CODES or (mine is not None and mine.hangs and not mine.ended):
+        this = replace(this, cause=Cause.HUNG)
+    signal_name = None
+    if mine is not None and mine.signals and not mine.faults:
+        # After a fault it came from srun, which ends the others when one rank dies.
+        signal_name = mine.signals[0]
+    if mine is None and code == EXIT_RESUMABLE:
+        signal_name = "a stop signal"  # the ranks left before they had met
+    budget = read_own_config(run.config_file, pauses_s=_PAUSES_S).config.launch
+    decision = find_decision(run, start, budget, signal_name, this)
+    if not _note(run, start, mine, code, decision):
+        decision = limit_unrecorded(run, start, budget, decision)
+    decision = carry_out(run, start, decision)
+    return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+
+
+def _note(
+    run: RunDir, start: JobStart, mine: Attempt | None, code: int, decision: Decision
+) -> bool:
+    """Write down what we found, also for the budgets of later attempts; whether it could be."""
+    try:
+        number = (
+            mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
+        )
+        append_supervisor_note(
+            run.ledger,
+            number,
+            cause=decision.cause,
+            exit_code=code,
+            reason=decision.reason,
+            job_id=start.job_id,
+            restart_count=start.restart_count,
+        )
+    except OSError as error:
+        # Before the requeue, but a full disk must not prevent it.
+        print(f"supervisor: the ledger cannot be written: {error}", flush=True)
+        return False
+    return True
+
+
+def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> Verdict:
+    """Judge for the local controller: whether to start the tasks again, and the exit code if not.
+
+    Args:
+        run_dir: the run.
+        job_id: the controller's process.
+        restarts: starts before this one.
+        codes: of the tasks; at least one is not 0.
+    """
+    telling = [*(c for c in codes if c == EXIT_RESTART), *(c for c in codes if c in HUNG_CODES)]
+    worst = telling[0] if telling else max(codes, key=abs)
+    return settle_patiently(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry of the batch script's last line; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
+    arguments = parser.parse_args(argv)
+    run = RunDir(arguments.run_dir)
+    try:
+        verdict = settle_patiently(run, start_of(os.environ), arguments.exit_code)
+    except MgptError as error:
+        print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
+        return EXIT_RESUMABLE
+    print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
+    return verdict.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Steering runs that exist: cancel, resume, remove, and the jobs that depend on them."""

@@ -1,0 +1,280 @@
+"""Going on with an unfinished run: is it free, what may change, and a new job for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import Resolved, config_digest, merge
+from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
+from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunAlive
+from mgpt4_hpc.formatting import time_limit
+from mgpt4_hpc.launch.manage.dependents import repoint
+from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
+from mgpt4_hpc.launch.runs.run_state import RunState
+from mgpt4_hpc.launch.runs.status import RunOverview, look_at
+from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.submit_run import (
+    Submitted,
+    choose_executor,
+    complete_run,
+    submit_run,
+    submitting,
+)
+from mgpt4_hpc.ownership import assert_trusted
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, version_drift
+
+ORIGIN = "resume"
+"""Origin of a setting that was changed on the way."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """What became of the wish to go on.
+
+    Attributes:
+        run: the run.
+        finished: nothing was left to do.
+        submitted: the new job; None if finished.
+        changes: setting to (old, new) value.
+    """
+
+    run: RunDir
+    finished: bool
+    submitted: Submitted | None = None
+    changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+def resume_run(
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    *,
+    say: Callable[[str], None],
+    accept: bool = False,
+    behind: Sequence[str] = (),
+) -> Resumption:
+    """Submit an unfinished run again.
+
+    Args:
+        run: the run.
+        overrides: settings to change, by dotted key.
+        executor: "slurm", "local" or "auto"; None takes what it ran with before.
+        say: told what changes.
+        accept: the job may go on though data, weights, settings or versions are not what the run
+            began with.
+        behind: Slurm jobs that must have ended, in whatever way, before this one begins.
+
+    Raises:
+        UnsafeRun: if others can write its folder.
+        RunAlive: if a job of it waits or runs.
+        RunLocked: if somebody else submits it right now.
+        RunLocked: if this environment's library versions are not the run's, unless accepted.
+        ConfigError: if a setting may not change, or not so.
+        PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
+    """
+    run.identity()
+    assert_trusted(run.path)
+    with submitting(run):
+        return _resume(run, overrides, executor, say, accept, behind)
+
+
+def _resume(
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    say: Callable[[str], None],
+    accept: bool,
+    behind: Sequence[str],
+) -> Resumption:
+    seen = _assert_free(run)
+    resolved = read_config(run.config_file)
+    changed = change(resolved, overrides)
+    if seen.state is RunState.FINISHED:
+        return Resumption(run, finished=True)
+    executor = choose_executor(executor or seen.executor or "auto")
+    changes = _differences(resolved, changed)
+    for key, (old, new) in changes.items():
+        say(f"{run.name}: {key} {_shown(key, old)} -> {_shown(key, new)}")
+    # A container has versions of its own, which only the job sees.
+    drift = version_drift(run) if changed.config.container.runtime == "none" else []
+    if drift and not accept:
+        raise drifted(run, drift)
+    dependency = _wait_for_start(changed, executor)
+    notes = preflight(
+        changed.config,
+        run.path.parent,
+        executor=executor,
+        # Beyond the first checkpoint nobody reads it; before, it may be that of a live job.
+        projector_follows=dependency is not None or seen.checkpoint_step is not None,
+        new=False,
+    )
+    for note in notes:
+        say(note)
+    if executor == "slurm":
+        dependency = _all_of(dependency, behind)
+    markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
+    with _put_back(run.config_file, run.slurm / "python", *markers):
+        complete_run(run, changed.config)
+        if accept:
+            accept_drift(run)
+        if changes:
+            rewrite_config(run.config_file, changed)
+        withdraw_cancel(run)
+        submitted = submit_run(run, changed, executor, dependency=dependency)
+    if executor == "slurm":
+        _resume_dependents(run, submitted.job_id, say)
+    return Resumption(run, False, submitted, changes)
+
+
+def _resume_dependents(run: RunDir, job_id: str, say: Callable[[str], None]) -> None:
+    """Bring back the runs that waited for this one and were cancelled when it failed."""
+    for other in repoint(run, job_id, say):
+        try:
+            done = resume_run(other, {}, "slurm", say=say)
+        except MgptError as error:
+            # This run is submitted, whatever becomes of that one.
+            say(f"{other.name} waited for {run.name} and could not be submitted again: {error}")
+        else:
+            if done.submitted is not None:
+                say(
+                    f"{other.name}, which waited for {run.name}, is job {done.submitted.job_id} now"
+                )
+
+
+def _assert_free(run: RunDir) -> RunOverview:
+    seen = look_at([run])
+    row = seen.rows[0]
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    if row.state.is_live:
+        raise RunAlive(
+            f"{run.name} is alive: {row.text} (job {row.job_id})",
+            why="two jobs on one run would fence each other off",
+            fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save",
+        )
+    return row
+
+
+def change(
+    resolved: Resolved, overrides: Mapping[str, Any], faults: Sequence[str] = ()
+) -> Resolved:
+    """The configuration with some settings changed.
+
+    What may change is what does not decide the result: the digest that a run is pinned to.
+
+    Args:
+        resolved: the run's.
+        overrides: settings to change, by dotted key.
+        faults: what is wrong with the options already, to be told with the rest.
+
+    Raises:
+        ConfigError: naming every setting that may not change, or has a wrong value.
+    """
+    if not overrides and not faults:
+        return resolved
+    old = keys.flatten(resolved.config.model_dump(mode="json"))
+    try:
+        changed = merge([("run", old), (ORIGIN, dict(overrides))])
+    except ConfigError as error:
+        told = [*faults, *error.faults]
+        raise ConfigError("the options have faults", faults=told, fix=error.fix) from None
+    faults = list(faults)
+    for key, (was, wanted) in _differences(resolved, changed).items():
+        if key == "name":
+            faults.append("name: a run keeps its name, for its folder and its curves carry it")
+        elif _is_decisive(resolved, changed, key):
+            faults.append(f"{key}: {was!r} decides the result, so it cannot become {wanted!r}")
+    if changed.config.launch.gpus > changed.config.train.global_batch_size:
+        faults.append(
+            f"launch.gpus: {changed.config.launch.gpus} GPUs cannot share "
+            f"train.global_batch_size {changed.config.train.global_batch_size} samples"
+        )
+    if faults:
+        raise ConfigError(
+            "a run that goes on cannot change this",
+            faults=faults,
+            fix="start a new run with it, from this one's projector: "
+            "mgpt4 submit --set model.projector=RUN ...",
+        )
+    origins = dict(resolved.origins)
+    origins.update(
+        {key: ORIGIN for key, (was, new) in _differences(resolved, changed).items() if was != new}
+    )
+    return Resolved(changed.config, origins)
+
+
+def _differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
+    before = keys.flatten(old.config.model_dump(mode="json"))
+    after = keys.flatten(new.config.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
+
+
+def _shown(key: str, value: Any) -> str:
+    """A setting's value; a time limit also as --time takes it and squeue shows it."""
+    return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
+
+
+def _is_decisive(old: Resolved, new: Resolved, key: str) -> bool:
+    """Whether this one change alters the digest."""
+    section, _, leaf = key.partition(".")
+    value = getattr(new.config, section)
+    if leaf:
+        value = getattr(old.config, section).model_copy(update={leaf: getattr(value, leaf)})
+    return config_digest(old.config.model_copy(update={section: value})) != old.digest
+
+
+def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
+    """Dependency on the job of the run that this one starts from, if that is still under way.
+
+    Raises:
+        PreflightError: if that run is unfinished and nobody works on it.
+    """
+    projector = resolved.config.model.projector
+    if projector is None or not (Path(projector) / "run.json").is_file():
+        return None
+    seen = look_at([RunDir(Path(projector))]).rows[0]
+    if seen.state is RunState.FINISHED:
+        return None
+    if seen.state.is_live and seen.executor == "slurm" and executor == "slurm":
+        return f"afterok:{seen.job_id}"
+    raise PreflightError(
+        f"this run starts from {seen.name}, which is not finished",
+        faults=[seen.text],
+        fix=f"finish that first: mgpt4 resume {seen.path}",
+    )
+
+
+def _all_of(dependency: str | None, behind: Sequence[str]) -> str | None:
+    """Slurm's dependency on both: it holds when each of its parts does."""
+    wanted = [dependency] if dependency is not None else []
+    if behind:
+        wanted.append(":".join(["afterany", *behind]))
+    return ",".join(wanted) or None
+
+
+@contextmanager
+def _put_back(*paths: Path) -> Iterator[None]:
+    """Undo what was done to these files if a job cannot be had: the run then is as it was."""
+    before = {path: path.read_bytes() for path in paths if path.is_file()}
+    try:
+        yield
+    except MgptError:
+        for path in paths:
+            if path not in before:
+                path.unlink(missing_ok=True)
+            elif not path.is_file() or path.read_bytes() != before[path]:
+                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+                temporary.write_bytes(before[path])
+                temporary.replace(path)
+        raise

@@ -1,0 +1,76 @@
+"""Going on with several runs at once: a sweep of which some were lost, or a handful of names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mgpt4_hpc.errors import MgptError, RunAlive
+from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+from mgpt4_hpc.launch.manage.resume import Resumption, resume_run
+from mgpt4_hpc.launch.runs.wait import wait_for_runs
+from mgpt4_hpc.run_dir import RunDir
+
+
+def resume_many(
+    runs: Sequence[RunDir],
+    overrides: Mapping[str, Any],
+    executor: str | None,
+    *,
+    say: Callable[[str], None],
+    accept: bool = False,
+    turns: Mapping[RunDir, Turns] | None = None,
+) -> tuple[list[Resumption], list[MgptError]]:
+    """Submit each unfinished run again, whatever becomes of the others.
+
+    Runs that wait or run already are left alone. On this machine, which cannot tell its GPUs apart
+    for them, each run begins when the one before has ended.
+
+    Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given; and
+    ``turns``, of those runs that may not all be at work at once.
+
+    Returns:
+        What became of those that could be resumed, and why the others could not.
+    """
+    done: list[Resumption] = []
+    errors: list[MgptError] = []
+    here: RunDir | None = None
+    say_once = _once(say)
+    for run in runs:
+        try:
+            if here is not None:
+                wait_for_runs([here], say=say)
+        except MgptError as error:
+            errors.append(error)
+        here = None
+        turn = (turns or {}).get(run)
+        behind = turn.next if turn is not None else ()
+        try:
+            one = resume_run(run, overrides, executor, say=say_once, accept=accept, behind=behind)
+        except RunAlive as error:
+            say(f"left alone: {error.what}")
+            continue
+        except MgptError as error:
+            say(f"{run.name} could not be resumed")
+            # What is wrong with the command itself is wrong for every run, and told once.
+            if str(error) not in map(str, errors):
+                errors.append(error)
+            continue
+        done.append(one)
+        if one.submitted is not None and one.submitted.executor == "local":
+            here = run
+        elif one.submitted is not None and turn is not None:
+            turn.take(one.submitted.job_id)
+    return done, errors
+
+
+def _once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Say each sentence once: what is worth knowing of the place holds for every run."""
+    said: set[str] = set()
+
+    def say_new(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            say(text)
+
+    return say_new

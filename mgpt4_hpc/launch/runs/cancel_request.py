@@ -1,0 +1,54 @@
+"""The mark by which a person takes a run out of the queue for good: ``RUN/CANCEL``.
+
+A signal alone cannot say it: to the ranks USR2 looks like the warning before a time limit, after
+which they save and come back. The mark names the job that it is meant for, so that one left over
+does not cancel a later job.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+
+PAUSES_S = (0.5, 1.0, 2.0)
+"""Short: whoever asks may be killed in half a minute, and has to requeue the job before that."""
+
+
+def cancel_mark(run: RunDir) -> Path:
+    """Where the mark lies."""
+    return run.path / "CANCEL"
+
+
+def request_cancel(run: RunDir, job_id: str) -> None:
+    """Ask that this job of the run does not come back, however it ends."""
+    write_json(cancel_mark(run), {"job_id": job_id, "by": getpass.getuser(), "time": time.time()})
+
+
+def cancel_requested(
+    run: RunDir, job_id: str | None = None, *, pauses_s: Sequence[float] = PAUSES_S
+) -> bool:
+    """Whether a person asked for it. Where storage does not say, nobody did.
+
+    Args:
+        run: the run.
+        job_id: asks about this job only; None asks about any.
+        pauses_s: seconds between the tries while storage stumbles.
+    """
+    try:
+        marked = patiently(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
+    except ValueError:
+        return True  # made by hand with `touch`: the wish is plain
+    except (OSError, StorageTrouble):
+        return False  # Slurm knows of a cancel, too; an error of storage is no wish of a person
+    return job_id is None or marked is None or marked == job_id
+
+
+def withdraw_cancel(run: RunDir) -> None:
+    """Take the mark away, for the run is wanted again."""
+    cancel_mark(run).unlink(missing_ok=True)

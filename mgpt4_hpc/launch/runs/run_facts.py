@@ -1,0 +1,263 @@
+"""What a run's folder says of itself, read quickly enough for hundreds of runs at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.telemetry.attempts import Attempt, summarise
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.heartbeat import Beat, read_heartbeat
+
+_LEDGER = re.compile(r"(attempt|supervisor)-(\d{4,})\.jsonl")
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+_HEAD_BYTES = 8 * 1024
+_TAIL_BYTES = 24 * 1024
+_PROGRESS = b'"kind": "steps"'
+_LOSS = b'"loss"'
+# `write_config` puts one setting on a line. Parsing YAML costs 100 times as much.
+_STEPS_LINE = re.compile(r"^  max_steps: (\d+)\b", re.MULTILINE)
+_BATCH_LINE = re.compile(r"^  global_batch_size: (\d+)\b", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class JobRef:
+    """The job that works on a run, or did last.
+
+    Attributes:
+        executor: "slurm", "local", or "torchrun".
+        job_id: Slurm's, or a process id.
+        since: unix time of its submission or first start.
+        hostname: where it runs, if it is a process here or elsewhere; empty where not known.
+    """
+
+    executor: str
+    job_id: str
+    since: float = 0.0
+    hostname: str = ""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder shows it.
+
+    Attributes:
+        run: its directory.
+        stage: 1 or 2; 0 where run.json does not say.
+        created: as run.json has it.
+        max_steps, global_batch_size: of its configuration; None where it cannot be read.
+        job: the newest job; None if it was never submitted.
+        attempts: summaries, oldest first. Counts of saves and substitutions are those of a
+            ledger's beginning and end only; `history` reads them whole.
+        beat: last sign of life.
+        checkpoint_step: newest checkpoint.
+        checkpoint_at: unix time of it.
+        failed: text of FAILED, None without it.
+        resubmit: text of RESUBMIT_NEEDED, None without it.
+        cancel: whether a person asked this job not to come back.
+        loss: newest training loss.
+        samples_per_s: newest rate.
+    """
+
+    run: RunDir
+    stage: int = 0
+    created: str = ""
+    max_steps: int | None = None
+    global_batch_size: int | None = None
+    job: JobRef | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    beat: Beat | None = None
+    checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
+    failed: str | None = None
+    resubmit: str | None = None
+    cancel: bool = False
+    loss: float | None = None
+    samples_per_s: float | None = None
+
+    @property
+    def last(self) -> Attempt | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def step(self) -> int:
+        """The last step known to be finished; before the first of an attempt, the checkpoint's."""
+        last = self.last
+        if last is None:
+            return self.checkpoint_step or 0
+        step = last.last_step or self.checkpoint_step or 0
+        if self.beat is not None and self.beat.attempt == last.number:
+            step = max(step, self.beat.step)
+        return step
+
+    @property
+    def last_sign_at(self) -> float | None:
+        """Unix time of the newest thing that the run wrote."""
+        known = [self.beat.time] if self.beat is not None else []
+        known += [self.last.end] if self.last is not None else []
+        known += [self.checkpoint_at] if self.checkpoint_at is not None else []
+        return max(known, default=None)
+
+
+def read_facts(run: RunDir) -> RunFacts:
+    """Read one run's folder. A file that is missing or torn leaves its fact unknown."""
+    identity = _json(run.identity_file)
+    ledgers = _read_ledgers(run.ledger)
+    attempts = summarise([(number, *both) for number, both in sorted(ledgers.items())])
+    job = _job(_json(run.slurm / "job.json"), [records for records, _ in ledgers.values()])
+    newest = _newest_values([records for records, _ in ledgers.values()])
+    max_steps, batch = _sizes(run)
+    step, saved_at = _newest_checkpoint(run.checkpoints)
+    return RunFacts(
+        run=run,
+        stage=identity.get("stage") or 0,
+        created=str(identity.get("created", "")),
+        max_steps=max_steps,
+        global_batch_size=batch,
+        job=job,
+        attempts=attempts,
+        beat=read_heartbeat(run.heartbeat),
+        checkpoint_step=step,
+        checkpoint_at=saved_at,
+        failed=_text(run.failed),
+        resubmit=_text(run.resubmit_needed),
+        cancel=cancel_requested(run, job.job_id if job else None, pauses_s=()),
+        loss=_number(newest.get("loss")),
+        samples_per_s=_number(newest.get("samples_per_s")),
+    )
+
+
+Records = list[Mapping[str, Any]]
+
+
+def _read_ledgers(folder: Path) -> dict[int, tuple[Records, Records]]:
+    """Per attempt its own records and its supervisor's, as far as an overview needs them."""
+    found: dict[int, tuple[Records, Records]] = {}
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - names only; a Path each costs time
+    except OSError:
+        return {}
+    for name in names:
+        match = _LEDGER.fullmatch(name)
+        if match:
+            mine = found.setdefault(int(match[2]), ([], []))
+            mine[0 if match[1] == "attempt" else 1].extend(_edge_records(folder / name))
+    return dict(sorted(found.items()))
+
+
+def _edge_records(path: Path) -> Records:
+    """The first and the last records of a ledger; of a long one the middle is not read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= _HEAD_BYTES + _TAIL_BYTES:
+                return _parse(file.read().split(b"\n"))
+            head = file.read(_HEAD_BYTES).split(b"\n")[:-1]
+            file.seek(size - _TAIL_BYTES)
+            tail = file.read().split(b"\n")[1:]
+            if not any(_PROGRESS in line for line in tail):
+                # Hundreds of bad samples in a row: then the whole file must be read.
+                file.seek(0)
+                return _parse(file.read().split(b"\n"))
+            return _parse(head + tail)
+    except OSError:
+        return []
+
+
+def _parse(lines: list[bytes]) -> Records:
+    """The records, of the progress lines the newest only: they are nearly all of a ledger."""
+    progress = [number for number, line in enumerate(lines) if _PROGRESS in line]
+    keep = {*progress[-1:], *[n for n in progress if _LOSS in lines[n]][-1:]}
+    passed_over = set(progress) - keep
+    records: Records = []
+    for number, line in enumerate(lines):
+        if number in passed_over or not line:
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # torn by a kill
+        if isinstance(record, Mapping) and isinstance(record.get("t"), (int, float)):
+            records.append(record)
+    return records
+
+
+def _job(job_file: Mapping[str, Any], ledgers: list[Records]) -> JobRef | None:
+    """The job that was submitted last, or one that was started by hand since."""
+    start: Mapping[str, Any] = {}
+    if ledgers:
+        start = next((r for r in ledgers[-1] if r.get("kind") == Kind.START), {})
+    started_id, started_at = str(start.get("job_id") or ""), _number(start.get("t")) or 0.0
+    host = str(start.get("host") or start.get("hostname") or "")
+    job_id = str(job_file.get("job_id") or "")
+    since = _number(job_file.get("submitted")) or 0.0
+    by_hand = started_id and started_id != job_id and started_at > since
+    if job_id and not by_hand:
+        known = str(job_file.get("host") or "") or (host if started_id == job_id else "")
+        return JobRef(str(job_file.get("executor") or "slurm"), job_id, since, known)
+    if not started_id:
+        return None
+    return JobRef(str(start.get("executor") or "slurm"), started_id, started_at, host)
+
+
+def _newest_values(ledgers: list[Records]) -> Mapping[str, Any]:
+    for records in reversed(ledgers):
+        for record in reversed(records):
+            if record.get("kind") == Kind.STEPS and record.get("loss") is not None:
+                return record
+    return {}
+
+
+def _sizes(run: RunDir) -> tuple[int | None, int | None]:
+    text = _text(run.config_file) or ""
+    steps, batch = _STEPS_LINE.search(text), _BATCH_LINE.search(text)
+    if steps and batch:
+        return int(steps[1]), int(batch[1])
+    try:
+        train = read_config(run.config_file).config.train
+    except MgptError:
+        return None, None
+    return train.max_steps, train.global_batch_size
+
+
+def _newest_checkpoint(folder: Path) -> tuple[int | None, float | None]:
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names only
+    except OSError:
+        return None, None
+    steps = [int(match[1]) for match in map(_CHECKPOINT.fullmatch, names) if match]
+    if not steps:
+        return None, None
+    newest = folder / f"step-{max(steps):08d}"
+    try:
+        return max(steps), (newest / "manifest.json").stat().st_mtime
+    except OSError:
+        return max(steps), None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return {}
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

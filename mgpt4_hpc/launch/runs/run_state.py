@@ -1,0 +1,317 @@
+"""What a run is doing, in a word and in a sentence. Pure functions of what was read and asked."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
+from mgpt4_hpc.launch.job.node_exclusion import nodes_found_bad
+from mgpt4_hpc.launch.job.requeue_policy import Cause
+from mgpt4_hpc.launch.runs.run_facts import RunFacts
+from mgpt4_hpc.launch.slurm.queue import NEVER_SATISFIED, QueuedJob
+from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
+
+SILENT_S = 300.0
+"""A running job that wrote nothing for so long is told apart; NFS alone may hide a minute."""
+
+FRESH_S = 120.0
+"""A sign of life younger than this means a living process, where nobody can be asked."""
+
+LAG_S = 60.0
+"""A job so young may not be known everywhere yet."""
+
+
+class RunState(StrEnum):
+    """The word, for scripts."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    UNKNOWN = "unknown"
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a job of the run is in the queue or running."""
+        return self in (RunState.PENDING, RunState.RUNNING)
+
+
+class Source(StrEnum):
+    """Who said so."""
+
+    SQUEUE = "squeue"
+    SACCT = "sacct"
+    PROCESS = "process"
+    FOLDER = "run folder"
+
+
+@dataclass(frozen=True)
+class Status:
+    """The word, the sentence, who said so, and how old that may be.
+
+    Attributes:
+        as_of: unix time up to which the state is certain, where it is accounting's last word and
+            the controller does not answer; None where it is of now.
+    """
+
+    state: RunState
+    text: str
+    source: Source
+    as_of: float | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What could be found out about a run's job from outside its folder.
+
+    Attributes:
+        job: as squeue, or else sacct, shows it; None if neither knows it.
+        source: which of them.
+        asked: whether at least one of them could be asked at all.
+        alive: whether the local controller lives; None where that is not the question, or
+            where it runs on another machine.
+    """
+
+    job: QueuedJob | None = None
+    source: Source = Source.FOLDER
+    asked: bool = True
+    alive: bool | None = None
+
+
+_ENDED = {
+    Cause.TIME_LIMIT: "time limit reached",
+    Cause.SIGNALLED: "stopped by a signal",
+    Cause.HUNG: "hung",
+    RUNNING_CAUSE: "killed",
+    UNKNOWN_CAUSE: "killed",
+}
+
+_FAILURES = frozenset({"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"})
+
+
+def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Status:
+    """What the run is doing.
+
+    The order of trust: the run's own word that it is finished, then squeue, then sacct, then the
+    rest of the run folder.
+
+    Args:
+        facts: of its folder.
+        answer: of Slurm, or of the machine's process table.
+        now: unix time; replaced by tests.
+    """
+    now = time.time() if now is None else now
+    if facts.last is not None and facts.last.cause == Cause.FINISHED:
+        return Status(RunState.FINISHED, "finished", Source.FOLDER)
+    if facts.job is None:
+        told = "stopped: never submitted; run " + _resume(facts)
+        return Status(RunState.STOPPED, told, Source.FOLDER)
+    if answer.job is not None:
+        state, text = _of_job(facts, answer.job, now)
+        as_of = _as_of(facts, answer, state, now)
+        if as_of is not None:
+            text += f", as of {clock_time(as_of, now)}"
+        return Status(state, text, answer.source, as_of)
+    if answer.alive is not None:
+        if answer.alive:
+            return Status(*_alive(facts, now), Source.PROCESS)
+        return Status(*_gone(facts, now, "its process ended without a word"), Source.PROCESS)
+    return Status(*_unseen(facts, answer.asked, now), Source.FOLDER)
+
+
+def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> float | None:
+    """The last moment at which the state is certain; None if that is now."""
+    job = answer.job
+    # Accounting is believed about a job that is not over only while squeue does not answer.
+    if job is None or answer.source is not Source.SACCT or not job.is_active:
+        return None
+    sign = facts.last_sign_at
+    if state is RunState.RUNNING and sign is not None and now - sign < FRESH_S:
+        return None  # its own word is as good as squeue's
+    submitted = facts.job.since if facts.job is not None else None
+    known = [at for at in (sign, job.start_at, submitted) if at is not None and at <= now]
+    return max(known, default=None)
+
+
+# -- Slurm knows the job --------------------------------------------------------------------
+
+
+def _of_job(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
+    if job.state in ("PENDING", "REQUEUED", "REQUEUE_FED"):
+        return _waiting(facts, job, now)
+    if job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
+        return RunState.PENDING, f"held: `scontrol release {job.job_id}`"
+    if job.state in ("SUSPENDED", "STOPPED"):
+        return RunState.PENDING, "suspended: it goes on where it was"
+    if job.state == "COMPLETING":
+        came_back = job.restarts > _restarts(facts)
+        return RunState.RUNNING, f"ending ({_why(facts)}{', requeued' if came_back else ''})"
+    if job.state == "CONFIGURING":
+        return RunState.PENDING, "starting: its nodes are being prepared"
+    if job.is_active:
+        return _alive(facts, now, job)
+    return _over(facts, job, now)
+
+
+def _waiting(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
+    if job.reason == NEVER_SATISFIED:
+        return RunState.STOPPED, _never_started(facts)
+    if job.reason.startswith("JobHeld"):
+        when = f"held: `scontrol release {job.job_id}`"
+    elif job.eligible_at is not None and job.eligible_at > now + 0.5:
+        when = f"eligible in {duration(job.eligible_at - now)}"
+    else:
+        when = f"pending ({job.reason or 'no reason given'})"
+        if job.start_at is not None and job.start_at > now + 60:
+            when += f", expected to start in {duration(job.start_at - now)}"
+    if _has_run(facts):
+        when = f"{_why(facts)}, requeued, {when}"
+    return RunState.PENDING, when
+
+
+def _alive(facts: RunFacts, now: float, job: QueuedJob | None = None) -> tuple[RunState, str]:
+    """The job, or the local controller, is running."""
+    last = facts.last
+    restarts = job.restarts if job is not None and job.restarts else None
+    begun = (
+        last is not None
+        and facts.job is not None
+        and last.job_id == facts.job.job_id
+        # sacct does not count restarts: then the newest attempt is taken for the current one.
+        and (restarts is None or last.restart_count == restarts)
+    )
+    if facts.cancel:
+        return RunState.RUNNING, "cancelled: saving, then it ends"
+    if last is None or not begun:
+        return RunState.RUNNING, "starting"
+    if last.ended:
+        if job is None and last.requeue is not None:
+            return RunState.RUNNING, f"{_why(facts)}, starting again"
+        return RunState.RUNNING, f"stopping ({_why(facts)})"
+    if job is not None and job.preempt_at is not None:
+        return RunState.RUNNING, "being preempted: saving"
+    if last.first_step is None:
+        return RunState.RUNNING, "starting"
+    silent_s = now - (facts.last_sign_at or last.start)
+    if silent_s > SILENT_S:
+        return RunState.RUNNING, f"running, but silent for {duration(silent_s)}"
+    return RunState.RUNNING, "running"
+
+
+def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
+    """Slurm says that the job is over, and the run is not finished."""
+    left_behind = _left_behind(facts)
+    if left_behind is not None:
+        return left_behind
+    if job.state == "CANCELLED":
+        # One that a person cancels keeps "Dependency", what it waited for at that time.
+        if job.reason == NEVER_SATISFIED and not job.cancelled_by:
+            return RunState.STOPPED, _never_started(facts)
+        by = f" by user {job.cancelled_by}" if job.cancelled_by else ""
+        return RunState.CANCELLED, f"cancelled{by}"
+    # The last ledger line may be on its way through the file system.
+    just_now = job.end_at is not None and now - job.end_at < LAG_S
+    if job.state == "COMPLETED" and just_now:
+        return RunState.RUNNING, "ending"
+    if job.state in _FAILURES:
+        code = f", exit code {job.exit_code.partition(':')[0]}" if job.exit_code else ""
+        told = f"failed: Slurm says {job.state}{code}; read `mgpt4 logs {_word(facts)}`"
+        return RunState.FAILED, told
+    return RunState.STOPPED, f"stopped (Slurm says {job.state}): run {_resume(facts)}"
+
+
+# -- nobody but the folder can tell -----------------------------------------------------------
+
+
+def _gone(facts: RunFacts, now: float, how: str) -> tuple[RunState, str]:
+    """No job and no process is left, and the run is not finished."""
+    left_behind = _left_behind(facts)
+    if left_behind is not None:
+        return left_behind
+    last = facts.last
+    if last is not None and last.ended and not (last.requeue or {}).get("accepted"):
+        return RunState.STOPPED, f"stopped ({_why(facts)}): run {_resume(facts)}"
+    sign = facts.last_sign_at
+    ago = f", last sign of life {duration(now - sign)} ago" if sign is not None else ""
+    return RunState.LOST, f"lost: {how}{ago}; run {_resume(facts)}"
+
+
+def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
+    """Slurm does not know the job, or does not answer; or the process is on another machine."""
+    job = facts.job
+    assert job is not None
+    fresh = facts.last_sign_at is not None and now - facts.last_sign_at < FRESH_S
+    last = facts.last
+    if fresh and last is not None and not last.ended:
+        return RunState.RUNNING, "running" if last.first_step is not None else "starting"
+    if asked and now - job.since < LAG_S and (last is None or last.job_id != job.job_id):
+        # Slurm forgets a task at once that was cancelled while it waited with others of its array.
+        if facts.cancel:
+            return RunState.CANCELLED, "cancelled"
+        return RunState.PENDING, "submitted a moment ago"
+    if job.executor == "slurm" and not asked:
+        left_behind = _left_behind(facts)
+        if left_behind is not None:
+            return left_behind
+        if last is not None and last.ended:
+            came_back = ", requeued" if (last.requeue or {}).get("accepted") else ""
+            return RunState.UNKNOWN, f"unknown: {_why(facts)}{came_back}; Slurm does not answer"
+        return RunState.UNKNOWN, "unknown: Slurm does not answer"
+    how = {
+        "slurm": f"Slurm does not know job {job.job_id}",
+        "local": f"process {job.job_id} on {job.hostname or 'an unknown machine'} is silent",
+    }.get(job.executor, "its processes are silent")
+    return _gone(facts, now, how)
+
+
+# -- words ------------------------------------------------------------------------------------
+
+
+def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
+    """What whoever ended the run wrote for people to find."""
+    if facts.failed is not None:
+        return RunState.FAILED, f"failed: {first_line(facts.failed) or 'no reason given'}"
+    cancelled = facts.last is not None and facts.last.cause == Cause.CANCELLED
+    if facts.cancel or cancelled:
+        return RunState.CANCELLED, "cancelled"
+    if facts.resubmit is not None:
+        return RunState.STOPPED, f"stopped: run {_resume(facts)}"
+    return None
+
+
+def _has_run(facts: RunFacts) -> bool:
+    last, job = facts.last, facts.job
+    return last is not None and job is not None and last.job_id == job.job_id
+
+
+def _why(facts: RunFacts) -> str:
+    """Why the newest attempt ended."""
+    last = facts.last
+    if last is None:
+        return "before its first attempt"
+    if last.cause == Cause.REQUEUED:
+        return "put back by Slurm"
+    if last.cause == Cause.BAD_NODE:
+        return f"bad node {', '.join(nodes_found_bad([last]))}".rstrip()
+    return _ENDED.get(last.cause, last.cause)
+
+
+def _restarts(facts: RunFacts) -> int:
+    return facts.last.restart_count if facts.last is not None else 0
+
+
+def _resume(facts: RunFacts) -> str:
+    return f"`mgpt4 resume {_word(facts)}`"
+
+
+def _word(facts: RunFacts) -> str:
+    return shell_word(facts.run.name)
+
+
+def _never_started(facts: RunFacts) -> str:
+    return f"stopped: the run it waited for did not finish; run {_resume(facts)}"

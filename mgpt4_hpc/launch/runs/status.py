@@ -1,0 +1,216 @@
+"""Every run's state and progress at a glance: one call to each Slurm tool for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mgpt4_hpc.errors import MgptError, SlurmUnreachable
+from mgpt4_hpc.launch.runs import processes
+from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts
+from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
+from mgpt4_hpc.launch.slurm import queue
+from mgpt4_hpc.launch.slurm.queue import QueuedJob
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.goodput import goodput
+
+_READERS = 8
+"""Threads: on NFS and Lustre a run costs a dozen round trips, not computation."""
+
+_MAY_BE_BACK = frozenset({"PREEMPTED", "REQUEUED", "NODE_FAIL"})
+
+
+@dataclass(frozen=True)
+class RunOverview:
+    """One row of ``mgpt4 status``; what is not known is None.
+
+    Attributes:
+        name, path, stage: of the run.
+        state: one word of :class:`RunState`.
+        text: the state as a sentence.
+        source: who said so: squeue, sacct, process, run folder.
+        as_of: unix time up to which that is certain, where squeue does not answer; None is now.
+        executor, job_id: of its newest job.
+        attempt: number of the newest attempt.
+        step, max_steps, percent: progress.
+        loss, samples_per_s: newest ones reported.
+        eta_s: seconds to the last step at that rate, while it runs.
+        goodput: share of the time holding nodes that went into new steps, 0 to 1.
+        nodes: where it runs, or ran last.
+        checkpoint_step, checkpoint_age_s: newest checkpoint.
+    """
+
+    name: str
+    path: str
+    stage: int
+    state: RunState
+    text: str
+    source: Source
+    as_of: float | None
+    executor: str | None
+    job_id: str | None
+    attempt: int | None
+    step: int
+    max_steps: int | None
+    percent: float | None
+    loss: float | None
+    samples_per_s: float | None
+    eta_s: float | None
+    goodput: float | None
+    nodes: str
+    checkpoint_step: int | None
+    checkpoint_age_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, under the attributes' names."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Overviews:
+    """The rows, and what could not be asked.
+
+    Attributes:
+        rows: in the order of the runs given.
+        warnings: sentences about tools that did not answer.
+        unreachable: set if a run's state hangs on a Slurm that does not answer.
+    """
+
+    rows: list[RunOverview]
+    warnings: list[str]
+    unreachable: SlurmUnreachable | None = None
+
+
+def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
+    """The state and progress of each run."""
+    now = time.time() if now is None else now
+    with ThreadPoolExecutor(_READERS) as pool:
+        all_facts = list(pool.map(read_facts, runs))
+    answers = _ask_slurm(all_facts)
+    rows = [_row(facts, _answer(facts, answers), now) for facts in all_facts]
+    unreachable = answers.error if any(row.state is RunState.UNKNOWN for row in rows) else None
+    return Overviews(rows, answers.warnings, unreachable)
+
+
+def look_at_one(run: RunDir) -> RunOverview:
+    """The same for one run."""
+    return look_at([run]).rows[0]
+
+
+@dataclass
+class _SlurmAnswers:
+    squeue: dict[str, QueuedJob]
+    sacct: dict[str, QueuedJob]
+    squeue_answered: bool
+    sacct_answered: bool
+    warnings: list[str]
+    error: SlurmUnreachable | None = None
+
+
+def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
+    # A finished run needs no scheduler, and most runs of an old folder are finished.
+    ids = {
+        facts.job.job_id
+        for facts in all_facts
+        if facts.job is not None
+        and facts.job.executor == "slurm"
+        and not (facts.last is not None and facts.last.cause == "finished")
+    }
+    answers = _SlurmAnswers({}, {}, True, True, [])
+    if not ids:
+        return answers
+    found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers)
+    answers.squeue = found
+    # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
+    told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
+    if untold := ids - told:
+        answers.sacct, answers.sacct_answered = _ask(queue.ask_sacct, untold, answers)
+    return answers
+
+
+def _ended_waiting(job: QueuedJob) -> bool:
+    return job.state == "CANCELLED" and job.reason.startswith("Dependency")
+
+
+def _ask(
+    ask: Callable[[set[str]], dict[str, QueuedJob]], ids: set[str], answers: _SlurmAnswers
+) -> tuple[dict[str, QueuedJob], bool]:
+    try:
+        return ask(ids), True
+    except MgptError as error:
+        # Many sites have no accounting; while squeue answers that is no news for anybody.
+        if ask is queue.ask_squeue or not answers.squeue_answered:
+            answers.warnings.append(error.what)
+        if answers.error is None:
+            answers.error = _as_unreachable(error, ask is queue.ask_squeue)
+        return {}, False
+
+
+def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | None:
+    if isinstance(error, SlurmUnreachable):
+        return error
+    # A squeue that crashes or refuses leaves us as blind as one that reaches nobody; that there is
+    # no accounting is no fault.
+    return SlurmUnreachable(error.what, why=error.why, fix=error.fix) if queue_failed else None
+
+
+def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:
+    job = facts.job
+    if job is None:
+        return Answer()
+    if job.executor == "slurm":
+        recorded = slurm.sacct.get(job.job_id)
+        if job.job_id in slurm.squeue:
+            by = recorded.cancelled_by if recorded is not None else ""
+            return Answer(replace(slurm.squeue[job.job_id], cancelled_by=by), Source.SQUEUE)
+        # Accounting lags, and keeps jobs as running whose end it missed; and what it shows as
+        # preempted may be back in the queue. Only squeue knows.
+        doubtful = recorded is not None and (
+            recorded.is_active if slurm.squeue_answered else recorded.state in _MAY_BE_BACK
+        )
+        if recorded is not None and not doubtful:
+            return Answer(recorded, Source.SACCT)
+        return Answer(asked=slurm.squeue_answered)
+    if not processes.is_here(job.hostname):
+        return Answer()
+    if job.executor == "local":
+        return Answer(alive=processes.is_controller(facts.run, job.job_id))
+    beat = facts.beat
+    if beat is not None and beat.pid and processes.is_here(beat.hostname):
+        return Answer(alive=processes.exists(beat.pid))
+    return Answer()
+
+
+def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:
+    status = describe(facts, answer, now)
+    last, step, rate = facts.last, facts.step, facts.samples_per_s
+    left = facts.max_steps - step if facts.max_steps is not None else None
+    eta_s = None
+    if status.state is RunState.RUNNING and left is not None and rate and facts.global_batch_size:
+        eta_s = max(0, left) * facts.global_batch_size / rate
+    nodes = answer.job.nodes if answer.job is not None else ""
+    return RunOverview(
+        name=facts.run.name,
+        path=str(facts.run.path),
+        stage=facts.stage,
+        state=status.state,
+        text=status.text,
+        source=status.source,
+        as_of=status.as_of,
+        executor=facts.job.executor if facts.job else None,
+        job_id=facts.job.job_id if facts.job else None,
+        attempt=last.number if last else None,
+        step=step,
+        max_steps=facts.max_steps,
+        percent=100 * step / facts.max_steps if facts.max_steps else None,
+        loss=facts.loss,
+        samples_per_s=rate,
+        eta_s=eta_s,
+        goodput=goodput(facts.attempts).without_queue if facts.attempts else None,
+        nodes=nodes or (",".join(last.nodes) if last else ""),
+        checkpoint_step=facts.checkpoint_step,
+        checkpoint_age_s=now - facts.checkpoint_at if facts.checkpoint_at is not None else None,
+    )

@@ -1,0 +1,290 @@
+"""Work in parts: a plain Slurm array whose task I of N runs ``mgpt4 ... --part I/N``.
+
+For work without a run directory (indexing, downloading, encoding). Each part must write its result
+atomically and skip what is there already: then a requeued task, or the whole command given again,
+costs only what is missing. Slurm requeues a task that was preempted or lost its node by itself, as
+its only process does not outlive the job.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.formatting import first_line
+from mgpt4_hpc.launch.runs.run_state import LAG_S
+from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern, run_slurm
+from mgpt4_hpc.launch.slurm.queue import QueuedJob, ask_sacct, ask_squeue
+
+T = TypeVar("T")
+
+POLL_S = 5.0
+_SHOWN = 5
+_OWN_FILES = ("*.log", "*.done", "array.sbatch", "end.sbatch", ".*.partial", ".nfs*")
+"""In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
+NFS keeps of a file that was removed while it was open."""
+_LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
+"""States that a task with ``--requeue`` does not come back from by itself."""
+
+
+@dataclass(frozen=True)
+class Wants:
+    """What each task asks of Slurm.
+
+    Attributes:
+        partition, account: None is the site's default.
+        time_min: limit in minutes.
+        cpus, gpus: per task.
+        mem_gib: per task; None is the site's default.
+        at_once: tasks that may run at the same time; None is all.
+        sbatch: further options of sbatch, without dashes.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    time_min: int = 240
+    cpus: int = 1
+    gpus: int = 0
+    mem_gib: int | None = None
+    at_once: int | None = None
+    sbatch: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ArrayJob:
+    """``mgpt4 ARGUMENTS --part I/PARTS`` for I from 1 to PARTS.
+
+    Attributes:
+        name: of the job.
+        arguments: of ``mgpt4``; relative paths count from the present folder.
+        parts: tasks.
+        folder: for the script, the logs and a mark of each finished part; on shared storage.
+        wants: see ``Wants``.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    parts: int
+    folder: Path
+    wants: Wants = field(default_factory=Wants)
+
+    def log(self, part: int) -> Path:
+        """Output of one part; a requeued one goes on in the same file."""
+        return self.folder / f"{part}.log"
+
+    def mark(self, part: int) -> Path:
+        """Appears when a part has ended well."""
+        return self.folder / f"{part}.done"
+
+
+def slice_of(items: Sequence[T], part: int, parts: int) -> Sequence[T]:
+    """Part ``part`` of 1 ... ``parts``: neighbours, in lengths that differ by at most one."""
+    return items[(part - 1) * len(items) // parts : part * len(items) // parts]
+
+
+def check_parts_folder(folder: Path, results: str) -> None:
+    """Refuse a folder for parts that holds anything else: it is removed in the end.
+
+    Args:
+        folder: need not exist.
+        results: what the names of the parts' results look like, as ``*.index``.
+
+    Raises:
+        ConfigError: naming what is there.
+    """
+    if not os.path.lexists(folder):
+        return
+    ours = (results, *_OWN_FILES)
+    found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    strange = [path for path in found if not any(path.match(pattern) for pattern in ours)]
+    if strange:
+        listed = ", ".join(str(path) for path in strange[:_SHOWN])
+        raise ConfigError(
+            f"{folder} is to hold the parts of this work and nothing else, but there is {listed}",
+            why="the folder is removed when the parts have been put together",
+            fix="choose another output, or move that away",
+        )
+
+
+def array_script(job: ArrayJob) -> str:
+    """The batch script."""
+    wants = job.wants
+    limit = f"%{wants.at_once}" if wants.at_once else ""
+    options: dict[str, object] = {
+        "array": f"1-{job.parts}{limit}",
+        "cpus-per-task": wants.cpus,
+        "time": wants.time_min,
+        "output": f"{log_pattern(job.folder.absolute())}/%a.log",
+    }
+    if wants.gpus:
+        options["gpus-per-node"] = wants.gpus
+    if wants.mem_gib is not None:
+        options["mem"] = f"{wants.mem_gib}G"
+    command = f'{_mgpt4(job.arguments)} --part "$SLURM_ARRAY_TASK_ID/{job.parts}"'
+    mark = f'{shlex.quote(str(job.folder.absolute()))}/"$SLURM_ARRAY_TASK_ID.done"'
+    return _script(job.name, wants, options, f"{command} && : > {mark}")
+
+
+def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
+    """A batch script of one task that runs ``mgpt4 ARGUMENTS`` once all parts have ended well."""
+    options: dict[str, object] = {
+        "cpus-per-task": job.wants.cpus,
+        "time": job.wants.time_min,
+        "output": log_pattern(job.folder.absolute().with_name(f"{job.folder.name}.log")),
+        "dependency": f"afterok:{array_id}",
+        # Otherwise it waits for ever behind a part that failed.
+        "kill-on-invalid-dep": "yes",
+    }
+    return _script(f"{job.name}-end", job.wants, options, _mgpt4(arguments))
+
+
+def submit_array(job: ArrayJob) -> str:
+    """Submit the array; its job id. Marks of an earlier one are taken away.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: if it cannot be submitted.
+        MgptError: if the folder cannot be written, or Slurm cannot write logs into it.
+    """
+    script = array_script(job)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for part in range(1, job.parts + 1):
+            job.mark(part).unlink(missing_ok=True)
+    except OSError as error:
+        raise MgptError(
+            f"the folder {job.folder} cannot be written: {error.strerror}",
+            fix="choose an output on storage that all nodes share",
+        ) from error
+    return _sbatch(job.folder / "array.sbatch", script)
+
+
+def submit_following(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
+    """Submit ``mgpt4 ARGUMENTS`` behind a submitted array; its job id. Raises as above."""
+    return _sbatch(job.folder / "end.sbatch", following_script(job, arguments, array_id))
+
+
+def wait_for_array(
+    job: ArrayJob,
+    job_id: str,
+    *,
+    tell: Callable[[int, int], None] | None = None,
+    poll_s: float = POLL_S,
+    lag_s: float = LAG_S,
+    ask: Callable[[Sequence[str]], Mapping[str, QueuedJob]] | None = None,
+) -> None:
+    """Return when all parts have ended well.
+
+    Args:
+        job: that was submitted.
+        job_id: of the array.
+        tell: called with (parts done, parts in all) at each look.
+        poll_s: seconds between two looks.
+        lag_s: how long a part may be neither in the queue nor marked as done: files and queue lag
+            behind each other.
+        ask: replaced by tests; the parts' jobs as Slurm has them, by id.
+
+    Raises:
+        MgptError: once no part can go on and some did not end well; names them and their logs.
+    """
+    ask = ask or _ask
+    done: set[int] = set()
+    still_since: float | None = None
+    while True:
+        done |= {part for part in range(1, job.parts + 1) if job.mark(part).exists()}
+        missing = [part for part in range(1, job.parts + 1) if part not in done]
+        answered, states = True, dict[int, QueuedJob | None]()
+        if missing:
+            try:
+                jobs = ask([f"{job_id}_{part}" for part in missing])
+                states = {part: jobs.get(f"{job_id}_{part}") for part in missing}
+            except (SlurmRejected, SlurmUnreachable):
+                answered = False
+        well = {part for part, found in states.items() if found and found.state == "COMPLETED"}
+        done |= well
+        states = {part: found for part, found in states.items() if part not in well}
+        if tell is not None:
+            tell(len(done), job.parts)
+        if len(done) == job.parts:
+            return
+        going = any(found is not None and found.is_active for found in states.values())
+        if going or not answered:  # a squeue that is down or crashes says nothing of the parts
+            still_since = None
+        else:
+            now = time.monotonic()
+            still_since = now if still_since is None else still_since
+            if _all_lost(states) or now - still_since > lag_s:
+                raise _failed(job, states)
+        time.sleep(poll_s)
+
+
+def _all_lost(states: Mapping[int, QueuedJob | None]) -> bool:
+    return all(found is not None and found.state in _LOST for found in states.values())
+
+
+def _ask(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
+    jobs = ask_squeue(job_ids)
+    forgotten = [job_id for job_id in job_ids if job_id not in jobs]
+    if forgotten:
+        try:
+            jobs |= ask_sacct(forgotten)
+        except (SlurmRejected, SlurmUnreachable):
+            pass  # a site without accounting: the marks tell what ended well
+    return jobs
+
+
+def _failed(job: ArrayJob, states: Mapping[int, QueuedJob | None]) -> MgptError:
+    told = []
+    for part, found in list(states.items())[:_SHOWN]:
+        state = found.state if found is not None else "gone"
+        told.append(f"\n  - part {part}: {state}, {job.log(part)}: {_last_line(job.log(part))}")
+    more = f"\n  - and {len(states) - _SHOWN} more" if len(states) > _SHOWN else ""
+    return MgptError(
+        f"{len(states)} of {job.parts} parts did not end well:{''.join(told)}{more}",
+        fix="mend the reason and give the same command again; what is done is not done twice",
+    )
+
+
+def _last_line(log: Path) -> str:
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "no output"
+    return next((told for line in reversed(lines) if (told := first_line(line))), "no output")
+
+
+def _mgpt4(arguments: Sequence[str]) -> str:
+    # -P: the folder that this is called from must not shadow the installed package.
+    return shlex.join([sys.executable, "-P", "-m", "mgpt4_hpc.cli.main", *arguments])
+
+
+def _script(name: str, wants: Wants, options: Mapping[str, object], command: str) -> str:
+    told: dict[str, object] = {
+        "job-name": name,
+        "partition": wants.partition,
+        "account": wants.account,
+        "ntasks": 1,
+        **options,
+        "open-mode": "append",
+        "requeue": None,
+        **wants.sbatch,
+    }
+    flags = [
+        f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={shlex.quote(str(value))}"
+        for key, value in told.items()
+        if value is not None or key == "requeue"
+    ]
+    return "\n".join(["#!/bin/bash", *flags, "", command, ""])
+
+
+def _sbatch(path: Path, script: str) -> str:
+    path.write_text(script)
+    environ = clean_environment(os.environ)
+    told = run_slurm(["sbatch", "--parsable", str(path)], environ=environ)
+    return told.strip().split(";")[0]

@@ -1,0 +1,138 @@
+"""TensorBoard as a Slurm job: ``slurm/tensorboard.sbatch``, and where it then listens."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.formatting import first_line
+from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern, run_slurm
+from mgpt4_hpc.launch.slurm.queue import ask_squeue
+from mgpt4_hpc.resources import slurm_dir
+
+_POLL_S = 1.0
+_LAG_S = 30.0
+"""A file system may show the log so late."""
+
+
+@dataclass(frozen=True)
+class TensorBoardJob:
+    """What is asked of Slurm.
+
+    Attributes:
+        arguments: of ``mgpt4 tensorboard`` in the job.
+        log: its output, on shared storage.
+        partition, account: None is the site's default.
+        time_min: limit in minutes.
+        sbatch: further options, without dashes.
+    """
+
+    arguments: Sequence[str]
+    log: Path
+    partition: str | None = None
+    account: str | None = None
+    time_min: int = 480
+    sbatch: Mapping[str, str] = field(default_factory=dict)
+
+
+def sbatch_command(job: TensorBoardJob) -> list[str]:
+    """The sbatch that submits it."""
+    told: dict[str, object] = {
+        "partition": job.partition,
+        "account": job.account,
+        "time": job.time_min,
+        "output": log_pattern(job.log),
+        "chdir": "/",
+        **job.sbatch,
+    }
+    options = [f"--{key}={value}" for key, value in told.items() if value is not None]
+    script = str(slurm_dir() / "tensorboard.sbatch")
+    return ["sbatch", "--parsable", *options, script, *job.arguments]
+
+
+def submit_tensorboard(job: TensorBoardJob) -> str:
+    """Submit it; the job's id.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: if it cannot be submitted.
+        MgptError: if the log cannot be written.
+    """
+    try:
+        job.log.parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise MgptError(
+            f"{job.log.parent} cannot be made: {error.strerror}",
+            fix="give --runs-dir a folder that you may write to",
+        ) from error
+    # The job's environment is this one's, so that it finds this very installation.
+    environ = {**clean_environment(os.environ), "MGPT4_PYTHON": sys.executable}
+    try:
+        return run_slurm(sbatch_command(job), environ=environ).strip().partition(";")[0]
+    except MgptError:
+        with suppress(OSError):  # it holds the logs of others
+            job.log.parent.rmdir()
+        raise
+
+
+def wait_until_up(
+    job: TensorBoardJob, job_id: str, *, say: Callable[[str], None], poll_s: float = _POLL_S
+) -> dict[str, Any]:
+    """Wait until the job's server answers; what the job told of itself.
+
+    Raises:
+        MgptError: if the job ends instead, with its last words.
+    """
+    said = ""
+    over_since: float | None = None
+    while True:
+        told = _told(job.log)
+        if told is not None:
+            return told
+        try:  # a queue that nobody can read says nothing of the job, which has been submitted
+            found = ask_squeue([job_id]).get(job_id)
+            text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
+            answered = True
+        except (SlurmRejected, SlurmUnreachable) as error:
+            found, text, answered = None, first_line(error.what), False
+        if text != said:
+            say(f"job {job_id}: {text}")
+            said = text
+        if not answered or (found is not None and found.is_active):
+            over_since = None
+        else:
+            over_since = time.monotonic() if over_since is None else over_since
+            if time.monotonic() - over_since > (_LAG_S if found is None else poll_s):
+                words = _text(job.log).strip().splitlines()[-3:] or ["it wrote nothing"]
+                raise MgptError(
+                    f"job {job_id} ended before TensorBoard was up: {' / '.join(words)}",
+                    fix=f"read {job.log}",
+                )
+        time.sleep(poll_s)
+
+
+def _told(log: Path) -> dict[str, Any] | None:
+    """The JSON object that the job wrote when its server answered."""
+    text = _text(log)
+    start = text.find("{\n")
+    if start < 0:
+        return None
+    try:
+        told, _ = json.JSONDecoder().raw_decode(text, start)
+    except ValueError:
+        return None  # half written
+    return told if isinstance(told, dict) else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Checks of a site: ``doctor`` asks, ``drill`` preempts a small run, ``demo`` trains in short."""

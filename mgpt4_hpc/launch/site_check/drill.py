@@ -1,0 +1,374 @@
+"""The proof that a site works: a short run is preempted, comes back, and ends with the same bits.
+
+One run is started and its nodes are taken away; while it waits to come back, the same run is made
+once more without a disturbance. Both must end alike to the last bit, and no step may be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.formatting import duration
+from mgpt4_hpc.launch.job.requeue_policy import Cause
+from mgpt4_hpc.launch.manage.cancel import cancel_run
+from mgpt4_hpc.launch.runs.status import look_at_one
+from mgpt4_hpc.launch.site_check.bit_identity import differences
+from mgpt4_hpc.launch.site_check.preemptor import Blow, choose_blow
+from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
+from mgpt4_hpc.launch.site_check.trial_run import (
+    Reporter,
+    plan_one,
+    preempt_local,
+    start,
+    stop_local,
+)
+from mgpt4_hpc.launch.slurm.commands import requeue, run_slurm
+from mgpt4_hpc.launch.slurm.queue import ask_squeue
+from mgpt4_hpc.launch.submit.plan import Order
+from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
+
+PRESET = "toy-stage1"
+STEPS = {"cpu": 300, "auto": 3000, "cuda": 3000}
+"""Some twenty seconds of steps: long enough to be hit in the middle."""
+STRIKE_AT = 0.25
+"""Part of the run after which its nodes are taken."""
+_BATCH = 16
+"""Samples of a step, or as many below it as the ranks can share evenly."""
+_PREEMPTION_PATIENCE_S = 120.0
+"""A scheduler that has not preempted by now will hardly do so before the run is over."""
+_TOO_LATE = 0.8
+_JOB_END_PATIENCE_S = 90.0
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class DrillOrder:
+    """What the user asks for.
+
+    Attributes:
+        runs_dir: where the two runs are made.
+        partition, account, qos: as for ``mgpt4 submit``.
+        gpus: ranks of each run.
+        nodes: over which they are spread.
+        device: "cpu" asks for no GPU; "auto" takes them.
+        by: "auto", "preemption" or "requeue".
+        steps: of each run; None for a number that suits the device.
+        time_min: time limit of each job.
+        patience_s: longest wait for each thing.
+        site, sbatch, assignments: as for ``mgpt4 submit``.
+        executor: "auto", "slurm" or "local".
+        keep: leave the runs behind also if all went well.
+    """
+
+    runs_dir: Path
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    gpus: int = 1
+    nodes: int = 1
+    device: str = "auto"
+    by: str = "auto"
+    steps: int | None = None
+    time_min: int = 15
+    patience_s: float = 900.0
+    site: str | None = None
+    sbatch: tuple[str, ...] = ()
+    assignments: tuple[str, ...] = ()
+    executor: str = "auto"
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class DrillResult:
+    """What happened.
+
+    Attributes:
+        executor: "slurm" or "local".
+        how: what was done to the run.
+        causes: why each of its attempts ended.
+        stopped_at: step at which the disturbed attempt ended.
+        resumed_from: step at which the next began.
+        steps: of the whole run.
+        stop_s: seconds from asking for the nodes to the end of the attempt.
+        wait_s: seconds from there to the start of the next one.
+        start_s: seconds from there to its first step.
+        seconds: of the whole drill.
+        faults: promises that did not hold; none is a green drill.
+        notes: what else is worth knowing.
+        runs: directories of the disturbed and the undisturbed run.
+    """
+
+    executor: str
+    how: str
+    causes: list[str]
+    stopped_at: int
+    resumed_from: int
+    steps: int
+    stop_s: float
+    wait_s: float
+    start_s: float
+    seconds: float
+    faults: list[str]
+    notes: list[str] = field(default_factory=list)
+    runs: tuple[str, str] = ("", "")
+
+
+def run_drill(
+    order: DrillOrder, reporter: Reporter, environ: Mapping[str, str] = os.environ
+) -> DrillResult:
+    """Carry out a drill. Its jobs are ended whatever happens, an interrupt included.
+
+    Raises:
+        DrillFailed: the site did not do what a run needs.
+        MgptError: the runs could not be submitted.
+    """
+    drill = _Drill(order, reporter, environ)
+    with drill.leaving_nothing_behind() as keep:
+        result = drill.perform()
+        if result.faults:
+            keep()
+        return result
+
+
+class _Drill:
+    def __init__(self, order: DrillOrder, reporter: Reporter, environ: Mapping[str, str]) -> None:
+        self.order = order
+        self.reporter = reporter
+        self.environ = environ
+        self.executor = choose_executor(order.executor)
+        self.steps = order.steps or STEPS[order.device]
+        self.jobs: list[Submitted] = []
+        self.helpers: list[str] = []
+        self._name = f"drill-{time.strftime('%d%H%M%S')}-{os.getpid()}"
+
+    def perform(self) -> DrillResult:
+        began = time.monotonic()
+        disturbed = plan_one(self._order("disturbed"), self.environ)
+        launch = disturbed.resolved.config.launch
+        blow = None
+        if self.executor == "slurm":
+            blow = choose_blow(
+                self.order.by, launch.partition, account=launch.account, qos=launch.qos
+            )
+        how = "SIGTERM, as Slurm sends it" if blow is None else blow.text
+        self.reporter.say(f"its nodes will be taken by {how}")
+
+        job = start(disturbed, self.executor)
+        self.jobs.append(job)
+        watch = Watch(job.run, self.reporter, self.order.patience_s)
+        self.reporter.begin(f"{job.run.name}, job {job.job_id}", self.steps)
+        strike_at = int(STRIKE_AT * self.steps)
+        watch.until(
+            f"did not reach step {strike_at}",
+            lambda seen: bool(seen) and seen[-1].last_step >= strike_at,
+        )
+        before = len(watch.attempts)
+        asked_at = time.time()
+        how = self._strike(job, watch, blow, before)
+        struck = watch.until(
+            "was not stopped", lambda seen: len(seen) > before or seen[before - 1].ended
+        )[before - 1]
+        self.reporter.say(f"attempt {struck.number} was {struck.cause} at step {struck.last_step}")
+
+        alone = start(plan_one(self._order("alone"), self.environ), self.executor)
+        self.jobs.append(alone)
+        watch.until(
+            "did not come back",
+            lambda seen: len(seen) > before and seen[before].first_step is not None,
+        )
+        attempts = watch.until("did not finish", _is_finished)
+        again = attempts[before]
+        self.reporter.say(f"attempt {again.number} went on from step {again.restored_step}")
+        alone_watch = Watch(alone.run, self.reporter, self.order.patience_s)
+        self.reporter.begin(f"{alone.run.name}, job {alone.job_id}", self.steps)
+        undisturbed = alone_watch.until("did not finish", _is_finished)
+
+        notes = [
+            f"{run.name} was stopped {more} times more than the drill asked for"
+            for run, more in ((job.run, len(attempts) - 2), (alone.run, len(undisturbed) - 1))
+            if more > 0
+        ]
+        return DrillResult(
+            executor=self.executor,
+            how=how,
+            causes=[attempt.cause for attempt in attempts],
+            stopped_at=struck.last_step,
+            resumed_from=again.restored_step,
+            steps=self.steps,
+            stop_s=max(0.0, struck.end - asked_at),
+            wait_s=max(0.0, again.start - struck.end),
+            start_s=max(0.0, (again.first_step_at or again.end) - again.start),
+            seconds=time.monotonic() - began,
+            faults=_faults(job.run, alone.run, struck, again, attempts + undisturbed),
+            notes=notes,
+            runs=(str(job.run.path), str(alone.run.path)),
+        )
+
+    def _order(self, which: str) -> Order:
+        ask = self.order
+        micro = max(1, _BATCH // ask.gpus)
+        settings = {
+            "train.max_steps": self.steps,
+            "train.warmup_steps": self.steps // 10,
+            "train.device": ask.device,
+            "train.global_batch_size": micro * ask.gpus,
+            "train.micro_batch_size": micro,
+            # A loss for every step, so that it can be said where two runs part.
+            "train.log_every_steps": 1,
+        }
+        launch: dict[str, object] = {"gpus": ask.gpus, "nodes": ask.nodes}
+        if self.executor == "slurm":
+            # Whole nodes, so that the job which takes them away hits nobody else's.
+            launch |= {"time_min": ask.time_min, "exclusive": True}
+            launch |= {"gpu_request": "none"} if ask.device == "cpu" else {}
+            given = {"partition": ask.partition, "account": ask.account, "qos": ask.qos}
+            launch |= {key: value for key, value in given.items() if value is not None}
+        return Order(
+            configs=(PRESET,),
+            name=f"{self._name}-{which}",
+            launch=launch,
+            assignments=(*(f"{key}={value}" for key, value in settings.items()), *ask.assignments),
+            sbatch=ask.sbatch,
+            site=ask.site,
+            executor=self.executor,
+            runs_dir=ask.runs_dir,
+        )
+
+    # -- taking the nodes away ------------------------------------------------------------------
+
+    def _strike(self, job: Submitted, watch: Watch, blow: Blow | None, before: int) -> str:
+        """Do it; what was done, as a person says it."""
+        if blow is None:
+            self.reporter.say("preempting it: SIGTERM")
+            preempt_local(job)
+            return "SIGTERM, as Slurm sends it"
+        if blow.partition is None:
+            self.reporter.say(f"scontrol requeue {job.job_id}")
+            requeue(job.job_id)
+            return blow.text
+        why = self._preempt(watch, blow, before)
+        if not why:
+            return f"job {self.helpers[-1]}, submitted {blow.where}, which preempted it"
+        if self.order.by == "preemption":
+            raise DrillFailed(
+                f"no preemption: {why}", fix="--by requeue tries all the rest of a drill"
+            )
+        self.reporter.say(f"{why}: scontrol requeue {job.job_id} instead")
+        requeue(job.job_id)
+        return f"scontrol requeue ({why})"
+
+    def _preempt(self, watch: Watch, blow: Blow, before: int) -> str:
+        """Why there was no preemption; empty if there was one."""
+        try:
+            self.helpers.append(blow.preempt(watch.nodes))
+        except MgptError as error:
+            return error.what
+        helper = self.helpers[-1]
+        self.reporter.say(f"job {helper}, submitted {blow.where}, asks for its nodes")
+        too_late = int(_TOO_LATE * self.steps)
+
+        def happened(seen: list[Attempt]) -> bool:
+            struck = seen[before - 1]
+            return len(seen) > before or bool(struck.signals) or struck.ended
+
+        def decided(seen: list[Attempt]) -> bool:
+            return happened(seen) or seen[before - 1].last_step >= too_late
+
+        patience_s = min(_PREEMPTION_PATIENCE_S, self.order.patience_s)
+        found = watch.wait(decided, patience_s, "was not preempted")
+        if found is not None and happened(found):
+            return ""
+        waiting = ask_squeue([helper]).get(helper)
+        self._end_helpers()
+        reason = f" (it waits for {waiting.reason})" if waiting and waiting.reason else ""
+        return f"job {helper} did not preempt it in time{reason}"
+
+    # -- leaving nothing behind -----------------------------------------------------------------
+
+    @contextmanager
+    def leaving_nothing_behind(self) -> Iterator[Callable[[], None]]:
+        """End all jobs; remove the runs too unless told to keep them or something went wrong."""
+        kept = [self.order.keep]
+
+        def keep() -> None:
+            kept[0] = True
+
+        try:
+            yield keep
+        except DrillFailed:
+            keep()
+            raise
+        finally:
+            self._end_helpers()
+            for job in self.jobs:
+                self._end(job)
+            for job in self.jobs:
+                if not kept[0]:
+                    shutil.rmtree(job.run.path, ignore_errors=True)
+            if kept[0] and self.jobs:
+                self.reporter.say("kept: " + ", ".join(str(job.run.path) for job in self.jobs))
+
+    def _end_helpers(self) -> None:
+        for helper in self.helpers:
+            try:
+                run_slurm(["scancel", "--quiet", helper])
+            except MgptError as error:
+                self.reporter.say(f"job {helper} could not be cancelled: {error.what}")
+
+    def _end(self, job: Submitted) -> None:
+        if job.process is not None:
+            stop_local(job)
+            return
+        try:
+            seen = look_at_one(job.run)
+            if seen.state.is_live:
+                self.reporter.say(cancel_run(job.run, seen, save=False).text)
+            # The batch script's last lines still read the folder after the run has finished.
+            deadline = time.monotonic() + _JOB_END_PATIENCE_S
+            while (known := ask_squeue([job.job_id]).get(job.job_id)) and known.is_active:
+                if time.monotonic() > deadline:
+                    wait = duration(_JOB_END_PATIENCE_S)
+                    self.reporter.say(f"job {job.job_id} is {known.state} {wait} after its cancel")
+                    return
+                time.sleep(_POLL_S)
+        except MgptError as error:
+            self.reporter.say(f"job {job.job_id} could not be ended: {error.what}")
+
+
+def _is_finished(attempts: list[Attempt]) -> bool:
+    return bool(attempts) and attempts[-1].cause == Cause.FINISHED
+
+
+def _faults(
+    disturbed: RunDir, alone: RunDir, struck: Attempt, again: Attempt, attempts: list[Attempt]
+) -> list[str]:
+    faults = []
+    if struck.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
+        faults.append(f"the attempt whose nodes were taken ended as {struck.cause!r}")
+    if not again.restored_step:
+        faults.append(
+            f"the checkpoint of step {struck.last_step} was lost: the next attempt began anew"
+        )
+    elif again.restored_step != struck.last_step:
+        faults.append(
+            f"{struck.last_step - again.restored_step} steps were lost: it was stopped at step "
+            f"{struck.last_step} and went on from {again.restored_step}"
+        )
+    unequal = differences(disturbed, alone)
+    if unequal:
+        nodes = {node for attempt in attempts for node in attempt.nodes}
+        if len(nodes) > 1:
+            unequal.append(
+                f"the attempts ran on {', '.join(sorted(nodes))}: other models of processor or GPU "
+                "give other bits; --sbatch constraint=FEATURE keeps a run to one kind"
+            )
+    return faults + unequal

@@ -1,0 +1,1 @@
+"""Talks to Slurm; the only package that parses the answers of its commands."""

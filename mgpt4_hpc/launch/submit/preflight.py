@@ -1,0 +1,172 @@
+"""What can be known on the login node before a job waits in the queue. Torch-free, in seconds."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.streams import WARNING, is_streamed
+from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.evaluation.captions import require_libraries
+from mgpt4_hpc.launch.runs.shared_storage import not_shared
+from mgpt4_hpc.launch.submit.container import unmounted
+from mgpt4_hpc.launch.submit.preflight_features import feature_faults
+from mgpt4_hpc.launch.submit.preflight_files import (
+    projector_findings,
+    source_faults,
+    weights_faults,
+)
+from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
+
+
+def preflight(
+    config: RunConfig,
+    runs_dir: Path,
+    *,
+    executor: str,
+    projector_follows: bool = False,
+    new: bool = True,
+    cluster: Cluster | None = None,
+    array_tasks: int = 0,
+) -> list[str]:
+    """Look for everything that would stop the job later.
+
+    Args:
+        config: of the run to be submitted.
+        runs_dir: where its directory will be made.
+        executor: "slurm", "local", or "none" to ask nobody.
+        projector_follows: stage 2's start will come from a job before it.
+        new: a new run's batch must divide; one that goes on may have uneven slices.
+        cluster: what Slurm said already; asked if not given.
+        array_tasks: tasks of the job array that the run is one of; 0 for a job of its own.
+
+    Returns:
+        What is worth knowing and stops nothing, a sentence each.
+
+    Raises:
+        PreflightError: with every fault at once.
+        SlurmUnreachable: if the scheduler cannot be asked.
+    """
+    faults = [*unset_paths(config), *weights_faults(config), *source_faults(config)]
+    faults += feature_faults(config)
+    notes: list[str] = []
+    if not projector_follows:
+        more, notes = projector_findings(config)
+        faults += more
+    faults += _extra_faults(config)
+    faults += _batch_faults(config) if new else []
+    faults += _runs_dir_faults(runs_dir)
+    hook_faults, hook_notes = _hook_findings(config)
+    faults += hook_faults
+    notes += hook_notes
+    notes += unmounted(config)
+    if is_streamed(config):
+        notes.append(f"this run cannot resume exactly: {WARNING}")
+    if executor == "slurm":
+        more, told = admission_findings(config, cluster or ask_cluster(), array_tasks)
+        faults += more
+        notes += told
+        if why := not_shared(runs_dir):
+            notes.append(
+                f"the runs directory {runs_dir} {why}: every node of the job must see it under "
+                "this name"
+            )
+    elif executor == "local":
+        faults += _local_faults(config)
+    if faults:
+        raise PreflightError("this job would fail", faults=faults)
+    return notes
+
+
+def _extra_faults(config: RunConfig) -> list[str]:
+    """Optional packages that the settings need; jobs run in the environment that submits them."""
+    if config.container.runtime != "none":
+        return []  # or in a container, into which nobody looks from here
+    faults = []
+    if config.lora.rank and find_spec("peft") is None:
+        faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")
+    if config.model.llm_8bit and find_spec("bitsandbytes") is None:
+        faults.append("model.llm_8bit needs bitsandbytes: pip install 'mgpt4-hpc[int8]'")
+    if "caption" in config.train.eval_suites:
+        try:
+            require_libraries()
+        except PreflightError as error:
+            faults.append(f"train.eval_suites: {error.what}: {error.fix}")
+    return faults
+
+
+def _runs_dir_faults(runs_dir: Path) -> list[str]:
+    place = runs_dir
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        return [f"runs directory {runs_dir}: {place} is no folder"]
+    if not os.access(place, os.W_OK | os.X_OK):
+        return [f"runs directory {runs_dir} cannot be written: give --runs-dir a writable folder"]
+    path = str(runs_dir.absolute())
+    if "%" in path:
+        return [f"runs directory {runs_dir} has a % in its path, which Slurm would expand"]
+    if "\\" in path:
+        return [f"runs directory {runs_dir} has a backslash in its path, which Slurm would drop"]
+    return []
+
+
+def _batch_faults(config: RunConfig) -> list[str]:
+    gpus, micro = config.launch.gpus, config.train.micro_batch_size
+    batch, per_pass = config.train.global_batch_size, gpus * micro
+    if batch % per_pass == 0:
+        return []
+    return [
+        f"train.global_batch_size {batch} is no multiple of launch.gpus {gpus} x "
+        f"train.micro_batch_size {micro} = {per_pass}: {_batch_advice(batch, gpus, micro)}"
+    ]
+
+
+def _batch_advice(batch: int, gpus: int, micro: int) -> str:
+    """The nearest settings that divide; first those that leave the result as it is."""
+    fewer = _largest_divisor(batch, gpus)
+    smaller = _largest_divisor(batch // fewer, micro)
+    same = [f"--gpus {fewer}"] if fewer != gpus else []
+    same += [f"--set micro_batch_size={smaller}"] if smaller != micro else []
+    per_pass = gpus * micro
+    below = batch // per_pass * per_pass
+    near = " or ".join(str(value) for value in (below, below + per_pass) if value)
+    return (
+        f"{' with '.join(same)} keeps it, --set global_batch_size={near} changes it and the result"
+    )
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
+
+
+def _hook_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+    faults, notes = [], []
+    for command in config.launch.on_event:
+        program = next(iter(shlex.split(command)), "")
+        if not program:
+            faults.append(f"launch.on_event {command!r} names no program")
+        elif os.sep in program and not os.access(program, os.X_OK):
+            faults.append(f"launch.on_event: {program} is no program that may be run")
+        elif os.sep in program and not Path(program).is_absolute():
+            faults.append(f"launch.on_event: {program} must be an absolute path, or a name in PATH")
+        elif shutil.which(program) is None:
+            notes.append(f"launch.on_event: {program} is not in PATH here; is it on the nodes?")
+    return faults, notes
+
+
+def _local_faults(config: RunConfig) -> list[str]:
+    faults = []
+    if config.launch.nodes > 1:
+        faults.append(f"the local executor has one node, --nodes asks for {config.launch.nodes}")
+    runtime = config.container.runtime
+    if runtime == "pyxis":
+        faults.append("container.runtime pyxis is a part of srun: use apptainer without Slurm")
+    elif runtime != "none" and shutil.which(runtime) is None:
+        faults.append(f"container.runtime {runtime} is not installed on this machine")
+    return faults

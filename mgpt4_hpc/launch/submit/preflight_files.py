@@ -1,0 +1,131 @@
+"""Whether the files that a job reads are there and what they should be. Torch-free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
+from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
+from mgpt4_hpc.config.load import missing_start
+from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.config.streams import is_url, stream_faults
+from mgpt4_hpc.data.index.shard_list import expand_shards
+from mgpt4_hpc.data.sources.pack import is_align_folder
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.variants import require_variant
+
+_SHOWN = 3
+
+
+def weights_faults(config: RunConfig) -> list[str]:
+    """What is wrong with the bundle: another model's, or not what was imported."""
+    weights = config.model.weights
+    if not weights:
+        return []  # told already
+    folder = Path(weights)
+    if not folder.is_dir():
+        return [f"model.weights {weights} is no folder: make it with `mgpt4 weights import`"]
+    if not (folder / BUNDLE_FILE).exists():
+        return []  # the original's own files tell their sizes only when they are opened
+    try:
+        manifest = Manifest.read(folder / BUNDLE_FILE)
+        require_variant(config.model.variant, manifest.architecture, weights)
+        # Sizes and samples of each file: its shapes were checked when it was imported.
+        return [f"model.weights: {fault}" for fault in manifest.faults(folder)]
+    except MgptError as error:
+        return [f"{error.what} ({error.fix})"]
+
+
+def source_faults(config: RunConfig) -> list[str]:
+    """Sources whose shards are missing, and indexes that do not match them."""
+    faults = stream_faults(config)
+    for source in config.data.sources:
+        if not source.path or is_url(source.path) or is_align_folder(Path(source.path)):
+            continue
+        try:
+            shards = expand_shards(source.path)
+            told = _index_faults(source, shards)
+        except MgptError as error:
+            told = [error.what]
+        faults += [f"data source {source.name}: {fault}" for fault in told]
+    return faults
+
+
+def _index_faults(source: SourceConfig, shards: list[Path]) -> list[str]:
+    if not source.index:
+        return []  # made at the first start, of what is there then
+    again = "make it anew with `mgpt4 data index`"
+    if not Path(source.index).exists():
+        return [f"the index {source.index} does not exist: make it with `mgpt4 data index`"]
+    from mgpt4_hpc.data.index.index import ShardIndex
+
+    index = ShardIndex.open(source.index)
+    indexed = {index.shard_path(number).resolve() for number in range(index.num_shards)}
+    present = {shard.resolve() for shard in shards}
+    faults = [
+        f"the index {source.index} {what} {counted(len(paths), 'shard')} ({_some(paths)}): {again}"
+        for what, paths in (("lacks", present - indexed), ("also has", indexed - present))
+        if paths
+    ]
+    if not faults and (changed := index.check_shards()):
+        faults.append(
+            f"{counted(len(changed), 'shard')} changed since indexing "
+            f"({'; '.join(changed[:_SHOWN])}): {again}"
+        )
+    return faults
+
+
+def _some(paths: set[Path]) -> str:
+    names = sorted(path.name for path in paths)
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
+
+
+def projector_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Faults and notes about what stage 2 starts from."""
+    projector = config.model.projector
+    if projector is None:
+        return missing_start(config), []
+    path = Path(projector)
+    if not path.exists():
+        return [f"model.projector {projector} does not exist"], []
+    if (path / "run.json").exists():
+        return _run_findings(path)
+    if (path / "manifest.json").exists():
+        fault = checkpoint_fault(path)
+        return ([f"model.projector {fault}"] if fault else []), []
+    return [], []
+
+
+def _run_findings(run: Path) -> tuple[list[str], list[str]]:
+    """A run's newest checkpoint that verifies counts; one that does not is passed over."""
+    steps = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    if not steps:
+        return [f"model.projector: the run {run} has no checkpoint yet: use --after {run.name}"], []
+    damaged: list[str] = []
+    for step in steps:
+        fault = checkpoint_fault(step)
+        if not fault:
+            return [], [f"{one}: {step.name} is taken instead" for one in damaged]
+        damaged.append(f"model.projector: {fault}")
+    return damaged, []
+
+
+def checkpoint_fault(path: Path) -> str:
+    """Why a checkpoint's projector is not what was saved; empty if it is. Megabytes are read."""
+    try:
+        manifest = CheckpointManifest.from_bytes((path / "manifest.json").read_bytes())
+        record = manifest.files["projector"]
+        data = (path / file_name("projector")).read_bytes()
+    except MgptError as error:
+        return f"{path}: {error.what}"
+    except KeyError:
+        return f"{path} holds no projector"
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    digest = new_hash()
+    digest.update(data)
+    if len(data) != record.size or digest.hexdigest() != record.blake2b:
+        return f"{path} is damaged: its projector is not the one that was saved"
+    return ""

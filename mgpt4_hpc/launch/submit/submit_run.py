@@ -1,0 +1,373 @@
+"""From a resolved configuration to a run directory and a job that works on it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc import __version__
+from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.errors import (
+    MgptError,
+    RunLocked,
+    SlurmRejected,
+    SlurmUnconfirmed,
+    SlurmUnreachable,
+    StorageTrouble,
+)
+from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
+from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
+from mgpt4_hpc.launch.submit.container import rank_python
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job that was accepted.
+
+    Attributes:
+        run: its directory.
+        executor: "slurm" or "local".
+        job_id: Slurm's, or the local controller's process id.
+        process: the local controller, None under Slurm.
+    """
+
+    run: RunDir
+    executor: str
+    job_id: str
+    process: subprocess.Popen[bytes] | None = None
+
+
+def choose_executor(wanted: str) -> str:
+    """``auto`` is Slurm where sbatch is installed."""
+    if wanted != "auto":
+        return wanted
+    return "slurm" if commands.has_slurm() else "local"
+
+
+def complete_run(
+    run: RunDir, config: RunConfig | None = None, *, code_of: RunDir | None = None
+) -> None:
+    """Add what a job needs and torchrun's runs lack: the code's snapshot and the launcher.
+
+    Args:
+        run: the run.
+        config: its configuration, where a container may decide which Python is launched.
+        code_of: a run made a moment ago, whose snapshot serves this one too.
+
+    Raises:
+        MgptError, OSError: if it cannot be written.
+    """
+    if not run.code.exists():
+        # Under its name once it is whole: half a copy would pass for the code at the next resume.
+        partial = run.path / ".code.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        digest = take_snapshot(partial) if code_of is None else _share_code(code_of, partial)
+        write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+        partial.rename(run.code)
+    # Anew at each submission: the environment may have moved since the last.
+    write_shim(run.slurm / "python", rank_python(config.container) if config else sys.executable)
+
+
+def _share_code(source: RunDir, target: Path) -> str:
+    """Link a snapshot to where another run's lies: a sweep's hundredth costs no hundredth copy."""
+
+    def link(file: str, target: str) -> None:
+        try:
+            os.link(file, target)
+        except OSError:  # some file systems have none
+            shutil.copy2(file, target)
+
+    shutil.copytree(source.code, target, copy_function=link)
+    return str(source.identity()["code_digest"])
+
+
+def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None) -> None:
+    """Make the run directory with everything that its job will read.
+
+    Args:
+        run: where.
+        resolved: its configuration.
+        code_of: as for :func:`complete_run`.
+
+    Raises:
+        RunLocked: if it exists.
+        MgptError: if it cannot be made.
+    """
+    run.create(
+        {
+            "name": resolved.config.name,
+            "stage": resolved.config.stage,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code_version": __version__,
+            "config_digest": resolved.digest,
+        }
+    )
+    try:
+        write_config(run.config_file, resolved)
+        complete_run(run, resolved.config, code_of=code_of)
+    except BaseException as error:
+        # Half a run would be in the way of the next try, and `mgpt4 resume` could not use it.
+        shutil.rmtree(run.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise MgptError(
+                f"the run directory {run.path} could not be filled: {error.strerror}",
+                fix="check space and quota, or give another --runs-dir",
+            ) from error
+        raise
+
+
+@contextmanager
+def submitting(run: RunDir) -> Iterator[None]:
+    """Hold the run while its job is looked for and a new one submitted.
+
+    Two jobs of one run do no harm (the newer one fences the older off), but waste its GPUs.
+
+    Raises:
+        RunLocked: if another command is at it.
+    """
+    lock = run.slurm / ".submitting"
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise RunLocked(
+            f"{run.name} is being submitted by another command ({_text(lock) or '?'})",
+            fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
+        ) from None
+    except OSError as error:
+        raise MgptError(f"{lock} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"process {os.getpid()} on {os.uname().nodename}, {time.ctime()}")
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def render(run: RunDir, resolved: Resolved, dependency: str | None = None) -> str:
+    """Text of the batch script; nothing is written and Slurm need not be there."""
+    return make_executor(run, resolved.config, dependency).render()
+
+
+def render_local(run: RunDir, resolved: Resolved) -> str:
+    """What would be started on this machine, as a shell script; nothing is written."""
+    from mgpt4_hpc.launch.job.local_controller import controller_command, controller_environment
+
+    config = resolved.config
+    task = f"{python_command(run, config)} -u -m mgpt4_hpc.launch.task {shlex.quote(str(run.path))}"
+    environ = controller_environment(
+        run, config.launch.gpus, _gpus_here(config), task, config.launch.env
+    )
+    environ["PYTHONPATH"] = str(run.code)
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            "# What is started on this machine: a controller, which starts the ranks, passes",
+            "# signals on, and starts them again as long as the run may go on.",
+            f"cd {shlex.quote(str(run.path))}",
+            *(f"export {name}={shlex.quote(value)}" for name, value in environ.items()),
+            f"exec {shlex.join(controller_command(run))}",
+        ]
+    )
+
+
+def submit_run(
+    run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+) -> Submitted:
+    """Start a job on an existing run directory.
+
+    Args:
+        run: made by :func:`create_run`.
+        resolved: its configuration.
+        executor: "slurm" or "local".
+        dependency: Slurm's, as ``afterok:17``.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
+        StorageTrouble: it has the job, and the run's folder takes no note of that.
+    """
+    run.clear_markers()
+    with uninterrupted(executor):
+        submitted = (
+            _submit_slurm(run, resolved, dependency)
+            if executor == "slurm"
+            else _submit_local(run, resolved)
+        )
+        _note_job(run, submitted)
+    return submitted
+
+
+def _note_job(run: RunDir, submitted: Submitted) -> None:
+    job = {
+        "executor": submitted.executor,
+        "job_id": submitted.job_id,
+        "submitted": time.time(),
+        "host": os.uname().nodename,
+    }
+    try:
+        write_json(run.slurm / "job.json", job)
+    except OSError as error:
+        # The job is there; without this error its id would be nowhere.
+        end_it = "scancel" if submitted.executor == "slurm" else "kill"
+        raise StorageTrouble(
+            f"job {submitted.job_id} was submitted, but {run.path} takes no note of it: {error}",
+            why="`mgpt4 status` and `mgpt4 cancel` find a run's job by that note",
+            fix=f"`{end_it} {submitted.job_id}`, free some space, then `mgpt4 resume` the run",
+        ) from error
+
+
+@contextmanager
+def uninterrupted(executor: str) -> Iterator[None]:
+    """Keep Ctrl-C waiting while sbatch runs: a job whose id nobody noted would be lost.
+
+    Not so a local job, which would inherit the mask, and is cancelled by this very signal.
+    """
+    if executor != "slurm":
+        yield
+        return
+    came: list[int] = []
+    # A handler as well as the mask: sbatch inherits the mask, but another thread of this process,
+    # as libraries start them, may get what this one does not take.
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def submit_script(path: Path) -> str:
+    """Submit a batch script as it is; its job's id.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
+    """
+    command = ["sbatch", "--parsable", str(path)]
+    try:
+        told = commands.run_slurm(command, environ=commands.clean_environment(os.environ))
+    except (SlurmRejected, SlurmUnreachable) as error:
+        if isinstance(error, SlurmRejected) or commands.may_have_arrived(error.what):
+            raise translate(error.what, path.read_text(encoding="utf-8")) from error
+        raise
+    return told.strip().partition(";")[0]
+
+
+def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    from mgpt4_hpc.launch.job.rank import StageTask
+
+    executor = make_executor(run, resolved.config, dependency)
+    script = executor.render()
+    script_path(run).write_text(script, encoding="utf-8")
+    try:
+        with _environment(commands.clean_environment(os.environ)):
+            job = executor.submit(StageTask(str(run.path)))
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise translate(str(error), script) from error
+    except FileNotFoundError as error:
+        raise SlurmUnreachable(
+            "sbatch is not installed here",
+            fix="log in to a submit node of the cluster, or use --executor local",
+        ) from error
+    return Submitted(run, "slurm", str(job.job_id))
+
+
+_COMPLAINTS = (
+    ("feature", ("constraint",), "`sinfo -o '%P %f'` lists the features of each partition"),
+    ("node name", ("exclude", "nodelist"), "`sinfo -N` lists the nodes"),
+    (
+        "node configuration",
+        ("partition", "nodes", "gres", "gpus-per-node", "cpus-per-task", "mem", "constraint"),
+        "no node has all of this at once: `sinfo -o '%P %D %c %m %G %f'` lists what they have",
+    ),
+    ("reservation", ("reservation",), "`scontrol show reservation` lists them"),
+    ("license", ("licenses",), "`scontrol show license` lists them"),
+)
+"""Words of sbatch's complaints, the options that each is about, and where valid values are told."""
+
+_ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
+
+
+def translate(message: str, script: str) -> MgptError:
+    """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
+    told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
+    text = "; ".join(line.strip() for line in told)
+    asked = dict(_ASKED.findall(script))
+    if commands.may_have_arrived(message):
+        return SlurmUnconfirmed(
+            f"sbatch got no answer, so the job may have been accepted: {text}",
+            why="without its id nobody can follow it, and a second job would take the run from it",
+            fix=f"once Slurm answers, `squeue --me --name {asked.get('job-name', 'NAME')}` shows "
+            "whether it is there: `scancel` it if so, then `mgpt4 resume` the run",
+        )
+    if commands.is_unreachable(message):
+        return SlurmUnreachable(
+            f"sbatch cannot reach Slurm: {text}",
+            fix="the controller is down or overloaded: try again, or ask the cluster's support",
+        )
+    for word, options, mend in _COMPLAINTS:
+        values = [f"--{name}={asked[name]}" for name in options if name in asked]
+        if word in text.lower() and values:
+            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=mend)
+    return SlurmRejected(
+        f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
+    )
+
+
+def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
+    from mgpt4_hpc.launch.job.local_controller import LocalExecutor
+    from mgpt4_hpc.launch.job.rank import StageTask
+
+    config = resolved.config
+    executor = LocalExecutor(folder=run.slurm, python=python_command(run, config))
+    executor.update_parameters(
+        tasks_per_node=config.launch.gpus,
+        gpus_per_node=_gpus_here(config),
+        run_dir=str(run.path),
+        env=dict(config.launch.env),
+    )
+    job = executor.submit(StageTask(str(run.path)))
+    return Submitted(run, "local", str(job.job_id), process=job._process)
+
+
+def _gpus_here(config: RunConfig) -> int:
+    return 0 if config.train.device == "cpu" else config.launch.gpus
+
+
+@contextmanager
+def _environment(environ: Mapping[str, str]) -> Iterator[None]:
+    """Exchange the process's environment for the time of a call: submitit's sbatch inherits it."""
+    saved: dict[str, Any] = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)

@@ -1,0 +1,110 @@
+"""Take a trained projector out, for the original repository or for anything else.
+
+A ``.pth`` is written as the original's own checkpoints are laid out
+(``["model"]["llama_proj.weight"]``), so its ``ckpt:`` setting takes the file as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.importer import State, import_projector
+from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+PROJECTOR_FILE = "projector.safetensors"
+_STEP = re.compile(r"step-(\d+)$")
+
+
+def export_projector(
+    projector: Mapping[str, torch.Tensor], out: Path, *, fmt: Literal["pth", "safetensors"]
+) -> Path:
+    """Write ``llama_proj`` bit for bit; returns ``out``, which an earlier file is replaced under.
+
+    Args:
+        projector: ``weight`` and ``bias``, with or without ``llama_proj.`` in front.
+        out: the file.
+        fmt: its format.
+
+    Raises:
+        WeightsError: if the tensors are not a projector's, or the format is unknown.
+    """
+    state = _named(projector, str(out))
+    named = {f"llama_proj.{k}": t.detach().cpu().contiguous() for k, t in state.items()}
+    if fmt not in ("pth", "safetensors"):
+        raise WeightsError(f"unknown format {fmt!r}", fix="use pth or safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        if fmt == "pth":
+            import torch
+
+            # clone: a view would drag its whole storage into the file.
+            torch.save({"model": {k: t.clone() for k, t in named.items()}}, temporary)
+        else:
+            from safetensors.torch import save_file
+
+            save_file(named, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return out
+
+
+def read_projector(path: Path) -> State:
+    """``weight`` and ``bias`` from a file, a checkpoint's folder or a run (its newest checkpoint).
+
+    Types are the source's.
+
+    Raises:
+        WeightsError: if there is no projector.
+    """
+    found = find_projector(path)
+    return _named(read_tensors(found), str(found))
+
+
+def find_projector(path: Path) -> Path:
+    """The file that holds the projector of a file, checkpoint or run.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    if path.is_file():
+        return path
+    for folder in (path, *_checkpoints(path)):
+        if (folder / PROJECTOR_FILE).is_file():
+            return folder / PROJECTOR_FILE
+    raise WeightsError(
+        f"{path} holds no projector",
+        fix="give a run, a checkpoint (RUN/checkpoints/step-N), a bundle or a weight file",
+    )
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints (those with a manifest) of a run, the newest first."""
+    found = [
+        (int(match[1]), path)
+        for path in (run / "checkpoints").glob("step-*")
+        if (match := _STEP.match(path.name)) and (path / "manifest.json").is_file()
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _named(tensors: Mapping[str, torch.Tensor], source: str) -> State:
+    """``weight`` and ``bias`` whatever they are called."""
+    prefixed = {
+        key if key.startswith("llama_proj.") or "." in key else f"llama_proj.{key}": tensor
+        for key, tensor in tensors.items()
+    }
+    state, _ = import_projector(prefixed, source)
+    return state

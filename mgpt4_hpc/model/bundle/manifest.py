@@ -1,0 +1,151 @@
+"""``bundle.json``: what a bundle consists of, where it came from, and how to know it again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle.fingerprint import combined, fingerprint, full_hash
+
+FORMAT_VERSION = 1
+BUNDLE_FILE = "bundle.json"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """How to know one file again.
+
+    Attributes:
+        num_bytes: its size.
+        blake2b: hash of all of it.
+        fingerprint: hash of samples of it (see ``fingerprint.py``), checked at every start.
+    """
+
+    num_bytes: int
+    blake2b: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Record of a file as it is now, reading all of it."""
+        return cls(path.stat().st_size, full_hash(path), fingerprint(path))
+
+    def fault(self, path: Path, *, full: bool = False) -> str | None:
+        """What is wrong with the file at ``path``, in words; None if nothing.
+
+        Args:
+            path: where it should be.
+            full: compare every byte, not only size and samples.
+        """
+        try:
+            size = path.stat().st_size
+            if size != self.num_bytes:
+                return f"{path} has {size:,} bytes, at import it had {self.num_bytes:,}"
+            same = (
+                full_hash(path) == self.blake2b if full else fingerprint(path) == self.fingerprint
+            )
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
+        return None if same else f"{path} has changed since it was imported"
+
+
+@dataclass(frozen=True)
+class LlmRecord:
+    """The language model's folder: ``path`` is relative to the bundle where it was copied."""
+
+    path: str
+    copied: bool
+    files: dict[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Content of ``bundle.json``.
+
+    Attributes:
+        architecture: all sizes.
+        files: the bundle's own weight files.
+        tensors: per file, each tensor's shape and type.
+        llm: the language model.
+        sources: per source its files' hashes, and its keys that were used, dropped or missing.
+        digest: over all hashes and sizes; identifies the bundle in runs and checkpoints.
+    """
+
+    architecture: Architecture
+    files: dict[str, FileRecord]
+    tensors: dict[str, dict[str, list[Any]]]
+    llm: LlmRecord
+    sources: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights, wherever the folder lies."""
+        sizes = json.dumps(self.architecture.to_dict(), sort_keys=True)
+        parts = [("architecture", sizes)]
+        parts += [(name, record.blake2b) for name, record in self.files.items()]
+        parts += [(f"llm/{name}", record.blake2b) for name, record in self.llm.files.items()]
+        return combined(parts)
+
+    def llm_dir(self, folder: Path) -> Path:
+        """Where the language model is, for a bundle in ``folder``."""
+        return folder / self.llm.path
+
+    def faults(self, folder: Path, *, full_own: bool = False, full_llm: bool = False) -> list[str]:
+        """Every file that is missing or not what it was, in words.
+
+        Args:
+            folder: the bundle's.
+            full_own: compare every byte of the bundle's own files, not only samples.
+            full_llm: the same for the language model's, which are far larger.
+        """
+        llm_dir = self.llm_dir(folder)
+        checked = [r.fault(folder / name, full=full_own) for name, r in self.files.items()]
+        checked += [r.fault(llm_dir / name, full=full_llm) for name, r in self.llm.files.items()]
+        return [fault for fault in checked if fault]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        values = {"format": FORMAT_VERSION, "digest": self.digest} | dataclasses.asdict(self)
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read it back.
+
+        Raises:
+            WeightsError: if it is damaged, edited or of a newer format.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["format"]
+            if version != FORMAT_VERSION:
+                raise WeightsError(
+                    f"{path} has format {version}, this program reads {FORMAT_VERSION}",
+                    fix="import the weights again, or use the program that wrote the bundle",
+                )
+            llm = values["llm"]
+            manifest = cls(
+                Architecture.from_dict(values["architecture"], source=str(path)),
+                _records(values["files"]),
+                values["tensors"],
+                LlmRecord(llm["path"], llm["copied"], _records(llm["files"])),
+                values["sources"],
+            )
+            recorded = values["digest"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(
+                f"cannot read {path}: {type(error).__name__} {error}",
+                fix="import the weights again",
+            ) from error
+        if recorded != manifest.digest:
+            raise WeightsError(f"{path} was edited: its digest is not that of its entries")
+        return manifest
+
+
+def _records(values: dict[str, Any]) -> dict[str, FileRecord]:
+    return {name: FileRecord(**record) for name, record in values.items()}

@@ -1,0 +1,1 @@
+"""Memory and operations of a model, computed from sizes. Loads no weights."""

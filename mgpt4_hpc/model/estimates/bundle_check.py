@@ -1,0 +1,190 @@
+"""Look a bundle over before a night in the queue depends on it (``mgpt4 weights check``).
+
+No model is built: shapes come from file headers, hashes from the files. All faults are told
+together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
+from mgpt4_hpc.model.bundle.importer import State
+from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, vision_shapes
+from mgpt4_hpc.model.bundle.llm_check import LlmCheck, check_llm
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.variants import input_words, llm_words, projector_faults
+from mgpt4_hpc.model.estimates.memory import MemoryEstimate, estimate_memory
+
+_STAGES = {"stage1": (64, 1 + 32), "stage2": (12, 1 + 30 + 160)}
+"""Rows per GPU in the original, and text tokens beside the image's: begin, prompt, answer."""
+
+_SMALLER_BATCHES = (1, 4, 16)
+
+
+@dataclass
+class BundleCheck:
+    """Findings about one bundle.
+
+    Attributes:
+        path: the folder.
+        faults: what makes it unusable, each in words.
+        notes: what is worth knowing.
+        facts: sizes, variant, types, digest.
+        memory: GiB per GPU, by stage, micro-batch and whether activations are recomputed.
+    """
+
+    path: Path
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+    memory: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether training can start from it."""
+        return not self.faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for ``--json``."""
+        return {"ok": self.ok} | dataclasses.asdict(self) | {"path": str(self.path)}
+
+
+def check_bundle(
+    path: Path | str, *, full: bool = False, architecture: Architecture | None = None
+) -> BundleCheck:
+    """Check a bundle of either kind (see ``bundle.py``).
+
+    Args:
+        path: the folder.
+        full: hash the language model's files completely too (gigabytes), not only samples of them.
+        architecture: as in ``open_bundle``.
+    """
+    found = BundleCheck(Path(path))
+    try:
+        if (found.path / BUNDLE_FILE).exists():
+            arch, llm_dir = _check_written(found, full)
+        else:
+            arch, llm_dir = _check_original(found, architecture)
+    except WeightsError as error:
+        found.faults.append(str(error))
+        return found
+    llm = check_llm(llm_dir)
+    found.faults += llm.faults
+    found.notes += llm.notes
+    _describe(found, arch, llm_dir, llm)
+    if llm.width and llm.num_parameters:
+        found.memory = _memory_table(arch.with_llm_dim(llm.width), llm)
+    return found
+
+
+def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
+    """Hashes and shapes of a bundle that an import wrote."""
+    manifest = Manifest.read(found.path / BUNDLE_FILE)
+    arch, llm_dir = manifest.architecture, manifest.llm_dir(found.path)
+    found.faults += manifest.faults(found.path, full_own=True, full_llm=full)
+    tables: dict[str, dict[str, TensorInfo]] = {}
+    for name in manifest.files:
+        try:
+            tables[name] = read_header(found.path / name)
+        except WeightsError as error:
+            found.faults.append(str(error))
+    position = tables.get("vision.safetensors", {}).get("pos_embed")
+    grid = round((position.shape[1] - 1) ** 0.5) if position else None
+    for name, expected in (
+        ("vision.safetensors", vision_shapes(arch, grid=grid)),
+        ("connector.safetensors", connector_shapes(arch)),
+    ):
+        if name in tables:
+            found.faults += _shape_faults(name, tables[name], expected)
+    found.facts["digest"] = manifest.digest
+    found.facts["dtypes"] = {n: sorted({i.dtype for i in t.values()}) for n, t in tables.items()}
+    projector = tables.get("projector.safetensors", {}).get("llama_proj.weight")
+    found.facts["projector"] = list(projector.shape) if projector else None
+    return arch, llm_dir
+
+
+def _check_original(
+    found: BundleCheck, architecture: Architecture | None
+) -> tuple[Architecture, Path]:
+    """A folder of the original's files: opening it checks every key and shape."""
+    bundle = open_bundle(found.path, architecture=architecture)
+    projector = bundle.projector_state()
+    found.facts["digest"] = bundle.digest
+    found.facts["dtypes"] = {
+        "vision": _dtypes(bundle.vision_state()),
+        "connector": _dtypes(bundle.qformer_state()),
+    }
+    found.facts["projector"] = list(projector["weight"].shape) if projector else None
+    return bundle.architecture, bundle.llm_dir
+
+
+def _describe(found: BundleCheck, arch: Architecture, llm_dir: Path, llm: LlmCheck) -> None:
+    """Facts, whether the projector fits both ends, and hints about known mix-ups."""
+    found.facts |= {
+        "architecture": arch.to_dict(),
+        "vision_side": input_words(arch.projector_in),
+        "llm": {
+            "path": str(llm_dir),
+            "model": llm_words(llm.width),
+            "parameters": llm.num_parameters,
+            "dtypes": llm.dtypes,
+            "vocab_size": llm.vocab_size,
+        },
+    }
+    if llm.width and found.facts["projector"]:
+        shape = tuple(found.facts["projector"])
+        found.faults += projector_faults(arch, llm.width, shape)
+    if arch.qformer and llm.width in (4096, 5120) and llm.vocab_size == 32000:
+        found.notes.append(
+            "the vocabulary has 32,000 tokens: Vicuna v0, which the published projectors with "
+            "Q-Former belong to, has 32,001; with a later Vicuna they give garbage"
+        )
+
+
+def _memory_table(arch: Architecture, llm: LlmCheck) -> list[dict[str, Any]]:
+    rows = []
+    for stage, (original_batch, text_tokens) in _STAGES.items():
+        for batch in sorted({*_SMALLER_BATCHES, original_batch}):
+            for recompute in (False, True):
+                estimate = estimate_memory(
+                    arch,
+                    llm.config,
+                    llm.num_parameters,
+                    micro_batch_size=batch,
+                    text_tokens=text_tokens,
+                    activation_checkpointing=recompute,
+                )
+                rows.append(_memory_row(stage, batch, recompute, estimate))
+    return rows
+
+
+def _memory_row(stage: str, batch: int, recompute: bool, of: MemoryEstimate) -> dict[str, Any]:
+    parts = {f"{name}_gib": round(value, 1) for name, value in dataclasses.asdict(of).items()}
+    return {
+        "stage": stage,
+        "micro_batch_size": batch,
+        "activation_checkpointing": recompute,
+        "total_gib": round(of.total, 1),
+    } | parts
+
+
+def _shape_faults(name: str, held: dict[str, TensorInfo], expected: Shapes) -> list[str]:
+    faults = [f"{name} lacks {key}" for key in expected if key not in held]
+    faults += [f"{name} has an unknown tensor {key}" for key in held if key not in expected]
+    faults += [
+        f"{name}: {key} is {held[key].shape}, expected {shape}"
+        for key, shape in expected.items()
+        if key in held and held[key].shape != shape
+    ]
+    return faults
+
+
+def _dtypes(state: State) -> list[str]:
+    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})

@@ -1,0 +1,1 @@
+"""The model that answers: prompts as embeddings, sampling, decoding."""

@@ -1,0 +1,328 @@
+"""A trained model that answers: weights, projector and conversation format of a run, put together.
+
+Shapes: N images, C channels, H height, W width, I image tokens, Q projector's input width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.errors import ConfigError, WeightsError
+from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.export import find_projector, read_projector
+from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.bundle.variants import require_projector_fits
+from mgpt4_hpc.model.generation.answer import Answer
+from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts, stream
+from mgpt4_hpc.model.generation.prompt_embedding import context_length, prompt_length
+from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.preprocess import normalise
+from mgpt4_hpc.prompts import IMAGE_SLOT, Template, get_template
+from mgpt4_hpc.resources import resolve_path
+from mgpt4_hpc.run_dir import RunDir, read_json
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a model is put together from.
+
+    Attributes:
+        name: for people: run and step, or the file.
+        weights: the bundle's folder.
+        projector: file of ``llama_proj``; None takes the bundle's own.
+        template: conversation format.
+        config: settings of the run that trained it, where there is one.
+        run: that run.
+        step: optimizer steps behind the projector, where known.
+    """
+
+    name: str
+    weights: Path
+    projector: Path | None
+    template: Template
+    config: RunConfig | None = None
+    run: RunDir | None = None
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training changed, read into memory.
+
+    Attributes:
+        source: where it was.
+        projector: of ``llama_proj``, without prefix.
+        lora: what was trained beside it, if anything.
+    """
+
+    source: Source
+    projector: Mapping[str, torch.Tensor]
+    lora: SavedLora | None
+
+
+def same_towers(one: Source, two: Source) -> bool:
+    """Whether one model can answer for both: only what was trained differs."""
+
+    def around(source: Source) -> tuple[object, ...]:
+        model = source.config.model if source.config else None
+        settings = (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None
+        file = source.projector
+        lora = file is not None and file.with_name(LORA_FILE).is_file()
+        return source.weights.resolve(), settings, lora
+
+    return around(one) == around(two)
+
+
+def find_source(
+    path: Path | None, *, weights: str | None = None, template: str | None = None
+) -> Source:
+    """Where everything is that answers in the name of a run, checkpoint or weight file.
+
+    Args:
+        path: a run (its newest checkpoint), a checkpoint, or a projector's file; None takes the
+            projector of the bundle.
+        weights: the bundle; by default the one that the run was trained on.
+        template: name of a conversation format; by default the run's, or for a bare file that of
+            the bundle's variant.
+
+    Raises:
+        WeightsError: if the projector is missing, is none, or nothing says which bundle to use.
+        ConfigError: if the run's settings are broken.
+    """
+    projector = None if path is None else find_projector(path)
+    run = None if projector is None else _run_of(projector)
+    if projector is not None and run is None:
+        _require_weights(projector)
+    config = None if run is None else read_config(run.config_file).config
+    folder = weights or (config.model.weights if config else "")
+    if not folder:
+        raise WeightsError(
+            f"nothing says which weights {path or 'the bundle'} belongs to",
+            why="a projector is only the layer between a vision tower and a language model",
+            fix="give the bundle with --weights, or a run's directory instead of a file",
+        )
+    chosen = get_template(template) if template else (config.template if config else None)
+    bundle_folder = Path(resolve_path(folder))
+    return Source(
+        name=_name(projector, run) or bundle_folder.name,
+        weights=bundle_folder,
+        projector=projector,
+        template=chosen or _template_of(open_bundle(bundle_folder)),
+        config=config,
+        run=run,
+        step=_step(projector),
+    )
+
+
+def tell_apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources under names that tell them apart: where two have one, with their folders'."""
+
+    def where(source: Source) -> Path:
+        return source.run.path if source.run else source.projector or source.weights
+
+    def what(source: Source) -> Path:
+        return (source.projector or source.weights).resolve()
+
+    told: list[Source] = []
+    known: dict[str, Path] = {}
+    for source in sources:
+        plain = source.name
+        if any(other.name == plain and what(other) != what(source) for other in sources):
+            plain = f"{where(source).absolute().parent.name}/{plain}"
+        name, number = plain, 1
+        while known.setdefault(name, what(source)) != what(source):  # folders of one name as well
+            number += 1
+            name = f"{plain} ({number})"
+        told.append(replace(source, name=name))
+    return told
+
+
+class Talker:
+    """Answers prompts with images; texts in, texts out.
+
+    Args:
+        source: what to put together.
+        device: ``auto`` is the GPU where there is one.
+        precision: as ``build_model``; ``auto`` is float32 on a CPU, else bf16 or fp16.
+
+    Attributes:
+        source: as given, or as of the last ``use``.
+        model, tokenizer: the parts.
+
+    Raises:
+        WeightsError: if weights are missing, broken, or of another variant than the projector.
+    """
+
+    def __init__(self, source: Source, *, device: str = "auto", precision: str = "auto") -> None:
+        self.bundle: Bundle = open_bundle(source.weights)
+        config = source.config
+        target = _device(device)
+        self.model = build_model(
+            self.bundle,
+            precision=_precision(precision, target),
+            vision_precision=config.model.vision_precision if config else "same",
+            ln_vision=config.model.ln_vision if config else "bundle",
+            llm_8bit=config is not None and config.model.llm_8bit,
+            attention="sdpa",
+            device=target,
+        )
+        self.tokenizer = load_tokenizer(self.bundle.llm_dir)
+        self.source = source
+        self.use(source)
+
+    @classmethod
+    def around(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> Talker:
+        """One that answers with a model that somebody else is training."""
+        talker = cls.__new__(cls)
+        talker.bundle = bundle
+        talker.model = model
+        talker.tokenizer = load_tokenizer(bundle.llm_dir)
+        talker.source = source
+        return talker
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are brought to, in pixels."""
+        return self.bundle.architecture.image_size
+
+    def read(self, source: Source) -> Trained:
+        """What was trained on these weights, into memory: a run deletes its old checkpoints.
+
+        Raises:
+            WeightsError: if it is missing, broken, or of another variant than the weights.
+        """
+        lora = read_lora_beside(source.projector or source.weights / "none")
+        if source.projector is None:
+            own = self.bundle.projector_state()
+            if own is None:
+                raise WeightsError(
+                    f"{source.weights} has no trained projector",
+                    fix="give a run or a checkpoint, or import one with "
+                    "`mgpt4 weights import --projector pretrained_minigpt4.pth`",
+                )
+            return Trained(source, own, lora)
+        state = dict(read_projector(source.projector))
+        require_projector_fits(
+            self.bundle.architecture,
+            self.bundle.architecture.llm_dim or 0,
+            tuple(state["weight"].shape),
+            str(source.projector),
+        )
+        return Trained(source, state, lora)
+
+    def use(self, trained: Source | Trained) -> None:
+        """Answer with another projector of the same weights, and its LoRA, from now on."""
+        if isinstance(trained, Source):
+            trained = self.read(trained)
+        self.model.llama_proj.load_state_dict(dict(trained.projector))
+        use_lora(self.model.language_model, trained.lora)
+        self.source = trained.source
+
+    def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
+        """The towers' features (N, I, Q) of uint8 pixels of the model's image size."""
+        return self.model.encode_images(normalise(images_u8_NCHW, self.model.device))
+
+    def answers(
+        self,
+        prompts: Sequence[str],
+        features: Sequence[torch.Tensor],
+        sampling: Sampling,
+        *,
+        seeds: Sequence[int] | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> list[Answer]:
+        """As ``generate.answer_prompts``, ended by the template's end symbol."""
+        stop = self.source.template.end_symbol
+        return answer_prompts(
+            self.model,
+            self.tokenizer,
+            prompts,
+            features,
+            sampling,
+            stop=stop,
+            seeds=seeds,
+            between=between,
+        )
+
+    def stream(
+        self, prompt: str, features_NIQ: torch.Tensor, sampling: Sampling
+    ) -> Generator[str, None, Answer]:
+        """As ``generate.stream``, ended by the template's end symbol."""
+        stop = self.source.template.end_symbol
+        return stream(self.model, self.tokenizer, prompt, features_NIQ, sampling, stop=stop)
+
+    def room(self, prompt: str) -> int | None:
+        """Tokens that an answer to the prompt may have at most; None if the model has no limit."""
+        limit = context_length(self.model)
+        if limit is None:
+            return None
+        slots = self.bundle.architecture.num_image_tokens
+        return limit - prompt_length(self.tokenizer, prompt, prompt.count(IMAGE_SLOT), slots)
+
+
+def _require_weights(file: Path) -> None:
+    """Refuse somebody's file that holds no projector, whatever else is missing."""
+    try:
+        read_projector(file)
+    except WeightsError as error:
+        if file.suffix in _WEIGHT_SUFFIXES:
+            raise
+        raise WeightsError(
+            f"{file} is no weight file",
+            why=error.what,
+            fix="give a run, a checkpoint (RUN/checkpoints/step-N) or a projector's file",
+        ) from None
+
+
+def _run_of(projector: Path) -> RunDir | None:
+    """The run of ``RUN/checkpoints/step-N/projector.safetensors``."""
+    run = RunDir(projector.absolute().parent.parent.parent)
+    return run if run.identity_file.is_file() and run.config_file.is_file() else None
+
+
+def _name(projector: Path | None, run: RunDir | None) -> str:
+    if projector is None:
+        return ""
+    return f"{run.name} {projector.parent.name}" if run else projector.name
+
+
+def _step(projector: Path | None) -> int | None:
+    if projector is None:
+        return None
+    try:
+        step = read_json(projector.parent / "manifest.json").get("step")
+    except (OSError, ValueError):
+        return None
+    return step if isinstance(step, int) else None
+
+
+def _template_of(bundle: Bundle) -> Template:
+    return get_template("vicuna_v0" if bundle.architecture.qformer else "llama2")
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "there is no GPU here", fix="start this on a GPU node (--slurm), or use --device cpu"
+        )
+    return device
+
+
+def _precision(wanted: str, device: torch.device) -> str:
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

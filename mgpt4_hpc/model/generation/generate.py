@@ -1,0 +1,161 @@
+"""Answers to prompts of text and images: one by one or in batches, at once or as they grow.
+
+Shapes: B prompts, I image tokens, Q projector's input width; N, C, H, W images and their pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+
+import torch
+
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
+from mgpt4_hpc.model.generation.answer import Answer, GrowingAnswer
+from mgpt4_hpc.model.generation.decoding import beam_search, next_tokens
+from mgpt4_hpc.model.generation.prompt_embedding import build_context, require_room
+from mgpt4_hpc.model.generation.sampling import Picker, Sampling, row_seed
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.preprocess import normalise
+
+__all__ = ["Answer", "Sampling", "answer_prompts", "generate", "generate_from_features", "stream"]
+
+
+def answer_prompts(
+    model: MiniGPT4,
+    tokenizer: TextTokenizer,
+    prompts: Sequence[str],
+    features: Sequence[torch.Tensor],
+    sampling: Sampling,
+    *,
+    stop: str = "",
+    seeds: Sequence[int] | None = None,
+    between: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Answer prompts that hold any number of images and turns each.
+
+    Args:
+        model: the model; it must be on one device.
+        tokenizer: its language model's.
+        prompts: each with one slot per image of its own, or empty: begin and images, as in stage 1.
+        features: per prompt the towers' features (images, I, Q) of its images.
+        sampling: how tokens are chosen.
+        stop: text that ends an answer beside the end token; looked for in the decoded text, since
+            its tokens depend on what stands before it. Empty: the end token only.
+        seeds: one per prompt, for draws; by default they follow from ``sampling.seed`` and the
+            prompt's place.
+        between: called before each token; what it raises breaks the answers off. Not with beams.
+
+    Raises:
+        ConfigError: if images and slots do not match, or the answers could outgrow the context.
+    """
+    if not prompts:
+        return []
+    context = build_context(model, tokenizer, prompts, features)
+    require_room(model, context.attention_BT.shape[1], sampling.max_new_tokens)
+    rows = [GrowingAnswer(tokenizer, stop) for _ in prompts]
+    if sampling.num_beams > 1:
+        found = beam_search(model, tokenizer, context, sampling, stop)
+        for row, tokens in zip(rows, found, strict=True):
+            for token in tokens:
+                row.take(token)
+        return [row.answer() for row in rows]
+    if seeds is None:
+        seeds = [row_seed(sampling.seed, index) for index in range(len(prompts))]
+    steps = next_tokens(model, context, Picker(sampling, seeds))
+    for _ in range(sampling.max_new_tokens):
+        between()
+        for row, token in zip(rows, next(steps), strict=True):
+            row.take(token)
+        if all(row.stopped for row in rows):
+            break
+    return [row.answer() for row in rows]
+
+
+def stream(
+    model: MiniGPT4,
+    tokenizer: TextTokenizer,
+    prompt: str,
+    features_NIQ: torch.Tensor,
+    sampling: Sampling,
+    *,
+    stop: str = "",
+    seed: int | None = None,
+) -> Generator[str, None, Answer]:
+    """Answer one prompt piece by piece; the pieces together are the answer's text.
+
+    The generator's return value (what ``yield from`` gives) is the whole answer. Beams are decided
+    at the end, so with beams there is one piece. Arguments and errors as ``answer_prompts``.
+    """
+    if sampling.num_beams > 1:
+        (whole,) = answer_prompts(model, tokenizer, [prompt], [features_NIQ], sampling, stop=stop)
+        yield whole.text
+        return whole
+    context = build_context(model, tokenizer, [prompt], [features_NIQ])
+    require_room(model, context.attention_BT.shape[1], sampling.max_new_tokens)
+    row = GrowingAnswer(tokenizer, stop)
+    seed = row_seed(sampling.seed, 0) if seed is None else seed
+    steps = next_tokens(model, context, Picker(sampling, [seed]))
+    for _ in range(sampling.max_new_tokens):
+        row.take(next(steps)[0])
+        if row.stopped:
+            break
+        if piece := row.piece():
+            yield piece
+    if piece := row.piece(last=True):
+        yield piece
+    return row.answer()
+
+
+def generate(
+    model: MiniGPT4,
+    tokenizer: TextTokenizer,
+    images_u8_NCHW: torch.Tensor,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 300,
+    stop: str = "",
+) -> list[Answer]:
+    """Answer each prompt about the one image beside it, always taking the likeliest token.
+
+    Args:
+        model: the model; it must be on one device.
+        tokenizer: its language model's.
+        images_u8_NCHW: uint8 pixels of the model's image size, one per prompt.
+        prompts: each with one image slot, or empty: then the model sees begin and image only, as
+            in stage 1.
+        max_new_tokens: limit per answer.
+        stop: as of ``answer_prompts``.
+
+    Raises:
+        ConfigError: if a prompt has not exactly one image slot.
+    """
+    _require_pairs(len(images_u8_NCHW), len(prompts))
+    if not prompts:
+        return []
+    features = model.encode_images(normalise(images_u8_NCHW, model.device))
+    return generate_from_features(
+        model, tokenizer, features, prompts, max_new_tokens=max_new_tokens, stop=stop
+    )
+
+
+def generate_from_features(
+    model: MiniGPT4,
+    tokenizer: TextTokenizer,
+    features_BIQ: torch.Tensor,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 300,
+    stop: str = "",
+) -> list[Answer]:
+    """As ``generate``, from the towers' features (B, I, Q)."""
+    _require_pairs(len(features_BIQ), len(prompts))
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    return answer_prompts(
+        model, tokenizer, prompts, list(features_BIQ.split(1)), sampling, stop=stop
+    )
+
+
+def _require_pairs(num_images: int, num_prompts: int) -> None:
+    if num_images != num_prompts:
+        raise ConfigError(f"{num_images} images but {num_prompts} prompts")

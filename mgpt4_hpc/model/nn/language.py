@@ -1,0 +1,178 @@
+"""The frozen language model: any causal one that transformers can build from a local folder.
+
+Only embeddings, trunk and output matrix are used, so that logits are computed where there is a
+label and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.lazy import garbage_collector_off
+from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
+from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
+from mgpt4_hpc.model.nn.norms import fuse_norms
+from mgpt4_hpc.model.nn.performance.node_broadcast import Alone, load_once_per_node
+
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Settings of other models that alter logits after the output matrix, where the loss is blind."""
+
+
+def load_language_model(
+    llm_dir: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    eight_bit: bool = False,
+) -> nn.Module:
+    """The model in ``dtype`` on ``device``, frozen, in eval mode.
+
+    ``eight_bit`` rounds its matrices to 8 bits, all but embeddings and output.
+
+    Raises:
+        WeightsError: if transformers cannot build or load it, weights are missing, or its logits
+            need more than the output matrix.
+    """
+    with garbage_collector_off():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+    extra = eight_bit_arguments(device) if eight_bit else {}
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(llm_dir, local_files_only=True)
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                llm_dir,
+                config=config,
+                dtype=dtype,
+                attn_implementation=_implementation(attention, config.model_type),
+                local_files_only=True,
+                output_loading_info=True,
+                **extra,
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise WeightsError(f"cannot load the language model in {llm_dir}: {error}") from error
+    _refuse_gaps(llm_dir, loading)
+    _refuse_logit_changes(model)
+    if runs_packed(model):
+        fuse_norms(model)
+    model.requires_grad_(False)
+    model.eval()
+    return model if eight_bit else model.to(device)
+
+
+def load_shared_language_model(
+    llm_dir: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str,
+    device: torch.device,
+    ranks: Ranks,
+    alone: Alone = lambda read: read(),
+) -> nn.Module:
+    """As ``load_language_model``, read by one rank of each node; all ranks must call it.
+
+    ``alone`` does the reading.
+
+    Raises:
+        WeightsError: as there, on every rank.
+    """
+
+    def plan() -> nn.Module:
+        config = json.loads((llm_dir / "config.json").read_text(encoding="utf-8"))
+        with torch.device("meta"):
+            return build_language_model(config, dtype=dtype, attention=attention)
+
+    def load() -> nn.Module:
+        return load_language_model(llm_dir, dtype=dtype, attention=attention, device=device)
+
+    return load_once_per_node(load, plan, ranks, device, alone)
+
+
+def build_language_model(
+    config: dict[str, Any], *, dtype: torch.dtype, attention: str
+) -> nn.Module:
+    """An empty model from a configuration's values, on the current default device."""
+    with garbage_collector_off():
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = {key: value for key, value in config.items() if key != "model_type"}
+    with quiet_transformers():
+        built = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config["model_type"], **values),
+            dtype=dtype,
+            attn_implementation=_implementation(attention, config["model_type"]),
+        )
+    if runs_packed(built):
+        fuse_norms(built)
+    built.requires_grad_(False)
+    return built.eval()
+
+
+def trunk(model: nn.Module) -> nn.Module:
+    """The model without its output matrix: embeddings in, hidden states out."""
+    base = model.base_model
+    assert isinstance(base, nn.Module) and base is not model
+    return base
+
+
+def runs_packed(model: nn.Module) -> bool:
+    """Whether it was built to take sequences one after the other, without padding."""
+    config: Any = model.config
+    return bool(config._attn_implementation == PACKED)
+
+
+def _implementation(attention: str, model_type: str) -> str:
+    """Transformers' word for our setting; families that were never seen packed are padded."""
+    if attention != "packed":
+        return attention
+    if model_type not in PACKABLE_MODELS:
+        return "sdpa"
+    register()
+    return PACKED
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, warnings or advice from transformers while something is loaded."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _refuse_gaps(llm_dir: Path, loading: dict[str, Any]) -> None:
+    """Transformers fills missing weights at random and only warns: that would train on noise."""
+    missing = sorted(loading.get("missing_keys", ()))
+    wrong = sorted(str(entry) for entry in loading.get("mismatched_keys", ()))
+    if missing or wrong:
+        raise WeightsError(
+            f"the weights in {llm_dir} do not fill the model: missing {missing[:8]}, "
+            f"of another shape {wrong[:8]}",
+            fix="check that all shards are there and that config.json belongs to them",
+        )
+
+
+def _refuse_logit_changes(model: nn.Module) -> None:
+    for name in _LOGIT_CHANGES:
+        value = getattr(model.config, name, None)
+        if value not in (None, 1, 1.0):
+            raise WeightsError(
+                f"the language model alters its logits ({name} = {value}), which is not supported"
+            )

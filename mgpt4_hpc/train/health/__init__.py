@@ -1,0 +1,1 @@
+"""Whether nodes, ranks and the loss are fit: node check, consensus, watchdog."""

@@ -1,0 +1,266 @@
+"""The ranks' findings about their nodes, and one verdict that all of them hear.
+
+The process group cannot carry it: a rank whose GPU is dead never gets that far, and the others
+would wait for it at the rendezvous until the time-out. So they speak through the store by which
+they met, which needs nothing but a network.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from mgpt4_hpc.distributed import RENDEZVOUS_TIMEOUT_S, Ranks
+from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
+from mgpt4_hpc.train.health.node_check import CLOCK_TOLERANCE_S, Findings
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+CHECK_TIMEOUT_S = 180.0
+"""A rank that has not answered by then hangs in a driver or on a dead mount."""
+_LEAVE_S = 60.0
+"""Beyond what a rank may take itself, how long the others wait for it; one that is gone is noticed
+at once."""
+_SETTLE_S = 360.0
+"""Longest that the others wait while rank 0 requeues the job: a busy controller answers late, and
+whoever leaves meanwhile ends rank 0 between the requeue and the exclusion of the node."""
+
+_PREFIX = "mgpt4/node"
+
+
+class NodeCouncil:
+    """One rank's seat among those who judge their nodes.
+
+    Args:
+        store: of the rendezvous; None for a single rank, which judges alone.
+        ranks: this process among the others.
+        node: name of its node.
+        timeout_s: patience with a rank that does not answer.
+        arrive_s: patience with one that is not there yet: a node may be slow to load libraries or
+            an image, and nothing is wrong with it.
+    """
+
+    def __init__(
+        self,
+        store: TCPStore | None,
+        ranks: Ranks,
+        node: str,
+        *,
+        timeout_s: float = CHECK_TIMEOUT_S,
+        arrive_s: float = RENDEZVOUS_TIMEOUT_S,
+    ) -> None:
+        self._store = store
+        self._ranks = ranks
+        self._node = node
+        self._timeout_s = timeout_s
+        self._arrive_s = arrive_s
+        self._others = set(range(1, ranks.world_size))
+        """Ranks that are heard; rank 0's book."""
+
+    def verdict(self, check: Callable[[], Findings]) -> MgptError | None:
+        """Look at the own node, hear of the others; the same answer on every rank.
+
+        Args:
+            check: looks at this rank's node.
+
+        Returns:
+            None if all nodes are fit; :class:`BadNode` with the nodes and their faults;
+            :class:`StorageTrouble` where none of the nodes can write the run's folder; or
+            :class:`RendezvousError` where not all ranks came.
+
+        Raises:
+            RendezvousError: rank 0 gave no verdict in time.
+        """
+        if self._store is None:
+            return judge([check()])
+        if self._ranks.is_first:
+            return self._preside(check)
+        self._set(f"host/{self._ranks.rank}", self._node)
+        self._get("called", self._arrive_s + _LEAVE_S)
+        self._set(f"found/{self._ranks.rank}", asdict(check()))
+        # Rank 0 looks too, and may itself wait its full time for the slowest of us.
+        return _error_of(self._get("verdict", 2 * self._timeout_s + _LEAVE_S))
+
+    def first_does(self, action: Callable[[], object]) -> None:
+        """Let rank 0 act on a bad verdict while the others wait, and nobody leave before.
+
+        A rank that leaves with a bad code gets the others killed; rank 0 takes the store along.
+        """
+        if not self._ranks.is_first:
+            try:
+                self._get("settled", _SETTLE_S)
+                self._set(f"heard/{self._ranks.rank}", True)
+            except RendezvousError:
+                pass  # it died over it: then the batch script decides
+            return
+        try:
+            action()
+        finally:
+            if self._store is not None:
+                self._set("settled", True)
+                self._missing("heard", _LEAVE_S)  # nobody may lose the store in mid-sentence
+
+    def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
+        if absent := self._missing("host", self._arrive_s):
+            error = self._absence(absent)
+            self._set("verdict", _plain(error))
+            self._set("called", True)
+            return error
+        began = time.time()
+        self._set("called", True)  # whoever reads its clock after this reads it after `began`
+        found = {0: check()}
+        missing = self._missing("found", self._timeout_s)
+        self._others -= missing
+        for rank in range(1, self._ranks.world_size):
+            if rank in missing:
+                node = str(self._get(f"host/{rank}", self._timeout_s))
+                fault = f"rank {rank} did not finish looking at it within {self._timeout_s:.0f} s"
+                found[rank] = Findings(node, (fault,), "", began)
+            else:
+                told = self._get(f"found/{rank}", self._timeout_s)
+                found[rank] = Findings(
+                    told["node"], tuple(told["faults"]), told["storage"], told["time"]
+                )
+        verdict = judge([found[rank] for rank in sorted(found)], began, time.time())
+        self._set("verdict", _plain(verdict))
+        return verdict
+
+    def _absence(self, ranks: set[int]) -> MgptError:
+        listed = ", ".join(map(str, sorted(ranks)))
+        return _not_come(
+            f"of {self._ranks.world_size} ranks these did not come within {self._arrive_s:.0f} s: "
+            f"{listed}"
+        )
+
+    def _missing(self, what: str, timeout_s: float) -> set[int]:
+        """Which of the other ranks have not set their ``what`` within the time."""
+        assert self._store is not None
+        keys = {rank: f"{_PREFIX}/{what}/{rank}" for rank in self._others}
+        if not keys or self._is_set(list(keys.values()), timeout_s):
+            return set()
+        return {rank for rank, key in keys.items() if not self._store.check([key])}
+
+    def _is_set(self, keys: list[str], timeout_s: float) -> bool:
+        """Whether all of them are set within the time.
+
+        Asks again and again: inside the store's own wait, a stop signal would be heard too late.
+        """
+        assert self._store is not None
+        deadline, pause_s = time.monotonic() + timeout_s, 0.02
+        while not self._store.check(keys):
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(1.5 * pause_s, 0.5)
+        return True
+
+    def _set(self, key: str, value: Any) -> None:
+        assert self._store is not None
+        try:
+            self._store.set(f"{_PREFIX}/{key}", json.dumps(value))
+        except RuntimeError as error:
+            raise RendezvousError(f"rank {self._ranks.rank} lost rank 0: {error}") from error
+
+    def _get(self, key: str, timeout_s: float) -> Any:
+        assert self._store is not None
+        lost: RuntimeError | None = None
+        try:
+            if self._is_set([f"{_PREFIX}/{key}"], timeout_s):
+                return json.loads(self._store.get(f"{_PREFIX}/{key}"))
+        except RuntimeError as error:
+            lost = error
+        raise RendezvousError(
+            f"rank {self._ranks.rank} heard nothing from rank 0 about the nodes "
+            + ("any more" if lost else f"within {timeout_s:.0f} s"),
+            why="rank 0 died or hangs while it looks at its node",
+            fix="see rank 0's log",
+        ) from lost
+
+
+def judge(
+    found: Sequence[Findings], began: float = 0.0, ended: float = float("inf")
+) -> MgptError | None:
+    """What all findings together say.
+
+    Args:
+        found: one per rank; rank 0's first.
+        began: rank 0's clock before anybody read theirs.
+        ended: the same afterwards.
+    """
+    faults: dict[str, list[str]] = {}
+    for one in found:
+        told = faults.setdefault(one.node, [])
+        told += [fault for fault in one.faults if fault not in told]
+    for node, fault in _clock_faults(found, began, ended).items():
+        faults[node].append(fault)
+    cut_off = {one.node: one.storage for one in found if one.storage}
+    if cut_off and set(cut_off) != {one.node for one in found}:
+        for node, reason in cut_off.items():
+            faults[node].append(reason)
+        cut_off = {}
+    bad = {node: "; ".join(told) for node, told in faults.items() if told}
+    if bad:
+        return bad_node(bad)
+    if cut_off:
+        return StorageTrouble(
+            next(iter(cut_off.values())),
+            why="no node of this job can write there, so it is the storage and not a node",
+            fix="the job comes back by itself; if it keeps happening, ask the cluster's support",
+        )
+    return None
+
+
+def _clock_faults(found: Sequence[Findings], began: float, ended: float) -> dict[str, str]:
+    """Whose clock is off; rank 0's, where most other nodes are off from it to the same side."""
+    first = found[0].node
+    off_s = {
+        one.node: one.time - (began if one.time < began else ended)
+        for one in found
+        if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S
+    }
+    agreeing = {one.node for one in found} - set(off_s)
+    one_side = len({off > 0 for off in off_s.values()}) == 1
+    if one_side and len(off_s) > len(agreeing):
+        return {first: f"its clock is {-median(off_s.values()):+.0f} s off that of most others"}
+    return {node: f"its clock is {off:+.0f} s off that of {first}" for node, off in off_s.items()}
+
+
+def bad_node(faults: Mapping[str, str]) -> BadNode:
+    """The error that names nodes and their faults."""
+    told = "; ".join(f"{node}: {fault}" for node, fault in sorted(faults.items()))
+    error = BadNode(
+        f"bad node: {told}",
+        why="training there would fail later, or stand still",
+        fix="mend it or take another node (a Slurm job is requeued without it); tell the support",
+    )
+    error.nodes = dict(faults)
+    return error
+
+
+def _not_come(told: str) -> RendezvousError:
+    return RendezvousError(
+        told,
+        why="they died, or their nodes hang before they can say a word",
+        fix="see their logs; a Slurm job comes back by itself",
+    )
+
+
+def _plain(error: MgptError | None) -> dict[str, Any]:
+    if isinstance(error, BadNode):
+        return {"nodes": error.nodes}
+    if isinstance(error, RendezvousError):
+        return {"absent": error.what}
+    return {"storage": error.what} if error is not None else {}
+
+
+def _error_of(plain: Mapping[str, Any]) -> MgptError | None:
+    if plain.get("nodes"):
+        return bad_node(plain["nodes"])
+    if plain.get("absent"):
+        return _not_come(plain["absent"])
+    return StorageTrouble(plain["storage"]) if plain.get("storage") else None

@@ -1,0 +1,177 @@
+"""What a run is made from; decided once, as ranks may see a network file system differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mgpt4_hpc.checkpoint.store import Checkpoint, CheckpointStore
+from mgpt4_hpc.config.load import config_digest
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.streams import WARNING, is_streamed, is_url
+from mgpt4_hpc.data.encoding.plan import missing_from, plan_encoding, sample_order
+from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.reading.feature_cache import FeatureCache
+from mgpt4_hpc.data.sources.prepare import prepare_source
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
+from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
+from mgpt4_hpc.train.inputs.pins import hold_to_pins
+from mgpt4_hpc.train.recorder import SilentRecorder
+
+
+@dataclass
+class Inputs:
+    """What rank 0 found on disk and tells the others.
+
+    Attributes:
+        indexes: path of each source's index, by the source's name.
+        start: weights to start from; None where the bundle or the seed decides.
+        checkpoint: to go on from; None at a fresh start.
+    """
+
+    indexes: dict[str, str]
+    start: StartWeights | None
+    checkpoint: Checkpoint | None
+
+    @property
+    def restored_step(self) -> int:
+        """Where the attempt begins; 0 at a fresh start."""
+        return self.checkpoint.step if self.checkpoint is not None else 0
+
+
+def find_inputs(
+    run: RunDir,
+    config: RunConfig,
+    bundle: Bundle,
+    store: CheckpointStore,
+    recorder: SilentRecorder,
+    device: torch.device,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
+) -> Inputs:
+    """Prepare the data, find the start weights and the newest checkpoint, hold the run to its pins.
+
+    May be ended anywhere: what it makes appears complete or not at all.
+
+    Args:
+        run: the run.
+        config: its settings.
+        bundle: its weights.
+        store: its checkpoints.
+        recorder: told what was found.
+        device: that will compute.
+        on_progress: called after each shard that was indexed.
+
+    Raises:
+        DataError, WeightsError: something is missing or broken.
+        RunLocked: something is not what it was at the run's first start.
+    """
+    indexes: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for source in config.data.sources:
+        if is_url(source.path):
+            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
+            continue
+        path = prepare_source(
+            source.name,
+            Path(source.path),
+            Path(source.index) if source.index else None,
+            run.data,
+            on_shard=lambda done, total: on_progress(),
+        )
+        indexes[source.name] = str(path)
+        digests[source.name] = ShardIndex.open(path).digest
+    features = _find_features(config, bundle, indexes, digests, device)
+    start = find_start_weights(config.model.projector) if config.model.projector else None
+    hold_to_pins(
+        run,
+        {
+            "bundle": bundle.digest,
+            "config": config_digest(config),
+            **{f"index {name}": digest for name, digest in digests.items()},
+            "projector": start.content if start else None,
+            "features": features,
+        },
+        about={
+            "projector": start.source if start else None,
+            "features": config.data.feature_cache,
+            **indexes,
+        },
+        tell=lambda what, accepted: _report_drift(recorder, what, accepted),
+    )
+    store.clean_stale()
+    checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
+    if checkpoint is not None:
+        recorder.event(
+            Kind.RESTORE,
+            step=checkpoint.step,
+            samples_seen=int(checkpoint.meta["samples_seen"]),
+            path=checkpoint.path.name,
+        )
+        recorder.say(f"going on from {checkpoint.path.name}")
+    if is_streamed(config):
+        _tell_of_streams(recorder, checkpoint is not None)
+    return Inputs(indexes, start, checkpoint)
+
+
+def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
+    """Whether something is missing that an earlier start of this run has found."""
+    if not run.pins_file.exists():
+        return False
+    paths = [config.model.weights, *(source.path for source in config.data.sources)]
+    # A pattern or a list of shards is no path; its own error tells.
+    return any(not Path(path).exists() for path in paths if path and not set(path) & set("{}*?:"))
+
+
+def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:
+    recorder.event(Kind.DRIFT, what=what, accepted=accepted)
+    recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
+
+
+def _tell_of_streams(recorder: SilentRecorder, resumed: bool) -> None:
+    recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
+    what = "streams cannot be resumed where they stood: they began anew"
+    if resumed:
+        recorder.event(Kind.DRIFT, what=[what], accepted=True)
+
+
+def _find_features(
+    config: RunConfig,
+    bundle: Bundle,
+    indexes: Mapping[str, str],
+    digests: Mapping[str, str],
+    device: torch.device,
+) -> str | None:
+    """What the run's feature cache holds, once it is known to hold all that the run will ask for.
+
+    Raises:
+        DataError: if it is of something else, or incomplete.
+    """
+    if config.data.feature_cache is None:
+        return None
+    cache = FeatureCache(Path(config.data.feature_cache))
+    cache.require(feature_binding(config, bundle, device), digests)
+    opened = [ShardIndex.open(indexes[source.name]) for source in config.data.sources]
+    plan = plan_encoding(config, sample_order(config, opened))
+    if missing := missing_from(plan, cache):
+        raise DataError(
+            f"the feature cache {cache.folder} lacks {missing} of the {len(plan)} samples that "
+            f"{config.train.max_steps} steps need",
+            why="it was made for fewer steps or another order, or it is not finished",
+            fix="run `mgpt4 data encode` with this run's settings: it makes what is missing",
+        )
+    return cache.content
+
+
+def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:
+    recorder.event(Kind.DAMAGED, path=path.name, reason=why)
+    recorder.say(
+        f"WARNING: checkpoint {path.name} cannot be used ({why}); falling back to an older one"
+    )

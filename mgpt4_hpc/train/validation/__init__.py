@@ -1,0 +1,1 @@
+"""Validation during training: the loss on held-out samples, and answers to questions."""

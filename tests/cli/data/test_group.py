@@ -1,0 +1,289 @@
+"""``data``: convert, index, stats, pack and check on a few samples."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from tests.cli.fakes import Mgpt4
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+@pytest.fixture
+def shards(world: TinyWorld, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(world.shards("laion"), tmp_path / "laion"))
+
+
+def cut(shard: Path) -> None:
+    """As a full disk or a killed download leaves it."""
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+
+
+def test_toy_paths(mgpt4: Mgpt4) -> None:
+    told = mgpt4(
+        "data",
+        "stats",
+        "toy:shards/laion",
+        "--tokenizer",
+        "toy:weights/llm",
+        "--limit",
+        4,
+        "--json",
+    ).json
+    assert told["tokens"]["stage1"]["minimum"] >= 2
+    assert mgpt4("data", "pack", "toy:cc_sbu_align", "--out", "packed").code == 0
+    assert mgpt4("data", "check", "toy:shards/laion", "--json").json["num_samples"] > 0
+    ended = mgpt4("data", "check", "toy:none")
+    assert ended.code == 2
+    assert "not in the toy world" in ended.err
+
+
+def test_index_and_check(mgpt4: Mgpt4, shards: Path) -> None:
+    made = mgpt4("data", "index", shards, "--out", "laion.index", "--json").json
+    assert (made["num_samples"], made["num_shards"], made["num_quarantined"]) == (16, 2, 0)
+    again = mgpt4("data", "index", shards, "--out", "laion.index", "--verify", "--decode")
+    assert "16 samples in 2 shards" in again.out
+    good = mgpt4("data", "check", "laion.index")
+    assert good.code == 0
+    assert "16 usable samples" in good.out
+
+
+def test_a_shard_that_changed_since(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    cut(shards / "00001.tar")
+    ended = mgpt4("data", "check", "laion.index", "--json")
+    assert ended.code == 1
+    assert len(ended.json["changed_shards"]) == 1
+    assert "00001.tar" in ended.err
+
+
+def test_a_cut_shard_is_quarantined_by_shard_and_reason(mgpt4: Mgpt4, shards: Path) -> None:
+    cut(shards / "00001.tar")
+    ended = mgpt4("data", "check", shards)
+    assert ended.code == 0
+    assert "00001.tar" in ended.out
+    assert "reason" in ended.out
+    told = mgpt4("data", "check", shards, "--json").json
+    assert {entry["shard"] for entry in told["quarantined"]} == {"00001.tar"}
+    assert 8 <= told["num_samples"] < 16
+
+
+def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    rows = [{"url": f"http://a.org/{n}", "caption": "a dog"} for n in range(200)]
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"url": "http://a.org/x"}]))
+    made = mgpt4("data", "convert", "list.json", "--out", "all", "--json").json
+    assert (made["num_rows"], made["num_written"], made["num_bad"]) == (201, 200, 1)
+    assert made["reasons"] == {"it has no caption": 1}
+    assert made["bad_rows"][0]["row"] == 200
+    part = mgpt4("data", "convert", "list.json", "--out", "part", "--fraction", "0.3", "--seed", 5)
+    assert "of 201 rows in 1 file," in part.out
+    assert "1 bad: it has no caption" in part.out
+    assert str(Path("part") / "bad_rows.jsonl") in part.err
+    again = mgpt4("data", "convert", "list.json", "--out", "part")
+    assert again.code == 1
+    assert "is not an empty folder" in again.err
+    gone = mgpt4("data", "convert", "nope.json", "--out", "none").err
+    assert gone.count("nope.json") == 1 and "No such file" in gone
+
+
+def test_encode_takes_a_run_by_its_name_and_a_sites_paths(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trained_run(world, tmp_path / "runs" / "two")
+    told = mgpt4("data", "encode", "two", "--out", "features", "--dry-run", "--json")
+    assert told.code == 0, told.err
+    assert told.json["num_missing"] == told.json["num_needed"] > 0
+    ended = mgpt4("data", "encode", "two", "--out", "f", "--set", "seed=3")
+    assert ended.code == 2 and "settings are fixed" in ended.err
+    site = tmp_path / "here.yaml"
+    site.write_text(f"model: {{weights: {world.weights}}}\n"
+                    f"data: {{paths: {{cc_sbu_align: {world.align}}}}}\n")  # fmt: skip
+    monkeypatch.setenv("MGPT4_SITE", str(site))
+    preset = mgpt4("data", "encode", "stage2-vicuna7b", "--out", "g", "--dry-run", "--json")
+    assert preset.code == 0, preset.err
+
+
+def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    ended = mgpt4("data", "stats", "laion.index", "--contact-sheet", "sheet.png")
+    assert "16 of 16 samples read" in ended.out
+    assert "most frequent sizes: 56x56 (16)" in ended.out
+    assert "--tokenizer LLM_DIR" in ended.err
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
+    told = mgpt4(
+        "data", "stats", shards, "--tokenizer", world.weights / "llm", "--limit", "4", "--json"
+    ).json
+    assert (told["num_samples"], told["num_read"]) == (16, 4)
+    assert told["tokens"]["stage1"]["minimum"] >= 2
+    assert set(told["truncated"]) == {"stage1", "stage2"}
+    assert sorted(path.name for path in Path().iterdir()) == ["laion", "laion.index", "sheet.png"]
+
+
+def test_stats_of_shards_that_are_gone(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    shutil.rmtree(shards)
+    ended = mgpt4("data", "stats", "laion.index")
+    assert ended.code == 1
+    assert "no sample can be read" in ended.err
+    assert "No such file" in ended.out
+
+
+def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
+    packed = mgpt4("data", "pack", world.align, "--out", "packed", "--json").json
+    assert all(Path(shard).is_file() for shard in packed["shards"])
+    told = mgpt4("data", "pack", world.align, "--out", "again").out
+    assert told == f"again: {packed['num_samples']} samples in 1 shard\n"
+    again = mgpt4("data", "pack", world.align, "--out", "packed")
+    assert again.code == 1
+    assert "is not empty" in again.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "nothing.tar", "--out", "x.index"],
+        ["index", "{00..03}.tar", "--out", "x.index"],
+        ["index", "s3://bucket/x.tar", "--out", "x.index"],
+        ["pack", "nothing", "--out", "x"],
+        ["convert", "nothing.json", "--out", "x"],
+        ["stats", "nothing"],
+        ["check", "nothing"],
+        ["check", "nothing.index"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there(mgpt4: Mgpt4, arguments: list[str]) -> None:
+    ended = mgpt4("data", *arguments)
+    assert ended.code == 1
+    assert ended.err.startswith("error: ")
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "toy:shards/laion", "--out", "no/x.index"],
+        ["pack", "toy:cc_sbu_align", "--out", "no/x"],
+        ["convert", "nothing.json", "--out", "no/x"],
+        ["download", "nothing.parquet", "--out", "no/x"],
+        ["encode", "toy-stage2", "--out", "no/x"],
+        ["stats", "toy:shards/laion", "--contact-sheet", "no/x.png"],
+    ],
+    ids=" ".join,
+)
+def test_out_in_a_folder_that_is_not_there(mgpt4: Mgpt4, arguments: list[str]) -> None:
+    ended = mgpt4("data", *arguments)
+    assert ended.code == 2
+    assert "mkdir -p no" in ended.err
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["laion/00000.tar", "keep.txt", "shards.txt", "sheet.png"])
+@pytest.mark.parametrize("part", [[], ["--part", "1/2"]], ids=["whole", "part"])
+def test_an_index_is_written_over_nothing_else(
+    mgpt4: Mgpt4, shards: Path, out: str, part: list[str]
+) -> None:
+    Path("keep.txt").write_text("the only copy")
+    Path("shards.txt").write_text("laion/00000.tar\nlaion/00001.tar\n")
+    Path("sheet.png").touch()
+    before = Path(out).read_bytes()
+    ended = mgpt4("data", "index", "shards.txt", "--out", out, *part)
+    assert ended.code == 2 and "is not a shard index that mgpt4 wrote" in ended.err
+    assert Path(out).read_bytes() == before
+    assert not Path(f"{out}.parts").exists()
+
+
+def test_an_index_is_not_written_through_a_link_to_nowhere(mgpt4: Mgpt4, shards: Path) -> None:
+    Path("x.index").symlink_to("unmounted/x.index")
+    assert mgpt4("data", "index", shards, "--out", "x.index").code == 2
+    assert Path("x.index").is_symlink()
+
+
+def test_what_an_index_is_made_of(mgpt4: Mgpt4, shards: Path) -> None:
+    told = mgpt4("data", "index", "nope", "--out", "x.index").err
+    assert "give a folder of *.tar" in told and "cc_sbu_align" not in told
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    told = mgpt4("data", "index", "laion.index", "--out", "x.index").err
+    assert "laion.index is an index of shards" in told
+
+
+def test_a_damaged_index_is_built_anew(mgpt4: Mgpt4, shards: Path) -> None:
+    mgpt4("data", "index", shards, "--out", "laion.index")
+    whole = Path("laion.index").read_bytes()
+    Path("laion.index").write_bytes(whole[:-8])
+    assert mgpt4("data", "check", "laion.index").code == 1
+    assert mgpt4("data", "index", shards, "--out", "laion.index").code == 0
+    assert Path("laion.index").read_bytes() == whole
+
+
+def test_parts_are_put_together_and_nothing_else_is_removed(mgpt4: Mgpt4, shards: Path) -> None:
+    index = ("data", "index", shards, "--out", "laion.index")
+    for part in ("1/2", "2/2"):
+        assert mgpt4(*index, "--part", part).code == 0
+    mine = Path("laion.index.parts/results.csv")
+    mine.write_text("mine")
+    refused = mgpt4(*index)
+    assert refused.code == 2 and "results.csv" in refused.err
+    assert mine.read_text() == "mine" and not Path("laion.index").exists()
+    mine.unlink()
+    assert "2 shards unchanged" in mgpt4(*index).out
+    assert not Path("laion.index.parts").exists()
+
+
+def test_a_contact_sheet_is_drawn_over_an_earlier_one_only(mgpt4: Mgpt4, shards: Path) -> None:
+    Image.new("RGB", (8, 8)).save("photo.png")
+    Path("list.png").write_text("no picture")
+    Path("list.json").write_text("[]")
+    for name, told in (
+        ("photo.png", "is not a contact sheet that mgpt4 wrote"),
+        ("list.png", "is not a contact sheet that mgpt4 wrote"),
+        ("list.json", "end its name in .png"),
+    ):
+        before = Path(name).read_bytes()
+        ended = mgpt4("data", "stats", shards, "--contact-sheet", name)
+        assert ended.code == 2 and told in ended.err
+        assert Path(name).read_bytes() == before
+    for _ in range(2):
+        assert mgpt4("data", "stats", shards, "--contact-sheet", "sheet.png").code == 0
+
+
+def test_what_is_no_index(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    (tmp_path / "x.index").write_text("no index at all")
+    ended = mgpt4("data", "check", "x.index")
+    assert ended.code == 1
+    assert "is not a usable shard index" in ended.err
+
+
+def test_encode_says_how_much_before_it_writes(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
+    planned = mgpt4("data", "encode", config, "--out", "features", "--dry-run", "--json")
+    assert "bf16 =" in planned.err and "GiB in" in planned.err
+    assert planned.json["num_encoded"] == 0 < planned.json["num_missing"]
+    made = mgpt4("data", "encode", config, "--out", "features", "--json")
+    assert made.json["num_missing"] == 0
+    assert made.json["num_encoded"] == planned.json["num_needed"]
+    again = mgpt4("data", "encode", config, "--out", "features")
+    assert "0 are to be encoded" in again.err and ", 0 missing" in again.out
+    from mgpt4_hpc.train.inputs import feature_encoding
+
+    monkeypatch.setattr(feature_encoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+    full = mgpt4("data", "encode", config, "--out", "elsewhere")
+    assert full.code == 1 and "0.0 GiB are free" in full.err
+    monkeypatch.undo()
+
+
+def test_encode_asks_before_it_writes_much(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mgpt4_hpc.cli.data.encode._ASK_FROM_BYTES", 1)
+    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
+    ended = mgpt4("data", "encode", config, "--out", "features")
+    assert ended.code == 2 and "--yes" in ended.err
+    assert not list(Path("features").glob("*.safetensors"))

@@ -1,0 +1,163 @@
+"""``mgpt4 eval`` and ``compare`` on an untrained model: tables, JSON, page, curves, refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.fakes import Mgpt4
+from tests.support.shown import assert_schema
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+SHORT = ("--max-new-tokens", 6, "--limit", 4)
+
+
+@pytest.fixture(scope="session")
+def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    folder = tmp_path_factory.mktemp("trained")
+    return make_trained_run(world, folder / "two", data__val_fraction=0.5)
+
+
+@pytest.fixture(scope="session")
+def other(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "three", seed=3)
+
+
+def test_failure_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
+    images = world.align / "image"
+    ended = mgpt4("eval", run.path, "--images", images, *SHORT, "--json", "--html", "page.html")
+    assert ended.code == 0, ended.err
+    assert_schema("eval", ended.json)
+    assert [task["task"] for task in ended.json["tasks"]] == ["detail", "poem"]
+    task = ended.json["tasks"][0]
+    assert set(task["metrics"]) == {"failing", "incomplete", "repetitive", "empty", "echo"}
+    assert task["num_images"] == 4 and task["metrics"]["failing"] == 1.0
+    page = Path("page.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    told = mgpt4("eval", run.path, "--images", images, *SHORT)
+    assert told.code == 0 and "two step-00000012, 4 images: Describe the image" in told.out
+
+
+def test_points_in_tensorboard(mgpt4: Mgpt4, other: RunDir, world: TinyWorld) -> None:
+    assert mgpt4("eval", other.path, "--images", world.align, *SHORT).code == 0
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(other.tensorboard / "eval"))
+    events.Reload()
+    (tag,) = (tag for tag in events.Tags()["scalars"] if tag.endswith("/detail_failing"))
+    assert tag.startswith(f"eval/{world.align.name}-")  # other images, a curve of their own
+    (point,) = events.Scalars(tag)
+    assert (point.step, point.value) == (12, 1.0)
+
+
+def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
+    Path("words.txt").write_text("dog\ncat\nboat\nhouse\ntree\n")
+    ended = mgpt4(
+        "eval", run.path, "--suite", "caption", "--images", world.shards("laion"), *SHORT,
+        "--synonyms", "words.txt", "--json",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    metrics = ended.json["tasks"][0]["metrics"]
+    assert {"bleu4", "bleu4_corpus", "rouge_l", "meteor_like", "cider", "chair_s"} <= set(metrics)
+
+
+def test_loss_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
+    ended = mgpt4("eval", run.path, "--suite", "loss", "--json")
+    assert ended.code == 0, ended.err
+    (source,) = ended.json["sources"].values()
+    assert source["num_samples"] == 2 and 4 < source["loss"] < 9
+    build_index(sorted(world.shards("cc_sbu").glob("*.tar")), Path("cc_sbu.index"))
+    told = []
+    for images in (world.shards("cc_sbu"), "cc_sbu.index"):
+        given = mgpt4("eval", run.path, "--suite", "loss", "--images", images, "--limit", 3)
+        assert given.code == 0 and "given" in given.out
+        told.append(given.out)
+    assert told[0] == told[1]
+
+
+def test_a_run_against_itself_and_another(
+    mgpt4: Mgpt4, run: RunDir, other: RunDir, world: TinyWorld
+) -> None:
+    images = world.align / "image"
+    same = mgpt4("compare", run.path, run.path, "--images", images, *SHORT, "--json")
+    assert same.code == 0, same.err
+    assert_schema("compare", same.json)
+    assert all(row["first"] == row["second"] for row in same.json["differences"])
+    one, two = same.json["models"]
+    assert one == two
+    ended = mgpt4("compare", run.path, other.path, "--images", images, *SHORT, "--html", "c.html")
+    assert ended.code == 0, ended.err
+    assert "A: two step-00000012" in ended.out and "B: three step-00000012" in ended.out
+    assert "three step-00000012" in Path("c.html").read_text()
+
+
+def test_two_runs_of_one_name_are_told_apart(
+    mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
+) -> None:
+    namesake = make_trained_run(world, tmp_path / "mine" / "two", seed=3)
+    ended = mgpt4("compare", run.path, namesake.path, "--images", world.align / "image", *SHORT)
+    assert ended.code == 0, ended.err
+    assert f"A: {run.path.parent.name}/two step-00000012" in ended.out
+    assert "B: mine/two step-00000012" in ended.out
+
+
+def test_a_bad_image_is_left_out_and_named(
+    mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes((world.align / "image" / "0.jpg").read_bytes())
+    (folder / "b.jpg").write_bytes(b"<html>404</html>")
+    Image.new("1", (20_000, 20_000)).save(folder / "c.png")  # a decompression bomb of 50 kB
+    ended = mgpt4("eval", run.path, "--images", folder, *SHORT, "--json")
+    assert ended.code == 0 and ended.json["tasks"][0]["num_images"] == 1
+    assert "web page" in json.dumps(ended.json["left_out"])
+    assert "400000000 pixels" in json.dumps(ended.json["left_out"])
+    (folder / "a.jpg").unlink()
+    refused = mgpt4("eval", run.path, "--images", folder)
+    assert refused.code == 1 and "none of the 2 images" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        ((), 2, "there is nothing to look at"),
+        (("--images", "nowhere"), 1, "nowhere"),
+        (("--images", "IMAGES", "--weights", "nowhere"), 1, "no bundle at"),
+        (("--images", "IMAGES", "--device", "cuda"), 2, "no GPU here"),
+        (("--images", "IMAGES", "--suite", "caption"), 1, "no image has a reference"),
+        (("--images", "IMAGES", "--html", "none/page.html"), 2, "none does not exist"),
+        (("--images", "IMAGES", "--html", "mine.html"), 2, "is not a page that mgpt4 wrote"),
+        (("--images", "IMAGES", "--synonyms", "none.txt"), 1, "word list none.txt"),
+        (("--images", "IMAGES", "--max-new-tokens", "600"), 2, "context of 512"),
+        (("--suite", "loss", "--images", "nowhere"), 1, "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_refused(
+    mgpt4: Mgpt4,
+    run: RunDir,
+    world: TinyWorld,
+    arguments: tuple[str, ...],
+    code: int,
+    told: str,
+) -> None:
+    words = [str(world.align / "image") if word == "IMAGES" else word for word in arguments]
+    Path("mine.html").write_text("mine")
+    ended = mgpt4("eval", run.path, *words)
+    assert ended.code == code, ended.err
+    assert told in ended.err and ended.out == ""
+    assert Path("mine.html").read_text() == "mine"
+
+
+def test_nothing_was_kept_back(mgpt4: Mgpt4, other: RunDir) -> None:
+    ended = mgpt4("eval", other.path, "--suite", "loss")
+    assert ended.code == 2 and "data.val_fraction is 0" in ended.err

@@ -1,0 +1,369 @@
+"""``resume``: whether a run is free, what may change, and what is left if no job can be had."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.errors import MgptError, SlurmRejected
+from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+from mgpt4_hpc.launch.manage.resume import Resumption
+from mgpt4_hpc.launch.manage.resume_many import resume_many
+from mgpt4_hpc.launch.runs.cancel_request import cancel_requested, request_cancel
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.run_dir import RunDir, write_json
+from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
+
+
+class Submissions:
+    """Stands in for `submit_run`; notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Resolved, str, str | None]] = []
+        self.error: Exception | None = None
+
+    def __call__(
+        self, run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+    ) -> Submitted:
+        for marker in (run.resubmit_needed, run.failed):
+            marker.unlink(missing_ok=True)
+        if self.error is not None:
+            raise self.error
+        self.asked.append((resolved, executor, dependency))
+        return Submitted(run, executor, str(17 + len(self.asked)))
+
+
+@pytest.fixture
+def submissions(monkeypatch: pytest.MonkeyPatch) -> Submissions:
+    stand_in = Submissions()
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", stand_in)
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
+    return stand_in
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    made = make_run(tmp_path / "runs")
+    submitted(made)
+    attempt(made, 1, first=1, last=20, cause="time limit", clock=Clock(1e9))
+    made.resubmit_needed.write_text("Slurm did not say why\n")
+    return made
+
+
+def test_as_it_was(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions) -> None:
+    request_cancel(run, "17")
+    before = run.config_file.read_bytes()
+    ended = mgpt4("resume", "one", "--json")
+    assert ended.code == 0
+    assert ended.json["job_id"] == "18"
+    assert ended.json["changes"] == {}
+    ((_, executor, dependency),) = submissions.asked
+    assert (executor, dependency) == ("slurm", None)
+    assert run.config_file.read_bytes() == before
+    assert not cancel_requested(run)
+
+
+def test_allowed_changes_are_recorded(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    digest = read_config(run.config_file).digest
+    ended = mgpt4(
+        "resume", "one", "--gpus", "2", "--time", "2:00:00", "--partition", "a100-preempt",
+        "--set", "launch.max_crashes=9", "--set", "launch.sbatch.reservation=x",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "one: launch.gpus 1 -> 2" in ended.err
+    assert "one: launch.time_min 1440 (1-00:00:00) -> 120 (02:00:00)" in ended.err
+    stored = read_config(run.config_file)
+    launch = stored.config.launch
+    assert (launch.gpus, launch.time_min, launch.max_crashes) == (2, 120, 9)
+    assert launch.sbatch == {"reservation": "x"}
+    assert stored.origins["launch.gpus"] == "resume"
+    assert stored.origins["train.lr"] == "file made.yaml"
+    assert stored.digest == digest
+    assert submissions.asked[0][0].config == stored.config
+    assert not list(run.path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "lr=0.1"], "train.lr: 0.01 decides the result"),
+        (["--set", "max_steps=200"], "train.max_steps: 100 decides the result"),
+        (["--set", "seed=1"], "seed: 42 decides the result"),
+        (["--set", "stage=2"], "stage: 1 decides the result"),
+        (["--set", "name=other"], "a run keeps its name"),
+        (["--set", "lrr=1"], "did you mean train.lr?"),
+        (["--set", "launch.gpus=none"], "launch.gpus"),
+        (["--gpus", "9"], "launch.gpus"),
+        (["--gpus", "0"], "--gpus"),
+        (["--gpus", "2", "--nodes", "3"], "launch.nodes"),
+        (["--partition", "a\nb"], "launch.partition"),
+    ],
+)
+def test_forbidden_changes_change_nothing(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    arguments: list[str],
+    told: str,
+) -> None:
+    before = contents(run)
+    ended = mgpt4("resume", "one", *arguments)
+    assert ended.code == 2
+    assert told in ended.err
+    assert submissions.asked == []
+    assert contents(run) == before
+
+
+def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1", "--set", "seed=3", "--set", "name=x")
+    assert ended.code == 2
+    for key in ("train.lr", "seed", "name"):
+        assert f"  - {key}: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "launch.gpus=none")
+    assert ended.code == 2
+    assert "--set 'lrr=1': unknown setting" in ended.err and "  - launch.gpus: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "lr=1")
+    assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
+
+
+def test_the_same_value_is_no_change(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1e-2", "--gpus", "1", "--json")
+    assert ended.code == 0
+    assert ended.json["changes"] == {}
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING"])
+def test_its_job_is_alive(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
+) -> None:
+    slurm.squeue = squeue_row("17", state)
+    ended = mgpt4("resume", "one")
+    assert ended.code == 7
+    assert "one is alive" in ended.err
+    assert "(job 17)" in ended.err
+    assert submissions.asked == []
+
+
+def test_finished_already(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    attempt(run, 2, first=21, last=100, cause="finished")
+    ended = mgpt4("resume", "one")
+    assert ended.code == 0
+    assert "finished already" in ended.out
+    assert mgpt4("resume", "one", "--json").json["finished"] is True
+    assert submissions.asked == []
+
+
+def test_slurm_is_down(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    run.resubmit_needed.unlink()
+    slurm.squeue = slurm.sacct = None
+    assert mgpt4("resume", "one").code == 5
+    assert submissions.asked == []
+
+
+def test_no_such_run(mgpt4: Mgpt4) -> None:
+    assert mgpt4("resume", "other").code == 6
+
+
+def test_a_newer_format_is_left_alone(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
+    run.identity_file.write_text('{"format_version": 99}')
+    assert mgpt4("resume", "one").code == 7
+
+
+def test_a_refused_job_leaves_the_run_as_it_was(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    request_cancel(run, "17")
+    before = contents(run)
+    submissions.error = SlurmRejected("sbatch refused the job: invalid partition")
+    ended = mgpt4("resume", "one", "--partition", "nonsense")
+    assert ended.code == 4
+    assert contents(run) == before
+
+
+def test_it_waits_for_the_run_it_starts_from(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    first = make_run(tmp_path / "runs", "first")
+    submitted(first, "21")
+    second = make_run(tmp_path / "runs", "second", stage=2, model__projector=str(first.path))
+    submitted(second, "19")
+    slurm.squeue = squeue_row("21", "RUNNING") + squeue_row(
+        "19", "CANCELLED", "DependencyNeverSatisfied"
+    )
+    assert mgpt4("resume", "second").code == 0
+    assert submissions.asked[0][2] == "afterok:21"
+
+    attempt(first, 1, first=1, last=9, cause="crashed", job_id="21")
+    slurm.squeue = slurm.squeue.replace("RUNNING", "FAILED ")
+    ended = mgpt4("resume", "second")
+    assert ended.code == 3
+    assert f"mgpt4 resume {first.path}" in ended.err
+
+
+def contents(run: RunDir) -> dict[str, Any]:
+    """Every file of the run by its name."""
+    return {
+        str(path.relative_to(run.path)): path.read_bytes()
+        for path in run.path.rglob("*")
+        if path.is_file()
+    }
+
+
+# -- drift -------------------------------------------------------------------------------------
+
+
+def test_other_library_versions_are_refused_before_the_job_waits_and_accepted_on_request(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    write_json(run.pins_file, {"version of torch": "1.0"})
+    before = contents(run)
+    ended = mgpt4("resume", "one")
+    assert ended.code == 7
+    assert "version of torch was 1.0, is " in ended.err and "--accept-drift" in ended.err
+    assert submissions.asked == [] and contents(run) == before
+    assert mgpt4("resume", "one", "--accept-drift").code == 0
+    assert len(submissions.asked) == 1 and run.drift_accepted.exists()
+
+
+def test_a_job_that_cannot_be_had_accepts_nothing(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    submissions.error = SlurmRejected("no")
+    assert mgpt4("resume", "one", "--accept-drift").code == 4
+    assert not run.drift_accepted.exists()
+
+
+def test_a_sweep_s_name_stands_for_what_is_left_of_it(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in ("done", "alive", "lost", "odd")]
+    for number, run in enumerate(runs):
+        submitted(run, f"30_{number}")
+    done, _, lost, odd = runs
+    attempt(done, 1, first=1, last=100, cause="finished", job_id="30_0")
+    for run in (lost, odd):
+        attempt(run, 1, first=1, last=9, cause="crashed", job_id="30_2")
+        run.failed.write_text("a crash too many\n")
+    odd.config_file.write_text("stage: [")
+    slurm.squeue = squeue_row("30_1", "RUNNING")
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 4, "slurm")
+
+    ended = mgpt4("resume", "s", "--set", "launch.max_crashes=9", "--json")
+    assert ended.code == 2, "what is wrong with one is told in the end"
+    assert str(odd.config_file) in ended.err
+    assert "left alone: s-alive is alive" in ended.err
+    assert [(one["run"], one["finished"], one["job_id"]) for one in ended.json] == [
+        ("s-done", True, None),
+        ("s-lost", False, "18"),
+    ]
+    assert [resolved.config.name for resolved, _, _ in submissions.asked] == ["s-lost"]
+    assert read_config(lost.config_file).config.launch.max_crashes == 9
+
+
+def test_what_is_wrong_with_all_runs_is_told_once(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "ab"]
+    for number, run in enumerate(runs):
+        submitted(run, f"30_{number}")
+        run.resubmit_needed.write_text("Slurm did not say why\n")
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 2, "slurm")
+    ended = mgpt4("resume", "s", "--set", "lr=0.1")
+    assert ended.code == 2
+    assert ended.err.count("decides the result") == 1
+    assert "s-a could not be resumed" in ended.err and "s-b could not be resumed" in ended.err
+    assert submissions.asked == []
+
+
+def test_what_holds_for_all_runs_of_a_sweep_is_noted_once(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    submissions: Submissions,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    note = "the runs directory is on a local disk"
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [note])
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "abc"]
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 3, "slurm")
+    ended = mgpt4("resume", "s", "--gpus", "2", "--executor", "slurm")
+    assert len(submissions.asked) == 3 and ended.err.count(note) == 1
+    assert ended.err.count("launch.gpus 1 -> 2") == 3, "a change is told of each run"
+
+
+def test_a_sweep_keeps_how_many_may_be_at_work(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "abcde"]
+    for number, run in enumerate(runs):
+        submitted(run, f"30_{number}")
+    sweep = SweepDir.of("s", tmp_path / "runs")
+    create_sweep(sweep, runs, [{}] * 5, "slurm", max_parallel=2)
+    slurm.squeue = squeue_row("30_1", "RUNNING")
+
+    ended = mgpt4("resume", "s")
+    assert ended.code == 0 and "s: at most 2 at once" in ended.err
+    # One place is free; who comes next waits for what runs, and then for those before.
+    waits = [dependency for _, _, dependency in submissions.asked]
+    assert waits == [None, "afterany:30_1", "afterany:18", "afterany:19"]
+
+    submissions.asked.clear()
+    assert mgpt4("resume", "s", "--max-parallel", "3").code == 0
+    assert [dependency for *_, dependency in submissions.asked][:2] == [None, None]
+    assert sweep.max_parallel() == 3, "and so at the next time"
+    refused = mgpt4("resume", "s-a", "--max-parallel", "3")
+    assert refused.code == 2 and "--max-parallel 3 is for sweeps" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("most", "live", "rows"),
+    [
+        (2, [], [[], [], ["n0"], ["n1"], ["n2"]]),
+        (2, ["a"], [[], ["a"], ["n0"], ["n1"]]),
+        (2, ["a", "b", "c"], [["a", "b"], ["a", "b", "c"], ["n0"], ["n1"]]),
+        (1, ["a", "b"], [["a", "b"], ["n0"], ["n1"]]),
+    ],
+)
+def test_whose_turn_it_is(most: int, live: list[str], rows: list[list[str]]) -> None:
+    turns = Turns(most, live)
+    for number, expected in enumerate(rows):
+        assert list(turns.next) == expected
+        turns.take(f"n{number}")
+
+
+def test_several_runs_here_follow_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once would share this machine's GPUs."""
+    runs = [make_run(tmp_path, name) for name in "abc"]
+    told: list[str] = []
+
+    def resume(run: RunDir, *_: Any, **__: Any) -> Resumption:
+        told.append(f"begin {run.name}")
+        return Resumption(run, False, Submitted(run, "local", "1"))
+
+    def wait(waited: Sequence[RunDir], **_: Any) -> None:
+        told.append(f"end {waited[0].name}")
+        if waited[0].name == "a":
+            raise MgptError("a did not finish")
+
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume_many.resume_run", resume)
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume_many.wait_for_runs", wait)
+    done, errors = resume_many(runs, {}, "local", say=told.append)
+    assert told == ["begin a", "end a", "begin b", "end b", "begin c"]
+    assert [one.run for one in done] == runs
+    assert [error.what for error in errors] == ["a did not finish"]

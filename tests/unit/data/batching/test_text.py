@@ -1,0 +1,113 @@
+"""Sequences as the original lays them out, checked against what it computed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from mgpt4_hpc.data.batching.text import (
+    NO_LABEL,
+    TextSpec,
+    answer_ids,
+    build_sequence,
+    clean_caption,
+)
+from mgpt4_hpc.errors import ConfigError
+from tests.unit.data.worlds import encode, text_spec
+
+REFERENCE = Path(__file__).parents[3] / "reference"
+
+
+def a_tokenizer(folder: Path) -> Callable[[str], list[int]]:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.LlamaTokenizer.from_pretrained(folder)
+    return lambda text: tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("model", ["vicuna_tiny", "llama2_tiny"])
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_targets_are_the_originals(model: str, stage: str) -> None:
+    folder = REFERENCE / model
+    expected = json.loads((folder / "expected.json").read_text())
+    tensors = load_file(folder / "expected.safetensors")
+    num_image_tokens = tensors[f"{stage}.image_embeds"].shape[1]
+    prompts = expected.get(f"{stage}.prompts", [None] * len(expected[f"{stage}.answers"]))
+    spec = TextSpec(
+        encode=a_tokenizer(folder / "llm"),
+        bos_id=1,
+        pad_id=0,
+        num_image_tokens=num_image_tokens,
+        max_answer_tokens=expected[f"{stage}.max_text_tokens"],
+        end_symbol=expected[f"{stage}.end_symbol"],
+        keep_end_symbol=False,
+    )
+    targets, before = tensors[f"{stage}.regress_targets"], tensors[f"{stage}.cond_atts"]
+    for answer, prompt, target, mask in zip(
+        expected[f"{stage}.answers"], prompts, targets, before, strict=True
+    ):
+        sequence = build_sequence(spec, answer, prompt)
+        learned = sequence.labels != NO_LABEL
+        assert sequence.labels[learned].tolist() == target[target != NO_LABEL].tolist()
+        assert int((~learned).sum()) == 1 + int(mask.sum())  # BOS stands before the prompt
+        assert int(sequence.image_mask.sum()) == num_image_tokens
+
+
+def test_the_end_symbol_survives_a_long_answer() -> None:
+    expected = json.loads((REFERENCE / "vicuna_tiny" / "expected.json").read_text())
+    long = expected["stage1.answers"][2]
+    tokenize = a_tokenizer(REFERENCE / "vicuna_tiny" / "llm")
+    for end_symbol in ("\n", "###"):
+        changes = {"encode": tokenize, "max_answer_tokens": 32, "end_symbol": end_symbol}
+        whole = tokenize(long + end_symbol)
+        kept = answer_ids(text_spec(**changes), long)
+        cut = answer_ids(text_spec(**changes, keep_end_symbol=False), long)
+        assert len(kept) == len(cut) == 32 < len(whole)
+        assert cut == whole[:32]
+        num_end = len(tokenize("x" + end_symbol)) - len(tokenize("x"))
+        assert kept[-num_end:] == whole[-num_end:]
+        assert kept[:-num_end] == whole[: 32 - num_end]
+
+
+@given(st.text(max_size=60), st.sampled_from(["\n", "###", "</s>"]), st.integers(4, 40))
+def test_answers_are_bounded_and_end_properly(caption: str, end_symbol: str, limit: int) -> None:
+    spec = text_spec(max_answer_tokens=limit, end_symbol=end_symbol)
+    ids = answer_ids(spec, caption)
+    assert 0 < len(ids) <= limit
+    assert ids[-len(end_symbol) :] == encode(end_symbol)
+    assert ids[: -len(end_symbol)] == encode(caption)[: limit - len(end_symbol)]
+
+
+def test_layout_with_and_without_prompt() -> None:
+    plain = build_sequence(text_spec(), "ab")
+    assert plain.input_ids.tolist() == [1, 0, 0, 0, 0, *encode("ab\n")]
+    assert plain.image_mask.tolist() == [False, *[True] * 4, *[False] * 3]
+    assert plain.labels.tolist() == [NO_LABEL] * 5 + encode("ab\n")
+    prompted = build_sequence(text_spec(), "ab", "Q<Img><ImageHere></Img>?")
+    before, after = encode("Q<Img>"), encode("</Img>?")
+    assert prompted.input_ids.tolist() == [1, *before, 0, 0, 0, 0, *after, *encode("ab\n")]
+    assert np.flatnonzero(prompted.image_mask).tolist() == [7, 8, 9, 10]
+    assert (prompted.labels != NO_LABEL).sum() == 3
+    for wrong in ("no slot", "<ImageHere><ImageHere>"):
+        with pytest.raises(ConfigError, match="image slots"):
+            build_sequence(text_spec(), "ab", wrong)
+
+
+def test_cleaning() -> None:
+    assert clean_caption('A "Big" Dog!  (see: #3)\n*~;') == "a big dog see 3"
+    assert clean_caption("one two three", 2) == "one two"
+    assert clean_caption("  tabs\tand\nlines  ") == "tabs and lines"
+    assert clean_caption("e.g. U.S.A.") == "e g u s a"
+    assert clean_caption("...") == ""
+    assert len(clean_caption("word " * 80).split()) == 50
+    assert len(clean_caption("word " * 80, None).split()) == 80
+    raw = build_sequence(text_spec(clean=False), "A.")
+    assert raw.labels[raw.labels != NO_LABEL].tolist() == encode("A.\n")
+    cleaned = build_sequence(text_spec(clean=True), "A.")
+    assert cleaned.labels[cleaned.labels != NO_LABEL].tolist() == encode("a\n")

@@ -1,0 +1,138 @@
+"""Streams: every sample once an epoch among all consumers, the mixture exact, faults told."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.streams import is_url, stream_faults
+from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamReader, StreamSource
+from mgpt4_hpc.data.reading.reader import BadSampleError
+from mgpt4_hpc.errors import DataError
+from tests.unit.data.worlds import text_spec, write_shards
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves ``tmp_path`` on the loopback interface."""
+    handler = partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{http_server.server_address[1]}"
+        http_server.shutdown()
+        thread.join()
+
+
+def readers(source: StreamSource, world_size: int, start: int = 0) -> list[StreamReader]:
+    return [
+        StreamReader(
+            [source], seed=1, start_position=start, rank=rank, world_size=world_size, num_workers=0
+        )
+        for rank in range(world_size)
+    ]
+
+
+@pytest.mark.parametrize(("shards", "world_size"), [(4, 2), (2, 3)])
+def test_an_epoch_has_each_sample_once(tmp_path: Path, shards: int, world_size: int) -> None:
+    write_shards(tmp_path / "a", 24, 24 // shards)
+    source = StreamSource("a", f"pipe:cat {tmp_path}/a/{{00000..{shards - 1:05d}}}.tar")
+    keys = [
+        reader.read(0, 0).key for reader in readers(source, world_size)
+        for _ in range(24 // world_size)
+    ]  # fmt: skip
+    assert Counter(keys) == Counter(f"{number:09d}" for number in range(24))
+
+
+def test_another_start_shuffles_anew_and_the_same_does_not(tmp_path: Path) -> None:
+    write_shards(tmp_path / "a", 24, 4)
+    source = StreamSource("a", f"pipe:cat {tmp_path}/a/{{00000..00005}}.tar")
+    first, again, later = (
+        [reader.read(0, 0).key for _ in range(24)]
+        for (reader,) in (readers(source, 1), readers(source, 1), readers(source, 1, start=48))
+    )
+    assert first == again
+    assert first != later
+    assert sorted(first) == sorted(later)
+
+
+def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
+    write_shards(tmp_path / "a", 20, 5)
+    write_shards(tmp_path / "b", 8, 8)
+    for path in (tmp_path / "b").iterdir():
+        path.rename(tmp_path / "b.tar")
+    sources = [
+        StreamSource("a", server + "/a/{00000..00003}.tar", 3),
+        StreamSource("b", server + "/b.tar"),
+    ]
+    with StreamLoader(
+        sources, text_spec(), 16,
+        granularity=1, global_batch_size=8, micro_batch_size=4, num_workers=2,
+    ) as loader:  # fmt: skip
+        batches = [batch for _ in range(3) for batch in next(loader)]
+        assert loader.position == 24
+    assert [len(batch) for batch in batches] == [4] * 6
+    # Keys 0 to 7 are in both; the twelve others show that three of four come from `a`.
+    assert sum(int(key) >= 8 for batch in batches for key in batch.keys) > 8
+
+
+def test_broken_shards_are_told_and_left(tmp_path: Path, server: str) -> None:
+    first, second = write_shards(tmp_path / "a", 12, 6)
+    first.write_bytes(first.read_bytes()[:4000])
+    (reader,) = readers(StreamSource("a", server + "/a/{00000..00002}.tar"), 1)
+    good, bad = [], []
+    for _ in range(12):
+        try:
+            good.append(reader.read(0, 0).key)
+        except BadSampleError as error:
+            bad.append(str(error.shard))
+    assert set(good) >= {f"{number:09d}" for number in range(6, 12)}
+    assert any("00002" in url for url in bad)  # which is not there
+    assert second.exists()
+
+
+def test_nothing_in_a_whole_epoch_is_an_end(tmp_path: Path) -> None:
+    (reader,) = readers(StreamSource("a", f"pipe:cat {tmp_path}/none.tar"), 1)
+    with pytest.raises((DataError, BadSampleError)):
+        reader.read(0, 0)
+    with pytest.raises(DataError, match="no sample in a whole epoch"):
+        for _ in range(5):
+            with pytest.raises(BadSampleError):
+                reader.read(0, 0)
+
+
+def test_what_a_stream_cannot_have() -> None:
+    assert is_url("pipe:cat x.tar")
+    assert is_url("https://host/{0..9}.tar")
+    assert not is_url("/data/pipe:x")
+    config = load_config(
+        "toy-stage1",
+        overrides={
+            "data.sources": [
+                {"name": "a", "path": "https://host/a.tar", "index": "a.index"},
+                {"name": "b", "path": "/data/b"},
+            ],
+            "data.val_fraction": 0.1,
+            "train.eval_every_steps": 5,
+        },
+    ).config
+    told = "\n".join(stream_faults(config))
+    for part in (
+        "b is no URL",
+        "a is a URL, which has no index",
+        "eval_every_steps",
+        "val_fraction",
+    ):
+        assert part in told

@@ -1,0 +1,237 @@
+"""Copies on the node's disk: within the budget, ahead and not behind, and never trusted."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.reading import local_copier, local_copies
+from mgpt4_hpc.data.reading.local_copier import Stager, _Copier
+from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches, stage_folder
+from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from tests.unit.data.worlds import make_index, text_spec, write_shards
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of 8 samples, and a look ahead of 40."""
+    monkeypatch.setattr(local_copies, "MAX_BLOCK_SAMPLES", 8)
+    monkeypatch.setattr(local_copier, "AHEAD", 40)
+    monkeypatch.setattr(local_copier, "_CHUNK", 8)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> ShardIndex:
+    return make_index(tmp_path, 100, 30)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "node").mkdir()
+    return tmp_path / "node" / "stage"
+
+
+def an_order(index: ShardIndex) -> SampleOrder:
+    return SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
+
+
+def a_copier(folder: Path, index: ShardIndex, budget: int) -> tuple[_Copier, list[int]]:
+    folder.mkdir(exist_ok=True)
+    counts = [0, 0, 0, 0]
+    return _Copier(folder, an_order(index), [index], budget, counts), counts
+
+
+def used(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def test_stretches_cover_every_sample(index: ShardIndex) -> None:
+    stretches = Stretches([index])
+    for sample_id in range(index.num_samples):
+        found, ref = stretches.of(0, sample_id), index.locate(sample_id)
+        assert index.shard_path(found.shard) == ref.shard
+        for span in ref.parts.values():
+            assert found.begin <= span.offset
+            assert span.offset + span.length <= found.end
+    # 8 samples each, cut where a shard of 30 ends
+    assert len({stretches.of(0, sample_id).name for sample_id in range(100)}) == 16
+
+
+def test_copies_give_the_same_samples(index: ShardIndex, folder: Path) -> None:
+    copier, counts = a_copier(folder, index, 10**9)
+    while copier.step(0):
+        pass
+    staged = Staged(folder, [index])
+    plain, reader = SampleReader([index]), SampleReader([index], staged=staged)
+    sample_ids = an_order(index).lookup(range(40))[1].tolist()
+    assert [reader.read(0, i) for i in sample_ids] == [plain.read(0, i) for i in sample_ids]
+    assert staged.num_reads == 40
+    assert counts[1] == used(folder)
+    assert not reader._open  # no shard was touched
+
+
+def test_stays_within_the_budget_and_removes_what_is_behind(
+    index: ShardIndex, folder: Path
+) -> None:
+    budget = 4 * Stretches([index]).of(0, 0).num_bytes
+    copier, counts = a_copier(folder, index, budget)
+    for now in range(0, 500, 5):
+        for _ in range(3):
+            copier.step(now)
+        assert used(folder) <= budget
+    assert counts[2] > 20  # removed
+    assert counts[3] == 0
+    copier.step(10**6)
+    assert {path.name[0] for path in folder.iterdir()} <= {"0"}
+
+
+def test_a_full_disk_and_a_lost_shard_are_survived(
+    index: ShardIndex, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, copies = local_copier._copy_range, []
+
+    def full_after_three(index: ShardIndex, stretch: Stretch, target: Path) -> None:
+        if len(copies) >= 3:
+            target.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "full")
+        copies.append(stretch)
+        real(index, stretch, target)
+
+    monkeypatch.setattr(local_copier, "_copy_range", full_after_three)
+    copier, counts = a_copier(folder, index, 10**9)
+    for _ in range(50):
+        copier.step(0)
+    assert counts[0] == 3
+    assert counts[3] >= 1
+    assert len(list(folder.iterdir())) == 3  # no half copy
+    index.shard_path(0).unlink()
+    monkeypatch.setattr(local_copier, "_copy_range", real)
+    copier, counts = a_copier(folder, index, 10**9)
+    while copier.step(0):
+        pass
+    assert counts[3] >= 1
+    assert counts[0] >= 3
+
+
+@pytest.mark.parametrize("verified", [True, False])
+def test_a_damaged_copy_is_not_used(tmp_path: Path, folder: Path, verified: bool) -> None:
+    out = tmp_path / "v.index"
+    build_index(write_shards(tmp_path / "v", 16, 16), out, verify=verified)
+    index = ShardIndex.open(out)
+    copier, _ = a_copier(folder, index, 10**9)
+    while copier.step(0):
+        pass
+    for copy in folder.iterdir():
+        data = copy.read_bytes()
+        copy.write_bytes(bytes(len(data)) if verified else data[:-600])
+    reader, plain = SampleReader([index], staged=Staged(folder, [index])), SampleReader([index])
+    assert [reader.read(0, i) for i in range(16)] == [plain.read(0, i) for i in range(16)]
+
+
+def test_a_copy_of_a_changed_shard_is_not_used(tmp_path: Path, folder: Path) -> None:
+    index = make_index(tmp_path, 16, 16)
+    shard = index.shard_path(0)
+    shard.write_bytes(shard.read_bytes().replace(b"000000003.", b"000000777."))
+    copier, counts = a_copier(folder, index, 10**9)
+    while copier.step(0):
+        pass
+    assert counts[0] == 2
+    reader = SampleReader([index], staged=Staged(folder, [index]), pauses_s=())
+    assert reader.read(0, 2).key == "000000002"
+    with pytest.raises(BadSampleError, match="another member lies there"):
+        reader.read(0, 3)
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_loader_with_a_stager_reads_the_same(index: ShardIndex, folder: Path) -> None:
+    folder.mkdir()
+    (folder / "0-0-8").write_bytes(b"left by a killed attempt")
+    stager = Stager(folder, an_order(index), [index], 10**9, 0)
+    assert list(folder.iterdir()) == []
+    stager.start()
+    try:
+        wait_until(lambda: stager.report.copied >= 5)
+        keys = {}
+        for name, staged in (("staged", Staged(folder, [index])), ("plain", None)):
+            with StepLoader(
+                an_order(index), [index], text_spec(), 16,
+                global_batch_size=8, micro_batch_size=8, num_workers=2, staged=staged,
+            ) as loader:  # fmt: skip
+                read = []
+                for _ in range(5):
+                    batch = next(loader)[0]
+                    read.append((batch.keys, batch.images_BCHW.sum().item()))
+                    if staged is not None:
+                        stager.advance(loader.position)
+                keys[name] = read
+            if staged is not None:
+                assert staged.num_reads > 0
+        assert keys["staged"] == keys["plain"]
+        stager.advance(10**6)
+        wait_until(lambda: stager.report.removed >= 5)
+    finally:
+        stager.close()
+    stager.close()
+    assert not folder.exists()
+
+
+def test_the_stager_ends_with_its_parent(index: ShardIndex, folder: Path) -> None:
+    context = get_context("fork")
+    mine, theirs = context.Pipe()
+
+    def trainer() -> None:
+        stager = Stager(folder, an_order(index), [index], 10**9, 0)
+        stager.start()
+        theirs.send(stager._process.pid)
+        signal.pause()
+
+    parent = context.Process(target=trainer)
+    parent.start()
+    pid = mine.recv()
+    parent.kill()
+    parent.join()
+    wait_until(lambda: not is_running(pid))
+    assert folder.exists()  # what the next attempt cleans away
+    Stager(folder, an_order(index), [index], 10**9, 0).close()
+    assert not folder.exists()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_where_the_copies_lie(
+    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NODE_DISK", str(tmp_path))
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    found = stage_folder("$NODE_DISK", [index], "/runs/a")
+    assert found is not None
+    assert found.parent == tmp_path
+    assert found != stage_folder("$NODE_DISK", [index], "/runs/b")
+    assert stage_folder("$NO_SUCH", [index], "/runs/a") is None
+    assert stage_folder(str(tmp_path / "none"), [index], "/runs/a") is None
+    found.symlink_to(tmp_path)
+    with pytest.raises(PermissionError):
+        Stager(found, an_order(index), [index], 1, 0)
+    assert found.is_symlink()  # and what it points to was left alone
+    assert index.path.exists()

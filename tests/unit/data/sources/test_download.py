@@ -1,0 +1,192 @@
+"""The plan of a download and img2dataset's environment, without a download."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.data.sources.download import Download, Effort, ImageSettings
+from mgpt4_hpc.data.sources.download_env import VERSION, default_environment, ensure_environment
+from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.output_files import lock
+
+pyarrow = pytest.importorskip("pyarrow")
+SMALL = ImageSettings(number_sample_per_shard=10)
+
+
+def write_list(path: Path, rows: int, *, caption: str = "caption") -> Path:
+    from pyarrow import parquet
+
+    path.parent.mkdir(exist_ok=True)
+    urls = [f"http://127.0.0.1:9/{n}" for n in range(rows)]
+    parquet.write_table(pyarrow.table({"url": urls, caption: urls}), path)
+    return path
+
+
+def finish(download: Download, shard: int, got: int, **reasons: int) -> None:
+    """A shard as img2dataset leaves it."""
+    count = got + sum(reasons.values())
+    stats = {"count": count, "successes": got, "status_dict": {"success": got, **reasons}}
+    (download.out / f"{shard:05d}_stats.json").write_text(json.dumps(stats))
+    (download.out / f"{shard:05d}.tar").write_bytes(b"x" * 1000)
+
+
+def test_shards_are_numbered_over_all_files_and_shared_by_the_parts(tmp_path: Path) -> None:
+    for number, rows in enumerate((25, 10, 1, 40)):
+        write_list(tmp_path / "urls" / f"{number}.parquet", rows)
+    download = Download([tmp_path / "urls"], tmp_path / "out", SMALL)
+    assert [file.first_shard for file in download.files] == [0, 3, 4, 5]
+    assert (download.num_shards, download.num_asked) == (9, 76)
+    assert [download.rows_of(range(n, n + 1)) for n in range(9)] == [10, 10, 5, 10, 1, *[10] * 4]
+    assert download.rows_of(range(2, 6)) == 26
+    for parts in (1, 2, 4, 9, 20):
+        shared = [n for part in range(parts) for n in download.shards_of(part + 1, parts)]
+        assert shared == list(range(9))
+
+
+def test_what_was_begun_otherwise_is_refused(tmp_path: Path) -> None:
+    first = write_list(tmp_path / "0.parquet", 25)
+    second = write_list(tmp_path / "1.parquet", 5)
+    out = tmp_path / "out"
+    Download([first], out, SMALL)
+    with pytest.raises(DataError, match="image_size was 224, is 100"):
+        Download([first], out, ImageSettings(number_sample_per_shard=10, image_size=100))
+    with pytest.raises(DataError, match="the input files are other ones"):
+        Download([second, first], out, SMALL)
+    assert Download([first, second], out, SMALL).num_shards == 4  # more behind is welcome
+    with pytest.raises(DataError, match="the input files are other ones"):
+        Download([first], out, SMALL)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "00000.tar").touch()
+    with pytest.raises(DataError, match="shards of something else"):
+        Download([first], tmp_path / "other", SMALL)
+
+
+def test_what_cannot_be_downloaded(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.parquet").write_text("no parquet")
+    for source, told in (
+        (tmp_path / "empty", "has no \\*.parquet"),
+        (tmp_path / "text.parquet", "no parquet file"),
+        (tmp_path / "absent.parquet", "no parquet file"),
+        (write_list(tmp_path / "text_col.parquet", 1, caption="text"), "no column caption"),
+        (write_list(tmp_path / "none.parquet", 0), "has no row"),
+    ):
+        with pytest.raises(DataError, match=told):
+            Download([source], tmp_path / "out", SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_report_adds_up_and_names_what_is_missing(tmp_path: Path) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 40)], tmp_path / "out", SMALL)
+    finish(download, 0, 7, **{"HTTP Error 404": 2, "timed out": 1})
+    finish(download, 2, 0, **{"timed out": 10})
+    (download.out / "00003.tar").write_bytes(b"half")  # without its statistics it does not count
+    report = download.report()
+    assert (report.num_asked, report.num_tried, report.num_got) == (40, 20, 7)
+    assert report.reasons == {"timed out": 11, "HTTP Error 404": 2}
+    assert (report.missing, report.empty, report.num_bytes) == ([1, 3], [2], 2000)
+
+
+def fake_environment(folder: Path, script: str) -> Path:
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    return folder
+
+
+def test_a_driver_that_fails_is_told_with_its_last_words(tmp_path: Path) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 20)], tmp_path / "out", SMALL)
+    python = fake_environment(tmp_path / "env", "echo 'no space left'; exit 3") / "bin" / "python"
+    with pytest.raises(DataError, match="ended with code 3: no space left"):
+        download.run(python, Effort(1, 1))
+    silent = fake_environment(tmp_path / "silent", "exit 0") / "bin" / "python"
+    with pytest.raises(DataError, match="2 of 2 shards could not be written"):
+        download.run(silent, Effort(1, 1))
+    assert not list((tmp_path / "out" / ".download").glob("*.work"))
+    for shard in (0, 1):
+        finish(download, shard, 1)
+    download.run(tmp_path / "nothing", Effort(1, 1))  # nothing to do: nothing is started
+
+
+def test_a_shard_that_was_found_is_not_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 35)], tmp_path / "out", SMALL)
+    for shard in (0, 1):
+        finish(download, shard, 1)
+    script = f"touch {download.out}/00003.tar; exit 0"
+    python = fake_environment(tmp_path / "env", script) / "bin" / "python"
+    looked: list[str] = []
+    exists = Path.exists
+
+    def noting(path: Path) -> bool:
+        looked.append(path.name)
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", noting)
+    told: list[tuple[int, int]] = []
+    with pytest.raises(DataError, match="2 of 4 shards could not"):
+        download.run(python, Effort(1, 1), on_progress=lambda *now: told.append(now))
+    assert told == [(20, 35), (25, 35)]
+    assert looked.count("00000.tar") == 2 and looked.count("00002.tar") == 3
+    looked.clear()
+    with pytest.raises(DataError, match="2 of 4 shards could not"):
+        download.run(python, Effort(1, 1))
+    assert looked.count("00000.tar") == looked.count("00002.tar") == 1
+
+
+def test_an_environment_made_by_hand_is_used_and_another_version_refused(tmp_path: Path) -> None:
+    good = fake_environment(tmp_path / "good", f"echo {VERSION}")
+    assert ensure_environment(good) == good / "bin" / "python"
+    with pytest.raises(DataError, match=f"has img2dataset 1.0, needed is {VERSION}"):
+        ensure_environment(fake_environment(tmp_path / "old", "echo 1.0"))
+    assert default_environment({"MGPT4_IMG2DATASET_ENV": "/x"}) == Path("/x")
+    assert default_environment({"XDG_CACHE_HOME": "/c"}) == Path(f"/c/mgpt4/img2dataset-{VERSION}")
+
+
+def test_without_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 10)], tmp_path / "out", SMALL)
+    python = fake_environment(tmp_path / "good", f"echo {VERSION}") / "bin" / "python"
+    parts = (tmp_path / "out" / ".download" / "00000-00001.lock").open("w")
+    with parts, (tmp_path / "env.lock").open("w") as installs:
+        assert lock(parts) and lock(installs)
+        with pytest.raises(DataError, match="another process does this part"):
+            download.run(python, Effort(1, 1))
+
+        def no_locks(*of: object) -> None:
+            raise OSError(errno.ENOSYS, "Function not implemented")
+
+        monkeypatch.setattr("fcntl.flock", no_locks)
+        with pytest.raises(DataError, match="could not be written"):
+            download.run(python, Effort(1, 1))
+        # A stand-in for venv and pip, which has the version as soon as it is there.
+        script = f'mkdir -p "$3/bin"; cp {python} "$3/bin/python"'
+        maker = fake_environment(tmp_path / "maker", script) / "bin" / "python"
+        monkeypatch.setattr("sys.executable", str(maker))
+        assert ensure_environment(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
+
+
+def test_without_network_the_commands_to_make_it_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A Python that makes an environment whose pip cannot reach anything.
+    offline = "#!/bin/sh\\necho 'ERROR: No matching distribution found' >&2; exit 1\\n"
+    script = f'mkdir -p "$3/bin"; touch "$3/pyvenv.cfg"; printf "{offline}" > "$3/bin/python"'
+    maker = fake_environment(tmp_path / "maker", f'{script}; chmod +x "$3/bin/python"')
+    monkeypatch.setattr("sys.executable", str(maker / "bin" / "python"))
+    said: list[str] = []
+    for _ in range(2):  # what the first left over is no obstacle
+        with pytest.raises(DataError, match="No matching distribution") as caught:
+            ensure_environment(tmp_path / "env", say=said.append)
+        assert f"pip install img2dataset=={VERSION}" in caught.value.fix
+    assert len(said) == 2
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    with pytest.raises(DataError, match="no virtual environment"):
+        ensure_environment(tmp_path / "full")
+    assert (tmp_path / "full" / "thesis.tex").exists()

@@ -1,0 +1,169 @@
+"""Lengths, sizes and duplicates of sources whose numbers are known; the contact sheet."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.sources.contact_sheet import wrap, write_contact_sheet
+from mgpt4_hpc.data.sources.stats import Spread, collect_stats, spread_choice
+from mgpt4_hpc.errors import DataError
+from tests.unit.data.worlds import encode, jpeg, make_index, tar_bytes
+
+
+def index_of(folder: Path, samples: list[tuple[bytes, str]]) -> ShardIndex:
+    entries = []
+    for number, (image, caption) in enumerate(samples):
+        entries += [
+            (f"{number:04d}.jpg", image),
+            (f"{number:04d}.json", json.dumps({"caption": caption}).encode()),
+        ]
+    (folder / "0.tar").write_bytes(tar_bytes(entries))
+    build_index([folder / "0.tar"], folder / "it.index")
+    return ShardIndex.open(folder / "it.index")
+
+
+def test_words_tokens_and_what_is_cut(tmp_path: Path) -> None:
+    captions = ["A dog!", "x" * 31, "x" * 32, "w " * 51, "." * 158]
+    index = index_of(tmp_path, [(jpeg(n), caption) for n, caption in enumerate(captions)])
+    stats = collect_stats(index, encode=encode)  # one token a character
+    assert (stats.num_samples, stats.num_read) == (5, 5)
+    assert stats.words == Spread(1, 1, 1, 56 / 5, 51, 51)
+    assert stats.over_max_words == 1 / 5
+    # Stage 1: "a dog", 31, 32, 50 words with 49 spaces, nothing; each with its newline.
+    assert stats.tokens["stage1"] == Spread(1, 1, 32, (6 + 32 + 33 + 100 + 1) / 5, 100, 100)
+    assert stats.truncated == {"stage1": 2 / 5, "stage2": 1 / 5}
+    stage2 = stats.tokens["stage2"]
+    assert stage2 is not None
+    assert (stage2.minimum, stage2.maximum) == (9, 161)
+
+
+def test_without_a_tokenizer_there_are_no_tokens(tmp_path: Path) -> None:
+    stats = collect_stats(make_index(tmp_path, 10))
+    assert (stats.tokens, stats.truncated) == ({}, {})
+    json.dumps(stats.to_json())
+
+
+def test_sizes_and_duplicates(tmp_path: Path) -> None:
+    wide, tall = jpeg(1, (40, 20)), jpeg(2, (10, 30))
+    samples = [(wide, "a"), (wide, "b"), (tall, "b"), (wide, "b"), (jpeg(3, (40, 20)), "c")]
+    stats = collect_stats(index_of(tmp_path, [*samples, (b"no image", "d")]))
+    assert stats.sizes == [(40, 20, 4), (10, 30, 1)]
+    assert stats.bad_images == 1
+    assert (stats.width, stats.height) == (
+        Spread(10, 10, 40, 34.0, 40, 40),
+        Spread(20, 20, 20, 22.0, 30, 30),
+    )
+    assert stats.images is not None
+    assert stats.captions is not None
+    assert (stats.images.surplus, stats.images.share) == (2, 2 / 6)
+    assert [(entry.count, entry.key) for entry in stats.images.largest] == [(3, "0000")]
+    assert stats.captions.surplus == 2
+    (largest,) = stats.captions.largest
+    assert (largest.count, largest.key, largest.caption, largest.shard) == (3, "0001", "b", "0.tar")
+
+
+def test_a_limit_reads_a_reproducible_part(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 200)
+    told: list[tuple[int, int]] = []
+    some = collect_stats(index, limit=20, on_progress=lambda *now: told.append(now))
+    assert some.num_read == 20
+    assert told == [(0, 20)]
+    assert some == collect_stats(index, limit=20)
+    assert some != collect_stats(index, limit=20, seed=1)
+    assert collect_stats(index, limit=1000).num_read == 200
+
+
+def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 20, per_shard=10)
+    shard = index.shard_path(1)
+    shard.write_bytes(shard.read_bytes()[:-1024])
+    stats = collect_stats(index)
+    assert stats.num_read == 10
+    assert sum(stats.unreadable.values()) == 10
+
+
+def test_one_shard_that_the_disk_does_not_read_leaves_the_others_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make_index(tmp_path, 20, per_shard=10)
+    opened = os.open
+
+    def failing(path: object, *arguments: object) -> int:
+        if str(path).endswith("00001.tar"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", failing)
+    monkeypatch.setattr("mgpt4_hpc.data.sources.stats._PAUSES_S", ())
+    stats = collect_stats(index)
+    assert stats.num_read == 10
+    assert stats.unreadable == {"the shard cannot be read: [Errno 5] Input/output error": 10}
+
+
+def test_the_choice_is_distinct_spread_and_pinned() -> None:
+    chosen = spread_choice(129_000_000, 1000, 0, "stats")
+    assert (np.diff(chosen) > 0).all()
+    assert (chosen // 129_000 == np.arange(1000)).all()
+    assert spread_choice(1000, 5, 0, "stats").tolist() == [42, 251, 559, 628, 936]
+    assert spread_choice(3, 5, 0).tolist() == [0, 1, 2]
+    assert spread_choice(0, 5, 0).tolist() == []
+
+
+def test_spread_of_a_histogram() -> None:
+    values = np.random.default_rng(0).integers(0, 50, 999)
+    spread = Spread.of(Counter(values.tolist()))
+    assert spread is not None
+    assert spread.median == np.median(values)
+    assert spread.mean == pytest.approx(values.mean())
+    assert (spread.p5, spread.p95) == tuple(
+        np.quantile(values, [0.05, 0.95], method="inverted_cdf")
+    )
+    assert Spread.of(Counter()) is None
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    samples = [(jpeg(n, (300, 100)), f"caption {n} " * 40) for n in range(7)]
+    index = index_of(tmp_path, [*samples, (b"no image", "bad")])
+    chosen = write_contact_sheet(index, tmp_path / "sheet.png")
+    assert chosen == list(range(8))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.format == "PNG"
+        pixels = np.asarray(sheet.convert("RGB"))
+        assert sheet.width > 6 * 224
+        assert 2 * 224 < sheet.height < 3 * 400
+    with Image.open(io.BytesIO(samples[0][0])) as image:
+        middle = np.asarray(image.convert("RGB")).mean((0, 1))
+    shown = pixels[12 + 75 : 12 + 75 + 74, 12:236].mean((0, 1))  # 300x100 becomes 224x75, centred
+    assert np.abs(shown - middle).max() < 12
+    first = (tmp_path / "sheet.png").read_bytes()
+    write_contact_sheet(index, tmp_path / "sheet.png")
+    assert (tmp_path / "sheet.png").read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.tar", "it.index", "sheet.png"]
+
+
+def test_a_sheet_that_cannot_be_written(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 3)
+    with pytest.raises(DataError, match="cannot write"):
+        write_contact_sheet(index, tmp_path / "no" / "sheet.png")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "short", "several words " * 30, "https://" + "a" * 500, "尾" * 90]
+)
+def test_wrapped_lines_fit(text: str) -> None:
+    font = ImageFont.load_default(13)
+    lines = wrap(text, font, 224, 4)
+    assert 1 <= len(lines) <= 4
+    assert all(font.getlength(line) <= 224 for line in lines)
+    whole = "".join(lines).replace(" ", "")
+    assert whole == text.replace(" ", "") or whole.endswith("...")

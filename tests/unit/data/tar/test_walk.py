@@ -1,0 +1,229 @@
+"""The header walk finds what tarfile finds, and goes on where tarfile stops."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mgpt4_hpc.data.tar.header import WindowedFile
+from mgpt4_hpc.data.tar.walk import TarListing, walk_tar
+from tests.unit.data.worlds import members, tar_bytes
+
+WINDOWS = [512, 8 * 1024, 64 * 1024, 4 * 1024 * 1024]
+
+
+def walk(data: bytes, folder: Path, window: int = 8 * 1024, *, crcs: bool = False) -> TarListing:
+    path = folder / "walked.tar"
+    path.write_bytes(data)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return walk_tar(WindowedFile(fd, len(data), window), with_crcs=crcs)
+    finally:
+        os.close(fd)
+
+
+def by_tarfile(data: bytes) -> list[tuple[str, int, int]]:
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+
+
+def listed(listing: TarListing) -> list[tuple[str, int, int]]:
+    names = [name.decode() for name in listing.names]
+    return list(zip(names, listing.offsets.tolist(), listing.lengths.tolist(), strict=True))
+
+
+names = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="/\\"),
+    min_size=1,
+    max_size=60,
+)
+paths = st.lists(names, min_size=1, max_size=4).map("/".join)
+contents = st.binary(max_size=30) | st.integers(0, 5000).map(lambda size: b"x" * size)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    entries=st.lists(st.tuples(paths, contents), max_size=12),
+    form=st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    mtime=st.sampled_from([0, 1700000000, 1700000000.25]),
+    window=st.sampled_from(WINDOWS),
+    crcs=st.booleans(),
+)
+def test_agrees_with_tarfile(
+    tmp_path: Path,
+    entries: list[tuple[str, bytes]],
+    form: int,
+    mtime: float,
+    window: int,
+    crcs: bool,
+) -> None:
+    data = tar_bytes(entries, form, mtime)
+    listing = walk(data, tmp_path, window, crcs=crcs)
+    assert listed(listing) == by_tarfile(data)
+    assert not listing.faults
+    if crcs:
+        assert listing.crcs is not None
+        assert listing.crcs.tolist() == [zlib.crc32(content) for _, content in entries]
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize("mtime", [0, 1700000000.25])
+def test_many_members_in_every_window(tmp_path: Path, window: int, mtime: float) -> None:
+    data = tar_bytes(members(range(1500), b"\xff\xd8" * 400), tarfile.PAX_FORMAT, mtime)
+    listing = walk(data, tmp_path, window, crcs=True)
+    assert listed(listing) == by_tarfile(data)
+    assert not listing.faults
+    assert listing.crcs is not None
+    at = listing.offsets[100]
+    assert listing.crcs[100] == zlib.crc32(data[at : at + listing.lengths[100]])
+
+
+def test_ustar_prefix_and_directories_and_gnu_sizes(tmp_path: Path) -> None:
+    long = "d" * 90 + "/" + "e" * 60 + "/000000001.jpg"
+    data = tar_bytes([(long, b"abc")], tarfile.USTAR_FORMAT)
+    assert listed(walk(data, tmp_path))[0][0] == long
+
+    folder = io.BytesIO()
+    with tarfile.open(fileobj=folder, mode="w") as tar:
+        info = tarfile.TarInfo("folder")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    listing = walk(folder.getvalue(), tmp_path)
+    assert not listing.names
+    assert not listing.faults
+
+    header = bytearray(tar_bytes([("1.jpg", b"abc")])[:512])
+    header[124:136] = b"\x80" + (3).to_bytes(11, "big")  # base 256
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header):06o}\0 ".encode()
+    listing = walk(bytes(header) + b"abc".ljust(512, b"\0") + bytes(1024), tmp_path)
+    assert listed(listing) == [("1.jpg", 512, 3)]
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_reported(tmp_path: Path, kind: bytes) -> None:
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        info = tarfile.TarInfo("1.jpg")
+        info.type, info.linkname = kind, "/etc/passwd"
+        tar.addfile(info)
+    listing = walk(data.getvalue(), tmp_path)
+    assert not listing.names
+    assert [fault.name for fault in listing.faults] == [b"1.jpg"]
+
+
+def test_cut_off_in_a_member_and_between_members(tmp_path: Path) -> None:
+    data = tar_bytes(members(range(3)))
+    ends = [offset + -(-size // 512) * 512 for _, offset, size in by_tarfile(data)]
+    inside = walk(data[: ends[4] - 600], tmp_path)
+    assert len(inside.names) == 4
+    assert "cut off" in inside.faults[0].reason
+    between = walk(data[: ends[4]], tmp_path)
+    assert len(between.names) == 5
+    assert "no end marker" in between.faults[0].reason
+    in_header = walk(data[: ends[4] + 100], tmp_path)
+    assert "cut off" in in_header.faults[0].reason
+
+
+def test_goes_on_behind_a_damaged_header(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes(members(range(4))))
+    sound = listed(walk(bytes(data), tmp_path))
+    data[sound[3][1] - 512 + 130] ^= 0x10  # in the fourth member's size
+    listing = walk(bytes(data), tmp_path)
+    assert listed(listing) == [entry for entry in sound if entry[0] != sound[3][0]]
+    assert listing.faults[0].name == sound[3][0].encode()
+
+
+def test_goes_on_behind_zeros_and_in_shifted_data(tmp_path: Path) -> None:
+    data = tar_bytes(members(range(4)))
+    sound = listed(walk(data, tmp_path))
+    begin = sound[3][1] - 512
+    holed = data[:begin] + bytes(1024) + data[begin:]
+    assert [name for name, _, _ in listed(walk(holed, tmp_path))] == [name for name, _, _ in sound]
+    assert "samples go on" in walk(holed, tmp_path).faults[0].reason
+    shifted = walk(data[:begin] + b"garbage" + data[begin:], tmp_path)
+    assert [name for name, _, _ in listed(shifted)] == [name for name, _, _ in sound]
+
+
+def test_a_hole_at_the_end_is_noticed(tmp_path: Path) -> None:
+    data = tar_bytes(members(range(40), b"\xff\xd8" * 2000))
+    half = len(data) // 2 // 512 * 512
+    listing = walk(data[:half] + bytes(len(data) - half), tmp_path)
+    assert listing.faults
+    listing = walk(data[: -len(data) // 4] + b"\1" * 700, tmp_path)
+    assert listing.faults
+
+
+def test_nonsense_is_reported_not_raised(tmp_path: Path) -> None:
+    for data in (b"", b"x", b"<html>" * 200, bytes(511), os.urandom(5000), b"\x1f\x8b" * 600):
+        listing = walk(data, tmp_path)
+        assert not listing.names
+        assert listing.faults, data[:10]
+
+
+def test_a_broken_pax_header_spoils_only_its_member(tmp_path: Path) -> None:
+    data = bytearray(tar_bytes([("ä" * 80 + ".jpg", b"1"), ("2.jpg", b"2")], tarfile.PAX_FORMAT))
+    at = data.index(b"path=")
+    data[at - 4 : at] = b"999 "
+    listing = walk(bytes(data), tmp_path)
+    assert [name for name, _, _ in listed(listing)] == ["2.jpg"]
+    assert "pax header" in listing.faults[0].reason
+
+
+@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(
+    ("record", "name", "reason"),
+    [
+        (b"23 path=folder/new.jpg\n", "folder/new.jpg", ""),
+        (b"11 mtime=1\n12 path=b.c\n", "b.c", ""),
+        (b"23 mtime=1700000path=a\n", "000000020.jpg", ""),
+        (b"99 mtime=1700000path=a\n", "", "follows a pax header that cannot be read"),
+        (b"23 mtime=1700000path=a ", "", "follows a pax header that cannot be read"),
+    ],
+)
+def test_what_looks_like_the_usual_pax_header_is_read(
+    tmp_path: Path, window: int, record: bytes, name: str, reason: str
+) -> None:
+    data = tar_bytes(members(range(40)), tarfile.PAX_FORMAT, 1700000000.25)
+    usual = b"23 mtime=1700000000.25\n"
+    parts = data.split(usual)
+    data = usual.join(parts[:61]) + record + usual.join(parts[61:])
+    listing = walk(data, tmp_path, window)
+    expected = [name for name, _ in members(range(40))]
+    expected[60:61] = [name] if name else []
+    assert [name for name, _, _ in listed(listing)] == expected
+    assert [fault.reason for fault in listing.faults] == ([reason] if reason else [])
+
+
+def test_a_damaged_header_is_told_by_its_announced_name(tmp_path: Path) -> None:
+    long = ["n" * 120 + name for name, _ in members(range(2))]
+    data = bytearray(tar_bytes([(name, b"abc") for name in long], tarfile.PAX_FORMAT))
+    header = by_tarfile(bytes(data))[0][1] - 512
+    data[header + 140] ^= 1  # in its time
+    listing = walk(bytes(data), tmp_path)
+    assert [name for name, _, _ in listed(listing)] == long[1:]
+    assert listing.faults[0].name == long[0].encode()
+    assert "checksum" in listing.faults[0].reason
+
+
+def test_a_window_grows_when_reads_are_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(np.arange(0, 1000, 0.5))
+    monkeypatch.setattr("mgpt4_hpc.data.tar.header.time.perf_counter", lambda: next(clock))
+    filled: list[int] = []
+    fill = WindowedFile.fill
+    monkeypatch.setattr(WindowedFile, "fill", lambda *args: filled.append(1) or fill(*args))
+    data = tar_bytes(members(range(200), b"\xff\xd8" * 5000))
+    assert listed(walk(data, tmp_path)) == by_tarfile(data)
+    assert 32 < len(filled) < 40

@@ -1,0 +1,130 @@
+"""Work in parts: the script, and what is said of parts that end in every way."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.launch.side_jobs.array import (
+    ArrayJob,
+    Wants,
+    array_script,
+    following_script,
+    slice_of,
+    submit_array,
+    wait_for_array,
+)
+from mgpt4_hpc.launch.slurm.queue import QueuedJob
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> ArrayJob:
+    folder = tmp_path / "it's here"
+    folder.mkdir()
+    wants = Wants(partition="cpu", cpus=2, gpus=1, at_once=8, sbatch={"nice": "100"})
+    return ArrayJob("index-laion", ["data", "index", "a b", "--out", "x"], 3, folder, wants)
+
+
+def test_the_script(job: ArrayJob) -> None:
+    script = array_script(job)
+    for line in (
+        "#SBATCH --array=1-3%8",
+        "#SBATCH --partition=cpu",
+        "#SBATCH --cpus-per-task=2",
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --time=240",
+        "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",
+        "#SBATCH --nice=100",
+    ):
+        assert line in script.splitlines()
+    assert "account" not in script
+    assert """-m mgpt4_hpc.cli.main data index 'a b' --out x --part "$SLURM_ARRAY""" in script
+    checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
+    assert checked.returncode == 0
+
+
+def test_what_follows_waits_for_all_parts(job: ArrayJob) -> None:
+    script = following_script(job, ["data", "index", "x"], "17")
+    assert "#SBATCH --dependency=afterok:17" in script
+    assert "#SBATCH --kill-on-invalid-dep=yes" in script
+    assert "--array" not in script
+    assert "--part" not in script.split("SBATCH --partition=cpu")[1]
+
+
+@pytest.mark.parametrize(("count", "parts"), [(0, 3), (2, 3), (10, 3), (11745, 64)])
+def test_slices_share_everything(count: int, parts: int) -> None:
+    slices = [slice_of(range(count), part, parts) for part in range(1, parts + 1)]
+    assert [item for piece in slices for item in piece] == list(range(count))
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
+
+
+def test_a_folder_in_which_slurm_could_write_no_log_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "a\\b"
+    with pytest.raises(ConfigError, match="backslash"):
+        submit_array(ArrayJob("x", ["data"], 2, folder))
+    assert not folder.exists()
+    script = array_script(ArrayJob("x", ["data"], 2, tmp_path / "100%"))
+    assert "/100%%/%a.log" in script
+
+
+class Slurm:
+    """Answers one mapping of states after another; the last for ever."""
+
+    def __init__(self, job: ArrayJob, *answers: Mapping[int, str] | str | None) -> None:
+        self.job = job
+        self.answers = list(answers)
+
+    def __call__(self, job_ids: Sequence[str]) -> dict[str, QueuedJob]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            raise SlurmUnreachable("it is down")
+        if isinstance(answer, str):
+            raise SlurmRejected(answer)
+        for part, state in answer.items():
+            if state == "marked":
+                self.job.mark(part).touch()
+        jobs = {
+            f"7_{part}": QueuedJob(f"7_{part}", state)
+            for part, state in answer.items()
+            if state != "marked"
+        }
+        return {job_id: jobs[job_id] for job_id in job_ids if job_id in jobs}
+
+
+def test_waiting_until_all_are_done(job: ArrayJob) -> None:
+    slurm = Slurm(
+        job,
+        {1: "PENDING", 2: "RUNNING", 3: "PENDING"},
+        None,
+        "it ended with code -11",
+        {1: "marked", 2: "RUNNING", 3: "REQUEUED"},
+        {2: "COMPLETED", 3: "RUNNING"},
+        {3: "COMPLETED"},
+    )
+    told: list[tuple[int, int]] = []
+    wait_for_array(job, "7", tell=lambda *now: told.append(now), poll_s=0.0, lag_s=3600, ask=slurm)
+    assert told[0] == (0, 3)
+    assert told[-1] == (3, 3)
+
+
+def test_failed_parts_are_named_with_their_logs(job: ArrayJob) -> None:
+    job.log(2).write_text("began\nerror: no such thing\n\n")
+    slurm = Slurm(job, {1: "marked", 2: "RUNNING"}, {2: "FAILED", 3: "TIMEOUT"})
+    with pytest.raises(MgptError) as raised:
+        wait_for_array(job, "7", poll_s=0.0, lag_s=3600, ask=slurm)
+    text = str(raised.value)
+    assert "2 of 3 parts" in text
+    assert f"part 2: FAILED, {job.log(2)}: error: no such thing" in text
+    assert f"part 3: TIMEOUT, {job.log(3)}: no output" in text
+    assert "part 1" not in text
+
+
+def test_parts_that_slurm_forgot_are_given_up_after_the_lag(job: ArrayJob) -> None:
+    slurm = Slurm(job, {1: "marked", 2: "marked"}, {})
+    with pytest.raises(MgptError, match="part 3: gone"):
+        wait_for_array(job, "7", poll_s=0.0, lag_s=0.0, ask=slurm)

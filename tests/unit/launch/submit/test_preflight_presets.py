@@ -1,0 +1,61 @@
+"""What a preset leaves to the site is missed before the job waits, all of it at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.errors import ConfigError, PreflightError
+from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.model.bundle.manifest import LlmRecord, Manifest
+from mgpt4_hpc.model.bundle.variants import VARIANTS
+from mgpt4_hpc.run_dir import RunDir
+
+
+def faults_of(tmp_path: Path, preset: str, **overrides: str) -> list[str]:
+    given = {key.replace("__", "."): value for key, value in overrides.items()}
+    config = load_config(preset, overrides=given).config
+    with pytest.raises(PreflightError) as caught:
+        preflight(config, tmp_path, executor="local")
+    return caught.value.faults
+
+
+def test_a_bare_preset_names_everything_that_is_to_be_filled_in(tmp_path: Path) -> None:
+    faults = faults_of(tmp_path, "stage1-vicuna7b")
+    assert [fault.split(" ")[0:4] for fault in faults] == [
+        ["model.weights", "is", "not", "set:"],
+        ["the", "data", "source", "laion"],
+        ["the", "data", "source", "cc_sbu"],
+    ]
+
+
+def test_one_path_given_leaves_one_missing(tmp_path: Path) -> None:
+    faults = faults_of(tmp_path, "stage1-vicuna7b", data__paths__laion=str(tmp_path / "no"))
+    assert not any("source laion has no path" in fault for fault in faults)
+    assert any("source cc_sbu has no path" in fault for fault in faults)
+    assert any(fault.startswith("data source laion:") for fault in faults), "it is not there"
+
+
+def test_weights_of_another_model_are_refused_before_the_job_waits(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    architecture = VARIANTS["vicuna13b"].architecture
+    Manifest(architecture, {}, {}, LlmRecord("llm", True, {})).write(bundle / "bundle.json")
+    faults = faults_of(tmp_path, "stage1-vicuna7b", model__weights=str(bundle))
+    assert any("are of vicuna13b, these settings are for vicuna7b" in fault for fault in faults)
+
+
+def test_the_trainer_itself_refuses_too(tmp_path: Path) -> None:
+    from mgpt4_hpc.train.run import run_training
+    from mgpt4_hpc.train.stopping.stop import NeverStop
+
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run", "stage": 1})
+    write_config(run.config_file, load_config("stage1-vicuna7b"))
+    with pytest.raises(ConfigError) as caught:
+        run_training(run, Ranks(), NeverStop(), claim={})
+    assert len(caught.value.faults) == 3

@@ -1,0 +1,214 @@
+"""Making and submitting runs: whole or not at all, and once at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.errors import (
+    MgptError,
+    RunLocked,
+    SlurmRejected,
+    SlurmUnconfirmed,
+    SlurmUnreachable,
+    StorageTrouble,
+)
+from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.submit import submit_run as submit_module
+from mgpt4_hpc.launch.submit.submit_run import complete_run, create_run, submit_run, submitting
+from mgpt4_hpc.run_dir import RunDir, read_json
+from tests.support.forked import in_processes
+
+RESOLVED = load_config("stage1-vicuna7b")
+
+
+def test_a_run_holds_all_that_its_job_needs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    identity = run.identity()
+    assert identity["config_digest"] == RESOLVED.digest and len(identity["code_digest"]) == 32
+    assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
+    assert os.access(run.slurm / "python", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), MgptError("no"), KeyboardInterrupt]
+)
+def test_half_a_run_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*args: object) -> None:
+        raise error
+
+    monkeypatch.setattr(submit_module, "take_snapshot", fail)
+    run = RunDir(tmp_path / "run")
+    with pytest.raises((MgptError, KeyboardInterrupt)):
+        create_run(run, RESOLVED)
+    assert not run.path.exists()
+
+
+def test_half_a_copy_of_the_code_does_not_pass_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run"})
+
+    def half(target: Path) -> str:
+        (target / "mgpt4_hpc").mkdir(parents=True)
+        (target / "mgpt4_hpc" / "half.py").touch()
+        raise MgptError("the code could not be copied: Disk quota exceeded")
+
+    with monkeypatch.context() as full:
+        full.setattr(submit_module, "take_snapshot", half)
+        with pytest.raises(MgptError):
+            complete_run(run)
+    complete_run(run)
+    assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
+    assert not list(run.path.rglob("half.py"))
+
+
+def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    folder.mkdir()
+    (folder / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_an_enclosing_jobs_variables_do_not_reach_sbatch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, f"env > {tmp_path}/env; echo Submitted batch job 42")
+    for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "SUBMITIT_EXECUTOR"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    run.failed.write_text("of before")
+    job = submit_run(run, RESOLVED, "slurm")
+    assert (job.job_id, job.executor) == ("42", "slurm")
+    assert read_json(run.slurm / "job.json")["job_id"] == "42"
+    assert not run.failed.exists()
+    seen = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines())
+    assert seen["SLURM_CONF"] == "/etc/slurm.conf"
+    assert not {"SLURM_JOB_ID", "SBATCH_PARTITION", "SUBMITIT_EXECUTOR"} & set(seen)
+    assert os.environ["SLURM_JOB_ID"] == "x", "ours stay as they were"
+
+
+@pytest.mark.parametrize(
+    ("message", "cls"),
+    [
+        ("sbatch: error: Batch job submission failed: Invalid account", SlurmRejected),
+        ("sbatch: error: Unable to contact slurm controller (connect failure)", SlurmUnreachable),
+        ("sbatch: error: Batch job submission failed: Socket timed out", SlurmUnconfirmed),
+    ],
+)
+def test_a_job_that_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str, cls: type[MgptError]
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, f"echo '{message}' >&2; exit 1")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    with pytest.raises(
+        cls, match=message.partition("error: ")[2].partition("(")[0].strip()
+    ) as caught:
+        submit_run(run, RESOLVED, "slurm")
+    assert type(caught.value) is cls
+    assert not (run.slurm / "job.json").exists()
+
+
+@pytest.fixture
+def another_thread() -> Iterator[None]:
+    """One that takes signals, as those of libraries do."""
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
+@pytest.mark.usefixtures("another_thread")
+def test_ctrl_c_waits_until_the_jobs_id_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, "kill -INT $PPID; echo Submitted batch job 42")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    with pytest.raises(KeyboardInterrupt):
+        submit_run(run, RESOLVED, "slurm")
+    assert read_json(run.slurm / "job.json")["job_id"] == "42"
+
+
+def test_a_job_that_cannot_be_noted_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_sbatch(tmp_path / "bin", monkeypatch, "echo Submitted batch job 42")
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(submit_module, "write_json", full)
+    with pytest.raises(StorageTrouble, match="job 42 was submitted") as caught:
+        submit_run(run, RESOLVED, "slurm")
+    assert "scancel 42" in str(caught.value)
+
+
+# -- two commands at once ----------------------------------------------------------------------
+
+
+def test_only_one_of_many_commands_gets_hold_of_a_run(run: RunDir, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    def attempt() -> str:
+        while not go.exists():
+            pass
+        try:
+            with submitting(run):
+                (tmp_path / f"in-{os.getpid()}").write_text("")
+                while not (tmp_path / "enough").exists():
+                    pass
+                return "in"
+        except RunLocked:
+            (tmp_path / "enough").write_text("")
+            return "out"
+
+    go.write_text("")
+    assert sorted(in_processes([attempt, attempt])) == ["in", "out"]
+    assert len(list(tmp_path.glob("in-*"))) == 1
+
+
+def test_the_hold_ends_with_the_command_also_with_a_failed_one(run: RunDir) -> None:
+    with pytest.raises(SlurmRejected), submitting(run):
+        raise SlurmRejected("no")
+    with submitting(run):
+        pass
+
+
+def test_a_command_that_was_killed_can_be_cleared_away(run: RunDir) -> None:
+    lock = run.slurm / ".submitting"
+    lock.write_text("process 7 on login1")
+    with pytest.raises(RunLocked, match="process 7 on login1") as caught, submitting(run):
+        pass
+    assert f"rm '{lock}'" in caught.value.fix
+    assert lock.exists()
+
+
+def test_a_run_that_torchrun_made_gets_what_a_job_needs(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create({"name": "run"})
+    complete_run(run)
+    assert (run.code / "mgpt4_hpc" / "launch" / "task.py").is_file()
+    assert os.access(run.slurm / "python", os.X_OK)
+    write_shim(run.slurm / "python", "/an/environment/that/moved/bin/python")
+    (run.code / "kept").touch()
+    complete_run(run)
+    assert sys.executable in (run.slurm / "python").read_text()
+    assert (run.code / "kept").exists(), "the code stays what the run began with"

@@ -1,0 +1,174 @@
+"""Sweeps as text: which runs they mean, what they are called, and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.errors import ConfigError, NoSuchRun, RunLocked
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep, find_runs, note_jobs
+from mgpt4_hpc.launch.submit.sweep import parse_axes, points, render_array, run_names
+from mgpt4_hpc.run_dir import RunDir, read_json
+
+
+def names_of(*options: str) -> list[str]:
+    return run_names("s", points(parse_axes(options)))
+
+
+def test_every_combination_is_a_run_and_is_called_so() -> None:
+    assert names_of("lr=1e-4,3e-5", "seed=1,2") == [
+        "s-lr1e-4-seed1",
+        "s-lr1e-4-seed2",
+        "s-lr3e-5-seed1",
+        "s-lr3e-5-seed2",
+    ]
+
+
+def test_the_values_reach_the_configuration() -> None:
+    all_points = points(parse_axes(["lr=1e-4,2e-4", "text.end_symbol=###,</s>"]))
+    configs = [load_config("stage1-vicuna7b", overrides=p.overrides).config for p in all_points]
+    assert [(c.train.lr, c.text.end_symbol) for c in configs] == [
+        (1e-4, "###"),
+        (1e-4, "</s>"),
+        (2e-4, "###"),
+        (2e-4, "</s>"),
+    ]
+
+
+def test_lists_are_values_too() -> None:
+    (axis,) = parse_axes(["text.instructions=[[a, b], [c]]"])
+    assert axis.values == (["a", "b"], ["c"])
+
+
+@pytest.mark.parametrize(
+    ("option", "names"),
+    [
+        ("model.projector=/a/one.pth,/b/two.pth", ["s-projectorone.pth", "s-projectortwo.pth"]),
+        ("model.projector=/a/x.pth,/b/x.pth", ["s-projectorx.pth", "s-projectorx.pth-0001"]),
+        ("seed=1,2", ["s-seed1", "s-seed2"]),
+        ("text.end_symbol=###,$(id)", ["s-end_symbol", "s-end_symbol-id"]),
+    ],
+)
+def test_names_are_names_whatever_the_values_and_all_differ(option: str, names: list[str]) -> None:
+    assert names_of(option) == names
+    for name in names:
+        assert load_config("stage1-vicuna7b", overrides={"name": name}).config.name == name
+
+
+def test_long_names_are_cut_and_still_differ() -> None:
+    names = run_names("n" * 90, points(parse_axes(["global_batch_size=256,512,1024"])))
+    assert len(set(names)) == 3
+    for name in names:
+        assert len(name) <= 100
+        load_config("stage1-vicuna7b", overrides={"name": name})
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["lr"], "write key=value,value"),
+        (["lr="], "write key=value,value"),
+        (["lr=1,,2"], "write key=value,value"),
+        (["lr=[1"], "write key=value,value"),
+        (["lrr=1,2"], "did you mean train.lr?"),
+        (["lr=1,1"], "a value is given twice"),
+        (["lr=1,2", "train.lr=3,4"], "train.lr is given twice"),
+        (["launch.gpus=1,2"], "launch.gpus cannot be swept"),
+        (["partition=a,b"], "launch.partition cannot be swept"),
+        (["container.image=a,b"], "cannot be swept"),
+        (["name=a,b"], "name cannot be swept"),
+        (["stage=1,2"], "stage cannot be swept"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused(options: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_axes(options)
+    assert told in str(caught.value)
+
+
+def test_every_fault_at_once_and_what_set_gave_already() -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_axes(["lr=1,2", "seeed=1"], fixed=["train.lr"])
+    assert len(caught.value.faults) == 2
+
+
+# -- the folder --------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[0o022, 0o002], ids=["umask 022", "umask 002"])
+def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunDir]]:
+    before = os.umask(request.param)
+    yield _two(tmp_path)
+    os.umask(before)
+
+
+def _two(tmp_path: Path) -> list[RunDir]:
+    runs = [RunDir(tmp_path / f"s-seed{number}") for number in (1, 2)]
+    for run in runs:
+        run.create({"name": run.name})
+    create_sweep(SweepDir.of("s", tmp_path), runs, [{"seed": "1"}, {"seed": "2"}], "slurm")
+    return runs
+
+
+def test_a_sweeps_name_stands_for_its_runs(two: list[RunDir], tmp_path: Path) -> None:
+    assert find_runs(["s"], tmp_path) == two
+    assert find_runs(["s-seed2", "s"], tmp_path) == [two[1], two[0]], "each once"
+    with pytest.raises(NoSuchRun):
+        find_runs(["t"], tmp_path)
+    with pytest.raises(NoSuchRun):
+        find_runs(["../.sweeps/s"], tmp_path)
+    (two[0].identity_file).unlink()
+    assert find_runs(["s"], tmp_path) == two[1:], "one that was removed is not missed"
+
+
+def test_there_is_one_of_a_name(two: list[RunDir], tmp_path: Path) -> None:
+    with pytest.raises(RunLocked, match="exists already"):
+        create_sweep(SweepDir.of("s", tmp_path), two, [{}, {}], "slurm")
+    assert find_runs(["s"], tmp_path) == two
+
+
+def test_each_run_knows_its_task(two: list[RunDir], tmp_path: Path) -> None:
+    sweep = SweepDir.of("s", tmp_path)
+    note_jobs(sweep, two, "17")
+    assert [read_json(run.slurm / "job.json")["job_id"] for run in two] == ["17_0", "17_1"]
+    assert read_json(sweep.file)["job_id"] == "17"
+
+
+def test_a_task_becomes_its_runs_own_script(two: list[RunDir], tmp_path: Path) -> None:
+    for run in two:
+        (run.slurm / "job.sbatch").write_text(f"#!/bin/bash\necho {run.name} $$\nexit 75\n")
+    config = load_config("stage1-vicuna7b").config
+    script = render_array(SweepDir.of("s", tmp_path), config, 2, max_parallel=1)
+    assert "#SBATCH --array=0-1%1" in script
+    for number, run in enumerate(two):
+        process = subprocess.Popen(
+            ["bash", "-c", script],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        out, _ = process.communicate(timeout=30)
+        # The same process, so that Slurm's signals and the exit code are those of the script.
+        assert out.split() == [run.name, str(process.pid)]
+        assert process.returncode == 75
+
+
+def test_a_task_whose_run_others_can_write_is_refused(two: list[RunDir], tmp_path: Path) -> None:
+    two[1].path.chmod(0o777)
+    for run in two:
+        (run.slurm / "job.sbatch").write_text("exit 75\n")
+    script = render_array(SweepDir.of("s", tmp_path), load_config("stage1-vicuna7b").config, 2)
+    codes = [
+        subprocess.run(
+            ["bash", "-c", script],
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(number)},
+            stdout=subprocess.DEVNULL,
+        ).returncode
+        for number in range(2)
+    ]
+    assert codes == [75, 70]

