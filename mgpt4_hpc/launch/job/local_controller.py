@@ -183,7 +183,3 @@ class RestartingController(Controller):
 def main(argv: Sequence[str]) -> int:
     """Entry of the controller's process: the submitit folder is its only argument."""
     return RestartingController(Path(argv[0]), Path(os.environ["MGPT4_RUN_DIR"])).supervise()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

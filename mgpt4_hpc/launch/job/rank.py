@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from submitit.helpers import DelayedSubmission
-
 from mgpt4_hpc.config.run_config_file import read_config, read_own_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
@@ -42,30 +40,17 @@ if TYPE_CHECKING:
     from mgpt4_hpc.train.state import Outcome
 
 
-class StageTask:
-    """The callable that submitit pickles. It holds a path and nothing else.
-
-    Whoever unpickles it, however late, reads what to do from the run directory.
-    """
-
-    def __init__(self, run_dir: str) -> None:
-        self.run_dir = run_dir
-
-    def __call__(self) -> int:
-        """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
-        started_at = time.time()
-        tolerate_lost_output()
-        run = RunDir(Path(self.run_dir))
-        stop = SignalStop(_stop_signals(run)).install()
-        _die_with_controller(os.environ)
-        code = run_rank(run, stop, started_at)
-        if code:
-            _leave(code)
-        return code
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Submitit's own requeueing, should its handler ever run: the same task, state-free."""
-        return DelayedSubmission(StageTask(self.run_dir))
+def run_task(run_dir: str) -> int:
+    """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
+    started_at = time.time()
+    tolerate_lost_output()
+    run = RunDir(Path(run_dir))
+    stop = SignalStop(_stop_signals(run)).install()
+    _die_with_controller(os.environ)
+    code = run_rank(run, stop, started_at)
+    if code:
+        _leave(code)
+    return code
 
 
 def _die_with_controller(environ: Mapping[str, str]) -> None:
@@ -258,8 +243,3 @@ def _leave(code: int) -> None:
     print(f"{time.strftime('%H:%M:%S')} === this rank ends with code {code} ===", flush=True)
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    # `srun ... -m mgpt4_hpc.launch.task RUN_DIR`, for batch scripts that do without submitit.
-    StageTask(sys.argv[1])()

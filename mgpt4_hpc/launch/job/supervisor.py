@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -191,7 +190,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE
     print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
     return verdict.exit_code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

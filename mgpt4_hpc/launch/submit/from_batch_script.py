@@ -21,7 +21,6 @@ from mgpt4_hpc.launch.submit.submit_run import create_run
 from mgpt4_hpc.ownership import assert_trusted
 from mgpt4_hpc.retry import patiently
 from mgpt4_hpc.run_dir import RunDir, write_json
-from mgpt4_hpc.train.entry import run_command
 
 
 @click.command()
@@ -71,7 +70,3 @@ def _make(run: RunDir, config: str, assignments: Sequence[str]) -> None:
     )
     preflight(resolved.config, run.path.parent, executor="none")
     create_run(run, resolved)
-
-
-if __name__ == "__main__":
-    run_command(command)

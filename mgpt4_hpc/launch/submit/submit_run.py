@@ -280,7 +280,7 @@ def submit_script(path: Path) -> str:
 def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    from mgpt4_hpc.launch.job.rank import StageTask
+    from mgpt4_hpc.launch.task import StageTask
 
     executor = make_executor(run, resolved.config, dependency)
     script = executor.render()
@@ -342,7 +342,7 @@ def translate(message: str, script: str) -> MgptError:
 
 def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
     from mgpt4_hpc.launch.job.local_controller import LocalExecutor
-    from mgpt4_hpc.launch.job.rank import StageTask
+    from mgpt4_hpc.launch.task import StageTask
 
     config = resolved.config
     executor = LocalExecutor(folder=run.slurm, python=python_command(run, config))

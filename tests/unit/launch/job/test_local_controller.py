@@ -26,9 +26,9 @@ REPO = Path(__file__).parents[4]
 
 CONTROLLER = """
 import sys
-from mgpt4_hpc.launch import local
-local.KILL_WAIT_S = {kill_wait_s}
-sys.exit(local.main([sys.argv[1]]))
+from mgpt4_hpc.launch.job import local_controller
+local_controller.KILL_WAIT_S = {kill_wait_s}
+sys.exit(local_controller.main([sys.argv[1]]))
 """
 
 PROLOGUE = """
@@ -194,9 +194,9 @@ def test_a_killed_controller_leaves_no_rank_running(controlled: Make) -> None:
 import site
 site.main()
 sys.path.insert(0, {str(REPO)!r})
-from mgpt4_hpc.launch.job import rank
-rank.run_rank = lambda *args: (tell(f"pid {{os.getpid()}}"), wait_forever())
-rank.StageTask(str(run))()
+from mgpt4_hpc.launch.job import rank as module
+module.run_rank = lambda *args: (tell(f"pid {{os.getpid()}}"), wait_forever())
+module.run_task(str(run))
 """
     )
     for rank in (0, 1):
@@ -268,7 +268,8 @@ def test_the_controller_keeps_none_of_our_streams(tmp_path: Path) -> None:
     folder = tmp_path / "slurm"
     folder.mkdir()
     code = (
-        "import sys; from pathlib import Path; from mgpt4_hpc.launch.local import LocalExecutor\n"
+        "import sys; from pathlib import Path\n"
+        "from mgpt4_hpc.launch.job.local_controller import LocalExecutor\n"
         f"executor = LocalExecutor(folder=Path({str(folder)!r}))\n"
         "executor.update_parameters(tasks_per_node=1, gpus_per_node=0, "
         f"run_dir={str(tmp_path)!r}, code={str(REPO)!r})\n"

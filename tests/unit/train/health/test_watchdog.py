@@ -17,7 +17,7 @@ REPO = Path(__file__).parents[4]
 
 PROGRAM = """
 import ctypes, sys, threading, time
-from mgpt4_hpc.train import watchdog
+from mgpt4_hpc.train.health import watchdog
 watchdog.PEERS_S, watchdog.ALARM_DELAY_S = 0.1, 0.2
 watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.2
 def note(hang):
