@@ -18,6 +18,9 @@ from mgpt4_hpc.errors import WeightsError
 PATCHES_PER_TOKEN = 4
 """Neighbouring patch tokens joined into one when there is no Q-Former (the Llama-2 variant)."""
 
+LOGITS_AT_ONCE = 1024
+"""Tokens whose logits exist at the same time on a GPU; the memory estimate counts with them."""
+
 EVA_MLP_RATIO = 4.3637
 """EVA-CLIP ViT-g's: int(1408 x 4.3637) = 6144 hidden units."""
 

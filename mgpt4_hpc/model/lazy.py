@@ -25,3 +25,19 @@ def garbage_collector_off() -> Iterator[None]:
             if len(sys.modules) > modules:
                 gc.freeze()
             gc.enable()
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, warnings or advice from transformers while something is loaded."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

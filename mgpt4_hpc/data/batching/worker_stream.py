@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from mgpt4_hpc.data.batching.workers import (
     StillWaiting,
-    init_worker,
     kill_workers,
     next_within,
     watch_quietly,
 )
+from mgpt4_hpc.data.reading.forked_process import init_worker
 from mgpt4_hpc.errors import DataError, StorageTrouble, WorkerDied
 
 LOOK_EVERY_S = 5.0

@@ -25,8 +25,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.data.batching.workers import init_worker
 from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.reading.forked_process import init_worker
 from mgpt4_hpc.data.reading.local_copies import Stretch, Stretches
 from mgpt4_hpc.data.sampling.order import WINDOW_SAMPLES, SampleOrder
 

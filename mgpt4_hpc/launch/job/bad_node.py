@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mgpt4_hpc.config.schema import LaunchConfig
-from mgpt4_hpc.launch.job.node_exclusion import BAD_NODE
 from mgpt4_hpc.launch.job.requeue import carry_out, exit_code, find_decision, limit_unrecorded
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.bad_nodes import BAD_NODE
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger
 

@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.job.requeue_policy import Cause, classify
+from mgpt4_hpc.launch.job.requeue_policy import classify
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.train.stopping.stop import SignalStop, StopRequest
 
 ASK_S = 3.0

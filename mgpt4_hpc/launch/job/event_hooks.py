@@ -25,11 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mgpt4_hpc.config.run_config_file import read_config
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 
 FINISHED = "finished"
 FAILED = "failed"

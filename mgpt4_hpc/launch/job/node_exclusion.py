@@ -10,21 +10,6 @@ from collections.abc import Sequence
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.slurm import commands
-from mgpt4_hpc.telemetry.attempts import Attempt
-
-BAD_NODE = "bad node"
-"""What the ledger's fault lines about an unfit node say; their `node` names it."""
-
-
-def nodes_found_bad(attempts: Sequence[Attempt]) -> list[str]:
-    """Names of the nodes that these attempts found unfit, in order, each once."""
-    named = [
-        str(fault["node"])
-        for attempt in attempts
-        for fault in attempt.faults
-        if fault.get("what") == BAD_NODE and fault.get("node")
-    ]
-    return list(dict.fromkeys(named))
 
 
 def exclude_nodes(job_id: str, nodes: Sequence[str]) -> str:

@@ -10,11 +10,12 @@ import os
 from collections.abc import Callable, Sequence
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.job.requeue_policy import LOST_NODE_STATES, Cause
+from mgpt4_hpc.launch.job.requeue_policy import LOST_NODE_STATES
 from mgpt4_hpc.launch.slurm.commands import run_slurm
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 

@@ -17,11 +17,12 @@ from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.job.environment import Place, find_place
 from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
 from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, carry_out, exit_code, find_decision
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, PastAttempt
+from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.parent_death import die_with
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.train.lossy_stdout import tolerate_lost_output
 from mgpt4_hpc.train.stopping.stop import (
     STOP_SIGNALS,

@@ -17,20 +17,15 @@ from typing import TypeVar
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
 from mgpt4_hpc.launch.job.event_hooks import event_of, tell
-from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes, nodes_found_bad
-from mgpt4_hpc.launch.job.requeue_policy import (
-    Action,
-    Cause,
-    Decision,
-    PastAttempt,
-    classify,
-    decide,
-)
+from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 EXIT_RESTART = 144

@@ -26,6 +26,7 @@ from enum import StrEnum
 
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch.slurm.commands import JobFacts
+from mgpt4_hpc.telemetry.causes import Cause
 
 SIGNAL_EARLY_S = 60.0
 """Slurm may send the warning before a time limit this much earlier than asked (sbatch --signal)."""
@@ -34,23 +35,6 @@ _SAME_MOMENT = timedelta(seconds=2)
 
 LOST_NODE_STATES = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 """States of a job that lost a node; Slurm requeues it by itself where it may."""
-
-
-class Cause(StrEnum):
-    """Why an attempt ended, as the ledger and the tables say it."""
-
-    FINISHED = "finished"
-    PREEMPTED = "preempted"
-    REQUEUED = "requeued"
-    TIME_LIMIT = "time limit"
-    SIGNALLED = "signalled"
-    CANCELLED = "cancelled"
-    CRASHED = "crashed"
-    HUNG = "hung"
-    BAD_NODE = "bad node"
-    NODE_LOST = "node lost"
-    FATAL = "fatal"
-    UNKNOWN = "unknown"
 
 
 _NO_CHANCE = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE, Cause.NODE_LOST})

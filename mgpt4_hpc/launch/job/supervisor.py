@@ -34,10 +34,11 @@ from mgpt4_hpc.launch.job.requeue import (
     limit_unrecorded,
     past,
 )
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.retry import patiently
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 
 HUNG_CODES = frozenset({EXIT_HUNG, 128 + signal.SIGALRM, -signal.SIGALRM})

@@ -18,13 +18,13 @@ from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.formatting import shell_word
-from mgpt4_hpc.launch.job.requeue_policy import Cause
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.launch.submit.submit_run import submitting
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 
 ENDING_S = 600.0
 """So long after a run's last step its job may still be ending, with work in the folder."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
-from mgpt4_hpc.launch.job.node_exclusion import nodes_found_bad
-from mgpt4_hpc.launch.job.requeue_policy import Cause
 from mgpt4_hpc.launch.runs.run_facts import RunFacts
 from mgpt4_hpc.launch.slurm.queue import NEVER_SATISFIED, QueuedJob
+from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 
 SILENT_S = 300.0

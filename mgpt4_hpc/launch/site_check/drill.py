@@ -16,7 +16,6 @@ from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import duration
-from mgpt4_hpc.launch.job.requeue_policy import Cause
 from mgpt4_hpc.launch.manage.cancel import cancel_run
 from mgpt4_hpc.launch.runs.status import look_at_one
 from mgpt4_hpc.launch.site_check.bit_identity import differences
@@ -35,6 +34,7 @@ from mgpt4_hpc.launch.submit.plan import Order
 from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.causes import Cause
 
 PRESET = "toy-stage1"
 STEPS = {"cpu": 300, "auto": 3000, "cuda": 3000}

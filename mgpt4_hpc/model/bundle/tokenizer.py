@@ -11,8 +11,7 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.llm_folder import read_llm_config
 from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
-from mgpt4_hpc.model.lazy import garbage_collector_off
-from mgpt4_hpc.model.nn.language import quiet_transformers
+from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 
 PAD_TOKEN = "$$"
 """An ordinary token of LLaMA's vocabulary that the original pads with, as LLaMA has none for it."""

@@ -13,13 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.architecture import LOGITS_AT_ONCE, Architecture
 from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, projector_shapes, vision_shapes
 
 GIB = 2**30
-
-LOGITS_AT_ONCE = 1024
-"""Tokens whose logits exist at the same time in ``loss.py`` (not imported: it needs torch)."""
 
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 

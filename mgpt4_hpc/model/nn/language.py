@@ -6,9 +6,7 @@ label and nowhere else.
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.lazy import garbage_collector_off
+from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
 from mgpt4_hpc.model.nn.norms import fuse_norms
@@ -139,22 +137,6 @@ def _implementation(attention: str, model_type: str) -> str:
         return "sdpa"
     register()
     return PACKED
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, warnings or advice from transformers while something is loaded."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _refuse_gaps(llm_dir: Path, loading: dict[str, Any]) -> None:

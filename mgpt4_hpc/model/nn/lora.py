@@ -18,7 +18,7 @@ from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
-from mgpt4_hpc.model.nn.language import quiet_transformers
+from mgpt4_hpc.model.lazy import quiet_transformers
 
 LORA_FILE = "lora.safetensors"
 """Beside ``projector.safetensors`` in a checkpoint that was trained with LoRA."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from mgpt4_hpc.model.estimates.memory import LOGITS_AT_ONCE
+from mgpt4_hpc.model.architecture import LOGITS_AT_ONCE
 
 CHUNK_TOKENS = {"cuda": LOGITS_AT_ONCE, "cpu": 128}
 """Rows of logits held at once, by device. On a GPU 1024 x 32000 in float32 are 125 MiB, and no

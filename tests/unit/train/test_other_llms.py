@@ -22,7 +22,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.generation.generate import generate
-from mgpt4_hpc.model.nn.language import quiet_transformers
+from mgpt4_hpc.model.lazy import quiet_transformers
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.loaders import text_spec

@@ -12,10 +12,11 @@ from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.launch.job import event_hooks
 from mgpt4_hpc.launch.job.event_hooks import event_of, tell
 from mgpt4_hpc.launch.job.requeue import carry_out
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision
 from mgpt4_hpc.launch.job.supervisor import settle
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 from tests.unit.launch.fakes import FakeScontrol
 
 START = JobStart("slurm", "17", 0)

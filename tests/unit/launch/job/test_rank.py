@@ -13,11 +13,12 @@ from mgpt4_hpc import errors
 from mgpt4_hpc.launch.job import rank
 from mgpt4_hpc.launch.job.rank import run_rank
 from mgpt4_hpc.launch.job.requeue import find_decision
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, PastAttempt
+from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.task import StageTask
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train.recorder import Recorder

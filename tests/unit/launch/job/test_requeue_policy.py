@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from mgpt4_hpc.config.schema import LaunchConfig
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, PastAttempt, classify, decide
+from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt, classify, decide
 from mgpt4_hpc.launch.slurm.commands import JobFacts
+from mgpt4_hpc.telemetry.causes import Cause
 
 NOW, LATER = "2026-03-01T10:00:00", "2026-03-01T10:00:20"
 

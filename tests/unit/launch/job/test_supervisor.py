@@ -18,12 +18,13 @@ from mgpt4_hpc import retry
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.launch.job import requeue, supervisor
 from mgpt4_hpc.launch.job.requeue import carry_out, exit_code, find_decision
-from mgpt4_hpc.launch.job.requeue_policy import Action, Cause, Decision, PastAttempt
+from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.job.supervisor import settle, settle_local, settle_patiently
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from tests.unit.launch.fakes import FakeScontrol

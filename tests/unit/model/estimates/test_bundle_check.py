@@ -22,7 +22,6 @@ from mgpt4_hpc.model.bundle.variants import projector_faults
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
 from mgpt4_hpc.model.estimates import memory
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
-from mgpt4_hpc.model.nn import loss
 from mgpt4_hpc.model.nn.minigpt4 import plan_model
 
 LLAMA_7B = {
@@ -209,10 +208,6 @@ def test_full_size_models_are_planned_without_memory(arch, config: dict, trainab
     in_layers = 2 * sum(p.numel() for p in layers) / memory.GIB
     saved = in_layers * (3 / 4 - 2 / config["num_hidden_layers"])
     assert estimate.weights - sharded.weights == pytest.approx(saved, rel=1e-4)
-
-
-def test_the_planned_chunk_is_the_real_one() -> None:
-    assert loss.CHUNK_TOKENS["cuda"] == memory.LOGITS_AT_ONCE
 
 
 def test_unknown_later_vicuna_is_hinted_at(bundle: Path, monkeypatch) -> None:
