@@ -1,1 +1,5 @@
-"""Everything that knows Slurm: plans, sbatch text, executors, the task, the decision at its end."""
+"""Everything that knows Slurm: submission, the job, steering and watching runs, site checks.
+
+Here stand only the entry points whose names stored runs call; :mod:`.task` says why. New code goes
+into a folder.
+"""

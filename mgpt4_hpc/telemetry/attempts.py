@@ -32,7 +32,7 @@ class Attempt:
             for the newest one).
         exit_code: of the process, where known.
         steps_replayed: steps that an earlier attempt had done already and this one did again.
-        buckets: seconds per bucket of meters.py, `productive` among them; what is missing to
+        buckets: seconds per bucket of time_buckets.py, `productive` among them; what is missing to
             `end - start` nobody accounted for.
         saves, save_failures: how many.
         last_saved_step: newest durable checkpoint of this attempt.

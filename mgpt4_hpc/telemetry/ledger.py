@@ -52,7 +52,7 @@ class Ledger:
         """Append one line; on return a kind in `SYNCED` survives a power cut.
 
         Args:
-            kind: kinds.py tells which fields belong to it.
+            kind: event_kinds.py tells which fields belong to it.
             fields: JSON values; anything else is written as its `str`.
         """
         record = {"t": self._clock(), "kind": str(kind), **fields}
@@ -111,7 +111,7 @@ def append_hang(folder: Path, attempt: int, rank: int, **fields: object) -> Path
         folder: RUN/ledger.
         attempt: the attempt it belongs to.
         rank: the one that writes.
-        fields: kinds.py has those of `hang`.
+        fields: event_kinds.py has those of `hang`.
 
     Returns:
         The file.

@@ -243,7 +243,7 @@ class _Attempt:
             return None
 
     def _patiently(self, action: Callable[[], T]) -> T:
-        """Read what is on shared storage; see patience.py."""
+        """Read what is on shared storage; see retry.py."""
         return patiently(action, vanished=lambda: inputs_vanished(self.run, self.config))
 
     def _must_stop(self) -> bool:

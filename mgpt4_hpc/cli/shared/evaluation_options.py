@@ -66,7 +66,7 @@ class Asked:
 
     Attributes:
         images, references, synonyms, limit, batch_size, html: what is looked at, and shown.
-        weights, template, device, precision, runs_dir: who answers; see ``talking.py``.
+        weights, template, device, precision, runs_dir: who answers; see ``model_options.py``.
         sampling: how.
         node: where, if it is a node of the cluster.
         as_json: for scripts.

@@ -58,7 +58,7 @@ def import_vision(
 ) -> tuple[State, KeyReport]:
     """ViT tensors from ``eva_vit_g.pth``'s keys, which timm shares.
 
-    ``pos_embed`` keeps the file's own grid; ``vision.py`` fits it to the image size.
+    ``pos_embed`` keeps the file's own grid; ``nn/vision.py`` fits it to the image size.
 
     Raises:
         WeightsError: listing every missing or unexplained key and every wrong shape.

@@ -1,6 +1,6 @@
 """Which tensors the towers consist of, and their shapes, without building a model.
 
-Keys are those of the modules in ``vision.py`` and ``connector.py``; the importer and the bundle
+Keys are those of the modules in ``nn/vision.py`` and ``nn/connector.py``; importer and bundle
 check compare files with these tables.
 """
 

@@ -59,7 +59,7 @@ class BundleCheck:
 def check_bundle(
     path: Path | str, *, full: bool = False, architecture: Architecture | None = None
 ) -> BundleCheck:
-    """Check a bundle of either kind (see ``bundle.py``).
+    """Check a bundle of either kind (see ``bundle/bundle.py``).
 
     Args:
         path: the folder.

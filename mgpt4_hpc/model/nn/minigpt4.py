@@ -2,7 +2,7 @@
 
 Shapes: B batch, T tokens, N images (= B in training), C channels, H height, W width, I image
 tokens, Q projector's input width, D language width; of packed batches N tokens, M image
-embeddings, A predicted tokens, R rows (see ``packing.py``).
+embeddings, A predicted tokens, R rows (see ``performance/packing.py``).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class MiniGPT4(nn.Module):
         llama_proj: (Q -> D), float32 whatever the rest computes in.
         dtype: what matrix multiplications of projector and language model compute in.
         vision_dtype: the same of vision tower and connector.
-        sharded: whether every rank must compute the language model as often as any (sharding.py).
+        sharded: whether every rank must compute the language model as often as any (fsdp.py).
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class MiniGPT4(nn.Module):
         return self.llama_proj.weight.device
 
     def replay_towers(self, wanted: bool = True) -> None:
-        """Run the frozen towers as a CUDA graph where there is a GPU; see ``graphs.py``."""
+        """Run the frozen towers as a CUDA graph where there is a GPU; see ``cuda_graphs.py``."""
         self._replayed = ReplayedTowers(self._encode) if wanted else None
 
     def forget_replays(self) -> None:
@@ -242,7 +242,7 @@ def build_model(
         precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
         vision_precision: another one for vision tower and connector, or ``same``.
         ln_vision: without Q-Former: the ``bundle``'s, or ``identity`` as the original has it.
-        llm_8bit: round the language model's matrices to 8 bits (see ``eight_bit.py``).
+        llm_8bit: round the language model's matrices to 8 bits (see ``int8.py``).
         attention: ``packed`` computes no padding in the language model (families that cannot do
             that are padded); ``sdpa`` and ``eager`` pad.
         device: one device for everything.

@@ -180,7 +180,7 @@ def run_folder_faults(
 ) -> tuple[str, list[str]]:
     """Why the run's folder cannot be written from here, and what its clock says of ours.
 
-    A mount that is read-only or stale for a moment is waited for, as patience.py has it.
+    A mount that is read-only or stale for a moment is waited for, as retry.py has it.
 
     Returns:
         reason (empty if it can), and faults of the clock.
