@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
@@ -111,6 +113,13 @@ class Fault:
     def id(self) -> str:
         """For pytest's command line."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """When the tests run it; a disk is the same under every Slurm."""
+        if not self.in_ci:
+            return [pytest.mark.soak]
+        return [] if self.small_disk else [pytest.mark.every_slurm]
 
 
 # Slurm

@@ -123,6 +123,7 @@ def test_jobs_survive_a_restart_of_the_controller(cluster: Cluster):
     assert cluster.job(job_id)["JobState"] == "RUNNING"
 
 
+@pytest.mark.every_slurm
 def test_two_clusters_at_once_and_down_ends_only_its_own(
     cluster: Cluster, second_cluster_folder: Path
 ):
@@ -177,6 +178,27 @@ def test_up_replaces_a_crashed_cluster(second_cluster_folder: Path):
     devcluster("up", *arguments)
     assert not any(alive(pid) for pid in left)
     assert second.node_states() == {"node1": "idle"}
+
+
+def test_a_half_made_or_moved_release_is_made_again(tmp_path: Path, monkeypatch):
+    native = devcluster("install", "--slurm", "native").stdout.strip()
+    other = "22.05" if native == "24.11" else "24.11"
+    check = ("install", "--check", "--slurm", other)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MGPT4_DEVCLUSTER_CACHE", str(cache))
+    half_made = cache / other / "usr" / "half-made"
+    half_made.mkdir(parents=True)
+    refused = devcluster(*check, check=False)
+    assert refused.returncode == 1
+    assert f"fix: tools/devcluster install --slurm {other}" in refused.stderr
+
+    assert devcluster("install", "--slurm", other).stdout == f"{other}\n"
+    assert not half_made.exists()
+    assert devcluster(*check).stdout == f"{other}\n"
+
+    # Its programs name the folder that they were made in.
+    monkeypatch.setenv("MGPT4_DEVCLUSTER_CACHE", str(cache.rename(tmp_path / "moved")))
+    assert devcluster(*check, check=False).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -91,10 +91,7 @@ def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        pytest.param(fault, id=fault.id, marks=() if fault.in_ci else pytest.mark.soak)
-        for fault in FAULTS
-    ],
+    [pytest.param(fault, id=fault.id, marks=fault.marks) for fault in FAULTS],
 )
 def test_fault(
     fault: Fault,

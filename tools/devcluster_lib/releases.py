@@ -65,10 +65,8 @@ class Release:
 
 def find(wanted: str) -> Release:
     """The release to start for ``--slurm wanted``; raises if it is not installed or damaged."""
-    if wanted not in CHOICES:
-        raise DevclusterError(f"--slurm {wanted}", f"one of: {', '.join(CHOICES)}")
-    native = _native()
-    if native is not None and wanted in (NATIVE, native.number):
+    native = _native_if(wanted)
+    if native is not None:
         return native
     if wanted == NATIVE:
         raise DevclusterError("this machine has no Slurm of its own", "tools/devcluster install")
@@ -84,8 +82,8 @@ def find(wanted: str) -> Release:
 def provide(wanted: str) -> Release:
     """Install the machine's packages and, if it has another Slurm, unpack the wanted release."""
     install()
-    native = _native()
-    if native is not None and wanted in (NATIVE, native.number):
+    native = _native_if(wanted)
+    if native is not None:
         return native
     require_root()
     install_for(("patchelf",), ("patchelf", "debian-archive-keyring"))
@@ -105,10 +103,15 @@ def link_programs(release: Release, clients: Path, daemons: Path) -> None:
                 (folder / name).symlink_to(path)
 
 
-def _native() -> Release | None:
+def _native_if(wanted: str) -> Release | None:
+    """The machine's own release, if it is there and wanted; raises if nobody has the wanted one."""
+    if wanted not in CHOICES:
+        raise DevclusterError(f"there is no --slurm {wanted}", f"one of: {', '.join(CHOICES)}")
     program = shutil.which("slurmd", path=SEARCH_PATH)
     version = _version(program) if program else None
-    return version and Release(_number(version), version, None)
+    if version is None or wanted not in (NATIVE, _number(version)):
+        return None
+    return Release(_number(version), version, None)
 
 
 def _unpacked(number: str) -> Release | None:
@@ -156,8 +159,15 @@ def _content_of_stamp(root: Path, version: str) -> dict:
 @contextlib.contextmanager
 def _locked(number: str) -> Iterator[None]:
     root = _root(number)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with root.with_name(f"{number}.lock").open("w") as file:
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        file = root.with_name(f"{number}.lock").open("w")
+    except OSError as error:
+        raise DevclusterError(
+            f"the cache {root.parent} cannot be written: {error.strerror}",
+            f"set {CACHE_VARIABLE} to another folder",
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
