@@ -58,7 +58,7 @@ def submit(
 def wait_finished(
     cluster: Cluster,
     run: Path,
-    timeout_s: float = 150,
+    timeout_s: float = 300,
     alive: Callable[[], object] = lambda: True,
 ) -> None:
     """Wait for the run's last attempt to say so; a failure shows rank 0's log.

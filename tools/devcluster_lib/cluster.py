@@ -80,6 +80,8 @@ def _start_all(layout: Layout, options: Options, release: releases.Release) -> N
     make_folders(layout)
     releases.link_programs(release, layout.clients, layout.daemons)
     layout.slurm_conf.write_text(conf.slurm_conf(layout, options, ports, release.plugins))
+    layout.task_prolog.write_text(conf.task_prolog(layout))
+    layout.task_prolog.chmod(0o755)
     layout.gres_conf.write_text(conf.gres_conf(layout, options))
     _make_devices(layout, options)
 

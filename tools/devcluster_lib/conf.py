@@ -45,7 +45,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports.slurmctld}
 SlurmUser=root
 SlurmdUser=root
-{_plugin_dir(plugins)}
+{_other_release(layout, plugins)}
 
 # A munged of our own. cred_expire is also how long a requeued job must wait (default: 120 s).
 AuthType=auth/munge
@@ -126,8 +126,26 @@ def gres_conf(layout: Layout, options: Options) -> str:
     )
 
 
+def _other_release(layout: Layout, plugins: Path | None) -> str:
+    return f"{_plugin_dir(plugins)}\nTaskProlog={layout.task_prolog}" if plugins else ""
+
+
 def _plugin_dir(plugins: Path | None) -> str:
     return f"PluginDir={plugins}" if plugins else ""
+
+
+def task_prolog(layout: Layout) -> str:
+    """A script that puts this release's commands first where ``--export`` hid the user's PATH.
+
+    Slurm runs it before each batch script and task, and adds what it prints to their environment.
+    """
+    return f"""\
+#!/bin/sh
+case ":$PATH:" in
+*:{layout.clients}:*) ;;
+*) echo "export PATH={layout.clients}:$PATH" ;;
+esac
+"""
 
 
 def slurmdbd_conf(layout: Layout, ports: Ports, plugins: Path | None) -> str:

@@ -120,6 +120,10 @@ class Layout:
         return self.root / "sbin"
 
     @property
+    def task_prolog(self) -> Path:
+        return self.root / "task-prolog"
+
+    @property
     def munge_socket(self) -> Path:
         return self.run / "munge.socket"
 
@@ -205,6 +209,7 @@ def _own_names(layout: Layout) -> set[str]:
     folders = (layout.run, layout.log, layout.dev, layout.spool)
     folders += (layout.controller_state, layout.database, layout.clients, layout.daemons)
     files = (layout.slurm_conf, layout.gres_conf, layout.slurmdbd_conf, layout.state_file)
+    files += (layout.task_prolog,)
     return {path.name for path in (*folders, *files, layout.lock_file)}
 
 
