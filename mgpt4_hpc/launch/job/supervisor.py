@@ -24,6 +24,7 @@ from mgpt4_hpc.errors import (
 )
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
+from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.job.requeue import (
     EXIT_RESTART,
     JobStart,
@@ -35,6 +36,7 @@ from mgpt4_hpc.launch.job.requeue import (
     past,
 )
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
+from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.retry import patiently
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -183,11 +185,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
     arguments = parser.parse_args(argv)
-    run = RunDir(arguments.run_dir)
+    run, start = RunDir(arguments.run_dir), start_of(os.environ)
     try:
-        verdict = settle_patiently(run, start_of(os.environ), arguments.exit_code)
+        verdict = settle_patiently(run, start, arguments.exit_code)
     except MgptError as error:
         print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
         return EXIT_RESUMABLE
     print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
+    if verdict.exit_code == 0:
+        end_finished(run, start)
+    elif verdict.exit_code == FatalTrainingError.exit_code or cancel_requested(run, start.job_id):
+        end_unfinished(start)
     return verdict.exit_code

@@ -13,7 +13,7 @@ from mgpt4_hpc.launch.runs.cancel_request import request_cancel, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import JobRef, read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
-from mgpt4_hpc.launch.slurm.commands import run_slurm
+from mgpt4_hpc.launch.slurm.commands import forbid_requeue, run_slurm
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -101,7 +101,7 @@ def _scancel(job_id: str, save: bool, *, must_hold: bool) -> str:
         return f"job {job_id} is cancelled"
     # The mark may reach the node's view of the file system late; this reaches Slurm at once.
     try:
-        run_slurm(["scontrol", "update", f"JobId={job_id}", "Requeue=0"])
+        forbid_requeue(job_id)
     except SlurmRejected as error:
         # Some sites allow no such change: then the mark alone must do.
         if must_hold:

@@ -256,6 +256,11 @@ def requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
     run_slurm(["scontrol", "requeue", job_id], timeout_s=timeout_s)
 
 
+def forbid_requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+    """Let nobody requeue a job, Slurm included. Raises SlurmUnreachable or SlurmRejected."""
+    run_slurm(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], timeout_s=timeout_s)
+
+
 def partitions() -> dict[str, dict[str, str]]:
     """Every partition that the controller knows, by name."""
     records = map(parse_record, run_slurm(["scontrol", "show", "partition", "-o"]).splitlines())

@@ -132,7 +132,7 @@ def _mail(launch: LaunchConfig) -> dict[str, str]:
     return {option: value for option, value in wanted.items() if value}
 
 
-def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
+def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable) -> list[str]:
     """Shell lines before srun."""
     code, markers = shlex.quote(str(run.code)), map(str, (run.failed, run.resubmit_needed))
     return [
@@ -144,10 +144,13 @@ def setup_lines(run: RunDir, launch: LaunchConfig) -> list[str]:
         "set +e",
         "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
         "trap : TERM USR1 USR2",
-        "# what an earlier start left behind: the last lines believe what they find",
-        f"rm -f -- {shlex.join(markers)}",
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
+        "# a start that Slurm makes of a run which is over ends here",
+        f"leave=$({shlex.quote(python)} -m mgpt4_hpc.launch.job.start_check "
+        f'{shlex.quote(str(run.path))}) && exit "$leave"',
+        "# what an earlier start left behind: the last lines believe what they find",
+        f"rm -f -- {shlex.join(markers)}",
         "# rank 0 listens on the first node, under the address that Slurm has for it",
         f'export {MASTER_ADDR_VARIABLE}="$(scontrol show node -o "$SLURMD_NODENAME" '
         "| sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\"",

@@ -18,6 +18,8 @@ from mgpt4_hpc.launch.submit.submit_run import (
 )
 from mgpt4_hpc.launch.submit.sweep import render_array, write_scripts
 from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.telemetry.causes import Cause
+from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 Say = Callable[[str], None]
 
@@ -159,7 +161,9 @@ def _dependency(follows: RunDir) -> str | None:
         job = read_json(job_file)
     except (OSError, ValueError):
         return None  # a finished run that was made by torchrun has none
-    if job.get("executor") != "slurm":
+    attempts = read_ledgers(follows.ledger)
+    if job.get("executor") != "slurm" or (attempts and attempts[-1].cause == Cause.FINISHED):
+        # Of a run that was preempted once Slurm may remember the end as another preemption.
         return None
     job_id = str(job["job_id"])
     # The controller forgets finished jobs after minutes; a dependency on one would be refused.

@@ -59,7 +59,9 @@ def test_no_golden_file_tells_of_this_machine() -> None:
 # -- what the lines do -------------------------------------------------------------------------
 
 
-def execute(script: str, tmp_path: Path, srun: str) -> tuple[int, list[str]]:
+def execute(
+    script: str, tmp_path: Path, srun: str, python: str = "exit 75"
+) -> tuple[int, list[str]]:
     """Run a script with a fake srun, scontrol and Python; its exit code and what they were told."""
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -67,7 +69,7 @@ def execute(script: str, tmp_path: Path, srun: str) -> tuple[int, list[str]]:
     for name, body in {
         "srun": srun,
         "scontrol": 'echo "NodeName=$4 Arch=x NodeAddr=10.0.0.7 NodeHostName=h"',
-        "PYTHON": "exit 75",
+        "PYTHON": python,
     }.items():
         script_file = folder / name
         script_file.write_text(
@@ -86,12 +88,21 @@ def test_the_supervisor_learns_how_srun_ended_and_has_the_last_word(
     script = script_of("setup-lines").replace("module load", "true").replace("source ", "true ")
     ended, calls = execute(script, tmp_path, srun)
     assert ended == 75
-    assert calls[0].startswith("scontrol  show node -o node3")
-    assert calls[1].startswith("srun 10.0.0.7 --unbuffered")
-    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=8" in calls[1]
-    assert calls[2] == (
+    assert calls[0] == "PYTHON  -m mgpt4_hpc.launch.job.start_check /scratch/runs/my-run"
+    assert calls[1].startswith("scontrol  show node -o node3")
+    assert calls[2].startswith("srun 10.0.0.7 --unbuffered")
+    assert "--kill-on-bad-exit=1 --export=ALL --cpus-per-task=8" in calls[2]
+    assert calls[3] == (
         f"PYTHON 10.0.0.7 -m mgpt4_hpc.launch.supervise /scratch/runs/my-run --exit-code {code}"
     )
+
+
+def test_a_start_of_a_run_that_is_over_ends_before_srun(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    script = script_of("one-gpu", str(runs)).replace("exec PYTHON", "exec false")
+    ended, calls = execute(script, tmp_path, "exit 1", python="echo 70")
+    assert ended == 70
+    assert calls == [f"PYTHON  -m mgpt4_hpc.launch.job.start_check {runs}/my-run"]
 
 
 def test_the_supervisor_finds_no_markers_of_an_earlier_start(tmp_path: Path) -> None:
@@ -109,4 +120,4 @@ def test_the_supervisor_finds_no_markers_of_an_earlier_start(tmp_path: Path) -> 
 def test_nothing_that_a_user_wrote_is_executed(tmp_path: Path) -> None:
     ended, calls = execute(script_of("odd-names"), tmp_path, "exit 1")
     assert ended == 75
-    assert "supervise /scratch/runs/it's a 'run' $(id) --exit-code 1" in calls[2]
+    assert "supervise /scratch/runs/it's a 'run' $(id) --exit-code 1" in calls[3]

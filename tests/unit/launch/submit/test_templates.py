@@ -53,6 +53,7 @@ def test_a_stage_starts_and_ends_as_submit_does(template: str, case: str) -> Non
     ours, theirs = code((slurm_dir() / f"{template}.sbatch").read_text()), code(script_of(case))
     shared = [
         "trap : TERM USR1 USR2",
+        'leave=$(PYTHON -m mgpt4_hpc.launch.job.start_check RUN) && exit "$leave"',
         "rm -f -- RUN/FAILED RUN/RESUBMIT_NEEDED",
         'export PYTHONPATH=RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1',
         next(line for line in theirs if line.startswith("export MGPT4_MASTER_ADDR=")),

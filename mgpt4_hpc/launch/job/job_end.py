@@ -1,0 +1,136 @@
+"""How a job ends so that Slurm takes the end for what it is.
+
+From 24.05 on Slurm marks a job when a preemption's grace time begins, and keeps the mark when the
+job requeues itself. The next end of that job, in whichever start, then counts as a preemption: a
+finished run's dependents are cancelled (PreemptMode=CANCEL), or the finished job starts once more
+(PreemptMode=REQUEUE). Nothing shows the mark. So each job that may bear it lets its dependents go
+before it ends, and takes back its wish to be requeued; where there is no mark this changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.dependencies import (
+    JobName,
+    after_success,
+    other_tasks,
+    update_dependency,
+    waiting_jobs,
+)
+from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.run_dir import RunDir
+
+_ASK_S = 10.0
+"""Patience with each command: the job may be inside a grace time, and was preempted once."""
+_LOCK_STALE_S = 30.0
+
+
+def end_finished(run: RunDir, start: JobStart, environ: Mapping[str, str] = os.environ) -> None:
+    """Let go of the jobs that wait for a finished run, then stay away.
+
+    Whoever is killed in between starts again, finds the run finished and comes here: to let go
+    twice does no harm, and a dependent that started found a finished run.
+    """
+    if not _may_be_marked(start):
+        return
+    name = JobName.of(start.job_id, environ)
+    with _one_at_a_time(run.path.parent / f".ending-{name.array}" if name.array else None):
+        for line in release_dependents(name):
+            print(line, flush=True)
+    _stay_away(start)
+
+
+def end_unfinished(start: JobStart) -> None:
+    """Stay away though the run is unfinished: it was given up or cancelled."""
+    if _may_be_marked(start):
+        _stay_away(start)
+
+
+def _stay_away(start: JobStart) -> None:
+    """Let Slurm not start this job again, however it counts its end."""
+    try:
+        commands.forbid_requeue(start.job_id, timeout_s=_ASK_S)
+    except MgptError as error:
+        print(f"Slurm may start this job once more: {error.what}", flush=True)
+
+
+def release_dependents(name: JobName) -> list[str]:
+    """Let the jobs of this user that wait for the success of ``name`` wait for it no longer.
+
+    Returns:
+        a sentence for each, and for what went wrong.
+    """
+    try:
+        waiting = waiting_jobs(timeout_s=_ASK_S)
+    except MgptError as error:
+        return [f"which jobs wait for this one is not known: {error.what}"]
+    others: list[str] | None = None
+    told = []
+    for job_id, dependency in waiting.items():
+        target, corresponds = job_id, False
+        if any(term.kind == "aftercorr" and name.is_among(term) for term in dependency.terms):
+            target, corresponds = f"{job_id.partition('_')[0]}_{name.task}", True
+            if "[" not in job_id and job_id != target:
+                continue
+        try:
+            if others is None and any(map(name.is_among, dependency.terms)):
+                others = other_tasks(name, timeout_s=_ASK_S)
+            left = after_success(dependency, name, others or (), corresponds=corresponds)
+            if left == dependency:
+                continue
+            update_dependency(target, left, timeout_s=_ASK_S)
+            told.append(f"job {target} waited for this one; it now waits for {left or 'none'}")
+        except MgptError as error:
+            told.append(f"job {target} still waits for this one: {error.what}")
+    return told
+
+
+def _may_be_marked(start: JobStart) -> bool:
+    if start.executor != "slurm":
+        return False
+    if start.restart_count:
+        return True
+    try:
+        return commands.job_facts(start.job_id, timeout_s=_ASK_S).preempt_time is not None
+    except MgptError:
+        return False
+
+
+@contextmanager
+def _one_at_a_time(lock: Path | None) -> Iterator[None]:
+    """Hold a file against the other tasks of an array, which rewrite the same dependencies.
+
+    Who died with it holds it for half a minute; where none can be made, the others are trusted to
+    be elsewhere.
+    """
+    mine = False
+    deadline = time.monotonic() + 2 * _LOCK_STALE_S
+    while lock is not None and not mine and time.monotonic() < deadline:
+        try:
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            mine = True
+        except FileExistsError:
+            time.sleep(0.1)
+            _remove_stale(lock)
+        except OSError:
+            break
+    try:
+        yield
+    finally:
+        if mine and lock is not None:
+            lock.unlink(missing_ok=True)
+
+
+def _remove_stale(lock: Path) -> None:
+    try:
+        if time.time() - lock.stat().st_mtime > _LOCK_STALE_S:
+            lock.unlink()
+    except OSError:
+        pass  # its owner was quicker

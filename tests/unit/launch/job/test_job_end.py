@@ -1,0 +1,109 @@
+"""A job's end where Slurm may count it as a preemption; squeue and scontrol are scripts here.
+
+That a real Slurm then does what is wanted is shown in tests/slurm/test_end_after_preemption.py.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
+from mgpt4_hpc.launch.job.start_check import why_leave
+from mgpt4_hpc.launch.runs.cancel_request import request_cancel
+from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger
+from tests.unit.launch.fakes import FakeScontrol
+
+AGAIN = JobStart("slurm", "17", 1)
+PREEMPTED = "2026-03-01T10:00:00"
+
+
+@pytest.fixture
+def queue(scontrol: FakeScontrol) -> Path:
+    """What squeue prints: a line for each waiting job."""
+    waiting = scontrol.answer.with_name("waiting")
+    waiting.write_text("")
+    squeue = scontrol.answer.with_name("squeue")
+    squeue.write_text(f"#!/bin/sh\ncat {waiting}\n")
+    squeue.chmod(0o755)
+    scontrol.says()
+    return waiting
+
+
+def updates(scontrol: FakeScontrol) -> list[str]:
+    return [call.removeprefix("update ") for call in scontrol.calls if call.startswith("update")]
+
+
+def test_dependents_go_first_and_then_the_wish_to_come_back(
+    run: RunDir, scontrol: FakeScontrol, queue: Path
+) -> None:
+    queue.write_text(
+        "18|afterok:17(unfulfilled)\n20_[0-9%2]|afterok:17(unfulfilled),afterok:3(unfulfilled)\n"
+        "21|afterok:4(unfulfilled)\n22|(null)\n"
+    )
+    end_finished(run, AGAIN, {})
+    assert updates(scontrol) == [
+        "JobId=18 Dependency=",
+        "JobId=20_[0-9] Dependency=afterok:3(unfulfilled)",
+        "JobId=17 Requeue=0",
+    ]
+
+
+def test_a_job_that_was_never_preempted_ends_as_ever(
+    run: RunDir, scontrol: FakeScontrol, queue: Path
+) -> None:
+    first = JobStart("slurm", "17", 0)
+    end_finished(run, first, {})
+    end_unfinished(first)
+    end_finished(run, JobStart("local", "17", 3), {})
+    assert updates(scontrol) == []
+    scontrol.says(preempt=PREEMPTED)  # it finishes within its grace time
+    end_finished(run, first, {})
+    end_unfinished(first)
+    assert updates(scontrol) == ["JobId=17 Requeue=0"] * 2
+
+
+def test_tasks_of_an_array_take_turns_and_outlive_a_dead_one(
+    run: RunDir, scontrol: FakeScontrol, queue: Path
+) -> None:
+    queue.write_text("18|afterok:17_3(unfulfilled)\n")
+    lock = run.path.parent / ".ending-17"
+    lock.touch()
+    long_ago = time.time() - 3600
+    os.utime(lock, (long_ago, long_ago))
+    end_finished(run, JobStart("slurm", "17_3", 1), {"SLURM_JOB_ID": "19"})
+    assert updates(scontrol) == ["JobId=18 Dependency=", "JobId=17_3 Requeue=0"]
+    assert not lock.exists()
+
+
+def test_a_silent_slurm_keeps_no_job_from_its_end(
+    run: RunDir, scontrol: FakeScontrol, queue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue.unlink()
+    scontrol.answer.unlink()
+    end_finished(run, AGAIN, {})
+    assert "which jobs wait for this one is not known" in capsys.readouterr().out
+
+
+def test_a_start_of_what_is_over_is_not_wanted(run: RunDir) -> None:
+    assert why_leave(run, AGAIN) is None
+    request_cancel(run, "16")
+    assert why_leave(run, AGAIN) is None
+    request_cancel(run, "17")
+    assert why_leave(run, AGAIN) == (75, "a run was cancelled")
+    run.failed.write_text("no\n")
+    assert why_leave(run, AGAIN) == (70, "a run was given up: no\n")
+    assert why_leave(run, JobStart("slurm", "18", 0)) is None
+    Ledger(run.ledger, run.claim_attempt({"job_id": "17"})).event(
+        Kind.END, cause="finished", step=5, exit_code=0
+    )
+    assert why_leave(run, JobStart("slurm", "18", 0)) == (
+        0,
+        "a run is finished: nothing is left to do",
+    )
