@@ -55,6 +55,7 @@ def squeue_row(job_id: str, state: str, reason: str = "None", **changed: object)
         "preempt": "N/A",
         "restarts": 0,
         "code": 0,
+        "dependency": "(null)",
         **changed,
     }
     return "".join(f"{cell!s:<20}|" for cell in cells.values()) + "\n"

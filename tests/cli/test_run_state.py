@@ -40,6 +40,7 @@ def recently() -> Clock:
 
 UNKNOWN_JOB = Answer()
 SILENT = Answer(asked=False)
+TOO_OFTEN = "held after too many requeues by Slurm (MaxBatchRequeue): `scontrol release 17`"
 
 
 def test_never_submitted(tmp_path: Path) -> None:
@@ -61,9 +62,30 @@ def test_never_submitted(tmp_path: Path) -> None:
         (squeue("PENDING", reason="Dependency"), "pending", "pending (Dependency)"),
         (squeue("PENDING", reason="JobHeldUser"), "pending", "held: `scontrol release 17`"),
         (
+            squeue("PENDING", reason="job requeued in held state"),
+            "pending",
+            "held: `scontrol release 17`",
+        ),
+        (
+            squeue("PENDING", reason="JobHeldAdmin"),
+            "pending",
+            "held by an administrator, who alone can release it: ask the cluster's support",
+        ),
+        (squeue("REQUEUE_HOLD", reason="JobHoldMaxRequeue"), "pending", TOO_OFTEN),  # 22.05
+        (
+            squeue("REQUEUE_HOLD", reason="launch failure limit exceeded requeued held"),  # 24.11
+            "pending",
+            TOO_OFTEN,
+        ),
+        (
+            squeue("PENDING", reason="launch failed requeued held"),
+            "pending",
+            "held because a node could not start it: `scontrol release 17`",
+        ),
+        (
             squeue("PENDING", reason="DependencyNeverSatisfied"),
             "stopped",
-            f"stopped: the run it waited for did not finish; {RESUME}",
+            f"stopped: the job it waited for did not succeed; {RESUME}",
         ),
         (squeue("CONFIGURING"), "pending", "starting: its nodes are being prepared"),
         (squeue("RUNNING"), "running", "starting"),
@@ -77,7 +99,7 @@ def test_never_submitted(tmp_path: Path) -> None:
         (
             squeue("CANCELLED", reason="DependencyNeverSatisfied"),
             "stopped",
-            f"stopped: the run it waited for did not finish; {RESUME}",
+            f"stopped: the job it waited for did not succeed; {RESUME}",
         ),
         (
             squeue("FAILED", exit_code="1:0"),

@@ -20,12 +20,12 @@ from mgpt4_hpc.run_dir import RunDir, list_runs
 _PROJECTOR_LINE = re.compile(r"^  projector: (?!null\b)", re.MULTILINE)
 
 
-def repoint(run: RunDir, job_id: str, say: Callable[[str], None]) -> list[RunDir]:
+def repoint(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> list[RunDir]:
     """Let those that wait for ``run`` wait for its new job.
 
     Args:
-        run: the run that was submitted again.
-        job_id: its new Slurm job.
+        run: the run that was submitted again, or is finished.
+        job_id: its new Slurm job; None if it needs none.
         say: told what was done, and what could not be.
 
     Returns:
@@ -34,7 +34,7 @@ def repoint(run: RunDir, job_id: str, say: Callable[[str], None]) -> list[RunDir
     waiting = _dependents(run)
     cancelled = []
     for other, seen in zip(waiting, look_at(waiting).rows if waiting else [], strict=True):
-        if seen.state is RunState.PENDING and seen.attempt is None:
+        if seen.state is RunState.PENDING and seen.attempt is None and job_id is not None:
             _move(other, seen, run, job_id, say)
         elif seen.state in (RunState.STOPPED, RunState.LOST) and seen.attempt is None:
             cancelled.append(other)

@@ -97,6 +97,8 @@ def _resume(
     resolved = read_config(run.config_file)
     changed = change(resolved, overrides)
     if seen.state is RunState.FINISHED:
+        if seen.executor == "slurm":
+            _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
     executor = choose_executor(executor or seen.executor or "auto")
     changes = _differences(resolved, changed)
@@ -133,8 +135,8 @@ def _resume(
     return Resumption(run, False, submitted, changes)
 
 
-def _resume_dependents(run: RunDir, job_id: str, say: Callable[[str], None]) -> None:
-    """Bring back the runs that waited for this one and were cancelled when it failed."""
+def _resume_dependents(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> None:
+    """Bring back the runs that waited for this one and that Slurm removed."""
     for other in repoint(run, job_id, say):
         try:
             done = resume_run(other, {}, "slurm", say=say)

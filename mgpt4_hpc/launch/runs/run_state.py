@@ -9,6 +9,7 @@ from enum import StrEnum
 from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
 from mgpt4_hpc.launch.runs.run_facts import RunFacts
 from mgpt4_hpc.launch.slurm.queue import NEVER_SATISFIED, QueuedJob
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
@@ -75,12 +76,17 @@ class Answer:
         asked: whether at least one of them could be asked at all.
         alive: whether the local controller lives; None where that is not the question, or
             where it runs on another machine.
+        waited_for: for a job that Slurm will not start, the run that it waited for; None if it
+            waited for none.
+        waited_for_finished: whether that run is finished.
     """
 
     job: QueuedJob | None = None
     source: Source = Source.FOLDER
     asked: bool = True
     alive: bool | None = None
+    waited_for: RunDir | None = None
+    waited_for_finished: bool = False
 
 
 _ENDED = {
@@ -90,6 +96,15 @@ _ENDED = {
     RUNNING_CAUSE: "killed",
     UNKNOWN_CAUSE: "killed",
 }
+
+_WAITING = frozenset({"PENDING", "REQUEUED", "REQUEUE_FED"})
+_HELD = frozenset({"REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+_HOLDS = {
+    "launch failure limit": "held after too many requeues by Slurm (MaxBatchRequeue)",
+    "jobholdmaxrequeue": "held after too many requeues by Slurm (MaxBatchRequeue)",
+    "launch failed": "held because a node could not start it",
+}
+"""Parts of Slurm's reasons, in lower case, and what they mean."""
 
 _FAILURES = frozenset({"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"})
 
@@ -112,7 +127,7 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         told = "stopped: never submitted; run " + _resume(facts)
         return Status(RunState.STOPPED, told, Source.FOLDER)
     if answer.job is not None:
-        state, text = _of_job(facts, answer.job, now)
+        state, text = _of_job(facts, answer, answer.job, now)
         as_of = _as_of(facts, answer, state, now)
         if as_of is not None:
             text += f", as of {clock_time(as_of, now)}"
@@ -141,11 +156,15 @@ def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> floa
 # -- Slurm knows the job --------------------------------------------------------------------
 
 
-def _of_job(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
-    if job.state in ("PENDING", "REQUEUED", "REQUEUE_FED"):
+def _of_job(facts: RunFacts, answer: Answer, job: QueuedJob, now: float) -> tuple[RunState, str]:
+    never_starts = job.reason == NEVER_SATISFIED
+    # One that a person cancels keeps its dependency.
+    if never_starts and (
+        job.state == "PENDING" or (job.state == "CANCELLED" and not job.cancelled_by)
+    ):
+        return RunState.STOPPED, _never_started(facts, answer)
+    if job.state in (*_WAITING, *_HELD):
         return _waiting(facts, job, now)
-    if job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"):
-        return RunState.PENDING, f"held: `scontrol release {job.job_id}`"
     if job.state in ("SUSPENDED", "STOPPED"):
         return RunState.PENDING, "suspended: it goes on where it was"
     if job.state == "COMPLETING":
@@ -158,11 +177,20 @@ def _of_job(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]
     return _over(facts, job, now)
 
 
+def _hold(job: QueuedJob) -> str:
+    """How a job that Slurm holds in the queue gets on; empty if it is not held."""
+    if job.reason == "JobHeldAdmin":
+        return "held by an administrator, who alone can release it: ask the cluster's support"
+    reason = job.reason.lower().replace("_", " ")
+    if job.state not in _HELD and "held" not in reason and "jobhold" not in reason:
+        return ""
+    why = next((why for part, why in _HOLDS.items() if part in reason), "held")
+    return f"{why}: `scontrol release {job.job_id}`"
+
+
 def _waiting(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
-    if job.reason == NEVER_SATISFIED:
-        return RunState.STOPPED, _never_started(facts)
-    if job.reason.startswith("JobHeld"):
-        when = f"held: `scontrol release {job.job_id}`"
+    if hold := _hold(job):
+        when = hold
     elif job.eligible_at is not None and job.eligible_at > now + 0.5:
         when = f"eligible in {duration(job.eligible_at - now)}"
     else:
@@ -209,9 +237,6 @@ def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
     if left_behind is not None:
         return left_behind
     if job.state == "CANCELLED":
-        # One that a person cancels keeps "Dependency", what it waited for at that time.
-        if job.reason == NEVER_SATISFIED and not job.cancelled_by:
-            return RunState.STOPPED, _never_started(facts)
         by = f" by user {job.cancelled_by}" if job.cancelled_by else ""
         return RunState.CANCELLED, f"cancelled{by}"
     # The last ledger line may be on its way through the file system.
@@ -313,5 +338,11 @@ def _word(facts: RunFacts) -> str:
     return shell_word(facts.run.name)
 
 
-def _never_started(facts: RunFacts) -> str:
-    return f"stopped: the run it waited for did not finish; run {_resume(facts)}"
+def _never_started(facts: RunFacts, answer: Answer) -> str:
+    first = answer.waited_for
+    if first is None:
+        return f"stopped: the job it waited for did not succeed; run {_resume(facts)}"
+    name = shell_word(first.name)
+    if answer.waited_for_finished:
+        return f"stopped: Slurm removed it, though {name} is finished; run {_resume(facts)}"
+    return f"stopped: {name}, which it waited for, did not finish; run `mgpt4 resume {name}`"

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts
@@ -15,6 +17,7 @@ from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
 from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.goodput import goodput
 
 _READERS = 8
@@ -90,7 +93,9 @@ def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
     with ThreadPoolExecutor(_READERS) as pool:
         all_facts = list(pool.map(read_facts, runs))
     answers = _ask_slurm(all_facts)
-    rows = [_row(facts, _answer(facts, answers), now) for facts in all_facts]
+    rows = [
+        _row(facts, _with_waited_for(facts, _answer(facts, answers)), now) for facts in all_facts
+    ]
     unreachable = answers.error if any(row.state is RunState.UNKNOWN for row in rows) else None
     return Overviews(rows, answers.warnings, unreachable)
 
@@ -182,6 +187,22 @@ def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:
     if beat is not None and beat.pid and processes.is_here(beat.hostname):
         return Answer(alive=processes.exists(beat.pid))
     return Answer()
+
+
+def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
+    """Add which run the job waited for, if Slurm will not start it."""
+    if answer.job is None or answer.job.reason != queue.NEVER_SATISFIED:
+        return answer
+    try:
+        projector = read_config(facts.run.config_file).config.model.projector
+    except MgptError:
+        return answer
+    first = RunDir(Path(projector or ""))
+    if projector is None or not first.identity_file.is_file():
+        return answer
+    last = read_facts(first).last
+    finished = last is not None and last.cause == Cause.FINISHED
+    return replace(answer, waited_for=first, waited_for_finished=finished)
 
 
 def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:

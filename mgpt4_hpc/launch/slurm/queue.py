@@ -46,6 +46,7 @@ _FIELDS = (
     ("PreemptTime", 32),
     ("RestartCnt", 12),
     ("exit_code", 16),
+    ("Dependency", 300),
 )
 # squeue -O cuts a field at its width (20 unless told), so every width is generous.
 _SQUEUE_FORMAT = ",".join(f"{name}:{width}|" for name, width in _FIELDS)
@@ -141,7 +142,10 @@ def parse_squeue(output: str) -> list[QueuedJob]:
     """Rows of squeue in our format; others are passed over."""
     jobs = []
     for row in _rows(output, len(_FIELDS)):
-        job_id, state, reason, nodes, eligible, start, preempt, restarts, code = row
+        job_id, state, reason, nodes, eligible, start, preempt, restarts, code, dependency = row
+        if state.upper() == "CANCELLED" and dependency not in ("(null)", ""):
+            # Slurm 22.05 gives this as the reason, 24.11 gives none.
+            reason = NEVER_SATISFIED if "(failed)" in dependency else "Dependency"
         jobs.append(
             QueuedJob(
                 job_id=job_id,
@@ -165,8 +169,9 @@ def parse_sacct(output: str) -> list[QueuedJob]:
         job_id, state, code, start, end, nodes, reason = row
         # "CANCELLED by 1000"; a state may also end in "+", the sign of a cut word.
         word, _, by = state.partition(" by ")
-        if word.startswith("CANCELLED") and not by and reason == "Dependency":
-            # Nobody did it, so Slurm did. squeue tells that by another reason, sacct does not.
+        unstarted = reason == "Dependency" or _unix_time(start) is None
+        if word.startswith("CANCELLED") and not by and unstarted:
+            # Nobody did it, so Slurm did. 22.05 gives the reason and a start, 24.11 neither.
             reason = NEVER_SATISFIED
         jobs.append(
             QueuedJob(

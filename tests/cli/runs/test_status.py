@@ -121,15 +121,17 @@ def test_who_cancelled_a_job_that_waited_for_another(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
 ) -> None:
     """As Slurm 22.05 shows one cancelled by hand (17), and one cancelled by itself (18)."""
+    first = make_run(tmp_path / "runs", "first")
     for name, job_id in (("by-hand", "17"), ("by-slurm", "18")):
-        submitted(make_run(tmp_path / "runs", name), job_id)
+        submitted(make_run(tmp_path / "runs", name, model__projector=str(first.path)), job_id)
     slurm.sacct = (
         "17|CANCELLED by 1000|0:0|1795360162|1795360162|None assigned|Dependency\n"
         "18|CANCELLED|0:0|1795360162|1795360162|None assigned|Dependency\n"
     )
     told = {
         "by-hand": "cancelled by user 1000",
-        "by-slurm": "stopped: the run it waited for did not finish; run `mgpt4 resume by-slurm`",
+        "by-slurm": "stopped: first, which it waited for, did not finish; run `mgpt4 resume first`",
+        "first": "stopped: never submitted; run `mgpt4 resume first`",
     }
     in_queue = squeue_row("17", "CANCELLED", "Dependency")
     in_queue += squeue_row("18", "CANCELLED", "DependencyNeverSatisfied")
@@ -141,6 +143,11 @@ def test_who_cancelled_a_job_that_waited_for_another(
     ended = mgpt4("status", "--json")
     texts = {row["name"]: row["text"] for row in ended.json}
     assert texts == {**told, "by-hand": "cancelled"} and ended.err == ""
+    # Slurm may remove it for another reason than the one it was told to wait for.
+    attempt(first, 1, first=1, last=8, cause="finished")
+    rows = mgpt4("status", "by-slurm", "--json").json
+    why = "stopped: Slurm removed it, though first is finished; run `mgpt4 resume by-slurm`"
+    assert rows[0]["text"] == why
 
 
 def test_slurm_is_down(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
