@@ -89,8 +89,9 @@ def drill_command(patience_min: float, runs_dir: Path, as_json: bool, **asked: A
 
     Submits a toy run of a minute, takes its nodes away (with a job that may preempt it, or by
     `scontrol requeue`), waits for it to come back, and compares its end with that of the same run
-    left alone. Green means that preemption, requeueing, the shared folder and the resume work on
-    this site. Ctrl-C cancels its jobs; the runs are removed unless something is wrong with them.
+    left alone, which waits for the first as stage 2 waits for stage 1. Green means that preemption,
+    requeueing, chains, the shared folder and the resume work on this site. Ctrl-C cancels its jobs;
+    the runs are removed unless something is wrong with them.
 
     \b
     mgpt4 drill --partition a100-preempt
@@ -144,6 +145,8 @@ def _show(result: DrillResult) -> None:
         f"{result.wait_s:.0f} s, first step {result.start_s:.0f} s later, from step "
         f"{result.resumed_from}"
     )
+    if result.follow_s is not None:
+        click.echo(f"what waited for it began {result.follow_s:.0f} s after its end")
     if not result.faults:
         click.echo(
             f"drill ok: {' then '.join(result.causes)}, no step lost, every bit as in the run left "

@@ -48,6 +48,7 @@ def site_findings(site: SlurmSite) -> list[Finding]:
     found = Findings("Slurm")
     found.ok(f"Slurm {site.version} of cluster {site.config.get('ClusterName', '?')} answers")
     _preemption_findings(site, found)
+    _grace_mark_findings(site, found)
     if site.kill_wait_s < SAVING_S:
         found.warn(
             f"KillWait is {site.kill_wait_s} s: after a time limit, a cancel or a preemption "
@@ -89,6 +90,19 @@ def _preemption_findings(site: SlurmSite, found: Findings) -> None:
         found.note(f"no job is preempted in its first {exempt} (PreemptExemptTime)")
     if site.sends_user_signal:
         found.note("a preempted job gets its own signal (USR2) and not TERM: handled alike")
+
+
+def _grace_mark_findings(site: SlurmSite, found: Findings) -> None:
+    """Whether this Slurm counts the end of a run that was preempted once as a preemption."""
+    graces = {one.grace_s for one in site.partitions.values()}
+    graces |= {one.grace_s for one in site.qos.values()}
+    if site.keeps_grace_mark and any(graces):
+        found.note(
+            f"Slurm {site.version} counts the end of a job that was preempted once, with a grace "
+            "time, as another preemption: mgpt4 lets the jobs that wait for a run go before it "
+            "ends, and `sacct` shows such a finished run as PREEMPTED, with exit code 0",
+            "`mgpt4 drill` runs a chain of two and shows that it holds here",
+        )
 
 
 def _exit_code_findings(site: SlurmSite, found: Findings) -> None:

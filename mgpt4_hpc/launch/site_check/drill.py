@@ -1,7 +1,8 @@
 """The proof that a site works: a short run is preempted, comes back, and ends with the same bits.
 
-One run is started and its nodes are taken away; while it waits to come back, the same run is made
-once more without a disturbance. Both must end alike to the last bit, and no step may be lost.
+One run is started and its nodes are taken away. The same run is made once more without a
+disturbance: under Slurm as the second of a chain, so that it must begin when the first has ended.
+Both must end alike to the last bit, no step may be lost, and neither may start once more.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from mgpt4_hpc.launch.site_check.trial_run import (
     start,
     stop_local,
 )
-from mgpt4_hpc.launch.slurm.commands import requeue, run_slurm
+from mgpt4_hpc.launch.slurm.commands import job_facts, requeue, run_slurm
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
-from mgpt4_hpc.launch.submit.plan import Order
+from mgpt4_hpc.launch.submit.plan import Order, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -101,6 +102,8 @@ class DrillResult:
         stop_s: seconds from asking for the nodes to the end of the attempt.
         wait_s: seconds from there to the start of the next one.
         start_s: seconds from there to its first step.
+        follow_s: seconds from the first run's end to the start of the second, which waited for it;
+            None without Slurm.
         seconds: of the whole drill.
         faults: promises that did not hold; none is a green drill.
         notes: what else is worth knowing.
@@ -116,6 +119,7 @@ class DrillResult:
     stop_s: float
     wait_s: float
     start_s: float
+    follow_s: float | None
     seconds: float
     faults: list[str]
     notes: list[str] = field(default_factory=list)
@@ -153,17 +157,11 @@ class _Drill:
     def perform(self) -> DrillResult:
         began = time.monotonic()
         disturbed = plan_one(self._order("disturbed"), self.environ)
-        launch = disturbed.resolved.config.launch
-        blow = None
-        if self.executor == "slurm":
-            blow = choose_blow(
-                self.order.by, launch.partition, account=launch.account, qos=launch.qos
-            )
-        how = "SIGTERM, as Slurm sends it" if blow is None else blow.text
-        self.reporter.say(f"its nodes will be taken by {how}")
-
+        blow = self._choose_blow(disturbed)
         job = start(disturbed, self.executor)
         self.jobs.append(job)
+        if self.executor == "slurm":
+            self._start_alone(f"afterok:{job.job_id}")
         watch = Watch(job.run, self.reporter, self.order.patience_s)
         self.reporter.begin(f"{job.run.name}, job {job.job_id}", self.steps)
         strike_at = int(STRIKE_AT * self.steps)
@@ -179,8 +177,8 @@ class _Drill:
         )[before - 1]
         self.reporter.say(f"attempt {struck.number} was {struck.cause} at step {struck.last_step}")
 
-        alone = start(plan_one(self._order("alone"), self.environ), self.executor)
-        self.jobs.append(alone)
+        if self.executor != "slurm":
+            self._start_alone(None)
         watch.until(
             "did not come back",
             lambda seen: len(seen) > before and seen[before].first_step is not None,
@@ -188,9 +186,8 @@ class _Drill:
         attempts = watch.until("did not finish", _is_finished)
         again = attempts[before]
         self.reporter.say(f"attempt {again.number} went on from step {again.restored_step}")
-        alone_watch = Watch(alone.run, self.reporter, self.order.patience_s)
-        self.reporter.begin(f"{alone.run.name}, job {alone.job_id}", self.steps)
-        undisturbed = alone_watch.until("did not finish", _is_finished)
+        alone = self.jobs[-1]
+        undisturbed = self._watch_alone(alone)
 
         notes = [
             f"{run.name} was stopped {more} times more than the drill asked for"
@@ -207,11 +204,52 @@ class _Drill:
             stop_s=max(0.0, struck.end - asked_at),
             wait_s=max(0.0, again.start - struck.end),
             start_s=max(0.0, (again.first_step_at or again.end) - again.start),
+            follow_s=None if self.executor != "slurm" else undisturbed[0].start - attempts[-1].end,
             seconds=time.monotonic() - began,
-            faults=_faults(job.run, alone.run, struck, again, attempts + undisturbed),
+            faults=[
+                *_faults(job.run, alone.run, struck, again, attempts + undisturbed),
+                *self._started_again(job, attempts[-1]),
+            ],
             notes=notes,
             runs=(str(job.run.path), str(alone.run.path)),
         )
+
+    def _choose_blow(self, disturbed: PlannedRun) -> Blow | None:
+        """How its nodes will be taken; None without Slurm."""
+        blow = None
+        launch = disturbed.resolved.config.launch
+        if self.executor == "slurm":
+            blow = choose_blow(
+                self.order.by, launch.partition, account=launch.account, qos=launch.qos
+            )
+        how = "SIGTERM, as Slurm sends it" if blow is None else blow.text
+        self.reporter.say(f"its nodes will be taken by {how}")
+        return blow
+
+    def _start_alone(self, dependency: str | None) -> None:
+        planned = plan_one(self._order("alone"), self.environ)
+        self.jobs.append(start(planned, self.executor, dependency=dependency))
+
+    def _watch_alone(self, alone: Submitted) -> list[Attempt]:
+        """Wait until the second run is finished; its attempts."""
+        watch = Watch(alone.run, self.reporter, self.order.patience_s)
+        self.reporter.begin(f"{alone.run.name}, job {alone.job_id}", self.steps)
+        if self.executor == "slurm":
+            watch.until("did not start after the run it waited for had finished", bool)
+        return watch.until("did not finish", _is_finished)
+
+    def _started_again(self, job: Submitted, last: Attempt) -> list[str]:
+        """That Slurm started the job of a finished run once more, if it did."""
+        if self.executor != "slurm":
+            return []
+        try:
+            facts = job_facts(job.job_id)
+        except MgptError as error:
+            self.reporter.say(f"whether it started again is not known: {error.what}")
+            return []
+        if facts.restarts <= last.restart_count:
+            return []
+        return [f"job {job.job_id} was started again after its run had finished"]
 
     def _order(self, which: str) -> Order:
         ask = self.order

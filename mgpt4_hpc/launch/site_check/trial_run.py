@@ -36,10 +36,10 @@ def plan_one(order: Order, environ: Mapping[str, str]) -> PlannedRun:
     return planned
 
 
-def start(planned: PlannedRun, executor: str) -> Submitted:
-    """Make the run directory and submit its job."""
+def start(planned: PlannedRun, executor: str, *, dependency: str | None = None) -> Submitted:
+    """Make the run directory and submit its job, under Slurm perhaps behind another."""
     create_run(planned.run, planned.resolved)
-    return submit_run(planned.run, planned.resolved, executor)
+    return submit_run(planned.run, planned.resolved, executor, dependency=dependency)
 
 
 def told_steps(run: RunDir) -> list[dict[str, Any]]:

@@ -176,6 +176,16 @@ class SlurmSite:
         """Slurm's version."""
         return self.config.get("SLURM_VERSION", "?")
 
+    @property
+    def keeps_grace_mark(self) -> bool:
+        """Whether a preemption's grace time marks a job up to its end (docs/preemption.md).
+
+        The flag GRACE_PREEMPT is in Slurm's source from 24.05.0 on; with 26.05.5 a marked job was
+        seen to end as any other.
+        """
+        numbers = tuple(int(part) for part in re.findall(r"\d+", self.version)[:3])
+        return (24, 5) <= numbers < (26, 5, 4)
+
     def seconds(self, name: str) -> int | None:
         """A setting such as ``KillWait = 30 sec`` in seconds; None where it is not set."""
         match = _SECONDS.match(self.config.get(name, ""))

@@ -262,3 +262,17 @@ def test_accounts(monkeypatch: pytest.MonkeyPatch, answer: str, level: str, expe
     monkeypatch.setattr(accounting, "run_slurm", lambda *_: answer)
     _, findings = ask_associations(site())
     assert expected in told(findings, Level(level))
+
+
+@pytest.mark.parametrize(
+    ("version", "marks"),
+    [("22.05.8", False), ("23.11.11", False), ("24.05.0", True), ("24.11.5", True),
+     ("25.11.2-1", True), ("26.05.3", True), ("26.05.5", False), ("?", False)],
+)  # fmt: skip
+def test_a_slurm_that_counts_an_end_as_a_preemption_is_named(version: str, marks: bool) -> None:
+    where = site(config=("= 22.05.8", f"= {version}"))
+    assert ("another preemption" in told(site_findings(where))) is marks
+    without_grace = site(
+        config=("= 22.05.8", f"= {version}"), partition=("GraceTime=20", "GraceTime=0")
+    )
+    assert "another preemption" not in told(site_findings(without_grace))

@@ -13,11 +13,13 @@ import pytest
 from mgpt4_hpc.errors import PreflightError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.runs.run_state import RunState, Source
 from mgpt4_hpc.launch.runs.status import RunOverview
-from mgpt4_hpc.launch.site_check import preemptor, run_watcher
+from mgpt4_hpc.launch.site_check import drill, preemptor, run_watcher
 from mgpt4_hpc.launch.site_check.drill import _faults
 from mgpt4_hpc.launch.site_check.preemptor import Blow, choose_blow, count_nodes
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
 from mgpt4_hpc.launch.slurm.cluster import parse_qos
+from mgpt4_hpc.launch.slurm.commands import JobFacts
+from mgpt4_hpc.launch.submit.submit_run import Submitted
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -59,6 +61,19 @@ def test_other_bits_on_other_nodes(tmp_path: Path) -> None:
     told = _faults(one, two, STRUCK, AGAIN, [STRUCK, AGAIN])
     assert "weight differs in 6 of 6" in told[0]
     assert "node1, node2" in told[1] and "constraint" in told[1]
+
+
+@pytest.mark.parametrize(("restarts", "faults"), [(1, 0), (2, 1)])
+def test_a_finished_run_that_starts_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, restarts: int, faults: int
+) -> None:
+    facts = JobFacts("RUNNING", "None", restarts, None, "", 0.0, None, True)
+    monkeypatch.setattr(drill, "job_facts", lambda job_id: facts)
+    order = drill.DrillOrder(tmp_path, executor="slurm")
+    job = Submitted(RunDir(tmp_path), "slurm", "17")
+    last = replace(AGAIN, restart_count=1)
+    told = drill._Drill(order, Silent(), {})._started_again(job, last)
+    assert len(told) == faults and all("started again after" in fault for fault in told)
 
 
 # -- how the nodes are taken ------------------------------------------------------------------
