@@ -22,6 +22,7 @@ from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.runs.run_state import LAG_S
 from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern, run_slurm
 from mgpt4_hpc.launch.slurm.queue import QueuedJob, ask_sacct, ask_squeue
+from mgpt4_hpc.launch.slurm.sbatch_options import without_rivals
 
 T = TypeVar("T")
 
@@ -273,8 +274,8 @@ def _script(name: str, wants: Wants, options: Mapping[str, object], command: str
         **options,
         "open-mode": "append",
         "requeue": None,
-        **wants.sbatch,
     }
+    told = without_rivals(told, wants.sbatch)
     flags = [
         f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={shlex.quote(str(value))}"
         for key, value in told.items()

@@ -13,6 +13,7 @@ from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
+from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
 from mgpt4_hpc.ownership import shell_check
 from mgpt4_hpc.run_dir import RunDir
@@ -52,7 +53,7 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
     """Parameters of submitit's Slurm executor."""
     launch = config.launch
     per_node = launch.gpus // launch.nodes
-    further = dict(launch.sbatch)
+    further = {plain_name(option): value for option, value in launch.sbatch.items()}
     dependency = join_dependencies(dependency, further.pop("dependency", None))
     parameters: dict[str, Any] = {
         "job_name": config.name,
@@ -94,7 +95,11 @@ def slurm_parameters(run: RunDir, config: RunConfig, dependency: str | None) -> 
     }
     if launch.exclusive:
         parameters["exclusive"] = True
-    return parameters | _gpu_request(launch, per_node)
+    request = _gpu_request(launch, per_node)
+    if "gres" in request and "gres" in further:
+        # Of another kind: preflight refuses GPUs there. The last line of a gres stands alone.
+        parameters["additional_parameters"]["gres"] = f"{request.pop('gres')},{further['gres']}"
+    return parameters | request
 
 
 def _gpu_request(launch: LaunchConfig, per_node: int) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
             f"partition {name} has {counted(total, 'node')}, --nodes asks for {launch.nodes}: "
             f"--nodes {total} is the most"
         ]
-    if not nodes or launch.gpu_request == "none" or "gres" in launch.sbatch:
+    if not nodes or launch.gpu_request == "none":
         return []
     types = {kind for node in nodes for kind in node.gpus if kind}
     if not partition.has_gpus:
