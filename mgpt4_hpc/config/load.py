@@ -20,7 +20,7 @@ from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
-from mgpt4_hpc.config.streams import is_url
+from mgpt4_hpc.config.streams import is_url, split_joined
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
@@ -348,7 +348,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str) -> str:
-    return resolve_path(path) if path and not is_url(path) else path
+    parts = split_joined(path)
+    return "::".join(resolve_path(part) if part and not is_url(part) else part for part in parts)
 
 
 _START_FILES = ("projector.safetensors", "pretrained_minigpt4.pth")

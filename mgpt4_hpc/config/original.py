@@ -18,6 +18,7 @@ import yaml
 
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.prompts import IMAGE_TAG, STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS, TEMPLATES
+from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 GPUS = {1: 4, 2: 1}
 """The batch size in the original's files is per GPU; on so many GPUs each stage was trained."""
@@ -268,9 +269,11 @@ def _take_instructions(found: Imported, faults: list[str], prompt_path: str, pat
         else:
             faults.append(f"model.prompt_path {prompt_path} does not exist")
         return
-    lines = [
-        line for line in file.read_text(encoding="utf-8").splitlines() if "<ImageHere>" in line
-    ]
+    try:
+        lines = [line for line in read_utf8(file).splitlines() if "<ImageHere>" in line]
+    except NotUtf8 as error:
+        faults.append(f"model.prompt_path {file} is {error}: save it as UTF-8")
+        return
     wrong = [line for line in lines if not line.startswith(f"{IMAGE_TAG} ")]
     if wrong or not lines:
         faults.append(f"{file} has lines that do not begin with {IMAGE_TAG}: {wrong[:3]}")

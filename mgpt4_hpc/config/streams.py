@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from mgpt4_hpc.config.schema import RunConfig
 
 _URL = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+
+_BETWEEN_URLS = re.compile(r"::(?=pipe:|[a-z][a-z0-9+.-]*://|[/.~])")
+"""An IPv6 address has the two colons as well."""
 
 WARNING = (
     "its sources are URLs and read as streams: a resumed run begins them anew in another order, "
@@ -19,6 +23,13 @@ WARNING = (
 def is_url(path: str) -> bool:
     """Whether a source's path is a URL (``https://...``, ``s3://...``) or a ``pipe:``."""
     return _URL.match(path) is not None
+
+
+def split_joined(path: str) -> list[str]:
+    """The parts of a source's path that are joined with ``::``, as webdataset takes them."""
+    if is_url(path):
+        return _BETWEEN_URLS.split(path)
+    return [path] if "::" not in path or Path(path).exists() else path.split("::")
 
 
 def is_streamed(config: RunConfig) -> bool:

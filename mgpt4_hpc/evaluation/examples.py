@@ -15,9 +15,16 @@ from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
-from mgpt4_hpc.data.sources.pack import CAPTION_FILE, IMAGE_FOLDER, is_align_folder
+from mgpt4_hpc.data.sources.pack import (
+    IMAGE_FOLDER,
+    is_align_folder,
+    list_align_images,
+    read_annotations,
+)
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.resources import expand_toy
+from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 SCENES_FILE = "scenes.json"
 T = TypeVar("T")
@@ -95,12 +102,13 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
         DataError: if the file is neither COCO's layout nor a plain mapping.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(read_utf8(path))
         if not isinstance(raw, dict):
             raise _Misfit("it is no object of names and captions")
         return _coco(raw) if "annotations" in raw else _mapping(raw)
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
+        near = beside(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"cannot read {path}: {error.strerror}{near}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} holds no captions: {_fault(error)}",
@@ -109,8 +117,8 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def _fault(error: Exception) -> str:
-    if isinstance(error, UnicodeError):
-        return "it is no text"
+    if isinstance(error, NotUtf8):
+        return f"it is {error}"
     if isinstance(error, json.JSONDecodeError):
         return f"it is no JSON (line {error.lineno}, column {error.colno})"
     if isinstance(error, KeyError):
@@ -160,15 +168,15 @@ def _of_scenes(folder: Path) -> list[Example]:
 
 
 def _of_align(folder: Path) -> list[Example]:
-    entries = json.loads((folder / CAPTION_FILE).read_text(encoding="utf-8"))["annotations"]
-    return [
-        Example(
-            f"{entry['image_id']}.jpg",
-            folder / IMAGE_FOLDER / f"{entry['image_id']}.jpg",
-            (entry["caption"],),
-        )
-        for entry in entries
-    ]
+    images = list_align_images(folder)
+    examples = []
+    for entry in read_annotations(folder):
+        found = images.find(str(entry["image_id"]))
+        path = found[0] if found else images.folder / f"{entry['image_id']}.jpg"
+        several = f"several images have its name: {', '.join(one.name for one in found)}"
+        where = DataError(several) if len(found) > 1 else path
+        examples.append(Example(path.name, where, (entry["caption"],)))
+    return examples
 
 
 def _of_shards(images: str | Path, limit: int | None) -> list[Example]:

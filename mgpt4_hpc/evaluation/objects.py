@@ -15,6 +15,7 @@ from pathlib import Path
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.evaluation.failures import words_of
 from mgpt4_hpc.evaluation.scenes import COLOURS, SHAPES
+from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 COCO_LIST = Path(__file__).with_name("coco_objects.txt")
 """COCO's 80 categories with common other words for them."""
@@ -42,14 +43,14 @@ class Objects:
             DataError: if it cannot be read or names nothing.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_utf8(path)
         except OSError as error:
             raise DataError(
                 f"cannot read the word list {path}: {error.strerror}",
                 fix="give coco, toy, or a file with an object per line",
             ) from error
-        except UnicodeError as error:
-            raise DataError(f"the word list {path} is no text") from error
+        except NotUtf8 as error:
+            raise DataError(f"the word list {path} is {error}", fix="save it as UTF-8") from error
         lines = [
             [name.strip() for name in line.split(",") if name.strip()]
             for line in text.splitlines()

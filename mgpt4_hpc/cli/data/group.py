@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import click
 from mgpt4_hpc.cli.data.convert import convert_command
 from mgpt4_hpc.cli.data.download import download_command
 from mgpt4_hpc.cli.data.encode import encode_command
-from mgpt4_hpc.cli.data.stats import names_an_index, stats_command
+from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
@@ -24,6 +25,7 @@ from mgpt4_hpc.resources import expand_toy
 
 if TYPE_CHECKING:
     from mgpt4_hpc.data.index.index import IndexReport
+    from mgpt4_hpc.data.index.left_out import LeftOut
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
@@ -81,7 +83,7 @@ def index_command(
     """
     from mgpt4_hpc.data.index.index import build_index
     from mgpt4_hpc.data.index.index_file import is_index
-    from mgpt4_hpc.data.index.shard_list import expand_shards
+    from mgpt4_hpc.data.index.shard_list import expand_shards, left_out_of_folders
     from mgpt4_hpc.launch.side_jobs.array import check_parts_folder
 
     array, rest = split_array(options, cpus=workers)
@@ -106,7 +108,7 @@ def index_command(
         _tell_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
         return
     report = _index_whole(index, paths, out, parts_folder)
-    _tell_indexed(report, as_json)
+    _tell_indexed(report, as_json, left_out_of_folders(shards))
     if report.quarantined and not as_json:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
 
@@ -135,8 +137,11 @@ def pack_command(src: Path, out: Path, as_json: bool) -> None:
     packed = pack_align_folder(Path(expand_toy(str(src))), out)
     if as_json:
         shards = [str(shard) for shard in packed.shards]
-        echo_json({"out": str(out), "num_samples": packed.num_samples, "shards": shards})
+        left_out = [asdict(entry) for entry in packed.left_out]
+        num = packed.num_samples
+        echo_json({"out": str(out), "num_samples": num, "shards": shards, "left_out": left_out})
     else:
+        echo_left_out(packed.left_out)
         samples = counted(packed.num_samples, "sample")
         click.echo(f"{out}: {samples} in {counted(len(packed.shards), 'shard')}")
 
@@ -158,11 +163,10 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     mgpt4 data check laion --decode
     """
     if names_an_index(what):
-        name, num_samples, num_shards, quarantined, changed = _check_index(Path(what))
+        checked = _check_index(Path(what))
     else:
-        name, num_samples, num_shards, quarantined, changed = _check_shards(
-            what, verify, decode, workers
-        )
+        checked = _check_shards(what, verify, decode, workers)
+    name, num_samples, num_shards, quarantined, changed, left_out = checked
     if as_json:
         echo_json(
             {
@@ -174,10 +178,13 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
                     {"shard": shard, "key": key, "reason": reason}
                     for shard, key, reason in quarantined
                 ],
+                "left_out": [asdict(entry) for entry in left_out],
             }
         )
     else:
         _print_quarantine(quarantined)
+        reasons = {reason for _, _, reason in quarantined}  # in the table above
+        echo_left_out(entry for entry in left_out if entry.reason not in reasons)
         click.echo(
             f"{name}: {counted(num_samples, 'usable sample')} in {counted(num_shards, 'shard')}, "
             f"{len(quarantined)} quarantined, {counted(len(changed), 'shard')} missing or changed"
@@ -195,14 +202,14 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
 data_command.add_command(stats_command)
 data_command.add_command(encode_command)
 
-Checked = tuple[str, int, int, Quarantine, list[str]]
+Checked = tuple[str, int, int, Quarantine, list[str], list["LeftOut"]]
 
 
 def _check_index(path: Path) -> Checked:
     from mgpt4_hpc.data.index.index import ShardIndex
 
     index = ShardIndex.open(path)
-    found = index.quarantined, index.check_shards()
+    found = index.quarantined, index.check_shards(), index.left_out
     return (index.name, index.num_samples, index.num_shards, *found)
 
 
@@ -211,7 +218,7 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
 
     from mgpt4_hpc.cli.shared.progress import progress
     from mgpt4_hpc.data.index.index import build_index
-    from mgpt4_hpc.data.index.shard_list import expand_shards
+    from mgpt4_hpc.data.index.shard_list import expand_shards, left_out_of_folders
     from mgpt4_hpc.data.index.temporary_output import scratch_beside
 
     paths = expand_shards(what)
@@ -227,7 +234,8 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
             workers=workers,
             on_shard=tell,
         )
-    return what, report.num_samples, report.num_shards, report.quarantined, []
+    left_out = [*report.left_out, *left_out_of_folders(what)]
+    return what, report.num_samples, report.num_shards, report.quarantined, [], left_out
 
 
 def _print_quarantine(quarantined: Quarantine) -> None:
@@ -268,7 +276,7 @@ def _index_whole(
     from mgpt4_hpc.cli.shared.progress import progress
 
     with progress("indexing", "shards") as tell:
-        report = index(paths, out, reuse=_parts_in(folder), on_shard=tell)
+        report = index(paths, out, reuse=_parts_in(folder), may_be_empty=False, on_shard=tell)
     if folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
     return report
@@ -278,7 +286,8 @@ def _parts_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.index"))
 
 
-def _tell_indexed(report: IndexReport, as_json: bool) -> None:
+def _tell_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftOut] = ()) -> None:
+    left_out = [*report.left_out, *of_folders]
     if as_json:
         echo_json(
             {
@@ -288,9 +297,11 @@ def _tell_indexed(report: IndexReport, as_json: bool) -> None:
                 "num_reused": report.num_reused,
                 "num_ignored": report.num_ignored,
                 "num_quarantined": len(report.quarantined),
+                "left_out": [asdict(entry) for entry in left_out],
             }
         )
         return
+    echo_left_out(left_out)
     click.echo(
         f"{report.path}: {counted(report.num_samples, 'sample')} in "
         f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from mgpt4_hpc.resources import expand_toy
 
 if TYPE_CHECKING:
     from mgpt4_hpc.data.index.index import ShardIndex
+    from mgpt4_hpc.data.index.left_out import LeftOut
     from mgpt4_hpc.data.sources.stats import Duplicates, SourceStats, Spread
 
 _SHARD_SUFFIXES = {".tar", ".txt", ".lst", ".list"}
@@ -62,6 +64,7 @@ def stats_command(
     mgpt4 data stats cc_sbu_align_shards --tokenizer vicuna-7b --limit 0
     """
     from mgpt4_hpc.cli.shared.progress import progress
+    from mgpt4_hpc.data.index.shard_list import left_out_of_folders
     from mgpt4_hpc.data.sources.contact_sheet import write_contact_sheet
     from mgpt4_hpc.data.sources.stats import collect_stats
 
@@ -74,21 +77,38 @@ def stats_command(
         from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 
         encode = load_tokenizer(expand_toy(str(tokenizer))).encode
+    left_out = left_out_of_folders(what)
     with opened(what) as index:
+        left_out = [*index.left_out, *left_out]
         if sheet is not None:
             write_contact_sheet(index, sheet, seed=seed)
         with progress("reading samples", "samples") as tell:
             stats = collect_stats(index, encode=encode, limit=limit, seed=seed, on_progress=tell)
     if as_json:
-        echo_json({**stats.to_json(), "contact_sheet": sheet})
+        echo_json(
+            {
+                **stats.to_json(),
+                "left_out": [asdict(entry) for entry in left_out],
+                "contact_sheet": sheet,
+            }
+        )
     else:
         _print(stats)
+        echo_left_out(left_out)
         if sheet is not None:
             click.echo(f"contact sheet: {sheet}")
         if tokenizer is None:
             click.echo("for lengths in tokens: --tokenizer LLM_DIR", err=True)
     if not stats.num_read:
         raise DataError(f"{what}: no sample can be read", fix=f"mgpt4 data check {what}")
+
+
+def echo_left_out(entries: Iterable[LeftOut]) -> None:
+    """A line for each reason why something that lies in shards or folders is not used."""
+    from mgpt4_hpc.cli.shared.tables import visible
+
+    for entry in entries:
+        click.echo(f"left out: {visible(entry)}")
 
 
 def names_an_index(what: str) -> bool:

@@ -22,15 +22,15 @@ from mgpt4_hpc.data.batching.batch_builder import BatchMaker
 from mgpt4_hpc.data.batching.loader import StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.images.decode import Resize
+from mgpt4_hpc.data.images.formats import READ
 from mgpt4_hpc.data.index.caption import CaptionError, caption_of
-from mgpt4_hpc.data.index.shard_list import expand_braces
+from mgpt4_hpc.data.index.shard_list import expand_urls
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
 from mgpt4_hpc.data.sampling.order import keyed_permutation, mixing_pattern
 from mgpt4_hpc.errors import DataError
 
 SHUFFLE = 1000
 """Samples among which one is drawn."""
-_IMAGES = ("jpg", "jpeg", "png", "webp")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class StreamSource:
     @property
     def urls(self) -> list[str]:
         """All shards."""
-        return list(expand_braces(self.spec))
+        return expand_urls(self.spec)
 
 
 class StreamDraws:
@@ -115,9 +115,10 @@ class StreamReader:
         key = str(sample.get("__key__", "?"))
         if "fault" in sample:
             raise BadSampleError(key, Path(self._url), f"the shard: {sample['fault']}")
-        image = next((sample[name] for name in _IMAGES if name in sample), None)
+        image = next((sample[name] for name in READ if name in sample), None)
         if image is None:
-            raise BadSampleError(key, Path(self._url), "it has no image")
+            held = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
+            raise BadSampleError(key, Path(self._url), f"it has no image, only {held}")
         try:
             caption = caption_of(sample.get("json"), sample.get("txt"))
         except CaptionError as error:

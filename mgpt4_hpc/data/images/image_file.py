@@ -9,12 +9,12 @@ from pathlib import Path
 from PIL import Image
 
 from mgpt4_hpc.data.images.decode import ImageError, Pixels, decode_image, decode_rgb
+from mgpt4_hpc.data.images.formats import READ, suffix_of
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.nearby import beside
 
 MAX_PICTURE_BYTES = 50 * 2**20
 """Size of a file beyond which it is not even read."""
-
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 def read_picture(path: Path, *, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
@@ -34,7 +34,8 @@ def read_picture(path: Path, *, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
             )
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read the image {path}: {error.strerror}") from error
+        near = beside(path) if isinstance(error, FileNotFoundError) else ""
+        raise DataError(f"cannot read the image {path}: {error.strerror}{near}") from error
 
 
 def picture_pixels(data: bytes, size: int, name: str = "the image") -> Pixels:
@@ -94,10 +95,10 @@ def list_pictures(folder: Path) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
+    found = sorted(path for path in folder.iterdir() if suffix_of(path.name) in READ)
     if not found:
         raise DataError(
             f"{folder} holds no images",
-            fix=f"it must hold files with one of {', '.join(sorted(PICTURE_SUFFIXES))}",
+            fix=f"it must hold files with one of .{', .'.join(READ)}",
         )
     return found

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import chain, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +21,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mgpt4_hpc.data.images import formats
 from mgpt4_hpc.data.index.index_file import IndexWriter, is_index, read_arrays
+from mgpt4_hpc.data.index.left_out import LeftOut, add_up, in_words
 from mgpt4_hpc.data.index.scan import PARTS, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tar.header import BLOCK
 from mgpt4_hpc.errors import DataError
@@ -29,6 +31,7 @@ from mgpt4_hpc.output_files import check_replaced
 from mgpt4_hpc.retry import patiently
 
 _STAT_THREADS = 16
+_UNNOTED = "it is no part of a sample (index the shard anew to see why)"
 _T = TypeVar("_T")
 
 
@@ -58,6 +61,7 @@ class IndexReport:
         num_reused: shards that had not changed and were taken from the older index.
         num_ignored: members that belong to no sample.
         quarantined: (shard, key, reason) of everything that training will not see.
+        left_out: both added up, by reason and extension.
     """
 
     path: Path
@@ -66,6 +70,7 @@ class IndexReport:
     num_reused: int
     num_ignored: int
     quarantined: list[tuple[str, str, str]]
+    left_out: list[LeftOut]
 
 
 class ShardIndex:
@@ -133,6 +138,18 @@ class ShardIndex:
         """(shard, key, reason) of everything that training will not see."""
         names = self.shard_names
         return [(names[shard], key, why) for shard, key, why in self._listing["quarantined"]]
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """What training will not see, samples and members, by reason and extension."""
+        members = chain.from_iterable(map(self._members_left_out, range(self.num_shards)))
+        return _left_out_samples(self._listing["quarantined"]) + add_up(members)
+
+    def _members_left_out(self, shard: int) -> list[LeftOut]:
+        if "left_out" in self._listing:
+            return [LeftOut(*entry) for entry in self._listing["left_out"][shard]]
+        count = self._listing["num_ignored"][shard]  # an index made before they were noted
+        return [LeftOut(_UNNOTED, "", count, self.shard_names[shard])] if count else []
 
     def shard_of(self, sample_id: int) -> int:
         """Number of the shard that holds a sample."""
@@ -217,7 +234,7 @@ class ShardIndex:
             lengths=arrays["lengths"][begin:end],
             crcs=arrays["crcs"][begin:end] if "crcs" in arrays else None,
             quarantined=[Quarantined(key, why) for key, why in self._quarantined_by_shard[shard]],
-            num_ignored=self._listing["num_ignored"][shard],
+            left_out=self._members_left_out(shard),
         )
 
     @cached_property
@@ -239,6 +256,7 @@ def build_index(
     workers: int = 1,
     reuse: Sequence[Path] = (),
     storage_may_fail: bool = True,
+    may_be_empty: bool = True,
     on_shard: Callable[[int, int], None] | None = None,
 ) -> IndexReport:
     """Index tar shards into the file ``out``, atomically.
@@ -258,11 +276,13 @@ def build_index(
             reading: the parts that the tasks of a Slurm array made, for example.
         storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
             person looks at what was quarantined. Otherwise each of these is waited for by itself.
+        may_be_empty: write an index also if no sample is usable; a part of one may be.
         on_shard: called with (shards done, shards in all) after each, and with none done
             after each look whether one changed.
 
     Raises:
-        DataError: if no shard or no usable sample is there.
+        DataError: if no shard is there, or no usable sample and ``may_be_empty`` is not set;
+            nothing changed.
         StorageTrouble: unless ``storage_may_fail``, if a shard cannot be read for half a minute;
             nothing changed.
         ConfigError: if ``out`` is there and is no index: nothing else is replaced.
@@ -294,6 +314,11 @@ def build_index(
             reused += old is not None
             if on_shard is not None:
                 on_shard(done, len(jobs))
+        if not writer.num_samples and not may_be_empty:
+            left_out = _left_out_samples(writer.quarantined) + add_up(
+                LeftOut(*entry) for entry in chain.from_iterable(writer.left_out)
+            )
+            raise no_samples(f"the shards of {name!r}", left_out)
         writer.commit()
     index = ShardIndex.open(out)
     return IndexReport(
@@ -303,7 +328,23 @@ def build_index(
         num_reused=reused,
         num_ignored=index.num_ignored,
         quarantined=index.quarantined,
+        left_out=index.left_out,
     )
+
+
+def no_samples(what: str, left_out: Sequence[LeftOut]) -> DataError:
+    """The error for shards without a usable sample: which names they have, and which are read."""
+    return DataError(
+        f"{what} have no usable sample",
+        why=in_words(left_out) or "they are empty",
+        fix="a sample is an image and a text of one name without dots: KEY.jpg (or "
+        f".{', .'.join(formats.USUAL[1:])}, .{', .'.join(formats.FURTHER)}) and "
+        "KEY.json with a caption, or KEY.txt",
+    )
+
+
+def _left_out_samples(quarantined: Iterable[tuple[int, str, str]]) -> list[LeftOut]:
+    return add_up(LeftOut(reason, "", 1, key) for _, key, reason in quarantined)
 
 
 _Job = tuple[Path, str, tuple[ShardIndex, int] | None]

@@ -14,7 +14,9 @@ blocks         uint32[n, 3]     begin of jpg, json, txt in 512-byte blocks; 0 = 
 lengths        uint32[n, 3]     bytes
 crcs           uint32[n, 3]     CRC32; only with --verify
 listing        uint8[...]       JSON: shard names; (shard number, key, reason) of what is
-                                quarantined; number of ignored members of each shard
+                                quarantined; of each shard, the number of members that
+                                belong to no sample; and (reason, extension, count, example) of
+                                these (older files lack it)
 =============  ===============  ==========================================================
 """
 
@@ -27,6 +29,7 @@ import os
 import shutil
 import struct
 import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -65,6 +68,11 @@ class IndexWriter:
         name: of the source.
         root: folder that shard names are relative to.
         verified, decoded: what was checked.
+
+    Attributes:
+        num_samples: written up to now.
+        quarantined: (shard number, key, reason) of them.
+        left_out: of each shard, the fields of ``LeftOut`` of its members without a sample.
     """
 
     def __init__(self, out: Path, *, name: str, root: Path, verified: bool, decoded: bool) -> None:
@@ -84,17 +92,18 @@ class IndexWriter:
             if verified or name != "crcs"
         }
         self._digest = hashlib.blake2b(FORMAT.encode(), digest_size=16)
-        self._num_samples = 0
+        self.num_samples = 0
         self._key_end = 0
         self._shards: list[str] = []
-        self._quarantined: list[tuple[int, str, str]] = []
+        self.quarantined: list[tuple[int, str, str]] = []
         self._num_ignored: list[int] = []
+        self.left_out: list[list[tuple[str, str, int, str]]] = []
 
     def add(self, scan: ShardScan) -> None:
         """Append one shard."""
         digest = scan.digest()
         self._digest.update(digest)
-        self._put("shard_first", np.asarray([self._num_samples]))
+        self._put("shard_first", np.asarray([self.num_samples]))
         self._put("shard_size", np.asarray([scan.size]))
         self._put("shard_mtime", np.asarray([scan.mtime_ns]))
         self._put("shard_digest", np.frombuffer(digest, dtype=np.uint8))
@@ -108,19 +117,21 @@ class IndexWriter:
             self._put("crcs", crcs)
         if scan.keys:
             self._key_end = int(ends[-1])
-        self._num_samples += len(scan.keys)
+        self.num_samples += len(scan.keys)
         number = len(self._shards)
         self._shards.append(scan.name)
-        self._quarantined += [(number, entry.key, entry.reason) for entry in scan.quarantined]
+        self.quarantined += [(number, entry.key, entry.reason) for entry in scan.quarantined]
         self._num_ignored.append(scan.num_ignored)
+        self.left_out.append([astuple(entry) for entry in scan.left_out])
 
     def commit(self) -> None:
         """Put the file in its place, whole and on disk."""
-        self._put("shard_first", np.asarray([self._num_samples]))
+        self._put("shard_first", np.asarray([self.num_samples]))
         listing = {
             "shards": self._shards,
-            "quarantined": self._quarantined,
+            "quarantined": self.quarantined,
             "num_ignored": self._num_ignored,
+            "left_out": self.left_out,
         }
         self._put("listing", np.frombuffer(json.dumps(listing).encode(), dtype=np.uint8))
         self.meta["digest"] = self._digest.hexdigest()

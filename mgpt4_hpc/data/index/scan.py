@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import string
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mgpt4_hpc.data.images import formats
+from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.tar.header import (
     BLOCK,
     LARGE_WINDOW,
@@ -24,11 +26,16 @@ from mgpt4_hpc.data.tar.walk import TarListing, walk_tar
 from mgpt4_hpc.retry import is_transient
 
 PARTS = ("jpg", "json", "txt")
-"""What a sample can have; webp and png images count as ``jpg``, whatever they are called."""
+"""What a sample can have; images of any kind count as ``jpg``, whatever they are called."""
 
 _PART_OF_EXTENSION = {
-    b"jpg": 0, b"jpeg": 0, b"png": 0, b"webp": 0, b"json": 1, b"txt": 2,
+    **{name.encode(): 0 for name in formats.USUAL}, b"json": 1, b"txt": 2,
 }  # fmt: skip
+_FURTHER_IMAGES = frozenset(name.encode() for name in formats.FURTHER)
+_UNREAD_IMAGES = frozenset(name.encode() for name in formats.UNREAD)
+_READ = frozenset({*_PART_OF_EXTENSION, *_FURTHER_IMAGES})
+_MOST_EXTENSIONS = 64
+"""Told apart in one shard; a name may end in anything."""
 _PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
 """Names of nothing but these need no closer look."""
 _MAX_LENGTH = 2**32 - 1
@@ -62,7 +69,7 @@ class ShardScan:
         lengths: uint32[n, 3], in bytes; 0 if absent.
         crcs: uint32[n, 3], CRC32 of each part; None unless verified.
         quarantined: what was left out.
-        num_ignored: members that belong to no sample (other extensions, no key).
+        left_out: members that belong to no sample (other extensions, no key).
     """
 
     name: str
@@ -73,7 +80,12 @@ class ShardScan:
     lengths: NDArray[np.uint32]
     crcs: NDArray[np.uint32] | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
-    num_ignored: int = 0
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    @property
+    def num_ignored(self) -> int:
+        """Members that belong to no sample."""
+        return sum(entry.count for entry in self.left_out)
 
     def digest(self) -> bytes:
         """Of everything that says which sample lies where."""
@@ -133,12 +145,12 @@ def _unreadable(name: str, error: OSError) -> ShardScan:
 
 def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardScan:
     quarantined: list[Quarantined] = []
-    num_ignored = 0
+    left_out: list[LeftOut] = []
     keys = _keys_of_plain_triples(listing)
     if keys:
         where = np.arange(3 * len(keys)).reshape(-1, 3)
     else:
-        samples, faults, num_ignored = _collect_samples(listing)
+        samples, faults, left_out = _collect_samples(listing)
         quarantined = _fold_faults(listing, samples, faults)
         keys = [key for key in samples if key not in faults]
         where = np.asarray([samples[key] for key in keys], dtype=np.int64).reshape(-1, 3)
@@ -156,7 +168,7 @@ def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardSca
         lengths=column(listing.lengths),
         crcs=None if listing.crcs is None else column(listing.crcs),
         quarantined=quarantined,
-        num_ignored=num_ignored,
+        left_out=left_out,
     )
 
 
@@ -180,35 +192,89 @@ def _keys_of_plain_triples(listing: TarListing) -> list[bytes]:
     return keys if whole and not (listing.offsets % BLOCK).any() else []
 
 
-def _collect_samples(listing: TarListing) -> tuple[dict[bytes, list[int]], dict[bytes, str], int]:
-    """Members by key: number of each part's member, -1 if absent; faults; ignored members."""
-    samples: dict[bytes, list[int]] = {}
-    faults: dict[bytes, str] = {}
-    num_ignored = 0
-    unsafe = bool(b"".join(listing.names).translate(None, _PLAIN))
-    lengths, aligned = listing.lengths.tolist(), (listing.offsets % BLOCK == 0).tolist()
+def _collect_samples(
+    listing: TarListing,
+) -> tuple[dict[bytes, list[int]], dict[bytes, str], list[LeftOut]]:
+    """Members by key: number of each part's member, -1 if absent; faults; what belongs to none."""
+    found = _Samples(listing)
+    further: list[tuple[int, bytes, bytes]] = []
+    strange: dict[bytes, list[bytes]] = {}
     for number, member in enumerate(listing.names):
         key, extension = split_name(member)
         part = _PART_OF_EXTENSION.get(extension)
-        if part is None:
-            num_ignored += 1
-            continue
-        sample = samples.get(key)
+        if part is not None:
+            found.take(key, part, number)
+        elif extension in _FURTHER_IMAGES:
+            further.append((number, key, extension))
+        else:
+            strange.setdefault(extension, []).append(member)
+    left_out = [
+        entry for extension, names in strange.items() for entry in _left_out(extension, names)
+    ]
+    usual = {key for key, sample in found.samples.items() if sample[0] >= 0}
+    for number, key, extension in further:
+        if key in usual:
+            name = show(listing.names[number])
+            left_out.append(LeftOut("its sample has another image", extension.decode(), 1, name))
+        else:
+            found.take(key, 0, number)
+    return found.samples, found.faults, _few_extensions(left_out)
+
+
+class _Samples:
+    """A tar's members, put together by key."""
+
+    def __init__(self, listing: TarListing) -> None:
+        self.samples: dict[bytes, list[int]] = {}
+        self.faults: dict[bytes, str] = {}
+        self._unsafe = bool(b"".join(listing.names).translate(None, _PLAIN))
+        self._lengths = listing.lengths.tolist()
+        self._aligned = (listing.offsets % BLOCK == 0).tolist()
+
+    def take(self, key: bytes, part: int, number: int) -> None:
+        """Member ``number`` is this part of sample ``key``."""
+        sample = self.samples.get(key)
         if sample is None:
-            sample = samples[key] = [-1, -1, -1]
-        length = lengths[number]
+            sample = self.samples[key] = [-1, -1, -1]
+        length = self._lengths[number]
         if length == 0:
-            faults[key] = f"its {PARTS[part]} is empty"
+            self.faults[key] = f"its {PARTS[part]} is empty"
         elif sample[part] >= 0:
-            faults[key] = f"it has two {PARTS[part]} members"
+            self.faults[key] = f"it has two {PARTS[part]} members"
         elif length > _MAX_LENGTH:
-            faults[key] = f"its {PARTS[part]} has {length} bytes"
-        elif not aligned[number]:
-            faults[key] = "it lies behind damage that shifted the tar"
-        if unsafe and (reason := name_fault(key)):
-            faults[key] = reason
+            self.faults[key] = f"its {PARTS[part]} has {length} bytes"
+        elif not self._aligned[number]:
+            self.faults[key] = "it lies behind damage that shifted the tar"
+        if self._unsafe and (reason := name_fault(key)):
+            self.faults[key] = reason
         sample[part] = number
-    return samples, faults, num_ignored
+
+
+def _left_out(extension: bytes, names: list[bytes]) -> list[LeftOut]:
+    """Why members of one extension are no part of any sample."""
+    last = extension.rpartition(b".")[2]
+    if not extension:
+        hidden = [name for name in names if name.rpartition(b"/")[2].startswith(b".")]
+        plain = [name for name in names if not name.rpartition(b"/")[2].startswith(b".")]
+        reasons = {"its name begins with a dot": hidden, "its name has no extension": plain}
+    elif last in _READ and last != extension:
+        reasons = {"its name has a dot before the extension, where webdataset ends the key": names}
+    elif last in _UNREAD_IMAGES:
+        reasons = {"its image format is not read": names}
+    else:
+        reasons = {"training reads no such members": names}
+    return [
+        LeftOut(reason, show(last), len(found), show(found[0]))
+        for reason, found in reasons.items()
+        if found
+    ]
+
+
+def _few_extensions(entries: list[LeftOut]) -> list[LeftOut]:
+    """Added up, and the rare extensions together, so that an index stays small."""
+    total = add_up(entries)
+    rare = [replace(entry, extension="...") for entry in total[_MOST_EXTENSIONS:]]
+    return add_up([*total[:_MOST_EXTENSIONS], *rare])
 
 
 def split_name(member: bytes) -> tuple[bytes, bytes]:
@@ -286,13 +352,12 @@ def _decode_all(fd: int, scan: ShardScan) -> None:
     """Drop the samples whose contents are unusable."""
     bad: dict[int, str] = {}
     for row in range(len(scan.keys)):
-        for part in range(len(PARTS)):
-            length = int(scan.lengths[row, part])
-            if not length or row in bad:
-                continue
-            data = os.pread(fd, length, int(scan.blocks[row, part]) * BLOCK)
-            if reason := _content_fault(part, data):
-                bad[row] = reason
+        jpg, record, txt = (
+            os.pread(fd, int(length), int(block) * BLOCK) if length else None
+            for block, length in zip(scan.blocks[row], scan.lengths[row], strict=True)
+        )
+        if reason := _content_fault(jpg or b"", record, txt):
+            bad[row] = reason
     if bad:
         keep = np.asarray([row not in bad for row in range(len(scan.keys))])
         scan.quarantined += [Quarantined(show(scan.keys[row]), why) for row, why in bad.items()]
@@ -301,15 +366,13 @@ def _decode_all(fd: int, scan: ShardScan) -> None:
         scan.crcs = None if scan.crcs is None else scan.crcs[keep]
 
 
-def _content_fault(part: int, data: bytes) -> str:
+def _content_fault(jpg: bytes, record: bytes | None, txt: bytes | None) -> str:
     from mgpt4_hpc.data.images.decode import ImageError, check_image
     from mgpt4_hpc.data.index.caption import CaptionError, caption_of
 
     try:
-        if part == 0:
-            check_image(data)
-        else:
-            caption_of(data if part == 1 else None, data)
+        check_image(jpg)
+        caption_of(record, txt)
     except (CaptionError, ImageError) as error:
         return str(error)
     return ""

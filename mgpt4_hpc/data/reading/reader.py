@@ -21,7 +21,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from mgpt4_hpc.data.index.caption import CaptionError, caption_of
+from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, caption_of
 from mgpt4_hpc.data.index.index import SampleRef, ShardIndex, Span
 from mgpt4_hpc.data.index.scan import belongs
 from mgpt4_hpc.data.reading.local_copies import Staged
@@ -112,18 +112,19 @@ class SampleReader:
             StorageTrouble: if its shard cannot be read in all tries; caused by the last OSError.
             IndexError: if there is no such sample.
         """
-        index = self._indexes[source_id]
-        ref = index.locate(sample_id)
-        text_part = "json" if "json" in ref.parts else "txt"
-        image, text = ref.parts["jpg"], ref.parts[text_part]
-        where = (source_id, index.shard_of(sample_id))
+        ref = self._indexes[source_id].locate(sample_id)
         try:
-            staged = self._from_stage(source_id, sample_id, ref, image, text)
-            jpg, caption_bytes = staged or self._read_spans(where, ref, image, text)
-            if text_part == "json":
-                caption = caption_of(caption_bytes, None)
-            else:
-                caption = caption_of(None, caption_bytes)
+            if "json" not in ref.parts:
+                jpg, txt = self._read_parts(source_id, sample_id, ref, "jpg", "txt")
+                return RawSample(ref.key, jpg, caption_of(None, txt))
+            jpg, record = self._read_parts(source_id, sample_id, ref, "jpg", "json")
+            try:
+                caption = caption_of(record, None)
+            except NoCaptionInJson:
+                if "txt" not in ref.parts:
+                    raise
+                (txt,) = self._read_parts(source_id, sample_id, ref, "txt")
+                caption = caption_of(record, txt)
         except _ReadError as error:
             raise BadSampleError(ref.key, ref.shard, str(error), error.errno) from None
         except CaptionError as error:
@@ -141,6 +142,14 @@ class SampleReader:
             for fd, _ in self._open.values():
                 os.close(fd)
         self._open.clear()
+
+    def _read_parts(
+        self, source_id: int, sample_id: int, ref: SampleRef, *names: str
+    ) -> Sequence[bytes]:
+        spans = [ref.parts[name] for name in names]
+        staged = self._from_stage(source_id, sample_id, ref, *spans)
+        where = (source_id, self._indexes[source_id].shard_of(sample_id))
+        return staged or self._read_spans(where, ref, *spans)
 
     def _from_stage(
         self, source_id: int, sample_id: int, ref: SampleRef, *spans: Span

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mgpt4_hpc.data.index.caption import is_visible
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sampling.order import keyed_words
 from mgpt4_hpc.errors import DataError
@@ -201,7 +202,7 @@ def _fault(entry: Any) -> str:
         return "it has no url"
     if not isinstance(caption, str):
         return "it has no caption"
-    if not caption.strip():
+    if not is_visible(caption):
         return "its caption is empty"
     if not url.strip().lower().startswith(("http://", "https://")):
         return "its url is none of http or https"

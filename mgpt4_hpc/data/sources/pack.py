@@ -1,15 +1,25 @@
-"""cc_sbu_align's folder (``filter_cap.json`` and ``image/ID.jpg``) into tar shards."""
+"""cc_sbu_align's folder (``filter_cap.json`` and ``image/ID.jpg``) into tar shards.
+
+Images of one's own pairs may be of any format that is read, under any spelling of its extension.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mgpt4_hpc.data.images.formats import ImageFolder, suffix_of
+from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, is_visible
+from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.retry import is_transient
+from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 CAPTION_FILE = "filter_cap.json"
 IMAGE_FOLDER = "image"
@@ -23,10 +33,11 @@ def is_align_folder(path: Path) -> bool:
 
 
 class Packed(NamedTuple):
-    """What ``pack_align_folder`` made."""
+    """What ``pack_align_folder`` made, and which files of ``image/`` it did not use."""
 
     shards: list[Path]
     num_samples: int
+    left_out: list[LeftOut]
 
 
 def pack_align_folder(
@@ -38,7 +49,7 @@ def pack_align_folder(
 
     Args:
         src: holds ``filter_cap.json`` (``{"annotations": [{"image_id", "caption"}, ...]}``) and
-            ``image/ID.jpg``.
+            ``image/ID.jpg``, or another extension of an image.
         out: folder for the shards; it must not exist or be empty. It appears complete or not at
             all.
         samples_per_shard: the last shard may have fewer.
@@ -48,8 +59,9 @@ def pack_align_folder(
     """
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty", fix="choose another folder or remove it")
-    annotations = _read_annotations(src)
-    samples, faults = _checked(src, annotations)
+    annotations = read_annotations(src)
+    images = list_align_images(src)
+    samples, faults = _checked(images, annotations)
     if faults:
         listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
         more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
@@ -63,27 +75,55 @@ def pack_align_folder(
         folder.mkdir()
         _write(folder, samples, samples_per_shard)
         folder.rename(out)
-    return Packed(sorted(out.glob("*.tar")), len(samples))
+    return Packed(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
 
 
-def _read_annotations(src: Path) -> list[Any]:
+def read_annotations(src: Path) -> list[Any]:
+    """The entries of ``filter_cap.json``, as they stand there. Raises DataError if it has none."""
     path = src / CAPTION_FILE
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_utf8(path))
         annotations = content["annotations"]
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}",
             fix=f"give the folder that holds {CAPTION_FILE} and {IMAGE_FOLDER}/",
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except NotUtf8 as error:
+        raise DataError(f"{path} is {error} (byte {error.byte})", fix="save it as UTF-8") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f'{path} is not JSON of the form {{"annotations": [...]}}') from None
     if not isinstance(annotations, list) or not annotations:
         raise DataError(f"{path} has no annotations")
     return annotations
 
 
-def _checked(src: Path, annotations: list[Any]) -> tuple[list[tuple[str, str, Path]], list[str]]:
+def list_align_images(src: Path) -> ImageFolder:
+    """The images of a folder in cc_sbu_align's layout. Raises DataError if there is no folder."""
+    try:
+        return ImageFolder(src / IMAGE_FOLDER)
+    except OSError as error:
+        raise DataError(
+            f"{src / IMAGE_FOLDER} cannot be read: {error.strerror}",
+            fix=f"a folder with {CAPTION_FILE} needs {IMAGE_FOLDER}/ID.jpg beside it",
+        ) from error
+
+
+def left_out_of_align(src: Path) -> list[LeftOut]:
+    """Files beside the images that no pair names. Raises DataError as ``pack_align_folder``."""
+    images = list_align_images(src)
+    entries = [entry for entry in read_annotations(src) if isinstance(entry, dict)]
+    used = {path for entry in entries for path in images.find(str(entry.get("image_id")))}
+    return add_up(
+        LeftOut(f"no pair of {CAPTION_FILE} names it", suffix_of(path.name), 1, path.name)
+        for path in sorted(images.folder.iterdir())
+        if path not in used
+    )
+
+
+def _checked(
+    images: ImageFolder, annotations: list[Any]
+) -> tuple[list[tuple[str, str, Path]], list[str]]:
     """(id, caption, image) of each pair, and what is wrong with the others."""
     samples: list[tuple[str, str, Path]] = []
     faults = []
@@ -93,35 +133,47 @@ def _checked(src: Path, annotations: list[Any]) -> tuple[list[tuple[str, str, Pa
             faults.append(f"annotation {number} has no image_id and caption")
             continue
         image_id, caption = str(entry["image_id"]), entry["caption"]
-        image = src / IMAGE_FOLDER / f"{image_id}.jpg"
-        fault = _fault(image_id, caption, image, seen)
+        found = images.find(image_id)
+        fault = _entry_fault(image_id, caption, seen) or _image_fault(images, image_id, found)
         if fault:
             faults.append(f"{image_id}: {fault}")
         else:
-            samples.append((image_id, caption, image))
+            samples.append((image_id, caption.removeprefix(BYTE_ORDER_MARK), found[0]))
         seen.add(image_id)
     return samples, faults
 
 
-def _fault(image_id: str, caption: object, image: Path, seen: set[str]) -> str:
+def _entry_fault(image_id: str, caption: object, seen: set[str]) -> str:
+    if not image_id or not image_id.isprintable() or set(image_id) & set("/\\."):
+        dotted = (
+            " (a dot ends a key in a shard: leave its extension out)" if "." in image_id else ""
+        )
+        return f"the id is no plain file name{dotted}"
+    if image_id in seen:
+        return "the id occurs twice"
+    if not isinstance(caption, str) or not is_visible(caption):
+        return "the caption is empty"
+    return ""
+
+
+def _image_fault(images: ImageFolder, image_id: str, found: Sequence[Path]) -> str:
     # NumPy and the decoders come along; `submit` asks this module for a name only.
     from mgpt4_hpc.data.images.decode import ImageError, check_image
 
-    if not image_id or not image_id.isprintable() or set(image_id) & set("/\\."):
-        return "the id is no plain file name"
-    if image_id in seen:
-        return "the id occurs twice"
-    if not isinstance(caption, str) or not caption.strip():
-        return "the caption is empty"
+    if not found:
+        image = images.folder / f"{image_id}.jpg"
+        return f"{image}: {os.strerror(errno.ENOENT)}{beside(image)}"
+    if len(found) > 1:
+        return f"several images have its name: {', '.join(path.name for path in found)}"
     try:
-        check_image(image.read_bytes())
+        check_image(found[0].read_bytes())
     except OSError as error:
         if is_transient(error):
             raise DataError(
-                f"{image} cannot be read just now: {error.strerror}",
+                f"{found[0]} cannot be read just now: {error.strerror}",
                 fix="try again when the storage answers",
             ) from error
-        return f"{image}: {error.strerror}"
+        return f"{found[0]}: {error.strerror}"
     except ImageError as error:
         return str(error)
     return ""
@@ -140,7 +192,7 @@ def _write(folder: Path, samples: list[tuple[str, str, Path]], per_shard: int) -
                 writer.write(
                     {
                         "__key__": image_id,
-                        "jpg": image.read_bytes(),
+                        suffix_of(image.name): image.read_bytes(),
                         "json": record.encode(),
                         "txt": caption.encode(),
                     }

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ShardIndex, build_index, no_samples
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sources.pack import (
@@ -74,12 +74,7 @@ def prepare_source(
 def _usable(path: Path, name: str) -> Path:
     index = ShardIndex.open(path)
     if index.num_samples == 0:
-        reasons = [f"{shard}: {key}: {why}" for shard, key, why in index.quarantined[:5]]
-        raise DataError(
-            f"the source {name!r} has no usable sample in its {index.num_shards} shards",
-            why="; ".join(reasons) or "the shards hold no KEY.jpg with KEY.json or KEY.txt",
-            fix="see what the shards hold with: mgpt4 data check",
-        )
+        raise no_samples(f"the {index.num_shards} shards of the source {name!r}", index.left_out)
     return path
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from mgpt4_hpc.data.batching.text import Encode, clean_caption
+from mgpt4_hpc.data.images.decode import shown_size
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample, SampleReader
 from mgpt4_hpc.data.sampling.order import Int64, keyed_words
@@ -273,11 +274,11 @@ def _hash(data: bytes) -> int:
 
 
 def _image_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from an image's header."""
+    """(width, height) as shown, from an image's header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data)) as image:
-                return image.size
+                return shown_size(image)
     except Exception:  # noqa: BLE001 - decoders of foreign bytes raise anything
         return None

@@ -14,11 +14,12 @@ from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.launch.runs.shared_storage import not_shared
+from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
 from mgpt4_hpc.launch.submit.container import unmounted
 from mgpt4_hpc.launch.submit.preflight_features import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
     projector_findings,
-    source_faults,
+    source_findings,
     weights_faults,
 )
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
@@ -52,14 +53,17 @@ def preflight(
         PreflightError: with every fault at once.
         SlurmUnreachable: if the scheduler cannot be asked.
     """
-    faults = [*unset_paths(config), *weights_faults(config), *source_faults(config)]
+    data_faults, notes = source_findings(config)
+    faults = [*unset_paths(config), *weights_faults(config), *data_faults]
     faults += feature_faults(config)
-    notes: list[str] = []
     if not projector_follows:
-        more, notes = projector_findings(config)
+        more, told = projector_findings(config)
         faults += more
+        notes += told
     faults += _extra_faults(config)
     faults += _batch_faults(config) if new else []
+    # Jobs that Slurm took before it was asked here must come back.
+    faults += sbatch_faults(config.launch) if new and executor != "local" else []
     faults += _runs_dir_faults(runs_dir)
     hook_faults, hook_notes = _hook_findings(config)
     faults += hook_faults

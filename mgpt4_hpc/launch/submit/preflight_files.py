@@ -9,12 +9,14 @@ from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
 from mgpt4_hpc.config.load import missing_start
 from mgpt4_hpc.config.schema import RunConfig, SourceConfig
 from mgpt4_hpc.config.streams import is_url, stream_faults
-from mgpt4_hpc.data.index.shard_list import expand_shards
-from mgpt4_hpc.data.sources.pack import is_align_folder
+from mgpt4_hpc.data.index.left_out import LeftOut, in_words
+from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out_of_folders
+from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.nearby import beside
 
 _SHOWN = 3
 
@@ -38,27 +40,40 @@ def weights_faults(config: RunConfig) -> list[str]:
         return [f"{error.what} ({error.fix})"]
 
 
-def source_faults(config: RunConfig) -> list[str]:
-    """Sources whose shards are missing, and indexes that do not match them."""
-    faults = stream_faults(config)
+def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Faults of sources, and notes on what lies there and will not be read.
+
+    A fault is a missing shard, an index that does not match, or a pattern without sense. What the
+    tars themselves hold is known here only where there is an index.
+    """
+    faults, notes = stream_faults(config), []
     for source in config.data.sources:
-        if not source.path or is_url(source.path) or is_align_folder(Path(source.path)):
-            continue
+        told: list[str] = []
+        left_out: list[LeftOut] = []
         try:
-            shards = expand_shards(source.path)
-            told = _index_faults(source, shards)
+            if is_url(source.path):
+                expand_urls(source.path)
+            elif is_align_folder(Path(source.path)):
+                left_out = left_out_of_align(Path(source.path))
+            elif source.path:
+                told, left_out = _index_findings(source, expand_shards(source.path))
+                left_out = [*left_out, *left_out_of_folders(source.path)]
         except MgptError as error:
             told = [error.what]
         faults += [f"data source {source.name}: {fault}" for fault in told]
-    return faults
+        if left_out:
+            notes.append(f"data source {source.name}: left out: {in_words(left_out)}")
+    return faults, notes
 
 
-def _index_faults(source: SourceConfig, shards: list[Path]) -> list[str]:
+def _index_findings(source: SourceConfig, shards: list[Path]) -> tuple[list[str], list[LeftOut]]:
     if not source.index:
-        return []  # made at the first start, of what is there then
+        return [], []  # made at the first start, of what is there then
     again = "make it anew with `mgpt4 data index`"
-    if not Path(source.index).exists():
-        return [f"the index {source.index} does not exist: make it with `mgpt4 data index`"]
+    index_path = Path(source.index)
+    if not index_path.exists():
+        near = beside(index_path)
+        return [f"the index {index_path} does not exist{near}: make it with `mgpt4 data index`"], []
     from mgpt4_hpc.data.index.index import ShardIndex
 
     index = ShardIndex.open(source.index)
@@ -74,7 +89,7 @@ def _index_faults(source: SourceConfig, shards: list[Path]) -> list[str]:
             f"{counted(len(changed), 'shard')} changed since indexing "
             f"({'; '.join(changed[:_SHOWN])}): {again}"
         )
-    return faults
+    return faults, index.left_out
 
 
 def _some(paths: set[Path]) -> str:

@@ -14,6 +14,7 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed, is_url
 from mgpt4_hpc.data.encoding.plan import missing_from, plan_encoding, sample_order
 from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.index.left_out import in_words
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.errors import DataError
@@ -86,8 +87,10 @@ def find_inputs(
             run.data,
             on_shard=lambda done, total: on_progress(),
         )
-        indexes[source.name] = str(path)
-        digests[source.name] = ShardIndex.open(path).digest
+        index = ShardIndex.open(path)
+        indexes[source.name], digests[source.name] = str(path), index.digest
+        if index.left_out:
+            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
     hold_to_pins(

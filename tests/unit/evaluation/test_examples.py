@@ -55,7 +55,7 @@ def test_references_in_cocos_layout_and_as_a_mapping(tiny_world: TinyWorld, tmp_
         with pytest.raises(DataError, match=f"holds no captions: {told}"):
             read_references(path)
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="holds no captions: it is no text"):
+    with pytest.raises(DataError, match="holds no captions: it is UTF-16, not UTF-8"):
         read_references(path)
 
 

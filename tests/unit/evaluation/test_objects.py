@@ -58,5 +58,5 @@ def test_a_list_of_ones_own(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.txt: No such file"):
         Objects.read(tmp_path / "none.txt")
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="is no text"):
+    with pytest.raises(DataError, match="is UTF-16, not UTF-8"):
         Objects.read(path)

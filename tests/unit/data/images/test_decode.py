@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from mgpt4_hpc.data.images.decode import ImageError, decode_image, decode_rgb
+from mgpt4_hpc.data.images.decode import ImageError, decode_image, decode_rgb, shown_size
 from tests.unit.data.worlds import encoded
 
 
@@ -65,6 +67,122 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert decode_rgb(data)[:, :, 1].reshape(-1).tolist() == list(range(256))
 
 
+RAMP = np.linspace(0, 1, 16).reshape(4, 4)
+SIXTEEN = [17 * step for step in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("values", "tolerance"),
+    [
+        (RAMP.astype(np.float32), 0),
+        ((RAMP * 255).astype(np.float32), 1),
+        ((RAMP * 65535).astype(np.float32), 1),
+        ((RAMP * 1e9).astype(np.float32), 1),
+        ((RAMP - 0.5).astype(np.float32), 1),
+        (np.where(RAMP == 0, np.nan, RAMP).astype(np.float32), 0),
+        ((RAMP * 255).astype(np.int32), 0),
+        ((RAMP * 65535).astype(np.int32), 0),
+        ((RAMP * 2_000_000_000).astype(np.int32), 1),
+        ((RAMP * 65535).astype(np.uint16), 0),
+    ],
+)
+def test_deep_and_float_values_are_scaled_not_clipped(values: np.ndarray, tolerance: int) -> None:
+    shown = decode_rgb(encoded(Image.fromarray(values), "TIFF"))
+    assert (shown[:, :, 0] == shown[:, :, 2]).all()
+    assert np.abs(shown[:, :, 1].reshape(-1).astype(int) - SIXTEEN).max() <= tolerance
+
+
+def test_twelve_bits_of_a_tiff_reach_white() -> None:
+    packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x0F, 0xFF])  # 4095, 0, 2048, 4095
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
+            (279, len(packed))]  # fmt: skip
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    data = head + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decode_rgb(data)[0, :, 0].tolist() == [255, 0, 128, 255]
+
+
+LOGO = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+LOGO.paste((0, 0, 0, 255), (2, 2, 6, 6))
+"""Black on a transparent ground."""
+
+
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("PNG", "RGBA"), ("PNG", "LA"), ("WEBP", "RGBA"), ("GIF", "RGBA"), ("TIFF", "RGBA"),
+     ("TIFF", "LA"), ("TIFF", "PA"), ("AVIF", "RGBA"), ("TGA", "RGBA"), ("JPEG2000", "RGBA"),
+     ("ICO", "RGBA")],
+)  # fmt: skip
+def test_transparency_lies_on_white_in_every_format(form: str, mode: str) -> None:
+    options: dict[str, object] = {"lossless": True} if form == "WEBP" else {}
+    options |= {"sizes": [(8, 8)]} if form == "ICO" else {}
+    pixels = decode_rgb(encoded(LOGO.convert(mode), form, **options)).astype(int)
+    assert pixels[0, 0].min() >= 250  # AVIF is lossy
+    assert pixels[3, 3].max() <= 8
+
+
+def test_half_transparency_is_half_white() -> None:
+    half = Image.new("RGBA", (2, 2), (200, 0, 100, 128))
+    assert np.abs(decode_rgb(encoded(half, "PNG"))[0, 0].astype(int) - [227, 127, 177]).max() <= 1
+
+
+def a_png(bits: int, colours: int, row: bytes, width: int, **chunks: bytes) -> bytes:
+    """A PNG of one row, as Pillow itself would not write it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, 1, bits, colours, 0, 0, 0)
+    middle = b"".join(chunk(name.encode(), data) for name, data in chunks.items())
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" + row))
+    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return start + middle + pixels + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        (a_png(8, 3, b"\0\1", 2, PLTE=bytes([0, 0, 0, 9, 9, 9]), tRNS=b"\0"), [255, 9]),
+        (a_png(8, 0, bytes([0, 100]), 2, tRNS=b"\0\0"), [255, 100]),
+        (a_png(2, 0, bytes([0b00011011]), 4, tRNS=b"\0\1"), [0, 255, 170, 255]),
+        (a_png(8, 2, bytes([0, 0, 0, 9, 9, 9]), 2, tRNS=bytes(6)), [255, 9]),
+        (a_png(16, 0, struct.pack(">2H", 0, 25600), 2, tRNS=b"\0\0"), [255, 100]),
+        (a_png(16, 2, struct.pack(">6H", *[258] * 3, *[2560] * 3), 2,
+               tRNS=struct.pack(">3H", *[258] * 3)), [255, 10]),
+        (a_png(16, 4, struct.pack(">4H", 0, 0, 2560, 65535), 2), [255, 10]),
+        (a_png(16, 6, struct.pack(">8H", *[0] * 4, *[2560] * 3, 65535), 2), [255, 10]),
+    ],
+    ids=["palette", "grey", "grey of 2 bits", "RGB", "grey of 16", "RGB of 16", "LA of 16",
+         "RGBA of 16"],
+)  # fmt: skip
+def test_every_way_in_which_a_png_is_transparent(data: bytes, shown: list[int]) -> None:
+    assert decode_rgb(data)[0, :, 0].tolist() == shown
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_orientation_is_what_a_viewer_shows(form: str) -> None:
+    for orientation in range(11):  # 0 and from 9 on mean nothing
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(a_picture(50, 40), form, exif=exif)
+        upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+        pixels = decode_rgb(data)
+        assert (pixels == np.asarray(upright)).all()
+        with Image.open(io.BytesIO(data)) as image:
+            assert shown_size(image) == pixels.shape[1::-1]
+
+
+def test_broken_exif_is_survived_and_changes_no_pixel() -> None:
+    plain = encoded(a_picture(50, 40), "JPEG", quality=95)
+    for seed in range(50):
+        noise = np.random.default_rng(seed).bytes(3 * seed)
+        for exif in (noise, b"II*\0\x08\0\0\0" + noise, b"MM\0*\0\0\0\x08" + noise):
+            length = struct.pack(">H", len(exif) + 8)
+            broken = plain[:2] + b"\xff\xe1" + length + b"Exif\0\0" + exif + plain[2:]
+            assert (decode_rgb(broken) == decode_rgb(plain)).all()
+
+
 def test_squash_is_pillows_bicubic() -> None:
     data = encoded(a_picture(300, 200), "JPEG", quality=95)
     expected = Image.open(io.BytesIO(data)).resize((224, 224), Image.Resampling.BICUBIC)
@@ -95,6 +213,7 @@ def test_border_keeps_the_shape_on_white() -> None:
         (b"<!doctype html><title>404</title>", "web page"),
         (b"  <html>", "web page"),
         (b"\xff\xd8\xff", "cannot be decoded"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, which is not read: save it as JPEG"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "cannot be decoded"),
     ],
 )

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.errors import DataError
-from tests.unit.data.worlds import make_index, members, tar_bytes, write_shards
+from tests.unit.data.worlds import jpeg, make_index, members, tar_bytes, write_shards
 
 
 @pytest.fixture
@@ -180,6 +180,32 @@ def test_killed_builds_leave_no_index(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, *arguments], check=False)
     assert out.read_bytes() == before
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_what_is_left_out_goes_from_index_to_index(tmp_path: Path) -> None:
+    shard, out = tmp_path / "a.tar", tmp_path / "a.index"
+    shard.write_bytes(
+        tar_bytes([("a.jpg", jpeg()), ("a.txt", b"x"), ("b.jpg", jpeg()), ("v1.2.jpg", b"x")])
+    )
+    first = build_index([shard], out)
+    again = build_index([shard], out)
+    assert again.num_reused == 1
+    assert again.left_out == first.left_out
+    assert [(entry.count, entry.example) for entry in first.left_out] == [(1, "b"), (1, "v1.2.jpg")]
+    older = ShardIndex.open(out)
+    del older._listing["left_out"]  # as before it was noted
+    assert [entry.count for entry in older.left_out] == [1, 1]
+
+
+def test_nothing_usable_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
+    shard, out = tmp_path / "a.tar", tmp_path / "a.index"
+    shard.write_bytes(tar_bytes([("v1.2.jpg", jpeg()), ("v1.2.txt", b"x"), ("c.heic", b"x")]))
+    with pytest.raises(DataError) as error:
+        build_index([shard], out, may_be_empty=False)
+    for told in ("no usable sample", "v1.2.jpg", "c.heic", "KEY.jpg", "KEY.txt"):
+        assert told in str(error.value)
+    assert not out.exists()
+    assert build_index([shard], out).num_samples == 0  # a part of an array may have none
 
 
 def test_useless_requests_are_refused(tmp_path: Path) -> None:

@@ -191,20 +191,80 @@ def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         (b"{", "cannot be parsed"),
-        (b"[1]", "no caption"),
-        (b'{"caption": null}', "NoneType"),
-        (b'{"caption": "  "}', "empty"),
         (b'{"caption": "a dog \\ud83d runs"}', "its caption is not UTF-8"),
         (b"\xff\xfe{}", "cannot be parsed"),
     ],
 )
-def test_a_json_without_a_caption_is_bad(tmp_path: Path, text: bytes, reason: str) -> None:
+def test_a_damaged_json_is_bad_also_beside_a_txt(tmp_path: Path, text: bytes, reason: str) -> None:
     shard = tmp_path / "a.tar"
     shard.write_bytes(tar_bytes([("1.jpg", jpeg()), ("1.json", text), ("1.txt", b"a cat")]))
     build_index([shard], tmp_path / "a.index")
     reader, _ = a_reader(ShardIndex.open(tmp_path / "a.index"))
     with pytest.raises(BadSampleError, match=reason):
         reader.read(0, 0)
+
+
+def captions(folder: Path, *entries: tuple[str, bytes]) -> list[str]:
+    shard = folder / "a.tar"
+    shard.write_bytes(tar_bytes([("1.jpg", jpeg()), *entries]))
+    build_index([shard], folder / "a.index")
+    reader, _ = a_reader(ShardIndex.open(folder / "a.index"))
+    try:
+        return [reader.read(0, 0).caption]
+    except BadSampleError as error:
+        return [error.reason]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"[1]", "its json has no caption"),
+        (b'{"url": "x"}', "its json has no caption"),
+        (b'{"caption": null}', "its json has no caption"),
+        (b'{"caption": ["x"]}', "its caption is list, not text"),
+        (b'{"caption": "  "}', "its caption is empty"),
+        (b'{"caption": "\\u200b"}', "its caption is empty"),
+    ],
+)
+def test_a_good_txt_stands_in_for_a_json_without_a_caption(
+    tmp_path: Path, text: bytes, reason: str
+) -> None:
+    far = ("2.jpg", bytes(200_000))  # so that the txt lies apart from the other parts
+    assert captions(tmp_path, ("1.json", text), far, ("1.txt", b"a cat")) == ["a cat"]
+    assert captions(tmp_path, ("1.json", text)) == [reason]
+    assert captions(tmp_path, ("1.json", text), ("1.txt", b" \n")) == [reason]
+    assert captions(tmp_path, ("1.json", text), ("1.txt", b"caf\xe9")) == [reason]
+
+
+@pytest.mark.parametrize(
+    ("text", "caption"),
+    [
+        ("\ufeffa red box\r\n".encode(), "a red box\r\n"),
+        ("a red\ufeff box".encode(), "a red\ufeff box"),
+        ("\ufeff".encode(), "its caption is empty"),
+        ("\u200b\u200b".encode(), "its caption is empty"),
+        ("\u3164 \u2800\ufe0f\U000e0041".encode(), "its caption is empty"),
+        (b"\0", "its txt is UTF-16 without a mark, or no text at all, not UTF-8"),
+        (b"\x07\x1b", "its caption is empty"),
+        ("\u200b!".encode(), "\u200b!"),
+        ("\u732b".encode(), "\u732b"),
+        ("a red box".encode("utf-16"), "its txt is UTF-16, not UTF-8"),
+        ("a red box".encode("utf-16-be"),
+         "its txt is UTF-16 without a mark, or no text at all, not UTF-8"),
+        ("a red box".encode("utf-32"), "its txt is UTF-32, not UTF-8"),
+        ("caf\u00e9".encode("latin-1"), "its txt is not UTF-8, perhaps Latin-1 or Windows-1252"),
+    ],
+)  # fmt: skip
+def test_marks_and_what_nobody_can_see(tmp_path: Path, text: bytes, caption: str) -> None:
+    assert captions(tmp_path, ("1.txt", text)) == [caption]
+
+
+def test_marks_of_a_json(tmp_path: Path) -> None:
+    record = '{"caption": "\ufeffa red box"}'
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):  # RFC 4627's encodings show by their bytes
+        assert captions(tmp_path, ("1.json", record.encode(encoding))) == ["a red box"]
+    latin = '{"caption": "caf\u00e9"}'.encode("latin-1")
+    assert "its json is not UTF-8" in captions(tmp_path, ("1.json", latin))[0]
 
 
 def test_a_forked_reader_leaves_the_parents_handles_alone(tmp_path: Path) -> None:

@@ -14,10 +14,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mgpt4_hpc.data.index import scan
-from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.index.shard_list import expand_braces, expand_shards
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.shard_list import (
+    expand_braces,
+    expand_shards,
+    expand_urls,
+    left_out_of_folders,
+)
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources.pack import pack_align_folder
 from mgpt4_hpc.data.sources.prepare import prepare_source
@@ -25,7 +31,7 @@ from mgpt4_hpc.data.tar.header import WindowedFile
 from mgpt4_hpc.data.tar.walk import TarListing, walk_tar
 from mgpt4_hpc.errors import DataError, StorageTrouble
 from mgpt4_hpc.retry import PAUSES_S, is_transient, patiently
-from tests.unit.data.worlds import jpeg, write_shards
+from tests.unit.data.worlds import encoded, jpeg, write_shards
 
 
 def align_folder(folder: Path, num: int = 7, **changes: object) -> Path:
@@ -98,7 +104,151 @@ class TestShards:
             expand_shards(align_folder(tmp_path / "align"))
 
 
+class TestJoinedAndOddNames:
+    def test_folders_and_patterns_joined(self, tmp_path: Path) -> None:
+        a, b = write_shards(tmp_path / "a", 2, 1), write_shards(tmp_path / "b", 3, 1)
+        assert expand_shards(f"{tmp_path}/a::{tmp_path}/b/{{00000..00001}}.tar") == a + b[:2]
+        (tmp_path / "list.txt").write_text(f"a/{{00000..00001}}.tar::{tmp_path}/b/00002.tar\n")
+        assert expand_shards(tmp_path / "list.txt") == [*a, b[2]]
+        with pytest.raises(DataError, match="named twice"):
+            expand_shards(f"{tmp_path}/a::{tmp_path}/a")
+        odd = write_shards(tmp_path / "x::y", 1, 1)
+        assert expand_shards(str(odd[0])) == odd
+        urls = expand_urls("https://h/{0..1}.tar::pipe:cat {2..3}.tar")
+        assert urls == ["https://h/0.tar", "https://h/1.tar", "pipe:cat 2.tar", "pipe:cat 3.tar"]
+        assert expand_urls("http://[::1]:80/0.tar") == ["http://[::1]:80/0.tar"]
+
+    @pytest.mark.parametrize(
+        ("spec", "told"),
+        [
+            ("https://h/0.tar::/data/0.tar", "is no URL, others are"),
+            ("https://h/*.tar", "is no pattern: a server does not list"),
+            ("https://h/{0..9999999}.tar", "more than 1,000,000 names"),
+        ],
+    )
+    def test_urls_that_cannot_be(self, spec: str, told: str) -> None:
+        with pytest.raises(DataError, match=told.replace("*", r"\*")):
+            expand_urls(spec)
+
+    @pytest.mark.parametrize(
+        "pattern",
+        [
+            "{00000..99999}/{00000..99999}.tar",
+            "{0..99999999999999}.tar",
+            "{0.." + "9" * 5000 + "}",
+            "{a,b}" * 64,
+            "{a," * 30 + "{0..999999999}",
+        ],
+    )
+    def test_patterns_beyond_sense_are_refused_at_once(self, pattern: str) -> None:
+        with pytest.raises(DataError, match="more than 1,000,000"):
+            next(expand_braces(pattern))
+
+    def test_many_braces_that_are_none(self) -> None:
+        assert list(expand_braces("{x}" * 5000)) == ["{x}" * 5000]
+
+    def test_patterns_of_the_shell(self, tmp_path: Path) -> None:
+        a, b = write_shards(tmp_path / "a", 12, 1), write_shards(tmp_path / "b", 2, 1)
+        assert expand_shards(f"{tmp_path}/a/0000[1-3].tar") == a[1:4]
+        assert expand_shards(f"{tmp_path}/*/0000?.tar") == a[:10] + b
+        assert expand_shards(f"{tmp_path}/{{b,a}}/*0.tar") == [b[0], a[0], a[10]]
+        (tmp_path / "list.txt").write_text("b/*.tar\n")
+        assert expand_shards(tmp_path / "list.txt") == b
+        with pytest.raises(DataError, match=r"nothing matches .*c/\*"):
+            expand_shards(f"{tmp_path}/c/*.tar")
+        literal = write_shards(tmp_path / "d[1]", 1, 1)
+        assert expand_shards(str(literal[0])) == literal
+        with pytest.raises(DataError, match=r"\{0\.\.9\.\.3\} is no pattern here"):
+            expand_shards(f"{tmp_path}/a/{{0..9..3}}.tar")
+
+    def test_lists_as_editors_write_them(self, tmp_path: Path) -> None:
+        shard = write_shards(tmp_path / "a#1", 1, 1)[0]
+        spaced = write_shards(tmp_path / "b #2", 1, 1)[0]
+        text = "# mine\r\na#1/00000.tar # the first\r\nb #2/00000.tar\r\n"
+        listing = tmp_path / "list.txt"
+        listing.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        assert expand_shards(listing) == [shard, spaced]
+        listing.write_text(text, encoding="utf-16")
+        with pytest.raises(DataError, match="its text is UTF-16, not UTF-8"):
+            expand_shards(listing)
+        listing.write_bytes(b"caf\xe9.tar\n")
+        with pytest.raises(DataError, match=r"not UTF-8, perhaps Latin-1 .*byte 3"):
+            expand_shards(listing)
+        listing.write_text("https://h/0.tar\n")
+        with pytest.raises(DataError, match="is a URL"):
+            expand_shards(listing)
+
+    def test_near_names_are_told(self, tmp_path: Path) -> None:
+        write_shards(tmp_path / "laion", 2, 1)
+        (tmp_path / "laion" / "00001.tar").rename(tmp_path / "laion" / "00001.TAR")
+        with pytest.raises(DataError, match=r"beside it lies 00001\.TAR"):
+            expand_shards(f"{tmp_path}/laion/{{00000..00001}}.tar")
+        with pytest.raises(DataError, match=r"laoin does not exist; beside it lies laion"):
+            expand_shards(f"{tmp_path}/laoin/00000.tar")
+
+    def test_what_else_lies_in_a_folder(self, tmp_path: Path) -> None:
+        write_shards(tmp_path, 1, 1)
+        for name in ("a.tar.gz", "b.tgz", "00000.parquet", "c.TAR"):
+            (tmp_path / name).write_bytes(b"x")
+        (tmp_path / "more").mkdir()
+        assert {(e.extension, e.reason) for e in left_out_of_folders(tmp_path)} == {
+            ("gz", "it is compressed, and not read"),
+            ("tgz", "it is compressed, and not read"),
+            ("parquet", "it is no .tar"),
+            ("tar", "it is no .tar"),
+            ("", "folders in a folder of shards are not searched"),
+        }
+
+
 class TestPack:
+    @pytest.mark.parametrize("suffix", [".png", ".PNG", ".JPG", ".jpeg", ".webp", ".gif"])
+    def test_images_of_any_name(self, tmp_path: Path, suffix: str) -> None:
+        folder = align_folder(tmp_path / "align", num=3)
+        form = {".png": "PNG", ".webp": "WEBP", ".gif": "GIF"}.get(suffix.lower(), "JPEG")
+        for path in (folder / "image").iterdir():
+            data = encoded(Image.open(path), form)
+            path.unlink()
+            path.with_suffix(suffix).write_bytes(data)
+        packed = pack_align_folder(folder, tmp_path / "out")
+        assert (packed.num_samples, packed.left_out) == (3, [])
+        build_index(packed.shards, tmp_path / "out.index", decode=True)
+        assert ShardIndex.open(tmp_path / "out.index").num_samples == 3
+
+    def test_files_that_do_not_fit_are_named(self, tmp_path: Path) -> None:
+        extra = [{"image_id": name, "caption": "x"} for name in ("logo", "two", "5.png", "6")]
+        folder = align_folder(tmp_path / "align", num=2, extra=extra)
+        images = folder / "image"
+        for name in ("logo.svg", "two.png", "two.gif", "5.png"):
+            (images / name).write_bytes(jpeg())
+        with pytest.raises(DataError) as error:
+            pack_align_folder(folder, tmp_path / "out")
+        for told in (
+            "logo.jpg: No such file or directory; beside it lies logo.svg",
+            "several images have its name: two.gif, two.png", "leave its extension out",
+        ):  # fmt: skip
+            assert told in str(error.value)
+
+    def test_images_without_a_pair_are_counted(self, tmp_path: Path) -> None:
+        folder = align_folder(tmp_path / "align", num=2)
+        (folder / "image" / "9.jpg").write_bytes(jpeg())
+        (folder / "image" / "1.gif").write_bytes(jpeg())  # 1.jpg comes before it
+        (folder / "image" / "Thumbs.db").write_bytes(b"x")
+        packed = pack_align_folder(folder, tmp_path / "out")
+        assert {(e.extension, e.count, e.example) for e in packed.left_out} == {
+            ("jpg", 1, "9.jpg"), ("gif", 1, "1.gif"), ("db", 1, "Thumbs.db"),
+        }  # fmt: skip
+
+    def test_captions_of_another_encoding(self, tmp_path: Path) -> None:
+        folder = align_folder(tmp_path / "align", num=2)
+        path = folder / "filter_cap.json"
+        text = path.read_text().encode().decode("unicode-escape")
+        path.write_text("\ufeff" + text, encoding="utf-8")
+        assert pack_align_folder(folder, tmp_path / "marked").num_samples == 2
+        for encoding, told in (("latin-1", "perhaps Latin-1"), ("utf-16", "UTF-16, not UTF-8")):
+            path.write_text(text, encoding=encoding)
+            with pytest.raises(DataError, match=told):
+                pack_align_folder(folder, tmp_path / "out")
+
     def test_packs_everything_reproducibly(self, tmp_path: Path) -> None:
         folder = align_folder(tmp_path / "align")
         shards = pack_align_folder(folder, tmp_path / "one", samples_per_shard=3).shards

@@ -22,7 +22,7 @@ from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.preflight_files import (
     checkpoint_fault,
     projector_findings,
-    source_faults,
+    source_findings,
 )
 from mgpt4_hpc.launch.submit.preflight_memory import estimate, memory_findings, sizes_gib
 from mgpt4_hpc.model.architecture import Architecture
@@ -197,22 +197,22 @@ def with_index(shards: Path, index: Path) -> RunConfig:
 def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     index = tmp_path / "laion.index"
     checked = with_index(shards, index)
-    assert "does not exist: make it with `mgpt4 data index`" in source_faults(checked)[0]
+    assert "does not exist: make it with `mgpt4 data index`" in source_findings(checked)[0][0]
     paths = expand_shards(shards)
     build_index(paths, index, name="laion", workers=1)
-    assert source_faults(checked) == []
+    assert source_findings(checked)[0] == []
 
     extra = shards / "zzz.tar"
     extra.write_bytes(paths[0].read_bytes())
-    (fault,) = source_faults(checked)
+    (fault,) = source_findings(checked)[0]
     assert "lacks 1 shard (zzz.tar): make it anew" in fault
     extra.unlink()
     with paths[0].open("ab") as file:
         file.write(b"\0" * 512)
-    (fault,) = source_faults(checked)
+    (fault,) = source_findings(checked)[0]
     assert "1 shard changed since indexing" in fault and paths[0].name in fault
     index.write_bytes(b"no index")
-    assert len(source_faults(checked)) == 1
+    assert len(source_findings(checked)[0]) == 1
 
 
 def test_a_bundle_that_changed_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""Text that people's editors and programs wrote: UTF-8, with or without a byte order mark."""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+
+_OTHER_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+"""UTF-32 first: its little-endian mark begins with UTF-16's."""
+
+
+class NotUtf8(ValueError):
+    """Bytes in another encoding; the message reads on after "its text is".
+
+    Attributes:
+        byte: offset of the first byte that does not fit.
+    """
+
+    def __init__(self, message: str, byte: int = 0) -> None:
+        super().__init__(message)
+        self.byte = byte
+
+
+def decode_utf8(data: bytes) -> str:
+    """The text without its byte order mark.
+
+    Raises:
+        NotUtf8: naming the encoding where it shows.
+    """
+    for mark, encoding in _OTHER_MARKS:
+        if data.startswith(mark):
+            raise NotUtf8(f"{encoding}, not UTF-8")
+    if 3 * data.count(0) > len(data):  # every other byte, in texts of Latin letters
+        raise NotUtf8("UTF-16 without a mark, or no text at all, not UTF-8", data.index(0))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise NotUtf8("not UTF-8, perhaps Latin-1 or Windows-1252", error.start) from None
+
+
+def read_utf8(path: Path) -> str:
+    """A file's text without its byte order mark. Raises OSError and NotUtf8."""
+    return decode_utf8(path.read_bytes())
