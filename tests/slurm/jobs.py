@@ -81,7 +81,7 @@ def wait_finished(
 
 def wait_for_step(cluster: Cluster, run: Path, step: int) -> None:
     """Wait until the ledger tells of this step or a later one."""
-    cluster.wait_until(lambda: last_step(run) >= step, 120, f"{run.name} reached step {step}")
+    cluster.wait_until(lambda: last_step(run) >= step, 300, f"{run.name} reached step {step}")
 
 
 def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:

@@ -32,12 +32,12 @@ def test_a_stored_run_is_resumed_preempted_and_finished(
     assert (run / "code" / "mgpt4_hpc" / "launch" / "ending.py").is_file(), "not the older code"
     wait_for_step(cluster, run, 20)
     mgpt4(cluster, runs, "cancel", "--save", "one")
-    cluster.wait_until(lambda: not cluster.squeue(), 120, "the older job has saved and ended")
+    cluster.wait_until(lambda: not cluster.squeue(), 300, "the older job has saved and ended")
 
     mgpt4(cluster, runs, "resume", "one")
     cluster.wait_until(
         lambda: len(read_ledgers(run / "ledger")) == 2 and last_step(run) > stopped_at(run),
-        180,
+        300,
         "the resumed job trains",
     )
     preempt(cluster)
