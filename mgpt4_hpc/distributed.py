@@ -30,7 +30,7 @@ COLLECTIVE_TIMEOUT_S = 1200.0
 """Longest wait inside a step's collective; a peer that died is noticed at once, one that hangs is
 not, unless a watchdog ends it sooner."""
 
-PATIENCE = timedelta(hours=24)
+PEER_TIMEOUT = timedelta(hours=24)
 """Longest wait for what one rank does for all: a first start may index shards for hours."""
 
 _patient: torch.distributed.ProcessGroup | None = None
@@ -288,7 +288,7 @@ def start_group(
         world_size=ranks.world_size,
         timeout=timedelta(seconds=timeout_s),
     )
-    group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+    group = torch.distributed.new_group(backend="gloo", timeout=PEER_TIMEOUT)
     _patient = cast("torch.distributed.ProcessGroup", group)  # every rank is a member
 
 

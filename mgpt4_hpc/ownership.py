@@ -23,7 +23,7 @@ _WRITE = {stat.S_IWGRP: stat.S_IXGRP, stat.S_IWOTH: stat.S_IXOTH}
 _SHOWN = 5
 
 
-def assert_trusted(run: Path, *, user: int | None = None) -> None:
+def assert_owned(run: Path, *, user: int | None = None) -> None:
     """Refuse a run folder that others could have written to, or can.
 
     Args:
@@ -121,7 +121,7 @@ def shell_check(folder: str) -> list[str]:
 
     Only the shell and ``find`` from the system's own path run here: a Python would read the
     working directory or the snapshot, which are what is in doubt. The rules are those of
-    :func:`assert_trusted`, less the folders above.
+    :func:`assert_owned`, less the folders above.
     """
     find = 'command -p find -H "$mgpt4_folder"'
     return [

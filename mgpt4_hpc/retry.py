@@ -30,7 +30,7 @@ TRANSIENT = frozenset(
 T = TypeVar("T")
 
 
-def patiently(
+def retry_storage(
     action: Callable[[], T],
     *,
     vanished: Callable[[], bool] = lambda: False,

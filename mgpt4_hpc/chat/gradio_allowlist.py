@@ -29,7 +29,7 @@ _MAX_JSON = 2**20
 """Bytes of a question: a text, and names of images. It is held in memory, unlike an upload."""
 
 
-class Surface:
+class GradioAllowlist:
     """Passes on what the page needs, to Gradio's application (ASGI).
 
     A file is always an upload: where a request names another one, or an address for Gradio to

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.shared_model import Closing, Room, Visit
+from mgpt4_hpc.chat.shared_model import Closing, SharedModel, Visitor
 from mgpt4_hpc.data.images.image_file import read_picture, require_few_pixels, thumbnail
 from mgpt4_hpc.errors import DataError, MgptError
 from mgpt4_hpc.model.generation.answer import Answer
@@ -48,7 +48,7 @@ class _Widgets:
     """What the page consists of, as far as anything is read from or shown in it.
 
     Attributes:
-        visit: the visitor's conversation, None before its first question.
+        visitor: the visitor's conversation, None before its first question.
         talk: shows it.
         box: question and images.
         stop, anew: buttons.
@@ -56,7 +56,7 @@ class _Widgets:
         sliders: of the sampling, in the order of ``_sampling``'s arguments.
     """
 
-    visit: gr.State
+    visitor: gr.State
     talk: gr.Chatbot
     box: gr.MultimodalTextbox
     stop: gr.Button
@@ -65,18 +65,20 @@ class _Widgets:
     sliders: list[gr.components.Component]
 
 
-def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr.Blocks:
+def build_page(
+    shared_model: SharedModel, start: Sampling, limits: Limits, uploads: Path
+) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
-        room: answers.
+        shared_model: answers.
         start: where the sliders stand at first.
         limits: of uploads and answers.
         uploads: folder that Gradio keeps uploads in; each is deleted once it was looked at.
     """
     with gr.Blocks(title="mgpt4", analytics_enabled=False, fill_height=True) as page:
-        widgets = _lay_out(room.speakers, start, limits)
-        _connect(widgets, _answering(room, start, limits, uploads))
+        widgets = _lay_out(shared_model.speakers, start, limits)
+        _connect(widgets, _answering(shared_model, start, limits, uploads))
     # Not open: a question that is sent past the queue would not wait for its turn.
     page.queue(max_size=_WAITING, api_open=False)
     page.state_session_capacity = _VISITS
@@ -84,7 +86,7 @@ def build_page(room: Room, start: Sampling, limits: Limits, uploads: Path) -> gr
 
 
 def _lay_out(speakers: Sequence[str], start: Sampling, limits: Limits) -> _Widgets:
-    visit = gr.State(None)
+    visitor = gr.State(None)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3):
             talk = gr.Chatbot(
@@ -116,32 +118,38 @@ def _lay_out(speakers: Sequence[str], start: Sampling, limits: Limits) -> _Widge
                 elem_id="speaker",
             )
             sliders = _sliders(start, limits)
-    return _Widgets(visit, talk, box, stop, anew, speaker, sliders)
+    return _Widgets(visitor, talk, box, stop, anew, speaker, sliders)
 
 
-def _answering(room: Room, start: Sampling, limits: Limits, uploads: Path) -> Answering:
+def _answering(
+    shared_model: SharedModel, start: Sampling, limits: Limits, uploads: Path
+) -> Answering:
     """What happens to a question: its images are taken, and the answer is shown as it grows."""
 
     def answer(
-        message: dict[str, Any], visit: Visit | None, speaker: str, *values: float
+        message: dict[str, Any], visitor: Visitor | None, speaker: str, *values: float
     ) -> Generator[tuple[Any, ...], None, None]:
-        visit = visit or room.visit()
+        visitor = visitor or shared_model.visitor()
         question = message.get("text") or ""
         whole = None
         with _told():
-            refused = _take_images(room, visit, message.get("files") or [], limits, uploads)
+            refused = _take_images(
+                shared_model, visitor, message.get("files") or [], limits, uploads
+            )
             # The images are in the conversation now; a refused question stays to be mended.
-            yield _messages(visit), {"text": question, "files": []}, visit
+            yield _messages(visitor), {"text": question, "files": []}, visitor
             if refused is not None:
                 raise refused
-            growing = _Growing(room.ask(visit, speaker, question, _sampling(start, *values)))
+            growing = _Growing(
+                shared_model.ask(visitor, speaker, question, _sampling(start, *values))
+            )
             for text in growing:
-                yield _messages(visit, question, text), None, visit
+                yield _messages(visitor, question, text), None, visitor
             whole = growing.whole
         if whole is None:
-            yield _messages(visit), {"text": question, "files": []}, visit
+            yield _messages(visitor), {"text": question, "files": []}, visitor
             return
-        yield _messages(visit), None, visit
+        yield _messages(visitor), None, visitor
         if not whole.stopped:
             gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
 
@@ -169,11 +177,11 @@ class _Growing:
 
 
 def _connect(widgets: _Widgets, answer: Answering) -> None:
-    visit, talk, box = widgets.visit, widgets.talk, widgets.box
+    visitor, talk, box = widgets.visitor, widgets.talk, widgets.box
     asked = box.submit(
         answer,
-        [box, visit, widgets.speaker, *widgets.sliders],
-        [talk, box, visit],
+        [box, visitor, widgets.speaker, *widgets.sliders],
+        [talk, box, visitor],
         concurrency_id="model",
         concurrency_limit=1,
         show_progress="minimal",
@@ -181,8 +189,8 @@ def _connect(widgets: _Widgets, answer: Answering) -> None:
         api_name="ask",
     )
     widgets.stop.click(
-        lambda visit: [] if visit is None else _messages(visit),
-        visit,
+        lambda visitor: [] if visitor is None else _messages(visitor),
+        visitor,
         talk,
         cancels=asked,
         queue=False,
@@ -192,7 +200,7 @@ def _connect(widgets: _Widgets, answer: Answering) -> None:
         forget(
             lambda: (None, [], None),
             None,
-            [visit, talk, box],
+            [visitor, talk, box],
             cancels=asked,
             queue=False,
             api_name=False,
@@ -248,7 +256,7 @@ def _sampling(
 
 
 def _take_images(
-    room: Room, visit: Visit, files: list[str], limits: Limits, uploads: Path
+    shared_model: SharedModel, visitor: Visitor, files: list[str], limits: Limits, uploads: Path
 ) -> MgptError | None:
     """Look at the uploaded files and delete them; the first that cannot be used is returned."""
     refused: MgptError | None = None
@@ -258,8 +266,8 @@ def _take_images(
                 raise DataError(f"{file.name} was not uploaded here")
             data = read_picture(file, max_bytes=limits.max_bytes)
             require_few_pixels(data, limits.max_pixels, file.name)
-            room.show(visit, data, file.name, "")
-            visit.pictures[-1] = thumbnail(data, _PICTURE_SIDE)
+            shared_model.show(visitor, data, file.name, "")
+            visitor.pictures[-1] = thumbnail(data, _PICTURE_SIDE)
         except MgptError as error:
             refused = refused or error
         finally:
@@ -268,10 +276,10 @@ def _take_images(
     return refused
 
 
-def _messages(visit: Visit, question: str = "", growing: str = "") -> list[dict[str, Any]]:
+def _messages(visitor: Visitor, question: str = "", growing: str = "") -> list[dict[str, Any]]:
     """The conversation for Gradio; what people and models say is text, never markup."""
-    talk = visit.session.conversation
-    pictures = iter(visit.pictures)
+    talk = visitor.session.conversation
+    pictures = iter(visitor.pictures)
     shown: list[dict[str, Any]] = []
 
     def add(role: str, text: str, num_images: int = 0) -> None:

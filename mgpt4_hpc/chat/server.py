@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 from mgpt4_hpc.chat.access_control import LOOPBACK_NAMES, Guard
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.shared_model import MAX_IMAGES, Room
+from mgpt4_hpc.chat.shared_model import MAX_IMAGES, SharedModel
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.model.generation.sampling import Sampling
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.chat.gradio_allowlist import Surface
+    from mgpt4_hpc.chat.gradio_allowlist import GradioAllowlist
 
 _STOP_S = 3
 """Seconds that open connections get when the server stops; browsers hold theirs for ever."""
@@ -42,7 +42,7 @@ def require_gradio() -> None:
 
 
 def serve(
-    room: Room,
+    shared_model: SharedModel,
     sampling: Sampling,
     *,
     host: str,
@@ -56,7 +56,7 @@ def serve(
     """Serve the page until TERM, INT or HUP; then break off, close and clean up.
 
     Args:
-        room: answers.
+        shared_model: answers.
         sampling: where the sliders stand at first.
         host: address to listen on.
         port: a free one.
@@ -70,7 +70,7 @@ def serve(
     with _uploads_folder() as uploads:
         try:
             guard = Guard(
-                build_application(room, sampling, limits, uploads, host, port),
+                build_application(shared_model, sampling, limits, uploads, host, port),
                 token=token,
                 hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
                 # Images that are dropped together come together; Gradio writes them to files, and
@@ -78,9 +78,9 @@ def serve(
                 max_body=MAX_IMAGES * limits.max_bytes + _BODY_SLACK,
                 cookie=f"mgpt4_token_{port}",
             )
-            _run(guard, room, uploads, host, port, on_ready)
+            _run(guard, shared_model, uploads, host, port, on_ready)
         finally:
-            room.close()
+            shared_model.close()
 
 
 @contextmanager
@@ -101,8 +101,13 @@ def _uploads_folder() -> Iterator[Path]:
 
 
 def build_application(
-    room: Room, sampling: Sampling, limits: Limits, uploads: Path, host: str, port: int
-) -> Surface:
+    shared_model: SharedModel,
+    sampling: Sampling,
+    limits: Limits,
+    uploads: Path,
+    host: str,
+    port: int,
+) -> GradioAllowlist:
     """The page as a web application, without anything of Gradio's that nobody asked for."""
     # Read when Gradio is imported: no calls home.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -112,12 +117,12 @@ def build_application(
     import gradio as gr
     from fastapi import FastAPI
 
-    from mgpt4_hpc.chat.gradio_allowlist import Surface
+    from mgpt4_hpc.chat.gradio_allowlist import GradioAllowlist
     from mgpt4_hpc.chat.page import build_page, head, style
 
     page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        build_page(room, sampling, limits, uploads),
+        build_page(shared_model, sampling, limits, uploads),
         path="/",
         server_name=host,
         server_port=port,
@@ -131,11 +136,16 @@ def build_application(
         css=style(),
         head=head(),
     )
-    return Surface(page, uploads)
+    return GradioAllowlist(page, uploads)
 
 
 def _run(
-    guard: Guard, room: Room, uploads: Path, host: str, port: int, on_ready: Callable[[], None]
+    guard: Guard,
+    shared_model: SharedModel,
+    uploads: Path,
+    host: str,
+    port: int,
+    on_ready: Callable[[], None],
 ) -> None:
     """Listen until a signal comes."""
     import uvicorn
@@ -150,7 +160,7 @@ def _run(
                 on_ready()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-            room.close()
+            shared_model.close()
             super().handle_exit(sig, frame)
 
     logging.getLogger("uvicorn.error").addFilter(_not_a_stop)

@@ -16,7 +16,7 @@ from mgpt4_hpc.chat.conversation import Conversation
 from mgpt4_hpc.data.images.image_file import picture_pixels, read_picture
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.model.generation.generate import Sampling
 
 MIN_ANSWER_TOKENS = 16
@@ -43,16 +43,16 @@ class ChatSession:
     """Images in, questions in, answers out, piece by piece.
 
     Args:
-        talker: the model; several sessions may share one, but not at the same moment.
+        chat_model: the model; several sessions may share one, but not at the same moment.
         sampling: how it answers.
         ways: what errors tell to do.
     """
 
-    def __init__(self, talker: Talker, sampling: Sampling, ways: Ways = TERMINAL) -> None:
-        self.talker = talker
+    def __init__(self, chat_model: ChatModel, sampling: Sampling, ways: Ways = TERMINAL) -> None:
+        self.chat_model = chat_model
         self.sampling = sampling
         self.ways = ways
-        self.conversation = Conversation(talker.source.template)
+        self.conversation = Conversation(chat_model.source.template)
         self._features: list[torch.Tensor] = []
 
     def add_image(self, path: Path) -> None:
@@ -65,8 +65,8 @@ class ChatSession:
         Raises:
             DataError: if it cannot be decoded or has too many pixels.
         """
-        pixels = torch.from_numpy(picture_pixels(data, self.talker.image_size, name))
-        self._features.append(self.talker.encode(pixels.unsqueeze(0)))
+        pixels = torch.from_numpy(picture_pixels(data, self.chat_model.image_size, name))
+        self._features.append(self.chat_model.encode(pixels.unsqueeze(0)))
         self.conversation.pending.append(name)
 
     def ask(self, question: str) -> Generator[str, None, Answer]:
@@ -83,7 +83,7 @@ class ChatSession:
         if not self._features:
             raise ConfigError("there is no image to talk about yet", fix=self.ways.add)
         features_NIQ = torch.cat(self._features)
-        answer = yield from self.talker.stream(prompt, features_NIQ, self._fitting(prompt))
+        answer = yield from self.chat_model.stream(prompt, features_NIQ, self._fitting(prompt))
         self.conversation.add(question, answer.text)
         return answer
 
@@ -95,7 +95,7 @@ class ChatSession:
     def start_over(self) -> None:
         """Begin anew with the same images, in the format of whoever answers now."""
         images = self.conversation.images
-        self.conversation = Conversation(self.talker.source.template, pending=images)
+        self.conversation = Conversation(self.chat_model.source.template, pending=images)
 
     def save(self, path: Path) -> None:
         """Write the conversation to a file; its images are kept as paths."""
@@ -108,7 +108,7 @@ class ChatSession:
             DataError: if the file or one of its images cannot be read.
             ConfigError: if it was held in another format.
         """
-        saved = Conversation.load(path, self.talker.source.template)
+        saved = Conversation.load(path, self.chat_model.source.template)
         self.reset()
         for name in saved.images:
             self.add_image(Path(name))
@@ -116,13 +116,13 @@ class ChatSession:
 
     def _fitting(self, prompt: str) -> Sampling:
         """The sampling, shortened to what is left of the context."""
-        room = self.talker.room(prompt)
-        if room is None or room >= self.sampling.max_new_tokens:
+        max_answer_tokens = self.chat_model.max_answer_tokens(prompt)
+        if max_answer_tokens is None or max_answer_tokens >= self.sampling.max_new_tokens:
             return self.sampling
-        if room < MIN_ANSWER_TOKENS:
+        if max_answer_tokens < MIN_ANSWER_TOKENS:
             raise ConfigError(
-                f"the conversation fills the language model's context: {max(room, 0)} tokens are "
-                f"left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
+                f"the conversation fills the language model's context: {max(max_answer_tokens, 0)} "
+                f"tokens are left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
                 fix=f"{self.ways.anew}, or ask something shorter",
             )
-        return dataclasses.replace(self.sampling, max_new_tokens=room)
+        return dataclasses.replace(self.sampling, max_new_tokens=max_answer_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from mgpt4_hpc.chat.session import ChatSession, Ways
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import Source, Talker, same_towers, tell_apart
+from mgpt4_hpc.model.generation.chat_model import ChatModel, Source, same_towers, tell_apart
 from mgpt4_hpc.model.generation.sampling import Sampling
 
 MAX_IMAGES = 16
@@ -28,7 +28,7 @@ class Closing(Exception):
 
 
 @dataclass
-class Visit:
+class Visitor:
     """One person's conversation.
 
     Attributes:
@@ -55,11 +55,11 @@ def require_shared(sources: Sequence[Source]) -> None:
             )
 
 
-class Room:
+class SharedModel:
     """The model, and whose turn it is.
 
     Args:
-        talker: the model, built for any of the sources.
+        chat_model: the model, built for any of the sources.
         sources: checkpoints to choose from; their trained weights are read here and kept.
 
     Raises:
@@ -67,10 +67,10 @@ class Room:
         WeightsError: if one of them cannot be read, or is of another variant.
     """
 
-    def __init__(self, talker: Talker, sources: Sequence[Source]) -> None:
+    def __init__(self, chat_model: ChatModel, sources: Sequence[Source]) -> None:
         require_shared(sources)
-        self._talker = talker
-        self._trained = {source.name: talker.read(source) for source in tell_apart(sources)}
+        self._chat_model = chat_model
+        self._trained = {source.name: chat_model.read(source) for source in tell_apart(sources)}
         self._turn = threading.Lock()
         self._closing = threading.Event()
 
@@ -83,15 +83,15 @@ class Room:
         """Break off the answer that is being given, and refuse others."""
         self._closing.set()
 
-    def visit(self) -> Visit:
+    def visitor(self) -> Visitor:
         """A new conversation."""
-        return Visit(ChatSession(self._talker, Sampling(), PAGE))
+        return Visitor(ChatSession(self._chat_model, Sampling(), PAGE))
 
-    def show(self, visit: Visit, data: bytes, name: str, picture: str) -> None:
+    def show(self, visitor: Visitor, data: bytes, name: str, picture: str) -> None:
         """Add an image to the next question.
 
         Args:
-            visit: whose.
+            visitor: whose.
             data: the compressed image.
             name: for messages.
             picture: what the page shows of it.
@@ -99,17 +99,17 @@ class Room:
         Raises:
             DataError: if it cannot be used, or is one too many.
         """
-        if len(visit.pictures) >= MAX_IMAGES:
+        if len(visitor.pictures) >= MAX_IMAGES:
             raise DataError(
                 f"{name} is one image too many: a conversation may have {MAX_IMAGES}",
                 fix=PAGE.anew,
             )
         with self._model():
-            visit.session.add_picture(data, name)
-        visit.pictures.append(picture)
+            visitor.session.add_picture(data, name)
+        visitor.pictures.append(picture)
 
     def ask(
-        self, visit: Visit, speaker: str, question: str, sampling: Sampling
+        self, visitor: Visitor, speaker: str, question: str, sampling: Sampling
     ) -> Generator[str, None, Answer]:
         """The answer of a checkpoint, piece by piece; nobody else is answered meanwhile.
 
@@ -126,13 +126,13 @@ class Room:
             )
         with self._model():
             trained = self._trained[speaker]
-            if self._talker.source != trained.source:
-                self._talker.use(trained)
-            if visit.speaker != speaker:
-                visit.session.start_over()
-                visit.speaker = speaker
-            visit.session.sampling = sampling
-            pieces = visit.session.ask(question)
+            if self._chat_model.source != trained.source:
+                self._chat_model.use(trained)
+            if visitor.speaker != speaker:
+                visitor.session.start_over()
+                visitor.speaker = speaker
+            visitor.session.sampling = sampling
+            pieces = visitor.session.ask(question)
             while True:
                 if self._closing.is_set():
                     raise Closing

@@ -61,7 +61,7 @@ class Resolved:
         return config_digest(self.config)
 
 
-_UNDECISIVE: Any = {
+NOT_IN_DIGEST: Any = {
     "launch": True,
     "container": True,
     "name": True,
@@ -96,7 +96,7 @@ _UNDECISIVE: Any = {
 
 def config_digest(config: RunConfig) -> str:
     """Hex digest of the settings that decide a run's result."""
-    decisive = config.model_dump(mode="json", exclude=_UNDECISIVE)
+    decisive = config.model_dump(mode="json", exclude=NOT_IN_DIGEST)
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -16,7 +16,7 @@ from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.retry import PAUSES_S, patiently
+from mgpt4_hpc.retry import PAUSES_S, retry_storage
 
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
 
@@ -101,7 +101,7 @@ def read_own_config(path: Path, *, pauses_s: Sequence[float] = PAUSES_S) -> Reso
         StorageTrouble: shared storage does not give it out.
         ConfigError: if it was edited into something invalid.
     """
-    return patiently(
+    return retry_storage(
         lambda: read_config(path), vanished=lambda: not path.exists(), pauses_s=pauses_s
     )
 

@@ -20,7 +20,7 @@ from mgpt4_hpc.evaluation.failures import echoes_prompt, is_empty, is_incomplete
 from mgpt4_hpc.evaluation.objects import Objects, score_objects
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.model.generation.sampling import Sampling, row_seed
 
 FAILURE_TASKS = {
@@ -51,7 +51,7 @@ class Pictures:
 
 
 def look_at(
-    talker: Talker,
+    chat_model: ChatModel,
     examples: Sequence[Example],
     *,
     batch_size: int = 16,
@@ -67,13 +67,13 @@ def look_at(
         usable: list[tuple[Example, Pixels]] = []
         for example in examples[start : start + batch_size]:
             try:
-                pixels = picture_pixels(example.data(), talker.image_size, example.name)
+                pixels = picture_pixels(example.data(), chat_model.image_size, example.name)
                 usable.append((example, pixels))
             except DataError as error:
                 seen.left_out.append(error.what)
         if usable:
             batch = torch.from_numpy(np.stack([pixels for _, pixels in usable]))
-            seen.features += list(talker.encode(batch).cpu().split(1))
+            seen.features += list(chat_model.encode(batch).cpu().split(1))
             seen.examples += [example for example, _ in usable]
         progress(len(examples[start : start + batch_size]))
     if not seen.examples:
@@ -83,7 +83,7 @@ def look_at(
 
 
 def ask_all(
-    talker: Talker,
+    chat_model: ChatModel,
     pictures: Pictures,
     instruction: str,
     sampling: Sampling,
@@ -96,13 +96,13 @@ def ask_all(
 
     ``between`` is called before each token, and may raise to break off.
     """
-    prompt = talker.source.template.render(instruction)
+    prompt = chat_model.source.template.render(instruction)
     answers: list[Answer] = []
     for start in range(0, len(pictures.examples), batch_size):
         chosen = pictures.examples[start : start + batch_size]
         seeds = [row_seed(sampling.seed, f"{instruction}/{example.name}") for example in chosen]
         features = pictures.features[start : start + batch_size]
-        answers += talker.answers(
+        answers += chat_model.answers(
             [prompt] * len(chosen), features, sampling, seeds=seeds, between=between
         )
         progress(len(chosen))
@@ -198,7 +198,7 @@ def score(
 
 
 def evaluate(
-    talker: Talker,
+    chat_model: ChatModel,
     pictures: Pictures,
     suite: str,
     sampling: Sampling,
@@ -213,7 +213,7 @@ def evaluate(
     tasks = []
     for task, instruction in tasks_of(suite).items():
         answers = ask_all(
-            talker, pictures, instruction, sampling, batch_size=batch_size, progress=progress
+            chat_model, pictures, instruction, sampling, batch_size=batch_size, progress=progress
         )
         tasks.append(score(task, instruction, pictures.examples, answers, objects))
-    return Evaluation(talker.source.name, tuple(tasks), tuple(pictures.left_out))
+    return Evaluation(chat_model.source.name, tuple(tasks), tuple(pictures.left_out))

@@ -21,7 +21,7 @@ from mgpt4_hpc.config.load import (
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
-from mgpt4_hpc.ownership import assert_trusted
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.entry import run_command
 from mgpt4_hpc.train.inputs import pins
@@ -122,7 +122,7 @@ def _run(
 def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
     if run.identity_file.exists():
         run.identity()
-        assert_trusted(run.path)
+        assert_owned(run.path)
         same = read_config(run.config_file).digest == resolved.digest
         if not same and not accept:
             raise RunLocked(

@@ -15,7 +15,7 @@ from mgpt4_hpc.model.nn.lora import add_lora, load_lora
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.nn.performance.compile import compile_layers
 from mgpt4_hpc.model.nn.performance.fsdp import shard_layers
-from mgpt4_hpc.model.nn.performance.node_broadcast import Alone
+from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner
 from mgpt4_hpc.train.checkpoint_state import trained_parameters
 from mgpt4_hpc.train.device import choose_precision
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights
@@ -30,12 +30,12 @@ def build_run_model(
     start: StartWeights | None,
     device: torch.device,
     ranks: Ranks | None = None,
-    alone: Alone = lambda read: read(),
+    run_locally: LocalRunner = lambda read: read(),
 ) -> MiniGPT4:
     """The run's model with its start weights, the seed deciding what nothing else does.
 
-    All ``ranks`` must call it: they read the weights together, and may share them. ``alone`` does
-    each part of the reading for which no other rank is needed, and may try again or break it off.
+    All ``ranks`` must call it: they read the weights together, and may share them. ``run_locally``
+    does each part of the reading for which no other rank is needed; it may retry or interrupt it.
 
     Raises:
         WeightsError: the start weights are of another model.
@@ -53,7 +53,7 @@ def build_run_model(
         device=device,
         activation_checkpointing=config.model.activation_checkpointing,
         readers=ranks if _read_together(config, device, ranks) else None,
-        alone=alone,
+        run_locally=run_locally,
     )
     if config.lora.rank:
         add_lora(

@@ -30,7 +30,7 @@ from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult, TrainStep
 from mgpt4_hpc.train.stopping.stop import ANOTHER_RANK, StopRequest, StopSource
 from mgpt4_hpc.train.stopping.stop_schedule import Pacing
-from mgpt4_hpc.train.validation.validation_answers import NOTHING_SAID, Said
+from mgpt4_hpc.train.validation.validation_answers import NO_ANSWERS, ValidationAnswers
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Loop:
     saving: Saving
     recorder: SilentRecorder
     evaluate: Callable[[], float | None] | None = None
-    answer: Callable[[], Said | None] | None = None
+    answer: Callable[[], ValidationAnswers | None] | None = None
     evaluate_first: bool = False
     peak_memory_gib: Callable[[], float] = lambda: 0.0
     utilisation: Utilisation = lambda micro_batches, step_s: None
@@ -127,7 +127,7 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
 
 
 @dataclass(frozen=True)
-class _Wish:
+class _StopVote:
     """What the ranks agreed on before a step.
 
     Attributes:
@@ -151,7 +151,7 @@ def _next_batches(loop: Loop) -> Sequence[Batch] | None:
         return None
 
 
-def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch] | None) -> _Wish:
+def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch] | None) -> _StopVote:
     """One reduction of CPU numbers: does any rank want to stop, how many answer tokens are there.
 
     Asked after the data arrived and before anything is computed: the state is then exactly that
@@ -170,7 +170,7 @@ def _agree(loop: Loop, progress: _Progress, micro_batches: Sequence[Batch] | Non
     )
     if asked and request is None:
         loop.stop.request(ANOTHER_RANK)
-    return _Wish(stop > 0, asked > 0, int(global_tokens), int(all_replaced))
+    return _StopVote(stop > 0, asked > 0, int(global_tokens), int(all_replaced))
 
 
 def _reason(loop: Loop) -> str:
@@ -182,11 +182,11 @@ def _validate(loop: Loop, progress: _Progress) -> bool:
     """Record held-out loss and answers; False, on every rank, if a stop put an end to them."""
     assert loop.evaluate is not None
     with loop.buckets.time(VALIDATION), loop.watchdog.phase("validation"):
-        said = NOTHING_SAID if loop.answer is None else loop.answer()
-        loss = None if said is None else loop.evaluate()
-        if said is None or loss is None:
+        answers = NO_ANSWERS if loop.answer is None else loop.answer()
+        loss = None if answers is None else loop.evaluate()
+        if answers is None or loss is None:
             return False
-        progress.report_validation(loss, said)
+        progress.report_validation(loss, answers)
     return True
 
 
@@ -260,19 +260,19 @@ class _Progress:
         for found in self.loop.ranks.gather(mine):
             self.loop.recorder.substituted(found)
 
-    def report_validation(self, loss: float, said: Said) -> None:
+    def report_validation(self, loss: float, answers: ValidationAnswers) -> None:
         """Record the held-out loss, and what was said about held-out images."""
         step = self.loop.state.step
-        scores = {"scores": dict(said.scores)} if said.scores else {}
+        scores = {"scores": dict(answers.scores)} if answers.scores else {}
         self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss, **scores)
-        failing = [f"{n} {v:.0%}" for n, v in said.scores.items() if n.endswith("_failing")]
+        failing = [f"{n} {v:.0%}" for n, v in answers.scores.items() if n.endswith("_failing")]
         self.loop.recorder.logged(
             step,
-            {tags.VAL_LOSS: loss, **{f"{tags.EVAL}{n}": v for n, v in said.scores.items()}},
+            {tags.VAL_LOSS: loss, **{f"{tags.EVAL}{n}": v for n, v in answers.scores.items()}},
             self.loop.buckets.seconds,
             "  ".join([f"step {step}  held-out loss {loss:.4f}", *failing]),
         )
-        self.loop.recorder.answered(step, said.cards, said.texts)
+        self.loop.recorder.answered(step, answers.cards, answers.texts)
         self.watch.lap()  # not a part of the next step
 
     def _data_wait_fraction(self) -> float:

@@ -21,13 +21,13 @@ from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.distributed import PATIENCE, Ranks
+from mgpt4_hpc.distributed import PEER_TIMEOUT, Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.variants import require_variant
 from mgpt4_hpc.model.nn.lora import lora_parameters
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
@@ -104,7 +104,7 @@ def run_training(
     try:
         with watchdog.phase("claiming an attempt"):
             number = hang_note.attempt = ranks.first_does(
-                lambda: patiently(lambda: _claim(run, claim))
+                lambda: retry_storage(lambda: _claim(run, claim))
             )
         processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
         recorder = Recorder(run, number) if ranks.is_first else SilentRecorder()
@@ -207,7 +207,7 @@ class _Attempt:
 
     def _find_inputs(self, bundle: Bundle, store: CheckpointStore) -> Inputs | None:
         """What rank 0 finds; None if a stop came first. Indexing shards can take hours."""
-        patience_s = None if self.ranks.is_first else PATIENCE.total_seconds()
+        patience_s = None if self.ranks.is_first else PEER_TIMEOUT.total_seconds()
         with self.watchdog.phase("finding the inputs", patience_s):
             found: Inputs | None = self.ranks.first_does(
                 lambda: unless_stopped(
@@ -230,21 +230,21 @@ class _Attempt:
     def _build_model(self, bundle: Bundle, inputs: Inputs) -> MiniGPT4 | None:
         """The run's model; None if a stop came first, here or where it is read for this rank."""
 
-        def alone(read: Callable[[], T]) -> T:
+        def run_locally(read: Callable[[], T]) -> T:
             with self.stop.interrupting():
                 return self._patiently(read)
 
         # Only what a rank does alone: elsewhere the others wait for it.
         try:
             return build_run_model(
-                self.config, bundle, inputs.start, self.device, self.ranks, alone
+                self.config, bundle, inputs.start, self.device, self.ranks, run_locally
             )
         except Interrupted:
             return None
 
     def _patiently(self, action: Callable[[], T]) -> T:
         """Read what is on shared storage; see retry.py."""
-        return patiently(action, vanished=lambda: inputs_vanished(self.run, self.config))
+        return retry_storage(action, vanished=lambda: inputs_vanished(self.run, self.config))
 
     def _must_stop(self) -> bool:
         """Whether any rank must stop now: start-up can outlast a grace time."""

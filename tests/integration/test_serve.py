@@ -18,7 +18,7 @@ from gradio_client import Client, handle_file
 from gradio_client.utils import StatusUpdate
 
 from mgpt4_hpc.chat.session import ChatSession
-from mgpt4_hpc.model.generation.chat_model import Talker, find_source
+from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.resources import resolve_path
 from tests.support import browser as browsers
@@ -60,11 +60,11 @@ class Alone:
 
     def __init__(self, runs: Path) -> None:
         self.sources = {name: find_source(runs / name) for name in ("toy-stage1", "toy-stage2")}
-        self.talker = Talker(self.sources["toy-stage2"], device="cpu")
+        self.chat_model = ChatModel(self.sources["toy-stage2"], device="cpu")
 
     def says(self, name: str, image: Path, *questions: str) -> list[str]:
-        self.talker.use(self.sources[name])
-        session = ChatSession(self.talker, Sampling(max_new_tokens=LIMIT))
+        self.chat_model.use(self.sources[name])
+        session = ChatSession(self.chat_model, Sampling(max_new_tokens=LIMIT))
         session.add_image(image)
         return ["".join(session.ask(question)) for question in questions]
 

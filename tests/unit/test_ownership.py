@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import UnsafeRun
-from mgpt4_hpc.ownership import assert_trusted, shell_check
+from mgpt4_hpc.ownership import assert_owned, shell_check
 
 STRANGER = 54321
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
 def refused_by_python(run: Path) -> str:
     try:
-        assert_trusted(run)
+        assert_owned(run)
     except UnsafeRun as error:
         return str(error)
     return ""
@@ -111,12 +111,12 @@ def test_what_others_own_or_write_is_refused_by_name(
 def test_a_user_is_as_strict_as_root_and_roots_files_are_tolerated(run: Path) -> None:
     for path in [run, *run.rglob("*")]:
         os.chown(path, STRANGER, STRANGER)
-    assert_trusted(run, user=STRANGER)
+    assert_owned(run, user=STRANGER)
     os.chown(run / "config.yaml", 0, 0)
-    assert_trusted(run, user=STRANGER)
+    assert_owned(run, user=STRANGER)
     os.chown(run / "config.yaml", STRANGER + 1, 0)
     with pytest.raises(UnsafeRun, match=f"config.yaml belongs to user {STRANGER + 1}"):
-        assert_trusted(run, user=STRANGER)
+        assert_owned(run, user=STRANGER)
 
 
 def test_a_link_to_what_anybody_may_write_is_refused(run: Path, tmp_path: Path) -> None:
@@ -124,10 +124,10 @@ def test_a_link_to_what_anybody_may_write_is_refused(run: Path, tmp_path: Path) 
     outside.mkdir()
     (run / "code").symlink_to(outside)
     (run / "dangling").symlink_to(tmp_path / "nowhere")
-    assert_trusted(run)
+    assert_owned(run)
     outside.chmod(0o777)
     with pytest.raises(UnsafeRun, match="leads to what anybody may write"):
-        assert_trusted(run)
+        assert_owned(run)
 
 
 def test_a_folder_above_that_anybody_may_rename_things_in_is_refused(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_folder_above_that_anybody_may_rename_things_in_is_refused(tmp_path: P
     run = shared / "lab" / "run"
     run.mkdir(parents=True, mode=0o700)
     shared.chmod(0o1777)  # as /tmp
-    assert_trusted(run)
+    assert_owned(run)
     shared.chmod(0o777)
     with pytest.raises(UnsafeRun, match=f"anybody may rename things in {shared}"):
-        assert_trusted(run)
+        assert_owned(run)

@@ -11,7 +11,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, read_own_config, write_config
 from mgpt4_hpc.errors import ConfigError, DataError, MgptError, StorageTrouble
-from mgpt4_hpc.retry import PAUSES_S, TRANSIENT, is_transient, patiently
+from mgpt4_hpc.retry import PAUSES_S, TRANSIENT, is_transient, retry_storage
 
 
 def stumble(number: int) -> OSError:
@@ -35,14 +35,14 @@ class Storage:
 @pytest.mark.parametrize("number", sorted(TRANSIENT))
 def test_what_passes_is_tried_again(number: int) -> None:
     storage, slept = Storage(stumble(number), stumble(number)), list[float]()
-    assert patiently(storage, sleep=slept.append, say=lambda _: None) == "read"
+    assert retry_storage(storage, sleep=slept.append, say=lambda _: None) == "read"
     assert slept == list(PAUSES_S[:2])
 
 
 def test_what_lasts_becomes_trouble_that_brings_the_job_back() -> None:
     storage = Storage(*[stumble(errno.ESTALE)] * 20)
     with pytest.raises(StorageTrouble, match="Stale file handle") as caught:
-        patiently(storage, sleep=lambda _: None, say=lambda _: None)
+        retry_storage(storage, sleep=lambda _: None, say=lambda _: None)
     assert not caught.value.will_repeat
     assert storage.tries == len(PAUSES_S) + 1
 
@@ -53,7 +53,7 @@ def test_what_lasts_becomes_trouble_that_brings_the_job_back() -> None:
 def test_what_stays_wrong_is_told_at_once(error: Exception) -> None:
     storage = Storage(error)
     with pytest.raises(type(error)):
-        patiently(storage, sleep=lambda _: pytest.fail("slept"))
+        retry_storage(storage, sleep=lambda _: pytest.fail("slept"))
     assert storage.tries == 1
 
 
@@ -78,7 +78,7 @@ def test_a_folder_that_went_away_is_waited_for(tmp_path: Path) -> None:
     config.parent.rename(away)
     with pytest.raises(ConfigError):
         read_config(config)  # what the login node asks for is there, or not
-    resolved = patiently(
+    resolved = retry_storage(
         lambda: read_config(config),
         vanished=lambda: not config.exists(),
         sleep=lambda _: away.rename(config.parent),

@@ -75,17 +75,19 @@ def chat_command(
     from mgpt4_hpc.chat.session import ChatSession
     from mgpt4_hpc.chat.terminal import converse
     from mgpt4_hpc.data.images.image_file import read_picture
-    from mgpt4_hpc.model.generation.chat_model import Talker
+    from mgpt4_hpc.model.generation.chat_model import ChatModel
 
     for image in images:
         read_picture(image)  # before a model of gigabytes is loaded
-    talker = Talker(source, device=device, precision=precision)
-    session = ChatSession(talker, settings)
+    chat_model = ChatModel(source, device=device, precision=precision)
+    session = ChatSession(chat_model, settings)
     if resume is not None:
         session.resume(resume)
     for image in images:
         session.add_image(image)
     shown = len(session.conversation.images)
-    click.echo(f"{source.name} on {talker.model.device}, {shown} image(s); /help, /quit", err=True)
+    click.echo(
+        f"{source.name} on {chat_model.model.device}, {shown} image(s); /help, /quit", err=True
+    )
     say_toy(source)
     context.exit(converse(session))

@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.evaluation_options import (
-    Asked,
+    EvalOptions,
     counting,
     evaluation_options,
     find_examples,
@@ -49,23 +49,25 @@ def compare_command(
     \b
     mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
     """
-    asked = Asked.of(options)
-    if asked.node.wanted:
-        go_to_node(asked.node, context, terminal=False)
+    eval_options = EvalOptions.of(options)
+    if eval_options.node.wanted:
+        go_to_node(eval_options.node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.model.generation.chat_model import tell_apart
 
-    sources = tell_apart([asked.locate(name) for name in (first, second)])
+    sources = tell_apart([eval_options.locate(name) for name in (first, second)])
     if suite == "caption":
         require_libraries()
-    examples = find_examples(sources[0], asked)
-    found = _evaluate(asked, sources, examples, suite, word_list(asked.synonyms, sources[0]))
+    examples = find_examples(sources[0], eval_options)
+    found = _evaluate(
+        eval_options, sources, examples, suite, word_list(eval_options.synonyms, sources[0])
+    )
     rows = differences(*found)
-    if asked.html is not None:
-        _write_page(asked.html, suite, found, rows, examples)
-    if asked.as_json:
+    if eval_options.html is not None:
+        _write_page(eval_options.html, suite, found, rows, examples)
+    if eval_options.as_json:
         _echo(sources, suite, found, rows)
         return
     click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
@@ -73,29 +75,33 @@ def compare_command(
 
 
 def _evaluate(
-    asked: Asked, sources: list[Source], examples: list[Example], suite: str, objects: Objects
+    eval_options: EvalOptions,
+    sources: list[Source],
+    examples: list[Example],
+    suite: str,
+    objects: Objects,
 ) -> list[Evaluation]:
     """Both models' answers; one model is loaded where only the projectors differ."""
     from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
     from mgpt4_hpc.model.generation.chat_model import same_towers
 
     found: list[Evaluation] = []
-    size = asked.batch_size
+    size = eval_options.batch_size
     with counting("answers", len(sources) * len(tasks_of(suite)) * len(examples)) as count:
-        talker = None
+        chat_model = None
         for source in sources:
-            if talker is None or not same_towers(talker.source, source):
-                talker = None  # let go of the first before the second is loaded
-                talker = asked.talker(source)
-                pictures = look_at(talker, examples, batch_size=size)
+            if chat_model is None or not same_towers(chat_model.source, source):
+                chat_model = None  # let go of the first before the second is loaded
+                chat_model = eval_options.chat_model(source)
+                pictures = look_at(chat_model, examples, batch_size=size)
             else:
-                talker.use(source)
+                chat_model.use(source)
             found.append(
                 evaluate(
-                    talker,
+                    chat_model,
                     pictures,
                     suite,
-                    asked.sampling,
+                    eval_options.sampling,
                     objects,
                     batch_size=size,
                     progress=count,

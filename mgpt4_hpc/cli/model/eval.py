@@ -12,7 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.evaluation_options import (
-    Asked,
+    EvalOptions,
     counting,
     evaluation_options,
     find_examples,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation
-    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 
 _EXAMPLES_SHOWN = 3
 
@@ -60,40 +60,50 @@ def eval_command(context: click.Context, model: str, suite: str, **options: Any)
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
     """
-    asked = Asked.of(options)
-    if asked.node.wanted:
-        go_to_node(asked.node, context, terminal=False)
+    eval_options = EvalOptions.of(options)
+    if eval_options.node.wanted:
+        go_to_node(eval_options.node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
 
-    source = asked.locate(model)
+    source = eval_options.locate(model)
     if suite == "loss":
-        _loss(asked.talker(source), asked)
+        _loss(eval_options.chat_model(source), eval_options)
         return
     if suite == "caption":
         require_libraries()
-    objects = word_list(asked.synonyms, source)
-    examples = find_examples(source, asked)
-    found = _evaluate(asked, asked.talker(source), examples, suite, objects)
-    _draw(source, asked, _scalars(found))
-    if asked.html is not None:
-        _write_page(asked.html, suite, found, examples)
-    if asked.as_json:
+    objects = word_list(eval_options.synonyms, source)
+    examples = find_examples(source, eval_options)
+    found = _evaluate(eval_options, eval_options.chat_model(source), examples, suite, objects)
+    _draw(source, eval_options, _scalars(found))
+    if eval_options.html is not None:
+        _write_page(eval_options.html, suite, found, examples)
+    if eval_options.as_json:
         echo_json(_facts(source, suite, found))
     else:
         _show(found)
 
 
 def _evaluate(
-    asked: Asked, talker: Talker, examples: list[Example], suite: str, objects: Objects
+    eval_options: EvalOptions,
+    chat_model: ChatModel,
+    examples: list[Example],
+    suite: str,
+    objects: Objects,
 ) -> Evaluation:
     from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
 
-    size = asked.batch_size
+    size = eval_options.batch_size
     with counting("images and answers", (1 + len(tasks_of(suite))) * len(examples)) as count:
-        pictures = look_at(talker, examples, batch_size=size, progress=count)
+        pictures = look_at(chat_model, examples, batch_size=size, progress=count)
         return evaluate(
-            talker, pictures, suite, asked.sampling, objects, batch_size=size, progress=count
+            chat_model,
+            pictures,
+            suite,
+            eval_options.sampling,
+            objects,
+            batch_size=size,
+            progress=count,
         )
 
 
@@ -150,14 +160,14 @@ def _scalars(found: Evaluation) -> dict[str, float]:
     }
 
 
-def _draw(source: Source, asked: Asked, values: Mapping[str, float]) -> None:
+def _draw(source: Source, eval_options: EvalOptions, values: Mapping[str, float]) -> None:
     """Points in a TensorBoard folder of their own: the trainer may be writing into the run's."""
     if source.run is None or source.step is None:
         return
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.telemetry.tensorboard import open_writer
 
-    prefix = f"{tags.EVAL}{_image_set(asked)}"
+    prefix = f"{tags.EVAL}{_image_set(eval_options)}"
     folder = source.run.tensorboard / "eval"
     writer = open_writer(folder)
     writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
@@ -165,32 +175,35 @@ def _draw(source: Source, asked: Asked, values: Mapping[str, float]) -> None:
     click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
 
 
-def _image_set(asked: Asked) -> str:
+def _image_set(eval_options: EvalOptions) -> str:
     """What tells one set of images from another in a tag; empty for all that the run kept back.
 
     Two folders of one name are two sets, and so is another part of one: a digest tells them apart.
     """
-    if asked.images is None and asked.limit is None:
+    if eval_options.images is None and eval_options.limit is None:
         return ""
-    where = absolute(Path(asked.images)) if asked.images is not None else None
-    references = absolute(asked.references) if asked.references is not None else None
-    facts = f"{where}\n{references}\n{asked.limit}"
+    where = absolute(Path(eval_options.images)) if eval_options.images is not None else None
+    references = absolute(eval_options.references) if eval_options.references is not None else None
+    facts = f"{where}\n{references}\n{eval_options.limit}"
     digest = hashlib.blake2b(facts.encode(), digest_size=2).hexdigest()
     name = re.sub(r"[^\w.-]+", "_", where.name if where is not None else "heldout")
     return f"{name}-{digest}/"
 
 
-def _loss(talker: Talker, asked: Asked) -> None:
+def _loss(chat_model: ChatModel, eval_options: EvalOptions) -> None:
     from mgpt4_hpc.train.validation.validation_loss import held_out_losses
 
     losses = held_out_losses(
-        talker, images=asked.images, limit=asked.limit, batch_size=asked.batch_size
+        chat_model,
+        images=eval_options.images,
+        limit=eval_options.limit,
+        batch_size=eval_options.batch_size,
     )
-    _draw(talker.source, asked, {f"loss_{found.source}": found.loss for found in losses})
+    _draw(chat_model.source, eval_options, {f"loss_{found.source}": found.loss for found in losses})
     for found in losses:
         for reason in found.left_out:
             click.echo(f"left out: {reason}", err=True)
-    if asked.as_json:
+    if eval_options.as_json:
         sources = {
             found.source: {
                 "loss": found.loss,
@@ -201,9 +214,9 @@ def _loss(talker: Talker, asked: Asked) -> None:
             }
             for found in losses
         }
-        echo_json({"model": talker.source.name, "suite": "loss", "sources": sources})
+        echo_json({"model": chat_model.source.name, "suite": "loss", "sources": sources})
         return
-    click.echo(f"{talker.source.name}: held-out loss (nats per answer token)")
+    click.echo(f"{chat_model.source.name}: held-out loss (nats per answer token)")
     print_rows(
         ("source", ">loss", ">perplexity", ">samples", ">tokens"),
         [

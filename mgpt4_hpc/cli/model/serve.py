@@ -22,8 +22,8 @@ from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_s
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.chat.shared_model import Room
-    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+    from mgpt4_hpc.chat.shared_model import SharedModel
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 
 FIRST_PORT = 7860
 """Gradio's own; the next free one is taken where it is in use."""
@@ -105,44 +105,49 @@ def serve_command(
         locate(name, absolute(runs_dir), weights=weights, template=template)
         for name in models or (None,)
     ]
-    room, talker = _open_room(sources, device, precision)
+    shared_model, chat_model = _open_shared_model(sources, device, precision)
     # Again: loading took its time, and others on a login node start servers too.
     chosen = choose_port(host, port, FIRST_PORT)
 
     def tell() -> None:
-        click.echo(f"{', '.join(room.speakers)} on {talker.model.device}; Ctrl-C stops", err=True)
+        click.echo(
+            f"{', '.join(shared_model.speakers)} on {chat_model.model.device}; Ctrl-C stops",
+            err=True,
+        )
         say_toy(sources[0])
         _tell_address(host, chosen, token)
 
     serve(
-        room,
+        shared_model,
         settings,
         host=host,
         port=chosen,
         token=token,
         max_upload_mib=max_upload_mib,
         max_megapixels=max_megapixels,
-        max_new_tokens=_longest(talker),
+        max_new_tokens=_longest(chat_model),
         on_ready=tell,
     )
     click.echo("stopped", err=True)
 
 
-def _open_room(sources: Sequence[Source], device: str, precision: str) -> tuple[Room, Talker]:
+def _open_shared_model(
+    sources: Sequence[Source], device: str, precision: str
+) -> tuple[SharedModel, ChatModel]:
     """Load the weights, which takes its time."""
-    from mgpt4_hpc.chat.shared_model import Room, require_shared
-    from mgpt4_hpc.model.generation.chat_model import Talker
+    from mgpt4_hpc.chat.shared_model import SharedModel, require_shared
+    from mgpt4_hpc.model.generation.chat_model import ChatModel
 
     require_shared(sources)
-    talker = Talker(sources[0], device=device, precision=precision)
-    return Room(talker, sources), talker
+    chat_model = ChatModel(sources[0], device=device, precision=precision)
+    return SharedModel(chat_model, sources), chat_model
 
 
-def _longest(talker: Any) -> int:
+def _longest(chat_model: Any) -> int:
     """End of the slider: half of what the language model can hold, the rest is for questions."""
     from mgpt4_hpc.model.generation.prompt_embedding import context_length
 
-    return max(16, min(2048, (context_length(talker.model) or 2048) // 2))
+    return max(16, min(2048, (context_length(chat_model.model) or 2048) // 2))
 
 
 def _tell_address(host: str, port: int, token: str | None) -> None:

@@ -20,7 +20,7 @@ from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.formatting import printable
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+    from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
     from mgpt4_hpc.launch.manage.resume import Resumption
     from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
     from mgpt4_hpc.run_dir import RunDir
@@ -103,9 +103,9 @@ def resume_command(
         done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
         told: Any = _as_json(done[0])
     else:
-        turns = _turns(sweeps)
+        limits = _limits(sweeps)
         done, errors = resume_many(
-            runs, overrides, executor, say=_say, accept=accept_drift, turns=turns
+            runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
         )
         told = [_as_json(one) for one in done]
     if as_json:
@@ -138,13 +138,13 @@ def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> lis
     return found
 
 
-def _turns(sweeps: Sequence[SweepDir]) -> dict[RunDir, Turns]:
-    from mgpt4_hpc.launch.manage.concurrency_limit import turns_of
+def _limits(sweeps: Sequence[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
+    from mgpt4_hpc.launch.manage.concurrency_limit import limits_of
 
     for sweep in sweeps:
         if limit := sweep.max_parallel():
             _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
-    return turns_of(sweeps)
+    return limits_of(sweeps)
 
 
 def _raise_first(errors: Sequence[MgptError]) -> None:

@@ -126,12 +126,12 @@ def submit_command(
     mgpt4 submit --stage 2 --gpus 1 --after stage1-vicuna7b
     mgpt4 submit --stage 1 --name my-sweep --sweep lr=1e-4,9e-5 --sweep seed=1,2 --max-parallel 2
     """
-    from mgpt4_hpc.launch.submit.execute import carry_out
-    from mgpt4_hpc.launch.submit.plan import Order, make_plan
+    from mgpt4_hpc.launch.submit.execute import submit_plan
+    from mgpt4_hpc.launch.submit.plan import SubmitRequest, make_plan
 
     if sum((dry_run, test_only, wait)) > 1:
         raise ConfigError("--dry-run, --test-only and --wait exclude each other", fix="give one")
-    order = Order(
+    request = SubmitRequest(
         stage=stage,
         configs=config_names,
         name=name,
@@ -146,7 +146,7 @@ def submit_command(
         runs_dir=given_runs_dir(context),
         dry_run=dry_run,
     )
-    plan = make_plan(order, os.environ)
+    plan = make_plan(request, os.environ)
     for line in plan.notes:
         click.echo(line, err=True)
     if dry_run:
@@ -156,7 +156,7 @@ def submit_command(
     if test_only:
         _show_starts(plan, as_json)
         return
-    submitted = carry_out(plan, say=lambda text: click.echo(text, err=True), wait=wait)
+    submitted = submit_plan(plan, say=lambda text: click.echo(text, err=True), wait=wait)
     _show_jobs(plan, submitted, as_json)
 
 

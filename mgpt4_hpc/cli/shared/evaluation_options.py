@@ -24,7 +24,7 @@ from mgpt4_hpc.output_files import check_output, is_own_page
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
-    from mgpt4_hpc.model.generation.chat_model import Source, Talker
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
     from mgpt4_hpc.model.generation.sampling import Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -61,7 +61,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class EvalOptions:
     """What the options of ``evaluation_options`` said.
 
     Attributes:
@@ -88,7 +88,7 @@ class Asked:
     as_json: bool
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Asked:
+    def of(cls, options: Mapping[str, Any]) -> EvalOptions:
         """From a command's arguments. Raises ConfigError with everything that is wrong."""
         node, rest = split_slurm(options)
         own = {field.name: rest.pop(field.name) for field in fields(cls) if field.name in rest}
@@ -101,15 +101,15 @@ class Asked:
         """What a run's name, a checkpoint or a file stands for."""
         return locate(name, self.runs_dir, weights=self.weights, template=self.template)
 
-    def talker(self, source: Source) -> Talker:
+    def chat_model(self, source: Source) -> ChatModel:
         """The model of a source."""
-        from mgpt4_hpc.model.generation.chat_model import Talker
+        from mgpt4_hpc.model.generation.chat_model import ChatModel
 
-        return Talker(source, device=self.device, precision=self.precision)
+        return ChatModel(source, device=self.device, precision=self.precision)
 
 
 def evaluation_options(function: F) -> F:
-    """Everything that ``eval`` and ``compare`` share; ``Asked.of`` takes it."""
+    """Everything that ``eval`` and ``compare`` share; ``EvalOptions.of`` takes it."""
     for option in (json_option, runs_dir_option, slurm_options, sampling_options, model_options):
         function = option(function)
     for option in reversed(_OPTIONS):
@@ -117,11 +117,11 @@ def evaluation_options(function: F) -> F:
     return function
 
 
-def find_examples(source: Source, asked: Asked) -> list[Example]:
+def find_examples(source: Source, eval_options: EvalOptions) -> list[Example]:
     """The images that were named, or a toy run's own held-out scenes."""
     from mgpt4_hpc.evaluation.examples import load_examples, toy_scenes
 
-    images = asked.images
+    images = eval_options.images
     if images is None:
         scenes = toy_scenes(source.weights)
         if scenes is None:
@@ -130,7 +130,7 @@ def find_examples(source: Source, asked: Asked) -> list[Example]:
                 fix="--images FOLDER|SHARDS, best images that the model was not trained on",
             )
         images = str(scenes)
-    return load_examples(images, asked.references, asked.limit or DEFAULT_LIMIT)
+    return load_examples(images, eval_options.references, eval_options.limit or DEFAULT_LIMIT)
 
 
 def word_list(synonyms: str | None, source: Source) -> Objects:

@@ -28,7 +28,7 @@ from mgpt4_hpc.data.index.scan import PARTS, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tar.header import BLOCK
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import check_replaced
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 
 _STAT_THREADS = 16
 _UNNOTED = "it is no part of a sample (index the shard anew to see why)"
@@ -361,7 +361,7 @@ def _scan_job(
 def _waiting_for(action: Callable[[], _T]) -> _T:
     """What is read of one shard; who calls again would read all those before it once more."""
     # Not to stdout, which may be somebody's JSON.
-    return patiently(action, say=lambda told: print(told, file=sys.stderr))
+    return retry_storage(action, say=lambda told: print(told, file=sys.stderr))
 
 
 def _scan_all(

@@ -18,7 +18,9 @@ _TWO_TENS = np.asarray([10, 1])
 _ELEVEN_EIGHTS = 8 ** np.arange(10, -1, -1, dtype=np.int64)
 
 
-def leap(headers: Headers, buffer: bytes | bytearray, base: int, crcs: Crcs | None = None) -> int:
+def collect_headers(
+    headers: Headers, buffer: bytes | bytearray, base: int, crcs: Crcs | None = None
+) -> int:
     """Collect at once all the ordinary headers that lead from a buffer's begin to its end.
 
     Ordinary are plain files and pax headers that only tell a time, as far as each one's size

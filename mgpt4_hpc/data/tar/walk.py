@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mgpt4_hpc.data.tar.bulk_headers import leap
+from mgpt4_hpc.data.tar.bulk_headers import collect_headers
 from mgpt4_hpc.data.tar.crc import Crcs
 from mgpt4_hpc.data.tar.header import (
     BLOCK,
@@ -155,7 +155,7 @@ class _Walk:
                 buffer = file.fill(pos, _AHEAD)
                 base, at, last = pos, 0, len(buffer) - _AHEAD
                 if len(buffer) >= _LEAP and self.extension is None:
-                    far = leap(headers, buffer, base, crcs)
+                    far = collect_headers(headers, buffer, base, crcs)
                     if far:
                         pos, last = pos + far, -1
                         continue

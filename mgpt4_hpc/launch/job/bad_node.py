@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from mgpt4_hpc.config.schema import LaunchConfig
-from mgpt4_hpc.launch.job.requeue import carry_out, exit_code, find_decision, limit_unrecorded
+from mgpt4_hpc.launch.job.requeue import apply_decision, exit_code, find_decision, limit_unrecorded
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
@@ -62,7 +62,7 @@ def settle_bad_node(
     decision = replace(decision, reason=f"{decision.reason} ({error.what})")
     if ledger is not None:
         ledger.event(Kind.END, cause=decision.cause, step=0, exit_code=exit_code(decision))
-    decision = carry_out(run, start, decision, list(error.nodes))
+    decision = apply_decision(run, start, decision, list(error.nodes))
     if ledger is not None and decision.action is not Action.DEFER:
         accepted = decision.action is Action.REQUEUE
         ledger.event(Kind.REQUEUE, accepted=accepted, reason=decision.reason)

@@ -20,7 +20,7 @@ _NO_GPU = ("", "NoDevFiles", "-1")
 
 
 @dataclass(frozen=True)
-class Place:
+class JobEnvironment:
     """One process's surroundings.
 
     Attributes:
@@ -60,7 +60,7 @@ class Place:
         }
 
 
-def find_place(environ: Mapping[str, str] = os.environ) -> Place:
+def read_job_environment(environ: Mapping[str, str] = os.environ) -> JobEnvironment:
     """Read the surroundings from the environment.
 
     Raises:
@@ -77,10 +77,10 @@ def find_place(environ: Mapping[str, str] = os.environ) -> Place:
     )
 
 
-def _local(environ: Mapping[str, str]) -> Place:
+def _local(environ: Mapping[str, str]) -> JobEnvironment:
     world = int(environ["SUBMITIT_LOCAL_NTASKS"])
     rank = int(environ["SUBMITIT_LOCAL_GLOBALID"])
-    return Place(
+    return JobEnvironment(
         executor="local",
         job_id=environ["SUBMITIT_LOCAL_JOB_ID"],
         restart_count=int(environ.get("MGPT4_LOCAL_RESTARTS", "0")),
@@ -91,7 +91,7 @@ def _local(environ: Mapping[str, str]) -> Place:
     )
 
 
-def _slurm(environ: Mapping[str, str]) -> Place:
+def _slurm(environ: Mapping[str, str]) -> JobEnvironment:
     world = int(environ["SLURM_NTASKS"])
     nodes = int(environ.get("SLURM_JOB_NUM_NODES", environ.get("SLURM_NNODES", "1")))
     ranks = Ranks(
@@ -103,7 +103,7 @@ def _slurm(environ: Mapping[str, str]) -> Place:
     host = environ.get(MASTER_ADDR_VARIABLE, "")
     if not host and world > 1:
         host = _first_address(environ)
-    return Place(
+    return JobEnvironment(
         executor="slurm",
         job_id=job_id_of(environ),
         restart_count=_restarts(environ),

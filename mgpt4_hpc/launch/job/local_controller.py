@@ -21,7 +21,7 @@ from submitit.local.local import Controller, LocalJob
 
 from mgpt4_hpc.errors import EXIT_RESUMABLE
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
-from mgpt4_hpc.ownership import assert_trusted
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 
 KILL_WAIT_S = 30.0
@@ -129,13 +129,13 @@ class RestartingController(Controller):
 
     def supervise(self) -> int:
         """Run the tasks until the run is finished, given up or cancelled; the exit code."""
-        from mgpt4_hpc.launch.job.supervisor import settle_local
+        from mgpt4_hpc.launch.job.supervisor import decide_after_exit_local
 
         restarts = 0
         while True:
             os.environ["MGPT4_LOCAL_RESTARTS"] = str(restarts)
             try:
-                assert_trusted(self.run_dir)  # the tasks unpickle their job
+                assert_owned(self.run_dir)  # the tasks unpickle their job
                 self.start_tasks()
                 codes = self.wait_as_slurm()
             finally:
@@ -144,7 +144,7 @@ class RestartingController(Controller):
                 return 0
             if self._interrupted:
                 return EXIT_RESUMABLE
-            verdict = settle_local(self.run_dir, self.pid, restarts, codes)
+            verdict = decide_after_exit_local(self.run_dir, self.pid, restarts, codes)
             if self._interrupted:
                 return EXIT_RESUMABLE
             if not verdict.again:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from mgpt4_hpc.config.run_config_file import read_config, read_own_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
 from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
-from mgpt4_hpc.launch.job.environment import Place, find_place
+from mgpt4_hpc.launch.job.environment import JobEnvironment, read_job_environment
 from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
-from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, apply_decision, exit_code, find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.slurm.job_start import JobStart
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
     from mgpt4_hpc.config.schema import RunConfig
-    from mgpt4_hpc.train.health.node_consensus import NodeCouncil
+    from mgpt4_hpc.train.health.node_consensus import NodeConsensus
     from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.state import Outcome
 
@@ -80,8 +80,8 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
         144 for submitit's local executor, which starts the job again on it; 1 a crash.
     """
     try:
-        place = find_place()
-        return _train(run, place, stop, started_at)
+        job = read_job_environment()
+        return _train(run, job, stop, started_at)
     except Overtaken as error:
         # Somebody else owns the run now. It is not failed, and not ours to requeue.
         print(f"error: {error}", flush=True)
@@ -107,7 +107,7 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
         return 1
 
 
-def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> int:
+def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float) -> int:
     from mgpt4_hpc import distributed
     from mgpt4_hpc.launch.job.bad_node import settle_bad_node
     from mgpt4_hpc.launch.job.node_loss import explain_last_end
@@ -116,33 +116,33 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
     from mgpt4_hpc.train.state import Ending
 
     config = read_own_config(run.config_file).config
-    start = JobStart(place.executor, place.job_id, place.restart_count)
+    start = JobStart(job.executor, job.job_id, job.restart_count)
     try:
         # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
         with stop.interrupting():
-            store, council, error = _meet(run, config, place)
+            store, consensus, error = _meet(run, config, job)
     except Interrupted:
         print("=== a stop signal came before the ranks had met ===", flush=True)
         return EXIT_RESUMABLE
     if isinstance(error, BadNode):
-        bad, claim = error, _claim(run, place)
-        council.first_does(
+        bad, claim = error, _claim(run, job)
+        consensus.first_does(
             lambda: settle_bad_node(run, start, config.launch, bad, claim, started_at)
         )
     if error is not None:
         raise error
     distributed.start_group(
-        place.ranks,
-        choose_device(config, place.ranks),
+        job.ranks,
+        choose_device(config, job.ranks),
         store,
         timeout_s=distributed.collective_timeout_s(config.train.hang_timeout_s),
     )
-    if place.ranks.is_first and cancel_requested(run, place.job_id):
+    if job.ranks.is_first and cancel_requested(run, job.job_id):
         stop.request("cancelled")  # it was back in the queue before the mark was seen
-    if place.ranks.is_first:
+    if job.ranks.is_first:
         explain_last_end(run, start)
     source: StopSource = stop
-    if place.executor == "slurm" and place.ranks.is_first:
+    if job.executor == "slurm" and job.ranks.is_first:
         source = DeadlineStop(stop, start, config.launch.signal_before_s)
     # The other ranks' codes matter to nobody: they leave after rank 0.
     code = EXIT_RESUMABLE
@@ -152,38 +152,36 @@ def _train(run: RunDir, place: Place, stop: SignalStop, started_at: float) -> in
         code = _settle(run, start, source, outcome, recorder)
 
     outcome = run_training(
-        run, place.ranks, source, claim=_claim(run, place), started_at=started_at, end=end
+        run, job.ranks, source, claim=_claim(run, job), started_at=started_at, end=end
     )
     distributed.end_group()
     return 0 if outcome.ending is Ending.FINISHED else code
 
 
 def _meet(
-    run: RunDir, config: RunConfig, place: Place
-) -> tuple[TCPStore | None, NodeCouncil, MgptError | None]:
+    run: RunDir, config: RunConfig, job: JobEnvironment
+) -> tuple[TCPStore | None, NodeConsensus, MgptError | None]:
     """The store of all ranks, their council, and what they found wrong with their nodes."""
     from mgpt4_hpc import distributed
     from mgpt4_hpc.train.health.node_check import check_node
-    from mgpt4_hpc.train.health.node_consensus import NodeCouncil
+    from mgpt4_hpc.train.health.node_consensus import NodeConsensus
 
     store = (
-        distributed.rendezvous(place.ranks, place.master_host, place.token)
-        if place.ranks.world_size > 1
+        distributed.rendezvous(job.ranks, job.master_host, job.token)
+        if job.ranks.world_size > 1
         else None
     )
-    council = NodeCouncil(store, place.ranks, place.node)
-    error = council.verdict(
-        lambda: check_node(
-            config, place.ranks, run.path, place.node, gpu_allotted=place.gpu_allotted
-        )
+    consensus = NodeConsensus(store, job.ranks, job.node)
+    error = consensus.verdict(
+        lambda: check_node(config, job.ranks, run.path, job.node, gpu_allotted=job.gpu_allotted)
     )
-    return store, council, error
+    return store, consensus, error
 
 
-def _claim(run: RunDir, place: Place) -> dict[str, object]:
+def _claim(run: RunDir, job: JobEnvironment) -> dict[str, object]:
     from mgpt4_hpc.run_dir import read_json
 
-    claim: dict[str, object] = {**place.claim, "nodes": [place.nodes]}
+    claim: dict[str, object] = {**job.claim, "nodes": [job.nodes]}
     try:
         claim["submitted_at"] = read_json(run.slurm / "job.json").get("submitted")
     except (OSError, ValueError):
@@ -232,7 +230,7 @@ def _settle(
     recorder.say(f"stopping: {decision.reason}")
     if decision.action is Action.DEFER:
         return exit_code(decision)
-    decision = carry_out(run, start, decision, until=until)
+    decision = apply_decision(run, start, decision, until=until)
     recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
     if decision.action is Action.REQUEUE and start.executor == "local":
         return EXIT_RESTART

@@ -151,7 +151,7 @@ def past(attempt: Attempt) -> PastAttempt:
     return PastAttempt(attempt.cause, saved is not None and saved > attempt.restored_step)
 
 
-def carry_out(
+def apply_decision(
     run: RunDir,
     start: JobStart,
     decision: Decision,
@@ -178,7 +178,7 @@ def carry_out(
     return decision
 
 
-def come_back_unread(run: RunDir, start: JobStart, trouble: str) -> Decision:
+def requeue_without_run_dir(run: RunDir, start: JobStart, trouble: str) -> Decision:
     """Bring a job back whose run folder cannot be read: Slurm alone says whether it may.
 
     Nothing in the folder is believed or executed, its settings neither.

@@ -16,7 +16,7 @@ from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.slurm.job_start import JobStart
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -55,7 +55,7 @@ def main() -> int:
 
 def _check(run: RunDir, start: JobStart) -> int | None:
     try:
-        leave = patiently(lambda: why_leave(run, start), pauses_s=_PAUSES_S)
+        leave = retry_storage(lambda: why_leave(run, start), pauses_s=_PAUSES_S)
     except (OSError, MgptError):
         return None  # whoever needs the folder next says what is wrong with it
     if leave is None:

@@ -28,16 +28,16 @@ from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.job.requeue import (
     EXIT_RESTART,
     JobStart,
-    carry_out,
-    come_back_unread,
+    apply_decision,
     exit_code,
     find_decision,
     limit_unrecorded,
     past,
+    requeue_without_run_dir,
 )
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.causes import Cause
@@ -66,14 +66,14 @@ class Verdict:
     reason: str
 
 
-def settle_patiently(run: RunDir, start: JobStart, code: int) -> Verdict:
-    """:func:`settle`, also where shared storage stumbles or the run's folder stays unreadable.
+def decide_after_exit_with_retry(run: RunDir, start: JobStart, code: int) -> Verdict:
+    """Do :func:`decide_after_exit`, and retry where shared storage fails for a moment.
 
     Raises:
         MgptError: the run's settings are broken.
     """
     try:
-        return patiently(lambda: settle(run, start, code), pauses_s=_PAUSES_S)
+        return retry_storage(lambda: decide_after_exit(run, start, code), pauses_s=_PAUSES_S)
     except (OSError, StorageTrouble) as error:
         trouble = error.what if isinstance(error, MgptError) else str(error)
         if code in (0, FatalTrainingError.exit_code):
@@ -81,11 +81,11 @@ def settle_patiently(run: RunDir, start: JobStart, code: int) -> Verdict:
             return Verdict(code, False, f"the run's folder cannot be read: {trouble}")
         if run.is_gone():
             return Verdict(EXIT_RESUMABLE, False, f"{run.path} was removed or moved: it stays away")
-        decision = come_back_unread(run, start, trouble)
+        decision = requeue_without_run_dir(run, start, trouble)
         return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
 
 
-def settle(run: RunDir, start: JobStart, code: int) -> Verdict:
+def decide_after_exit(run: RunDir, start: JobStart, code: int) -> Verdict:
     """Judge a job start whose tasks have all ended.
 
     May be done twice: what the first has requeued, the second leaves alone.
@@ -137,7 +137,7 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
     decision = find_decision(run, start, budget, signal_name, this)
     if not _note(run, start, mine, code, decision):
         decision = limit_unrecorded(run, start, budget, decision)
-    decision = carry_out(run, start, decision)
+    decision = apply_decision(run, start, decision)
     return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
 
 
@@ -165,7 +165,9 @@ def _note(
     return True
 
 
-def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]) -> Verdict:
+def decide_after_exit_local(
+    run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]
+) -> Verdict:
     """Judge for the local controller: whether to start the tasks again, and the exit code if not.
 
     Args:
@@ -176,7 +178,7 @@ def settle_local(run_dir: Path, job_id: str, restarts: int, codes: Sequence[int]
     """
     telling = [*(c for c in codes if c == EXIT_RESTART), *(c for c in codes if c in HUNG_CODES)]
     worst = telling[0] if telling else max(codes, key=abs)
-    return settle_patiently(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
+    return decide_after_exit_with_retry(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     run, start = RunDir(arguments.run_dir), start_of(os.environ)
     try:
-        verdict = settle_patiently(run, start, arguments.exit_code)
+        verdict = decide_after_exit_with_retry(run, start, arguments.exit_code)
     except MgptError as error:
         print(f"supervisor: srun ended with {arguments.exit_code}; error: {error}", flush=True)
         return EXIT_RESUMABLE

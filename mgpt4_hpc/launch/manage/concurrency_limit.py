@@ -14,7 +14,7 @@ from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
 from mgpt4_hpc.run_dir import RunDir
 
 
-class Turns:
+class ConcurrencyLimit:
     """Whom the next job of a sweep must wait for.
 
     Args:
@@ -39,14 +39,14 @@ class Turns:
         self._rows.append((job_id,))
 
 
-def turns_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, Turns]:
+def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
     """The turns of each run whose sweep has a limit; runs of one sweep share theirs.
 
     Raises:
         SlurmUnreachable: nobody knows how many are at work.
         NoSuchRun: if a sweep is broken.
     """
-    found: dict[RunDir, Turns] = {}
+    found: dict[RunDir, ConcurrencyLimit] = {}
     for sweep in sweeps:
         most, runs = sweep.max_parallel(), sweep.runs()
         if most is None:
@@ -55,6 +55,6 @@ def turns_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, Turns]:
         if seen.unreachable is not None:
             raise seen.unreachable
         live = [row.job_id for row in seen.rows if row.state.is_live and row.executor == "slurm"]
-        turns = Turns(most, [job_id for job_id in live if job_id is not None])
-        found |= dict.fromkeys(runs, turns)
+        limit = ConcurrencyLimit(most, [job_id for job_id in live if job_id is not None])
+        found |= dict.fromkeys(runs, limit)
     return found

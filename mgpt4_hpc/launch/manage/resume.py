@@ -26,7 +26,7 @@ from mgpt4_hpc.launch.submit.submit_run import (
     submit_run,
     submitting,
 )
-from mgpt4_hpc.ownership import assert_trusted
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, version_drift
 
@@ -80,7 +80,7 @@ def resume_run(
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
     """
     run.identity()
-    assert_trusted(run.path)
+    assert_owned(run.path)
     with submitting(run):
         return _resume(run, overrides, executor, say, accept, behind)
 

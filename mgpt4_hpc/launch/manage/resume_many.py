@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mgpt4_hpc.errors import MgptError, RunAlive
-from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
 from mgpt4_hpc.launch.manage.resume import Resumption, resume_run
 from mgpt4_hpc.launch.runs.wait import wait_for_runs
 from mgpt4_hpc.run_dir import RunDir
@@ -19,7 +19,7 @@ def resume_many(
     *,
     say: Callable[[str], None],
     accept: bool = False,
-    turns: Mapping[RunDir, Turns] | None = None,
+    limits: Mapping[RunDir, ConcurrencyLimit] | None = None,
 ) -> tuple[list[Resumption], list[MgptError]]:
     """Submit each unfinished run again, whatever becomes of the others.
 
@@ -27,7 +27,7 @@ def resume_many(
     for them, each run begins when the one before has ended.
 
     Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given; and
-    ``turns``, of those runs that may not all be at work at once.
+    ``limits``, of those runs that may not all be at work at once.
 
     Returns:
         What became of those that could be resumed, and why the others could not.
@@ -43,7 +43,7 @@ def resume_many(
         except MgptError as error:
             errors.append(error)
         here = None
-        turn = (turns or {}).get(run)
+        turn = (limits or {}).get(run)
         behind = turn.next if turn is not None else ()
         try:
             one = resume_run(run, overrides, executor, say=say_once, accept=accept, behind=behind)

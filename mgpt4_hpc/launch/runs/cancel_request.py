@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgpt4_hpc.errors import StorageTrouble
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 PAUSES_S = (0.5, 1.0, 2.0)
@@ -41,7 +41,7 @@ def cancel_requested(
         pauses_s: seconds between the tries while storage stumbles.
     """
     try:
-        marked = patiently(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
+        marked = retry_storage(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
     except ValueError:
         return True  # made by hand with `touch`: the wish is plain
     except (OSError, StorageTrouble):

@@ -23,7 +23,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
     stop_local,
     told_steps,
 )
-from mgpt4_hpc.launch.submit.plan import Order
+from mgpt4_hpc.launch.submit.plan import SubmitRequest
 from mgpt4_hpc.launch.submit.submit_run import Submitted
 from mgpt4_hpc.output_files import lock
 from mgpt4_hpc.resources import toy_world_dir
@@ -148,13 +148,13 @@ def _stage(
     after: RunDir | None = None,
     preempt: bool = False,
 ) -> StageResult:
-    order = Order(
+    request = SubmitRequest(
         configs=(preset,),
         executor="local",
         runs_dir=folder,
         after=str(after.path) if after else None,
     )
-    planned = plan_one(order, {})
+    planned = plan_one(request, {})
     started = time.monotonic()
     job = start(planned, "local")
     config = planned.resolved.config

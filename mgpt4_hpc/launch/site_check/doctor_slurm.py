@@ -200,16 +200,16 @@ def partition_findings(
         found.warn("jobs need a reservation here", "--sbatch reservation=NAME")
     if partition.record.get("OverSubscribe") == "EXCLUSIVE":
         found.note("nodes are given whole: ask for all GPUs of a node, you pay for them anyway")
-    threat = site.threat(partition, own_qos(mine))
-    if threat is not None and {"SUSPEND", "GANG"} & threat.modes:
+    preemption_risk = site.preemption_risk(partition, own_qos(mine))
+    if preemption_risk is not None and {"SUSPEND", "GANG"} & preemption_risk.modes:
         found.warn(
             "preempted jobs are suspended and keep their memory: ranks that stand still for long "
             "run into time-outs, and the job then counts as crashed",
             "use a partition with PreemptMode=REQUEUE where there is one",
         )
-    elif threat is not None and 0 < threat.grace_s < SAVING_S:
+    elif preemption_risk is not None and 0 < preemption_risk.grace_s < SAVING_S:
         found.warn(
-            f"GraceTime is {threat.grace_s} s: a step in progress and its save may not be done",
+            f"GraceTime is {preemption_risk.grace_s} s: too short for a step and its save",
             f"at worst train.save_every_s ({_SAVE_EVERY_S:.0f} s) of steps are done again",
         )
     return found
@@ -349,16 +349,16 @@ def _preempted(site: SlurmSite, partition: Partition, qos: str, back: str) -> st
             "by jobs of a QOS that may preempt its own, which could not be asked for: "
             "`sacctmgr show qos format=name,preempt,preemptmode,gracetime`"
         )
-    threat = site.threat(partition, qos)
-    if threat is None:
+    preemption_risk = site.preemption_risk(partition, qos)
+    if preemption_risk is None:
         return "never: nobody with a higher priority may take its nodes"
-    who = f"a job of {' or '.join(threat.takers)} that needs its nodes"
-    if {"SUSPEND", "GANG"} & threat.modes:
+    who = f"a job of {' or '.join(preemption_risk.preemptors)} that needs its nodes"
+    if {"SUSPEND", "GANG"} & preemption_risk.modes:
         return f"by {who}: it stands still, holding its memory, until that has ended"
     signal = "USR2" if site.sends_user_signal else "TERM"
-    grace = threat.grace_s
+    grace = preemption_risk.grace_s
     patience = f"{grace} s of grace" if grace else f"no grace, only {site.kill_wait_s} s (KillWait)"
-    if "CANCEL" in threat.modes:
+    if "CANCEL" in preemption_risk.modes:
         back = f"requeues itself, as Slurm would end it for good (PreemptMode=CANCEL), {back}"
     elif grace:
         back = f"requeues itself {back}"

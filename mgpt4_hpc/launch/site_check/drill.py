@@ -20,7 +20,7 @@ from mgpt4_hpc.formatting import duration
 from mgpt4_hpc.launch.manage.cancel import cancel_run
 from mgpt4_hpc.launch.runs.status import look_at_one
 from mgpt4_hpc.launch.site_check.bit_identity import differences
-from mgpt4_hpc.launch.site_check.preemptor import Blow, choose_blow
+from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
 from mgpt4_hpc.launch.site_check.trial_run import (
     Reporter,
@@ -31,7 +31,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
 )
 from mgpt4_hpc.launch.slurm.commands import job_facts, requeue, run_slurm
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
-from mgpt4_hpc.launch.submit.plan import Order, PlannedRun
+from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest
 from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -127,7 +127,7 @@ class DrillResult:
 
 
 def run_drill(
-    order: DrillOrder, reporter: Reporter, environ: Mapping[str, str] = os.environ
+    request: DrillOrder, reporter: Reporter, environ: Mapping[str, str] = os.environ
 ) -> DrillResult:
     """Carry out a drill. Its jobs are ended whatever happens, an interrupt included.
 
@@ -135,7 +135,7 @@ def run_drill(
         DrillFailed: the site did not do what a run needs.
         MgptError: the runs could not be submitted.
     """
-    drill = _Drill(order, reporter, environ)
+    drill = _Drill(request, reporter, environ)
     with drill.leaving_nothing_behind() as keep:
         result = drill.perform()
         if result.faults:
@@ -144,25 +144,25 @@ def run_drill(
 
 
 class _Drill:
-    def __init__(self, order: DrillOrder, reporter: Reporter, environ: Mapping[str, str]) -> None:
-        self.order = order
+    def __init__(self, request: DrillOrder, reporter: Reporter, environ: Mapping[str, str]) -> None:
+        self.request = request
         self.reporter = reporter
         self.environ = environ
-        self.executor = choose_executor(order.executor)
-        self.steps = order.steps or STEPS[order.device]
+        self.executor = choose_executor(request.executor)
+        self.steps = request.steps or STEPS[request.device]
         self.jobs: list[Submitted] = []
         self.helpers: list[str] = []
         self._name = f"drill-{time.strftime('%d%H%M%S')}-{os.getpid()}"
 
     def perform(self) -> DrillResult:
         began = time.monotonic()
-        disturbed = plan_one(self._order("disturbed"), self.environ)
-        blow = self._choose_blow(disturbed)
+        disturbed = plan_one(self._request("disturbed"), self.environ)
+        preemptor = self._choose_blow(disturbed)
         job = start(disturbed, self.executor)
         self.jobs.append(job)
         if self.executor == "slurm":
             self._start_alone(f"afterok:{job.job_id}")
-        watch = Watch(job.run, self.reporter, self.order.patience_s)
+        watch = Watch(job.run, self.reporter, self.request.patience_s)
         self.reporter.begin(f"{job.run.name}, job {job.job_id}", self.steps)
         strike_at = int(STRIKE_AT * self.steps)
         watch.until(
@@ -171,7 +171,7 @@ class _Drill:
         )
         before = len(watch.attempts)
         asked_at = time.time()
-        how = self._strike(job, watch, blow, before)
+        how = self._preempt_run(job, watch, preemptor, before)
         struck = watch.until(
             "was not stopped", lambda seen: len(seen) > before or seen[before - 1].ended
         )[before - 1]
@@ -214,25 +214,25 @@ class _Drill:
             runs=(str(job.run.path), str(alone.run.path)),
         )
 
-    def _choose_blow(self, disturbed: PlannedRun) -> Blow | None:
+    def _choose_blow(self, disturbed: PlannedRun) -> Preemptor | None:
         """How its nodes will be taken; None without Slurm."""
-        blow = None
+        preemptor = None
         launch = disturbed.resolved.config.launch
         if self.executor == "slurm":
-            blow = choose_blow(
-                self.order.by, launch.partition, account=launch.account, qos=launch.qos
+            preemptor = choose_preemptor(
+                self.request.by, launch.partition, account=launch.account, qos=launch.qos
             )
-        how = "SIGTERM, as Slurm sends it" if blow is None else blow.text
+        how = "SIGTERM, as Slurm sends it" if preemptor is None else preemptor.text
         self.reporter.say(f"its nodes will be taken by {how}")
-        return blow
+        return preemptor
 
     def _start_alone(self, dependency: str | None) -> None:
-        planned = plan_one(self._order("alone"), self.environ)
+        planned = plan_one(self._request("alone"), self.environ)
         self.jobs.append(start(planned, self.executor, dependency=dependency))
 
     def _watch_alone(self, alone: Submitted) -> list[Attempt]:
         """Wait until the second run is finished; its attempts."""
-        watch = Watch(alone.run, self.reporter, self.order.patience_s)
+        watch = Watch(alone.run, self.reporter, self.request.patience_s)
         self.reporter.begin(f"{alone.run.name}, job {alone.job_id}", self.steps)
         if self.executor == "slurm":
             watch.until("did not start after the run it waited for had finished", bool)
@@ -251,8 +251,8 @@ class _Drill:
             return []
         return [f"job {job.job_id} was started again after its run had finished"]
 
-    def _order(self, which: str) -> Order:
-        ask = self.order
+    def _request(self, which: str) -> SubmitRequest:
+        ask = self.request
         micro = max(1, _BATCH // ask.gpus)
         settings = {
             "train.max_steps": self.steps,
@@ -270,7 +270,7 @@ class _Drill:
             launch |= {"gpu_request": "none"} if ask.device == "cpu" else {}
             given = {"partition": ask.partition, "account": ask.account, "qos": ask.qos}
             launch |= {key: value for key, value in given.items() if value is not None}
-        return Order(
+        return SubmitRequest(
             configs=(PRESET,),
             name=f"{self._name}-{which}",
             launch=launch,
@@ -283,20 +283,22 @@ class _Drill:
 
     # -- taking the nodes away ------------------------------------------------------------------
 
-    def _strike(self, job: Submitted, watch: Watch, blow: Blow | None, before: int) -> str:
+    def _preempt_run(
+        self, job: Submitted, watch: Watch, preemptor: Preemptor | None, before: int
+    ) -> str:
         """Do it; what was done, as a person says it."""
-        if blow is None:
+        if preemptor is None:
             self.reporter.say("preempting it: SIGTERM")
             preempt_local(job)
             return "SIGTERM, as Slurm sends it"
-        if blow.partition is None:
+        if preemptor.partition is None:
             self.reporter.say(f"scontrol requeue {job.job_id}")
             requeue(job.job_id)
-            return blow.text
-        why = self._preempt(watch, blow, before)
+            return preemptor.text
+        why = self._submit_preemptor(watch, preemptor, before)
         if not why:
-            return f"job {self.helpers[-1]}, submitted {blow.where}, which preempted it"
-        if self.order.by == "preemption":
+            return f"job {self.helpers[-1]}, submitted {preemptor.where}, which preempted it"
+        if self.request.by == "preemption":
             raise DrillFailed(
                 f"no preemption: {why}", fix="--by requeue tries all the rest of a drill"
             )
@@ -304,14 +306,14 @@ class _Drill:
         requeue(job.job_id)
         return f"scontrol requeue ({why})"
 
-    def _preempt(self, watch: Watch, blow: Blow, before: int) -> str:
+    def _submit_preemptor(self, watch: Watch, preemptor: Preemptor, before: int) -> str:
         """Why there was no preemption; empty if there was one."""
         try:
-            self.helpers.append(blow.preempt(watch.nodes))
+            self.helpers.append(preemptor.preempt(watch.nodes))
         except MgptError as error:
             return error.what
         helper = self.helpers[-1]
-        self.reporter.say(f"job {helper}, submitted {blow.where}, asks for its nodes")
+        self.reporter.say(f"job {helper}, submitted {preemptor.where}, asks for its nodes")
         too_late = int(_TOO_LATE * self.steps)
 
         def happened(seen: list[Attempt]) -> bool:
@@ -321,7 +323,7 @@ class _Drill:
         def decided(seen: list[Attempt]) -> bool:
             return happened(seen) or seen[before - 1].last_step >= too_late
 
-        patience_s = min(_PREEMPTION_PATIENCE_S, self.order.patience_s)
+        patience_s = min(_PREEMPTION_PATIENCE_S, self.request.patience_s)
         found = watch.wait(decided, patience_s, "was not preempted")
         if found is not None and happened(found):
             return ""
@@ -335,7 +337,7 @@ class _Drill:
     @contextmanager
     def leaving_nothing_behind(self) -> Iterator[Callable[[], None]]:
         """End all jobs; remove the runs too unless told to keep them or something went wrong."""
-        kept = [self.order.keep]
+        kept = [self.request.keep]
 
         def keep() -> None:
             kept[0] = True

@@ -17,7 +17,7 @@ _MINUTES = 2
 
 
 @dataclass(frozen=True)
-class Blow:
+class Preemptor:
     """What will be done to the run.
 
     Attributes:
@@ -73,9 +73,9 @@ class Blow:
         return options + ([f"--qos={self.qos}"] if self.qos else [])
 
 
-def choose_blow(
+def choose_preemptor(
     wanted: str, partition_name: str | None, *, account: str | None, qos: str | None
-) -> Blow:
+) -> Preemptor:
     """Preempt if the user may, else requeue.
 
     Args:
@@ -88,18 +88,18 @@ def choose_blow(
         PreflightError: a preemption was asked for and is not possible.
     """
     if wanted == "requeue":
-        return Blow(None, "as asked")
+        return Preemptor(None, "as asked")
     try:
         why = ""
         site = read_slurm_site()
         for partition in _partitions(site, partition_name):
-            blows = _blows(site, partition, account, qos)
-            for blow in blows:
-                refusal = blow.is_allowed()
+            preemptors = _blows(site, partition, account, qos)
+            for preemptor in preemptors:
+                refusal = preemptor.is_allowed()
                 if not refusal:
-                    return blow
-                why = f"you may not submit {blow.where}: {refusal}"
-            if not blows:
+                    return preemptor
+                why = f"you may not submit {preemptor.where}: {refusal}"
+            if not preemptors:
                 why = f"nobody may preempt your jobs of {partition.name}"
     except MgptError as error:
         why = f"the site's settings cannot be read: {first_line(error.what)}"
@@ -109,18 +109,22 @@ def choose_blow(
             faults=[why],
             fix="use --by requeue, or a partition whose jobs you may preempt",
         )
-    return Blow(None, why)
+    return Preemptor(None, why)
 
 
 def _blows(
     site: SlurmSite, partition: Partition, account: str | None, qos: str | None
-) -> list[Blow]:
+) -> list[Preemptor]:
     why = "it has a higher priority"
     if site.preempt_type != "qos":
-        return [Blow(one.name, why, account, qos) for one in site.preemptors(partition)]
-    threat = site.threat(partition, qos or DEFAULT_QOS)
-    higher = [taker.removeprefix("QOS ") for taker in threat.takers] if threat else []
-    return [Blow(partition.name, why, account, name) for name in higher]
+        return [Preemptor(one.name, why, account, qos) for one in site.preemptors(partition)]
+    preemption_risk = site.preemption_risk(partition, qos or DEFAULT_QOS)
+    higher = (
+        [taker.removeprefix("QOS ") for taker in preemption_risk.preemptors]
+        if preemption_risk
+        else []
+    )
+    return [Preemptor(partition.name, why, account, name) for name in higher]
 
 
 def _partitions(site: SlurmSite, name: str | None) -> list[Partition]:

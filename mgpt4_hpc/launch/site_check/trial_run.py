@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from mgpt4_hpc.launch.submit.plan import Order, PlannedRun, make_plan
+from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest, make_plan
 from mgpt4_hpc.launch.submit.submit_run import Submitted, create_run, submit_run
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -30,9 +30,9 @@ class Reporter(Protocol):
         """So much of the task is done."""
 
 
-def plan_one(order: Order, environ: Mapping[str, str]) -> PlannedRun:
+def plan_one(request: SubmitRequest, environ: Mapping[str, str]) -> PlannedRun:
     """The only run of an order. Raises what `make_plan` raises."""
-    (planned,) = make_plan(order, environ).runs
+    (planned,) = make_plan(request, environ).runs
     return planned
 
 

@@ -141,16 +141,16 @@ class Qos:
 
 
 @dataclass(frozen=True)
-class Threat:
+class PreemptionRisk:
     """What preemption means to a job.
 
     Attributes:
-        takers: partitions or QOS whose jobs may take its nodes.
+        preemptors: partitions or QOS whose jobs may take its nodes.
         modes: REQUEUE, CANCEL, SUSPEND, GANG.
         grace_s: seconds between signal and kill; 0 means KillWait.
     """
 
-    takers: tuple[str, ...]
+    preemptors: tuple[str, ...]
     modes: frozenset[str]
     grace_s: int
 
@@ -246,16 +246,18 @@ class SlurmSite:
             and mine & {node.name for node in other.nodes}
         ]
 
-    def threat(self, partition: Partition, qos: str) -> Threat | None:
+    def preemption_risk(self, partition: Partition, qos: str) -> PreemptionRisk | None:
         """Who may preempt a job of this partition and QOS, and how; None if nobody."""
         if self.preempt_type != "qos":
             names = tuple(f"partition {other.name}" for other in self.preemptors(partition))
-            return Threat(names, partition.preempt_modes, partition.grace_s) if names else None
+            return (
+                PreemptionRisk(names, partition.preempt_modes, partition.grace_s) if names else None
+            )
         own = self.qos.get(qos, Qos(qos))
         names = tuple(f"QOS {name}" for name, one in self.qos.items() if qos in one.preempts)
         whole = frozenset(self.config.get("PreemptMode", "OFF").upper().split(","))
         modes = whole if own.modes is None else own.modes
-        return None if not names or "OFF" in modes else Threat(names, modes, own.grace_s)
+        return None if not names or "OFF" in modes else PreemptionRisk(names, modes, own.grace_s)
 
 
 def read_slurm_site() -> SlurmSite:

@@ -24,7 +24,7 @@ from mgpt4_hpc.telemetry.ledger import read_ledgers
 Say = Callable[[str], None]
 
 
-def carry_out(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
+def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
     """Make the runs and submit their jobs.
 
     Without Slurm nothing can hold a second job back, so a chain is waited for here.

@@ -14,12 +14,12 @@ import click
 from mgpt4_hpc.config.load import load_config, read_assignments
 from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.launch.job.environment import job_id_of, start_of
-from mgpt4_hpc.launch.job.requeue import come_back_unread, exit_code
+from mgpt4_hpc.launch.job.requeue import exit_code, requeue_without_run_dir
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import create_run
-from mgpt4_hpc.ownership import assert_trusted
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.ownership import assert_owned
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir, write_json
 
 
@@ -36,15 +36,15 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
     """
     run, start = RunDir(run_dir.absolute()), start_of(os.environ)
     try:
-        if not patiently(run.identity_file.exists):
+        if not retry_storage(run.identity_file.exists):
             if start.restart_count and not run.path.parent.is_dir():
                 # Not a run that is still to be made: the first start would have made this.
                 raise StorageTrouble(f"{run.path.parent} is not there on this node")
             _make(run, config, assignments)
-        patiently(lambda: assert_trusted(run.path))
+        retry_storage(lambda: assert_owned(run.path))
     except StorageTrouble as trouble:
         # No supervisor follows: it would execute what nobody could look through.
-        decision = come_back_unread(run, start, trouble.what)
+        decision = requeue_without_run_dir(run, start, trouble.what)
         click.echo(decision.reason, err=True)
         sys.exit(exit_code(decision))
     job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}

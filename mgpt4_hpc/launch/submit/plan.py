@@ -26,7 +26,7 @@ DEFAULT_PRESETS = {1: "stage1-vicuna7b", 2: "stage2-vicuna7b"}
 
 
 @dataclass(frozen=True)
-class Order:
+class SubmitRequest:
     """The command line of ``mgpt4 submit`` as plain data."""
 
     stage: str | None = None
@@ -92,7 +92,7 @@ class Plan:
             raise self.unreachable
 
 
-def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
+def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
     """Resolve and check everything; writes nothing.
 
     Raises:
@@ -100,24 +100,24 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
         PreflightError: something that the job needs is missing; a dry run keeps it in the plan.
         SlurmUnreachable: the scheduler cannot be asked.
     """
-    executor = choose_executor(order.executor)
-    notes = [_why_executor(executor)] if order.executor == "auto" else []
-    site = choose_site(order.site, environ)
+    executor = choose_executor(request.executor)
+    notes = [_why_executor(executor)] if request.executor == "auto" else []
+    site = choose_site(request.site, environ)
     if site is not None:
         notes.append(f"site profile {site.name}, chosen by {site.why}")
-    resolver = _Resolver(order, str(site.path) if site is not None else None, environ)
-    runs_dir = _runs_dir(order, resolver)
-    after = find_run(order.after, runs_dir) if order.after else None
+    resolver = _Resolver(request, str(site.path) if site is not None else None, environ)
+    runs_dir = _runs_dir(request, resolver)
+    after = find_run(request.after, runs_dir) if request.after else None
     sweep: PlannedSweep | None = None
-    if order.sweep:
+    if request.sweep:
         sweep, planned = _plan_sweep(resolver, runs_dir, after)
     else:
         planned = _plan_stages(resolver, runs_dir, after)
     faults = unknown_paths(resolver.flags, [item.resolved for item in planned])
     if faults:
         raise ConfigError("cannot use these settings", faults=faults)
-    asked = Asked.of(executor, dry_run=order.dry_run)
-    faults, more = _preflight(planned, sweep, asked, runs_dir)
+    reply = SlurmReply.of(executor, dry_run=request.dry_run)
+    faults, more = _preflight(planned, sweep, reply, runs_dir)
     if after is not None and (fault := _after_fault(after, executor)):
         faults.append(fault)
     if executor == "slurm":
@@ -129,9 +129,9 @@ def make_plan(order: Order, environ: Mapping[str, str]) -> Plan:
         (*notes, *more),
         tuple(dict.fromkeys(faults)),
         sweep,
-        asked.unreachable,
+        reply.unreachable,
     )
-    if not order.dry_run:
+    if not request.dry_run:
         plan.assert_sound()
     return plan
 
@@ -148,12 +148,12 @@ def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
     return faults
 
 
-def _runs_dir(order: Order, resolver: _Resolver) -> Path:
+def _runs_dir(request: SubmitRequest, resolver: _Resolver) -> Path:
     """The folder of the option, else the setting's, whoever made it."""
-    if order.runs_dir is not None:
-        return order.runs_dir
-    stage, config_name = _stages(order)[0]
-    named = {"name": order.name} if order.name is not None else {}
+    if request.runs_dir is not None:
+        return request.runs_dir
+    stage, config_name = _stages(request)[0]
+    named = {"name": request.name} if request.name is not None else {}
     wanted = resolver.resolve(stage, config_name, None, named).config.launch.runs_dir
     return Path(resolve_path(wanted or "runs"))
 
@@ -167,14 +167,16 @@ def _why_executor(executor: str) -> str:
 class _Resolver:
     """Turns the order into configurations; what is common to all its runs is read once."""
 
-    def __init__(self, order: Order, site: str | None, environ: Mapping[str, str]) -> None:
-        self.order = order
+    def __init__(
+        self, request: SubmitRequest, site: str | None, environ: Mapping[str, str]
+    ) -> None:
+        self.request = request
         self.site = site
         self.environ = environ
         self.flags: dict[str, Any]
-        self.flags, self.faults = read_assignments(order.assignments)
-        self.flags |= {f"launch.{key}": value for key, value in order.launch.items()}
-        options, faults = _sbatch_options(order.sbatch)
+        self.flags, self.faults = read_assignments(request.assignments)
+        self.flags |= {f"launch.{key}": value for key, value in request.launch.items()}
+        options, faults = _sbatch_options(request.sbatch)
         self.flags |= options
         self.faults += faults
 
@@ -207,18 +209,18 @@ class _Resolver:
 
 
 def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> list[PlannedRun]:
-    order = resolver.order
+    request = resolver.request
     planned: list[PlannedRun] = []
-    for stage, config_name in _stages(order):
+    for stage, config_name in _stages(request):
         follows = planned[-1].run if planned else after
         changes: dict[str, Any] = {}
-        if order.stage == "both" and stage == 2:
+        if request.stage == "both" and stage == 2:
             # The second stage is 200 times smaller; the job's GPUs were asked for the first.
             for key in ("launch.gpus", "launch.nodes"):
                 resolver.flags.pop(key, None)
-        if order.name is not None:
-            both = order.stage == "both"
-            changes["name"] = f"{order.name}-stage{stage}" if both else order.name
+        if request.name is not None:
+            both = request.stage == "both"
+            changes["name"] = f"{request.name}-stage{stage}" if both else request.name
         resolved = resolver.resolve(stage, config_name, follows, changes)
         planned.append(PlannedRun(RunDir(runs_dir / resolved.config.name), resolved, follows))
     return planned
@@ -227,15 +229,15 @@ def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> l
 def _plan_sweep(
     resolver: _Resolver, runs_dir: Path, after: RunDir | None
 ) -> tuple[PlannedSweep, list[PlannedRun]]:
-    order = resolver.order
-    if order.stage == "both":
+    request = resolver.request
+    if request.stage == "both":
         raise ConfigError(
             "--sweep and --stage both exclude each other",
             fix="sweep stage 1, then submit stage 2 --after the run that you like best",
         )
-    ((stage, config_name),) = _stages(order)
-    all_points = points(parse_axes(order.sweep, fixed=resolver.flags))
-    plain = {"name": order.name} if order.name is not None else {}
+    ((stage, config_name),) = _stages(request)
+    all_points = points(parse_axes(request.sweep, fixed=resolver.flags))
+    plain = {"name": request.name} if request.name is not None else {}
     name = resolver.resolve(stage, config_name, after, plain).config.name
     names = run_names(name, all_points)
     planned = []
@@ -252,14 +254,14 @@ def _plan_sweep(
     if faults:
         raise ConfigError("some runs of the sweep cannot be", faults=faults)
     folder = SweepDir.of(name, runs_dir)
-    return PlannedSweep(folder, tuple(all_points), order.max_parallel), planned
+    return PlannedSweep(folder, tuple(all_points), request.max_parallel), planned
 
 
-def _stages(order: Order) -> list[tuple[int | None, str | None]]:
-    configs = list(order.configs)
-    if order.max_parallel is not None and not order.sweep:
+def _stages(request: SubmitRequest) -> list[tuple[int | None, str | None]]:
+    configs = list(request.configs)
+    if request.max_parallel is not None and not request.sweep:
         raise ConfigError("--max-parallel is given without --sweep", fix="leave it out")
-    if order.stage == "both":
+    if request.stage == "both":
         if configs and len(configs) != 2:
             raise ConfigError(
                 f"--stage both was given {len(configs)} --config",
@@ -271,9 +273,9 @@ def _stages(order: Order) -> list[tuple[int | None, str | None]]:
         raise ConfigError(
             f"{len(configs)} --config for one stage", fix="give one, or use --stage both"
         )
-    if order.stage is None and not configs:
+    if request.stage is None and not configs:
         raise ConfigError("neither --stage nor --config is given", fix="say --stage 1, 2 or both")
-    stage = int(order.stage) if order.stage else None
+    stage = int(request.stage) if request.stage else None
     return [(stage, configs[0] if configs else DEFAULT_PRESETS[stage or 1])]
 
 
@@ -292,7 +294,7 @@ def _sbatch_options(options: tuple[str, ...]) -> tuple[dict[str, str], list[str]
 
 
 @dataclass(frozen=True)
-class Asked:
+class SlurmReply:
     """What Slurm said before anything is checked.
 
     Attributes:
@@ -306,7 +308,7 @@ class Asked:
     unreachable: SlurmUnreachable | None = None
 
     @classmethod
-    def of(cls, executor: str, *, dry_run: bool) -> Asked:
+    def of(cls, executor: str, *, dry_run: bool) -> SlurmReply:
         """Ask. A dry run renders its script also where there is no Slurm, or none that answers.
 
         Raises:
@@ -327,7 +329,7 @@ class Asked:
 def _preflight(
     planned: Sequence[PlannedRun],
     sweep: PlannedSweep | None,
-    asked: Asked,
+    reply: SlurmReply,
     runs_dir: Path,
 ) -> tuple[list[str], list[str]]:
     """Everything that would stop these runs, and what is worth knowing."""
@@ -349,9 +351,9 @@ def _preflight(
             notes += preflight(
                 item.resolved.config,
                 runs_dir,
-                executor=asked.executor,
+                executor=reply.executor,
                 projector_follows=item.follows is not None,
-                cluster=asked.cluster,
+                cluster=reply.cluster,
                 array_tasks=len(planned) if sweep is not None else 0,
             )
         except PreflightError as error:

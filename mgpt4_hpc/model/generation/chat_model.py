@@ -146,7 +146,7 @@ def tell_apart(sources: Sequence[Source]) -> list[Source]:
     return told
 
 
-class Talker:
+class ChatModel:
     """Answers prompts with images; texts in, texts out.
 
     Args:
@@ -180,14 +180,14 @@ class Talker:
         self.use(source)
 
     @classmethod
-    def around(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> Talker:
+    def from_training_model(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> ChatModel:
         """One that answers with a model that somebody else is training."""
-        talker = cls.__new__(cls)
-        talker.bundle = bundle
-        talker.model = model
-        talker.tokenizer = load_tokenizer(bundle.llm_dir)
-        talker.source = source
-        return talker
+        chat_model = cls.__new__(cls)
+        chat_model.bundle = bundle
+        chat_model.model = model
+        chat_model.tokenizer = load_tokenizer(bundle.llm_dir)
+        chat_model.source = source
+        return chat_model
 
     @property
     def image_size(self) -> int:
@@ -260,7 +260,7 @@ class Talker:
         stop = self.source.template.end_symbol
         return stream(self.model, self.tokenizer, prompt, features_NIQ, sampling, stop=stop)
 
-    def room(self, prompt: str) -> int | None:
+    def max_answer_tokens(self, prompt: str) -> int | None:
         """Tokens that an answer to the prompt may have at most; None if the model has no limit."""
         limit = context_length(self.model)
         if limit is None:

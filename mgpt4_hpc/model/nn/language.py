@@ -19,7 +19,7 @@ from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
 from mgpt4_hpc.model.nn.norms import fuse_norms
-from mgpt4_hpc.model.nn.performance.node_broadcast import Alone, load_once_per_node
+from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner, load_once_per_node
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -75,11 +75,11 @@ def load_shared_language_model(
     attention: str,
     device: torch.device,
     ranks: Ranks,
-    alone: Alone = lambda read: read(),
+    run_locally: LocalRunner = lambda read: read(),
 ) -> nn.Module:
     """As ``load_language_model``, read by one rank of each node; all ranks must call it.
 
-    ``alone`` does the reading.
+    ``run_locally`` does the reading.
 
     Raises:
         WeightsError: as there, on every rank.
@@ -93,7 +93,7 @@ def load_shared_language_model(
     def load() -> nn.Module:
         return load_language_model(llm_dir, dtype=dtype, attention=attention, device=device)
 
-    return load_once_per_node(load, plan, ranks, device, alone)
+    return load_once_per_node(load, plan, ranks, device, run_locally)
 
 
 def build_language_model(

@@ -30,7 +30,7 @@ from mgpt4_hpc.model.nn.language import (
 from mgpt4_hpc.model.nn.loss import answer_loss_sum
 from mgpt4_hpc.model.nn.performance.activation_checkpointing import recompute_layers
 from mgpt4_hpc.model.nn.performance.cuda_graphs import ReplayedTowers
-from mgpt4_hpc.model.nn.performance.node_broadcast import Alone
+from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner
 from mgpt4_hpc.model.nn.performance.packing import IGNORED, Packed, pack
 from mgpt4_hpc.model.nn.precision import autocast, cast_matmul_weights, compute_dtype
 from mgpt4_hpc.model.nn.vision import build_vision
@@ -230,7 +230,7 @@ def build_model(
     device: torch.device | str = "cpu",
     activation_checkpointing: float = 0.0,
     readers: Ranks | None = None,
-    alone: Alone = lambda read: read(),
+    run_locally: LocalRunner = lambda read: read(),
 ) -> MiniGPT4:
     """The model of a bundle on one device, frozen but for ``llama_proj``.
 
@@ -251,7 +251,7 @@ def build_model(
             compute for a fraction of the memory.
         readers: all ranks, each of which makes this call, if one per node is to read the language
             model for its neighbours (not in 8 bits); by default every process reads for itself.
-        alone: does each part of the reading for which no other rank is needed.
+        run_locally: does each part of the reading for which no other rank is needed.
 
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
@@ -261,7 +261,7 @@ def build_model(
     arch = bundle.architecture
     # First what the ranks do together: who breaks off what follows is missed by nobody.
     if readers is None or llm_8bit:
-        language_model = alone(
+        language_model = run_locally(
             lambda: load_language_model(
                 bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
             )
@@ -273,9 +273,9 @@ def build_model(
             attention=attention,
             device=target,
             ranks=readers,
-            alone=alone,
+            run_locally=run_locally,
         )
-    vision, connector = alone(
+    vision, connector = run_locally(
         lambda: load_image_towers(
             bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
         )

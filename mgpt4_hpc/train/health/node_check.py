@@ -23,7 +23,7 @@ import torch
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import BadNode, ConfigError, StorageTrouble
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.train.device import choose_device
 
 MIB = 2**20
@@ -187,7 +187,7 @@ def run_folder_faults(
     """
     probe = run / f".probe-{rank}-{os.getpid()}"
     try:
-        off_s = patiently(
+        off_s = retry_storage(
             lambda: _write_probe(probe), vanished=lambda: not run.exists(), sleep=sleep
         )
     except (OSError, StorageTrouble) as error:

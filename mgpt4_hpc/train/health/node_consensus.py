@@ -33,7 +33,7 @@ whoever leaves meanwhile ends rank 0 between the requeue and the exclusion of th
 _PREFIX = "mgpt4/node"
 
 
-class NodeCouncil:
+class NodeConsensus:
     """One rank's seat among those who judge their nodes.
 
     Args:

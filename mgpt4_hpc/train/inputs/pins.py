@@ -45,7 +45,7 @@ def _version(name: str) -> str:
         return "absent"
 
 
-def hold_to_pins(
+def check_pins(
     run: RunDir,
     found: Mapping[str, Any],
     about: Mapping[str, Any],

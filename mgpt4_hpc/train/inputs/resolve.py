@@ -23,7 +23,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
-from mgpt4_hpc.train.inputs.pins import hold_to_pins
+from mgpt4_hpc.train.inputs.pins import check_pins
 from mgpt4_hpc.train.recorder import SilentRecorder
 
 
@@ -93,7 +93,7 @@ def find_inputs(
             recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
-    hold_to_pins(
+    check_pins(
         run,
         {
             "bundle": bundle.digest,

@@ -27,7 +27,7 @@ from mgpt4_hpc.evaluation.results import TaskResult
 from mgpt4_hpc.evaluation.suites import Pictures, ask_all, look_at, score, tasks_of
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import Source, Talker
+from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 from mgpt4_hpc.model.generation.prompt_embedding import context_length
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
@@ -46,7 +46,7 @@ class _BrokenOffError(Exception):
 
 
 @dataclass(frozen=True)
-class Said:
+class ValidationAnswers:
     """What came out of it; on ranks other than the first, nothing.
 
     Attributes:
@@ -60,7 +60,7 @@ class Said:
     texts: Mapping[str, str]
 
 
-NOTHING_SAID = Said({}, {}, {})
+NO_ANSWERS = ValidationAnswers({}, {}, {})
 
 
 class HeldOutAnswers:
@@ -92,7 +92,7 @@ class HeldOutAnswers:
             require_libraries()
         weights = Path(resolve_path(config.model.weights))
         source = Source(config.name, weights, None, config.template, config)
-        self._talker = Talker.around(model, bundle, source)
+        self._chat_model = ChatModel.from_training_model(model, bundle, source)
         self._objects = named_objects("toy" if toy_scenes(weights) else "coco")
         self._config = config
         self._indexes = indexes
@@ -105,7 +105,7 @@ class HeldOutAnswers:
         self._examples: list[Example] | None = None
         self._pictures = Pictures()
 
-    def __call__(self) -> Said | None:
+    def __call__(self) -> ValidationAnswers | None:
         """Ask everything; None, on every rank, if any of them gave up."""
         asked = {t: text for suite in self._suites for t, text in tasks_of(suite).items()}
         said: dict[str, list[tuple[str, Answer]]] = {}
@@ -115,7 +115,7 @@ class HeldOutAnswers:
                 self._examples = self._read()
                 mine = self._examples[self._ranks.rank :: self._ranks.world_size]
                 if mine:
-                    self._pictures = _look_at(self._talker, mine)
+                    self._pictures = _look_at(self._chat_model, mine)
             for task, instruction in asked.items():
                 said[task] = self._ask(instruction)
         except _BrokenOffError:
@@ -124,7 +124,7 @@ class HeldOutAnswers:
             return None
         everybodys = self._ranks.gather(said)
         if not self._ranks.is_first:
-            return NOTHING_SAID
+            return NO_ANSWERS
         answers = {task: dict(pair for one in everybodys for pair in one[task]) for task in asked}
         return self._scored(asked, answers)
 
@@ -152,7 +152,7 @@ class HeldOutAnswers:
         if not self._pictures.examples:
             return []
         answers = ask_all(
-            self._talker,
+            self._chat_model,
             self._pictures,
             instruction,
             self._sampling,
@@ -168,7 +168,7 @@ class HeldOutAnswers:
 
     def _scored(
         self, asked: Mapping[str, str], answers: Mapping[str, Mapping[str, Answer]]
-    ) -> Said:
+    ) -> ValidationAnswers:
         scores: dict[str, float] = {}
         cards: dict[str, bytes] = {}
         texts: dict[str, str] = {}
@@ -182,12 +182,12 @@ class HeldOutAnswers:
             scores |= {f"{task}_{metric}": value for metric, value in result.metrics.items()}
             cards[task] = _card(examples, in_order)
             texts[task] = _table(result)
-        return Said(scores, cards, texts)
+        return ValidationAnswers(scores, cards, texts)
 
 
-def _look_at(talker: Talker, examples: list[Example]) -> Pictures:
+def _look_at(chat_model: ChatModel, examples: list[Example]) -> Pictures:
     try:
-        return look_at(talker, examples, batch_size=_BATCH)
+        return look_at(chat_model, examples, batch_size=_BATCH)
     except DataError:  # none of this rank's few can be used; the others' may
         return Pictures()
 

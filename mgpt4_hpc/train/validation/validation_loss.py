@@ -19,7 +19,7 @@ from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from mgpt4_hpc.data.sampling.sample_source import Draws, ValDraws, spread
 from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.train.inputs.loaders import text_spec
 from mgpt4_hpc.train.step import forward_loss
 
@@ -66,7 +66,7 @@ class EverySample:
 
 
 def held_out_losses(
-    talker: Talker,
+    chat_model: ChatModel,
     *,
     images: str | None = None,
     limit: int | None = None,
@@ -80,7 +80,7 @@ def held_out_losses(
     would count twice.
 
     Args:
-        talker: with a source that has a run's settings.
+        chat_model: with a source that has a run's settings.
         images: shards (or their index, or an aligned folder) that nobody trained on; None takes
             the samples that ``data.val_fraction`` kept back.
         limit: samples per source at most, evenly spread.
@@ -91,7 +91,7 @@ def held_out_losses(
         ConfigError: if there is no run, or it kept nothing back and no shards are given.
         DataError: if shards cannot be read, or none of the samples can be used.
     """
-    config = talker.source.config
+    config = chat_model.source.config
     if config is None:
         raise ConfigError(
             "the loss suite needs a run: its settings say how texts become tokens",
@@ -99,7 +99,7 @@ def held_out_losses(
         )
     if images is None and not config.data.val_fraction:
         raise ConfigError(
-            f"{talker.source.name} kept nothing back: data.val_fraction is 0",
+            f"{chat_model.source.name} kept nothing back: data.val_fraction is 0",
             fix="give shards that it did not train on: --images SHARDS",
         )
     given = None
@@ -109,7 +109,14 @@ def held_out_losses(
     with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as work:
         return [
             _loss(
-                talker, config, source, Path(work), given is not None, limit, batch_size, progress
+                chat_model,
+                config,
+                source,
+                Path(work),
+                given is not None,
+                limit,
+                batch_size,
+                progress,
             )
             for source in given or config.data.sources
         ]
@@ -117,7 +124,7 @@ def held_out_losses(
 
 @torch.no_grad()
 def _loss(
-    talker: Talker,
+    chat_model: ChatModel,
     config: RunConfig,
     source: SourceConfig,
     work: Path,
@@ -139,8 +146,8 @@ def _loss(
     maker = BatchMaker(
         draws,
         SampleReader([index]),
-        text_spec(config, talker.tokenizer, talker.bundle.architecture),
-        talker.image_size,
+        text_spec(config, chat_model.tokenizer, chat_model.bundle.architecture),
+        chat_model.image_size,
         resize=config.data.resize,
         seed=config.seed,
         samples_per_step=batch_size,
@@ -153,7 +160,7 @@ def _loss(
         batch, bad = maker.without_substitutes(spread(ordinals, available, used))
         left_out += [str(error) for error in bad.values()]
         if batch is not None:
-            loss_sum += forward_loss(talker.model, batch, talker.model.device).item()
+            loss_sum += forward_loss(chat_model.model, batch, chat_model.model.device).item()
             num_tokens += batch.num_answer_tokens
         progress(len(ordinals))
     if used and len(left_out) == used:

@@ -9,7 +9,7 @@ import pytest
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError, SlurmRejected
-from mgpt4_hpc.launch.manage.concurrency_limit import Turns
+from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
 from mgpt4_hpc.launch.manage.resume import Resumption
 from mgpt4_hpc.launch.manage.resume_many import resume_many
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested, request_cancel
@@ -359,10 +359,10 @@ def test_a_sweep_keeps_how_many_may_be_at_work(
     ],
 )
 def test_whose_turn_it_is(most: int, live: list[str], rows: list[list[str]]) -> None:
-    turns = Turns(most, live)
+    limit = ConcurrencyLimit(most, live)
     for number, expected in enumerate(rows):
-        assert list(turns.next) == expected
-        turns.take(f"n{number}")
+        assert list(limit.next) == expected
+        limit.take(f"n{number}")
 
 
 def test_several_runs_here_follow_each_other(

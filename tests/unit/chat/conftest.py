@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.model.generation.chat_model import Talker, find_source
+from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
 
 @pytest.fixture(scope="session")
-def talker(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Talker:
+def chat_model(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> ChatModel:
     run = make_trained_run(tiny_world, tmp_path_factory.mktemp("runs") / "talks")
-    return Talker(find_source(run.path), device="cpu")
+    return ChatModel(find_source(run.path), device="cpu")
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from mgpt4_hpc.chat.gradio_allowlist import Surface
+from mgpt4_hpc.chat.gradio_allowlist import GradioAllowlist
 from mgpt4_hpc.chat.limits import Limits
 from mgpt4_hpc.chat.server import build_application
 from mgpt4_hpc.model.generation.sampling import Sampling
@@ -35,17 +35,19 @@ def uploads(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(uploads: Path) -> Iterator[Surface]:
-    room: Any = SimpleNamespace(speakers=["one"], visit=lambda: None)
+def page(uploads: Path) -> Iterator[GradioAllowlist]:
+    shared_model: Any = SimpleNamespace(speakers=["one"], visitor=lambda: None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(uploads))
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
         patch.setenv("GRADIO_RUN_HISTORY", "True")
-        yield build_application(room, Sampling(), Limits(1000, 1000, 64), uploads, "localhost", 1)
+        yield build_application(
+            shared_model, Sampling(), Limits(1000, 1000, 64), uploads, "localhost", 1
+        )
 
 
 @pytest.fixture
-def surface(uploads: Path) -> Surface:
+def allowlist(uploads: Path) -> GradioAllowlist:
     """In front of something that answers to everything, with what it was sent."""
 
     async def everything(scope: Any, receive: Any, send: Any) -> None:
@@ -57,7 +59,7 @@ def surface(uploads: Path) -> Surface:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
-    return Surface(everything, uploads)
+    return GradioAllowlist(everything, uploads)
 
 
 def ask(app: Any, method: str, path: str, **request: Any) -> httpx.Response:
@@ -79,7 +81,9 @@ def all_routes(routes: Sequence[Any]) -> Iterator[str]:
             yield from (f"{method} {route.path}" for method in route.methods)
 
 
-def test_of_all_routes_only_the_needed_ones_are_answered(page: Surface, surface: Surface) -> None:
+def test_of_all_routes_only_the_needed_ones_are_answered(
+    page: GradioAllowlist, allowlist: GradioAllowlist
+) -> None:
     routes = set(all_routes(page.app.routes))
     assert len(routes) > 80 and routes >= NEEDED
     assert "GET /gradio_api/file={path_or_url:path}" in routes  # see below
@@ -90,7 +94,7 @@ def test_of_all_routes_only_the_needed_ones_are_answered(page: Surface, surface:
 
     asked = {route: route.partition(" ") for route in routes}
     answers = {
-        route: ask(surface, method, example(path), content="{}").status_code
+        route: ask(allowlist, method, example(path), content="{}").status_code
         for route, (method, _, path) in asked.items()
     }
     assert {route for route, status in answers.items() if status == 200} == NEEDED
@@ -112,12 +116,14 @@ def test_of_all_routes_only_the_needed_ones_are_answered(page: Surface, surface:
         "/nothing",
     ],
 )
-def test_the_rest_is_not_there(surface: Surface, path: str) -> None:
+def test_the_rest_is_not_there(allowlist: GradioAllowlist, path: str) -> None:
     for method in ("GET", "POST", "PUT", "HEAD", "OPTIONS"):
-        assert ask(surface, method, f"http://localhost{path}").status_code == 404, method
+        assert ask(allowlist, method, f"http://localhost{path}").status_code == 404, method
 
 
-def test_files_are_uploads(page: Surface, surface: Surface, uploads: Path) -> None:
+def test_files_are_uploads(
+    page: GradioAllowlist, allowlist: GradioAllowlist, uploads: Path
+) -> None:
     answer = ask(page, "POST", "/gradio_api/upload", files={"files": ("a b.txt", b"seen")})
     (path,) = answer.json()
     assert Path(path).is_relative_to(uploads)
@@ -126,27 +132,29 @@ def test_files_are_uploads(page: Surface, surface: Surface, uploads: Path) -> No
         *("https://example.com/", "HTTP://example.com/", "ftp://x/y", "//example.com/x"),
         *("/etc/passwd", f"{uploads}/../x", f"{uploads}x/y", f"/{uploads}/x", "a.txt", ""),
     ):
-        assert ask(surface, "GET", f"/gradio_api/file={other}").status_code == 404, other
+        assert ask(allowlist, "GET", f"/gradio_api/file={other}").status_code == 404, other
 
 
 @pytest.mark.parametrize("route", ["queue/join", "run/predict"])
-def test_a_question_is_about_uploads_only(surface: Surface, uploads: Path, route: str) -> None:
+def test_a_question_is_about_uploads_only(
+    allowlist: GradioAllowlist, uploads: Path, route: str
+) -> None:
     def status(path: Any) -> int:
         file = {"path": path, "url": "http://localhost/x", "meta": {"_type": "gradio.FileData"}}
         body = {"data": [{"text": "x", "files": [file]}, 0.5], "fn_index": 0}
-        return ask(surface, "POST", f"/gradio_api/{route}", json=body).status_code
+        return ask(allowlist, "POST", f"/gradio_api/{route}", json=body).status_code
 
     assert status(f"{uploads}/12ab/photo.jpg") == 200
     for path in ("https://example.com/x.jpg", "file:///etc/passwd", "/etc/passwd", None, ["x"]):
         assert status(path) == 400, path
     twice = '{"data": [{"path": "%s/a", "p\\u0061th": "http://example.com/", "meta": {}}]}'
-    answer = ask(surface, "POST", f"/gradio_api/{route}", content=twice % uploads)
+    answer = ask(allowlist, "POST", f"/gradio_api/{route}", content=twice % uploads)
     assert answer.status_code == 400
 
 
-def test_what_is_no_question(surface: Surface) -> None:
+def test_what_is_no_question(allowlist: GradioAllowlist) -> None:
     def answer(content: Any) -> httpx.Response:
-        return ask(surface, "POST", "/gradio_api/queue/join", content=content)
+        return ask(allowlist, "POST", "/gradio_api/queue/join", content=content)
 
     for content in (b"", b"{", b"\xff", b"[" * 100_000):
         assert answer(content).status_code == 400, content[:9]
@@ -161,7 +169,7 @@ def test_what_is_no_question(surface: Surface) -> None:
     assert answer(pieces()).status_code == 413
 
 
-def test_features_are_off_behind_it_as_well(page: Surface) -> None:
+def test_features_are_off_behind_it_as_well(page: GradioAllowlist) -> None:
     config = ask(page, "GET", "/config").json()
     assert config["run_history"] is False and config["analytics_enabled"] is False
     routes = {route.partition(" ")[2] for route in all_routes(page.app.routes)}

@@ -8,12 +8,12 @@ import pytest
 
 from mgpt4_hpc.chat.session import ChatSession
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.model.generation.chat_model import Talker
+from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.model.generation.sampling import Sampling
 
 
-def session(talker: Talker, **sampling: float) -> ChatSession:
-    return ChatSession(talker, Sampling(**{"max_new_tokens": 10, **sampling}))
+def session(chat_model: ChatModel, **sampling: float) -> ChatSession:
+    return ChatSession(chat_model, Sampling(**{"max_new_tokens": 10, **sampling}))
 
 
 def ask(chat: ChatSession, question: str) -> str:
@@ -22,22 +22,22 @@ def ask(chat: ChatSession, question: str) -> str:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_resumed_conversation_goes_on_like_the_first(
-    talker: Talker, image: Path, other_image: Path, tmp_path: Path, temperature: float
+    chat_model: ChatModel, image: Path, other_image: Path, tmp_path: Path, temperature: float
 ) -> None:
-    first = session(talker, temperature=temperature)
+    first = session(chat_model, temperature=temperature)
     first.add_image(image)
     ask(first, "What is this?")
     first.add_image(other_image)
     first.save(tmp_path / "talk.json")
     on = ask(first, "And this?")
-    second = session(talker, temperature=temperature)
+    second = session(chat_model, temperature=temperature)
     second.resume(tmp_path / "talk.json")
     assert ask(second, "And this?") == on
     assert second.conversation == first.conversation
 
 
-def test_a_reset_conversation_is_a_fresh_one(talker: Talker, image: Path) -> None:
-    chat = session(talker)
+def test_a_reset_conversation_is_a_fresh_one(chat_model: ChatModel, image: Path) -> None:
+    chat = session(chat_model)
     chat.add_image(image)
     fresh = ask(chat, "What is this?")
     assert ask(chat, "What is this?") != fresh
@@ -46,16 +46,16 @@ def test_a_reset_conversation_is_a_fresh_one(talker: Talker, image: Path) -> Non
     assert ask(chat, "What is this?") == fresh
 
 
-def test_the_streamed_pieces_are_what_is_remembered(talker: Talker, image: Path) -> None:
-    chat = session(talker, max_new_tokens=30)
+def test_the_streamed_pieces_are_what_is_remembered(chat_model: ChatModel, image: Path) -> None:
+    chat = session(chat_model, max_new_tokens=30)
     chat.add_image(image)
     text = ask(chat, "What is this?")
     assert chat.conversation.turns[0].answer == text
     assert chat.conversation.turns[0].images == (str(image.absolute()),)
 
 
-def test_an_abandoned_answer_is_forgotten(talker: Talker, image: Path) -> None:
-    chat = session(talker)
+def test_an_abandoned_answer_is_forgotten(chat_model: ChatModel, image: Path) -> None:
+    chat = session(chat_model)
     chat.add_image(image)
     pieces = chat.ask("What is this?")
     next(pieces)
@@ -63,26 +63,26 @@ def test_an_abandoned_answer_is_forgotten(talker: Talker, image: Path) -> None:
     assert chat.conversation.turns == [] and len(chat.conversation.pending) == 1
 
 
-def test_no_image_no_question(talker: Talker) -> None:
+def test_no_image_no_question(chat_model: ChatModel) -> None:
     with pytest.raises(ConfigError, match="no image"):
-        ask(session(talker), "What is this?")
+        ask(session(chat_model), "What is this?")
 
 
-def test_a_full_conversation_says_so(talker: Talker, image: Path) -> None:
-    chat = session(talker, max_new_tokens=300)
+def test_a_full_conversation_says_so(chat_model: ChatModel, image: Path) -> None:
+    chat = session(chat_model, max_new_tokens=300)
     chat.add_image(image)
     with pytest.raises(ConfigError, match="fills the language model's context"):
         ask(chat, "word " * 600)
     chat.conversation.add("word " * 70, "yes")
-    room = talker.room(chat.conversation.prompt("Why?"))
-    assert room is not None and 16 <= room < 300
+    max_answer_tokens = chat_model.max_answer_tokens(chat.conversation.prompt("Why?"))
+    assert max_answer_tokens is not None and 16 <= max_answer_tokens < 300
     assert ask(chat, "Why?")
 
 
 def test_bad_pictures_are_refused_before_they_are_decoded(
-    talker: Talker, image: Path, tmp_path: Path
+    chat_model: ChatModel, image: Path, tmp_path: Path
 ) -> None:
-    chat = session(talker)
+    chat = session(chat_model)
     torn = tmp_path / "torn.jpg"
     torn.write_bytes(image.read_bytes()[:300])
     with pytest.raises(DataError, match=r"torn\.jpg cannot be used"):

@@ -18,7 +18,7 @@ from torch import nn
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 
-Alone: TypeAlias = Callable[[Callable[[], Any]], Any]
+LocalRunner: TypeAlias = Callable[[Callable[[], Any]], Any]
 """Does something for a rank that needs no other one, and may so be tried again or broken off:
 takes what is to be done, returns its result."""
 
@@ -28,7 +28,7 @@ def load_once_per_node(
     plan: Callable[[], nn.Module],
     ranks: Ranks,
     device: torch.device,
-    alone: Alone = lambda read: read(),
+    run_locally: LocalRunner = lambda read: read(),
 ) -> nn.Module:
     """``load()`` on one rank of each node; the others take its numbers into ``plan()``.
 
@@ -40,14 +40,14 @@ def load_once_per_node(
         plan: the same module without numbers, on the meta device; its types may differ.
         ranks: this process among the others.
         device: of this rank.
-        alone: does ``load()``.
+        run_locally: does ``load()``.
     """
     hosts = ranks.gather(socket.gethostname())
     reader = hosts.index(hosts[ranks.rank])
     module: nn.Module | None = None
     failure: BaseException | None = None
     try:
-        module = alone(load) if ranks.rank == reader else _emptied(plan(), device)
+        module = run_locally(load) if ranks.rank == reader else _emptied(plan(), device)
     except BaseException as error:  # noqa: BLE001 - told to every rank, and raised there
         failure = error
     ranks.raise_any(failure)

@@ -30,7 +30,7 @@ from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.data.tar.header import WindowedFile
 from mgpt4_hpc.data.tar.walk import TarListing, walk_tar
 from mgpt4_hpc.errors import DataError, StorageTrouble
-from mgpt4_hpc.retry import PAUSES_S, is_transient, patiently
+from mgpt4_hpc.retry import PAUSES_S, is_transient, retry_storage
 from tests.unit.data.worlds import encoded, jpeg, write_shards
 
 
@@ -325,22 +325,22 @@ class TestPrepare:
         def stumbles(target: object, *arguments: object, **options: object) -> object:
             mine = fails == "pread" or str(target) == str(shards[1])
             caller = sys._getframe(1).f_code.co_name
-            if mine and failing and (fails != "stat" or caller == "patiently"):
+            if mine and failing and (fails != "stat" or caller == "retry_storage"):
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             return real(target, *arguments, **options)
 
         monkeypatch.setattr(module, name, stumbles)
         slept: list[float] = []
-        usual = patiently.__kwdefaults__
-        monkeypatch.setattr(patiently, "__kwdefaults__", {**usual, "sleep": slept.append})
+        usual = retry_storage.__kwdefaults__
+        monkeypatch.setattr(retry_storage, "__kwdefaults__", {**usual, "sleep": slept.append})
         with pytest.raises(StorageTrouble, match=r"'s' cannot be indexed"):
-            patiently(prepared, sleep=lambda _: pytest.fail("all of the shards are read again"))
+            retry_storage(prepared, sleep=lambda _: pytest.fail("all of the shards are read again"))
         assert slept == list(PAUSES_S), "then the job comes back"
 
         def comes_back(seconds: float) -> None:
             failing.clear()
 
-        monkeypatch.setattr(patiently, "__kwdefaults__", {**usual, "sleep": comes_back})
+        monkeypatch.setattr(retry_storage, "__kwdefaults__", {**usual, "sleep": comes_back})
         assert prepared() == whole
 
     def test_after_a_stumble_no_shard_before_it_is_read_again(
@@ -356,9 +356,9 @@ class TestPrepare:
             return walk_tar(file, **options)
 
         monkeypatch.setattr(scan, "walk_tar", stumbles)
-        waits = {**patiently.__kwdefaults__, "sleep": lambda seconds: None}
-        monkeypatch.setattr(patiently, "__kwdefaults__", waits)
-        patiently(lambda: prepare_source("s", tmp_path / "data", None, tmp_path / "work"))
+        waits = {**retry_storage.__kwdefaults__, "sleep": lambda seconds: None}
+        monkeypatch.setattr(retry_storage, "__kwdefaults__", waits)
+        retry_storage(lambda: prepare_source("s", tmp_path / "data", None, tmp_path / "work"))
         assert len(walked) == 4 + 1
 
     def test_whoever_watches_hears_of_each_look_at_a_shard_and_of_each_read(

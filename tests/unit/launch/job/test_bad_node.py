@@ -87,7 +87,7 @@ def test_the_supervisor_ends_what_rank_0_began(run: RunDir, scontrol: FakeScontr
     ledger.event(Kind.END, cause="bad node", step=0, exit_code=71)
     ledger.close()
     scontrol.says()
-    verdict = supervisor.settle(run, JobStart("slurm", "17", 0), 71)
+    verdict = supervisor.decide_after_exit(run, JobStart("slurm", "17", 0), 71)
     assert (verdict.exit_code, verdict.again) == (71, True)
     assert scontrol.calls[-1] == "update JobId=17 ExcNodeList=n4"
 
@@ -104,6 +104,6 @@ def test_in_a_container_without_slurm_the_batch_script_does_it(
         assert leave(run, 0, "n1") is Action.DEFER
     scontrol = FakeScontrol(tmp_path / "bin", monkeypatch)
     scontrol.says()
-    verdict = supervisor.settle(run, JobStart("slurm", "17", 0), 71)
+    verdict = supervisor.decide_after_exit(run, JobStart("slurm", "17", 0), 71)
     assert (verdict.exit_code, verdict.again) == (71, True)
     assert scontrol.calls[-1] == "update JobId=17 ExcNodeList=n1"

@@ -31,7 +31,7 @@ LOCAL = {
 
 
 def test_under_srun() -> None:
-    found = environment.find_place(SRUN)
+    found = environment.read_job_environment(SRUN)
     assert found.ranks == Ranks(5, 1, 8, 4)
     assert (found.executor, found.job_id, found.restart_count) == ("slurm", "17", 3)
     assert (found.nodes, found.master_host) == ("node[1-2]", "10.0.0.1")
@@ -40,18 +40,18 @@ def test_under_srun() -> None:
 
 
 def test_every_start_has_a_token_of_its_own() -> None:
-    again = environment.find_place({**SRUN, "SLURM_RESTART_COUNT": "4"})
-    assert again.token != environment.find_place(SRUN).token
+    again = environment.read_job_environment({**SRUN, "SLURM_RESTART_COUNT": "4"})
+    assert again.token != environment.read_job_environment(SRUN).token
 
 
 def test_a_first_start_has_no_restart_count() -> None:
     first = {key: value for key, value in SRUN.items() if key != "SLURM_RESTART_COUNT"}
-    assert environment.find_place(first).restart_count == 0
+    assert environment.read_job_environment(first).restart_count == 0
 
 
 def test_a_task_of_an_array_goes_by_its_own_name() -> None:
     array = {**SRUN, "SLURM_ARRAY_JOB_ID": "16", "SLURM_ARRAY_TASK_ID": "2"}
-    assert environment.find_place(array).job_id == "16_2"
+    assert environment.read_job_environment(array).job_id == "16_2"
 
 
 def test_without_the_scripts_help_the_controller_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +60,10 @@ def test_without_the_scripts_help_the_controller_is_asked(monkeypatch: pytest.Mo
         ("scontrol", "show", "node", "-o", "node1"): "NodeName=node1 NodeAddr=10.0.0.9 X=1\n",
     }
     monkeypatch.setattr(commands, "run_slurm", lambda command: answers[tuple(command)])
-    assert environment.find_place({**SRUN, "MGPT4_MASTER_ADDR": ""}).master_host == "10.0.0.9"
+    assert (
+        environment.read_job_environment({**SRUN, "MGPT4_MASTER_ADDR": ""}).master_host
+        == "10.0.0.9"
+    )
 
 
 @pytest.mark.parametrize("error", [SlurmRejected, SlurmUnreachable])
@@ -72,23 +75,23 @@ def test_a_controller_that_does_not_tell_is_no_fault_of_the_run(
 
     monkeypatch.setattr(commands, "run_slurm", refuse)
     with pytest.raises(RendezvousError, match=r"rank 0's address is not known: .*Unspecified"):
-        environment.find_place({**SRUN, "MGPT4_MASTER_ADDR": ""})
+        environment.read_job_environment({**SRUN, "MGPT4_MASTER_ADDR": ""})
 
 
 def test_a_single_rank_asks_nobody() -> None:
     alone = {**SRUN, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "MGPT4_MASTER_ADDR": ""}
-    assert environment.find_place(alone).master_host == "127.0.0.1"
+    assert environment.read_job_environment(alone).master_host == "127.0.0.1"
 
 
 def test_under_the_local_executor_also_inside_a_job() -> None:
-    found = environment.find_place({**SRUN, **LOCAL})
+    found = environment.read_job_environment({**SRUN, **LOCAL})
     assert found.ranks == Ranks(1, 1, 2, 2)
     assert (found.token, found.master_host) == ("local-4711-2", "127.0.0.1")
 
 
 def test_started_by_nobody() -> None:
     with pytest.raises(MgptError, match="torchrun"):
-        environment.find_place({"HOME": "/h"})
+        environment.read_job_environment({"HOME": "/h"})
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_started_by_nobody() -> None:
 )
 def test_it_knows_its_node_and_whether_it_was_given_a_gpu(visible: str, allotted: bool) -> None:
     task = {**SRUN, "SLURMD_NODENAME": "node2", "CUDA_VISIBLE_DEVICES": visible}
-    found = environment.find_place(task)
+    found = environment.read_job_environment(task)
     assert (found.node, found.gpu_allotted) == ("node2", allotted)
-    assert not environment.find_place(SRUN).gpu_allotted
-    assert not environment.find_place({**LOCAL, "CUDA_VISIBLE_DEVICES": "0"}).gpu_allotted
+    assert not environment.read_job_environment(SRUN).gpu_allotted
+    assert not environment.read_job_environment({**LOCAL, "CUDA_VISIBLE_DEVICES": "0"}).gpu_allotted

@@ -11,9 +11,9 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.launch.job import event_hooks
 from mgpt4_hpc.launch.job.event_hooks import event_of, tell
-from mgpt4_hpc.launch.job.requeue import carry_out
+from mgpt4_hpc.launch.job.requeue import apply_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision
-from mgpt4_hpc.launch.job.supervisor import settle
+from mgpt4_hpc.launch.job.supervisor import decide_after_exit
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
@@ -64,7 +64,7 @@ def test_each_decision_has_its_event(cause: Cause, action: Action, event: str | 
 def test_a_requeue_is_told_after_slurm_accepted_it(
     run: RunDir, heard: Path, scontrol: FakeScontrol
 ) -> None:
-    carry_out(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted: it goes on"))
+    apply_decision(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted: it goes on"))
     (event,) = events(heard)
     assert scontrol.requeues == ["requeue 17"]
     assert (event["event"], event["cause"], event["job_id"]) == ("preempted", "preempted", "17")
@@ -78,7 +78,7 @@ def test_a_requeue_that_slurm_refused_needs_a_person_and_says_how(
 ) -> None:
     scontrol.refusal.write_text("Requested operation is not allowed\n")
     scontrol.says()
-    carry_out(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
+    apply_decision(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
     (event,) = events(heard)
     assert event["event"] == "resubmit-needed"
     assert event["command"] == f"mgpt4 resume '{run.path}'"
@@ -86,10 +86,10 @@ def test_a_requeue_that_slurm_refused_needs_a_person_and_says_how(
 
 def test_what_a_rank_left_behind_is_told_by_the_batch_script_once(run: RunDir, heard: Path) -> None:
     run.failed.write_text("no such shard\n")
-    settle(run, START, 70)
-    settle(run, START, 70)
+    decide_after_exit(run, START, 70)
+    decide_after_exit(run, START, 70)
     assert [(e["event"], e["reason"]) for e in events(heard)] == [("failed", "no such shard")]
-    settle(run, JobStart("slurm", "18", 0), 70)
+    decide_after_exit(run, JobStart("slurm", "18", 0), 70)
     assert len(events(heard)) == 2, "another job is another event"
 
 

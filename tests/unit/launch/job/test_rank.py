@@ -73,7 +73,7 @@ def test_a_controller_that_does_not_answer_at_the_start_is_no_reason_to_give_up(
     def fail() -> None:
         raise errors.SlurmUnreachable("scontrol show node: no answer")
 
-    monkeypatch.setattr(rank, "find_place", fail)
+    monkeypatch.setattr(rank, "read_job_environment", fail)
     assert run_rank(run, SignalStop(), time.time()) == 5
     assert not run.failed.exists()
 

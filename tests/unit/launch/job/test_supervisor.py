@@ -17,9 +17,13 @@ import pytest
 from mgpt4_hpc import retry
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.launch.job import requeue, supervisor
-from mgpt4_hpc.launch.job.requeue import carry_out, exit_code, find_decision
+from mgpt4_hpc.launch.job.requeue import apply_decision, exit_code, find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
-from mgpt4_hpc.launch.job.supervisor import settle, settle_local, settle_patiently
+from mgpt4_hpc.launch.job.supervisor import (
+    decide_after_exit,
+    decide_after_exit_local,
+    decide_after_exit_with_retry,
+)
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
@@ -62,7 +66,7 @@ def left_behind(run: RunDir) -> set[str]:
 
 def test_a_finished_run_is_done_whatever_srun_says(run: RunDir, scontrol: FakeScontrol) -> None:
     end(attempt(run), "finished", code=0)
-    assert settle(run, START, 143).exit_code == 0
+    assert decide_after_exit(run, START, 143).exit_code == 0
     assert scontrol.calls == []
 
 
@@ -71,15 +75,15 @@ def test_the_history_tells_of_a_start_that_gave_up_before_training(
 ) -> None:
     attempt(run, saved=None)
     run.failed.write_text("its projector is not final\n")
-    assert settle(run, START, 70).exit_code == 70
+    assert decide_after_exit(run, START, 70).exit_code == 70
     assert causes(run) == ["fatal"]
-    assert settle(run, START, 70).exit_code == 70 and causes(run) == ["fatal"]
+    assert decide_after_exit(run, START, 70).exit_code == 70 and causes(run) == ["fatal"]
 
 
 def test_a_failed_run_stays_so(run: RunDir, scontrol: FakeScontrol) -> None:
     attempt(run)
     run.failed.write_text("the settings are wrong\n")
-    verdict = settle(run, START, 1)
+    verdict = decide_after_exit(run, START, 1)
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert verdict.reason == "the settings are wrong"
     assert scontrol.calls == []
@@ -87,7 +91,7 @@ def test_a_failed_run_stays_so(run: RunDir, scontrol: FakeScontrol) -> None:
 
 def test_rank_0_decided_and_requeued(run: RunDir, scontrol: FakeScontrol) -> None:
     end(attempt(run), "preempted", accepted=True)
-    verdict = settle(run, START, 143)
+    verdict = decide_after_exit(run, START, 143)
     assert (verdict.exit_code, verdict.again) == (75, True)
     assert scontrol.calls == []
 
@@ -95,7 +99,7 @@ def test_rank_0_decided_and_requeued(run: RunDir, scontrol: FakeScontrol) -> Non
 def test_rank_0_left_it_to_a_person(run: RunDir, scontrol: FakeScontrol) -> None:
     end(attempt(run), "unknown", accepted=False)
     run.resubmit_needed.write_text("mgpt4 resume x\n")
-    verdict = settle(run, START, 75)
+    verdict = decide_after_exit(run, START, 75)
     assert (verdict.exit_code, verdict.again) == (75, False)
     assert scontrol.calls == []
 
@@ -104,7 +108,7 @@ def test_a_newer_attempt_owns_the_run(run: RunDir, scontrol: FakeScontrol) -> No
     # Requeued, the older job would take the run back, and the two would go on for ever.
     attempt(run)
     attempt(run, job="18")
-    verdict = settle(run, START, 70)
+    verdict = decide_after_exit(run, START, 70)
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert "overtaken by attempt 2" in verdict.reason
     assert scontrol.calls == [] and left_behind(run) == set()
@@ -127,7 +131,7 @@ def test_it_is_requeued_with_a_note(
 ) -> None:
     attempt(run)
     scontrol.says(**says)
-    verdict = settle(run, START, 137)
+    verdict = decide_after_exit(run, START, 137)
     assert (verdict.exit_code, verdict.again) == (75, True)
     assert scontrol.requeues == ["requeue 17"]
     assert causes(run) == [cause]
@@ -143,7 +147,7 @@ def test_it_is_left_alone(
 ) -> None:
     attempt(run)
     scontrol.says(**says)
-    verdict = settle(run, START, 143)
+    verdict = decide_after_exit(run, START, 143)
     assert (verdict.exit_code, verdict.again) == (75, False)
     assert scontrol.requeues == [] and causes(run) == [cause] and left_behind(run) == set()
 
@@ -152,7 +156,7 @@ def test_a_silent_slurm_leaves_the_command_for_a_person(
     run: RunDir, scontrol: FakeScontrol
 ) -> None:
     attempt(run)
-    verdict = settle(run, START, 137)  # the fake has no answer
+    verdict = decide_after_exit(run, START, 137)  # the fake has no answer
     assert (verdict.exit_code, verdict.again) == (75, False)
     assert len(scontrol.calls) == 3, "asked more than once"
     assert run.resubmit_needed.read_text().endswith(f"\n\nmgpt4 resume '{run.path}'\n")
@@ -162,7 +166,7 @@ def test_a_person_who_asked_for_its_end_gets_it(run: RunDir, scontrol: FakeScont
     attempt(run)
     scontrol.says(**PREEMPTED)
     request_cancel(run, "17")
-    assert not settle(run, START, 143).again
+    assert not decide_after_exit(run, START, 143).again
     assert scontrol.requeues == [] and causes(run) == ["cancelled"]
 
 
@@ -170,7 +174,7 @@ def test_a_mark_for_another_job_means_nothing(run: RunDir, scontrol: FakeScontro
     attempt(run)
     scontrol.says(**PREEMPTED)
     request_cancel(run, "16")
-    assert settle(run, START, 143).again
+    assert decide_after_exit(run, START, 143).again
 
 
 def hang(run: RunDir, rank: int) -> None:
@@ -181,7 +185,9 @@ def test_a_hang_counts_as_one_whatever_srun_says(run: RunDir, scontrol: FakeScon
     attempt(run)
     hang(run, 1)
     scontrol.says()
-    assert settle(run, START, 137).again, "rank 0 was stopped, and srun tells of its KILL"
+    assert decide_after_exit(run, START, 137).again, (
+        "rank 0 was stopped, and srun tells of its KILL"
+    )
     assert causes(run) == ["hung"]
 
 
@@ -191,7 +197,7 @@ def test_a_hang_that_could_not_be_written_down(
 ) -> None:
     attempt(run)
     scontrol.says()
-    assert settle(run, START, code).again
+    assert decide_after_exit(run, START, code).again
     assert causes(run) == ["hung"]
 
 
@@ -200,10 +206,10 @@ def test_hangs_have_a_budget_of_their_own(run: RunDir, scontrol: FakeScontrol) -
     run.config_file.write_text(text.replace("max_hangs: 5", "max_hangs: 1"))
     attempt(run)
     scontrol.says()
-    assert settle(run, START, 72).again
+    assert decide_after_exit(run, START, 72).again
     attempt(run, restart=1)
     scontrol.says(restarts=1)
-    verdict = settle(run, JobStart("slurm", "17", 1), 72)
+    verdict = decide_after_exit(run, JobStart("slurm", "17", 1), 72)
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert "hung 2 times, launch.max_hangs allows 1" in verdict.reason
 
@@ -214,13 +220,13 @@ def test_a_hang_in_a_job_that_somebody_cancelled_is_cancelled(
     attempt(run)
     hang(run, 0)
     scontrol.says(state="COMPLETING")
-    assert not settle(run, START, 72).again
+    assert not decide_after_exit(run, START, 72).again
     assert causes(run) == ["cancelled"]
 
 
 def test_the_controller_hears_of_a_hang_beside_other_codes(run: RunDir) -> None:
     attempt(run, job="99")
-    assert settle_local(run.path, "99", 0, [72, -9]).again
+    assert decide_after_exit_local(run.path, "99", 0, [72, -9]).again
     assert causes(run) == ["hung"]
 
 
@@ -229,23 +235,23 @@ def test_after_a_fault_a_signal_was_sruns(run: RunDir, scontrol: FakeScontrol) -
     ledger.event(Kind.SIGNAL, name="SIGTERM")
     ledger.event(Kind.FAULT, what="RuntimeError", reason="Connection closed by peer")
     scontrol.says()
-    settle(run, START, 137)
+    decide_after_exit(run, START, 137)
     assert causes(run) == ["crashed"]
 
 
 def test_who_left_before_the_ranks_had_met_was_told_to(run: RunDir) -> None:
-    assert settle_local(run.path, "99", 0, [75, -15]).again
+    assert decide_after_exit_local(run.path, "99", 0, [75, -15]).again
     assert causes(run) == ["preempted"]
 
 
 def test_tasks_that_never_began_count_as_an_attempt(run: RunDir, scontrol: FakeScontrol) -> None:
     scontrol.says()
-    assert settle(run, START, 1).again
+    assert decide_after_exit(run, START, 1).again
     (counted,) = read_ledgers(run.ledger)
     assert (counted.number, counted.cause, counted.exit_code) == (1, "crashed", 1)
     # max_crashes is 1, and the second start is no luckier.
     scontrol.says(restarts=1)
-    verdict = settle(run, JobStart("slurm", "17", 1), 1)
+    verdict = decide_after_exit(run, JobStart("slurm", "17", 1), 1)
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert "launch.max_crashes allows 1" in run.failed.read_text()
 
@@ -256,11 +262,11 @@ def test_a_person_who_submits_again_starts_with_full_budgets(
     end(attempt(run), "crashed")
     attempt(run, restart=1)
     scontrol.says(restarts=1)
-    assert settle(run, JobStart("slurm", "17", 1), 137).exit_code == 70
+    assert decide_after_exit(run, JobStart("slurm", "17", 1), 137).exit_code == 70
     run.clear_markers()
     attempt(run, job="18")
     scontrol.says()
-    assert settle(run, JobStart("slurm", "18", 0), 137).again
+    assert decide_after_exit(run, JobStart("slurm", "18", 0), 137).again
 
 
 # -- rank 0 decided and died before its requeue ------------------------------------------------
@@ -271,7 +277,7 @@ def test_what_rank_0_found_out_holds(run: RunDir, scontrol: FakeScontrol) -> Non
     attempt(run, restart=0)
     end(attempt(run, restart=1), "preempted")
     scontrol.says(restarts=1)
-    verdict = settle(run, JobStart("slurm", "17", 1), 137)
+    verdict = decide_after_exit(run, JobStart("slurm", "17", 1), 137)
     assert verdict.again and scontrol.requeues == ["requeue 17"]
     assert causes(run)[1] == "preempted"
 
@@ -279,9 +285,9 @@ def test_what_rank_0_found_out_holds(run: RunDir, scontrol: FakeScontrol) -> Non
 def test_unless_somebody_cancelled_or_requeued_since(run: RunDir, scontrol: FakeScontrol) -> None:
     end(attempt(run), "signalled")
     scontrol.says(state="COMPLETING")
-    assert not settle(run, START, 143).again
+    assert not decide_after_exit(run, START, 143).again
     scontrol.says(state="COMPLETING", restarts=1)
-    assert not settle(run, START, 143).again
+    assert not decide_after_exit(run, START, 143).again
     assert scontrol.requeues == []
 
 
@@ -290,7 +296,7 @@ def test_a_person_cancelled_and_rank_0_died_before_it_could_say_so(
 ) -> None:
     end(attempt(run), "cancelled")
     scontrol.says()
-    assert not settle(run, START, 137).again
+    assert not decide_after_exit(run, START, 137).again
     assert scontrol.requeues == []
 
 
@@ -306,7 +312,7 @@ def test_a_full_disk_does_not_prevent_the_requeue(
     attempt(run)
     scontrol.says()
     monkeypatch.setattr(supervisor, "append_supervisor_note", full)
-    assert settle(run, START, 137).again
+    assert decide_after_exit(run, START, 137).again
     assert scontrol.requeues == ["requeue 17"]
 
 
@@ -319,9 +325,9 @@ def test_a_folder_that_takes_nothing_does_not_bring_the_job_back_for_ever(
     end(attempt(run), "preempted", accepted=True)
     monkeypatch.setattr(RunDir, "claim_attempt", full)
     scontrol.says(restarts=1)
-    assert settle(run, JobStart("slurm", "17", 1), 1).again
+    assert decide_after_exit(run, JobStart("slurm", "17", 1), 1).again
     scontrol.says(restarts=2)
-    verdict = settle(run, JobStart("slurm", "17", 2), 1)
+    verdict = decide_after_exit(run, JobStart("slurm", "17", 2), 1)
     assert (verdict.exit_code, verdict.again) == (70, False)
     assert "2 starts in a row could write nothing" in verdict.reason
     assert verdict.reason.endswith("the last: crashed")
@@ -349,7 +355,7 @@ def test_a_stale_handle_is_tried_again(
     attempt(run)
     scontrol.says()
     stumble(2)
-    assert settle_patiently(run, START, 137).again
+    assert decide_after_exit_with_retry(run, START, 137).again
     assert scontrol.requeues == ["requeue 17"] and causes(run) == ["crashed"]
 
 
@@ -377,7 +383,7 @@ def test_a_folder_that_stays_unreadable_leaves_it_to_slurm(
 ) -> None:
     scontrol.says(**{"restarts": restart, **says})
     stumble(99)
-    verdict = settle_patiently(run, JobStart("slurm", "17", restart), code)
+    verdict = decide_after_exit_with_retry(run, JobStart("slurm", "17", restart), code)
     assert (verdict.exit_code, verdict.again) == (code if code in (0, 70) else 75, again)
     assert bool(scontrol.requeues) is again and left_behind(run) == left
     assert "Stale file handle" in verdict.reason
@@ -389,12 +395,12 @@ def test_the_job_of_a_run_that_was_removed_stays_away(
     monkeypatch.setattr(supervisor, "_PAUSES_S", (0.0,))
     scontrol.says()
     shutil.rmtree(run.path)
-    verdict = settle_patiently(run, START, 137)
+    verdict = decide_after_exit_with_retry(run, START, 137)
     assert (verdict.exit_code, verdict.again) == (75, False)
     assert "removed or moved" in verdict.reason and scontrol.requeues == []
     # Where the mount is away, nobody removed it.
     away = RunDir(run.path.parent / "not-mounted" / run.name)
-    assert settle_patiently(away, START, 137).again
+    assert decide_after_exit_with_retry(away, START, 137).again
 
 
 def test_settings_that_cannot_be_read_are_waited_for_no_longer_than_the_rest(
@@ -402,15 +408,15 @@ def test_settings_that_cannot_be_read_are_waited_for_no_longer_than_the_rest(
 ) -> None:
     """Half a minute would be all that Slurm leaves the script at a time limit."""
     slept: list[float] = []
-    usual = retry.patiently.__kwdefaults__
+    usual = retry.retry_storage.__kwdefaults__
     monkeypatch.setattr(
-        retry.patiently,
+        retry.retry_storage,
         "__kwdefaults__",
         {**usual, "sleep": slept.append, "say": lambda _: None},
     )
     scontrol.says()
     run.config_file.unlink()
-    assert settle_patiently(run, START, 137).again
+    assert decide_after_exit_with_retry(run, START, 137).again
     assert sum(slept) == 7
 
 
@@ -418,7 +424,7 @@ def test_without_slurm_it_is_tried_again_as_well(
     run: RunDir, stumble: Callable[[int], None]
 ) -> None:
     stumble(99)
-    assert settle_local(run.path, "99", 0, [1]).again
+    assert decide_after_exit_local(run.path, "99", 0, [1]).again
 
 
 def test_a_refused_requeue_leaves_the_command_for_a_person(
@@ -427,7 +433,7 @@ def test_a_refused_requeue_leaves_the_command_for_a_person(
     attempt(run)
     scontrol.says()
     scontrol.refusal.write_text("Requested operation is presently disabled")
-    verdict = settle(run, START, 137)
+    verdict = decide_after_exit(run, START, 137)
     assert (verdict.exit_code, verdict.again) == (75, False)
     told = run.resubmit_needed.read_text()
     assert "presently disabled" in told and told.endswith(f"mgpt4 resume '{run.path}'\n")
@@ -448,14 +454,14 @@ def test_a_refusal_that_may_pass_is_asked_again(
 ) -> None:
     scontrol.says()
     scontrol.refusal.write_text(refusal)
-    carry_out(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
+    apply_decision(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
     assert len(scontrol.requeues) == tries
 
 
 def test_a_refused_requeue_that_happened_all_the_same(run: RunDir, scontrol: FakeScontrol) -> None:
     scontrol.says(state="COMPLETING", restarts=1)
     scontrol.refusal.write_text("Job/step already completing or completed")
-    done = carry_out(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
+    done = apply_decision(run, START, Decision(Cause.PREEMPTED, Action.REQUEUE, "preempted"))
     assert done.action is Action.REQUEUE and left_behind(run) == set()
 
 
@@ -481,7 +487,7 @@ def test_markers_that_cannot_be_written_are_printed(
     run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.failed.mkdir()
-    carry_out(run, START, Decision(Cause.CRASHED, Action.GIVE_UP, "crashed 2 times"))
+    apply_decision(run, START, Decision(Cause.CRASHED, Action.GIVE_UP, "crashed 2 times"))
     assert "crashed 2 times" in capsys.readouterr().out
 
 
@@ -490,23 +496,23 @@ def test_markers_that_cannot_be_written_are_printed(
 
 def test_locally_a_crash_is_tried_again_until_the_budget_ends(run: RunDir) -> None:
     attempt(run, job="99")
-    assert settle_local(run.path, "99", 0, [-9, 143]).again
+    assert decide_after_exit_local(run.path, "99", 0, [-9, 143]).again
     attempt(run, job="99", restart=1)
-    verdict = settle_local(run.path, "99", 1, [1, 143])
+    verdict = decide_after_exit_local(run.path, "99", 1, [1, 143])
     assert (verdict.again, verdict.exit_code) == (False, 70)
     assert causes(run) == ["crashed", "crashed"]
 
 
 def test_locally_144_is_rank_0s_own_wish(run: RunDir) -> None:
     end(attempt(run, job="99"), "preempted")
-    assert settle_local(run.path, "99", 0, [144, 75]).again
+    assert decide_after_exit_local(run.path, "99", 0, [144, 75]).again
     assert causes(run) == ["preempted"]
 
 
 def test_locally_a_cancelled_run_stays_away(run: RunDir) -> None:
     request_cancel(run, "99")
     attempt(run, job="99")
-    assert not settle_local(run.path, "99", 0, [75, 75]).again
+    assert not decide_after_exit_local(run.path, "99", 0, [75, 75]).again
     assert causes(run) == ["cancelled"]
 
 
@@ -523,11 +529,11 @@ def test_a_rank_that_cannot_ask_slurm_leaves_it_to_the_batch_script(
         inside.setenv("PATH", "/nowhere")
         decision = find_decision(run, START, budget, "SIGTERM", this, in_rank=True)
     assert decision.action is Action.DEFER
-    assert carry_out(run, START, decision).action is Action.DEFER
+    assert apply_decision(run, START, decision).action is Action.DEFER
     assert left_behind(run) == set() and scontrol.calls == []
 
     end(attempt(run), decision.cause)
-    verdict = settle(run, START, 75)
+    verdict = decide_after_exit(run, START, 75)
     assert verdict.again and scontrol.requeues == ["requeue 17"]
     assert causes(run) == ["preempted"]
 
@@ -542,6 +548,6 @@ def test_giving_up_tells_what_was_the_matter_and_not_only_how_often(
         ledger.event(Kind.FAULT, what="StorageTrouble", reason=reason)
         ledger.close()
         scontrol.says(restarts=restart)
-        settle(run, JobStart("slurm", "17", restart), 1)
+        decide_after_exit(run, JobStart("slurm", "17", restart), 1)
     told = run.failed.read_text()
     assert "the last fault: shared storage fails again and again: Stale file handle\n" in told

@@ -15,7 +15,7 @@ from mgpt4_hpc.launch.runs.run_state import RunState, Source
 from mgpt4_hpc.launch.runs.status import RunOverview
 from mgpt4_hpc.launch.site_check import drill, preemptor, run_watcher
 from mgpt4_hpc.launch.site_check.drill import _faults
-from mgpt4_hpc.launch.site_check.preemptor import Blow, choose_blow, count_nodes
+from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor, count_nodes
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
 from mgpt4_hpc.launch.slurm.cluster import parse_qos
 from mgpt4_hpc.launch.slurm.commands import JobFacts
@@ -96,17 +96,17 @@ class Slurm:
 
 def chosen(
     monkeypatch: pytest.MonkeyPatch, slurm: Slurm, partition: str | None, by: str = "auto"
-) -> Blow:
+) -> Preemptor:
     monkeypatch.setattr(preemptor, "run_slurm", slurm)
     monkeypatch.setattr(preemptor, "read_slurm_site", site)
-    return choose_blow(by, partition, account="mine", qos=None)
+    return choose_preemptor(by, partition, account="mine", qos=None)
 
 
 def test_preempted_where_the_user_may(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = Slurm()
-    blow = chosen(monkeypatch, slurm, "a100-preempt")
-    assert blow.partition == "a100" and "a100" in blow.text
-    assert blow.preempt("node[1-2]") == "17"
+    its_preemptor = chosen(monkeypatch, slurm, "a100-preempt")
+    assert its_preemptor.partition == "a100" and "a100" in its_preemptor.text
+    assert its_preemptor.preempt("node[1-2]") == "17"
     command = slurm.calls[-1]
     for word in ("--nodelist=node[1-2]", "--nodes=2", "--exclusive", "--account=mine"):
         assert word in command
@@ -132,11 +132,11 @@ def test_preempted_by_a_higher_qos(monkeypatch: pytest.MonkeyPatch) -> None:
     slurm = Slurm()
     monkeypatch.setattr(preemptor, "run_slurm", slurm)
     monkeypatch.setattr(preemptor, "read_slurm_site", lambda: by_qos)
-    assert "nobody" in choose_blow("auto", "a100", account=None, qos=None).why
+    assert "nobody" in choose_preemptor("auto", "a100", account=None, qos=None).why
     by_qos = replace(by_qos, qos=parse_qos("normal||cluster|00:00:00\nurgent|normal|cluster|"))
-    blow = choose_blow("auto", "a100", account=None, qos=None)
-    assert blow.where == "to partition a100 with QOS urgent"
-    blow.preempt("node1")
+    its_preemptor = choose_preemptor("auto", "a100", account=None, qos=None)
+    assert its_preemptor.where == "to partition a100 with QOS urgent"
+    its_preemptor.preempt("node1")
     assert "--qos=urgent" in slurm.calls[-1] and "--partition=a100" in slurm.calls[-1]
 
 
@@ -145,7 +145,7 @@ def test_settings_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         raise SlurmUnreachable("it is down")
 
     monkeypatch.setattr(preemptor, "read_slurm_site", silent)
-    assert "it is down" in choose_blow("auto", "a100", account=None, qos=None).why
+    assert "it is down" in choose_preemptor("auto", "a100", account=None, qos=None).why
 
 
 def test_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

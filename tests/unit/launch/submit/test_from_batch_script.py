@@ -18,14 +18,14 @@ from tests.unit.launch.fakes import FakeScontrol
 
 @pytest.fixture(autouse=True)
 def requeued(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry.patiently, "__kwdefaults__", _at_once())
+    monkeypatch.setattr(retry.retry_storage, "__kwdefaults__", _at_once())
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
 
 
 def _at_once() -> dict[str, object]:
-    usual = retry.patiently.__kwdefaults__
+    usual = retry.retry_storage.__kwdefaults__
     return {**usual, "sleep": lambda seconds: None, "say": lambda told: None}
 
 
@@ -57,7 +57,7 @@ def test_a_folder_that_storage_does_not_show_brings_the_job_back(
         error = OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         raise UnsafeRun(f"{path} cannot be looked through") from error
 
-    monkeypatch.setattr(from_batch_script, "assert_trusted", stale)
+    monkeypatch.setattr(from_batch_script, "assert_owned", stale)
     scontrol.says(restarts=1)
     assert start(run).exit_code == 75
     assert scontrol.requeues == ["requeue 17"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import ConfigError, WeightsError
-from mgpt4_hpc.model.generation.chat_model import Talker, find_source, tell_apart
+from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source, tell_apart
 from mgpt4_hpc.model.generation.generate import Sampling
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.tiny_world import REFERENCE, TinyWorld
@@ -79,32 +79,32 @@ def test_a_bundle_talks_with_its_own_projector(tiny_world: TinyWorld, tmp_path: 
     shutil.copy(REFERENCE / "pretrained_minigpt4.pth", bundle)
     source = find_source(None, weights=str(bundle))
     assert source.projector is None and source.template.name == "vicuna_v0"
-    assert Talker(source, device="cpu").source.name == "bundle"
+    assert ChatModel(source, device="cpu").source.name == "bundle"
     bare = find_source(None, weights=str(tiny_world.weights))
     with pytest.raises(WeightsError, match="no trained projector"):
-        Talker(bare, device="cpu")
+        ChatModel(bare, device="cpu")
 
 
 def test_another_projector_answers_otherwise_and_back_again(
     run: RunDir, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     other = find_source(make_trained_run(tiny_world, tmp_path / "two", seed=5).path)
-    talker = Talker(find_source(run.path), device="cpu")
-    size = talker.image_size
+    chat_model = ChatModel(find_source(run.path), device="cpu")
+    size = chat_model.image_size
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
-    features = [talker.encode(images)]
-    prompt = talker.source.template.render("What is this?")
+    features = [chat_model.encode(images)]
+    prompt = chat_model.source.template.render("What is this?")
 
     def answer() -> str:
-        return talker.answers([prompt], features, Sampling(max_new_tokens=12))[0].text
+        return chat_model.answers([prompt], features, Sampling(max_new_tokens=12))[0].text
 
     first = answer()
-    talker.use(other)
-    assert answer() != first and talker.source is other
-    talker.use(find_source(run.path))
+    chat_model.use(other)
+    assert answer() != first and chat_model.source is other
+    chat_model.use(find_source(run.path))
     assert answer() == first
-    room = talker.room(prompt)
-    assert room is not None and 300 < room < 512
+    max_answer_tokens = chat_model.max_answer_tokens(prompt)
+    assert max_answer_tokens is not None and 300 < max_answer_tokens < 512
 
 
 def test_without_weights_a_file_is_of_no_use(run: RunDir, tmp_path: Path) -> None:
@@ -114,4 +114,4 @@ def test_without_weights_a_file_is_of_no_use(run: RunDir, tmp_path: Path) -> Non
         find_source(bare)
     gone = dataclasses.replace(find_source(run.path), weights=tmp_path / "gone")
     with pytest.raises(WeightsError, match="no bundle at"):
-        Talker(gone, device="cpu")
+        ChatModel(gone, device="cpu")

@@ -21,7 +21,7 @@ from mgpt4_hpc.errors import BadNode, ConfigError, MgptError, RendezvousError, S
 from mgpt4_hpc.train.device import choose_device
 from mgpt4_hpc.train.health import node_check
 from mgpt4_hpc.train.health.node_check import Findings, check_node
-from mgpt4_hpc.train.health.node_consensus import NodeCouncil, judge
+from mgpt4_hpc.train.health.node_consensus import NodeConsensus, judge
 from mgpt4_hpc.train.stopping.stop import Interrupted, SignalStop
 from tests.support.forked import in_processes
 
@@ -259,10 +259,10 @@ def agree(
                 return mine
 
             node = f"n{rank}"
-            council = NodeCouncil(store, ranks, node, timeout_s=timeout_s, arrive_s=arrive_s)
-            error = council.verdict(check)
+            consensus = NodeConsensus(store, ranks, node, timeout_s=timeout_s, arrive_s=arrive_s)
+            error = consensus.verdict(check)
             if error is not None:
-                council.first_does(acted.touch)
+                consensus.first_does(acted.touch)
             return error and str(error), acted.exists()
 
         return run
@@ -313,7 +313,7 @@ def test_a_node_that_is_slow_to_come_is_not_blamed(tmp_path: Path) -> None:
 
 def test_a_rank_that_never_comes_is_told_by_its_number(tmp_path: Path) -> None:
     now = time.time()
-    alone = NodeCouncil(
+    alone = NodeConsensus(
         rendezvous(Ranks(0, 0, 3, 3), "127.0.0.1", f"absent-{os.getpid()}"),
         Ranks(0, 0, 3, 3),
         "n0",
@@ -328,11 +328,11 @@ def test_a_stop_signal_is_heard_while_ranks_wait_for_each_other() -> None:
     def waiting() -> str:
         stop = SignalStop((signal.SIGTERM,)).install()
         store = rendezvous(Ranks(0, 0, 2, 2), "127.0.0.1", f"stop-{os.getpid()}")
-        council = NodeCouncil(store, Ranks(0, 0, 2, 2), "n0")
+        consensus = NodeConsensus(store, Ranks(0, 0, 2, 2), "n0")
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         try:
             with stop.interrupting():
-                council.verdict(lambda: Findings("n0"))
+                consensus.verdict(lambda: Findings("n0"))
         except Interrupted:
             return "interrupted"
         return "not interrupted"

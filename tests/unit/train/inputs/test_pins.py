@@ -15,7 +15,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import MgptError, RunLocked, StorageTrouble
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from mgpt4_hpc.train import run as run_module
-from mgpt4_hpc.train.inputs.pins import accept_drift, hold_to_pins, version_drift
+from mgpt4_hpc.train.inputs.pins import accept_drift, check_pins, version_drift
 from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
 from tests.support.runs import records
 from tests.support.tiny_world import TinyWorld
@@ -41,7 +41,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, version: s
 def hold(run: RunDir, **changes: str) -> list[tuple[list[str], bool]]:
     """What is told of a start that finds these."""
     told: list[tuple[list[str], bool]] = []
-    hold_to_pins(run, {**FOUND, **changes}, {}, lambda what, by: told.append((what, by)))
+    check_pins(run, {**FOUND, **changes}, {}, lambda what, by: told.append((what, by)))
     return told
 
 
@@ -171,12 +171,14 @@ def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
         away.rename(mount)
 
     monkeypatch.setattr(
-        run_module, "patiently", partial(retry.patiently, pauses_s=(1.0, 2.0), sleep=stays_away)
+        run_module,
+        "retry_storage",
+        partial(retry.retry_storage, pauses_s=(1.0, 2.0), sleep=stays_away),
     )
     with pytest.raises(StorageTrouble) as lasting:
         start()
     assert not lasting.value.will_repeat and pauses == [1.0, 2.0]
     monkeypatch.setattr(
-        run_module, "patiently", partial(retry.patiently, pauses_s=(1.0,), sleep=comes_back)
+        run_module, "retry_storage", partial(retry.retry_storage, pauses_s=(1.0,), sleep=comes_back)
     )
     start()

@@ -19,7 +19,7 @@ from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.train.loop import train
 from mgpt4_hpc.train.state import Ending
-from mgpt4_hpc.train.validation.validation_answers import HeldOutAnswers, Said
+from mgpt4_hpc.train.validation.validation_answers import HeldOutAnswers, ValidationAnswers
 from tests.support.tiny_world import TinyWorld
 from tests.unit.train.test_loop import Notes, make_loop
 
@@ -136,7 +136,9 @@ def test_the_loop_records_loss_and_answers_together() -> None:
     notes: Notes = []
     loop = make_loop(notes)
     loop.evaluate = lambda: 2.0
-    loop.answer = lambda: Said({"detail_failing": 0.5}, {"detail": b"png"}, {"detail": "text"})
+    loop.answer = lambda: ValidationAnswers(
+        {"detail_failing": 0.5}, {"detail": b"png"}, {"detail": "text"}
+    )
     loop.recorder.answered = lambda *said: notes.append(said)  # type: ignore[method-assign]
     assert train(loop)[0] is Ending.FINISHED
     assert ("log", 3, {tags.VAL_LOSS: 2.0, "eval/detail_failing": 0.5}) in notes

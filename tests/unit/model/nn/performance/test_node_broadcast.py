@@ -14,8 +14,8 @@ from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import StorageTrouble, WeightsError
-from mgpt4_hpc.model.nn.performance.node_broadcast import Alone, load_once_per_node
-from mgpt4_hpc.retry import patiently
+from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner, load_once_per_node
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.train.stopping.stop import Interrupted
 from tests.support.forked import in_processes
 
@@ -44,7 +44,7 @@ def ranks_do(
     width: int = 5,
     *,
     plan: Callable[[int], nn.Module] = plan,
-    alone: Alone = lambda read: read(),
+    run_locally: LocalRunner = lambda read: read(),
     catch: type[BaseException] | tuple[()] = (),
 ) -> list[object]:
     """What each rank holds in the end, with ranks on the named hosts."""
@@ -60,7 +60,7 @@ def ranks_do(
             ranks = Ranks(rank, rank, size, size)
             try:
                 module = load_once_per_node(
-                    lambda: load(rank), lambda: plan(width), ranks, torch.device("cpu"), alone
+                    lambda: load(rank), lambda: plan(width), ranks, torch.device("cpu"), run_locally
                 )
             except catch as error:
                 return type(error).__name__
@@ -126,10 +126,10 @@ def _stale(rank: int) -> nn.Module:
 def test_storage_that_stumbles_is_that_for_all(tmp_path: Path) -> None:
     """An error's origin does not travel: a peer would take it for one that will repeat."""
 
-    def alone(read: Callable[[], nn.Module]) -> nn.Module:
-        return patiently(read, pauses_s=(0.0,))
+    def run_locally(read: Callable[[], nn.Module]) -> nn.Module:
+        return retry_storage(read, pauses_s=(0.0,))
 
-    found = ranks_do(tmp_path / "store", ["a", "a"], _stale, alone=alone)
+    found = ranks_do(tmp_path / "store", ["a", "a"], _stale, run_locally=run_locally)
     assert [type(error) for error in found] == [StorageTrouble] * 2
 
 
