@@ -61,7 +61,7 @@ def make_bundle(folder: Path, shape: Shape, device: str) -> None:
         "vision.safetensors": model.vision.state_dict(),
         "connector.safetensors": model.connector.state_dict(),
     }
-    save_parts(folder, parts, model.architecture, llm, "move")
+    save_parts(folder, parts, model.architecture, llm)
 
 
 def _elsewhere(action: Callable[..., None], *arguments: Any) -> None:

@@ -9,6 +9,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.output_files import check_folder, check_output
 from mgpt4_hpc.resources import expand_toy
@@ -49,6 +50,9 @@ def weights_command() -> None:
 @click.option("--projector", type=_PATH, help="pretrained_minigpt4.pth, to start from.")
 @click.option("--out", type=_PATH, required=True, help="The new bundle's folder.")
 @click.option("--copy", is_flag=True, help="Copy the language model instead of referring to it.")
+@click.option(
+    "--quick", is_flag=True, help="Do not look for NaN and infinity; the bundle notes it."
+)
 @click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
 @json_option
 def import_weights(
@@ -59,6 +63,7 @@ def import_weights(
     projector: Path | None,
     out: Path,
     copy: bool,
+    quick: bool,
     architecture: Path | None,
     as_json: bool,
 ) -> None:
@@ -83,7 +88,10 @@ def import_weights(
     base, model = vicuna_delta or (None, llm)
     assert model is not None
     sources = Sources(vit, model, qformer, projector, sizes, base)
-    bundle = write_bundle(out, sources, llm="copy" if copy else "refer", say=_say)
+    with progress("import", "bytes") as tell:
+        bundle = write_bundle(
+            out, sources, llm="copy" if copy else "refer", finite=not quick, say=_say, tell=tell
+        )
     if as_json:
         echo_json(_bundle_facts(bundle))
     else:

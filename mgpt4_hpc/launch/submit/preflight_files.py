@@ -14,28 +14,38 @@ from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out
 from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle.llm_check import check_llm
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.nearby import beside
 
 _SHOWN = 3
 
 
 def weights_faults(config: RunConfig) -> list[str]:
-    """What is wrong with the bundle: another model's, or not what was imported."""
+    """What is wrong with the bundle: another model's, not what was imported, or not loadable."""
     weights = config.model.weights
     if not weights:
         return []  # told already
     folder = Path(weights)
     if not folder.is_dir():
         return [f"model.weights {weights} is no folder: make it with `mgpt4 weights import`"]
-    if not (folder / BUNDLE_FILE).exists():
-        return []  # the original's own files tell their sizes only when they are opened
     try:
+        if not (folder / BUNDLE_FILE).exists():
+            found = check_bundle(folder, torch_free=True)
+            if "architecture" in found.facts:
+                sizes = Architecture.from_dict(found.facts["architecture"])
+                require_variant(config.model.variant, sizes, weights)
+            return [f"model.weights: {fault}" for fault in found.faults]
         manifest = Manifest.read(folder / BUNDLE_FILE)
         require_variant(config.model.variant, manifest.architecture, weights)
-        # Sizes and samples of each file: its shapes were checked when it was imported.
-        return [f"model.weights: {fault}" for fault in manifest.faults(folder)]
+        # Sizes and samples of each file: the towers' shapes were checked when it was imported.
+        faults = (
+            manifest.faults(folder) or check_llm(manifest.llm_dir(folder), torch_free=True).faults
+        )
+        return [f"model.weights: {fault}" for fault in faults]
     except MgptError as error:
         return [f"{error.what} ({error.fix})"]
 

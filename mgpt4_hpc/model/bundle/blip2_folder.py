@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
 from mgpt4_hpc.model.bundle.importer import KeyReport, State, convert, grid_of
 from mgpt4_hpc.model.bundle.layout import connector_shapes, vision_shapes
 from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
-
-if TYPE_CHECKING:
-    import torch
 
 _UNREAD = {
     "language_model.": "BLIP-2's own language model",
@@ -94,20 +92,18 @@ def open_blip2_folder(path: Path) -> Blip2Folder:
     architecture = _architecture(path)
     tensors: State = {}
     unread: dict[str, int] = {}
-    for key, load in _entries(path):
+    for key, info in _entries(path):
         prefix = next((p for p in _UNREAD if key.startswith(p)), None)
         if prefix is None:
-            tensors[key] = load()
+            tensors[key] = info
         else:
             unread[prefix] = unread.get(prefix, 0) + 1
     reasons = {f"{p}* ({count} tensors)": _UNREAD[p] for p, count in unread.items()}
     return Blip2Folder(path, architecture, tensors, reasons)
 
 
-def _entries(path: Path) -> Iterator[tuple[str, Any]]:
-    """Every tensor's name in the folder's safetensors, with a function that loads it."""
-    from safetensors import SafetensorError, safe_open
-
+def _entries(path: Path) -> Iterator[tuple[str, TensorInfo]]:
+    """Every tensor of the folder's safetensors, as the headers describe it."""
     shards = sorted(path.glob("*.safetensors"))
     if not shards:
         raise WeightsError(
@@ -115,13 +111,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
             fix="download the BLIP-2 repository's *.safetensors, not its *.bin",
         )
     for shard in shards:
-        require_real_file(shard)
-        try:
-            with safe_open(shard, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 - a safe_open is no mapping
-                    yield key, lambda file=file, key=key: file.get_tensor(key)
-        except SafetensorError as error:
-            raise WeightsError(f"{shard} is truncated or broken: {error}") from None
+        yield from read_header(shard).items()
 
 
 def _architecture(path: Path) -> Architecture:
@@ -190,17 +180,24 @@ def _split_biases(tensors: State, source: str) -> tuple[State, dict[str, str]]:
     Raises:
         WeightsError: if a key bias is not zero, which timm's block could not reproduce.
     """
-    split: dict[str, torch.Tensor] = {}
+    split: State = {}
     origins: dict[str, str] = {}
     for key, tensor in tensors.items():
         found = re.match(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", key)
-        if not found or tensor.dim() != 1 or len(tensor) % 3:
+        if not found or tensor.dim() != 1 or tensor.shape[0] % 3:
             split[key] = tensor
             continue
-        query, middle, value = tensor.chunk(3)
-        if middle.any():
+        query, middle, value = _thirds(tensor)
+        if any(middle.read()):
             raise WeightsError(f"{source}: {key} has a key bias that is not zero")
         for name, part in (("q_bias", query), ("v_bias", value)):
-            split[f"blocks.{found[1]}.attn.{name}"] = part.clone()
+            split[f"blocks.{found[1]}.attn.{name}"] = part
             origins[f"blocks.{found[1]}.attn.{name}"] = key
     return split, origins
+
+
+def _thirds(tensor: TensorInfo) -> list[TensorInfo]:
+    assert tensor.start is not None  # in safetensors all tensors are contiguous
+    shape, size = (tensor.shape[0] // 3,), tensor.num_bytes // 3
+    starts = [tensor.start + size * index for index in range(3)]
+    return [replace(tensor, shape=shape, num_bytes=size, start=start) for start in starts]

@@ -18,27 +18,12 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.detect import detect_architecture
 from mgpt4_hpc.model.bundle.fingerprint import combined, fingerprint
-from mgpt4_hpc.model.bundle.importer import (
-    KeyReport,
-    State,
-    identity_connector,
-    import_connector,
-    import_ln_vision,
-    import_projector,
-    import_vision,
-)
-from mgpt4_hpc.model.bundle.llm_folder import llm_files, llm_width, read_llm_config
+from mgpt4_hpc.model.bundle.importer import KeyReport, State
+from mgpt4_hpc.model.bundle.llm_folder import llm_files, read_llm_config
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.parts import VISION_FILE, Sources, gather, original_sources
 from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
-from mgpt4_hpc.model.bundle.variants import require_projector_fits
-
-VISION_FILE = "eva_vit_g.pth"
-QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
-PROJECTOR_FILE = "pretrained_minigpt4.pth"
-LLM_FOLDER = "llm"
-ARCHITECTURE_FILE = "architecture.json"
 
 
 @dataclass(frozen=True)
@@ -92,16 +77,21 @@ def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -
         WeightsError: on anything missing, broken or of another model, naming file and key.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
+    require_bundle(folder)
     if (folder / BUNDLE_FILE).exists():
         return _open_written(folder, architecture)
-    if not (folder / VISION_FILE).exists():
+    return _open_original(folder, architecture)
+
+
+def require_bundle(folder: Path) -> None:
+    """Raises WeightsError unless it is a folder of either kind."""
+    if not folder.is_dir():
+        raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
+    if not (folder / BUNDLE_FILE).exists() and not (folder / VISION_FILE).exists():
         raise WeightsError(
             f"{folder} is no bundle: it has neither {BUNDLE_FILE} nor {VISION_FILE}",
             fix="make one with `mgpt4 weights import`",
         )
-    return _open_original(folder, architecture)
 
 
 def _open_written(folder: Path, architecture: Architecture | None) -> Bundle:
@@ -141,35 +131,24 @@ def _open_written(folder: Path, architecture: Architecture | None) -> Bundle:
 
 def _open_original(folder: Path, architecture: Architecture | None) -> Bundle:
     """A folder of the original's files, imported in memory."""
-    vision_path, qformer_path = folder / VISION_FILE, folder / QFORMER_FILE
-    projector_path, llm_dir = folder / PROJECTOR_FILE, folder / LLM_FOLDER
-    llm_config = read_llm_config(llm_dir)
-    raw_vision = read_tensors(vision_path)
-    raw_connector = read_tensors(qformer_path) if qformer_path.exists() else None
-    if architecture is None and (folder / ARCHITECTURE_FILE).exists():
-        architecture = Architecture.from_file(folder / ARCHITECTURE_FILE)
-    arch = architecture or detect_architecture(raw_vision, raw_connector)
-    arch = arch.with_llm_dim(llm_width(llm_config, llm_dir))
-    if arch.qformer and raw_connector is None:
-        raise WeightsError(f"the architecture has a Q-Former, but {qformer_path} is missing")
-
-    vision, vision_report = import_vision(raw_vision, arch, str(vision_path))
-    if raw_connector is not None:
-        take = import_connector if arch.qformer else import_ln_vision
-        connector, connector_report = take(raw_connector, arch, str(qformer_path))
-    else:
-        connector, connector_report = identity_connector(arch)
-    reports = [vision_report, connector_report]
-    projector = None
-    if projector_path.exists():
-        projector, report = import_projector(read_tensors(projector_path), str(projector_path))
-        reports.append(report)
-        require_projector_fits(
-            arch, arch.llm_dim or 0, tuple(projector["weight"].shape), str(projector_path)
-        )
-    files = [p for p in (vision_path, qformer_path, projector_path) if p.exists()]
-    files += llm_files(llm_dir)
-    digest = combined((str(p.relative_to(folder)), fingerprint(p)) for p in files)
+    sources = original_sources(folder, architecture)
+    parts = gather(sources, read_tensors)
     return Bundle(
-        folder, arch, llm_dir, llm_config, digest, tuple(reports), vision, connector, projector
+        path=folder,
+        architecture=parts.architecture,
+        llm_dir=sources.llm,
+        llm_config=read_llm_config(sources.llm),
+        digest=original_digest(sources),
+        reports=parts.reports,
+        _vision=parts.vision,
+        _connector=parts.connector,
+        _projector=parts.projector,
     )
+
+
+def original_digest(sources: Sources) -> str:
+    """Identity of the original's files in one folder: sizes and samples of all of them."""
+    files = [p for p in (sources.vit, sources.qformer, sources.projector) if p]
+    files += llm_files(sources.llm)
+    folder = sources.vit.parent
+    return combined((str(p.relative_to(folder)), fingerprint(p)) for p in files)

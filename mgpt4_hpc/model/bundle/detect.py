@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import (
@@ -16,11 +16,7 @@ from mgpt4_hpc.model.architecture import (
     VISION_HEADS_BY_WIDTH,
     Architecture,
 )
-
-if TYPE_CHECKING:
-    import torch
-
-Raw = Mapping[str, "torch.Tensor"]
+from mgpt4_hpc.model.bundle.importer import Raw
 
 _GIVE_IT = (
     "write an architecture.json beside the weights; its keys are those of "
@@ -80,7 +76,7 @@ def _qformer_sizes(raw: Raw) -> dict[str, int | float | bool]:
     }
 
 
-def _need(raw: Raw, key: str, dims: int) -> torch.Tensor:
+def _need(raw: Raw, key: str, dims: int) -> Any:
     tensor = raw.get(key)
     if tensor is None or tensor.dim() != dims:
         seen = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"

@@ -11,6 +11,9 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+HASH_BYTES = 16
+"""Length of every hash here."""
+
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 * 1024
 _BLOCK_BYTES = 8 * 1024 * 1024
@@ -18,7 +21,7 @@ _BLOCK_BYTES = 8 * 1024 * 1024
 
 def full_hash(path: Path) -> str:
     """BLAKE2b of the whole content, 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
     with path.open("rb", buffering=0) as file:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
@@ -28,7 +31,7 @@ def full_hash(path: Path) -> str:
 def fingerprint(path: Path) -> str:
     """BLAKE2b of size and evenly spaced samples; of everything up to 4 MiB. 32 hex digits."""
     size = path.stat().st_size
-    digest = hashlib.blake2b(f"{size}:".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{size}:".encode(), digest_size=HASH_BYTES)
     with path.open("rb", buffering=0) as file:
         if size <= _SAMPLES * _SAMPLE_BYTES:
             digest.update(file.read())
@@ -41,7 +44,7 @@ def fingerprint(path: Path) -> str:
 
 def combined(parts: Iterable[tuple[str, str]]) -> str:
     """One digest of named ones, whatever their order."""
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for name, value in sorted(parts):
         digest.update(f"{name}\0{value}\0".encode())
     return digest.hexdigest()

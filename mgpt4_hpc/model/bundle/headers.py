@@ -1,37 +1,78 @@
-"""Shapes and types in a safetensors file, read from its first kilobytes without torch.
+"""Names, shapes, types and places of the tensors in a weight file, read without torch or the data.
 
-The format: 8 bytes with the header's length (little endian), a JSON header, then the tensors' bytes
-without gaps. So a truncated file is known by its size alone.
+A safetensors file begins with 8 bytes that hold the header's length (little endian) and a JSON
+header; the tensors' bytes follow without gaps. Torch files are read by ``torch_directory.py``.
+Either way a truncated file is recognised by its size alone.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
 
 _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
 
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2,
+    "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8, "C64": 8,
+}  # fmt: skip
+"""Bytes of one number, by safetensors' names of the types."""
+
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor as the header describes it; ``dtype`` as safetensors writes it (``BF16``)."""
+    """One tensor as its file describes it.
+
+    Attributes:
+        dtype: as safetensors writes it (``BF16``).
+        shape, num_bytes: its sizes.
+        file: where it is stored.
+        start: offset of its first byte in the file; None where its numbers are not contiguous.
+        data: its bytes, where no file holds them.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     num_bytes: int
+    file: Path = Path()
+    start: int | None = None
+    data: bytes | None = None
+
+    def dim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    def is_floating_point(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.dtype.startswith(("F", "BF"))
+
+    def read(self) -> bytes:
+        """Its bytes, from the file."""
+        assert self.start is not None
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.num_bytes)
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Every tensor's description.
+    """Every tensor's description, by the file's suffix as in ``sources.read_tensors``.
 
     Raises:
         WeightsError: if the file is missing, truncated or of another format.
     """
+    if path.suffix != ".safetensors":
+        from mgpt4_hpc.model.bundle.torch_directory import read_directory
+        from mgpt4_hpc.model.bundle.untrusted_files import tensors_of
+
+        return tensors_of(read_directory(path), path)
     require_real_file(path)
     size = path.stat().st_size
     try:
@@ -41,14 +82,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
                 raise ValueError("the header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
-        tensors = {
-            key: TensorInfo(
-                entry["dtype"],
-                tuple(entry["shape"]),
-                entry["data_offsets"][1] - entry["data_offsets"][0],
-            )
-            for key, entry in header.items()
-        }
+        tensors = {key: _described(entry, path, 8 + length) for key, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(f"{path} is not a safetensors file, or its start is damaged") from error
@@ -58,3 +92,12 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             fix="copy or download it again",
         )
     return tensors
+
+
+def _described(entry: Mapping[str, Any], path: Path, data_start: int) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    item = ITEM_BYTES.get(dtype)
+    if item is not None and math.prod(shape) * item != end - begin:
+        raise ValueError(f"{shape} of {dtype} are not {end - begin} bytes")
+    return TensorInfo(dtype, shape, end - begin, path, data_start + begin)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, vision_shapes
 
-if TYPE_CHECKING:
-    import torch
+State = dict[str, Any]
+"""Tensors by name, or what a file's header says of them: both have shapes and types."""
 
-State = dict[str, "torch.Tensor"]
+Raw = Mapping[str, Any]
+"""The same, under the names of their source."""
 
 
 @dataclass
@@ -53,9 +54,7 @@ class KeyReport:
         return cls(values["source"], values["used"], values["dropped"], values["missing"])
 
 
-def import_vision(
-    raw: Mapping[str, torch.Tensor], arch: Architecture, source: str
-) -> tuple[State, KeyReport]:
+def import_vision(raw: Raw, arch: Architecture, source: str) -> tuple[State, KeyReport]:
     """ViT tensors from ``eva_vit_g.pth``'s keys, which timm shares.
 
     ``pos_embed`` keeps the file's own grid; ``nn/vision.py`` fits it to the image size.
@@ -82,9 +81,7 @@ def import_vision(
     return convert(raw, expected, place, why_dropped, source)
 
 
-def import_connector(
-    raw: Mapping[str, torch.Tensor], arch: Architecture, source: str
-) -> tuple[State, KeyReport]:
+def import_connector(raw: Raw, arch: Architecture, source: str) -> tuple[State, KeyReport]:
     """``ln_vision``, query tokens and Q-Former from ``blip2_pretrained_flant5xxl.pth``'s keys.
 
     Raises:
@@ -93,9 +90,7 @@ def import_connector(
     return convert(raw, connector_shapes(arch), _connector_key, _connector_drop, source)
 
 
-def import_ln_vision(
-    raw: Mapping[str, torch.Tensor], arch: Architecture, source: str
-) -> tuple[State, KeyReport]:
+def import_ln_vision(raw: Raw, arch: Architecture, source: str) -> tuple[State, KeyReport]:
     """``ln_vision`` alone from BLIP-2's file, for a model that has no Q-Former.
 
     The original never does this (see :func:`identity_connector`).
@@ -112,23 +107,31 @@ def import_ln_vision(
     return convert(raw, connector_shapes(arch), _connector_key, why_dropped, source)
 
 
-def identity_connector(arch: Architecture) -> tuple[State, KeyReport]:
+def identity_connector(
+    arch: Architecture, constant: Callable[[int, float], Any] | None = None
+) -> tuple[State, KeyReport]:
     """The connector without a Q-Former file: ``ln_vision`` with weight 1 and bias 0.
 
     The original's Llama-2 variant never loads the file that holds ``ln_vision``, so its published
     projector was trained on the untouched initial values.
-    """
-    import torch
 
-    state = {
-        "ln_vision.weight": torch.ones(arch.vision_width),
-        "ln_vision.bias": torch.zeros(arch.vision_width),
-    }
+    Args:
+        arch: sizes.
+        constant: makes a vector of that many equal numbers; a float32 tensor by default.
+    """
+    if constant is None:
+        import torch
+
+        def constant(count: int, value: float) -> Any:
+            return torch.full((count,), value)
+
+    width = arch.vision_width
+    state = {"ln_vision.weight": constant(width, 1.0), "ln_vision.bias": constant(width, 0.0)}
     reason = "identity: the variant without Q-Former never loads it"
     return state, KeyReport(source="", missing=dict.fromkeys(state, reason))
 
 
-def import_projector(raw: Mapping[str, torch.Tensor], source: str) -> tuple[State, KeyReport]:
+def import_projector(raw: Raw, source: str) -> tuple[State, KeyReport]:
     """``llama_proj`` from a MiniGPT-4 checkpoint; keys ``weight`` and ``bias``.
 
     Raises:
@@ -193,7 +196,7 @@ def _connector_drop(key: str) -> str | None:
 
 
 def convert(
-    raw: Mapping[str, torch.Tensor],
+    raw: Raw,
     expected: Shapes,
     place: Callable[[str], str | None],
     why_dropped: Callable[[str], str | None],
@@ -250,7 +253,7 @@ def _fault_text(source: str, missing: list[str], unexplained: list[str], wrong: 
     return "\n".join(lines)
 
 
-def grid_of(pos_embed: torch.Tensor | None) -> int | None:
+def grid_of(pos_embed: Any) -> int | None:
     """Patches along one side that a position embedding was made for, if it is square."""
     if pos_embed is None or pos_embed.dim() != 3:
         return None

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.llm_folder import llm_files, llm_width, read_llm_config, weight_map
-from mgpt4_hpc.model.bundle.tokenizer import PAD_TOKEN, load_tokenizer
-from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
+from mgpt4_hpc.model.bundle.llm_folder import (
+    WEIGHT_FILES,
+    llm_files,
+    llm_width,
+    read_llm_config,
+    require_tokenizer_files,
+    weight_map,
+)
+from mgpt4_hpc.model.bundle.llm_tensors import (
+    Gaps,
+    compare_by_loading,
+    compare_with_llama,
+    gap_faults,
+    is_buffer,
+    llama_shapes,
+    quantized_fault,
+)
+from mgpt4_hpc.model.bundle.torch_directory import flat_table, read_directory
 
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+Look = Callable[[Path, "LlmCheck"], None]
 
 
 @dataclass
@@ -26,6 +42,7 @@ class LlmCheck:
         num_parameters: numbers in the weight files; 0 if unknown.
         dtypes: types of the weights, as safetensors names them.
         vocab_size: rows that the tokenizer needs; 0 if unknown.
+        tensors: what the weight files hold, by name.
         faults, notes: what makes it unusable, and what is merely worth knowing.
     """
 
@@ -34,58 +51,99 @@ class LlmCheck:
     num_parameters: int = 0
     dtypes: list[str] = field(default_factory=list)
     vocab_size: int = 0
+    tensors: dict[str, TensorInfo] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def check_llm(folder: Path) -> LlmCheck:
-    """Look at configuration, completeness, shapes and tokenizer, collecting every fault."""
+def check_llm(folder: Path, *, torch_free: bool = False) -> LlmCheck:
+    """Look at configuration, completeness, tensors and tokenizer, collecting every fault.
+
+    Args:
+        folder: in Hugging Face layout.
+        torch_free: ask neither transformers nor the tokenizer, for a login node: tensors of
+            families other than LLaMA are then not compared with config.json.
+    """
     found = LlmCheck()
-    for look in (_look_at_config, _look_at_weights, _look_at_tokenizer):
+    look_at_tokenizer: Look = _look_at_tokenizer_files if torch_free else _look_at_tokenizer
+    try:
+        _look_at_config(folder, found)
+    except WeightsError as error:
+        found.faults.append(str(error))
+        return found
+    for look in (_look_at_weights, look_at_tokenizer):
         try:
             look(folder, found)
         except WeightsError as error:
             found.faults.append(str(error))
-        if not found.config:
-            break
+    if found.tensors and not found.faults:
+        found.faults += _tensor_faults(folder, found, torch_free)
     return found
 
 
 def _look_at_config(folder: Path, found: LlmCheck) -> None:
-    found.config = read_llm_config(folder)
-    found.width = llm_width(found.config, folder)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        raise WeightsError(
+            f"{folder} is an adapter (it has {adapter.name}), not a language model",
+            why="transformers would load the model that the adapter names instead of this folder's",
+            fix="merge it into its base (peft's merge_and_unload) and save that, or remove "
+            f"{adapter.name} if the folder holds the whole model",
+        )
+    config = read_llm_config(folder)
+    quantized = config.get("quantization_config")
+    if quantized or (folder / "quantize_config.json").is_file():
+        method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
+        name = f"{folder / 'config.json'} has a quantization_config ({method or 'of some kind'})"
+        found.faults.append(quantized_fault(name if quantized else f"{folder} (GPTQ)"))
+    found.width = llm_width(config, folder)
+    found.config = config
+    if config.get("model_type") == "llama":
+        llama_shapes(config, folder)
 
 
 def _look_at_weights(folder: Path, found: LlmCheck) -> None:
     files = llm_files(folder)
+    weights = [path for path in files if path.suffix in (".safetensors", ".bin")]
+    for path in weights:
+        found.tensors |= read_stored(path)
+    found.num_parameters = sum(
+        math.prod(info.shape) for key, info in found.tensors.items() if not is_buffer(key)
+    )
+    found.dtypes = sorted({info.dtype for info in found.tensors.values()})
     for index in (path for path in files if path.name.endswith(".index.json")):
-        _require_indexed(index)
-    tensors: dict[str, TensorInfo] = {}
-    for path in files:
-        if path.suffix == ".safetensors":
-            tensors |= read_header(path)
-        elif path.suffix == ".bin":
-            require_real_file(path)
-            found.num_parameters += path.stat().st_size // 2
-    if not tensors:
-        found.notes.append("weights are .bin files: shapes are checked when they are loaded")
-        return
-    found.num_parameters = sum(math.prod(info.shape) for info in tensors.values())
-    found.dtypes = sorted({info.dtype for info in tensors.values()})
-    embedding = next((info for key, info in tensors.items() if key.endswith(_EMBEDDINGS)), None)
-    if embedding is None:
-        found.notes.append("no tensor is known to be the token embedding; its size is not checked")
-        return
-    rows = found.config.get("vocab_size", embedding.shape[0])
-    if embedding.shape != (rows, found.width):
-        found.faults.append(
-            f"{folder}: config.json says {rows} tokens of width {found.width}, "
-            f"the embedding is {embedding.shape[0]} x {embedding.shape[1]}"
+        _require_indexed(index, found.tensors)
+    if not any((folder / f"{name}{end}").is_file() for name in WEIGHT_FILES
+               for end in ("", ".index.json")):  # fmt: skip
+        raise WeightsError(
+            f"{folder} has {', '.join(path.name for path in weights[:4])}, but neither "
+            f"{' nor '.join(WEIGHT_FILES)} nor an index of either",
+            why="transformers finds a model's weights by these names",
+            fix=f"download {WEIGHT_FILES[0]}.index.json too, or rename a single file",
         )
 
 
-def _require_indexed(index: Path) -> None:
-    """Every shard that the index names is there and, for safetensors, holds what it should."""
+def read_stored(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one of the model's weight files, which must hold nothing else.
+
+    Raises:
+        WeightsError: as ``read_header``, and if the file is a training checkpoint.
+    """
+    if path.suffix == ".safetensors":
+        return read_header(path)
+    content = read_directory(path)
+    table = flat_table(content)
+    if table is None:
+        names = ", ".join(str(key) for key in list(content)[:4])
+        raise WeightsError(
+            f"{path} is a training checkpoint (it holds {names}), not a model's weights",
+            fix="save the model alone, with save_pretrained",
+        )
+    return table
+
+
+def _require_indexed(index: Path, held: Mapping[str, TensorInfo]) -> None:
+    """Every shard that the index names is there, and holds what it should."""
     files = weight_map(index)
     names = sorted(set(files.values()))
     absent = [name for name in names if not (index.parent / name).is_file()]
@@ -95,20 +153,50 @@ def _require_indexed(index: Path) -> None:
             fix="copy or download them",
         )
     for name in names:
-        if name.endswith(".safetensors"):
-            held = read_header(index.parent / name)
-            lost = [key for key, file in files.items() if file == name and key not in held]
-            if lost:
-                raise WeightsError(
-                    f"{index.parent / name} lacks {lost[:4]}, which the index promises"
-                )
+        lost = [key for key, file in files.items() if file == name
+                and not (key in held and held[key].file.name == name)]  # fmt: skip
+        if lost:
+            raise WeightsError(
+                f"{index.parent / name} lacks {lost[:4]}, which {index.name} promises",
+                fix="download the file and the index again, from one repository",
+            )
+
+
+def _tensor_faults(folder: Path, found: LlmCheck, torch_free: bool) -> list[str]:
+    """Tensors that do not fill the model of config.json; also notes what is merely unused."""
+    try:
+        if torch_free:
+            gaps = compare_with_llama(folder, found.config, found.tensors) or Gaps()
+        else:
+            gaps = compare_by_loading(folder, found.tensors)
+    except WeightsError as error:
+        return [str(error)]
+    faults = gap_faults(folder, found.config, found.tensors, gaps)
+    if gaps.unused and not faults:
+        found.notes.append(
+            f"{folder} holds {len(gaps.unused)} tensors that config.json's model does not have and "
+            f"that are not loaded, as {gaps.unused[0]}"
+        )
+    return faults
+
+
+def _look_at_tokenizer_files(folder: Path, _found: LlmCheck) -> None:
+    require_tokenizer_files(folder)
 
 
 def _look_at_tokenizer(folder: Path, found: LlmCheck) -> None:
+    from mgpt4_hpc.model.bundle.tokenizer import PAD_TOKEN, load_tokenizer
+
     tokenizer = load_tokenizer(folder)
     found.vocab_size = tokenizer.vocab_size
     if tokenizer.decode([tokenizer.pad_id]).strip() != PAD_TOKEN:
         found.notes.append(
             f"the vocabulary has no {PAD_TOKEN!r}, which the original pads with; "
             f"token {tokenizer.pad_id} pads instead (padding is never learned)"
+        )
+    if tokenizer.without_row:
+        named = ", ".join(f"{text!r} = {id}" for text, id in tokenizer.without_row.items())
+        found.notes.append(
+            f"the tokenizer has tokens for which the model has no embedding ({named}): text that "
+            "spells them is read as ordinary characters"
         )

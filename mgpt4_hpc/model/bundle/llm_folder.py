@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
 
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names by which transformers finds the weights; with ``.index.json``, a list of their files."""
+
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 """Where neither a file of these names nor its index is there."""
 
@@ -74,7 +78,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 def _weights(llm_dir: Path) -> list[Path]:
     """Weight files and their index, looked for in transformers' order."""
-    for name in _WEIGHT_FILES:
+    for name in WEIGHT_FILES:
         if (llm_dir / name).is_file():
             return [llm_dir / name]
         index = llm_dir / f"{name}.index.json"
@@ -86,6 +90,18 @@ def _weights(llm_dir: Path) -> list[Path]:
         if found := list(llm_dir.glob(pattern)):
             return found
     return []
+
+
+def require_tokenizer_files(llm_dir: Path) -> None:
+    """Raises WeightsError unless the folder has a tokenizer's files, none of them a pointer."""
+    files = [llm_dir / name for name in TOKENIZER_FILES if (llm_dir / name).exists()]
+    if not files:
+        raise WeightsError(
+            f"{llm_dir} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
+            fix="copy tokenizer.model from the model's own repository into that folder",
+        )
+    for path in files:
+        require_real_file(path)
 
 
 def companion_files(llm_dir: Path) -> list[Path]:

@@ -35,20 +35,13 @@ class FileRecord:
         """Record of a file as it is now, reading all of it."""
         return cls(path.stat().st_size, full_hash(path), fingerprint(path))
 
-    def fault(self, path: Path, *, full: bool = False) -> str | None:
-        """What is wrong with the file at ``path``, in words; None if nothing.
-
-        Args:
-            path: where it should be.
-            full: compare every byte, not only size and samples.
-        """
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file at ``path``, by size and samples; None if nothing."""
         try:
             size = path.stat().st_size
             if size != self.num_bytes:
                 return f"{path} has {size:,} bytes, at import it had {self.num_bytes:,}"
-            same = (
-                full_hash(path) == self.blake2b if full else fingerprint(path) == self.fingerprint
-            )
+            same = fingerprint(path) == self.fingerprint
         except OSError as error:
             return f"{path} cannot be read: {error.strerror or error}"
         return None if same else f"{path} has changed since it was imported"
@@ -73,6 +66,8 @@ class Manifest:
         tensors: per file, each tensor's shape and type.
         llm: the language model.
         sources: per source its files' hashes, and its keys that were used, dropped or missing.
+        finite_checked: whether the import looked for NaN and infinity; bundles from before it
+            could are False.
         digest: over all hashes and sizes; identifies the bundle in runs and checkpoints.
     """
 
@@ -81,6 +76,7 @@ class Manifest:
     tensors: dict[str, dict[str, list[Any]]]
     llm: LlmRecord
     sources: list[dict[str, Any]] = field(default_factory=list)
+    finite_checked: bool = False
 
     @property
     def digest(self) -> str:
@@ -95,17 +91,11 @@ class Manifest:
         """Where the language model is, for a bundle in ``folder``."""
         return folder / self.llm.path
 
-    def faults(self, folder: Path, *, full_own: bool = False, full_llm: bool = False) -> list[str]:
-        """Every file that is missing or not what it was, in words.
-
-        Args:
-            folder: the bundle's.
-            full_own: compare every byte of the bundle's own files, not only samples.
-            full_llm: the same for the language model's, which are far larger.
-        """
+    def faults(self, folder: Path) -> list[str]:
+        """Every file that is missing or not what it was, by its size and samples of its bytes."""
         llm_dir = self.llm_dir(folder)
-        checked = [r.fault(folder / name, full=full_own) for name, r in self.files.items()]
-        checked += [r.fault(llm_dir / name, full=full_llm) for name, r in self.llm.files.items()]
+        checked = [record.fault(folder / name) for name, record in self.files.items()]
+        checked += [record.fault(llm_dir / name) for name, record in self.llm.files.items()]
         return [fault for fault in checked if fault]
 
     def write(self, path: Path) -> None:
@@ -135,6 +125,7 @@ class Manifest:
                 values["tensors"],
                 LlmRecord(llm["path"], llm["copied"], _records(llm["files"])),
                 values["sources"],
+                bool(values.get("finite_checked", False)),
             )
             recorded = values["digest"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

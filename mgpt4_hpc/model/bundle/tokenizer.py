@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.llm_folder import read_llm_config
-from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
+from mgpt4_hpc.model.bundle.llm_folder import read_llm_config, require_tokenizer_files
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 
 PAD_TOKEN = "$$"
 """An ordinary token of LLaMA's vocabulary that the original pads with, as LLaMA has none for it."""
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,8 @@ class TextTokenizer:
     Attributes:
         bos_id, eos_id, pad_id: ids of begin, end and padding.
         vocab_size: number of ids.
+        without_row: tokens of the files for which the model has no embedding, and their ids. Text
+            that spells them is encoded as ordinary text.
     """
 
     bos_id: int
@@ -34,6 +35,7 @@ class TextTokenizer:
     pad_id: int
     vocab_size: int
     _backend: Any
+    without_row: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text segment, without begin or end."""
@@ -58,14 +60,7 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
     """
     folder = Path(llm_dir)
     config = read_llm_config(folder)
-    files = [folder / name for name in _TOKENIZER_FILES if (folder / name).exists()]
-    if not files:
-        raise WeightsError(
-            f"{folder} has no tokenizer (none of {', '.join(_TOKENIZER_FILES)})",
-            fix="copy tokenizer.model from the model's own repository into that folder",
-        )
-    for path in files:
-        require_real_file(path)
+    require_tokenizer_files(folder)
     with garbage_collector_off():
         from transformers import AutoTokenizer
 
@@ -77,27 +72,57 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
                 f"cannot read the tokenizer in {folder}: {error}",
                 fix="the file is damaged: copy it again from the model's own repository",
             ) from error
-    _require_same_vocabulary(folder, backend, config.get("vocab_size"))
-    eos_id = _first(backend.eos_token_id, config.get("eos_token_id"))
-    if eos_id is None:
-        raise WeightsError(f"the tokenizer in {folder} has no end token")
-    bos_id = _first(backend.bos_token_id, config.get("bos_token_id"), eos_id)
+    rows = config.get("vocab_size")
+    _require_same_vocabulary(folder, backend, rows)
+    rows = rows if isinstance(rows, int) else len(backend)
+    own_ids = [backend.bos_token_id, backend.eos_token_id, backend.pad_token_id]
+    without_row = _forget_tokens_without_row(folder, backend, rows)
+    bos, eos, pad = (id if isinstance(id, int) and id < rows else None for id in own_ids)
+    eos_id = _first(eos, config.get("eos_token_id"))
+    if eos_id is None or eos_id >= rows:
+        raise WeightsError(
+            f"the tokenizer in {folder} has no end token"
+            + (f" within the {rows} rows of the embedding" if eos_id is not None else "")
+        )
+    bos_id = _first(bos, config.get("bos_token_id"), eos_id)
     assert bos_id is not None
     return TextTokenizer(
         bos_id=bos_id,
         eos_id=eos_id,
-        pad_id=_pad_id(backend, eos_id, config.get("vocab_size")),
+        pad_id=_pad_id(backend, eos_id, pad),
         vocab_size=len(backend),
         _backend=backend,
+        without_row=without_row,
     )
+
+
+def _forget_tokens_without_row(folder: Path, backend: Any, rows: int) -> dict[str, int]:
+    """Take added tokens at or above ``rows`` out of the tokenizer; returns them with their ids.
+
+    Llama-2's ``<pad>`` and Vicuna v0's ``[PAD]`` were published beside embeddings of 32,000 rows.
+    A text that spells one would become an id that the embedding cannot look up.
+    """
+    absent = {text: id for text, id in backend.get_added_vocab().items() if id >= rows}
+    fast = getattr(backend, "_tokenizer", None)
+    if absent and fast is not None:
+        state = json.loads(fast.to_str())
+        kept = [token for token in state["added_tokens"] if token["id"] < rows]
+        backend._tokenizer = type(fast).from_str(json.dumps(state | {"added_tokens": kept}))
+    above = {text: id for text, id in backend.get_vocab().items() if id >= rows}
+    if above:
+        raise WeightsError(
+            f"the tokenizer in {folder} has tokens for which the model has no embedding: "
+            f"{dict(list(above.items())[:4])}, the embedding has {rows} rows",
+            fix="take the tokenizer's files from the repository of the weights",
+        )
+    return absent
 
 
 def _require_same_vocabulary(folder: Path, backend: Any, embedded: Any) -> None:
     """A file cut between two of its records still parses, with fewer pieces: count them.
 
     Models round their embeddings up, to a multiple of at most 256 or by far less than a tenth
-    (Qwen has 151,936 rows for 151,669 tokens). Special tokens that were added to a tokenizer and
-    have no row (Vicuna's ``[PAD]`` beside 32,000 rows) do no harm: no text contains them.
+    (Qwen has 151,936 rows for 151,669 tokens). Added tokens without a row are no fault of the file.
     """
     if not isinstance(embedded, int):
         return
@@ -110,7 +135,7 @@ def _require_same_vocabulary(folder: Path, backend: Any, embedded: Any) -> None:
         )
 
 
-def _pad_id(backend: Any, eos_id: int, embedded: Any) -> int:
+def _pad_id(backend: Any, eos_id: int, own: int | None) -> int:
     """``$$`` where the vocabulary has it, else the model's own padding, else the end token.
 
     Padded positions are neither attended to nor learned, but they are embedded: a padding token
@@ -119,9 +144,6 @@ def _pad_id(backend: Any, eos_id: int, embedded: Any) -> int:
     pad = backend.convert_tokens_to_ids(PAD_TOKEN)
     if pad is not None and pad != backend.unk_token_id:
         return int(pad)
-    own = backend.pad_token_id
-    if isinstance(embedded, int) and isinstance(own, int) and own >= embedded:
-        own = None
     return int(_first(own, backend.unk_token_id, eos_id) or 0)
 
 

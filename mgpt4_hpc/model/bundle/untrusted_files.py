@@ -64,20 +64,20 @@ def read_pth(path: Path) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
-        raise _pickle_fault(path, str(error)) from None
+        raise pickle_fault(path, str(error)) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise _broken(path, error) from None
+        raise broken_file(path, error) from None
     if not isinstance(content, dict):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of tensors")
     return content
 
 
-def _pickle_fault(path: Path, message: str) -> WeightsError:
-    """Tell what the restricted reader refused from plain damage; both raise UnpicklingError."""
+def pickle_fault(path: Path, message: str) -> WeightsError:
+    """The error for what a restricted reader refused, or for plain damage: both are one type."""
     named = re.search(r"GLOBAL (\S+)", message)
     other = re.search(r"Unsupported [^\n]+", message)
     if named is None and other is None:
-        return _broken(path, message)
+        return broken_file(path, message)
     reason = named[1] if named else other[0] if other else ""
     damaged = "" if named else ", or is damaged"
     return WeightsError(
@@ -87,7 +87,8 @@ def _pickle_fault(path: Path, message: str) -> WeightsError:
     )
 
 
-def _broken(path: Path, error: object) -> WeightsError:
+def broken_file(path: Path, error: object) -> WeightsError:
+    """The error for a file that its format's reader cannot read."""
     first_line = (str(error).splitlines() or [repr(error)])[0]
     return WeightsError(
         f"{path} is truncated or not a torch file ({path.stat().st_size:,} bytes): {first_line}",
@@ -95,20 +96,20 @@ def _broken(path: Path, error: object) -> WeightsError:
     )
 
 
-def tensors_of(content: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+def tensors_of(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """The table of tensors in a checkpoint: under ``model`` as the original saves, or flat.
+
+    Takes tensors and their descriptions (``headers.TensorInfo``) alike.
 
     A ``module.`` in front of every key, DDP's, is taken off.
 
     Raises:
         WeightsError: if a value is not a tensor, or there is none.
     """
-    import torch
-
     table = content.get("model", content)
     if not isinstance(table, Mapping) or not table:
         raise WeightsError(f"{path}: no table of tensors, neither under 'model' nor at the top")
-    strange = [key for key, value in table.items() if not isinstance(value, torch.Tensor)]
+    strange = [key for key, value in table.items() if not hasattr(value, "is_floating_point")]
     if strange:
         raise WeightsError(f"{path}: these entries are not tensors: {strange[:8]}")
     if all(str(key).startswith("module.") for key in table):

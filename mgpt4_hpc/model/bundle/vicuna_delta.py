@@ -2,19 +2,23 @@
 
 Both are added in the delta's type (float16). The delta has one token more than LLaMA, ``[PAD]``
 (32,001 rows in the embedding and in the output matrix instead of 32,000): LLaMA's missing row
-counts as zeros. Shards are written as they are read, so no more than one is held in memory.
+counts as zeros. Tensors are written as they are added, so no more than one is held in memory.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
 from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files, read_llm_config
+from mgpt4_hpc.model.bundle.llm_tensors import is_buffer
+from mgpt4_hpc.model.bundle.manifest import FileRecord
+from mgpt4_hpc.model.bundle.one_pass import Output, is_finite, lay_out, tensor_info
 from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
@@ -25,72 +29,80 @@ _FINAL_NORM = "model.norm.weight"
 
 
 def merge_vicuna_delta(
-    base: Path, delta: Path, out: Path, *, say: Callable[[str], None] = lambda _line: None
-) -> Path:
-    """Write ``base + delta`` as a Hugging Face folder of safetensors; returns ``out``.
+    base: Path,
+    delta: Path,
+    out: Path,
+    *,
+    finite: bool = True,
+    say: Callable[[str], None] = lambda _line: None,
+) -> dict[str, FileRecord]:
+    """Write ``base + delta`` as a Hugging Face folder of safetensors.
 
     Args:
         base: LLaMA's folder.
         delta: the difference's folder, whose tokenizer and configuration the result gets.
         out: the new folder; it must not exist.
+        finite: refuse sums that hold NaN or infinity.
         say: called with a line per shard, and once about the vocabulary if it differs.
+
+    Returns:
+        A record of each weight file that was written, by name.
 
     Raises:
         WeightsError: if tensors are missing on either side, shapes differ otherwise than by added
-            vocabulary, or the delta looks like a finished model.
+            vocabulary, or the delta looks like a finished model; ``out`` is then incomplete.
     """
-    if out.exists():
-        raise WeightsError(f"{out} exists already", fix="choose another name, or remove it first")
-    where = _tensor_index(base)
+    where = _headers(base)
     shards = [path for path in llm_files(delta) if path.suffix in (".safetensors", ".bin")]
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        weight_map = _merge_shards(shards, where, temporary, say)
-        unused = sorted(set(where) - set(weight_map))
-        if unused:
-            raise WeightsError(f"{base} has tensors that {delta} does not change: {unused[:8]}")
-        index = {"metadata": {}, "weight_map": weight_map}
-        (temporary / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-        rows = _copy_settings(delta, temporary)
-        base_rows = read_llm_config(base).get("vocab_size")
-        if rows != base_rows:
-            say(f"vocabulary: {base_rows} tokens in the base, {rows} in the delta and the result")
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
-
-
-def _tensor_index(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor; constant buffers left out."""
-    files = [path for path in llm_files(folder) if path.suffix in (".safetensors", ".bin")]
-    return {key: path for path in files for key in read_tensors(path) if not _is_buffer(key)}
-
-
-def _merge_shards(
-    shards: list[Path], where: dict[str, Path], out: Path, say: Callable[[str], None]
-) -> dict[str, str]:
-    """Add shard by shard; returns which tensor went into which file."""
-    from safetensors.torch import save_file
-
-    weight_map: dict[str, str] = {}
+    out.mkdir(parents=True)
+    weight_map, records = {}, {}
+    changed = {key for shard in shards for key in read_header(shard)}
+    if unused := sorted(set(where) - changed):
+        raise WeightsError(f"{base} has tensors that {delta} does not change: {unused[:8]}")
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         say(f"adding {shard.name} ({number} of {len(shards)})")
-        difference = {k: t for k, t in read_tensors(shard).items() if not _is_buffer(k)}
-        missing = sorted(set(difference) - set(where))
-        if missing:
-            raise WeightsError(f"the base has no {missing[:8]}, which {shard} would change")
-        opened = {path: read_tensors(path) for path in {where[key] for key in difference}}
-        merged = {
-            key: _add(key, opened[where[key]][key], tensor, shard)
-            for key, tensor in difference.items()
-        }
-        save_file(merged, out / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(merged, name))
-    return weight_map
+        keys, records[name] = _merge_shard(shard, where, out / name, finite)
+        weight_map.update(dict.fromkeys(keys, name))
+    index = {"metadata": {}, "weight_map": weight_map}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    rows = _copy_settings(delta, out)
+    base_rows = read_llm_config(base).get("vocab_size")
+    if rows != base_rows:
+        say(f"vocabulary: {base_rows} tokens in the base, {rows} in the delta and the result")
+    return records
+
+
+def _headers(folder: Path) -> dict[str, TensorInfo]:
+    """What the folder's weight files hold; constant buffers left out."""
+    files = [path for path in llm_files(folder) if path.suffix in (".safetensors", ".bin")]
+    return {k: info for path in files for k, info in read_header(path).items() if not is_buffer(k)}
+
+
+def _merge_shard(
+    shard: Path, where: Mapping[str, TensorInfo], out: Path, finite: bool
+) -> tuple[list[str], FileRecord]:
+    """Add one shard's tensors, one after the other, into a file; returns their names."""
+    described = {key: info for key, info in read_header(shard).items() if not is_buffer(key)}
+    missing = sorted(set(described) - set(where))
+    if missing:
+        raise WeightsError(f"the base has no {missing[:8]}, which {shard} would change")
+    difference = read_tensors(shard)
+    opened = {path: read_tensors(path) for path in {where[key].file for key in described}}
+    layout = lay_out(described)
+    output = Output(out)
+    output.write(layout.header)
+    keys = [*layout.before, *layout.copied, *layout.after]
+    for key in keys:
+        total = tensor_info(_add(key, opened[where[key].file][key], difference[key], shard))
+        assert total.data is not None
+        if finite and not is_finite(total.data, total.dtype):
+            raise WeightsError(
+                f"{shard}: {key} plus the base's holds NaN or infinity",
+                fix="compare the hashes of both folders' files with their sources'",
+            )
+        output.write(total.data)
+    return keys, output.close()
 
 
 def _add(key: str, base: torch.Tensor, delta: torch.Tensor, source: Path) -> torch.Tensor:
@@ -125,7 +137,3 @@ def _copy_settings(delta: Path, out: Path) -> int:
         if not path.name.endswith(".index.json"):
             shutil.copyfile(path, out / path.name)
     return int(read_llm_config(delta)["vocab_size"])
-
-
-def _is_buffer(key: str) -> bool:
-    return key.endswith(".rotary_emb.inv_freq")

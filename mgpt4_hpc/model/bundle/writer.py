@@ -1,242 +1,347 @@
 """Write a bundle from other people's files (``mgpt4 weights import``).
 
-The folder appears under its name only when it is complete.
+Everything that headers can answer is checked before the first large read. Then each file is read
+once. The folder appears under its name only when it is complete.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
+import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.blip2_folder import Blip2Folder, open_blip2_folder
-from mgpt4_hpc.model.bundle.bundle import ARCHITECTURE_FILE, Bundle, open_bundle
-from mgpt4_hpc.model.bundle.detect import detect_architecture
-from mgpt4_hpc.model.bundle.fingerprint import full_hash
-from mgpt4_hpc.model.bundle.headers import read_header
-from mgpt4_hpc.model.bundle.importer import (
-    KeyReport,
-    State,
-    identity_connector,
-    import_connector,
-    import_ln_vision,
-    import_projector,
-    import_vision,
-)
-from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files, llm_width, read_llm_config
+from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.fingerprint import fingerprint
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
+from mgpt4_hpc.model.bundle.importer import KeyReport
+from mgpt4_hpc.model.bundle.llm_check import check_llm, read_stored
+from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, FileRecord, LlmRecord, Manifest
+from mgpt4_hpc.model.bundle.one_pass import (
+    Layout,
+    Output,
+    Reading,
+    is_finite,
+    lay_out,
+    require_finite,
+    run_all,
+    tensor_info,
+)
+from mgpt4_hpc.model.bundle.parts import Parts, Sources, gather
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
-from mgpt4_hpc.model.bundle.variants import require_projector_fits
 from mgpt4_hpc.model.bundle.vicuna_delta import merge_vicuna_delta
 
 Say = Callable[[str], None]
-LlmMode = Literal["refer", "copy", "move"]
+Tell = Callable[[int, int], None]
+LlmMode = Literal["refer", "copy"]
 
-
-@dataclass(frozen=True)
-class Sources:
-    """Where the weights come from.
-
-    Attributes:
-        vit: ``eva_vit_g.pth``, or a folder of Hugging Face's BLIP-2.
-        llm: the language model's folder in Hugging Face layout, or the difference to ``base``.
-        qformer: ``blip2_pretrained_flant5xxl.pth``, or a BLIP-2 folder; None for the Llama-2
-            variant.
-        projector: a MiniGPT-4 checkpoint to start from, or None.
-        architecture: sizes, where the shapes do not tell them.
-        base: LLaMA's folder, where ``llm`` is Vicuna's published difference to it.
-    """
-
-    vit: Path
-    llm: Path
-    qformer: Path | None = None
-    projector: Path | None = None
-    architecture: Architecture | None = None
-    base: Path | None = None
+_LOCK = ".lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_bundle(
-    out: Path, sources: Sources, *, llm: LlmMode = "refer", say: Say = lambda _line: None
+    out: Path,
+    sources: Sources,
+    *,
+    llm: LlmMode = "refer",
+    finite: bool = True,
+    say: Say = lambda _line: None,
+    tell: Tell = lambda _done, _total: None,
 ) -> Bundle:
     """Import, check, write, and open what was written.
 
     Args:
         out: the new folder; it must not exist.
         sources: the files.
-        llm: refer to the language model's folder where it is, copy it into the bundle, or move it;
-            one that is merged with a base becomes part of the bundle in any case.
+        llm: refer to the language model's folder where it is, or copy it into the bundle; one that
+            is merged with a base becomes part of the bundle in any case.
+        finite: look for NaN and infinity in every tensor.
         say: called with a line before each slow step.
+        tell: called with the bytes read, and all that there are.
 
     Raises:
-        WeightsError: on anything missing, broken, unexplained or unfitting; nothing is left behind.
+        WeightsError: on anything missing, broken, unexplained or unfitting, on NaN and infinity, or
+            without room for the bundle; nothing is left behind.
     """
     if out.exists():
         raise WeightsError(f"{out} exists already", fix="choose another name, or remove it first")
-    say("reading the vision side")
-    parts, reports, arch = _import_all(sources)
-    load_tokenizer(sources.llm)
+    say("reading the headers")
+    parts = gather(sources, read_header, _constant)
+    files = _resolved({
+        "vision.safetensors": (parts.vision, parts.reports[0]),
+        "connector.safetensors": (parts.connector, parts.reports[1]),
+        **({"projector.safetensors": (
+            {f"llama_proj.{key}": info for key, info in parts.projector.items()}, parts.reports[2]
+        )} if parts.projector else {}),
+    })  # fmt: skip
     if sources.base is None:
-        save_parts(out, parts, arch, sources.llm, llm, reports, say=say)
-        return open_bundle(out)
-    # Last, as it takes the longest: whatever is wrong with the rest has been told by now.
-    merged = out.with_name(f".{out.name}.vicuna-{uuid.uuid4().hex[:8]}")
-    try:
-        merge_vicuna_delta(sources.base, sources.llm, merged, say=say)
-        save_parts(out, parts, arch, merged, "move", reports, say=say)
-    finally:
-        shutil.rmtree(merged, ignore_errors=True)
+        _require_sound(sources.llm)
+    else:
+        load_tokenizer(sources.llm)  # the rest is checked of the sum
+    copied = llm_files(sources.llm) if sources.base is not None or llm == "copy" else []
+    _require_room(out, files, copied)
+    with _appearing(out, say) as folder:
+        merged: dict[str, FileRecord] | None = None
+        if sources.base is not None:
+            merged = merge_vicuna_delta(
+                sources.base, sources.llm, folder / "llm", finite=finite, say=say
+            )
+            _require_sound(folder / "llm")
+        say("reading the weights: hashing, checking, copying")
+        _write_all(folder, _Plan(parts, files, sources.llm, llm, merged, finite), tell)
     return open_bundle(out)
 
 
+def _require_sound(llm_dir: Path) -> None:
+    """Raises WeightsError with everything that ``check_llm`` finds."""
+    faults = check_llm(llm_dir).faults
+    if faults:
+        raise WeightsError("the language model cannot be used:\n" + "\n".join(faults))
+
+
+def _constant(count: int, value: float) -> TensorInfo:
+    data = struct.pack("<f", value) * count
+    return TensorInfo("F32", (count,), len(data), data=data)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What goes into the bundle.
+
+    Attributes:
+        parts: architecture and reports.
+        files: the bundle's own files, each with its tensors.
+        llm_dir: the language model's folder.
+        llm: whether it is copied.
+        merged: records of the language model's weights where they were just written; else None.
+        finite: look for NaN and infinity.
+    """
+
+    parts: Parts
+    files: Mapping[str, Mapping[str, TensorInfo]]
+    llm_dir: Path
+    llm: LlmMode
+    merged: Mapping[str, FileRecord] | None
+    finite: bool
+
+
+def _write_all(folder: Path, plan: _Plan, tell: Tell) -> None:
+    """Read every source once and write the bundle's files and ``bundle.json``."""
+    layouts = {name: lay_out(tensors) for name, tensors in plan.files.items()}
+    outputs = {name: Output(folder / name) for name in plan.files}
+    for name, layout in layouts.items():
+        outputs[name].write(layout.header)
+        _write_from_memory(outputs[name], plan, name, layout.before)
+    vision_side = _vision_readings(plan, layouts, outputs)
+    language, llm_outputs = _llm_readings(folder, plan)
+    chains = [*vision_side.values(), *([reading] for reading in language.values())]
+    run_all(chains, finite=plan.finite, tell=tell)
+    require_finite(reading for chain in chains for reading in chain)
+    records = {}
+    for name, layout in layouts.items():
+        _write_from_memory(outputs[name], plan, name, layout.after)
+        records[name] = outputs[name].close()
+    llm_records = {
+        name: llm_outputs[name].close() if name in llm_outputs else _record(reading)
+        for name, reading in language.items()
+    }
+    inside = plan.llm == "copy" or plan.merged is not None
+    manifest = Manifest(
+        plan.parts.architecture,
+        records,
+        {name: {key: [info.dtype, *info.shape] for key, info in tensors.items()}
+         for name, tensors in plan.files.items()},
+        LlmRecord("llm" if inside else str(plan.llm_dir.resolve()), inside,
+                  {**llm_records, **(plan.merged or {})}),
+        [_source(report, vision_side) for report in plan.parts.reports],
+        plan.finite,
+    )  # fmt: skip
+    manifest.write(folder / BUNDLE_FILE)
+    _sync(folder / BUNDLE_FILE)
+
+
+def _write_from_memory(output: Output, plan: _Plan, name: str, keys: Sequence[str]) -> None:
+    for key in keys:
+        info = plan.files[name][key]
+        data = info.data if info.data is not None else info.read()
+        if plan.finite and not is_finite(data, info.dtype):
+            raise WeightsError(f"{info.file or name}: {key} holds NaN or infinity")
+        output.write(data)
+
+
+def _vision_readings(
+    plan: _Plan, layouts: Mapping[str, Layout], outputs: Mapping[str, Output]
+) -> dict[str, list[Reading]]:
+    """Per source, the readings of its files: one chain, as they may append to one output."""
+    found: dict[str, dict[Path, Reading]] = {}
+    for report, (name, tensors) in zip(plan.parts.reports, plan.files.items(), strict=True):
+        copied = set(layouts[name].copied)
+        for key, info in tensors.items():
+            if info.file == Path() or not report.source:
+                continue
+            chain = found.setdefault(report.source, {})
+            reading = chain.setdefault(info.file, Reading(info.file, {}, {}))
+            theirs = report.used.get(key.removeprefix("llama_proj."), key)
+            unique = theirs if theirs not in reading.tensors else f"{theirs} ({key})"
+            reading.tensors[unique] = info  # type: ignore[index]
+            if key in copied:
+                reading.outputs[unique] = outputs[name]  # type: ignore[index]
+    return {source: [chain[path] for path in sorted(chain)] for source, chain in found.items()}
+
+
+def _llm_readings(folder: Path, plan: _Plan) -> tuple[dict[str, Reading], dict[str, Output]]:
+    """Readings of the language model's files, and the outputs of those that are copied."""
+    outputs: dict[str, Output] = {}
+    if plan.merged is not None:
+        target = folder / "llm"
+        others = [path for path in llm_files(target) if path.name not in plan.merged]
+        return {path.name: Reading(path) for path in others}, outputs
+    files = llm_files(plan.llm_dir)
+    if plan.llm == "copy":
+        target = folder / "llm"
+        target.mkdir()
+        outputs = {path.name: Output(target / path.name) for path in files}
+        for path in companion_files(plan.llm_dir):
+            shutil.copyfile(path, target / path.name)
+            _sync(target / path.name)
+    readings = {}
+    for path in files:
+        weights = path.suffix in (".safetensors", ".bin")
+        tensors = read_stored(path) if weights else {}
+        readings[path.name] = Reading(path, tensors, whole=outputs.get(path.name))
+    return readings, outputs
+
+
+def _record(reading: Reading) -> FileRecord:
+    path = reading.path
+    return FileRecord(path.stat().st_size, reading.blake2b, fingerprint(path))
+
+
+def _source(report: KeyReport, chains: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    """A key report with the hashes of the files that were read for it."""
+    hashes = {
+        reading.path.name: {
+            "num_bytes": reading.path.stat().st_size, "blake2b": reading.blake2b,
+        }
+        for reading in chains.get(report.source, ())
+    }  # fmt: skip
+    return report.to_dict() | {"files": hashes}
+
+
+def _resolved(
+    files: Mapping[str, tuple[Mapping[str, TensorInfo], KeyReport]],
+) -> dict[str, dict[str, TensorInfo]]:
+    """Tensors whose numbers are not contiguous in their file, which only torch reads, in memory."""
+    found: dict[str, dict[str, TensorInfo]] = {}
+    for name, (tensors, report) in files.items():
+        found[name] = dict(tensors)
+        for key, info in tensors.items():
+            if info.start is None and info.data is None:
+                theirs = report.used[key.removeprefix("llama_proj.")]
+                whole = tensor_info(read_tensors(info.file)[theirs])
+                found[name][key] = replace(info, data=whole.data)
+    return found
+
+
 def save_parts(
-    out: Path,
-    parts: Mapping[str, State],
-    arch: Architecture,
-    llm_folder: Path,
-    llm: LlmMode,
-    reports: Sequence[KeyReport] = (),
-    *,
-    say: Say = lambda _line: None,
+    out: Path, parts: Mapping[str, Mapping[str, Any]], arch: Architecture, llm_folder: Path
 ) -> None:
-    """Write tensors under our own names as a bundle.
+    """Write torch tensors under our own names as a bundle that refers to a language model.
 
     Args:
         out: the new folder.
         parts: tensors by file and name.
         arch: all sizes.
         llm_folder: the language model, with its tokenizer.
-        llm: what is done with that folder, as in ``write_bundle``.
-        reports: where the tensors came from.
-        say: called with a line before each slow step.
     """
-    with _appearing(out) as folder:
-        files, tensors = {}, {}
-        for name, state in parts.items():
-            say(f"writing {name}")
-            files[name] = _save(state, folder / name)
-            header = read_header(folder / name)
-            tensors[name] = {key: [info.dtype, *info.shape] for key, info in header.items()}
-        say("hashing the language model")
-        record = _take_llm(llm_folder, folder, llm)
-        manifest = Manifest(arch, files, tensors, record, [_source(report) for report in reports])
-        manifest.write(folder / BUNDLE_FILE)
-        _sync(folder / BUNDLE_FILE)
+    files = {
+        name: {key: tensor_info(tensor) for key, tensor in state.items()}
+        for name, state in parts.items()
+    }
+    reports = tuple(KeyReport("") for _ in files)
+    whole = Parts({}, {}, None, reports, arch)
+    with _appearing(out, lambda _line: None) as folder:
+        _write_all(folder, _Plan(whole, files, llm_folder, "refer", None, True), lambda *_: None)
 
 
-def _import_all(sources: Sources) -> tuple[dict[str, State], list[KeyReport], Architecture]:
-    """All tensors under our names, what became of the sources' keys, and the sizes."""
-    llm_config = read_llm_config(sources.llm)
-    vit = _open(sources.vit)
-    same = sources.qformer == sources.vit
-    qformer = vit if same else _open(sources.qformer) if sources.qformer else None
-    arch = sources.architecture or _beside(sources.vit) or _architecture(vit, qformer)
-    arch = arch.with_llm_dim(llm_width(llm_config, sources.llm))
-    if arch.qformer and qformer is None:
-        raise WeightsError("the architecture has a Q-Former, but no file for it was given")
-    if isinstance(vit, Blip2Folder):
-        vision, vision_report = vit.vision(arch)
-    else:
-        vision, vision_report = import_vision(vit, arch, str(sources.vit))
-    if isinstance(qformer, Blip2Folder):
-        connector, connector_report = qformer.connector(arch)
-    elif qformer is not None:
-        take = import_connector if arch.qformer else import_ln_vision
-        connector, connector_report = take(qformer, arch, str(sources.qformer))
-    else:
-        connector, connector_report = identity_connector(arch)
-    parts = {"vision.safetensors": vision, "connector.safetensors": connector}
-    reports = [vision_report, connector_report]
-    if sources.projector:
-        path = sources.projector
-        projector, report = import_projector(read_tensors(path), str(path))
-        require_projector_fits(arch, arch.llm_dim or 0, tuple(projector["weight"].shape), str(path))
-        parts["projector.safetensors"] = {f"llama_proj.{k}": t for k, t in projector.items()}
-        reports.append(report)
-    return parts, reports, arch
-
-
-def _open(path: Path) -> State | Blip2Folder:
-    return open_blip2_folder(path) if path.is_dir() else read_tensors(path)
-
-
-def _beside(vit: Path) -> Architecture | None:
-    """Sizes in an architecture.json beside the file, for models whose shapes do not tell them."""
-    file = vit.parent / ARCHITECTURE_FILE
-    return Architecture.from_file(file) if vit.is_file() and file.is_file() else None
-
-
-def _architecture(vit: State | Blip2Folder, qformer: State | Blip2Folder | None) -> Architecture:
-    if isinstance(vit, Blip2Folder):
-        if qformer is None:
-            raise WeightsError(
-                "a BLIP-2 folder alone does not say whether its Q-Former is to be used",
-                fix="give it as --qformer too, or an --architecture with qformer false",
-            )
-        return vit.architecture
-    if isinstance(qformer, Blip2Folder):
-        return qformer.architecture
-    return detect_architecture(vit, qformer)
+def _require_room(
+    out: Path, files: Mapping[str, Mapping[str, TensorInfo]], copied: Sequence[Path]
+) -> None:
+    """Raises WeightsError where the file system has fewer free bytes than the bundle takes."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    needed = sum(info.num_bytes for tensors in files.values() for info in tensors.values())
+    needed += sum(path.stat().st_size for path in copied)
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise WeightsError(
+            f"{out.parent} has {free:,} bytes free, the bundle takes {needed:,}",
+            fix="free some space, or give --out on another file system"
+            + ("; without --copy the language model stays where it is" if copied else ""),
+        )
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its name at the end, or vanishes."""
+def _appearing(out: Path, say: Say) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its name at the end, or vanishes.
+
+    It is locked while it is written, so that the next import knows what a killed one left.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_over(out, say)
     folder = out.with_name(f".{out.name}.tmp-{uuid.uuid4().hex[:8]}")
-    folder.mkdir()
     try:
-        yield folder
-        _sync(folder)
-        folder.rename(out)
-        _sync(out.parent)
+        folder.mkdir()
+        with (folder / _LOCK).open("xb") as lock:
+            with suppress(OSError):  # Lustre without -o flock
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield folder
+            (folder / _LOCK).unlink()
+            fsync_folder(folder)
+            folder.rename(out)
+            fsync_folder(out.parent)
+    except OSError as error:
+        fix = "free some space, or give --out on another file system"
+        raise WeightsError(
+            f"cannot write {out}: {error.strerror or error}",
+            fix=fix if error.errno in _FULL else "see what the file system says of that folder",
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _save(state: State, path: Path) -> FileRecord:
-    from safetensors.torch import save_file
+def _remove_left_over(out: Path, say: Say) -> None:
+    """Remove the folders of imports to ``out`` that were killed, and name those that may live.
 
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
-    _sync(path)
-    return FileRecord.of(path)
-
-
-def _take_llm(source: Path, folder: Path, mode: LlmMode) -> LlmRecord:
-    """Refer to the language model's folder, or take what defines it; never its code."""
-    if mode == "refer":
-        files = {path.name: FileRecord.of(path) for path in llm_files(source)}
-        return LlmRecord(str(source.resolve()), False, files)
-    target = folder / "llm"
-    if mode == "move":
-        source.rename(target)
-        return LlmRecord("llm", True, {p.name: FileRecord.of(p) for p in llm_files(target)})
-    target.mkdir()
-    for path in llm_files(source) + companion_files(source):
-        shutil.copyfile(path, target / path.name)
-        _sync(target / path.name)
-    return LlmRecord("llm", True, {p.name: FileRecord.of(p) for p in llm_files(target)})
-
-
-def _source(report: KeyReport) -> dict[str, object]:
-    """A key report with the hashes of the files that it is about."""
-    path = Path(report.source) if report.source else None
-    files: list[Path] = []
-    if path is not None:
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    hashes = {p.name: {"num_bytes": p.stat().st_size, "blake2b": full_hash(p)} for p in files}
-    return report.to_dict() | {"files": hashes}
+    Raises:
+        WeightsError: if an import to the same place is at work.
+    """
+    for folder in sorted(out.parent.glob(f".{out.name}.tmp-*")):
+        try:
+            with (folder / _LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+                say(f"removed {folder}, which an import that was killed had left")
+        except BlockingIOError:
+            raise WeightsError(
+                f"another import writes {out} (in {folder})", fix="wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            say(f"{folder} may be left of an import that was killed: remove it ({error.strerror})")
 
 
 def _sync(path: Path) -> None:
-    """Make a file or folder survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

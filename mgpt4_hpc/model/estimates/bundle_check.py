@@ -13,12 +13,13 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.bundle import original_digest, require_bundle
 from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.importer import State
 from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, vision_shapes
 from mgpt4_hpc.model.bundle.llm_check import LlmCheck, check_llm
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.one_pass import Reading, require_finite, run_all
+from mgpt4_hpc.model.bundle.parts import gather, original_sources
 from mgpt4_hpc.model.bundle.variants import input_words, llm_words, projector_faults
 from mgpt4_hpc.model.estimates.memory import MemoryEstimate, estimate_memory
 
@@ -57,7 +58,11 @@ class BundleCheck:
 
 
 def check_bundle(
-    path: Path | str, *, full: bool = False, architecture: Architecture | None = None
+    path: Path | str,
+    *,
+    full: bool = False,
+    architecture: Architecture | None = None,
+    torch_free: bool = False,
 ) -> BundleCheck:
     """Check a bundle of either kind (see ``bundle/bundle.py``).
 
@@ -65,17 +70,19 @@ def check_bundle(
         path: the folder.
         full: hash the language model's files completely too (gigabytes), not only samples of them.
         architecture: as in ``open_bundle``.
+        torch_free: as in ``check_llm``.
     """
     found = BundleCheck(Path(path))
     try:
         if (found.path / BUNDLE_FILE).exists():
             arch, llm_dir = _check_written(found, full)
         else:
+            require_bundle(found.path)
             arch, llm_dir = _check_original(found, architecture)
     except WeightsError as error:
         found.faults.append(str(error))
         return found
-    llm = check_llm(llm_dir)
+    llm = check_llm(llm_dir, torch_free=torch_free)
     found.faults += llm.faults
     found.notes += llm.notes
     _describe(found, arch, llm_dir, llm)
@@ -88,7 +95,11 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     """Hashes and shapes of a bundle that an import wrote."""
     manifest = Manifest.read(found.path / BUNDLE_FILE)
     arch, llm_dir = manifest.architecture, manifest.llm_dir(found.path)
-    found.faults += manifest.faults(found.path, full_own=True, full_llm=full)
+    found.faults += manifest.faults(found.path) or _read_through(found.path, manifest, full)
+    if not manifest.finite_checked and not full:
+        found.notes.append(
+            "the import did not look for NaN and infinity: `mgpt4 weights check --full` does"
+        )
     tables: dict[str, dict[str, TensorInfo]] = {}
     for name in manifest.files:
         try:
@@ -110,19 +121,41 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     return arch, llm_dir
 
 
+def _read_through(folder: Path, manifest: Manifest, full: bool) -> list[str]:
+    """Faults of the bundle's own bytes; ``full``: of the language model's too, and of numbers."""
+    records = {folder / name: record for name, record in manifest.files.items()}
+    if full:
+        llm_dir = manifest.llm_dir(folder)
+        records |= {llm_dir / name: record for name, record in manifest.llm.files.items()}
+    try:
+        readings = [Reading(path, _tensors(path) if full else {}) for path in records]
+        run_all([[reading] for reading in readings], finite=full)
+        changed = [r for r in readings if r.blake2b != records[r.path].blake2b]
+        if not changed:
+            require_finite(readings)
+    except (WeightsError, OSError) as error:
+        return [str(error)]
+    return [f"{reading.path} has changed since it was imported" for reading in changed]
+
+
+def _tensors(path: Path) -> dict[str, TensorInfo]:
+    return read_header(path) if path.suffix in (".safetensors", ".bin") else {}
+
+
 def _check_original(
     found: BundleCheck, architecture: Architecture | None
 ) -> tuple[Architecture, Path]:
-    """A folder of the original's files: opening it checks every key and shape."""
-    bundle = open_bundle(found.path, architecture=architecture)
-    projector = bundle.projector_state()
-    found.facts["digest"] = bundle.digest
+    """Keys and shapes of a folder of the original's files."""
+    sources = original_sources(found.path, architecture)
+    parts = gather(sources, read_header, lambda count, _value: TensorInfo("F32", (count,), 0))
+    found.facts["digest"] = original_digest(sources)
     found.facts["dtypes"] = {
-        "vision": _dtypes(bundle.vision_state()),
-        "connector": _dtypes(bundle.qformer_state()),
+        name: sorted({info.dtype for info in state.values()})
+        for name, state in (("vision", parts.vision), ("connector", parts.connector))
     }
-    found.facts["projector"] = list(projector["weight"].shape) if projector else None
-    return bundle.architecture, bundle.llm_dir
+    shape = parts.projector["weight"].shape if parts.projector else None
+    found.facts["projector"] = list(shape) if shape else None
+    return parts.architecture, sources.llm
 
 
 def _describe(found: BundleCheck, arch: Architecture, llm_dir: Path, llm: LlmCheck) -> None:
@@ -184,7 +217,3 @@ def _shape_faults(name: str, held: dict[str, TensorInfo], expected: Shapes) -> l
         if key in held and held[key].shape != shape
     ]
     return faults
-
-
-def _dtypes(state: State) -> list[str]:
-    return sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()})

@@ -23,7 +23,8 @@ from mgpt4_hpc.data.batching.batch_builder import BatchMaker
 from mgpt4_hpc.data.batching.text import NO_LABEL, TextSpec, build_sequence
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.bundle.bundle import QFORMER_FILE, open_bundle
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.parts import QFORMER_FILE
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir

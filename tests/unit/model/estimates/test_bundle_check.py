@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_llm_of_another_width(bundle: Path) -> None:
     assert (
         "the projector is for a model of width 64, the LLM is the 7B model (width 4096)" in faults
     )
-    assert "512 tokens of width 4096, the embedding is 512 x 64" in faults
+    assert "embed_tokens.weight is 512 x 64, by config.json it is 512 x 4096" in faults
 
 
 def test_the_likely_variant_is_named() -> None:
@@ -152,9 +153,9 @@ def test_the_check_takes_seconds_and_builds_nothing(bundle: Path) -> None:
         "import sys; from mgpt4_hpc.model.estimates.bundle_check import check_bundle;"
         f"assert check_bundle({str(bundle)!r}).ok; assert 'timm' not in sys.modules"
     )
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[4])
-    assert time.perf_counter() - start < 30
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 20
 
 
 # --- full size, on the meta device -----------------------------------------------------------
@@ -215,7 +216,7 @@ def test_unknown_later_vicuna_is_hinted_at(bundle: Path, monkeypatch) -> None:
 
     llm = bundle_check.check_llm(bundle / "llm")
     llm.width, llm.vocab_size = 4096, 32000
-    monkeypatch.setattr(bundle_check, "check_llm", lambda _path: llm)
+    monkeypatch.setattr(bundle_check, "check_llm", lambda _path, **_options: llm)
     assert any("32,001" in note for note in check_bundle(bundle).notes)
 
 

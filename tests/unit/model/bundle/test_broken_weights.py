@@ -1,0 +1,335 @@
+"""What the load would refuse is refused by import, check and submit, with file, tensor and fix."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.launch.submit.preflight_files import weights_faults
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
+from mgpt4_hpc.model.bundle.llm_check import check_llm
+from mgpt4_hpc.model.bundle.llm_tensors import compare_by_loading, compare_with_llama, llama_shapes
+from mgpt4_hpc.model.bundle.parts import original_sources
+from mgpt4_hpc.model.bundle.torch_directory import read_directory
+from mgpt4_hpc.model.bundle.untrusted_files import read_pth
+from mgpt4_hpc.model.bundle.writer import write_bundle
+from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.resources import toy_world_dir
+
+NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+Change = Callable[[Path, dict[str, torch.Tensor]], None]
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    shutil.copytree(toy_world_dir() / "weights", tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def settings(llm: Path, **changes: Any) -> None:
+    path = llm / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def as_bin(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    (llm / "model.safetensors").unlink(missing_ok=True)
+    torch.save(tensors, llm / "pytorch_model.bin")
+
+
+def cut(path: Path, count: int) -> None:
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def wrong_shape(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    tensors[QUERY] = torch.zeros(64, 128, dtype=torch.float16)
+
+
+def one_row_more(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = torch.cat([tensors[name], tensors[name][:1]])
+
+
+def renamed(front: str) -> Change:
+    def change(_llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+        for key in list(tensors):
+            tensors[front + key] = tensors.pop(key)
+
+    return change
+
+
+def gptq(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for key in [key for key in tensors if "_proj" in key]:
+        value = tensors.pop(key)
+        shape = (value.shape[1] // 8, value.shape[0])
+        tensors[key.replace(".weight", ".qweight")] = torch.zeros(shape, dtype=torch.int32)
+
+
+def bitsandbytes(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for key in [key for key in tensors if "_proj" in key]:
+        tensors[key] = torch.zeros(tensors[key].numel() // 2, 1, dtype=torch.uint8)
+        tensors[f"{key}.absmax"] = torch.zeros(8)
+
+
+def integers(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    tensors[QUERY] = tensors[QUERY].to(torch.int8)
+
+
+def drop(key: str) -> Change:
+    def change(_llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[key]
+
+    return change
+
+
+def tied(llm: Path, tensors: dict[str, torch.Tensor]) -> None:
+    settings(llm, tie_word_embeddings=True)
+    del tensors["lm_head.weight"]
+
+
+FAULTS: dict[str, tuple[Change, list[str]]] = {
+    "shape": (wrong_shape, [QUERY, "64 x 128", "128 x 128", "FILE"]),
+    "vocabulary": (one_row_more, ["model.embed_tokens.weight", "641 x 128", "640 x 128", "FILE"]),
+    "missing": (drop(NORM), [NORM]),
+    "no head": (drop("lm_head.weight"), ["lm_head.weight", "tie_word_embeddings"]),
+    "module.": (renamed("module."), ["'module.'", "FILE"]),
+    "a compiled model": (renamed("_orig_mod."), ["'_orig_mod.'", "FILE"]),
+    "gptq": (gptq, ["qweight", "quantized", "FILE"]),
+    "bitsandbytes": (bitsandbytes, ["absmax", "quantized", "FILE"]),
+    "integers": (integers, [QUERY, "I8", "FILE"]),
+    "heads": (
+        lambda llm, _: settings(llm, num_attention_heads=5),
+        ["config.json", "num_attention_heads 5"],
+    ),
+    "key heads": (
+        lambda llm, _: settings(llm, num_key_value_heads=2),
+        ["k_proj.weight", "128 x 128", "64 x 128", "FILE"],
+    ),
+    "layers": (
+        lambda llm, _: settings(llm, num_hidden_layers=5),
+        ["model.layers.4.mlp.down_proj.weight"],
+    ),
+    "quantization_config": (
+        lambda llm, _: settings(llm, quantization_config={"quant_method": "awq", "bits": 4}),
+        ["config.json", "awq", "quantized"],
+    ),
+    "adapter": (
+        lambda llm, _: (llm / "adapter_config.json").write_text("{}") and None,
+        ["adapter_config.json", "merge"],
+    ),
+}
+
+
+def refused(weights: Path, words: list[str]) -> None:
+    """Import, check and submit all name it; nothing is left of the import."""
+    bundle = weights.parent / "bundle"
+    with pytest.raises(WeightsError) as caught:
+        write_bundle(bundle, original_sources(weights))
+    config = load_config("toy-stage1", overrides={"model.weights": str(weights)}).config
+    for message in (
+        str(caught.value),
+        "\n".join(check_bundle(weights).faults),
+        "\n".join(weights_faults(config)),
+    ):
+        assert not [word for word in words if word not in message], message
+        assert re.search(r"fix: \S|\(\S+", message)
+    assert [path.name for path in weights.parent.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("name", FAULTS)
+def test_language_model(name: str, kind: str, weights: Path) -> None:
+    change, words = FAULTS[name]
+    llm = weights / "llm"
+    tensors = load_file(llm / "model.safetensors")
+    change(llm, tensors)
+    if kind.endswith(".bin"):
+        as_bin(llm, tensors)
+    else:
+        save_file(tensors, llm / kind, {"format": "pt"})
+    refused(weights, [word.replace("FILE", str(llm / kind)) for word in words])
+
+
+def test_files_that_are_not_whole(weights: Path) -> None:
+    llm = weights / "llm"
+    path = llm / "pytorch_model.bin"
+    tensors = load_file(llm / "model.safetensors")
+    as_bin(llm, tensors)
+    whole = path.read_bytes()
+    page, pointer = b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"
+    for content, word in (
+        (whole[:-7], "truncated"),
+        (whole[: len(whole) // 2], "truncated"),
+        (b"", "is empty"),
+        (page, "web page"),
+        (pointer, "git-lfs pointer"),
+    ):
+        path.write_bytes(content)
+        refused(weights, [str(path), word])
+    torch.save({"model": tensors, "epoch": 3}, path)
+    refused(weights, [str(path), "training checkpoint", "epoch"])
+    path.unlink()
+    names = sorted(tensors)
+    shards = {"model-1.safetensors": names[:9], "model-2.safetensors": names[9:]}
+    for file, keys in shards.items():
+        save_file({key: tensors[key] for key in keys}, llm / file)
+    refused(weights, ["model-1.safetensors", "model.safetensors.index.json"])
+    index = {key: file for file, keys in shards.items() for key in keys}
+    named = llm / "model.safetensors.index.json"
+    named.write_text(json.dumps({"weight_map": index | {names[0]: "model-2.safetensors"}}))
+    refused(weights, [f"{llm / 'model-2.safetensors'} lacks", names[0]])
+    named.write_text(json.dumps({"weight_map": index}))
+    assert check_bundle(weights).ok
+    cut(llm / "model-2.safetensors", 7)
+    refused(weights, [str(llm / "model-2.safetensors"), "truncated"])
+
+
+def test_towers(weights: Path) -> None:
+    path = weights / "eva_vit_g.pth"
+    tensors = {key: tensor.clone() for key, tensor in read_pth(path).items()}
+    key = "blocks.0.mlp.fc1.weight"
+    torch.save(tensors | {key: tensors[key][:, :-1].clone()}, path)
+    refused(weights, [str(path), key])
+    torch.save(tensors | {key: tensors[key].to(torch.int8)}, path)
+    refused(weights, [str(path), key, "I8"])
+    torch.save(tensors, path)
+    cut(path, 7)
+    refused(weights, [str(path), "truncated"])
+
+
+@pytest.mark.parametrize("file", ["eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "llm"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_none(file: str, value: float, weights: Path) -> None:
+    path = weights / file
+    if file == "llm":
+        path = path / "model.safetensors"
+        tensors = load_file(path)
+    else:
+        tensors = {k: t.clone() for k, t in read_pth(path).get("model", read_pth(path)).items()}
+    key = max(tensors, key=lambda name: tensors[name].numel())
+    tensors[key].view(-1)[-1] = value
+    if file == "llm":
+        save_file(tensors, path, {"format": "pt"})
+    else:
+        torch.save(tensors, path)
+    sources = original_sources(weights)
+    with pytest.raises(WeightsError, match="NaN or infinity") as caught:
+        write_bundle(weights.parent / "bundle", sources)
+    assert str(path) in str(caught.value) and key in str(caught.value)
+    assert [found.name for found in weights.parent.iterdir()] == ["weights"]
+    bundle = write_bundle(weights.parent / "bundle", sources, finite=False)
+    assert any("NaN" in note for note in check_bundle(bundle.path).notes)
+
+
+# --- what loads is taken ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda llm, tensors: None,
+        renamed(""),
+        tied,
+        lambda llm, tensors: tensors.update(
+            {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(16) for i in range(4)}
+        ),
+        lambda llm, tensors: tensors.update(
+            {key: value.double() for key, value in tensors.items() if "norm" in key}
+        ),
+        lambda llm, tensors: tensors.update(
+            {key.removeprefix("model."): tensors.pop(key) for key in list(tensors)}
+        ),
+    ],
+    ids=["as it is", "bin", "tied", "inv_freq", "mixed types", "no prefix"],
+)
+def test_what_loads_is_taken(change: Change, weights: Path) -> None:
+    from mgpt4_hpc.model.nn.language import load_language_model
+
+    llm = weights / "llm"
+    tensors = load_file(llm / "model.safetensors")
+    change(llm, tensors)
+    as_bin(llm, tensors)
+    load_language_model(llm, dtype=torch.float32, attention="sdpa", device=torch.device("cpu"))
+    for torch_free in (True, False):
+        assert not check_llm(llm, torch_free=torch_free).faults
+
+
+def test_heads_of_another_width_show_in_older_files(weights: Path) -> None:
+    llm = weights / "llm"
+    tensors = load_file(llm / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(16)
+    save_file(tensors, llm / "model.safetensors", {"format": "pt"})
+    assert not check_llm(llm, torch_free=True).faults
+    settings(llm, num_attention_heads=2)
+    refused(weights, ["num_attention_heads 2", "set num_attention_heads to 4"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"attention_bias": True, "mlp_bias": True, "head_dim": 64}, {"num_key_value_heads": 1}],
+)
+def test_the_table_is_what_transformers_builds(changes: dict[str, Any], weights: Path) -> None:
+    settings(weights / "llm", **changes)
+    config = json.loads((weights / "llm" / "config.json").read_text())
+    stored = {
+        key: TensorInfo("F16", shape, 0) for key, shape in llama_shapes(config, weights).items()
+    }
+    gaps = compare_by_loading(weights / "llm", stored)
+    assert not gaps.missing and not gaps.mismatched and not gaps.unused
+    stored.pop(NORM)
+    stored[QUERY] = TensorInfo("F16", (3, 3), 0)
+    by_loading = compare_by_loading(weights / "llm", stored)
+    assert by_loading == compare_with_llama(weights, config, stored)
+    assert by_loading.missing == [NORM] and list(by_loading.mismatched) == [QUERY]
+
+
+# --- the directory of a torch file ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_directory_is_what_torch_reads(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    content = {
+        "a": whole,
+        "view": whole[1:3],
+        "turned": whole.T,
+        "half": torch.nn.Parameter(torch.randn(5, 2).half()),
+        "brain": torch.randn(3).bfloat16(),
+        "one": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "step": 3,
+    }
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    found = read_directory(path)
+    assert found["step"] == 3
+    for key, tensor in content.items():
+        if key == "step":
+            continue
+        info = found[key]
+        assert info.shape == tuple(tensor.shape) and info.num_bytes == tensor.nbytes
+        if key == "turned":
+            assert info.start is None
+        else:
+            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            assert info.read() == raw, key
+    cut(path, 3)
+    with pytest.raises(WeightsError, match="truncated"):
+        read_directory(path)
+
+
+def test_a_header_may_not_lie(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(4)}, path)
+    path.write_bytes(path.read_bytes().replace(b'"shape":[4]', b'"shape":[5]'))
+    with pytest.raises(WeightsError, match="not a safetensors file"):
+        read_header(path)
