@@ -26,7 +26,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.entry import run_command
 from mgpt4_hpc.train.inputs import pins
 from mgpt4_hpc.train.lossy_stdout import tolerate_lost_output
-from mgpt4_hpc.train.stopping.stop import SignalStop, stop_signals
+from mgpt4_hpc.train.stopping.stop import SignalStop, log_signals, stop_signals
 
 
 @click.command()
@@ -55,6 +55,7 @@ def command(
     # Here and not earlier: until now nothing has begun that a signal could damage. A Ctrl-C counts
     # as well, for this is somebody's terminal.
     signals = stop_signals((*resolved.config.launch.stop_signals, "INT"))
+    log_signals(signals, lambda line: print(line, flush=True))
     stop = SignalStop(signals).install()
     run = RunDir((run_dir or Path("runs") / resolved.config.name).absolute())
     sys.exit(_run(run, resolved, ranks, stop, started_at, accept_drift))

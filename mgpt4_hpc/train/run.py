@@ -259,11 +259,12 @@ class _Attempt:
             )
 
     def _stopped_early(self, inputs: Inputs | None, store: CheckpointStore) -> Outcome:
-        """End before the first step."""
+        """End before the first step. No line of a step tells the seconds, so one here does."""
         if inputs is None:
             step = self.ranks.first_does(lambda: max(store.steps(), default=0))
         else:
             step = inputs.restored_step
+        self.recorder.event(Kind.STEPS, step=step, buckets=self.buckets.seconds)
         request = self.stop.poll()
         reason = ANOTHER_RANK if request is None else request.reason
         outcome = Outcome(Ending.STOPPED, step, step, step or None, reason, self.number)

@@ -29,6 +29,7 @@ from mgpt4_hpc.train.stopping.stop import (
     Interrupted,
     SignalStop,
     StopSource,
+    log_signals,
     stop_signals,
 )
 
@@ -46,7 +47,9 @@ def run_task(run_dir: str) -> int:
     started_at = time.time()
     tolerate_lost_output()
     run = RunDir(Path(run_dir))
-    stop = SignalStop(_stop_signals(run)).install()
+    stop = SignalStop(_stop_signals(run))
+    log_signals(stop.signals, lambda line: print(line, flush=True))
+    stop.install()
     _die_with_controller(os.environ)
     code = run_rank(run, stop, started_at)
     if code:

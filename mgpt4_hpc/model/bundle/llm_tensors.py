@@ -16,6 +16,7 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.headers import TensorInfo
 from mgpt4_hpc.model.bundle.layout import Shapes
+from mgpt4_hpc.model.bundle.untrusted_files import one_line
 
 _SHOWN = 6
 _WIDTH = "hidden_size"
@@ -292,9 +293,3 @@ def _shown(lines: list[str], fix: str) -> list[str]:
     more = [f"... and {len(lines) - _SHOWN} more of these"] if len(lines) > _SHOWN else []
     listed = lines[:_SHOWN] + more
     return [*listed[:-1], f"{listed[-1]}\n  fix: {fix}"] if listed else []
-
-
-def one_line(error: BaseException) -> str:
-    """An exception of a library as one line: its type where the text alone says little."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__

@@ -141,3 +141,17 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     return tensors_of(read_pth(path), path)
+
+
+def load_error(what: str, error: Exception) -> WeightsError:
+    """The error for whatever a library raises while it loads ``what``; raise it from ``error``."""
+    return WeightsError(
+        f"cannot load {what}: {one_line(error)}",
+        fix="`mgpt4 weights check` examines the files; `mgpt4 version` names the libraries",
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of a library as one line: its type where the text alone says little."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}" if text else type(error).__name__

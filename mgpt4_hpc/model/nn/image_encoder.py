@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.model.bundle.untrusted_files import load_error
 from mgpt4_hpc.model.nn.connector import load_connector, make_identity
 from mgpt4_hpc.model.nn.performance.cuda_graphs import ReplayedTowers
 from mgpt4_hpc.model.nn.precision import autocast, cast_matmul_weights, compute_dtype
@@ -23,10 +24,17 @@ def load_image_towers(
     attention: str,
     device: torch.device,
 ) -> tuple[nn.Module, nn.Module]:
-    """Vision tower and connector on a device; arguments as ``build_model``'s."""
+    """Vision tower and connector on a device; arguments as ``build_model``'s.
+
+    Raises:
+        WeightsError: if timm, transformers or torch cannot build or fill them.
+    """
     arch = bundle.architecture
-    vision = load_vision(arch, bundle.vision_state(), attention=attention)
-    connector = load_connector(arch, bundle.qformer_state(), attention=attention)
+    try:
+        vision = load_vision(arch, bundle.vision_state(), attention=attention)
+        connector = load_connector(arch, bundle.qformer_state(), attention=attention)
+    except Exception as error:
+        raise load_error(f"the vision side of {bundle.path}", error) from error
     if ln_vision == "identity" and not arch.qformer:
         make_identity(connector.get_submodule("ln_vision"))
     for tower in (vision, connector):

@@ -15,6 +15,7 @@ from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.untrusted_files import load_error
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
@@ -55,10 +56,11 @@ def load_language_model(
                 attn_implementation=_implementation(attention, config.model_type),
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below; transformers would only log them
                 **extra,
             )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise WeightsError(f"cannot load the language model in {llm_dir}: {error}") from error
+        except Exception as error:
+            raise load_error(f"the language model in {llm_dir}", error) from error
     _refuse_gaps(llm_dir, loading)
     _refuse_logit_changes(model)
     if runs_packed(model):
@@ -105,11 +107,14 @@ def build_language_model(
 
     values = {key: value for key, value in config.items() if key != "model_type"}
     with quiet_transformers():
-        built = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(config["model_type"], **values),
-            dtype=dtype,
-            attn_implementation=_implementation(attention, config["model_type"]),
-        )
+        try:
+            built = AutoModelForCausalLM.from_config(
+                AutoConfig.for_model(config["model_type"], **values),
+                dtype=dtype,
+                attn_implementation=_implementation(attention, config["model_type"]),
+            )
+        except Exception as error:
+            raise load_error("a language model of these settings", error) from error
     if runs_packed(built):
         fuse_norms(built)
     built.requires_grad_(False)
@@ -142,7 +147,10 @@ def _implementation(attention: str, model_type: str) -> str:
 def _refuse_gaps(llm_dir: Path, loading: dict[str, Any]) -> None:
     """Transformers fills missing weights at random and only warns: that would train on noise."""
     missing = sorted(loading.get("missing_keys", ()))
-    wrong = sorted(str(entry) for entry in loading.get("mismatched_keys", ()))
+    wrong = [
+        f"{name} {tuple(held)} instead of {tuple(wanted)}"
+        for name, held, wanted in sorted(loading.get("mismatched_keys", ()))
+    ]
     if missing or wrong:
         raise WeightsError(
             f"the weights in {llm_dir} do not fill the model: missing {missing[:8]}, "

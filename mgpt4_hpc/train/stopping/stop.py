@@ -7,7 +7,9 @@ minutes and can be thrown away (loading weights, waiting for other ranks) is int
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -100,6 +102,34 @@ def unless_stopped(stop: StopSource, action: Callable[[], T]) -> T | None:
             return action()
     except Interrupted:
         return None
+
+
+def log_signals(
+    signals: Iterable[signal.Signals], say: Callable[[str], None] = print
+) -> threading.Thread:
+    """Log each signal the moment it arrives, in a thread, for the life of the process.
+
+    Python calls a handler only between two of the main thread's own instructions, and a step or a
+    load can be one call of minutes. The interpreter notes the signal's number in a pipe at once.
+
+    Args:
+        signals: those that have a handler; call it in the main thread.
+        say: takes the line.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    names = {int(number): number.name for number in signals}
+
+    def follow() -> None:
+        while numbers := os.read(reader, 64):
+            for number in numbers:
+                if number in names:
+                    say(f"{time.strftime('%H:%M:%S')} === {names[number]} arrived ===")
+
+    thread = threading.Thread(target=follow, name="signal-log", daemon=True)
+    thread.start()
+    return thread
 
 
 class SignalStop:

@@ -11,6 +11,7 @@ import pytest
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.resources import toy_world_dir
 
 REFERENCE = Path(__file__).parents[3] / "reference"
 GOLDEN = json.loads((REFERENCE / "tokenizer_segments.json").read_text())
@@ -77,3 +78,52 @@ def test_truncated_tokenizer(tmp_path: Path, kept: int, message: str) -> None:
     model.write_bytes(model.read_bytes()[:kept])
     with pytest.raises(WeightsError, match=message):
         load_tokenizer(tmp_path / "llm")
+
+
+# --- tokens without a row in the embedding -----------------------------------------------------
+
+
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("fast_file", [True, False])
+def test_a_token_without_a_row_is_ordinary_text(
+    tmp_path: Path, special: bool, fast_file: bool
+) -> None:
+    plain = tmp_path / "plain"
+    shutil.copytree(toy_world_dir() / "weights" / "llm", plain)
+    ordinary = load_tokenizer(plain)
+    folder = tmp_path / "llm"
+    shutil.copytree(plain, folder)
+    backend = ordinary._backend
+    if fast_file:
+        backend.add_tokens(["<pad>", "[more]"], special_tokens=special)
+        backend.save_pretrained(folder)
+        ordinary = load_tokenizer(plain)
+    else:
+        added = {"<pad>": 640, "[more]": 641}
+        (folder / "added_tokens.json").write_text(json.dumps(added))
+        if special:
+            names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+            (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    found = load_tokenizer(folder)
+    assert found.without_row == {"<pad>": 640, "[more]": 641}
+    assert (found.bos_id, found.eos_id, found.pad_id) == (
+        ordinary.bos_id,
+        ordinary.eos_id,
+        ordinary.pad_id,
+    )
+    for text in ("how to use the <pad> token", "<pad>", "a[more]<pad> b", "two boxes ###", "</s>"):
+        ids = found.encode(text)
+        assert ids == ordinary.encode(text) and max(ids) < 640
+        assert found.decode(ids) == ordinary.decode(ids)
+
+
+def test_an_end_token_without_a_row_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "llm"
+    shutil.copytree(toy_world_dir() / "weights" / "llm", folder)
+    (folder / "added_tokens.json").write_text(json.dumps({"<end>": 640}))
+    for name in ("tokenizer_config.json", "config.json"):
+        path = folder / name
+        changes = {"eos_token": "<end>"} if name.startswith("tok") else {"eos_token_id": 640}
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(WeightsError, match="no end token within the 640 rows"):
+        load_tokenizer(folder)
