@@ -1,0 +1,251 @@
+"""An import reads each byte once, leaves nothing behind, and writes what other people can read."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle import one_pass, writer
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
+from mgpt4_hpc.model.bundle.manifest import FileRecord, Manifest
+from mgpt4_hpc.model.bundle.one_pass import Output, Reading, is_finite, lay_out, run_all
+from mgpt4_hpc.model.bundle.parts import original_sources
+from mgpt4_hpc.model.bundle.writer import write_bundle
+from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.resources import toy_world_dir
+
+
+@pytest.fixture
+def toy() -> Path:
+    return toy_world_dir() / "weights"
+
+
+@pytest.fixture
+def sources(toy: Path):
+    return original_sources(toy)
+
+
+def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        bundle = write_bundle(tmp_path / "bundle", sources, llm="copy")
+    finally:
+        os.umask(old)
+    for path in [bundle.path, *bundle.path.rglob("*")]:
+        wanted = 0o750 if path.is_dir() else 0o640
+        assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_records_are_of_what_was_written(sources, toy: Path, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", sources, llm="copy")
+    manifest = Manifest.read(bundle.path / "bundle.json")
+    for name, record in manifest.files.items():
+        assert record == FileRecord.of(bundle.path / name)
+        header = read_header(bundle.path / name)
+        assert manifest.tensors[name] == {k: [i.dtype, *i.shape] for k, i in header.items()}
+    for name, record in manifest.llm.files.items():
+        assert record == FileRecord.of(toy / "llm" / name) == FileRecord.of(bundle.llm_dir / name)
+    digest = hashlib.blake2b((toy / "eva_vit_g.pth").read_bytes(), digest_size=16).hexdigest()
+    assert manifest.sources[0]["files"]["eva_vit_g.pth"]["blake2b"] == digest
+    assert check_bundle(bundle.path, full=True).ok
+
+
+def test_each_byte_is_read_once(sources, toy: Path, tmp_path: Path, monkeypatch) -> None:
+    """Counted where the files are read; headers and samples, which are small, come on top."""
+    read: dict[str, int] = {}
+    real = one_pass._fill
+
+    def counting(file, view, path) -> None:
+        read[path.name] = read.get(path.name, 0) + len(view)
+        real(file, view, path)
+
+    monkeypatch.setattr(one_pass, "_fill", counting)
+    told: list[tuple[int, int]] = []
+    write_bundle(tmp_path / "bundle", sources, tell=lambda *counts: told.append(counts))
+    files = [toy / "eva_vit_g.pth", toy / "blip2_pretrained_flant5xxl.pth",
+             *(toy / "llm" / n for n in ("model.safetensors", "config.json", "tokenizer.model",
+                                         "tokenizer_config.json"))]  # fmt: skip
+    assert read == {path.name: path.stat().st_size for path in files}
+    assert told[-1] == (sum(read.values()),) * 2
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_odd_tensors_are_copied_too(mixed: bool, toy: Path, tmp_path: Path) -> None:
+    """Of another type, with shared or turned storage, and with NaN among those."""
+    weights = tmp_path / "weights"
+    shutil.copytree(toy, weights)
+    path = weights / "eva_vit_g.pth"
+    tensors = {k: t.clone() for k, t in torch.load(path, weights_only=True).items()}
+    key = "blocks.0.attn.qkv.weight"
+    tensors[key] = tensors[key].T.contiguous().T
+    shared = torch.stack([tensors["blocks.0.norm1.weight"]] * 2)
+    tensors["blocks.0.norm1.weight"], tensors["blocks.0.norm2.weight"] = shared[0], shared[0]
+    if mixed:
+        tensors["blocks.1.norm1.bias"] = tensors["blocks.1.norm1.bias"].double()
+        tensors["blocks.1.mlp.fc1.bias"] = tensors["blocks.1.mlp.fc1.bias"].bfloat16()
+    torch.save(tensors, path)
+    written = write_bundle(tmp_path / "bundle", original_sources(weights)).vision_state()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in written.items())
+    assert {t.dtype for t in written.values()} == {t.dtype for t in tensors.values()}
+    tensors[key][0, 0] = float("nan")
+    torch.save(tensors, path)
+    with pytest.raises(WeightsError, match=r"eva_vit_g\.pth: blocks\.0\.attn\.qkv\.weight"):
+        write_bundle(tmp_path / "again", original_sources(weights))
+    assert not list(tmp_path.glob(".*")) and not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_finite_is_what_torch_says(dtype: torch.dtype) -> None:
+    name = one_pass.tensor_info(torch.zeros(1, dtype=dtype)).dtype
+    good = torch.tensor([0.0, -1.5, torch.finfo(dtype).max, -torch.finfo(dtype).tiny], dtype=dtype)
+    for value in (None, float("nan"), float("inf"), float("-inf")):
+        tensor = good.repeat(5).clone()
+        if value is not None:
+            tensor[13] = value
+        data = tensor.view(torch.uint8).numpy().tobytes()
+        assert is_finite(data, name) == bool(torch.isfinite(tensor).all())
+    assert is_finite(b"\xff" * 8, "I64") and is_finite(b"", name)
+
+
+def test_tensors_over_several_blocks(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(one_pass, "BLOCK_BYTES", 64)
+    data = torch.randn(1000)
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"head" + data.numpy().tobytes() + b"tail")
+    info = TensorInfo("F32", (1000,), 4000, path, 4)
+    output = Output(tmp_path / "copy")
+    reading = Reading(
+        path, {"a": info, "inside": TensorInfo("F32", (2,), 8, path, 8)}, {"a": output}
+    )
+    run_all([[reading]], finite=True)
+    output.close()
+    assert (tmp_path / "copy").read_bytes() == data.numpy().tobytes()
+    assert reading.blake2b == hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    assert not reading.not_finite
+
+
+def test_large_types_come_first(tmp_path: Path) -> None:
+    def made(dtype: str, count: int, start: int) -> TensorInfo:
+        return TensorInfo(dtype, (count,), count * one_pass_item[dtype], tmp_path, start)
+
+    from mgpt4_hpc.model.bundle.headers import ITEM_BYTES as one_pass_item  # noqa: N811
+
+    layout = lay_out({"odd": made("F16", 99, 0), "more": made("F16", 1, 300),
+                      "wide": made("F64", 2, 500), "byte": made("U8", 3, 600)})  # fmt: skip
+    assert layout.before == ["wide"] and layout.copied == ["odd", "more"]
+    assert layout.after == ["byte"] and len(layout.header) % 8 == 0
+
+
+# --- room, interruptions, neighbours ------------------------------------------------------------
+
+
+def test_room_is_looked_at_first(sources, tmp_path: Path, monkeypatch) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 9, 2_300_000))
+    with pytest.raises(WeightsError, match=r"2,300,000 bytes free, the bundle takes") as caught:
+        write_bundle(tmp_path / "bundle", sources, llm="copy")
+    assert "without --copy" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    write_bundle(tmp_path / "bundle", sources)
+
+
+_LIMITED = """
+import resource, signal, sys
+from mgpt4_hpc.cli.main import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, 900_000))
+sys.exit(main())
+"""
+
+
+def test_a_disk_that_takes_no_more_ends_without_a_traceback(toy: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: write() fails in the middle."""
+    words = ["weights", "import", "--vit", toy / "eva_vit_g.pth", "--llm", toy / "llm", "--qformer",
+             toy / "blip2_pretrained_flant5xxl.pth", "--out", tmp_path / "bundle"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", _LIMITED, *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert f"error: cannot write {tmp_path / 'bundle'}: File too large" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_import_left_is_removed_by_the_next(sources, tmp_path: Path) -> None:
+    left = tmp_path / ".bundle.tmp-12345678"
+    left.mkdir()
+    (left / ".lock").touch()
+    (left / "vision.safetensors").write_bytes(b"half")
+    with (left / ".lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(WeightsError, match="another import writes"):
+            write_bundle(tmp_path / "bundle", sources)
+    other = tmp_path / ".bundle2.tmp-12345678"
+    other.mkdir()
+    said: list[str] = []
+    write_bundle(tmp_path / "bundle", sources, say=said.append)
+    assert not left.exists() and other.exists()
+    assert any(str(left) in line for line in said)
+    assert open_bundle(tmp_path / "bundle")
+
+
+def test_where_locks_do_not_work_it_is_only_named(sources, tmp_path: Path, monkeypatch) -> None:
+    def unsupported(*_arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    left = tmp_path / ".bundle.tmp-12345678"
+    left.mkdir()
+    (left / ".lock").touch()
+    monkeypatch.setattr(writer.fcntl, "flock", unsupported)
+    said: list[str] = []
+    write_bundle(tmp_path / "bundle", sources, say=said.append)
+    assert left.exists() and any(str(left) in line for line in said)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "large.bin"
+    with path.open("wb") as file:
+        file.truncate(300 * 1024 * 1024)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    info = TensorInfo("F16", (100_000_000,), 200_000_000, path, 64)
+    run_all([[Reading(path, {"a": info})]], finite=True)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 60 * 1024
+
+
+def test_a_kill_in_the_middle_leaves_no_bundle(toy: Path, tmp_path: Path) -> None:
+    """SIGKILL while the files are read, then the same import again."""
+    slow = (
+        "import sys, time; from mgpt4_hpc.model.bundle import one_pass; real = one_pass._fill\n"
+        "def fill(*a):\n    real(*a); print('reading', flush=True); time.sleep(0.05)\n"
+        "one_pass._fill = fill\n"
+        "from pathlib import Path; from mgpt4_hpc.model.bundle.parts import original_sources\n"
+        "from mgpt4_hpc.model.bundle.writer import write_bundle\n"
+        "write_bundle(Path(sys.argv[2]), original_sources(Path(sys.argv[1])))"
+    )
+    out = tmp_path / "bundle"
+    child = subprocess.Popen(
+        [sys.executable, "-c", slow, str(toy), str(out)], stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline()
+    child.send_signal(signal.SIGKILL)
+    child.wait(60)
+    child.stdout.close()
+    assert not out.exists() and len(list(tmp_path.glob(".bundle.tmp-*"))) == 1
+    write_bundle(out, original_sources(toy))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert check_bundle(out).ok
+    assert load_file(out / "vision.safetensors")
