@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -113,3 +115,33 @@ def test_never_is_never() -> None:
     never.request("cancelled")
     assert never.poll() is None
     assert unless_stopped(never, lambda: 7) == 7
+
+
+_IN_ONE_CALL = """
+import ctypes, signal, sys
+from mgpt4_hpc.train.stopping.stop import SignalStop, log_signals
+stop = SignalStop((signal.SIGTERM,))
+log_signals(stop.signals, lambda line: print(line, stop.count, flush=True))
+stop.install()
+wait = ctypes.CDLL(None).sem_wait  # gives up the interpreter's lock, as torch's calls do
+semaphore = ctypes.create_string_buffer(64)
+print("ready", flush=True)
+# Restarted after each signal, as a computation would be: it returns to Python only at the end.
+signal.siginterrupt(signal.SIGTERM, False)
+wait(semaphore)
+"""
+
+
+def test_a_signal_is_logged_while_the_main_thread_is_in_one_long_call() -> None:
+    """The handler waits for the call to end; the line in the log does not."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", _IN_ONE_CALL], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        child.terminate()
+        assert child.stdout.readline().endswith("=== SIGTERM arrived === 0\n")
+    finally:
+        child.kill()
+        child.communicate()
