@@ -32,7 +32,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> StoredCode:
 def mgpt4(*arguments: object, **environ: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mgpt4_hpc.cli.main", *map(str, arguments)],
-        env={**ENVIRONMENT, **environ}, capture_output=True, text=True, timeout=240, check=False,
+        env={**ENVIRONMENT, **environ}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -40,7 +40,7 @@ def mgpt4(*arguments: object, **environ: str) -> str:
 
 def stop_once_it_trains(process: subprocess.Popen[str], run: Path) -> None:
     with process:
-        wait_until(lambda: last_step(run) >= 4 or process.poll() is not None, 120, "it trains")
+        wait_until(lambda: last_step(run) >= 4 or process.poll() is not None, 300, "it trains")
         process.send_signal(signal.SIGTERM)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 75, output + errors
@@ -84,9 +84,9 @@ def test_a_run_on_this_machine_is_resumed(
         "submit", "--config", config, "--gpus", "1", "--executor", "local", "--name", "one",
         env={**ENVIRONMENT, "MGPT4_RUNS_DIR": str(runs)},
     )  # fmt: skip
-    wait_until(lambda: last_step(run) >= 4, 120, "it trains")
+    wait_until(lambda: last_step(run) >= 4, 300, "it trains")
     mgpt4("cancel", "--save", "one", MGPT4_RUNS_DIR=str(runs))
-    wait_until(lambda: read_ledgers(run / "ledger")[0].ended, 60, "the older job has ended")
+    wait_until(lambda: read_ledgers(run / "ledger")[0].ended, 300, "the older job has ended")
     mgpt4("resume", "--wait", "one", MGPT4_RUNS_DIR=str(runs))
     assert [attempt.cause for attempt in read_ledgers(run / "ledger")] == ["cancelled", "finished"]
     assert_every_step_once(run, STEPS)

@@ -50,6 +50,6 @@ class StoredCode:
     def run(self, *arguments: object, env: Mapping[str, str] = os.environ) -> str:
         """Run the older ``mgpt4`` to its end; what it printed on stdout."""
         with self.begin(*arguments, env=env) as process:
-            output, errors = process.communicate(timeout=240)
+            output, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
         return output
