@@ -84,7 +84,6 @@ def measure(size: str, device: str, folder: Path, repeats: int) -> dict[str, Any
     files = training_state(*SIZES[size], device)
     copy = PlainCopy(files)
     saver = AsyncSaver(CheckpointStore(folder / size, keep_last=1))
-    saver.prepare(files)
     copies, stalls, durables = [], [], []
     for step in range(1, repeats + 2):
         # In turns before and after the save: whichever comes second finds the caches warmer.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,6 @@ class _Job:
     slot: _Slot
     copied: list[torch.cuda.Event]
     meta: Mapping[str, Any]
-    keep: tuple[int, ...]
     asked_at: float
 
 
@@ -118,21 +117,13 @@ class AsyncSaver:
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def prepare(self, files: Files) -> None:
-        """Allocate the buffers ahead of the first save, which would pay for it otherwise."""
-        with self._changed:
-            for slot in self._free:
-                slot.fill(files)
-
     def save(
         self,
         step: int,
         files: Files,
         meta: Mapping[str, Any],
         *,
-        keep: Iterable[int] = (),
         block: bool = True,
-        timeout: float | None = None,
     ) -> bool:
         """Copy the state now; write it in the background, then prune.
 
@@ -140,9 +131,7 @@ class AsyncSaver:
             step: optimizer steps done.
             files: entry to named tensors; they may change as soon as this returns.
             meta: JSON values; must not change afterwards.
-            keep: steps that pruning must leave, such as the best one.
             block: wait for a free buffer when two saves are still being written.
-            timeout: wait at most this many seconds for it.
 
         Returns:
             Whether the state was taken; False if no buffer was free, or no memory for one.
@@ -151,7 +140,7 @@ class AsyncSaver:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the saver is closed")
-            if not self._changed.wait_for(lambda: bool(self._free), timeout if block else 0):
+            if not self._changed.wait_for(lambda: bool(self._free), None if block else 0):
                 self.last_stall_s = time.monotonic() - asked_at
                 return False
             slot = self._free.pop()
@@ -165,7 +154,7 @@ class AsyncSaver:
             self._report_failure(step, error)
             return False
         with self._changed:
-            self._jobs.append(_Job(step, slot, copied, dict(meta), tuple(keep), asked_at))
+            self._jobs.append(_Job(step, slot, copied, dict(meta), asked_at))
             if self._thread is None:
                 # A daemon, because a write that hangs in a dead mount must not hold the process.
                 self._thread = threading.Thread(
@@ -222,7 +211,7 @@ class AsyncSaver:
             self._changed.notify_all()
         if self._on_durable is not None:
             _call(self._on_durable, job.step, path, seconds)
-        self.store.prune(job.keep)
+        self.store.prune()
 
     def _report_failure(self, step: int, error: Exception) -> None:
         log.error("the checkpoint of step %d failed: %s", step, error)

@@ -234,11 +234,11 @@ class CheckpointStore:
             return f" (and it could not be moved aside: {trouble})"
         return ""
 
-    def prune(self, keep: Iterable[int] = ()) -> list[int]:
+    def prune(self) -> list[int]:
         """Delete what retention does not ask for, once something newer has been read back.
 
-        Kept are the newest `keep_last` that verify, everything newer than these, multiples of
-        `keep_every_steps`, and the steps in `keep` (the best one).
+        Kept are the newest `keep_last` that verify, everything newer than these, and multiples
+        of `keep_every_steps`.
 
         Returns:
             The steps deleted.
@@ -257,12 +257,9 @@ class CheckpointStore:
                     break
         if oldest_kept is None:
             return []
-        wanted = set(keep)
         every = self.keep_every_steps
         victims = [
-            step
-            for step in steps
-            if step < oldest_kept and step not in wanted and not (every and step % every == 0)
+            step for step in steps if step < oldest_kept and not (every and step % every == 0)
         ]
         if victims:
             try:

@@ -456,11 +456,6 @@ class RunConfig(_Section):
         return faults
 
     @property
-    def grad_accum_steps(self) -> int:
-        """Forward passes per optimizer step and rank, at the world size submitted."""
-        return self.train.global_batch_size // (self.launch.gpus * self.train.micro_batch_size)
-
-    @property
     def max_answer_tokens(self) -> int:
         """Longest answer in tokens; the original's limit of the stage unless set."""
         return self.text.max_answer_tokens or (32 if self.stage == 1 else 160)

@@ -11,7 +11,6 @@ import struct
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
@@ -21,66 +20,6 @@ from tensorboard.compat.proto.types_pb2 import DT_STRING
 
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_file import EventFiles
-
-
-class Writer(Protocol):
-    """What the loop sees; rank 0 gets a real one, every other rank a `NullWriter`."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Draw one point per tag at `step`."""
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Write Markdown under a tag."""
-
-    def picture(self, step: int, tag: str, png: bytes) -> None:
-        """Show a picture under a tag."""
-
-    def attempt(self, step: int, number: int, note: str = "") -> None:
-        """Mark that an attempt begins, with its number and a line of text."""
-
-    def hyperparameters(
-        self, step: int, values: Mapping[str, bool | float | str], run: str
-    ) -> None:
-        """Show the run under its settings in TensorBoard's HParams page."""
-
-    def finished(self, step: int) -> None:
-        """Tell the HParams page that the run is done."""
-
-    def flush(self) -> None:
-        """Bring every point to the file now."""
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Write what is pending."""
-
-
-class NullWriter:
-    """Accepts everything and writes nothing."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Draw nothing."""
-
-    def text(self, step: int, tag: str, text: str) -> None:
-        """Write nothing."""
-
-    def picture(self, step: int, tag: str, png: bytes) -> None:
-        """Show nothing."""
-
-    def attempt(self, step: int, number: int, note: str = "") -> None:
-        """Mark nothing."""
-
-    def hyperparameters(
-        self, step: int, values: Mapping[str, bool | float | str], run: str
-    ) -> None:
-        """Show nothing."""
-
-    def finished(self, step: int) -> None:
-        """Tell nothing."""
-
-    def flush(self) -> None:
-        """Have nothing to write."""
-
-    def close(self, timeout_s: float = 5.0) -> None:
-        """Have nothing to do."""
 
 
 class TensorBoardWriter:

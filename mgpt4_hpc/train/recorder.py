@@ -22,7 +22,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from mgpt4_hpc.telemetry.run_card import hyperparameters, text_card
-from mgpt4_hpc.telemetry.tensorboard import NullWriter, Writer, open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter, open_writer
 from mgpt4_hpc.telemetry.time_buckets import PRODUCTIVE
 from mgpt4_hpc.train.health.watchdog import Hang
 
@@ -105,7 +105,7 @@ class Recorder(SilentRecorder):
         self.attempt = attempt
         self.ledger = Ledger(run.ledger, attempt)
         self.heartbeat = Heartbeat(run.heartbeat, attempt)
-        self.curves: Writer = NullWriter()
+        self.curves: TensorBoardWriter | None = None
         earlier = [a for a in read_ledgers(run.ledger) if a.number < attempt]
         self._first_start = min((a.start for a in earlier), default=time.time())
         self._earlier_productive_s = sum(a.productive_s for a in earlier)
@@ -114,12 +114,18 @@ class Recorder(SilentRecorder):
         self._start: Mapping[str, Any] = {}
         self._earlier_cause = earlier[-1].cause if earlier else ""
 
+    @property
+    def _drawn(self) -> TensorBoardWriter:
+        """The curves, which :meth:`open_curves` has opened."""
+        assert self.curves is not None
+        return self.curves
+
     def event(self, kind: Kind, **fields: object) -> None:
         """Append a line to the attempt's ledger."""
         self.ledger.event(kind, **fields)
         if kind is Kind.START:
             self._start = fields
-        elif kind is Kind.END and fields.get("cause") == "finished":
+        elif kind is Kind.END and fields.get("cause") == "finished" and self.curves is not None:
             self.curves.finished(self._step)
 
     def say(self, text: str) -> None:
@@ -129,26 +135,27 @@ class Recorder(SilentRecorder):
     def open_curves(self, restored_step: int) -> None:
         """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
         purge = restored_step + 1 if self.attempt > 1 else None
-        self.curves = open_writer(self.run.tensorboard, purge_step=purge)
+        curves = self.curves = open_writer(self.run.tensorboard, purge_step=purge)
         self._step = restored_step
         after = f"The one before ended: {self._earlier_cause}." if self._earlier_cause else ""
-        self.curves.attempt(restored_step, self.attempt, after)
+        curves.attempt(restored_step, self.attempt, after)
         resolved = read_config(self.run.config_file)
         settings = keys.flatten(resolved.config.model_dump(mode="json"))
         origins = {key: resolved.origin(key) for key in settings}
         origins = {key: who for key, who in origins.items() if who != "default"}
         values = hyperparameters(settings, list(origins))
-        self.curves.hyperparameters(restored_step, values, self.run.name)
+        curves.hyperparameters(restored_step, values, self.run.name)
         identity = self.run.identity()
         card = text_card(self.run.name, identity, self._start, settings, origins)
-        self.curves.text(restored_step, tags.CARD, card)
+        curves.text(restored_step, tags.CARD, card)
 
     def flush(self) -> None:
         """Bring all points to the file. Called before a checkpoint becomes official.
 
         A point that a later attempt will not draw again must be on disk by then.
         """
-        self.curves.flush()
+        if self.curves is not None:
+            self.curves.flush()
 
     def beat(self, step: int) -> None:
         """Say that we live, at most every few seconds."""
@@ -160,7 +167,7 @@ class Recorder(SilentRecorder):
     ) -> None:
         """Draw the points of one step, note them in the ledger, print ``line``."""
         own = {tags.ATTEMPT: float(self.attempt), tags.GOODPUT: self._goodput(buckets)}
-        self.curves.scalars(step, {**values, **own})
+        self._drawn.scalars(step, {**values, **own})
         known: dict[str, Any] = {"step": step, "buckets": dict(buckets)}
         if tags.TRAIN_LOSS in values:
             # JSON has no NaN, and a reader that is no Python would stumble over it.
@@ -178,9 +185,9 @@ class Recorder(SilentRecorder):
     def answered(self, step: int, cards: Mapping[str, bytes], texts: Mapping[str, str]) -> None:
         """Show what was said about held-out images: by task a PNG, and a table in Markdown."""
         for task, png in cards.items():
-            self.curves.picture(step, f"{tags.EVAL}{task}", png)
+            self._drawn.picture(step, f"{tags.EVAL}{task}", png)
         for task, text in texts.items():
-            self.curves.text(step, f"{tags.EVAL}{task}_answers", text)
+            self._drawn.text(step, f"{tags.EVAL}{task}_answers", text)
 
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Note each bad sample and its replacement."""
@@ -203,17 +210,19 @@ class Recorder(SilentRecorder):
             stall_s=None if stall_s is None else round(stall_s, 4),
             path=path.name,
         )
-        self.curves.scalars(step, {tags.CHECKPOINT_DURABLE_S: seconds})
+        stalled = {} if stall_s is None else {tags.CHECKPOINT_STALL_S: stall_s}
+        self._drawn.scalars(step, {tags.CHECKPOINT_DURABLE_S: seconds, **stalled})
 
     def save_failed(self, step: int, error: Exception) -> None:
         """A checkpoint could not be written; training goes on. Called in the saver's thread."""
         self._save_failures += 1
         self.ledger.event(Kind.SAVE_FAILED, step=step, reason=str(error))
-        self.curves.scalars(step, {tags.CHECKPOINT_FAILURES: float(self._save_failures)})
+        self._drawn.scalars(step, {tags.CHECKPOINT_FAILURES: float(self._save_failures)})
         self.say(f"WARNING: checkpoint at step {step} failed, training goes on: {error}")
 
     def close(self) -> None:
         """Write out and close everything."""
         self.heartbeat.beat(self._step, force=True)
-        self.curves.close()
+        if self.curves is not None:
+            self.curves.close()
         self.ledger.close()

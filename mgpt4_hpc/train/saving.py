@@ -70,7 +70,6 @@ class FirstRankSaving(Saving):
         self._recorder = recorder
         self._save_every_s = save_every_s
         self._interval = SaveInterval(save_every_s, started_at=time.monotonic())
-        self._saved_step = restored_step
         self._restored_step = restored_step
         self._longest_s = longest_s
 
@@ -98,8 +97,7 @@ class FirstRankSaving(Saving):
 
     def _save(self, state: TrainState) -> None:
         # A disk slower than the interval must not hold the loop up: then this save is left out.
-        if self.saver.save(state.step, self._snapshot(), self._meta(state), block=False):
-            self._saved_step = state.step
+        self.saver.save(state.step, self._snapshot(), self._meta(state), block=False)
 
     def save_now(self, state: TrainState) -> None:
         """Save and wait until it is durable.

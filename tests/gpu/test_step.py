@@ -102,7 +102,6 @@ def test_a_save_holds_the_step_it_was_asked_after_while_training_goes_on(cuda, t
     step = make_step(make_model())
     run(step, make_batch(0), 0)
     saver = AsyncSaver(CheckpointStore(tmp_path))
-    saver.prepare(snapshot(step))
     for number in range(1, 4):
         run(step, make_batch(number), number)
     wanted = {

@@ -144,11 +144,6 @@ class StepLoader:
         """First position of the step that comes next: the whole state of the pipeline."""
         return self._position
 
-    @property
-    def num_substituted(self) -> int:
-        """Samples of this rank that had to be replaced since it started."""
-        return len(self._bad)
-
     def start(self) -> None:
         """Fork the workers now and let them prepare the first steps."""
         self._stream.start()

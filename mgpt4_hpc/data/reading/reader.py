@@ -102,7 +102,6 @@ class SampleReader:
         self._shunned: dict[tuple[int, int], tuple[float, _ReadError]] = {}
         self._gone: set[tuple[int, int]] = set()
         self._owner = os.getpid()
-        self.num_retries = 0
 
     def read(self, source_id: int, sample_id: int) -> RawSample:
         """One sample.
@@ -170,7 +169,6 @@ class SampleReader:
                 self._drop(where)
                 if pause is None or not self._may_pass(where, error, pause):
                     raise self._given_up(where, ref.shard, error) from error
-                self.num_retries += 1
                 self._sleep(pause)
         raise AssertionError("unreachable")
 

@@ -43,7 +43,6 @@ _NO_CHANCE = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE, Cause.N
 class Action(StrEnum):
     """What happens to the run next."""
 
-    NOTHING = "nothing"
     REQUEUE = "requeue"
     LEAVE = "leave"
     GIVE_UP = "give up"

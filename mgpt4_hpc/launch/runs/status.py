@@ -110,7 +110,6 @@ class _SlurmAnswers:
     squeue: dict[str, QueuedJob]
     sacct: dict[str, QueuedJob]
     squeue_answered: bool
-    sacct_answered: bool
     warnings: list[str]
     error: SlurmUnreachable | None = None
 
@@ -124,7 +123,7 @@ def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
         and facts.job.executor == "slurm"
         and not (facts.last is not None and facts.last.cause == "finished")
     }
-    answers = _SlurmAnswers({}, {}, True, True, [])
+    answers = _SlurmAnswers({}, {}, True, [])
     if not ids:
         return answers
     found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers)
@@ -132,7 +131,7 @@ def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
     # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
     told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
     if untold := ids - told:
-        answers.sacct, answers.sacct_answered = _ask(queue.ask_sacct, untold, answers)
+        answers.sacct, _ = _ask(queue.ask_sacct, untold, answers)
     return answers
 
 

@@ -14,14 +14,11 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.nn.attention import packed_arguments
-from mgpt4_hpc.model.nn.connector import build_connector
 from mgpt4_hpc.model.nn.image_encoder import encode_with, load_image_towers
 from mgpt4_hpc.model.nn.language import (
-    build_language_model,
     load_language_model,
     load_shared_language_model,
     runs_packed,
@@ -32,8 +29,7 @@ from mgpt4_hpc.model.nn.performance.activation_checkpointing import recompute_la
 from mgpt4_hpc.model.nn.performance.cuda_graphs import ReplayedTowers
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner
 from mgpt4_hpc.model.nn.performance.packing import IGNORED, Packed, pack
-from mgpt4_hpc.model.nn.precision import autocast, cast_matmul_weights, compute_dtype
-from mgpt4_hpc.model.nn.vision import build_vision
+from mgpt4_hpc.model.nn.precision import autocast, compute_dtype
 
 Projector = Callable[[torch.Tensor], torch.Tensor]
 
@@ -287,23 +283,3 @@ def build_model(
         model.llama_proj.load_state_dict(start, strict=True)
     model.llama_proj.to(target)
     return model
-
-
-def plan_model(
-    arch: Architecture, llm_config: dict[str, object], *, precision: str = "bf16"
-) -> MiniGPT4:
-    """The same model on the meta device: every shape, type and count, and no memory.
-
-    Raises:
-        WeightsError: if ``arch.llm_dim`` is unknown.
-    """
-    if arch.llm_dim is None:
-        raise WeightsError("the architecture does not say the language model's width")
-    dtype = compute_dtype(precision)
-    with torch.device("meta"):
-        vision = build_vision(arch)
-        connector = build_connector(arch)
-        for tower in (vision, connector):
-            cast_matmul_weights(tower, dtype)
-        language_model = build_language_model(llm_config, dtype=dtype, attention="sdpa")
-        return MiniGPT4(arch, vision, connector, language_model, dtype)

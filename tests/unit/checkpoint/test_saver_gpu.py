@@ -21,7 +21,8 @@ def test_the_state_is_that_of_the_moment_of_the_call_though_nobody_waits(tmp_pat
     saver = AsyncSaver(CheckpointStore(tmp_path, keep_last=10))
     weight = torch.zeros(3_000_000, device="cuda")
     files = {"projector": {"weight": weight, "step": torch.tensor(1.0)}}
-    saver.prepare(files)
+    saver.save(0, files, {})  # allocates the buffers, which takes time
+    saver.wait(30)
     for step in range(1, 6):
         keep_busy(0.3)
         weight.fill_(step)
@@ -41,6 +42,8 @@ def test_the_state_is_that_of_the_moment_of_the_call_though_nobody_waits(tmp_pat
 
 def test_buffers_are_pinned(tmp_path):
     saver = AsyncSaver(CheckpointStore(tmp_path))
-    saver.prepare({"projector": {"weight": torch.zeros(10, device="cuda")}})
-    assert all(slot.buffers["projector"]["weight"].is_pinned() for slot in saver._free)
-    saver.close(1)
+    assert saver.save(1, {"projector": {"weight": torch.zeros(10, device="cuda")}}, {})
+    assert saver.close(30)
+    assert any(slot.buffers for slot in saver._free)
+    for slot in saver._free:
+        assert all(b.is_pinned() for tensors in slot.buffers.values() for b in tensors.values())

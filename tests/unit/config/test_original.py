@@ -128,7 +128,7 @@ def test_the_global_batch_is_that_of_all_gpus(tmp_path: Path) -> None:
     config = load_config(path, overrides={"launch.gpus": 8}).config
     assert (config.train.micro_batch_size, config.train.global_batch_size) == (64, 512)
     config = load_config(path, overrides={"train.global_batch_size": 128, "launch.gpus": 1}).config
-    assert config.grad_accum_steps == 2
+    assert (config.train.micro_batch_size, config.train.global_batch_size) == (64, 128)
 
 
 def test_paths_come_from_the_checkout_around_it(tmp_path: Path) -> None:

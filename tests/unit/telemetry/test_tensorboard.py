@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgpt4_hpc.telemetry import event_file, tags
-from mgpt4_hpc.telemetry.tensorboard import NullWriter, TensorBoardWriter, Writer, open_writer
+from mgpt4_hpc.telemetry.tensorboard import open_writer
 
 
 def curve(folder, tag):
@@ -113,17 +113,6 @@ def test_after_close_nothing_happens(tmp_path):
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
     writer.close()
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
-
-
-def test_the_null_writer_has_the_same_methods():
-    public = {name for name in vars(TensorBoardWriter) if not name.startswith("_")}
-    assert public == {name for name in vars(NullWriter) if not name.startswith("_")}
-    writer: Writer = NullWriter()
-    writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
-    writer.text(1, tags.EVENTS, "")
-    writer.attempt(1, 1)
-    writer.flush()
-    writer.close()
 
 
 def test_a_refusing_disk_is_survived_and_tried_again(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from mgpt4_hpc.model.bundle.variants import projector_faults
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
 from mgpt4_hpc.model.estimates import memory
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
-from mgpt4_hpc.model.nn.minigpt4 import plan_model
+from tests.support.planned_model import plan_model
 
 LLAMA_7B = {
     "model_type": "llama",
