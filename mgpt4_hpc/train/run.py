@@ -87,15 +87,7 @@ def run_training(
     buckets = Buckets()
     if started_at is not None:
         buckets.add(START_UP, time.time() - started_at)
-    config = read_own_config(run.config_file).config
-    if unset := unset_paths(config):
-        raise ConfigError("the settings are not complete", faults=unset)
-    if config.train.global_batch_size < ranks.world_size:
-        raise ConfigError(
-            f"train.global_batch_size {config.train.global_batch_size} is below the "
-            f"{ranks.world_size} ranks: some would have nothing to do",
-            fix="use fewer GPUs",
-        )
+    config = _checked_config(run, ranks)
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
     hang_note = HangNote(run.ledger, ranks.rank)
@@ -108,22 +100,13 @@ def run_training(
             )
         processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
         recorder = FirstRankRecorder(run, number) if ranks.is_first else Recorder()
-        say_at_each_rank(
-            f"=== {run.name}: attempt {number}, rank {ranks.rank} of {ranks.world_size}, "
-            f"process {os.getpid()} on {platform.node()}, {device} ==="
-        )
+        _say_who_we_are(run, number, ranks, device)
         attempt = _Attempt(
             run, config, ranks, stop, device, number, recorder, buckets, watchdog, end
         )
+        facts = {"attempt": number, "processes": processes, "started_at": started_at}
         try:
-            recorder.event(
-                Kind.START,
-                attempt=number,
-                processes=processes,
-                started_at=started_at,
-                device=device.type,
-                **_surroundings(claim, ranks),
-            )
+            recorder.event(Kind.START, **facts, device=device.type, **_surroundings(claim, ranks))
             return attempt.go()
         except Exception as error:
             recorder.event(
@@ -134,6 +117,27 @@ def run_training(
             recorder.close()
     finally:
         watchdog.close()
+
+
+def _say_who_we_are(run: RunDir, attempt: int, ranks: Ranks, device: torch.device) -> None:
+    say_at_each_rank(
+        f"=== {run.name}: attempt {attempt}, rank {ranks.rank} of {ranks.world_size}, "
+        f"process {os.getpid()} on {platform.node()}, {device} ==="
+    )
+
+
+def _checked_config(run: RunDir, ranks: Ranks) -> RunConfig:
+    """The run's settings; raises ConfigError if these ranks cannot train by them."""
+    config = read_own_config(run.config_file).config
+    if unset := unset_paths(config):
+        raise ConfigError("the settings are not complete", faults=unset)
+    if config.train.global_batch_size < ranks.world_size:
+        raise ConfigError(
+            f"train.global_batch_size {config.train.global_batch_size} is below the "
+            f"{ranks.world_size} ranks: some would have nothing to do",
+            fix="use fewer GPUs",
+        )
+    return config
 
 
 def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:

@@ -74,23 +74,7 @@ def find_inputs(
         DataError, WeightsError: something is missing or broken.
         RunLocked: something is not what it was at the run's first start.
     """
-    indexes: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for source in config.data.sources:
-        if is_url(source.path):
-            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
-            continue
-        path = prepare_source(
-            source.name,
-            Path(source.path),
-            Path(source.index) if source.index else None,
-            run.data,
-            on_shard=lambda done, total: on_progress(),
-        )
-        index = ShardIndex.open(path)
-        indexes[source.name], digests[source.name] = str(path), index.digest
-        if index.left_out:
-            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
+    indexes, digests = _index_sources(run, config, recorder, on_progress)
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
     check_pins(
@@ -110,6 +94,37 @@ def find_inputs(
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
     )
     store.clean_stale()
+    checkpoint = _newest_checkpoint(store, recorder)
+    if is_streamed(config):
+        _tell_of_streams(recorder, checkpoint is not None)
+    return Inputs(indexes, start, checkpoint)
+
+
+def _index_sources(
+    run: RunDir, config: RunConfig, recorder: Recorder, on_progress: Callable[[], None]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Path and digest of each source's index, by the source's name; made where there is none."""
+    indexes: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for source in config.data.sources:
+        if is_url(source.path):
+            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
+            continue
+        path = prepare_source(
+            source.name,
+            Path(source.path),
+            Path(source.index) if source.index else None,
+            run.data,
+            on_shard=lambda done, total: on_progress(),
+        )
+        index = ShardIndex.open(path)
+        indexes[source.name], digests[source.name] = str(path), index.digest
+        if index.left_out:
+            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
+    return indexes, digests
+
+
+def _newest_checkpoint(store: CheckpointStore, recorder: Recorder) -> Checkpoint | None:
     checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
     if checkpoint is not None:
         recorder.event(
@@ -119,9 +134,7 @@ def find_inputs(
             path=checkpoint.path.name,
         )
         recorder.say(f"going on from {checkpoint.path.name}")
-    if is_streamed(config):
-        _tell_of_streams(recorder, checkpoint is not None)
-    return Inputs(indexes, start, checkpoint)
+    return checkpoint
 
 
 def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
