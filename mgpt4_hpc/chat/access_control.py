@@ -115,7 +115,8 @@ class Guard:
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
         if given and self._is_token(given[-1]):
             cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Lax"
-            back = [(b"location", scope["path"].encode()), (b"set-cookie", cookie.encode())]
+            # Not to the path that was asked for: //other.site/ would lead away from this server.
+            back = [(b"location", b"/"), (b"set-cookie", cookie.encode())]
             await _reply(send, 303, "", back)
             return
         said = "This is not the token." if given else "This server asks for a token."

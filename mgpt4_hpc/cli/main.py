@@ -99,9 +99,11 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run a command, and turn our errors into a sentence and an exit code."""
+    _open_closed_streams()
     try:
         # Without standalone mode, click returns the code of a ctx.exit(); commands return nothing.
         code = cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk is told, and not as Python ends
         sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:
         click.echo("aborted", err=True)
@@ -112,14 +114,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     except MgptError as error:
         click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
-    except PermissionError as error:
-        # Python asks in vain whether a file exists in a folder that may not be searched.
-        click.echo(f"error: {printable(str(error.filename))}: {error.strerror}", err=True)
-        sys.exit(MgptError.exit_code)
     except BrokenPipeError:
         # `mgpt4 logs | head`: the reader left, which is no fault of ours.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         sys.exit(0)
+    except OSError as error:
+        # A folder that may not be searched, a full disk behind stdout, a name that is too long.
+        place = "what is printed" if error.filename is None else printable(str(error.filename))
+        _give_up_output()
+        click.echo(f"error: {place}: {error.strerror or error}", err=True)
+        sys.exit(MgptError.exit_code)
+
+
+def _give_up_output() -> None:
+    """What is still to be written would fail again as Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _open_closed_streams() -> None:
+    """Stand-ins for stdin, stdout and stderr where a caller closed them (``mgpt4 ls >&-``).
+
+    The next file to be opened would get the number, and what is printed would end up in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            handle = os.open(os.devnull, os.O_RDWR)
+            if handle != number:
+                os.dup2(handle, number)
+                os.close(handle)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
 def echo_json(value: Any) -> None:

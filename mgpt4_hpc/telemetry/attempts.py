@@ -133,8 +133,9 @@ def _split_replayed(attempt: Attempt) -> None:
 
 def _read(number: int, records: Sequence[Record], notes: Sequence[Record]) -> Attempt:
     attempt = Attempt(number)
-    times = [*(float(record["t"]) for record in records), *(_end_told_by(note) for note in notes)]
-    attempt.start = min((float(record["t"]) for record in records), default=min(times, default=0.0))
+    own = [float(record["t"]) for record in records]
+    times = own + [_end_told_by(note) for note in notes]
+    attempt.start = min(own or times, default=0.0)
     attempt.end = max(times, default=0.0)
     for record in records:
         _apply(attempt, record)
@@ -174,10 +175,12 @@ def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:
             attempt.buckets[WIND_DOWN] = attempt.buckets.get(WIND_DOWN, 0.0) + wind_down
 
 
+_WITH_STEP = (Kind.FIRST_STEP, Kind.STEPS, Kind.SAVE, Kind.STOP_REQUESTED, Kind.END)
+_WITH_SECONDS = (Kind.STEPS, Kind.FAULT, Kind.END)
+
+
 def _tells_seconds(record: Record) -> bool:
-    return record.get("kind") in (Kind.STEPS, Kind.FAULT, Kind.END) and isinstance(
-        record.get("buckets"), Mapping
-    )
+    return isinstance(record.get("buckets"), dict) and record.get("kind") in _WITH_SECONDS
 
 
 def _apply(attempt: Attempt, record: Record) -> None:
@@ -222,7 +225,7 @@ def _apply(attempt: Attempt, record: Record) -> None:
         attempt.ended = attempt.ended_itself = True
         attempt.cause = str(record.get("cause") or UNKNOWN_CAUSE)
         attempt.exit_code = _int(record.get("exit_code"))
-    if kind in (Kind.FIRST_STEP, Kind.STEPS, Kind.SAVE, Kind.STOP_REQUESTED, Kind.END):
+    if kind in _WITH_STEP:
         attempt.last_step = max(attempt.last_step, _int(record.get("step")) or 0)
     if _tells_seconds(record):
         seconds = {str(name): _float(value) for name, value in record["buckets"].items()}

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
@@ -22,6 +22,7 @@ from mgpt4_hpc.telemetry.event_kinds import SYNCED, Kind
 log = logging.getLogger(__name__)
 
 _FILE = re.compile(r"(attempt|supervisor|hang)-(\d{4,})(?:-rank-\d{4,})?\.jsonl")
+_PROGRESS, _LOSS = f'"kind": "{Kind.STEPS}"'.encode(), b'"loss"'
 _PENDING = 1000
 """Lines kept in memory while the disk refuses them."""
 
@@ -166,7 +167,8 @@ def read_ledgers(folder: Path) -> list[Attempt]:
         match = _FILE.fullmatch(name)
         if match:
             into = notes if match[1] == "supervisor" else records
-            into.setdefault(int(match[2]), []).extend(read_records(folder / name))
+            found = summary_records(_lines(folder / name))
+            into.setdefault(int(match[2]), []).extend(found)
     numbers = sorted(records.keys() | notes.keys())
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 
@@ -182,26 +184,47 @@ def is_validated(folder: Path, step: int) -> bool:
 
 def read_records(path: Path) -> list[Record]:
     """The lines of one ledger file that are whole, as dictionaries with at least a time."""
+    return _parse(_lines(path))
+
+
+def summary_records(lines: Sequence[bytes]) -> list[Record]:
+    """The records that a summary needs: of the progress lines only the newest.
+
+    They are nearly all of a ledger, and each holds what those before it added up to. Of those with
+    a loss the newest is kept as well.
+    """
+    progress = [number for number, line in enumerate(lines) if _PROGRESS in line]
+    kept = set()
+    for wanted in (_PROGRESS, _LOSS):
+        for number in reversed(progress):
+            if wanted in lines[number] and _parse([lines[number]]):  # the last may be torn
+                kept.add(number)
+                break
+    passed_over = set(progress) - kept
+    return _parse([line for number, line in enumerate(lines) if number not in passed_over])
+
+
+def _lines(path: Path) -> list[bytes]:
     try:
-        data = Path(path).read_bytes()
+        return Path(path).read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    records: list[Record] = []
-    for line in data.split(b"\n"):
-        record = _parse(line)
-        if record is not None:
-            records.append(record)
-    return records
 
 
-def _parse(line: bytes) -> Record | None:
+def _parse(lines: Sequence[bytes]) -> list[Record]:
+    """The lines that are whole; many at once, which takes a third of the time."""
     try:
-        record = json.loads(line)
+        found = json.loads(b"[" + b",".join(line for line in lines if line) + b"]")
     except (ValueError, RecursionError):
-        return None
-    if not isinstance(record, Mapping) or not isinstance(record.get("t"), (int, float)):
-        return None
-    return record
+        if len(lines) <= 1:
+            return []
+        middle = len(lines) // 2
+        return _parse(lines[:middle]) + _parse(lines[middle:])
+    return [
+        record
+        for record in found
+        if isinstance(record, dict) and isinstance(record.get("t"), (int, float))
+    ]
 
 
 def _open(path: Path) -> int:

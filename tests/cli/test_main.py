@@ -1,5 +1,7 @@
 """Every command can be imported and explains itself, and the light ones stay light."""
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 
 from mgpt4_hpc.cli.main import COMMANDS, cli
 from tests.cli.fakes import Mgpt4
+from tests.cli.synthetic import make_run
 from tests.support.tiny_world import TinyWorld
 
 ROOT = click.Context(cli)
@@ -115,3 +118,34 @@ def test_light_commands_import_nothing_heavy(
     )
     assert done.stderr.splitlines()[-1] == "LOADED [] CODE 0", done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "told"),
+    [
+        ("> /dev/full", 1, "error: what is printed: No space left on device\n"),
+        (">&-", 0, ""),
+        ("2>&- > /dev/full", 1, ""),
+        ("<&- >&- 2>&-", 0, ""),
+    ],
+)
+def test_streams_that_are_full_or_closed(redirection: str, code: int, told: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m mgpt4_hpc.cli.main config keys {redirection}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
+def test_a_question_that_nobody_can_answer_is_a_no(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "runs")
+    command = [sys.executable, "-m", "mgpt4_hpc.cli.main", "rm", "one", "--runs-dir", "runs"]
+    done = subprocess.run(
+        ["/bin/sh", "-c", f"{shlex.join(command)} <&-"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": "/nowhere"},  # where no Slurm is installed
+    )
+    assert done.returncode == 130 and "Traceback" not in done.stderr, done.stderr
+    assert made.path.exists()

@@ -63,6 +63,12 @@ def test_without_the_token_nobody_does(request_: dict[str, Any]) -> None:
     assert "token" in answer.text
 
 
+@pytest.mark.parametrize("path", ["//evil.example/", "//evil.example/%0d%0ax", "/\\evil.example"])
+def test_the_way_back_stays_on_this_server(path: str) -> None:
+    answer = ask(path=f"http://127.0.0.1:7860{path}?token={TOKEN}", token=TOKEN)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
 def test_the_token_comes_once_in_the_address_and_then_in_a_cookie() -> None:
     answer = ask(path=f"/?token={TOKEN}", token=TOKEN)
     assert answer.status_code == 303 and answer.headers["location"] == "/"

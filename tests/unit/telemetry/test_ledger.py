@@ -2,7 +2,9 @@ import json
 import os
 import subprocess
 import threading
+import time
 from itertools import count
+from pathlib import Path
 
 import pytest
 
@@ -232,3 +234,18 @@ def test_threads_do_not_mix_their_lines(tmp_path):
     assert sorted((r["name"], r["step"]) for r in records) == [
         (name, step) for name in range(4) for step in range(200)
     ]
+
+
+def test_a_ledger_of_a_million_lines_is_summarised_in_seconds(tmp_path: Path) -> None:
+    progress = [
+        b'{"t": %d.5, "kind": "steps", "step": %d, "loss": 4.5, "buckets": {"productive": %d.0}}\n'
+        % (1000 + step, step, step)
+        for step in range(1, 10**6)
+    ]
+    torn = b'{"t": 1, "kind": "steps", "st'
+    start = b'{"t": 1000, "kind": "start", "job_id": "17"}\n'
+    (tmp_path / "attempt-0001.jsonl").write_bytes(start + b"".join(progress) + torn)
+    began = time.process_time()
+    (attempt,) = read_ledgers(tmp_path)
+    assert time.process_time() - began < 3
+    assert (attempt.job_id, attempt.last_step, attempt.productive_s) == ("17", 10**6 - 1, 10**6 - 1)
