@@ -12,6 +12,7 @@ command that it ends::
     ├── NoSuchRun              6   no run of that name or path
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
     │   ├── RunAlive           7   a job of the run waits or runs
+    │   ├── RunDamaged         7   a file of the run is empty or cut, as after a power loss
     │   └── Overtaken          7   a newer attempt owns the run: not failed, and not ours any more
     ├── DataError              1   a shard, index or sample
     │   └── WorkerDied         1   a process that reads data is gone, perhaps only this once
@@ -140,6 +141,10 @@ class RunLocked(MgptError):
 
 class RunAlive(RunLocked):
     """A job of the run waits or runs, so that a second one would only be fenced off."""
+
+
+class RunDamaged(RunLocked):
+    """A file of the run is not what was written: empty or cut, as a power loss leaves it."""
 
 
 class Overtaken(RunLocked):

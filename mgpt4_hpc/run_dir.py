@@ -23,13 +23,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.disk import fsync_folder
-from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked, did_you_mean
+from mgpt4_hpc.errors import (
+    MgptError,
+    NoSuchRun,
+    Overtaken,
+    RunDamaged,
+    RunLocked,
+    did_you_mean,
+)
 
 FORMAT_VERSION = 1
 CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
@@ -170,15 +178,18 @@ class RunDir:
 
         Raises:
             NoSuchRun: if this is no run directory.
+            RunDamaged: if its ``run.json`` is empty or cut.
             RunLocked: if a newer version of this package wrote it.
         """
         try:
             identity = read_json(self.identity_file)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise NoSuchRun(
-                f"{self.path} is no run directory: run.json is missing or broken ({error})",
+                f"{self.path} is no run directory: run.json cannot be read ({error})",
                 fix="`mgpt4 ls` lists the runs",
             ) from error
+        except ValueError:
+            raise self.damaged(self.identity_file) from None
         version = identity.get("format_version", 0)
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise RunLocked(
@@ -186,6 +197,16 @@ class RunDir:
                 fix="use the newer mgpt4 that made it",
             )
         return identity
+
+    def damaged(self, file: Path, fix: str = "") -> RunDamaged:
+        """The error about one of the run's files that cannot be read; ``fix`` is another way on."""
+        anew = f"mgpt4 submit --set model.projector={shlex.quote(str(self.path))} ..."
+        fix = f"{fix}; or" if fix else "restore it from a backup, or"
+        return RunDamaged(
+            f"{file} is damaged: it is empty, cut, or no text of its kind",
+            why="a power loss leaves files so that were not on disk yet, and so does a full disk",
+            fix=f"{fix} start a new run from this one's newest checkpoint: {anew}",
+        )
 
     # -- attempts: fencing without locks, which do not hold on NFS and Lustre -----------------
 
@@ -283,6 +304,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    fsync_folder(path.parent)
 
 
 def find_run(name: str, runs_dir: Path) -> RunDir:

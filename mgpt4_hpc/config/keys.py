@@ -23,6 +23,9 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+_MOST_CHARS = 200
+"""Of a wrong value in a message."""
+
 MAPPINGS = ("launch.sbatch", "launch.env", "data.paths")
 """Settings that are mappings themselves: their entries are set one by one."""
 
@@ -180,4 +183,6 @@ def _explain_field(
         return f"{key}: not set, and has no default"
     if kind == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], message)
-    return f"{key}: {message[0].lower()}{message[1:]}, got {error['input']!r}{told}"
+    given = repr(error["input"])
+    given = given if len(given) <= _MOST_CHARS else f"{given[:_MOST_CHARS]}..."
+    return f"{key}: {message[0].lower()}{message[1:]}, got {given}{told}"

@@ -21,7 +21,7 @@ from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
 from mgpt4_hpc.config.streams import is_url, split_joined
-from mgpt4_hpc.config.yaml_file import read_yaml
+from mgpt4_hpc.config.yaml_file import parse_yaml, read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 
@@ -156,7 +156,7 @@ def _parse_value(key: str, text: str) -> Any:
     Otherwise ``text.end_symbol=###`` would be a comment, and ``constraint=[a|b]`` a list.
     """
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         return text
     if not keys.is_text(key):

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.prompts import IMAGE_TAG, STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS, TEMPLATES
 from mgpt4_hpc.text_files import NotUtf8, read_utf8
@@ -162,7 +163,7 @@ def _with_defaults(nested: Mapping[str, Any], path: Path) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name in files:
         if name is not None and (configs / name).is_file():
-            below = yaml.safe_load((configs / name).read_text(encoding="utf-8"))
+            below = read_yaml(configs / name)
             below.pop("preprocess", None)  # the train files name their processors themselves
             merged = _over(merged, below)
     return _over(merged, nested)

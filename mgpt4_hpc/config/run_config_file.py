@@ -14,16 +14,20 @@ from pydantic import ValidationError
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.config.yaml_file import read_yaml
+from mgpt4_hpc.config.yaml_file import read_yaml, resolve_as_1_2
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.retry import PAUSES_S, retry_storage
+from mgpt4_hpc.run_dir import RunDir
 
+_HEAD = "# Resolved by mgpt4; the run reads this file at each start, up to its last line: ..."
+_END = "..."
+"""YAML's own mark of a document's end; a file that was cut, perhaps between two lines, lacks it."""
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
 
 
 def write_config(path: Path, resolved: Resolved) -> None:
     """Write every setting, also the defaults, with who set it as a comment on its line."""
-    lines = ["# Resolved by mgpt4; the run reads this file at each start."]
+    lines = [_HEAD]
     section = ""
     dumped = keys.flatten(resolved.config.model_dump(mode="json"))
     for key, value in dumped.items():
@@ -33,7 +37,7 @@ def write_config(path: Path, resolved: Resolved) -> None:
             section = parent
         origin = _one_line(resolved.origin(key))
         lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join([*lines, _END, ""]), encoding="utf-8")
 
 
 def rewrite_config(path: Path, resolved: Resolved) -> None:
@@ -55,6 +59,7 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
+resolve_as_1_2(_OneLineDumper)  # quoted is what either version takes for a number, say
 _OneLineDumper.add_representer(str, _represent_text)
 
 
@@ -75,7 +80,10 @@ def read_config(path: Path) -> Resolved:
 
     Raises:
         ConfigError: if the file is missing, broken or was edited into something invalid.
+        RunDamaged: if it is empty or cut.
     """
+    if _is_cut(path):
+        raise RunDir(path.parent).damaged(path)
     nested = read_yaml(path)
     try:
         config = RunConfig.model_validate(nested)
@@ -88,6 +96,17 @@ def read_config(path: Path) -> Resolved:
             "`mgpt4 resume RUN --set key=value`, not in the file",
         ) from None
     return Resolved(config, _origins(path.read_text(encoding="utf-8")))
+
+
+def _is_cut(path: Path) -> bool:
+    try:
+        text = path.read_bytes()
+    except OSError:
+        return False  # read_yaml says why
+    begun = text.startswith(_HEAD.encode()[: len(text)])
+    return (
+        b"\0" in text or not text.strip() or (begun and not text.endswith(f"\n{_END}\n".encode()))
+    )
 
 
 def read_own_config(path: Path, *, pauses_s: Sequence[float] = PAUSES_S) -> Resolved:

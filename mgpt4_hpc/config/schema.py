@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
 from mgpt4_hpc.prompts import (
@@ -22,17 +29,37 @@ from mgpt4_hpc.prompts import (
     template_faults,
 )
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+_MOST = 2**31 - 1
+Positive = Annotated[int, Field(gt=0, le=_MOST)]
+NonNegative = Annotated[int, Field(ge=0, le=_MOST)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+_Rate = Annotated[float, Field(ge=0, le=1)]
+"""A learning rate or decay: beyond 1 an optimizer step only ruins the weights."""
+_Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+_NUMBER = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
+"""A number that stands in quotes."""
 _SOURCE_NAME = r"^[A-Za-z0-9_.-]+$"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take a text or a truth value for a number."""
+        kind = cls.model_fields[str(info.field_name)].annotation
+        kinds = {getattr(one, "__origin__", one) for one in (kind, *get_args(kind))}
+        if not {int, float} & kinds or not isinstance(value, (bool, str)):
+            return value
+        if isinstance(value, str) and _NUMBER.fullmatch(value):
+            return float(value) if set(value) & set(".eE") else int(value)
+        raise ValueError("Input should be a valid number in decimal digits, as 100, 0.5 or 1e-4")
 
 
 class ModelConfig(_Section):
@@ -147,21 +174,21 @@ class TrainConfig(_Section):
     """Samples per rank and forward pass; accumulation is derived."""
     max_steps: Positive
     """Optimizer steps of the whole run."""
-    lr: Annotated[float, Field(gt=0)]
+    lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
-    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    min_lr: _Rate = 0.0
     """Learning rate at the end of the cosine."""
-    warmup_start_lr: Annotated[float, Field(ge=0)] = 1e-6
+    warmup_start_lr: _Rate = 1e-6
     """Learning rate of step 0."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up. The cosine is not shifted by it, as in the original."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    weight_decay: _Rate = 0.05
     """AdamW's decay, on matrices only."""
     beta1: Fraction = 0.9
     """AdamW's first moment."""
     beta2: Fraction = 0.999
     """AdamW's second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
     """Clip threshold; 0 is off, as in the original."""
@@ -179,11 +206,11 @@ class TrainConfig(_Section):
     """Images that they ask about, over all ranks; shown in TensorBoard with the answers."""
     eval_answer_tokens: Positive = 160
     """Longest of those answers."""
-    save_every_s: Annotated[float, Field(gt=0)] = 30.0
+    save_every_s: _Seconds = 30.0
     """Most seconds of work that a kill without warning can cost."""
-    hang_timeout_s: Annotated[float, Field(ge=0)] = 600.0
+    hang_timeout_s: Annotated[float, Field(ge=0, le=1e9)] = 600.0
     """A step that takes longer is a hang: stacks into the logs, end, requeue; 0 is never."""
-    slow_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
+    slow_timeout_s: _Seconds = 3600.0
     """The same for each part of the start-up, the first step, a validation and the last save."""
     max_nonfinite_steps: NonNegative = 20
     """Steps skipped for a NaN or infinite gradient before the run stops as hopeless."""
@@ -332,7 +359,7 @@ class RunConfig(_Section):
     """1 aligns on image-text pairs, 2 fine-tunes on conversations."""
     name: Annotated[str, Field(pattern=_NAME)] = "run"
     """Name of the run and of its Slurm job."""
-    seed: NonNegative = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Of the sample order, the prompts and the projector's start."""
     deterministic: bool = True
     """Same hardware, versions and world size give the same bits."""

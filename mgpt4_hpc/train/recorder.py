@@ -53,8 +53,8 @@ class HangNote:
             append_hang(self.folder, self.attempt, self.rank, host=host, **asdict(hang))
 
 
-class Recorder:
-    """What the loop records to; this one, of every rank but the first, writes nothing."""
+class SilentRecorder:
+    """Accepts everything and writes nothing: the recorder of every rank but the first."""
 
     def event(self, kind: Kind, **fields: object) -> None:
         """Write nothing."""
@@ -92,7 +92,7 @@ class Recorder:
         """Have nothing to close."""
 
 
-class FirstRankRecorder(Recorder):
+class Recorder(SilentRecorder):
     """Rank 0's recorder.
 
     Args:

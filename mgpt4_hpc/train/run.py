@@ -46,7 +46,7 @@ from mgpt4_hpc.train.inputs.loaders import Batches, open_batches
 from mgpt4_hpc.train.inputs.resolve import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.mfu import utilisation
-from mgpt4_hpc.train.recorder import FirstRankRecorder, HangNote, Recorder, say_at_each_rank
+from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
@@ -66,7 +66,7 @@ def run_training(
     *,
     claim: Mapping[str, Any],
     started_at: float | None = None,
-    end: Callable[[Outcome, Recorder], None] | None = None,
+    end: Callable[[Outcome, SilentRecorder], None] | None = None,
 ) -> Outcome:
     """Train a run from where it stands until it is finished or asked to stop.
 
@@ -87,7 +87,15 @@ def run_training(
     buckets = Buckets()
     if started_at is not None:
         buckets.add(START_UP, time.time() - started_at)
-    config = _checked_config(run, ranks)
+    config = read_own_config(run.config_file).config
+    if unset := unset_paths(config):
+        raise ConfigError("the settings are not complete", faults=unset)
+    if config.train.global_batch_size < ranks.world_size:
+        raise ConfigError(
+            f"train.global_batch_size {config.train.global_batch_size} is below the "
+            f"{ranks.world_size} ranks: some would have nothing to do",
+            fix="use fewer GPUs",
+        )
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
     hang_note = HangNote(run.ledger, ranks.rank)
@@ -99,14 +107,23 @@ def run_training(
                 lambda: retry_storage(lambda: _claim(run, claim))
             )
         processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
-        recorder = FirstRankRecorder(run, number) if ranks.is_first else Recorder()
-        _say_who_we_are(run, number, ranks, device)
+        recorder = Recorder(run, number) if ranks.is_first else SilentRecorder()
+        say_at_each_rank(
+            f"=== {run.name}: attempt {number}, rank {ranks.rank} of {ranks.world_size}, "
+            f"process {os.getpid()} on {platform.node()}, {device} ==="
+        )
         attempt = _Attempt(
             run, config, ranks, stop, device, number, recorder, buckets, watchdog, end
         )
-        facts = {"attempt": number, "processes": processes, "started_at": started_at}
         try:
-            recorder.event(Kind.START, **facts, device=device.type, **_surroundings(claim, ranks))
+            recorder.event(
+                Kind.START,
+                attempt=number,
+                processes=processes,
+                started_at=started_at,
+                device=device.type,
+                **_surroundings(claim, ranks),
+            )
             return attempt.go()
         except Exception as error:
             recorder.event(
@@ -117,27 +134,6 @@ def run_training(
             recorder.close()
     finally:
         watchdog.close()
-
-
-def _say_who_we_are(run: RunDir, attempt: int, ranks: Ranks, device: torch.device) -> None:
-    say_at_each_rank(
-        f"=== {run.name}: attempt {attempt}, rank {ranks.rank} of {ranks.world_size}, "
-        f"process {os.getpid()} on {platform.node()}, {device} ==="
-    )
-
-
-def _checked_config(run: RunDir, ranks: Ranks) -> RunConfig:
-    """The run's settings; raises ConfigError if these ranks cannot train by them."""
-    config = read_own_config(run.config_file).config
-    if unset := unset_paths(config):
-        raise ConfigError("the settings are not complete", faults=unset)
-    if config.train.global_batch_size < ranks.world_size:
-        raise ConfigError(
-            f"train.global_batch_size {config.train.global_batch_size} is below the "
-            f"{ranks.world_size} ranks: some would have nothing to do",
-            fix="use fewer GPUs",
-        )
-    return config
 
 
 def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
@@ -177,10 +173,10 @@ class _Attempt:
     stop: StopSource
     device: torch.device
     number: int
-    recorder: Recorder
+    recorder: SilentRecorder
     buckets: Buckets
     watchdog: Watchdog
-    end: Callable[[Outcome, Recorder], None] | None
+    end: Callable[[Outcome, SilentRecorder], None] | None
 
     def __post_init__(self) -> None:
         self.pacing = Pacing(self.recorder)
@@ -418,7 +414,7 @@ def _surroundings(claim: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _before_official(run: RunDir, attempt: int, recorder: Recorder) -> None:
+def _before_official(run: RunDir, attempt: int, recorder: SilentRecorder) -> None:
     """In the saver's thread, right before a checkpoint gets its name."""
     run.assert_newest(attempt)
     recorder.flush()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunLocked
+from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunDamaged, RunLocked
 from mgpt4_hpc.run_dir import RunDir, find_run, list_runs, read_json, write_json
 from tests.support.forked import in_processes
 
@@ -36,13 +36,16 @@ def test_a_run_that_cannot_be_made_says_where_to_put_it(tmp_path: Path) -> None:
         RunDir(tmp_path / "file" / "one").create({})
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{", '{"format_version": '])
-def test_what_is_no_run_is_told(run: RunDir, text: str | None) -> None:
-    if text is None:
-        run.identity_file.unlink()
-    else:
-        run.identity_file.write_text(text)
+def test_what_is_no_run_is_told(run: RunDir) -> None:
+    run.identity_file.unlink()
     with pytest.raises(NoSuchRun, match="no run directory"):
+        run.identity()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"format_version": '])
+def test_a_damaged_identity_is_told_with_the_file(run: RunDir, text: str) -> None:
+    run.identity_file.write_text(text)
+    with pytest.raises(RunDamaged, match=r"run\.json is damaged"):
         run.identity()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.data.index.index import ShardIndex, build_index, no_samples
+from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sources.pack import (
@@ -17,6 +18,7 @@ from mgpt4_hpc.data.sources.pack import (
     is_align_folder,
     pack_align_folder,
 )
+from mgpt4_hpc.disk import fsync_folder, sync_tree
 from mgpt4_hpc.errors import DataError, StorageTrouble
 from mgpt4_hpc.resources import expand_toy
 
@@ -30,7 +32,7 @@ def prepare_source(
     work_dir: Path,
     *,
     workers: int = 1,
-    on_shard: Callable[[int, int], None] = lambda done, total: None,
+    on_shard: Callable[[int, int], None] | None = None,
 ) -> Path:
     """The index of a source, built where there is none.
 
@@ -57,6 +59,8 @@ def prepare_source(
     else:
         shards = expand_shards(path, also="an unpacked cc_sbu_align folder")
     out = work_dir / f"{name}.index"
+    if not is_index(out):
+        out.unlink(missing_ok=True)  # this run made it, and a power loss took its content
     try:
         build_index(
             shards, out, name=name, workers=workers, storage_may_fail=False, on_shard=on_shard
@@ -82,17 +86,24 @@ def _packed(source: Path, out: Path) -> list[Path]:
     """Shards of a folder, packed anew if it changed since."""
     fingerprint = _fingerprint(source)
     mark = out / _FINGERPRINT
-    if mark.is_file() and mark.read_text() == fingerprint:
+    if mark.is_file() and mark.read_bytes() == f"{fingerprint}\n{_sizes(out)}".encode():
         return sorted(out.glob("*.tar"))
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch_beside(out) as holder:
         fresh = holder / "fresh"
         pack_align_folder(source, fresh)
-        (fresh / _FINGERPRINT).write_text(fingerprint)
+        (fresh / _FINGERPRINT).write_text(f"{fingerprint}\n{_sizes(fresh)}")
+        sync_tree(fresh)
         if out.exists():
             shutil.rmtree(out)
         fresh.rename(out)
+    fsync_folder(out.parent)
     return sorted(out.glob("*.tar"))
+
+
+def _sizes(packed: Path) -> str:
+    """Of the shards that were made, for one may have been cut since."""
+    return "".join(f"{path.name} {path.stat().st_size}\n" for path in sorted(packed.glob("*.tar")))
 
 
 def _fingerprint(source: Path) -> str:

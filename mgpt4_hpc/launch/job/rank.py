@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from mgpt4_hpc.config.schema import RunConfig
     from mgpt4_hpc.train.health.node_consensus import NodeConsensus
-    from mgpt4_hpc.train.recorder import Recorder
+    from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.state import Outcome
 
 
@@ -150,7 +150,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     # The other ranks' codes matter to nobody: they leave after rank 0.
     code = EXIT_RESUMABLE
 
-    def end(outcome: Outcome, recorder: Recorder) -> None:
+    def end(outcome: Outcome, recorder: SilentRecorder) -> None:
         nonlocal code
         code = _settle(run, start, source, outcome, recorder)
 
@@ -193,7 +193,7 @@ def _claim(run: RunDir, job: JobEnvironment) -> dict[str, object]:
 
 
 def _settle(
-    run: RunDir, start: JobStart, stop: StopSource, outcome: Outcome, recorder: Recorder
+    run: RunDir, start: JobStart, stop: StopSource, outcome: Outcome, recorder: SilentRecorder
 ) -> int:
     """Decide what follows; rank 0's exit code.
 

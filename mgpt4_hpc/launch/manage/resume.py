@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, config_digest, merge
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunAlive
-from mgpt4_hpc.formatting import time_limit
+from mgpt4_hpc.formatting import shell_word, time_limit
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
+from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.submit.preflight import preflight
@@ -105,7 +107,9 @@ def _resume(
     for key, (old, new) in changes.items():
         say(f"{run.name}: {key} {_shown(key, old)} -> {_shown(key, new)}")
     # A container has versions of its own, which only the job sees.
-    drift = version_drift(run) if changed.config.container.runtime == "none" else []
+    drift = (
+        version_drift(run, accepted=accept) if changed.config.container.runtime == "none" else []
+    )
     if drift and not accept:
         raise drifted(run, drift)
     dependency = _wait_for_start(changed, executor)
@@ -152,7 +156,7 @@ def _resume_dependents(run: RunDir, job_id: str | None, say: Callable[[str], Non
 
 def _assert_free(run: RunDir) -> RunOverview:
     seen = look_at([run])
-    row = seen.rows[0]
+    row, note = seen.rows[0], run.slurm / "job.json"
     if seen.unreachable is not None:
         raise seen.unreachable
     if row.state.is_live:
@@ -160,6 +164,12 @@ def _assert_free(run: RunDir) -> RunOverview:
             f"{run.name} is alive: {row.text} (job {row.job_id})",
             why="two jobs on one run would fence each other off",
             fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save",
+        )
+    if row.state is not RunState.FINISHED and read_facts(run).job_is_lost:
+        raise run.damaged(
+            note,
+            f"if `squeue --me --name {shell_word(run.name)}` shows no job of it: "
+            f"rm {shlex.quote(str(note))}, then resume it again",
         )
     return row
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,16 +13,16 @@ from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.run_dir import RunDir, read_json
-from mgpt4_hpc.telemetry.attempts import Attempt, summarise
+from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Beat, read_heartbeat
+from mgpt4_hpc.telemetry.ledger import summary_records
 
 _LEDGER = re.compile(r"(attempt|supervisor)-(\d{4,})\.jsonl")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 _HEAD_BYTES = 8 * 1024
 _TAIL_BYTES = 24 * 1024
 _PROGRESS = b'"kind": "steps"'
-_LOSS = b'"loss"'
 # `write_config` puts one setting on a line. Parsing YAML costs 100 times as much.
 _STEPS_LINE = re.compile(r"^  max_steps: (\d+)\b", re.MULTILINE)
 _BATCH_LINE = re.compile(r"^  global_batch_size: (\d+)\b", re.MULTILINE)
@@ -56,6 +55,7 @@ class RunFacts:
         created: as run.json has it.
         max_steps, global_batch_size: of its configuration; None where it cannot be read.
         job: the newest job; None if it was never submitted.
+        job_is_lost: the note of the newest job is there, and is empty or cut.
         attempts: summaries, oldest first. Counts of saves and substitutions are those of a
             ledger's beginning and end only; `history` reads them whole.
         beat: last sign of life.
@@ -74,6 +74,7 @@ class RunFacts:
     max_steps: int | None = None
     global_batch_size: int | None = None
     job: JobRef | None = None
+    job_is_lost: bool = False
     attempts: list[Attempt] = field(default_factory=list)
     beat: Beat | None = None
     checkpoint_step: int | None = None
@@ -114,7 +115,8 @@ def read_facts(run: RunDir) -> RunFacts:
     identity = _json(run.identity_file)
     ledgers = _read_ledgers(run.ledger)
     attempts = summarise([(number, *both) for number, both in sorted(ledgers.items())])
-    job = _job(_json(run.slurm / "job.json"), [records for records, _ in ledgers.values()])
+    noted = _json(run.slurm / "job.json")
+    job = _job(noted, [records for records, _ in ledgers.values()])
     newest = _newest_values([records for records, _ in ledgers.values()])
     max_steps, batch = _sizes(run)
     step, saved_at = _newest_checkpoint(run.checkpoints)
@@ -125,6 +127,7 @@ def read_facts(run: RunDir) -> RunFacts:
         max_steps=max_steps,
         global_batch_size=batch,
         job=job,
+        job_is_lost=not noted and (run.slurm / "job.json").exists(),
         attempts=attempts,
         beat=read_heartbeat(run.heartbeat),
         checkpoint_step=step,
@@ -137,7 +140,7 @@ def read_facts(run: RunDir) -> RunFacts:
     )
 
 
-Records = list[Mapping[str, Any]]
+Records = list[Record]
 
 
 def _read_ledgers(folder: Path) -> dict[int, tuple[Records, Records]]:
@@ -161,35 +164,17 @@ def _edge_records(path: Path) -> Records:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= _HEAD_BYTES + _TAIL_BYTES:
-                return _parse(file.read().split(b"\n"))
+                return summary_records(file.read().split(b"\n"))
             head = file.read(_HEAD_BYTES).split(b"\n")[:-1]
             file.seek(size - _TAIL_BYTES)
             tail = file.read().split(b"\n")[1:]
             if not any(_PROGRESS in line for line in tail):
                 # Hundreds of bad samples in a row: then the whole file must be read.
                 file.seek(0)
-                return _parse(file.read().split(b"\n"))
-            return _parse(head + tail)
+                return summary_records(file.read().split(b"\n"))
+            return summary_records(head + tail)
     except OSError:
         return []
-
-
-def _parse(lines: list[bytes]) -> Records:
-    """The records, of the progress lines the newest only: they are nearly all of a ledger."""
-    progress = [number for number, line in enumerate(lines) if _PROGRESS in line]
-    keep = {*progress[-1:], *[n for n in progress if _LOSS in lines[n]][-1:]}
-    passed_over = set(progress) - keep
-    records: Records = []
-    for number, line in enumerate(lines):
-        if number in passed_over or not line:
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue  # torn by a kill
-        if isinstance(record, Mapping) and isinstance(record.get("t"), (int, float)):
-            records.append(record)
-    return records
 
 
 def _job(job_file: Mapping[str, Any], ledgers: list[Records]) -> JobRef | None:

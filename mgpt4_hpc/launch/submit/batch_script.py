@@ -15,6 +15,7 @@ from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
+from mgpt4_hpc.launch.submit.integrity import seal_lines
 from mgpt4_hpc.ownership import shell_check
 from mgpt4_hpc.run_dir import RunDir
 
@@ -149,6 +150,7 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "set +e",
         "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
         "trap : TERM USR1 USR2",
+        *seal_lines(run, shlex.quote(str(run.path))),
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
         "# a start that Slurm makes of a run which is over ends here",

@@ -13,8 +13,11 @@ from pathlib import Path
 import mgpt4_hpc
 from mgpt4_hpc.errors import MgptError
 
-_PACKAGE = Path(mgpt4_hpc.__file__).resolve().parent
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "toy_world", "_configs", "_slurm")
+PACKAGE = Path(mgpt4_hpc.__file__).resolve().parent
+"""The package that this process runs."""
+
+# Byte code comes along: what a job writes itself, no power loss spares, so it is not kept.
+_LEFT_OUT = shutil.ignore_patterns("toy_world", "_configs", "_slurm")
 
 
 def take_snapshot(target: Path) -> str:
@@ -26,9 +29,9 @@ def take_snapshot(target: Path) -> str:
     Raises:
         MgptError: if the copy fails.
     """
-    copy = target / _PACKAGE.name
+    copy = target / PACKAGE.name
     try:
-        shutil.copytree(_PACKAGE, copy, ignore=_LEFT_OUT)
+        shutil.copytree(PACKAGE, copy, ignore=_LEFT_OUT)
     except (OSError, shutil.Error) as error:
         raise MgptError(
             f"the code could not be copied to {copy}: {error}", fix="check space and permissions"
@@ -36,7 +39,7 @@ def take_snapshot(target: Path) -> str:
     return code_digest(copy)
 
 
-def code_digest(package: Path = _PACKAGE) -> str:
+def code_digest(package: Path = PACKAGE) -> str:
     """Digest of a package's Python sources, by relative name and content."""
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(package.rglob("*.py")):

@@ -33,6 +33,7 @@ from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
 from mgpt4_hpc.launch.submit.container import rank_python
+from mgpt4_hpc.launch.submit.integrity import mend, seal
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 
@@ -80,6 +81,8 @@ def complete_run(
         digest = take_snapshot(partial) if code_of is None else _share_code(code_of, partial)
         write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
         partial.rename(run.code)
+    else:
+        mend(run)
     # Anew at each submission: the environment may have moved since the last.
     write_shim(run.slurm / "python", rank_python(config.container) if config else sys.executable)
 
@@ -285,6 +288,7 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
     executor = make_executor(run, resolved.config, dependency)
     script = executor.render()
     script_path(run).write_text(script, encoding="utf-8")
+    seal(run)
     try:
         with _environment(commands.clean_environment(os.environ)):
             job = executor.submit(StageTask(str(run.path)))
@@ -295,6 +299,7 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
             "sbatch is not installed here",
             fix="log in to a submit node of the cluster, or use --executor local",
         ) from error
+    seal(run, job.paths.submitted_pickle)
     return Submitted(run, "slurm", str(job.job_id))
 
 
@@ -331,10 +336,10 @@ def translate(message: str, script: str) -> MgptError:
             f"sbatch cannot reach Slurm: {text}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
-    for word, options, mend in _COMPLAINTS:
+    for word, options, fix in _COMPLAINTS:
         values = [f"--{name}={asked[name]}" for name in options if name in asked]
         if word in text.lower() and values:
-            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=mend)
+            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=fix)
     return SlurmRejected(
         f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
     )

@@ -18,9 +18,11 @@ import yaml
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import parse_assignments
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.yaml_file import parse_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
 from mgpt4_hpc.launch.submit.batch_script import BatchExecutor, make_executor, slurm_parameters
+from mgpt4_hpc.launch.submit.integrity import seal, seal_lines
 from mgpt4_hpc.ownership import shell_check
 from mgpt4_hpc.run_dir import RunDir
 
@@ -91,7 +93,7 @@ def parse_axes(options: Sequence[str], fixed: Iterable[str] = ()) -> list[Axis]:
 def _split(listed: str) -> tuple[str, ...]:
     if listed.lstrip().startswith("["):
         try:
-            items = yaml.safe_load(listed)
+            items = parse_yaml(listed)
         except yaml.YAMLError:
             return ()
         return tuple(item if isinstance(item, str) else _flow(item) for item in items)
@@ -164,6 +166,7 @@ def render_array(
     task = f'{tasks}/"$SLURM_ARRAY_TASK_ID"'
     # The link leads to the run's slurm folder; who gets there is for the run's own to say.
     check = [*shell_check(shlex.quote(str(sweep.path))), *shell_check(f"{task}/..")]
+    check += seal_lines(RunDir(sweep.path), f"{task}/..")
     parameters |= {"job_name": sweep.name, "setup": check, "teardown": None, "use_srun": False}
     executor = BatchExecutor(folder=sweep.path, python="")
     executor.update_parameters(**parameters)
@@ -186,5 +189,7 @@ def write_scripts(
 ) -> None:
     """Write the array's script and each run's. Raises OSError."""
     for run, config in tasks:
-        (run.slurm / "job.sbatch").write_text(render_task(run, config), encoding="utf-8")
+        script = run.slurm / "job.sbatch"
+        script.write_text(render_task(run, config), encoding="utf-8")
+        seal(run, script)
     sweep.script.write_text(array_script, encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -66,10 +67,10 @@ def check_pins(
     found = {**found, **decisive_versions()}
     noted = noted_versions()
     accepted = _accepted_by(run)
-    if not run.pins_file.exists():
+    pinned = read_pins(run, accepted=accepted is not None)
+    if pinned is None:
         _write(run, found, about, noted)
     else:
-        pinned = read_json(run.pins_file)
         minor = _differences(pinned.get(_NOTED, {}), noted, _same_keys)
         changed = _differences(pinned, found, _grown)
         if changed and accepted is None:
@@ -83,15 +84,40 @@ def check_pins(
     run.drift_accepted.unlink(missing_ok=True)  # for this start, not for ever
 
 
-def version_drift(run: RunDir) -> list[str]:
+def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:
+    """What the run is held to; None if its next start pins it.
+
+    Args:
+        run: the run.
+        accepted: whether a person accepts what changed, also if nobody knows what.
+
+    Raises:
+        RunDamaged: the file is empty or cut, and a checkpoint was made under it.
+    """
+    try:
+        return read_json(run.pins_file)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        if accepted or not any(run.checkpoints.glob("step-*")):
+            return None
+        raise run.damaged(
+            run.pins_file,
+            "restore it from a backup; if data, weights and libraries are what they were: "
+            f"`mgpt4 resume {shlex.quote(str(run.path))} --accept-drift` pins the run to what is "
+            "there now",
+        ) from None
+
+
+def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
     """How this environment's libraries differ from those that the run is held to.
 
     For the login node, before a job waits in the queue; a run without pins is free.
+
+    Raises:
+        RunDamaged: see :func:`read_pins`.
     """
-    try:
-        pinned = read_json(run.pins_file)
-    except (OSError, ValueError):
-        return []
+    pinned = read_pins(run, accepted=accepted) or {}
     mine = {key: pinned[key] for key in decisive_versions() if key in pinned}
     return _differences(mine, decisive_versions(), _same_keys)
 

@@ -24,7 +24,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
 from mgpt4_hpc.train.inputs.pins import check_pins
-from mgpt4_hpc.train.recorder import Recorder
+from mgpt4_hpc.train.recorder import SilentRecorder
 
 
 @dataclass
@@ -52,7 +52,7 @@ def find_inputs(
     config: RunConfig,
     bundle: Bundle,
     store: CheckpointStore,
-    recorder: Recorder,
+    recorder: SilentRecorder,
     device: torch.device,
     *,
     on_progress: Callable[[], None] = lambda: None,
@@ -74,7 +74,23 @@ def find_inputs(
         DataError, WeightsError: something is missing or broken.
         RunLocked: something is not what it was at the run's first start.
     """
-    indexes, digests = _index_sources(run, config, recorder, on_progress)
+    indexes: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for source in config.data.sources:
+        if is_url(source.path):
+            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
+            continue
+        path = prepare_source(
+            source.name,
+            Path(source.path),
+            Path(source.index) if source.index else None,
+            run.data,
+            on_shard=lambda done, total: on_progress(),
+        )
+        index = ShardIndex.open(path)
+        indexes[source.name], digests[source.name] = str(path), index.digest
+        if index.left_out:
+            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
     check_pins(
@@ -94,37 +110,6 @@ def find_inputs(
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
     )
     store.clean_stale()
-    checkpoint = _newest_checkpoint(store, recorder)
-    if is_streamed(config):
-        _tell_of_streams(recorder, checkpoint is not None)
-    return Inputs(indexes, start, checkpoint)
-
-
-def _index_sources(
-    run: RunDir, config: RunConfig, recorder: Recorder, on_progress: Callable[[], None]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Path and digest of each source's index, by the source's name; made where there is none."""
-    indexes: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for source in config.data.sources:
-        if is_url(source.path):
-            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
-            continue
-        path = prepare_source(
-            source.name,
-            Path(source.path),
-            Path(source.index) if source.index else None,
-            run.data,
-            on_shard=lambda done, total: on_progress(),
-        )
-        index = ShardIndex.open(path)
-        indexes[source.name], digests[source.name] = str(path), index.digest
-        if index.left_out:
-            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
-    return indexes, digests
-
-
-def _newest_checkpoint(store: CheckpointStore, recorder: Recorder) -> Checkpoint | None:
     checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
     if checkpoint is not None:
         recorder.event(
@@ -134,7 +119,9 @@ def _newest_checkpoint(store: CheckpointStore, recorder: Recorder) -> Checkpoint
             path=checkpoint.path.name,
         )
         recorder.say(f"going on from {checkpoint.path.name}")
-    return checkpoint
+    if is_streamed(config):
+        _tell_of_streams(recorder, checkpoint is not None)
+    return Inputs(indexes, start, checkpoint)
 
 
 def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
@@ -146,12 +133,12 @@ def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
     return any(not Path(path).exists() for path in paths if path and not set(path) & set("{}*?:"))
 
 
-def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
+def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:
     recorder.event(Kind.DRIFT, what=what, accepted=accepted)
     recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
 
 
-def _tell_of_streams(recorder: Recorder, resumed: bool) -> None:
+def _tell_of_streams(recorder: SilentRecorder, resumed: bool) -> None:
     recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
     what = "streams cannot be resumed where they stood: they began anew"
     if resumed:
@@ -186,7 +173,7 @@ def _find_features(
     return cache.content
 
 
-def _report_bad(recorder: Recorder, path: Path, why: str) -> None:
+def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:
     recorder.event(Kind.DAMAGED, path=path.name, reason=why)
     recorder.say(
         f"WARNING: checkpoint {path.name} cannot be used ({why}); falling back to an older one"

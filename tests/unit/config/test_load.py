@@ -112,7 +112,7 @@ def test_a_float_is_one_however_yaml_1_1_reads_it(file: Path, text: str) -> None
         ("model.projector=", "model.projector", None),
         ("prompt={} said", "text.prompt", "{} said"),
         ("setup=[module load cuda]", "launch.setup", ["module load cuda"]),
-        ("deterministic=no", "deterministic", False),
+        ("deterministic=false", "deterministic", False),
         ("stage=2", "stage", 2),
     ],
 )
@@ -124,7 +124,7 @@ def test_a_text_is_taken_as_it_stands_and_anything_else_as_yaml(
 
 def test_the_environment_says_which_of_its_variables_are_settings() -> None:
     environ = {"MGPT4_LR": "1e-3", "MGPT4_LAUNCH__GPUS": "4", "MGPT4_RUNS_DIR": "/r", "HOME": "/h"}
-    expected = {"train.lr": "1e-3", "launch.gpus": 4, "launch.runs_dir": "/r"}
+    expected = {"train.lr": 1e-3, "launch.gpus": 4, "launch.runs_dir": "/r"}
     assert env_layer(environ) == (("environment", expected), [])
     (fault,) = env_layer({"MGPT4_TRAIN__LRR": "1"})[1]
     assert re.match(r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?", fault)

@@ -12,15 +12,14 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.submit import code_snapshot
 
 
-def test_the_package_travels_without_data_and_caches(tmp_path: Path) -> None:
+def test_the_package_travels_without_data(tmp_path: Path) -> None:
     digest = code_snapshot.take_snapshot(tmp_path / "code")
     copy = tmp_path / "code" / "mgpt4_hpc"
     assert digest == code_snapshot.code_digest() == code_snapshot.code_digest(copy)
     names = {path.name for path in copy.rglob("*")}
     assert "task.py" in names
-    assert not names & {"__pycache__", "toy_world", "_configs", "_slurm"}
-    assert not list(copy.rglob("*.pyc"))
-    assert sum(path.stat().st_size for path in copy.rglob("*") if path.is_file()) < 5e6
+    assert not names & {"toy_world", "_configs", "_slurm"}
+    assert sum(path.stat().st_size for path in copy.rglob("*.py")) < 5e6
 
 
 def test_a_job_runs_the_snapshot_and_not_the_checkout_beside_it(tmp_path: Path) -> None:
