@@ -1,4 +1,4 @@
-"""Conversation templates and stop symbols, shared by training, evaluation and chat.
+"""Conversations, their templates and stop symbols, shared by training, evaluation and chat.
 
 The texts are MiniGPT-4's own (its ``alignment.txt`` and ``prompt_template`` settings): a model
 answers only in the format that it was fine-tuned in.
@@ -6,6 +6,7 @@ answers only in the format that it was fine-tuned in.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mgpt4_hpc.errors import ConfigError
@@ -14,6 +15,7 @@ IMAGE_SLOT = "<ImageHere>"
 """Marks where the image tokens go; it never reaches the tokenizer."""
 
 IMAGE_TAG = f"<Img>{IMAGE_SLOT}</Img>"
+BEFORE_IMAGE, AFTER_IMAGE = IMAGE_TAG.split(IMAGE_SLOT)
 
 PROMPT_SLOT = "{}"
 """Marks where image and instruction go in a conversation format."""
@@ -26,44 +28,124 @@ STAGE2_INSTRUCTIONS: tuple[str, ...] = (
 )
 
 
+Piece = str | None
+"""Part of a question: a text, or None for the next image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A question and its answer.
+
+    Attributes:
+        question: texts and images in their order; one space stands between neighbours.
+        answer: without its end symbol; None while it is asked for.
+    """
+
+    question: tuple[Piece, ...]
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation: at least one turn; the n-th None in its questions is the n-th image."""
+
+    turns: tuple[Turn, ...]
+    system: str = ""
+
+    @property
+    def num_images(self) -> int:
+        """Images in all questions."""
+        return sum(turn.question.count(None) for turn in self.turns)
+
+    def first(self, count: int) -> Dialogue:
+        """Its first ``count`` turns."""
+        return Dialogue(self.turns[:count], self.system)
+
+    def transcript(self) -> str:
+        """The conversation as one text, for people."""
+        lines = [f"System: {self.system}"] if self.system else []
+        for turn in self.turns:
+            asked = " ".join("<image>" if piece is None else piece for piece in turn.question)
+            lines += [f"Q: {asked}", f"A: {turn.answer or ''}"]
+        return "\n".join(lines)
+
+
 @dataclass(frozen=True)
 class Template:
     """How one language model is spoken to.
 
     Attributes:
         name: the value of the setting ``text.template``.
-        prompt: the conversation up to the answer, with one ``{}`` for image and instruction.
+        prompt: the conversation up to the answer, with one ``{}`` for images and question.
         end_symbol: what ends an answer in stage 2, and stops generation.
+        system: a system prompt, in place of its ``{}``.
+        system_inside: it stands before the first question, and not before the conversation.
     """
 
     name: str
     prompt: str
     end_symbol: str
+    system: str = PROMPT_SLOT
+    system_inside: bool = False
 
     def render(self, instruction: str) -> str:
         """Full prompt for one image and one instruction."""
+        return IMAGE_SLOT.join(self.opening((None, instruction)))
+
+    def opening(
+        self, question: Sequence[Piece], *, system: str = "", later: bool = False
+    ) -> list[str]:
+        """The texts around the images of a question, from its beginning to where the answer begins.
+
+        ``later`` is for a turn behind an answer, whose end symbol may be how a turn begins, as in
+        ``###Human:``.
+        """
+        texts = [""]
+        for place, piece in enumerate(question):
+            texts[-1] += " " if place else ""
+            if piece is None:
+                texts[-1] += BEFORE_IMAGE
+                texts.append(AFTER_IMAGE)
+            else:
+                texts[-1] += piece
         # Not str.format: other models' formats may hold braces of their own.
-        return self.prompt.replace(PROMPT_SLOT, f"{IMAGE_TAG} {instruction}", 1)
+        before, _, after = self.prompt.partition(PROMPT_SLOT)
+        told = self.system.replace(PROMPT_SLOT, system, 1) if system else ""
+        texts[0] = before + told + texts[0] if self.system_inside else told + before + texts[0]
+        texts[-1] += after
+        if later:
+            texts[0] = texts[0].removeprefix(self.end_symbol)
+        return texts
 
 
 TEMPLATES: dict[str, Template] = {
     template.name: template
     for template in (
         Template("vicuna_v0", "###Human: {} ###Assistant: ", "###"),
-        Template("llama2", "[INST] {} [/INST] ", "</s>"),
+        Template(
+            "llama2",
+            "[INST] {} [/INST] ",
+            "</s>",
+            system="<<SYS>>\n{}\n<</SYS>>\n\n",
+            system_inside=True,
+        ),
     )
 }
+
+MODEL_TEMPLATE = Template("model", PROMPT_SLOT, "")
+"""Stands for the chat template of the language model's own tokenizer."""
 
 STAGE1_END_SYMBOL = "\n"
 
 
 def get_template(name: str) -> Template:
     """Template of that name. Raises ConfigError with the known names otherwise."""
+    known = {**TEMPLATES, MODEL_TEMPLATE.name: MODEL_TEMPLATE}
     try:
-        return TEMPLATES[name]
+        return known[name]
     except KeyError:
         raise ConfigError(
-            f"unknown prompt template {name!r}", fix=f"use one of: {', '.join(sorted(TEMPLATES))}"
+            f"unknown prompt template {name!r}", fix=f"use one of: {', '.join(sorted(known))}"
         ) from None
 
 

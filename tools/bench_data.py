@@ -12,6 +12,9 @@ of processor time (user + system, workers included), which is what one core give
 machine is; `wall_*`: by the clock. `ours_resume_s`, `webdataset_resume_s`: from nothing to the
 first batch behind `resume_at` samples, half an epoch; webdataset reads through what was consumed,
 without decoding it (and, its shuffle being seeded anew, arrives at other samples).
+
+`conversations` and `original_size` hold the same rates, without workers, of conversations of three
+turns about one image of 224 px, and of captions with images of 640 x 480.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +42,15 @@ import torch
 import webdataset as wds
 from PIL import Image
 
+from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.data.batching.batch import Batch, collate
 from mgpt4_hpc.data.batching.loader import StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+from mgpt4_hpc.data.index.conversations import parse_conversation
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.prompts import TEMPLATES, Dialogue
 
 LLM = Path(__file__).resolve().parent.parent / "mgpt4_hpc" / "toy_world" / "weights" / "llm"
 SIZE = 224
@@ -51,15 +58,23 @@ BATCH = 32
 WORDS = ["a", "the", "dog", "cat", "house", "tree", "photo", "of", "two", "red", "small", "street"]
 KINDS = 64
 """Different pictures, repeated."""
+TURNS = 3
 
 
-def make_shards(folder: Path, num_shards: int, per_shard: int) -> list[Path]:
+def make_shards(
+    folder: Path,
+    num_shards: int,
+    per_shard: int,
+    size: tuple[int, int] = (SIZE, SIZE),
+    talking: bool = False,
+) -> list[Path]:
     random = np.random.default_rng(0)
+    folder.mkdir(exist_ok=True)
     images = []
     for _ in range(KINDS):
         coarse = Image.fromarray(random.integers(0, 256, (28, 28, 3), dtype=np.uint8))
         data = io.BytesIO()
-        coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(data, "JPEG", quality=95)
+        coarse.resize(size, Image.Resampling.BICUBIC).save(data, "JPEG", quality=95)
         images.append(data.getvalue())
     paths = []
     for shard in range(num_shards):
@@ -70,15 +85,26 @@ def make_shards(folder: Path, num_shards: int, per_shard: int) -> list[Path]:
                 caption = " ".join(random.choice(WORDS, 10))
                 record = {"url": f"https://example.org/{key}.jpg", "caption": caption, "key": key}
                 record |= {"status": "success", "width": SIZE, "height": SIZE, "sha256": "0" * 64}
-                for ending, content in (
-                    ("jpg", images[int(random.integers(KINDS))]),
-                    ("json", json.dumps(record).encode()),
-                    ("txt", caption.encode()),
-                ):
+                parts = [("jpg", images[int(random.integers(KINDS))])]
+                if talking:
+                    parts.append(("json", json.dumps(conversation(random)).encode()))
+                else:
+                    parts += [("json", json.dumps(record).encode()), ("txt", caption.encode())]
+                for ending, content in parts:
                     info = tarfile.TarInfo(f"{key}.{ending}")
                     info.size, info.mtime = len(content), 1700000000.25
                     tar.addfile(info, io.BytesIO(content))
     return paths
+
+
+def conversation(random: np.random.Generator) -> dict[str, Any]:
+    """Three questions and answers about one image, as LLaVA writes them."""
+    said = []
+    for turn in range(TURNS):
+        asked = " ".join(random.choice(WORDS, 8))
+        said.append({"from": "human", "value": asked if turn else f"<image>\n{asked}"})
+        said.append({"from": "gpt", "value": " ".join(random.choice(WORDS, 25))})
+    return {"conversations": said}
 
 
 def ours(index: ShardIndex, spec: TextSpec, workers: int, start: int) -> StepLoader:
@@ -104,7 +130,12 @@ class Plain:
     def __call__(self, sample: dict[str, Any]) -> tuple[str, np.ndarray, Any]:
         image = sample["jpg"].resize((SIZE, SIZE), Image.Resampling.BICUBIC)  # a copy: same size
         pixels = np.asarray(image).transpose(2, 0, 1)
-        return sample["__key__"], pixels, build_sequence(self.spec, sample["json"]["caption"])
+        record = sample["json"]
+        if "caption" in record:
+            text: str | Dialogue = record["caption"]
+        else:
+            text = parse_conversation(record).dialogue
+        return sample["__key__"], pixels, build_sequence(self.spec, text)
 
     def batch(self, samples: list[tuple[str, np.ndarray, Any]]) -> Batch:
         keys, pixels, sequences = zip(*samples, strict=True)
@@ -166,6 +197,7 @@ def token_spec() -> TextSpec:
     return TextSpec(
         encode=tokenizer.encode, bos_id=tokenizer.bos_id, pad_id=tokenizer.pad_id,
         num_image_tokens=32, max_answer_tokens=32, end_symbol="\n", clean=True,
+        chat_format=TemplateFormat(TEMPLATES["vicuna_v0"], tokenizer.encode, tokenizer.bos_id),
     )  # fmt: skip
 
 
@@ -220,7 +252,29 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         ("webdataset", lambda: take_webdataset(webdataset(paths, spec, 0, skip), 1)),
     ):
         result[f"{name}_resume_s"] = round(min(cost(work)[1] for _ in range(options.rounds)), 4)
+    talk = replace(spec, clean=False, max_answer_tokens=160)
+    square, usual = (SIZE, SIZE), (640, 480)
+    for name, size, text in (("conversations", square, talk), ("original_size", usual, spec)):
+        paths = make_shards(folder / name, 1, options.per_shard, size, talking=text is talk)
+        result[name] = race(paths, folder / f"{name}.index", text, options)
     return result
+
+
+def race(
+    paths: list[Path], out: Path, spec: TextSpec, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Rates without workers, per second of processor time; the best of the rounds, in turns."""
+    build_index(paths, out)
+    best = {"ours": float("inf"), "webdataset": float("inf")}
+    for _ in range(options.rounds):
+        for name, work in (
+            ("ours", lambda: take_ours(ours(ShardIndex.open(out), spec, 0, 0), options.batches)),
+            ("webdataset", lambda: take_webdataset(webdataset(paths, spec, 0, 0), options.batches)),
+        ):
+            best[name] = min(best[name], cost(work)[0])
+    count = options.batches * BATCH
+    rates = {f"{name}_samples_per_s": round(count / seconds) for name, seconds in best.items()}
+    return {**rates, "ratio": round(best["webdataset"] / best["ours"], 3)}
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import torch
 
     from mgpt4_hpc.data.batching.batch import Batch
+    from mgpt4_hpc.data.batching.text import TokenSequence
     from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
     from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
@@ -163,10 +164,24 @@ def make_batches(setup: Setup, stage: str) -> list[Batch]:
     """The stage's texts as the package's own micro-batches; their pixels are placeholders."""
     import numpy as np
 
+    from mgpt4_hpc.chat_format import TemplateFormat
     from mgpt4_hpc.data.batching.batch import collate
     from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+    from mgpt4_hpc.prompts import IMAGE_TAG, PROMPT_SLOT, Dialogue, Template, Turn
 
     expected, arch = setup.expected, setup.model.architecture
+
+    def format_of(prompt: str) -> TemplateFormat:
+        text = prompt.replace(IMAGE_TAG, PROMPT_SLOT)
+        template = Template("given", text, expected[f"{stage}.end_symbol"])
+        return TemplateFormat(template, setup.tokenizer.encode, setup.tokenizer.bos_id)
+
+    def sequence_of(answer: str, prompt: str | None) -> TokenSequence:
+        if prompt is None:
+            return build_sequence(spec, answer)
+        given = replace(spec, chat_format=format_of(prompt))
+        return build_sequence(given, Dialogue((Turn((None,), answer),)))
+
     spec = TextSpec(
         encode=setup.tokenizer.encode,
         bos_id=setup.tokenizer.bos_id,
@@ -174,11 +189,12 @@ def make_batches(setup: Setup, stage: str) -> list[Batch]:
         num_image_tokens=arch.num_image_tokens,
         max_answer_tokens=expected[f"{stage}.max_text_tokens"],
         end_symbol=expected[f"{stage}.end_symbol"],
+        chat_format=format_of(IMAGE_TAG),
         keep_end_symbol=False,  # the original cuts it off
     )
     answers = expected[f"{stage}.answers"]
     prompts = expected.get(f"{stage}.prompts") or repeat(None)
-    sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
+    sequences = [sequence_of(a, p) for a, p in zip(answers, prompts, strict=False)]
     pictures = np.zeros((len(answers), 3, arch.image_size, arch.image_size), dtype=np.uint8)
     if setup.path.cached:
         pictures = setup.model.encode_images(setup.tensors[f"{stage}.images"]).numpy()

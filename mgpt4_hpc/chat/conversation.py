@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc import prompts
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.output_files import check_output
-from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG, PROMPT_SLOT, Template
+from mgpt4_hpc.prompts import Dialogue, Template
 from mgpt4_hpc.run_dir import write_json
 
 FORMAT_VERSION = 1
@@ -32,13 +33,10 @@ class Turn:
 
 @dataclass
 class Conversation:
-    """Turns so far, in the format of one language model.
-
-    The first question with one image is exactly the prompt that stage 2 trains on. Later turns
-    follow as the original's demo strings them together: each answer ended by its symbol.
+    """Turns so far, with one language model.
 
     Attributes:
-        template: the format.
+        template: the format that it is held in.
         turns: what was said.
         pending: names of images that go with the next question.
     """
@@ -52,23 +50,21 @@ class Conversation:
         """Names of all images, in the order in which the model sees them."""
         return [name for turn in self.turns for name in turn.images] + self.pending
 
-    def prompt(self, question: str) -> str:
-        """Everything said so far and the question, up to where the answer begins.
+    def dialogue(self, question: str) -> Dialogue:
+        """Everything said so far and the question; its images stand before each question.
 
         Raises:
-            ConfigError: if the question is empty or contains the image mark.
+            ConfigError: if the question is empty.
         """
         if not question.strip():
             raise ConfigError("the question is empty", fix="ask something about the image")
-        if IMAGE_SLOT in question:
-            raise ConfigError(
-                f"the question contains {IMAGE_SLOT}, which marks where an image goes",
-                fix="leave it out; images are added by themselves",
+        asked = [(len(turn.images), turn.question, turn.answer) for turn in self.turns]
+        return Dialogue(
+            tuple(
+                prompts.Turn((*[None] * num_images, text), answer)
+                for num_images, text, answer in [*asked, (len(self.pending), question, None)]
             )
-        text = ""
-        for turn in self.turns:
-            text += self._opened(text, turn.question, len(turn.images)) + turn.answer
-        return text + self._opened(text, question, len(self.pending))
+        )
 
     def add(self, question: str, answer: str) -> Turn:
         """Note a turn; the pending images belong to it."""
@@ -130,14 +126,6 @@ class Conversation:
                 fix="use the checkpoint that the conversation was held with",
             )
         return cls(template, turns, pending)
-
-    def _opened(self, before: str, question: str, num_images: int) -> str:
-        """The template with images and question, behind the end of the answer before it."""
-        said = f"{IMAGE_TAG} " * num_images + question
-        text = self.template.prompt.replace(PROMPT_SLOT, said, 1)
-        end = self.template.end_symbol
-        # In "###Human: ..." the next turn's beginning is the end symbol; elsewhere it is written.
-        return text if not before or text.startswith(end) else end + text
 
 
 def _read(path: Path) -> tuple[str, list[Turn], list[str]]:

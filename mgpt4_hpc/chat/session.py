@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.chat.conversation import Conversation
+from mgpt4_hpc.chat_format import Layout
 from mgpt4_hpc.data.images.image_file import picture_pixels, read_picture
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.generation.answer import Answer
@@ -79,10 +80,11 @@ class ChatSession:
                 fills the language model's context.
         """
         question = question.strip()
-        prompt = self.conversation.prompt(question)
+        dialogue = self.conversation.dialogue(question)
         if not self._features:
             raise ConfigError("there is no image to talk about yet", fix=self.ways.add)
         features_NIQ = torch.cat(self._features)
+        prompt = self.chat_model.prompt(dialogue)
         answer = yield from self.chat_model.stream(prompt, features_NIQ, self._fitting(prompt))
         self.conversation.add(question, answer.text)
         return answer
@@ -114,7 +116,7 @@ class ChatSession:
             self.add_image(Path(name))
         self.conversation = saved
 
-    def _fitting(self, prompt: str) -> Sampling:
+    def _fitting(self, prompt: Layout) -> Sampling:
         """The sampling, shortened to what is left of the context."""
         max_answer_tokens = self.chat_model.max_answer_tokens(prompt)
         if max_answer_tokens is None or max_answer_tokens >= self.sampling.max_new_tokens:

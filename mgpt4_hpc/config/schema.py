@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -21,6 +22,7 @@ from pydantic import (
 
 from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
 from mgpt4_hpc.prompts import (
+    MODEL_TEMPLATE,
     STAGE1_END_SYMBOL,
     STAGE2_INSTRUCTIONS,
     TEMPLATES,
@@ -135,7 +137,9 @@ class TextConfig(_Section):
     """How captions become tokens."""
 
     template: str = "vicuna_v0"
-    """Conversation format of the language model: vicuna_v0 or llama2."""
+    """Conversation format: vicuna_v0, llama2, or `model` for the language model's own template."""
+    system: str = ""
+    """System prompt of conversations that have none of their own, in training and in chat."""
     prompt: str | None = None
     """Conversation format of another model, `{}` for image and instruction; above the template."""
     end_symbol: str | None = None
@@ -146,6 +150,8 @@ class TextConfig(_Section):
     """Draw the instruction for each sample, or once per batch as the original does."""
     max_answer_tokens: Positive | None = None
     """Longest answer including its end symbol; 32 in stage 1, 160 in stage 2."""
+    max_tokens: Positive = 2048
+    """Longest conversation, images included, at most the model's context; it loses last turns."""
     max_words: Positive | None = None
     """Longest caption in words; 50 in stage 1, unlimited in stage 2."""
     keep_end_symbol: bool = True
@@ -377,9 +383,10 @@ class RunConfig(_Section):
     @model_validator(mode="after")
     def _agree(self) -> RunConfig:
         faults = []
-        if self.text.template not in TEMPLATES:
+        known = (*TEMPLATES, MODEL_TEMPLATE.name)
+        if self.text.template not in known:
             faults.append(
-                f"text.template is {self.text.template!r}: use one of {', '.join(TEMPLATES)}, "
+                f"text.template is {self.text.template!r}: use one of {', '.join(known)}, "
                 "or give your own as text.prompt and text.end_symbol"
             )
         faults += self._text_faults()
@@ -502,17 +509,22 @@ class RunConfig(_Section):
     @property
     def template(self) -> Template:
         """How the language model is spoken to in stage 2."""
-        if self.text.prompt is None:
-            return get_template(self.text.template)
-        return Template("custom", self.text.prompt, self.text.end_symbol or "")
+        if self.text.prompt is not None:
+            return Template("custom", self.text.prompt, self.text.end_symbol or "")
+        template = get_template(self.text.template)
+        if self.stage == 2 and self.text.end_symbol is not None:
+            return replace(template, end_symbol=self.text.end_symbol)
+        return template
+
+    @property
+    def instructions(self) -> tuple[str, ...]:
+        """What captions answer, to draw from; stage 1 has none."""
+        return () if self.stage == 1 else self.text.instructions or STAGE2_INSTRUCTIONS
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Full prompts to draw from; stage 1 has none."""
-        if self.stage == 1:
-            return ()
-        instructions = self.text.instructions or STAGE2_INSTRUCTIONS
-        return tuple(self.template.render(instruction) for instruction in instructions)
+        """The same as full prompts, in a format of text."""
+        return tuple(self.template.render(instruction) for instruction in self.instructions)
 
 
 PATTERNS_IN_WORDS = {

@@ -194,7 +194,8 @@ def _of_shards(images: str | Path, limit: int | None) -> list[Example]:
             except BadSampleError as error:  # named with the others that cannot be used
                 found.append(Example(error.key, DataError(str(error))))
                 continue
-            found.append(Example(sample.key, sample.jpg, (sample.caption,)))
+            if sample.images:  # a conversation may have none
+                found.append(Example(sample.key, sample.images[0], (sample.caption,)))
         reader.close()
     if not found:
         raise DataError(f"{images} holds no usable sample", fix="see: mgpt4 data check")

@@ -22,6 +22,7 @@ from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.model.generation.sampling import Sampling, row_seed
+from mgpt4_hpc.prompts import Dialogue, Turn
 
 FAILURE_TASKS = {
     "detail": "Describe the image in detail.",
@@ -96,7 +97,7 @@ def ask_all(
 
     ``between`` is called before each token, and may raise to break off.
     """
-    prompt = chat_model.source.template.render(instruction)
+    prompt = chat_model.prompt(Dialogue((Turn((None, instruction), None),)))
     answers: list[Answer] = []
     for start in range(0, len(pictures.examples), batch_size):
         chosen = pictures.examples[start : start + batch_size]

@@ -13,6 +13,7 @@
 | `throughput/mfu` | model FLOPs utilisation | 0 to 1 |
 | `memory/peak_gib` | largest memory allocated on this rank's device | GiB |
 | `data/skipped` | samples substituted since the run began | |
+| `data/cut_turns` | turns left out of that step's conversations, which were too long | |
 | `checkpoint/stall_s` | seconds for which the save held the step up | s |
 | `checkpoint/durable_s` | seconds from the save's start until it survives a power cut | s |
 | `checkpoint/failures` | saves that failed in this attempt | |
@@ -37,6 +38,7 @@ SAMPLES_PER_S = "throughput/samples_per_s"
 MFU = "throughput/mfu"
 PEAK_GIB = "memory/peak_gib"
 SKIPPED = "data/skipped"
+CUT_TURNS = "data/cut_turns"
 CHECKPOINT_STALL_S = "checkpoint/stall_s"
 CHECKPOINT_DURABLE_S = "checkpoint/durable_s"
 CHECKPOINT_FAILURES = "checkpoint/failures"

@@ -226,7 +226,10 @@ class _Progress:
         loop, step = self.loop, self.loop.state.step
         nonfinite_steps = round(loop.step.nonfinite_steps.item())  # the same on every rank
         skipped_steps = nonfinite_steps + round(loop.step.overflow_steps.item())
-        loss_sum, tokens = loop.ranks.sum_on_cpu([result.loss_sum.item(), result.num_tokens])
+        cut_here = sum(batch.num_cut_turns for batch in micro_batches)
+        loss_sum, tokens, cut_turns = loop.ranks.sum_on_cpu(
+            [result.loss_sum.item(), result.num_tokens, cut_here]
+        )
         loss = loss_sum / max(tokens, 1.0)
         lr = loop.step.schedule(step - 1)
         rate = self.throughput.samples_per_s
@@ -240,6 +243,8 @@ class _Progress:
             tags.SKIPPED: float(loop.state.samples_replaced),
             tags.SKIPPED_STEPS: float(skipped_steps),
         }
+        if cut_turns:
+            values[tags.CUT_TURNS] = cut_turns
         mfu = loop.utilisation(micro_batches, self.throughput.median_step_s)
         if mfu is not None:
             values[tags.MFU] = mfu

@@ -77,7 +77,7 @@ def utilisation(
         flops = step_flops(
             architecture,
             llm_config,
-            num_images=sum(len(b) for b in micro_batches if b.features_BIQ is None),
+            num_images=sum(len(b.images_NCHW) for b in micro_batches if b.features_NIQ is None),
             lengths=lengths,
             num_predicted=sum(batch.num_answer_tokens for batch in micro_batches),
         )

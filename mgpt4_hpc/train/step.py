@@ -166,11 +166,11 @@ def forward_loss(
 ) -> torch.Tensor:
     """Cross entropy of ``batch``, summed over its answer tokens; float32 scalar."""
     # Only the pixels go to the device here: the model counts tokens on the CPU, where nobody waits.
-    if batch.features_BIQ is not None:
+    if batch.features_NIQ is not None:
         # In float32 as the towers leave them: whatever they were rounded to for storage, the
         # projector rounds them as it would have.
         encoded: torch.Tensor = model.answer_loss_of_features(
-            batch.features_BIQ.to(device, non_blocking=True).float(),
+            batch.features_NIQ.to(device, non_blocking=True).float(),
             batch.input_ids_BT,
             batch.image_mask_BT,
             batch.labels_BT,
@@ -178,7 +178,7 @@ def forward_loss(
         )
         return encoded
     loss: torch.Tensor = model.answer_loss(
-        normalise(batch.images_BCHW, device),
+        normalise(batch.images_NCHW, device),
         batch.input_ids_BT,
         batch.image_mask_BT,
         batch.labels_BT,

@@ -52,7 +52,8 @@ def material(
     for name, source in (("laion", world.shards("laion")), ("cc_sbu", world.shards("cc_sbu")),
                          ("cc_sbu_align", world.align),
                          ("vicuna-7b", REFERENCE / "llm"), ("data/align", world.align),
-                         ("coco/val2014", world.align / "image")):  # fmt: skip
+                         ("coco/val2014", world.align / "image"),
+                         ("train2017", world.align / "image")):  # fmt: skip
         shutil.copytree(source, tmp_path / name)
     for number in range(2, 1256):
         os.link(tmp_path / "cc_sbu" / "00000.tar", tmp_path / "cc_sbu" / f"{number:05d}.tar")
@@ -64,6 +65,9 @@ def material(
         write_pairs(tmp_path / f"{name}_synthetic_filtered_large.json")
     captions = {image.name: ["a red dog"] for image in (tmp_path / "coco/val2014").iterdir()}
     (tmp_path / "captions_val2014.json").write_text(json.dumps(captions))
+    said = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "A red dog."}]
+    talk = [{"id": "0", "image": "0.jpg", "conversations": said}]
+    (tmp_path / "llava_instruct_150k.json").write_text(json.dumps(talk))
     write_original(tmp_path)
     for stage in (1, 2):
         make_trained_run(world, tmp_path / "runs" / f"stage{stage}-vicuna7b", stage, seed=stage)

@@ -41,7 +41,7 @@ def seven_b_batch(size: int = 64):
     mask[:, 1:33] = True
     return dataclasses.replace(
         batch,
-        images_BCHW=torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8),
+        images_NCHW=torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8),
         input_ids_BT=ids,
         image_mask_BT=mask,
         labels_BT=torch.where(torch.arange(length) > 32, ids, -100),

@@ -134,8 +134,8 @@ def test_long_sequences_have_one_gradient(cuda) -> None:
 
 def test_replayed_towers_compute_the_same_bits(cuda) -> None:
     model = make_model()
-    images = [make_batch(number).images_BCHW for number in range(6)]
-    smaller = make_batch(6, 2).images_BCHW
+    images = [make_batch(number).images_NCHW for number in range(6)]
+    smaller = make_batch(6, 2).images_NCHW
     with deterministic():
         plain = [model.encode_images(normalise(image, cuda)) for image in images]
         model.replay_towers()

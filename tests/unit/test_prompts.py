@@ -19,7 +19,7 @@ def test_the_originals_prompts_to_the_letter() -> None:
 
 
 def test_an_unknown_template_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="llama2, vicuna_v0"):
+    with pytest.raises(ConfigError, match="llama2, model, vicuna_v0"):
         prompts.get_template("vicuna")
 
 

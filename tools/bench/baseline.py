@@ -63,7 +63,7 @@ def to_samples(batch: Batch, *, pin: bool = False) -> Samples:
                 answer=ids[first_answer : int(seen.sum())].unsqueeze(0),
             )
         )
-    pixels = normalise(batch.images_BCHW)
+    pixels = normalise(batch.images_NCHW)
     return Samples(pixels.pin_memory() if pin else pixels, tuple(texts))
 
 

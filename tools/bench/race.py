@@ -135,14 +135,14 @@ def _cache_features(model: MiniGPT4, steps: Sequence[Sequence[Batch]]) -> list[l
     They are handed out in turn, whatever is asked for: only the time they save matters here.
     """
     features = [
-        model.encode_images(normalise(batch.images_BCHW, model.device))
+        model.encode_images(normalise(batch.images_NCHW, model.device))
         for batches in steps
         for batch in batches
     ]
     turns = cycle(features)
     model.encode_images = lambda pixels_NCHW: next(turns)  # type: ignore[method-assign]
     return [
-        [replace(batch, images_BCHW=batch.images_BCHW[..., :1, :1]) for batch in batches]
+        [replace(batch, images_NCHW=batch.images_NCHW[..., :1, :1]) for batch in batches]
         for batches in steps
     ]
 

@@ -41,11 +41,11 @@ def synthetic_batches(
     number = 0
     while True:
         rng = np.random.default_rng((seed, number))
-        images_BCHW = rng.integers(0, 256, (batch_size, 3, image_size, image_size), dtype=np.uint8)
+        images_NCHW = rng.integers(0, 256, (batch_size, 3, image_size, image_size), dtype=np.uint8)
         sequences = [_sequence(rng, stage, num_image_tokens, vocab_size) for _ in range(batch_size)]
         positions = range(number * batch_size, (number + 1) * batch_size)
         batch = collate(
-            images_BCHW,
+            images_NCHW,
             sequences,
             pad_id=0,
             keys=[str(position) for position in positions],

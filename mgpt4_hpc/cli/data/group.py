@@ -121,29 +121,60 @@ def index_command(
     required=True,
     help="Folder for the shards; it must not exist or be empty.",
 )
+@click.option(
+    "--images",
+    type=click.Path(file_okay=False, exists=True, path_type=Path),
+    help="Folder that the images of conversations are named from; default: the file's.",
+)
+@click.option(
+    "--leave-out-bad", is_flag=True, help="Pack the good conversations though some are bad."
+)
 @json_option
-def pack_command(src: Path, out: Path, as_json: bool) -> None:
-    """Pack a cc_sbu_align folder (filter_cap.json and image/) into tar shards.
+def pack_command(
+    src: Path, out: Path, images: Path | None, leave_out_bad: bool, as_json: bool
+) -> None:
+    """Pack conversations, or a cc_sbu_align folder, into tar shards.
 
-    Every image is decoded once. Training packs such a folder by itself; do it by hand to share
-    the shards between runs.
+    SRC is a file of conversations (LLaVA's JSON, or the messages format as JSON Lines or Parquet),
+    or a folder with filter_cap.json and image/. Every image is decoded once, and all that is bad
+    is named at once. Training packs such a folder by itself, but not a file.
 
     \b
+    mgpt4 data pack llava_instruct_150k.json --images train2017 --out llava_shards
     mgpt4 data pack cc_sbu_align --out cc_sbu_align_shards
     """
+    from mgpt4_hpc.cli.shared.progress import progress
     from mgpt4_hpc.data.sources.pack import pack_align_folder
 
     check_folder(out.parent)
-    packed = pack_align_folder(Path(expand_toy(str(src))), out)
-    if as_json:
-        shards = [str(shard) for shard in packed.shards]
-        left_out = [asdict(entry) for entry in packed.left_out]
-        num = packed.num_samples
-        echo_json({"out": str(out), "num_samples": num, "shards": shards, "left_out": left_out})
+    src = Path(expand_toy(str(src)))
+    if src.is_file():
+        from mgpt4_hpc.data.sources.pack_conversations import pack_conversations
+
+        with progress("packing", "bytes") as tell:
+            packed = pack_conversations(
+                src, out, images=images, leave_out_bad=leave_out_bad, on_progress=tell
+            )
+    elif images is not None or leave_out_bad:
+        raise click.UsageError("--images and --leave-out-bad are for a file of conversations")
     else:
-        echo_left_out(packed.left_out)
-        samples = counted(packed.num_samples, "sample")
-        click.echo(f"{out}: {samples} in {counted(len(packed.shards), 'shard')}")
+        packed = pack_align_folder(src, out)
+    if as_json:
+        echo_json(
+            {
+                "out": str(out),
+                "num_samples": packed.num_samples,
+                "shards": [str(shard) for shard in packed.shards],
+                "left_out": [asdict(entry) for entry in packed.left_out],
+                "bad": list(packed.bad),
+            }
+        )
+        return
+    for fault in packed.bad:
+        click.echo(f"left out: {fault}", err=True)
+    echo_left_out(packed.left_out)
+    samples = counted(packed.num_samples, "sample")
+    click.echo(f"{out}: {samples} in {counted(len(packed.shards), 'shard')}")
 
 
 @data_command.command("check")

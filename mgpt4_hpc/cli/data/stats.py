@@ -137,7 +137,7 @@ def opened(what: str) -> Iterator[ShardIndex]:
 
 def _print(stats: SourceStats) -> None:
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-    from mgpt4_hpc.data.sources.stats import LIMITS, MAX_WORDS
+    from mgpt4_hpc.data.sources.stats import LIMITS, MAX_TOKENS, MAX_WORDS
 
     click.echo(
         f"{stats.name}: {stats.num_read} of {stats.num_samples} samples read, "
@@ -156,6 +156,12 @@ def _print(stats: SourceStats) -> None:
     for stage, name in (("stage1", "tokens in stage 1"), ("stage2", "tokens in stage 2")):
         share = stats.truncated.get(stage, 0.0)
         row(name, stats.tokens.get(stage), f"{share:.1%} over {LIMITS[stage]}")
+    if (talks := stats.conversations) is not None:
+        row("turns", talks.turns)
+        row("images", talks.images)
+        row("tokens", talks.tokens, f"{talks.cut:.1%} over {MAX_TOKENS}, cut at a turn")
+        over = f"{talks.truncated_answers:.1%} over {LIMITS['stage2']}"
+        row("tokens of an answer", talks.answer_tokens, over)
     row("width", stats.width)
     row("height", stats.height)
     row("image bytes", stats.image_bytes)

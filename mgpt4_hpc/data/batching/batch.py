@@ -1,7 +1,8 @@
 # ruff: noqa: N815 - tensor names carry their shape
 """What the trainer receives: micro-batches of images and token sequences.
 
-Shapes: B samples, C channels (3), H and W pixels, T token positions, I image tokens, Q their width.
+Shapes: B samples, N images of all samples, C channels (3), H and W pixels, T token positions,
+I image tokens, Q their width.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class Batch:
     """A micro-batch, padded on the right to its longest sequence.
 
     Attributes:
-        images_BCHW: uint8 pixels, not normalised; empty (B, 0, 0, 0) if there are features.
+        images_NCHW: uint8 pixels, not normalised, sample by sample as the slots stand; empty
+            (N, 0, 0, 0) if there are features.
         input_ids_BT: int64; image slots and padding hold the pad id.
         image_mask_BT: bool, True in image slots.
         labels_BT: int64, the token itself on answer positions, -100 elsewhere; not shifted.
@@ -49,10 +51,11 @@ class Batch:
         keys: of the samples.
         positions: of the samples in the run's sequence.
         substitutions: samples that had to be replaced.
-        features_BIQ: what the frozen towers made of the images, bf16 or float32, if it was stored.
+        num_cut_turns: left out of conversations that were too long.
+        features_NIQ: what the frozen towers made of the images, bf16 or float32, if it was stored.
     """
 
-    images_BCHW: Tensor
+    images_NCHW: Tensor
     input_ids_BT: Tensor
     image_mask_BT: Tensor
     labels_BT: Tensor
@@ -61,7 +64,8 @@ class Batch:
     keys: tuple[str, ...]
     positions: tuple[int, ...]
     substitutions: tuple[Substitution, ...] = ()
-    features_BIQ: Tensor | None = None
+    num_cut_turns: int = 0
+    features_NIQ: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -70,8 +74,8 @@ class Batch:
         """A copy in page-locked memory (called by DataLoader), for asynchronous copies to a GPU."""
         return replace(
             self,
-            images_BCHW=self.images_BCHW.pin_memory(),
-            features_BIQ=None if self.features_BIQ is None else self.features_BIQ.pin_memory(),
+            images_NCHW=self.images_NCHW.pin_memory(),
+            features_NIQ=None if self.features_NIQ is None else self.features_NIQ.pin_memory(),
             input_ids_BT=self.input_ids_BT.pin_memory(),
             image_mask_BT=self.image_mask_BT.pin_memory(),
             labels_BT=self.labels_BT.pin_memory(),
@@ -80,13 +84,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``; asynchronous from pinned memory."""
-        features_BIQ = self.features_BIQ
-        if features_BIQ is not None:
-            features_BIQ = features_BIQ.to(device, non_blocking=True)
+        features_NIQ = self.features_NIQ
+        if features_NIQ is not None:
+            features_NIQ = features_NIQ.to(device, non_blocking=True)
         return replace(
             self,
-            images_BCHW=self.images_BCHW.to(device, non_blocking=True),
-            features_BIQ=features_BIQ,
+            images_NCHW=self.images_NCHW.to(device, non_blocking=True),
+            features_NIQ=features_NIQ,
             input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
             image_mask_BT=self.image_mask_BT.to(device, non_blocking=True),
             labels_BT=self.labels_BT.to(device, non_blocking=True),
@@ -105,14 +109,15 @@ def collate(
 ) -> Batch:
     """A batch of B samples, at least one, with sequences of any length.
 
-    ``pictures`` are pixels uint8 (B, C, H, W), or features (B, I, Q): float32, or the bits of
-    bfloat16 as uint16, which NumPy lacks.
+    ``pictures`` are pixels uint8 (N, C, H, W), or features (N, I, Q): float32, or the bits of
+    bfloat16 as uint16, which NumPy lacks. They stand in the order of the sequences' slots.
     """
-    images_BCHW, features_BIQ = torch.from_numpy(pictures), None
+    assert len(pictures) == sum(sequence.num_images for sequence in sequences)
+    images_NCHW, features_NIQ = torch.from_numpy(pictures), None
     if pictures.ndim == 3:
-        stored = images_BCHW
-        features_BIQ = stored.view(torch.bfloat16) if pictures.dtype == np.uint16 else stored
-        images_BCHW = torch.empty((len(pictures), 0, 0, 0), dtype=torch.uint8)
+        stored = images_NCHW
+        features_NIQ = stored.view(torch.bfloat16) if pictures.dtype == np.uint16 else stored
+        images_NCHW = torch.empty((len(pictures), 0, 0, 0), dtype=torch.uint8)
     lengths = [len(sequence.input_ids) for sequence in sequences]
     shape = (len(sequences), max(lengths))
     input_ids = np.full(shape, pad_id, dtype=np.int64)
@@ -124,7 +129,7 @@ def collate(
         labels[row, :length] = sequence.labels
     attention_mask = np.arange(shape[1])[None, :] < np.asarray(lengths)[:, None]
     return Batch(
-        images_BCHW=images_BCHW,
+        images_NCHW=images_NCHW,
         input_ids_BT=torch.from_numpy(input_ids),
         image_mask_BT=torch.from_numpy(image_mask),
         labels_BT=torch.from_numpy(labels),
@@ -133,5 +138,6 @@ def collate(
         keys=tuple(keys),
         positions=tuple(positions),
         substitutions=tuple(substitutions),
-        features_BIQ=features_BIQ,
+        num_cut_turns=sum(sequence.num_cut for sequence in sequences),
+        features_NIQ=features_NIQ,
     )

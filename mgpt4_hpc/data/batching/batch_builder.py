@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgpt4_hpc.data.batching.batch import Batch, Substitution, collate
-from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+from mgpt4_hpc.data.batching.text import TextSpec, TokenSequence, TooLongError, build_sequence
 from mgpt4_hpc.data.images.decode import ImageError, Pixels, Resize, decode_image
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
@@ -43,11 +44,11 @@ class BatchMaker:
     Args:
         draws: which samples stand there.
         reader: of their sources.
-        text_spec: tokens and prompts.
+        text_spec: tokens and instructions.
         image_size: side in pixels.
         resize: see ``decode_image``.
-        seed: of the choice of prompts.
-        samples_per_step: positions that share a prompt under ``prompt_per="batch"``.
+        seed: of the choice of instructions.
+        samples_per_step: positions that share an instruction under ``prompt_per="batch"``.
         features: encoded images, which stand in for the reader and its images.
     """
 
@@ -79,15 +80,12 @@ class BatchMaker:
             DataError: if a sample and all its substitutes are bad.
             StorageTrouble: if shards cannot be read just now, or all of these are gone.
         """
-        pictures = self._empty(len(positions))
         substitutions: list[Substitution] = []
         samples = [
-            self._usable(position, draw, pictures[row], substitutions)
-            for row, (position, draw) in enumerate(
-                zip(positions, self._draws.at(positions), strict=True)
-            )
+            self._usable(position, draw, substitutions)
+            for position, draw in zip(positions, self._draws.at(positions), strict=True)
         ]
-        return self._batch(positions, samples, pictures, substitutions)
+        return self._batch(positions, samples, substitutions)
 
     def without_substitutes(
         self, positions: Sequence[int]
@@ -97,32 +95,26 @@ class BatchMaker:
         Raises:
             StorageTrouble: if shards cannot be read just now.
         """
-        pictures = self._empty(len(positions))
-        samples: dict[int, RawSample] = {}
+        samples: dict[int, _Ready] = {}
         bad: dict[int, BadSampleError] = {}
         for position, draw in zip(positions, self._draws.at(positions), strict=True):
             try:
-                samples[position] = self._read(*draw, pictures[len(samples)])
+                samples[position] = self._read(position, *draw)
             except BadSampleError as error:
                 bad[position] = error
         if not samples:
             return None, bad
-        found = pictures[: len(samples)]
-        return self._batch(list(samples), list(samples.values()), found, []), bad
+        return self._batch(list(samples), list(samples.values()), []), bad
 
     def _batch(
         self,
         positions: Sequence[int],
-        samples: Sequence[RawSample],
-        pictures: NDArray[Any],
+        samples: Sequence[_Ready],
         substitutions: Sequence[Substitution],
     ) -> Batch:
         return collate(
-            pictures,
-            [
-                build_sequence(self._text, sample.caption, self.prompt_at(position))
-                for position, sample in zip(positions, samples, strict=True)
-            ],
+            np.concatenate([sample.pictures for sample in samples]),
+            [sample.sequence for sample in samples],
             self._text.pad_id,
             keys=[sample.key for sample in samples],
             positions=positions,
@@ -135,38 +127,31 @@ class BatchMaker:
         if self._features is not None:
             self._features.close()
 
-    def _empty(self, count: int) -> NDArray[Any]:
-        """Room for ``count`` images, or their features."""
-        if self._features is not None:
-            return np.empty((count, *self._features.cache.shape), dtype=self._features.bits)
-        return np.empty((count, 3, self._image_size, self._image_size), dtype=np.uint8)
-
-    def prompt_at(self, position: int) -> str | None:
-        """The prompt drawn for a position: a pure function of (seed, position)."""
-        prompts = self._text.prompts
-        if not prompts:
+    def instruction_at(self, position: int) -> str | None:
+        """The instruction drawn for a position: a pure function of (seed, position)."""
+        instructions = self._text.instructions
+        if not instructions:
             return None
-        if len(prompts) == 1:
-            return prompts[0]
+        if len(instructions) == 1:
+            return instructions[0]
         if self._text.prompt_per == "batch":
             word = keyed_words(1, self._seed, "prompt of step", position // self._samples_per_step)
         else:
             word = keyed_words(1, self._seed, "prompt", position)
-        return prompts[int(word[0]) % len(prompts)]
+        return instructions[int(word[0]) % len(instructions)]
 
     def _usable(
         self,
         position: int,
         draw: tuple[int, int],
-        picture: NDArray[Any],
         substitutions: list[Substitution],
-    ) -> RawSample:
-        """The sample at ``position``, or its substitute; its picture is written to the array."""
+    ) -> _Ready:
+        """The sample at ``position``, or its substitute."""
         source_id, sample_id = draw
         bad: list[BadSampleError] = []
         for attempt in range(1, MAX_SUBSTITUTES + 2):
             try:
-                sample = self._read(source_id, sample_id, picture)
+                sample = self._read(position, source_id, sample_id)
             except BadSampleError as error:
                 bad.append(error)
                 sample_id = self._draws.substitute(source_id, position, attempt)
@@ -190,32 +175,42 @@ class BatchMaker:
             fix="see that the shards are where the index says; after changes run mgpt4 data index",
         )
 
-    def _read(self, source_id: int, sample_id: int, picture: NDArray[Any]) -> RawSample:
+    def _read(self, position: int, source_id: int, sample_id: int) -> _Ready:
+        pictures = None
         if self._features is not None:
-            return self._features.read(source_id, sample_id, picture)
-        return read_decoded(
-            self._reader, source_id, sample_id, self._image_size, self._resize, picture
-        )
+            sample, pictures = self._features.read(source_id, sample_id)
+        else:
+            sample = self._reader.read(source_id, sample_id)
+        try:
+            sequence = build_sequence(self._text, sample.text, self.instruction_at(position))
+            # A conversation that was cut needs its first images only, and a caption one.
+            count = sequence.num_images
+            if pictures is None:
+                pictures = decode_images(sample.images[:count], self._image_size, self._resize)
+        except (TooLongError, ImageError) as error:
+            raise BadSampleError(
+                sample.key, self._shard(source_id, sample_id), str(error)
+            ) from None
+        return _Ready(sample.key, sequence, pictures[:count])
+
+    def _shard(self, source_id: int, sample_id: int) -> Path:
+        if self._features is not None:
+            return self._features.cache.folder
+        return self._reader.shard_path(source_id, sample_id)
 
 
-def read_decoded(
-    reader: Reads,
-    source_id: int,
-    sample_id: int,
-    image_size: int,
-    resize: Resize,
-    pixels_CHW: Pixels,
-) -> RawSample:
-    """One sample; its pixels are written to ``pixels_CHW``.
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A sample as it goes into a batch; its N images as pixels (N, C, H, W), or as features."""
 
-    Raises:
-        BadSampleError: if its bytes cannot be used or decoded.
-        StorageTrouble: if its shard cannot be read just now.
-    """
-    sample = reader.read(source_id, sample_id)
-    try:
-        decode_image(sample.jpg, image_size, resize, out=pixels_CHW)
-    except ImageError as error:
-        shard = reader.shard_path(source_id, sample_id)
-        raise BadSampleError(sample.key, shard, str(error)) from None
-    return sample
+    key: str
+    sequence: TokenSequence
+    pictures: NDArray[Any]
+
+
+def decode_images(images: Sequence[bytes], size: int, resize: Resize) -> Pixels:
+    """Pixels uint8 (N, 3, size, size) of N compressed images. Raises ImageError."""
+    pixels_NCHW = np.empty((len(images), 3, size, size), dtype=np.uint8)
+    for data, pixels_CHW in zip(images, pixels_NCHW, strict=True):
+        decode_image(data, size, resize, out=pixels_CHW)
+    return pixels_NCHW

@@ -1,27 +1,31 @@
-"""From a caption to token ids, labels and image slots, as MiniGPT-4 lays them out.
+"""From a caption or a conversation to token ids, labels and image slots.
 
-A sequence is BOS, the prompt up to the image, the image's slots, the rest of the prompt, and the
-answer with its end symbol; without a prompt (stage 1) BOS, slots, answer. Each text segment is
-tokenized by itself, without special tokens; only the answer's tokens are learned.
+A conversation is laid out by its ``ChatFormat``; a caption with an instruction is a conversation of
+one turn about one image. Without an instruction (stage 1) a sequence is BOS, the image's slots, the
+answer with its end symbol. Only answers and their end symbols are learned.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mgpt4_hpc.prompts import split_at_image
+from mgpt4_hpc.chat_format import (
+    AnswerLimit,
+    ChatFormat,
+    Encode,
+    Layout,
+    Run,
+    answer_ids,
+)
+from mgpt4_hpc.prompts import Dialogue, Turn
 
 NO_LABEL = -100
 """Label of a position without a loss (PyTorch's ``ignore_index``)."""
-
-Encode = Callable[[str], list[int]]
 
 _PUNCTUATION = re.compile(r"[.!\"()*#:;~]")
 
@@ -36,20 +40,22 @@ def clean_caption(text: str, max_words: int | None = 50) -> str:
 
 @dataclass(frozen=True)
 class TextSpec:
-    """How captions become sequences.
+    """How captions and conversations become sequences.
 
     Attributes:
         encode: a text's token ids, without special tokens.
-        bos_id: begins every sequence.
+        bos_id: begins a sequence without an instruction.
         pad_id: fills image slots and the right end; never learned, never seen by the model.
         num_image_tokens: slots of one image.
-        max_answer_tokens: limit of the answer with its end symbol.
-        end_symbol: appended to every answer.
-        keep_end_symbol: a long answer loses its last words, so that the model still learns to
-            stop; False cuts off the end symbol first, as the original does.
-        prompts: full prompts, each with one image slot; empty for none (stage 1).
-        prompt_per: one drawn prompt per "sample" or per "batch" (optimizer step).
-        learn_pad: learn the padding token where a caption contains it; the original leaves every
+        max_answer_tokens: limit of each answer with its end symbol.
+        end_symbol: ends an answer without an instruction.
+        chat_format: lays out conversations.
+        keep_end_symbol: see ``AnswerLimit``.
+        max_tokens: limit of a conversation, images included; a longer one loses its last turns.
+        system: system prompt of whatever has none of its own.
+        instructions: captions answer one of these; empty for none (stage 1).
+        prompt_per: one drawn instruction per "sample" or per "batch" (optimizer step).
+        learn_pad: learn the padding token where an answer contains it; the original leaves every
             padding id without a label, also one that stands for text.
         clean: apply ``clean_caption``.
         max_words: its limit.
@@ -61,12 +67,30 @@ class TextSpec:
     num_image_tokens: int
     max_answer_tokens: int
     end_symbol: str
+    chat_format: ChatFormat
     keep_end_symbol: bool = True
-    prompts: tuple[str, ...] = ()
+    max_tokens: int = 2048
+    system: str = ""
+    instructions: tuple[str, ...] = ()
     prompt_per: Literal["sample", "batch"] = "sample"
     learn_pad: bool = True
     clean: bool = False
     max_words: int | None = 50
+
+    @property
+    def limit(self) -> AnswerLimit:
+        """Of each answer."""
+        return AnswerLimit(self.max_answer_tokens, self.keep_end_symbol)
+
+    def lay_out(self, dialogue: Dialogue) -> Layout:
+        """A conversation's tokens and images."""
+        if not dialogue.system and self.system:
+            dialogue = Dialogue(dialogue.turns, self.system)
+        return self.chat_format.lay_out(dialogue, self.limit)
+
+
+class TooLongError(Exception):
+    """A conversation whose first turn alone is beyond the limit; the message says by how much."""
 
 
 @dataclass(frozen=True)
@@ -76,59 +100,80 @@ class TokenSequence:
     Attributes:
         input_ids: int64[T], ``pad_id`` in image slots.
         image_mask: bool[T], True in image slots.
-        labels: int64[T], the token itself on answer positions, NO_LABEL elsewhere.
+        labels: int64[T], the token itself where it is learned, NO_LABEL elsewhere.
+        num_images: of the sample's images, the first so many have slots.
+        num_cut: turns that were left out at the end.
     """
 
     input_ids: NDArray[np.int64]
     image_mask: NDArray[np.bool_]
     labels: NDArray[np.int64]
+    num_images: int
+    num_cut: int = 0
 
 
-def build_sequence(spec: TextSpec, caption: str, prompt: str | None = None) -> TokenSequence:
+def build_sequence(
+    spec: TextSpec, text: str | Dialogue, instruction: str | None = None
+) -> TokenSequence:
     """Lay out one sample.
 
     Args:
-        spec: the tokenizer and its limits.
-        caption: what the model should answer.
-        prompt: a full prompt with one image slot, or None.
+        spec: the format and its limits.
+        text: a caption, or a conversation.
+        instruction: that a caption answers, or None.
 
     Raises:
-        ConfigError: if the prompt has not exactly one image slot.
+        TooLongError: if not even a conversation's first turn is within ``max_tokens``.
     """
-    if spec.clean:
-        caption = clean_caption(caption, spec.max_words)
-    before, after = _prompt_ids(spec.encode, prompt) if prompt is not None else ((), ())
-    answer = answer_ids(spec, caption)
-    image_at = 1 + len(before)
-    answer_at = image_at + spec.num_image_tokens + len(after)
+    if isinstance(text, Dialogue):
+        return _fitted(spec, text)
+    caption = clean_caption(text, spec.max_words) if spec.clean else text
+    if instruction is not None:
+        layout = spec.lay_out(Dialogue((Turn((None, instruction), caption),)))
+    else:
+        answer = answer_ids(spec.encode, caption, spec.end_symbol, spec.limit)
+        layout = [Run((spec.bos_id,), (False,)), None, Run(answer, (True,) * len(answer))]
+    return _sequence(spec, layout)[0]
+
+
+def _fitted(spec: TextSpec, dialogue: Dialogue) -> TokenSequence:
+    """As many of the turns as ``max_tokens`` allows."""
+    count = len(dialogue.turns)
+    while True:
+        sequence, learned = _sequence(spec, spec.lay_out(dialogue.first(count)))
+        if len(learned) <= spec.max_tokens:
+            return replace(sequence, num_cut=len(dialogue.turns) - count)
+        # Each answer is one stretch of learned tokens, and a turn ends with it. A model's own chat
+        # template may write a shorter conversation in another way, so what fits is laid out again.
+        ends = np.flatnonzero(np.diff(learned.astype(np.int8), append=0) < 0) + 1
+        count = min(count - 1, int((ends <= spec.max_tokens).sum()))
+        if count < 1:
+            raise TooLongError(
+                f"its first question and answer take {ends[0] if len(ends) else len(learned)} "
+                f"tokens, text.max_tokens is {spec.max_tokens}"
+            )
+
+
+def _sequence(spec: TextSpec, layout: Layout) -> tuple[TokenSequence, NDArray[np.bool_]]:
+    """A layout as arrays, and which positions are learned."""
+    ids: list[int] = []
+    learned: list[bool] = []
+    places: list[int] = []
     slots = [spec.pad_id] * spec.num_image_tokens
-    input_ids = np.asarray([spec.bos_id, *before, *slots, *after, *answer], dtype=np.int64)
-    image_mask = np.zeros(len(input_ids), dtype=np.bool_)
-    image_mask[image_at : image_at + spec.num_image_tokens] = True
-    labels = np.full(len(input_ids), NO_LABEL, dtype=np.int64)
-    labels[answer_at:] = input_ids[answer_at:]
+    for run in layout:
+        if run is None:
+            places.append(len(ids))
+            ids += slots
+            learned += [False] * len(slots)
+        else:
+            ids += run.ids
+            learned += run.learned
+    input_ids = np.asarray(ids, dtype=np.int64)
+    image_mask = np.zeros(len(ids), dtype=np.bool_)
+    for place in places:
+        image_mask[place : place + spec.num_image_tokens] = True
+    is_learned = np.asarray(learned, dtype=np.bool_)
+    labels = np.where(is_learned, input_ids, NO_LABEL)
     if not spec.learn_pad:
         labels[labels == spec.pad_id] = NO_LABEL
-    return TokenSequence(input_ids, image_mask, labels)
-
-
-def answer_ids(spec: TextSpec, caption: str) -> list[int]:
-    """Token ids of the answer with its end symbol, at most ``max_answer_tokens``."""
-    ids = spec.encode(caption + spec.end_symbol)
-    limit = spec.max_answer_tokens
-    if len(ids) <= limit or not spec.keep_end_symbol:
-        return ids[:limit]
-    # The end symbol's tokens are those behind what the caption alone gives: tokenized by itself
-    # it would gain SentencePiece's leading space.
-    alone = spec.encode(caption)
-    common = 0
-    while common < min(len(alone), len(ids) - 1) and alone[common] == ids[common]:
-        common += 1
-    end = ids[common:][-limit:]
-    return ids[: limit - len(end)] + end
-
-
-@lru_cache(maxsize=256)
-def _prompt_ids(encode: Encode, prompt: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    before, after = split_at_image(prompt)
-    return tuple(encode(before)), tuple(encode(after))
+    return TokenSequence(input_ids, image_mask, labels, len(places)), is_learned

@@ -23,7 +23,7 @@ from mgpt4_hpc.data.batching.loader import StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.images.decode import Resize
 from mgpt4_hpc.data.images.formats import READ
-from mgpt4_hpc.data.index.caption import CaptionError, caption_of
+from mgpt4_hpc.data.index.caption import CaptionError, text_of
 from mgpt4_hpc.data.index.shard_list import expand_urls
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
 from mgpt4_hpc.data.sampling.order import keyed_permutation, mixing_pattern
@@ -105,7 +105,7 @@ class StreamReader:
         """The next sample of a source, whatever ``sample_id`` is.
 
         Raises:
-            BadSampleError: if it has no image or no caption, or its shard cannot be read on.
+            BadSampleError: if it has no usable text, or its shard cannot be read on.
             DataError: if a whole epoch of the source gave nothing.
         """
         if source_id not in self._streams:
@@ -115,15 +115,12 @@ class StreamReader:
         key = str(sample.get("__key__", "?"))
         if "fault" in sample:
             raise BadSampleError(key, Path(self._url), f"the shard: {sample['fault']}")
-        image = next((sample[name] for name in READ if name in sample), None)
-        if image is None:
-            held = ", ".join(f".{name}" for name in sample if not name.startswith("__"))
-            raise BadSampleError(key, Path(self._url), f"it has no image, only {held}")
+        images = _images(sample)
         try:
-            caption = caption_of(sample.get("json"), sample.get("txt"))
+            text = text_of(sample.get("json"), sample.get("txt"), len(images))
         except CaptionError as error:
             raise BadSampleError(key, Path(self._url), str(error)) from None
-        return RawSample(key, image, caption)
+        return RawSample(key, images, text)
 
     def shard_path(self, source_id: int, sample_id: int) -> Path:
         """The URL of the sample that was read last."""
@@ -205,6 +202,17 @@ class StreamLoader(StepLoader):
         )
         shape = (global_batch_size, micro_batch_size, rank, world_size)
         self._set_up(maker, shape, num_workers, start_position, max_bad_fraction, give_up=give_up)
+
+
+def _images(sample: dict[str, Any]) -> tuple[bytes, ...]:
+    """The images of a sample, in order: ``jpg``, ``1.jpg``, and so on."""
+    images: list[bytes] = []
+    while True:
+        number = f"{len(images)}." if images else ""
+        found = next((sample[number + x] for x in READ if number + x in sample), None)
+        if found is None:
+            return tuple(images)
+        images.append(found)
 
 
 def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from mgpt4_hpc.data.batching.batch_builder import read_decoded
+from mgpt4_hpc.data.batching.batch_builder import decode_images
 from mgpt4_hpc.data.encoding.plan import EncodePlan
-from mgpt4_hpc.data.images.decode import Resize
+from mgpt4_hpc.data.images.decode import ImageError, Resize
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.prompts import Dialogue
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,15 @@ class Pictures:
     """Decoded images of some samples; those of bad ones are absent.
 
     Attributes:
-        images_NCHW: uint8.
-        texts: (row of the plan, key, caption) of each image.
+        images_NCHW: uint8, sample by sample.
+        texts: (row of the plan, key, text) of each sample.
+        counts: images of each.
         bad: (row, key, reason) of the others.
     """
 
     images_NCHW: torch.Tensor
-    texts: tuple[tuple[int, str, str], ...]
+    texts: tuple[tuple[int, str, str | Dialogue], ...]
+    counts: tuple[int, ...]
     bad: tuple[tuple[int, str, str], ...]
 
     def pin_memory(self, device: object = None) -> Pictures:
@@ -65,19 +68,18 @@ class PlanImages:
             DataError, StorageTrouble: if a shard cannot be read, whatever its samples may be: a
                 cache knows bad ones for ever.
         """
-        images = np.empty((len(samples), *self._shape), np.uint8)
-        texts: list[tuple[int, str, str]] = []
+        images = [np.empty((0, *self._shape), np.uint8)]
+        texts: list[tuple[int, str, str | Dialogue]] = []
         bad: list[tuple[int, str, str]] = []
         for row, (source_id, sample_id) in zip(rows, samples, strict=True):
             try:
-                sample = read_decoded(
-                    self._reader,
-                    source_id,
-                    sample_id,
-                    self._shape[1],
-                    self._resize,
-                    images[len(texts)],
-                )
+                sample = self._reader.read(source_id, sample_id)
+                # A caption is of the first image; a conversation may have none.
+                used = sample.images[:1] if isinstance(sample.text, str) else sample.images
+                pixels_NCHW = decode_images(used, self._shape[1], self._resize)
+            except ImageError as error:
+                shard = self._reader.shard_path(source_id, sample_id)
+                bad.append((row, sample.key, f"{shard}: {error}"))
             except BadSampleError as error:
                 if error.errno is not None:
                     raise DataError(
@@ -87,8 +89,10 @@ class PlanImages:
                     ) from None
                 bad.append((row, error.key, f"{error.shard}: {error.reason}"))
             else:
-                texts.append((row, sample.key, sample.caption))
-        return Pictures(torch.from_numpy(images[: len(texts)]), tuple(texts), tuple(bad))
+                texts.append((row, sample.key, sample.text))
+                images.append(pixels_NCHW)
+        counts = tuple(map(len, images[1:]))
+        return Pictures(torch.from_numpy(np.concatenate(images)), tuple(texts), counts, tuple(bad))
 
     def close(self) -> None:
         """Close the shards that this process opened."""

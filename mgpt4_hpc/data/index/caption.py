@@ -1,10 +1,17 @@
-"""A sample's caption, from its json or txt member."""
+"""A sample's caption or conversation, from its json or txt member."""
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
+from mgpt4_hpc.data.index.conversations import (
+    ConversationError,
+    is_conversation,
+    parse_conversation,
+)
+from mgpt4_hpc.prompts import Dialogue
 from mgpt4_hpc.text_files import NotUtf8, decode_utf8
 
 BYTE_ORDER_MARK = "\ufeff"
@@ -19,26 +26,37 @@ as Default_Ignorable_Code_Point. Written out: Python's tables change with its ve
 
 
 class CaptionError(Exception):
-    """A sample without a usable caption; the message says why."""
+    """A sample without a usable caption or conversation; the message says why."""
 
 
 class NoCaptionInJson(CaptionError):
     """A json that can be parsed, but holds no caption to learn: a txt stands in for it."""
 
 
-def caption_of(json_data: bytes | None, txt_data: bytes | None) -> str:
-    """The caption: that of the json; the txt where there is no json, or no caption in it.
+def text_of(json_data: bytes | None, txt_data: bytes | None, num_images: int) -> str | Dialogue:
+    """The conversation or caption of the json; the txt where there is no json, or neither in it.
+
+    Args:
+        json_data: the json member.
+        txt_data: the txt member.
+        num_images: images of the sample. A conversation must name as many; a caption is of the
+            first.
 
     Raises:
         NoCaptionInJson: if the json has none, and the txt is missing or no good either.
-        CaptionError: if it is missing, empty or unreadable.
+        CaptionError: if it is missing, empty or unreadable, or does not fit the images.
     """
+    record = None if json_data is None else _parsed(json_data)
+    if is_conversation(record):
+        return _dialogue(record, num_images)
+    if not num_images:
+        raise CaptionError("it has no image")
     if json_data is None:
         if txt_data is None:
             raise CaptionError("it has neither json nor txt")
         return _of_txt(txt_data)
     try:
-        return _of_json(json_data)
+        return _of_record(record)
     except NoCaptionInJson:
         if txt_data is None:
             raise
@@ -49,18 +67,41 @@ def caption_of(json_data: bytes | None, txt_data: bytes | None) -> str:
         raise
 
 
+def holds_conversation(json_data: bytes) -> bool:
+    """Whether a json member is a conversation, perhaps one that cannot be used."""
+    try:
+        return is_conversation(_parsed(json_data))
+    except CaptionError:
+        return False
+
+
+def _dialogue(record: Any, num_images: int) -> Dialogue:
+    try:
+        dialogue = parse_conversation(record).dialogue
+    except ConversationError as error:
+        raise CaptionError(str(error)) from None
+    if dialogue.num_images != num_images:
+        raise CaptionError(
+            f"its conversation names {dialogue.num_images} images, and {num_images} are there"
+        )
+    return dialogue
+
+
 def is_visible(text: str) -> bool:
     """Whether a text has a character that a reader sees."""
     return _VISIBLE.search(text) is not None
 
 
-def _of_json(data: bytes) -> str:
+def _parsed(data: bytes) -> Any:
     try:
-        record = json.loads(data)
+        return json.loads(data)
     except UnicodeDecodeError:
         raise CaptionError("its json is not UTF-8, perhaps Latin-1 or Windows-1252") from None
     except (ValueError, RecursionError):
         raise CaptionError("its json cannot be parsed") from None
+
+
+def _of_record(record: Any) -> str:
     if not isinstance(record, dict) or record.get("caption") is None:
         raise NoCaptionInJson("its json has no caption")
     caption = record["caption"]

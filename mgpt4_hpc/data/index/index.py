@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from mgpt4_hpc.data.images import formats
 from mgpt4_hpc.data.index.index_file import IndexWriter, is_index, read_arrays
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up, in_words
-from mgpt4_hpc.data.index.scan import PARTS, Quarantined, ShardScan, scan_shard
+from mgpt4_hpc.data.index.scan import PARTS, FurtherImages, Quarantined, ShardScan, scan_shard
 from mgpt4_hpc.data.tar.header import BLOCK
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import check_replaced
@@ -46,11 +46,17 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class SampleRef:
-    """Where one sample lies; ``parts`` has "jpg" and at least one of "json" and "txt"."""
+    """Where one sample lies.
+
+    Attributes:
+        parts: at least one of "json" and "txt", and "jpg" if it has an image.
+        images: all its images, in order.
+    """
 
     shard: Path
     key: str
     parts: Mapping[str, Span]
+    images: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,15 @@ class ShardIndex:
         blocks = self._arrays["blocks"][first:end].astype(np.int64)
         lengths = self._arrays["lengths"][first:end]
         there = lengths > 0
-        ends = blocks * BLOCK + lengths
-        return int(blocks[there].min()) * BLOCK, int(ends[there].max())
+        begin = int(blocks[there].min()) * BLOCK
+        last = int((blocks * BLOCK + lengths)[there].max())
+        low, high = self._further(first).start, self._further(end - 1).stop
+        if high > low:
+            blocks = self._arrays["more_blocks"][low:high].astype(np.int64)
+            lengths = self._arrays["more_lengths"][low:high]
+            begin = min(begin, int(blocks.min()) * BLOCK)
+            last = max(last, int((blocks * BLOCK + lengths).max()))
+        return begin, last
 
     def shard_path(self, shard: int) -> Path:
         """Path of shard number ``shard``."""
@@ -200,7 +213,22 @@ class ShardIndex:
             for part, block, length, crc in zip(PARTS, blocks, lengths, crcs, strict=True)
             if length
         }
-        return SampleRef(self.shard_path(shard), self.key(sample_id), parts)
+        images = [parts["jpg"]] if "jpg" in parts else []
+        for number in self._further(sample_id):
+            block, length = (
+                self._arrays["more_blocks"][number],
+                self._arrays["more_lengths"][number],
+            )
+            crc = int(self._arrays["more_crcs"][number]) if "more_crcs" in self._arrays else None
+            images.append(Span(int(block) * BLOCK, int(length), crc))
+        return SampleRef(self.shard_path(shard), self.key(sample_id), parts, tuple(images))
+
+    def _further(self, sample_id: int) -> range:
+        """Numbers of a sample's images beside its first."""
+        if "more_end" not in self._arrays:
+            return range(0)
+        ends = self._arrays["more_end"]
+        return range(int(ends[sample_id - 1]) if sample_id else 0, int(ends[sample_id]))
 
     def check_shards(self) -> list[str]:
         """Faults of the shards as they are now: missing, or another size. Looks, reads nothing."""
@@ -235,6 +263,21 @@ class ShardIndex:
             crcs=arrays["crcs"][begin:end] if "crcs" in arrays else None,
             quarantined=[Quarantined(key, why) for key, why in self._quarantined_by_shard[shard]],
             left_out=self._members_left_out(shard),
+            further=self._further_of(begin, end),
+        )
+
+    def _further_of(self, begin: int, end: int) -> FurtherImages | None:
+        low, high = (
+            (self._further(begin).start, self._further(end - 1).stop) if end > begin else (0, 0)
+        )
+        if low == high:
+            return None
+        arrays = self._arrays
+        return FurtherImages(
+            ends=arrays["more_end"][begin:end] - low,
+            blocks=arrays["more_blocks"][low:high],
+            lengths=arrays["more_lengths"][low:high],
+            crcs=arrays["more_crcs"][low:high] if "more_crcs" in arrays else None,
         )
 
     @cached_property

@@ -13,6 +13,11 @@ key_bytes      uint8[...]       all keys, UTF-8, one behind the other
 blocks         uint32[n, 3]     begin of jpg, json, txt in 512-byte blocks; 0 = absent
 lengths        uint32[n, 3]     bytes
 crcs           uint32[n, 3]     CRC32; only with --verify
+more_end       int64[n]         end of each sample's further images (KEY.1.jpg, ...) among all m;
+                                this and the next three only if there are any
+more_blocks    uint32[m]        begin of each, as in blocks
+more_lengths   uint32[m]        bytes
+more_crcs      uint32[m]        CRC32; only with --verify
 listing        uint8[...]       JSON: shard names; (shard number, key, reason) of what is
                                 quarantined; of each shard, the number of members that
                                 belong to no sample; and (reason, extension, count, example) of
@@ -57,7 +62,13 @@ _SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "crcs": ("U32", (3,)),
     "key_bytes": ("U8", ()),
     "listing": ("U8", ()),
+    "more_end": ("I64", ()),
+    "more_blocks": ("U32", ()),
+    "more_lengths": ("U32", ()),
+    "more_crcs": ("U32", ()),
 }
+_CRCS = {"crcs", "more_crcs"}
+_OPTIONAL = _CRCS | {"more_end", "more_blocks", "more_lengths"}
 
 
 class IndexWriter:
@@ -89,10 +100,11 @@ class IndexWriter:
         self._files: dict[str, IO[bytes]] = {
             name: tempfile.TemporaryFile(dir=out.parent)  # noqa: SIM115 - closed by __exit__
             for name in _SHAPES
-            if verified or name != "crcs"
+            if verified or name not in _CRCS
         }
         self._digest = hashlib.blake2b(FORMAT.encode(), digest_size=16)
         self.num_samples = 0
+        self._num_more = 0
         self._key_end = 0
         self._shards: list[str] = []
         self.quarantined: list[tuple[int, str, str]] = []
@@ -115,6 +127,7 @@ class IndexWriter:
         if "crcs" in self._files:
             crcs = scan.crcs if scan.crcs is not None else np.zeros_like(scan.blocks)
             self._put("crcs", crcs)
+        self._add_further(scan)
         if scan.keys:
             self._key_end = int(ends[-1])
         self.num_samples += len(scan.keys)
@@ -123,6 +136,19 @@ class IndexWriter:
         self.quarantined += [(number, entry.key, entry.reason) for entry in scan.quarantined]
         self._num_ignored.append(scan.num_ignored)
         self.left_out.append([astuple(entry) for entry in scan.left_out])
+
+    def _add_further(self, scan: ShardScan) -> None:
+        further = scan.further
+        if further is None:
+            self._put("more_end", np.full(len(scan.keys), self._num_more))
+            return
+        self._put("more_end", self._num_more + further.ends)
+        self._put("more_blocks", further.blocks)
+        self._put("more_lengths", further.lengths)
+        if "more_crcs" in self._files:
+            crcs = further.crcs if further.crcs is not None else np.zeros_like(further.blocks)
+            self._put("more_crcs", crcs)
+        self._num_more += len(further.blocks)
 
     def commit(self) -> None:
         """Put the file in its place, whole and on disk."""
@@ -137,7 +163,12 @@ class IndexWriter:
         self.meta["digest"] = self._digest.hexdigest()
         header: dict[str, Any] = {"__metadata__": self.meta}
         offset = 0
-        for name, file in self._files.items():
+        files = {
+            name: file
+            for name, file in self._files.items()
+            if self._num_more or not name.startswith("more_")
+        }
+        for name, file in files.items():
             dtype, row = _SHAPES[name]
             size = file.tell()
             shape = [size // (np.dtype(_DTYPES[dtype]).itemsize * int(np.prod(row))), *row]
@@ -151,7 +182,7 @@ class IndexWriter:
         try:
             with temporary.open("xb") as whole:
                 whole.write(struct.pack("<Q", len(text)) + text)
-                for file in self._files.values():
+                for file in files.values():
                     file.seek(0)
                     shutil.copyfileobj(file, whole, 1 << 20)
                 whole.flush()
@@ -227,7 +258,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         arrays = {
             name: _map_array(memory, 8 + length, header[name], *_SHAPES[name])
             for name in _SHAPES
-            if name in header or name != "crcs"
+            if name in header or name not in _OPTIONAL
         }
         _check_arrays(arrays, meta)
     except (ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
@@ -256,6 +287,15 @@ def _check_arrays(arrays: dict[str, NDArray[Any]], meta: dict[str, str]) -> None
     per_sample += [len(arrays["crcs"])] if "crcs" in arrays else []
     if {*per_shard} != {num_shards} or {*per_sample} != {num_samples}:
         raise ValueError("its arrays differ in length")
+    if "more_end" in arrays:
+        ends = [int(arrays["more_end"][-1]) if num_samples else 0]
+        per_image = [
+            len(arrays[x])
+            for x in ("more_blocks", "more_lengths", "more_crcs")
+            if x in arrays or x != "more_crcs"
+        ]
+        if len(arrays["more_end"]) != num_samples or {*per_image} != {*ends}:
+            raise ValueError("its further images are incomplete")
     if num_samples and int(arrays["key_end"][-1]) != len(arrays["key_bytes"]):
         raise ValueError("its keys are incomplete")
     if {"name", "root", "digest", "verified", "decoded"} - meta.keys():

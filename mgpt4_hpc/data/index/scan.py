@@ -1,10 +1,17 @@
-"""One shard's samples: members grouped by key, everything else quarantined with its reason."""
+"""One shard's samples: members grouped by key, everything else quarantined with its reason.
+
+A sample may have further images, ``KEY.1.jpg``, ``KEY.2.jpg`` and so on. One that is a conversation
+may have none; which sample that is stands in its json, so the json of a sample without an image is
+read, and so is every json of a shard whose first json is a conversation.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -34,6 +41,9 @@ _PART_OF_EXTENSION = {
 _FURTHER_IMAGES = frozenset(name.encode() for name in formats.FURTHER)
 _UNREAD_IMAGES = frozenset(name.encode() for name in formats.UNREAD)
 _READ = frozenset({*_PART_OF_EXTENSION, *_FURTHER_IMAGES})
+_NUMBERED_IMAGE = re.compile(
+    rb"([1-9][0-9]{0,3})\.(?:" + b"|".join(map(str.encode, formats.READ)) + rb")"
+)
 _MOST_EXTENSIONS = 64
 """Told apart in one shard; a name may end in anything."""
 _PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
@@ -56,6 +66,34 @@ class Quarantined:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class FurtherImages:
+    """Images of n samples beside the first of each; m in all.
+
+    Attributes:
+        ends: int64[n], end of each sample's images among all.
+        blocks, lengths: uint32[m], as of ``ShardScan``.
+        crcs: uint32[m]; None unless verified.
+    """
+
+    ends: NDArray[np.int64]
+    blocks: NDArray[np.uint32]
+    lengths: NDArray[np.uint32]
+    crcs: NDArray[np.uint32] | None = None
+
+    def rows(self, keep: NDArray[np.bool_]) -> FurtherImages:
+        """Those of some of the samples, bool[n]."""
+        counts = np.diff(self.ends, prepend=0)
+        each = np.repeat(keep, counts)
+        crcs = None if self.crcs is None else self.crcs[each]
+        ends = np.cumsum(counts[keep])
+        return FurtherImages(ends, self.blocks[each], self.lengths[each], crcs)
+
+    def of(self, row: int) -> range:
+        """Numbers of one sample's images."""
+        return range(int(self.ends[row - 1]) if row else 0, int(self.ends[row]))
+
+
 @dataclass(slots=True)
 class ShardScan:
     """What the index holds of one shard; n samples in the order of their first members.
@@ -70,6 +108,7 @@ class ShardScan:
         crcs: uint32[n, 3], CRC32 of each part; None unless verified.
         quarantined: what was left out.
         left_out: members that belong to no sample (other extensions, no key).
+        further: images beside the first of each; None if no sample has any.
     """
 
     name: str
@@ -81,6 +120,7 @@ class ShardScan:
     crcs: NDArray[np.uint32] | None = None
     quarantined: list[Quarantined] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    further: FurtherImages | None = None
 
     @property
     def num_ignored(self) -> int:
@@ -94,7 +134,29 @@ class ShardScan:
         state.update(b"\0".join(self.keys) + b"\0")
         state.update(np.ascontiguousarray(self.blocks, dtype="<u4").tobytes())
         state.update(np.ascontiguousarray(self.lengths, dtype="<u4").tobytes())
+        if self.further is not None:
+            state.update(np.ascontiguousarray(self.further.ends, dtype="<i8").tobytes())
+            for spans in (self.further.blocks, self.further.lengths):
+                state.update(np.ascontiguousarray(spans, dtype="<u4").tobytes())
         return state.digest()
+
+    def drop(self, bad: Mapping[int, str]) -> None:
+        """Quarantine samples, by row, with their reasons."""
+        if not bad:
+            return
+        keep = np.asarray([row not in bad for row in range(len(self.keys))])
+        self.quarantined += [Quarantined(show(self.keys[row]), why) for row, why in bad.items()]
+        self.keys = [key for row, key in enumerate(self.keys) if keep[row]]
+        self.blocks, self.lengths = self.blocks[keep], self.lengths[keep]
+        self.crcs = None if self.crcs is None else self.crcs[keep]
+        if self.further is not None:
+            further = self.further.rows(keep)
+            self.further = further if len(further.blocks) else None
+
+    def num_images(self, row: int) -> int:
+        """Images of one sample."""
+        further = 0 if self.further is None else len(self.further.of(row))
+        return further + int(self.lengths[row, 0] > 0)
 
 
 def scan_shard(
@@ -111,7 +173,7 @@ def scan_shard(
         path: the tar.
         name: to record it under.
         verify: also compute the CRC32 of every part.
-        decode: also decode every image and parse every caption.
+        decode: also decode every image and parse every text.
         storage_may_fail: a shard that cannot be read yields no samples and one quarantine entry,
             whatever the reason.
 
@@ -125,6 +187,7 @@ def scan_shard(
             window = LARGE_WINDOW if verify else SMALL_WINDOW
             listing = walk_tar(WindowedFile(fd, stat.st_size, window), with_crcs=verify)
             scan = _group(listing, name, stat.st_size, stat.st_mtime_ns)
+            _check_texts(fd, scan, every=decode)
             if decode:
                 _decode_all(fd, scan)
             return scan
@@ -146,14 +209,17 @@ def _unreadable(name: str, error: OSError) -> ShardScan:
 def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardScan:
     quarantined: list[Quarantined] = []
     left_out: list[LeftOut] = []
+    further: FurtherImages | None = None
     keys = _keys_of_plain_triples(listing)
     if keys:
         where = np.arange(3 * len(keys)).reshape(-1, 3)
     else:
-        samples, faults, left_out = _collect_samples(listing)
-        quarantined = _fold_faults(listing, samples, faults)
+        found, left_out = _collect_samples(listing)
+        samples, faults = found.samples, found.faults
+        quarantined = _fold_faults(listing, found)
         keys = [key for key in samples if key not in faults]
         where = np.asarray([samples[key] for key in keys], dtype=np.int64).reshape(-1, 3)
+        further = _further(listing, [found.images.get(key, {}) for key in keys])
 
     def column(values: Int64) -> NDArray[np.uint32]:
         # A last element that index -1 finds: absent parts become 0.
@@ -169,6 +235,20 @@ def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardSca
         crcs=None if listing.crcs is None else column(listing.crcs),
         quarantined=quarantined,
         left_out=left_out,
+        further=further,
+    )
+
+
+def _further(listing: TarListing, images: Sequence[Mapping[int, int]]) -> FurtherImages | None:
+    """Where the further images of each sample lie; ``images`` has their members by number."""
+    if not any(images):
+        return None
+    where = np.asarray([own[number] for own in images for number in sorted(own)], dtype=np.int64)
+    return FurtherImages(
+        ends=np.cumsum([len(own) for own in images], dtype=np.int64),
+        blocks=(listing.offsets[where] // BLOCK).astype(np.uint32),
+        lengths=listing.lengths[where].astype(np.uint32),
+        crcs=None if listing.crcs is None else listing.crcs[where].astype(np.uint32),
     )
 
 
@@ -194,10 +274,11 @@ def _keys_of_plain_triples(listing: TarListing) -> list[bytes]:
 
 def _collect_samples(
     listing: TarListing,
-) -> tuple[dict[bytes, list[int]], dict[bytes, str], list[LeftOut]]:
-    """Members by key: number of each part's member, -1 if absent; faults; what belongs to none."""
+) -> tuple[_Samples, list[LeftOut]]:
+    """Members by key, and what belongs to no sample."""
     found = _Samples(listing)
     further: list[tuple[int, bytes, bytes]] = []
+    numbered: list[tuple[int, bytes, int]] = []
     strange: dict[bytes, list[bytes]] = {}
     for number, member in enumerate(listing.names):
         key, extension = split_name(member)
@@ -206,8 +287,17 @@ def _collect_samples(
             found.take(key, part, number)
         elif extension in _FURTHER_IMAGES:
             further.append((number, key, extension))
+        elif image := _NUMBERED_IMAGE.fullmatch(extension):
+            numbered.append((number, key, int(image[1])))
         else:
             strange.setdefault(extension, []).append(member)
+    with_parts = {*found.samples, *(key for _, key, _ in further)}
+    for number, key, place in numbered:
+        if key in with_parts:
+            found.take(key, 0, number, place)
+        else:
+            member = listing.names[number]
+            strange.setdefault(split_name(member)[1], []).append(member)
     left_out = [
         entry for extension, names in strange.items() for entry in _left_out(extension, names)
     ]
@@ -218,36 +308,48 @@ def _collect_samples(
             left_out.append(LeftOut("its sample has another image", extension.decode(), 1, name))
         else:
             found.take(key, 0, number)
-    return found.samples, found.faults, _few_extensions(left_out)
+    return found, _few_extensions(left_out)
 
 
 class _Samples:
-    """A tar's members, put together by key."""
+    """A tar's members, put together by key.
+
+    Attributes:
+        samples: number of each part's member, -1 if absent.
+        images: of some samples the members of further images, by the images' numbers.
+        faults: why a sample is none.
+    """
 
     def __init__(self, listing: TarListing) -> None:
         self.samples: dict[bytes, list[int]] = {}
+        self.images: dict[bytes, dict[int, int]] = {}
         self.faults: dict[bytes, str] = {}
         self._unsafe = bool(b"".join(listing.names).translate(None, _PLAIN))
         self._lengths = listing.lengths.tolist()
         self._aligned = (listing.offsets % BLOCK == 0).tolist()
 
-    def take(self, key: bytes, part: int, number: int) -> None:
-        """Member ``number`` is this part of sample ``key``."""
+    def take(self, key: bytes, part: int, number: int, place: int = 0) -> None:
+        """Member ``number`` is this part of sample ``key``; or its image number ``place``."""
         sample = self.samples.get(key)
         if sample is None:
             sample = self.samples[key] = [-1, -1, -1]
+        images = self.images.setdefault(key, {}) if place else {}
+        name = f"{place}.{PARTS[part]}" if place else PARTS[part]
         length = self._lengths[number]
         if length == 0:
-            self.faults[key] = f"its {PARTS[part]} is empty"
-        elif sample[part] >= 0:
-            self.faults[key] = f"it has two {PARTS[part]} members"
+            self.faults[key] = f"its {name} is empty"
+        elif place in images or (not place and sample[part] >= 0):
+            self.faults[key] = f"it has two {name} members"
         elif length > _MAX_LENGTH:
-            self.faults[key] = f"its {PARTS[part]} has {length} bytes"
+            self.faults[key] = f"its {name} has {length} bytes"
         elif not self._aligned[number]:
             self.faults[key] = "it lies behind damage that shifted the tar"
         if self._unsafe and (reason := name_fault(key)):
             self.faults[key] = reason
-        sample[part] = number
+        if place:
+            images[place] = number
+        else:
+            sample[part] = number
 
 
 def _left_out(extension: bytes, names: list[bytes]) -> list[LeftOut]:
@@ -303,16 +405,24 @@ def belongs(header: bytes, key: str, length: int) -> bool:
     return not plain or split_name(header_name(header))[0] == key.encode()
 
 
-def _fold_faults(
-    listing: TarListing, samples: dict[bytes, list[int]], faults: dict[bytes, str]
-) -> list[Quarantined]:
-    """Quarantine entries; afterwards ``faults`` holds every key that is not a whole sample."""
-    for key, sample in samples.items():
-        if key not in faults:
-            if sample[0] < 0:
-                faults[key] = "it has no image"
-            elif sample[1] < 0 and sample[2] < 0:
-                faults[key] = "it has neither json nor txt"
+def _fold_faults(listing: TarListing, found: _Samples) -> list[Quarantined]:
+    """Quarantine entries; afterwards ``faults`` holds every key that is not a whole sample.
+
+    Without an image a json alone may be a whole sample: ``_check_texts`` decides.
+    """
+    samples, faults = found.samples, found.faults
+    for key, (image, record, txt) in samples.items():
+        if key in faults:
+            continue
+        numbered = found.images.get(key, {})
+        if image < 0 and numbered:
+            faults[key] = "it has no first image, KEY.jpg"
+        elif image < 0 and record < 0:
+            faults[key] = "it has no image"
+        elif record < 0 and txt < 0:
+            faults[key] = "it has neither json nor txt"
+        elif numbered and max(numbered) != len(numbered):
+            faults[key] = f"its images are not numbered from 1 to {len(numbered)}"
     entries = {}
     for fault in listing.faults:
         key, _ = split_name(fault.name)
@@ -348,31 +458,53 @@ def show(name: bytes) -> str:
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
+def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
+    """Drop the samples whose text is unusable or does not fit their images, of those looked at.
+
+    Args:
+        fd: of the shard.
+        scan: of it.
+        every: look at all. Otherwise at those without an image, and at all jsons if the first is
+            a conversation: captions are not read only to make an index.
+    """
+    from mgpt4_hpc.data.index.caption import CaptionError, holds_conversation, text_of
+
+    def member(row: int, part: int) -> bytes | None:
+        length = int(scan.lengths[row, part])
+        return os.pread(fd, length, int(scan.blocks[row, part]) * BLOCK) if length else None
+
+    has_json = scan.lengths[:, 1] > 0
+    look = np.ones(len(scan.keys), bool) if every else scan.lengths[:, 0] == 0
+    alone = np.flatnonzero(has_json & (scan.lengths[:, 2] == 0))
+    if not every and len(alone) and holds_conversation(member(int(alone[0]), 1) or b""):
+        look |= has_json
+    bad: dict[int, str] = {}
+    for row in np.flatnonzero(look).tolist():
+        try:
+            text_of(member(row, 1), member(row, 2), scan.num_images(row))
+        except CaptionError as error:
+            # What a json without an image lacks is the image, unless it is a conversation.
+            captioned = not scan.num_images(row) and not holds_conversation(member(row, 1) or b"")
+            bad[row] = "it has no image" if captioned else str(error)
+    scan.drop(bad)
+
+
 def _decode_all(fd: int, scan: ShardScan) -> None:
-    """Drop the samples whose contents are unusable."""
+    """Drop the samples whose images are unusable."""
+    from mgpt4_hpc.data.images.decode import ImageError, check_image
+
     bad: dict[int, str] = {}
     for row in range(len(scan.keys)):
-        jpg, record, txt = (
-            os.pread(fd, int(length), int(block) * BLOCK) if length else None
-            for block, length in zip(scan.blocks[row], scan.lengths[row], strict=True)
-        )
-        if reason := _content_fault(jpg or b"", record, txt):
-            bad[row] = reason
-    if bad:
-        keep = np.asarray([row not in bad for row in range(len(scan.keys))])
-        scan.quarantined += [Quarantined(show(scan.keys[row]), why) for row, why in bad.items()]
-        scan.keys = [key for row, key in enumerate(scan.keys) if keep[row]]
-        scan.blocks, scan.lengths = scan.blocks[keep], scan.lengths[keep]
-        scan.crcs = None if scan.crcs is None else scan.crcs[keep]
-
-
-def _content_fault(jpg: bytes, record: bytes | None, txt: bytes | None) -> str:
-    from mgpt4_hpc.data.images.decode import ImageError, check_image
-    from mgpt4_hpc.data.index.caption import CaptionError, caption_of
-
-    try:
-        check_image(jpg)
-        caption_of(record, txt)
-    except (CaptionError, ImageError) as error:
-        return str(error)
-    return ""
+        spans = [(int(scan.blocks[row, 0]), int(scan.lengths[row, 0]))]
+        if scan.further is not None:
+            spans += [
+                (int(scan.further.blocks[number]), int(scan.further.lengths[number]))
+                for number in scan.further.of(row)
+            ]
+        try:
+            for block, length in spans:
+                if length:
+                    check_image(os.pread(fd, length, block * BLOCK))
+        except ImageError as error:
+            bad[row] = str(error)
+    scan.drop(bad)

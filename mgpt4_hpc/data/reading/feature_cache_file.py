@@ -1,14 +1,16 @@
 """One shard of a feature cache: a safetensors file that is read row by row with ``pread``.
 
-It appears whole or not at all. Arrays, for n samples of I image tokens of width Q:
+It appears whole or not at all. Arrays, for n samples with m images of I image tokens of width Q:
 
 =========  ===========================  =====================================================
-features   BF16 or F32 [n, I, Q]        what the frozen towers make of each image
+features   BF16 or F32 [m, I, Q]        what the frozen towers make of each image
+image_end  I64 [n]                      end of each sample's images; absent if each has one
 sample     I64 [n]                      sample number within its source's index
 source     I32 [n]                      number of the source in the cache
 text_end   I64 [n]                      end of each sample's text in ``text``
 crc        U32 [n]                      CRC32 of each row's features followed by its text
-text       U8 [...]                     JSON [key, caption] of each sample, one behind the other
+text       U8 [...]                     JSON [key, caption] of each sample, one behind the other;
+                                        of a conversation [key, its record]
 bad        U8 [...]                     JSON list of [source, sample, key, reason]
 =========  ===========================  =====================================================
 """
@@ -27,8 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mgpt4_hpc.data.index.conversations import parse_conversation, record_of
 from mgpt4_hpc.data.index.index_file import sync_folder
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.prompts import Dialogue
 
 STORED: dict[str, tuple[str, np.dtype[Any]]] = {
     "bf16": ("BF16", np.dtype("<u2")),
@@ -41,12 +45,12 @@ _NUMPY = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
 
 @dataclass(frozen=True)
 class FeatureRow:
-    """One sample as it is stored; ``features`` (I, Q) holds bits of the cache's type."""
+    """One sample as it is stored; ``features`` (N, I, Q) holds bits of the cache's type."""
 
     source: int
     sample: int
     key: str
-    caption: str
+    text: str | Dialogue
     features: NDArray[Any]
 
 
@@ -67,12 +71,14 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
         OSError: if it cannot be written; nothing is left then.
     """
     name, bits = STORED[dtype]
-    texts = [json.dumps([row.key, row.caption]).encode() for row in rows]
+    texts = [json.dumps([row.key, _stored(row.text)]).encode() for row in rows]
     crcs = [
         zlib.crc32(text, zlib.crc32(np.ascontiguousarray(row.features, bits).data))
         for row, text in zip(rows, texts, strict=True)
     ]
-    shape = rows[0].features.shape if rows else (0, 0)
+    shape = rows[0].features.shape[1:] if rows else (0, 0)
+    image_end = np.cumsum([len(row.features) for row in rows], dtype="<i8")
+    num_images = int(image_end[-1]) if rows else 0
     told = json.dumps([[b.source, b.sample, b.key, b.reason] for b in bad]).encode()
     small = {
         "sample": ("I64", np.asarray([row.sample for row in rows], "<i8")),
@@ -82,9 +88,11 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
         "text": ("U8", np.frombuffer(b"".join(texts), "u1")),
         "bad": ("U8", np.frombuffer(told, "u1")),
     }
-    end = len(rows) * int(np.prod(shape)) * bits.itemsize
+    if any(len(row.features) != 1 for row in rows):
+        small["image_end"] = ("I64", image_end)
+    end = num_images * int(np.prod(shape)) * bits.itemsize
     header: dict[str, Any] = {
-        "features": {"dtype": name, "shape": [len(rows), *shape], "data_offsets": [0, end]}
+        "features": {"dtype": name, "shape": [num_images, *shape], "data_offsets": [0, end]}
     }
     for key, (kind, array) in small.items():
         begin, end = end, end + array.nbytes
@@ -144,11 +152,17 @@ class FeatureShard:
                 self.source, self.sample = read("source"), read("sample")
                 self._text_end, self._crc = read("text_end"), read("crc")
                 self.bad = [BadRow(*entry) for entry in json.loads(bytes(read("bad")))]
+                self._image_end = (
+                    read("image_end")
+                    if "image_end" in header
+                    else np.arange(1, len(self.sample) + 1)
+                )
                 self._text = self._data + header["text"]["data_offsets"][0]
                 self.shape = tuple(header["features"]["shape"][1:])
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise _damaged(path, str(error)) from None
-        if {len(self.source), len(self._text_end), len(self._crc)} != {len(self.sample)}:
+        lengths = map(len, (self.source, self._text_end, self._crc, self._image_end))
+        if {*lengths} != {len(self.sample)}:
             raise _damaged(path, "its arrays differ in length")
 
     def __len__(self) -> int:
@@ -163,13 +177,20 @@ class FeatureShard:
         """
         size = int(np.prod(self.shape)) * self._bits.itemsize
         begin = int(self._text_end[row - 1]) if row else 0
-        data = os.pread(fd, size, self._data + row * size)
+        first = int(self._image_end[row - 1]) if row else 0
+        num_images = int(self._image_end[row]) - first
+        data = os.pread(fd, num_images * size, self._data + first * size)
         text = os.pread(fd, int(self._text_end[row]) - begin, self._text + begin)
         if zlib.crc32(text, zlib.crc32(data)) != int(self._crc[row]):
             raise _damaged(self.path, f"the bytes of its row {row} are not those written (CRC32)")
-        key, caption = json.loads(text)
-        features = np.frombuffer(data, self._bits).reshape(self.shape)
-        return FeatureRow(int(self.source[row]), int(self.sample[row]), key, caption, features)
+        key, stored = json.loads(text)
+        told = stored if isinstance(stored, str) else parse_conversation(stored).dialogue
+        features = np.frombuffer(data, self._bits).reshape(num_images, *self.shape)
+        return FeatureRow(int(self.source[row]), int(self.sample[row]), key, told, features)
+
+
+def _stored(text: str | Dialogue) -> Any:
+    return text if isinstance(text, str) else record_of(text)
 
 
 def _damaged(path: Path, why: str) -> DataError:

@@ -53,8 +53,8 @@ class FeatureReader:
         self._open: OrderedDict[int, int] = OrderedDict()
         self._owner = os.getpid()
 
-    def read(self, source_id: int, sample_id: int, out_IQ: NDArray[Any]) -> RawSample:
-        """Key and caption of a sample; its features are written to ``out_IQ``, as bits.
+    def read(self, source_id: int, sample_id: int) -> tuple[RawSample, NDArray[Any]]:
+        """Key and text of a sample, and the features (N, I, Q) of its N images, as bits.
 
         Raises:
             BadSampleError: if it could not be encoded.
@@ -74,8 +74,7 @@ class FeatureReader:
             )
         shard, row = self.cache.place_of(row)
         found = self._read(shard, row)
-        np.copyto(out_IQ, found.features)
-        return RawSample(found.key, b"", found.caption)
+        return RawSample(found.key, (), found.text), found.features
 
     def close(self) -> None:
         """Close all shards; reading on reopens them."""

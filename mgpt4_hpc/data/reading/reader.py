@@ -21,12 +21,13 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, caption_of
+from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, text_of
 from mgpt4_hpc.data.index.index import SampleRef, ShardIndex, Span
 from mgpt4_hpc.data.index.scan import belongs
 from mgpt4_hpc.data.reading.local_copies import Staged
 from mgpt4_hpc.data.tar.header import BLOCK
 from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.prompts import Dialogue
 from mgpt4_hpc.retry import PAUSES_S, TRANSIENT
 
 MAX_OPEN_SHARDS = 160
@@ -62,11 +63,22 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RawSample:
-    """One sample as stored: the compressed image and its caption, unchanged."""
+    """One sample as stored.
+
+    Attributes:
+        key: its name.
+        images: compressed, unchanged. A caption is of the first; a conversation has all.
+        text: a caption, unchanged, or a conversation.
+    """
 
     key: str
-    jpg: bytes
-    caption: str
+    images: tuple[bytes, ...]
+    text: str | Dialogue
+
+    @property
+    def caption(self) -> str:
+        """The text for people: a conversation as its transcript."""
+        return self.text if isinstance(self.text, str) else self.text.transcript()
 
 
 class SampleReader:
@@ -107,28 +119,29 @@ class SampleReader:
         """One sample.
 
         Raises:
-            BadSampleError: if its shard is gone or cannot be used, or it has no caption.
+            BadSampleError: if its shard is gone or cannot be used, or it has no usable text.
             StorageTrouble: if its shard cannot be read in all tries; caused by the last OSError.
             IndexError: if there is no such sample.
         """
         ref = self._indexes[source_id].locate(sample_id)
+        txt: bytes | None = None
         try:
             if "json" not in ref.parts:
-                jpg, txt = self._read_parts(source_id, sample_id, ref, "jpg", "txt")
-                return RawSample(ref.key, jpg, caption_of(None, txt))
-            jpg, record = self._read_parts(source_id, sample_id, ref, "jpg", "json")
+                txt, *images = self._read_parts(source_id, sample_id, ref, "txt", *ref.images)
+                return RawSample(ref.key, tuple(images), text_of(None, txt, len(images)))
+            record, *images = self._read_parts(source_id, sample_id, ref, "json", *ref.images)
             try:
-                caption = caption_of(record, None)
+                text = text_of(record, None, len(images))
             except NoCaptionInJson:
                 if "txt" not in ref.parts:
                     raise
                 (txt,) = self._read_parts(source_id, sample_id, ref, "txt")
-                caption = caption_of(record, txt)
+                text = text_of(record, txt, len(images))
         except _ReadError as error:
             raise BadSampleError(ref.key, ref.shard, str(error), error.errno) from None
         except CaptionError as error:
             raise BadSampleError(ref.key, ref.shard, str(error)) from None
-        return RawSample(ref.key, jpg, caption)
+        return RawSample(ref.key, tuple(images), text)
 
     def shard_path(self, source_id: int, sample_id: int) -> Path:
         """The shard that holds a sample."""
@@ -143,9 +156,9 @@ class SampleReader:
         self._open.clear()
 
     def _read_parts(
-        self, source_id: int, sample_id: int, ref: SampleRef, *names: str
+        self, source_id: int, sample_id: int, ref: SampleRef, name: str, *images: Span
     ) -> Sequence[bytes]:
-        spans = [ref.parts[name] for name in names]
+        spans = [ref.parts[name], *images]
         staged = self._from_stage(source_id, sample_id, ref, *spans)
         where = (source_id, self._indexes[source_id].shard_of(sample_id))
         return staged or self._read_spans(where, ref, *spans)

@@ -52,7 +52,8 @@ def write_contact_sheet(
     for sample_id in chosen:
         try:
             sample = reader.read(0, sample_id)
-            tile, text = _tile(sample.jpg), sample.caption
+            tile = _tile(sample.images[0]) if sample.images else _empty_tile()
+            text = sample.caption
         except (BadSampleError, ImageError) as error:
             reason = error.reason if isinstance(error, BadSampleError) else str(error)
             tile, text = _empty_tile(), f"({reason})"

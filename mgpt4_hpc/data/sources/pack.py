@@ -33,11 +33,23 @@ def is_align_folder(path: Path) -> bool:
 
 
 class Packed(NamedTuple):
-    """What ``pack_align_folder`` made, and which files of ``image/`` it did not use."""
+    """What packing made.
+
+    Attributes:
+        left_out: files of ``image/`` that were not used.
+        bad: why conversations are not there, if that was asked for.
+    """
 
     shards: list[Path]
     num_samples: int
-    left_out: list[LeftOut]
+    left_out: Sequence[LeftOut] = ()
+    bad: Sequence[str] = ()
+
+
+def require_empty(out: Path) -> None:
+    """Raise DataError unless ``out`` does not exist or is an empty folder."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} is not empty", fix="choose another folder or remove it")
 
 
 def pack_align_folder(
@@ -57,8 +69,7 @@ def pack_align_folder(
     Raises:
         DataError: naming every missing image, duplicate id, empty caption and bad image at once.
     """
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty", fix="choose another folder or remove it")
+    require_empty(out)
     annotations = read_annotations(src)
     images = list_align_images(src)
     samples, faults = _checked(images, annotations)

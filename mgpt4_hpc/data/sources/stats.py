@@ -5,26 +5,32 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.data.batching.text import Encode, clean_caption
 from mgpt4_hpc.data.images.decode import shown_size
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample, SampleReader
 from mgpt4_hpc.data.sampling.order import Int64, keyed_words
 from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.prompts import TEMPLATES, Dialogue
 
 MAX_WORDS = 50
 """Words that stage 1's cleaning leaves of a caption."""
 LIMITS = {"stage1": 32, "stage2": 160}
 """Answer tokens, end symbol included, beyond which each stage cuts by default."""
+MAX_TOKENS = 2048
+"""Tokens of a conversation beyond which its last turns are left out by default."""
+NUM_IMAGE_TOKENS = 32
+"""Of one image, with a Q-Former."""
 
 _END_SYMBOLS = {"stage1": "\n", "stage2": "###"}
 _SHOWN = 10
@@ -92,6 +98,30 @@ class Duplicates:
     largest: list[Repeated]
 
 
+@dataclass(frozen=True)
+class ConversationStats:
+    """Lengths of conversations.
+
+    Attributes:
+        count: of the samples read.
+        turns: questions with their answers in each.
+        images: in each.
+        tokens: of each in the template vicuna_v0, images of 32 tokens included; None without a
+            tokenizer, as all that follows.
+        cut: share that is over 2,048 tokens and loses turns.
+        answer_tokens: of each answer with its end symbol.
+        truncated_answers: share of the answers over stage 2's limit.
+    """
+
+    count: int
+    turns: Spread | None
+    images: Spread | None
+    tokens: Spread | None
+    cut: float
+    answer_tokens: Spread | None
+    truncated_answers: float
+
+
 @dataclass
 class SourceStats:
     """What ``collect_stats`` found; lengths are those of the samples read.
@@ -105,6 +135,7 @@ class SourceStats:
         truncated: per stage, share of captions over the stage's limit.
         sizes: (width, height, images), the most frequent first.
         bad_images: whose header gives no size.
+        conversations: what is counted of conversations alone; None if there are none.
     """
 
     name: str
@@ -123,6 +154,7 @@ class SourceStats:
     bad_images: int = 0
     images: Duplicates | None = None
     captions: Duplicates | None = None
+    conversations: ConversationStats | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
@@ -169,7 +201,7 @@ def collect_stats(
     else:
         chosen = np.arange(index.num_samples, dtype=np.int64)
     reader = SampleReader([index], pauses_s=_PAUSES_S)
-    tally = _Tally(encode, len(chosen))
+    tally = _Tally(encode)
     for done, sample_id in enumerate(chosen.tolist()):
         try:
             tally.add(sample_id, reader.read(0, sample_id))
@@ -187,22 +219,33 @@ def collect_stats(
 class _Tally:
     """Histograms, and two 64-bit hashes a sample."""
 
-    def __init__(self, encode: Encode | None, most: int) -> None:
+    def __init__(self, encode: Encode | None) -> None:
         self.unreadable: Counter[str] = Counter()
         self.num = 0
         self._encode = encode
+        self._conversations = _Conversations(encode)
         self._words: Counter[int] = Counter()
         self._cut_words = 0
         self._tokens: dict[str, Counter[int]] = {stage: Counter() for stage in LIMITS}
         self._sizes: Counter[tuple[int, int]] = Counter()
         self._bytes: Counter[int] = Counter()
         self._bad_images = 0
-        self._ids = np.empty(most, dtype=np.int64)
-        self._images = np.empty(most, dtype=np.uint64)
-        self._captions = np.empty(most, dtype=np.uint64)
+        self._images, self._image_ids = array("Q"), array("q")
+        self._captions, self._ids = array("Q"), array("q")
 
     def add(self, sample_id: int, sample: RawSample) -> None:
-        caption = sample.caption
+        if isinstance(sample.text, str):
+            self._add_caption(sample.text)
+        else:
+            self._conversations.add(sample.text)
+        for image in sample.images:
+            self._add_image(image)
+            self._image_ids.append(sample_id)
+        self._ids.append(sample_id)
+        self._captions.append(_hash(sample.caption.encode(errors="surrogatepass")))
+        self.num += 1
+
+    def _add_caption(self, caption: str) -> None:
         cleaned = clean_caption(caption, None)
         self._words[len(caption.split())] += 1
         self._cut_words += len(cleaned.split()) > MAX_WORDS
@@ -210,16 +253,15 @@ class _Tally:
             texts = {"stage1": clean_caption(caption, MAX_WORDS), "stage2": caption}
             for stage, text in texts.items():
                 self._tokens[stage][len(self._encode(text + _END_SYMBOLS[stage]))] += 1
-        self._bytes[len(sample.jpg)] += 1
-        size = _image_size(sample.jpg)
+
+    def _add_image(self, image: bytes) -> None:
+        self._bytes[len(image)] += 1
+        self._images.append(_hash(image))
+        size = _image_size(image)
         if size is None:
             self._bad_images += 1
         else:
             self._sizes[size] += 1
-        self._ids[self.num] = sample_id
-        self._images[self.num] = _hash(sample.jpg)
-        self._captions[self.num] = _hash(caption.encode(errors="surrogatepass"))
-        self.num += 1
 
     def summary(self, index: ShardIndex, reader: SampleReader) -> SourceStats:
         stats = SourceStats(index.name, index.num_samples, len(index.quarantined), self.num)
@@ -227,12 +269,14 @@ class _Tally:
         if not self.num:
             return stats
         stats.words = Spread.of(self._words)
-        stats.over_max_words = self._cut_words / self.num
+        captions = max(1, self._words.total())
+        stats.over_max_words = self._cut_words / captions
+        stats.conversations = self._conversations.summary()
         if self._encode is not None:
             for stage, counts in self._tokens.items():
                 stats.tokens[stage] = Spread.of(counts)
                 over = sum(n for length, n in counts.items() if length > LIMITS[stage])
-                stats.truncated[stage] = over / self.num
+                stats.truncated[stage] = over / captions
         widths: Counter[int] = Counter()
         heights: Counter[int] = Counter()
         for (width, height), count in self._sizes.items():
@@ -242,24 +286,66 @@ class _Tally:
         stats.image_bytes = Spread.of(self._bytes)
         stats.sizes = [(*size, count) for size, count in self._sizes.most_common(_SHOWN)]
         stats.bad_images = self._bad_images
-        stats.images = self._duplicates(self._images, index, reader)
-        stats.captions = self._duplicates(self._captions, index, reader)
+        stats.images = self._duplicates(self._images, self._image_ids, index, reader)
+        stats.captions = self._duplicates(self._captions, self._ids, index, reader)
         return stats
 
     def _duplicates(
-        self, hashes: NDArray[np.uint64], index: ShardIndex, reader: SampleReader
+        self, hashes: array[int], ids: array[int], index: ShardIndex, reader: SampleReader
     ) -> Duplicates:
-        _, first, counts = np.unique(hashes[: self.num], return_index=True, return_counts=True)
-        surplus = self.num - len(counts)
+        contents = np.asarray(hashes, dtype=np.uint64)
+        _, first, counts = np.unique(contents, return_index=True, return_counts=True)
+        surplus = len(hashes) - len(counts)
         largest = []
         for place in np.argsort(-counts, kind="stable")[:_SHOWN].tolist():
             if counts[place] > 1:
-                sample_id = int(self._ids[first[place]])
+                sample_id = ids[first[place]]
                 shard = index.shard_names[index.shard_of(sample_id)]
                 caption = _caption(reader, sample_id)
                 key = index.key(sample_id)
                 largest.append(Repeated(int(counts[place]), key, shard, caption))
-        return Duplicates(surplus, surplus / self.num, largest)
+        return Duplicates(surplus, surplus / max(1, len(hashes)), largest)
+
+
+class _Conversations:
+    """Histograms of conversations."""
+
+    def __init__(self, encode: Encode | None) -> None:
+        self._format = None
+        if encode is not None:
+            self._format = TemplateFormat(TEMPLATES["vicuna_v0"], encode, bos_id=0)
+        self._turns: Counter[int] = Counter()
+        self._images: Counter[int] = Counter()
+        self._tokens: Counter[int] = Counter()
+        self._answers: Counter[int] = Counter()
+
+    def add(self, dialogue: Dialogue) -> None:
+        self._turns[len(dialogue.turns)] += 1
+        self._images[dialogue.num_images] += 1
+        if self._format is None:
+            return
+        runs = [run for run in self._format.lay_out(dialogue) if run is not None]
+        images = dialogue.num_images * NUM_IMAGE_TOKENS
+        self._tokens[sum(len(run.ids) for run in runs) + images] += 1
+        self._answers.update(len(run.ids) for run in runs if any(run.learned))
+
+    def summary(self) -> ConversationStats | None:
+        if not self._turns:
+            return None
+        return ConversationStats(
+            count=self._turns.total(),
+            turns=Spread.of(self._turns),
+            images=Spread.of(self._images),
+            tokens=Spread.of(self._tokens),
+            cut=_share_above(self._tokens, MAX_TOKENS),
+            answer_tokens=Spread.of(self._answers),
+            truncated_answers=_share_above(self._answers, LIMITS["stage2"]),
+        )
+
+
+def _share_above(counts: Counter[int], limit: int) -> float:
+    above = sum(count for length, count in counts.items() if length > limit)
+    return above / max(1, counts.total())
 
 
 def _caption(reader: SampleReader, sample_id: int) -> str:

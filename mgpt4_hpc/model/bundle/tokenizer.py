@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle.llm_folder import read_llm_config, require_tokenizer_files
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 
@@ -41,6 +41,56 @@ class TextTokenizer:
         """Ids of one text segment, without begin or end."""
         ids: list[int] = self._backend(text, add_special_tokens=False).input_ids
         return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The same ids, and where in the text each stands: begin and end."""
+        found = self._backend(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found.input_ids), list(found.offset_mapping)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The tokenizer's own template for conversations, of those the one for plain chat."""
+        try:
+            found: str = self._backend.get_chat_template()
+        except ValueError:
+            return None
+        return found
+
+    @property
+    def eos_token(self) -> str | None:
+        """The end token as it is written."""
+        token = self._backend.eos_token
+        return None if token is None else str(token)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, str]], *, opened: bool
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """Messages in the chat template: the text, and the spans that it marks as generated.
+
+        Args:
+            messages: role and content of each.
+            opened: go on to where the next answer begins.
+
+        Raises:
+            ConfigError: if the template refuses them.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        try:
+            with quiet_transformers():
+                texts, spans = render_jinja_template(
+                    [list(messages)],
+                    chat_template=self.chat_template,
+                    return_assistant_tokens_mask=True,
+                    add_generation_prompt=opened,
+                    **self._backend.special_tokens_map,
+                )
+        except Exception as error:  # a template is a program of its own
+            raise ConfigError(
+                f"the language model's chat template cannot be used: {error}",
+                fix="write the format as text.prompt and text.end_symbol",
+            ) from error
+        return texts[0], [tuple(span) for span in spans[0]]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens appear as they are written (``</s>``)."""

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
+from mgpt4_hpc.chat_format import ChatFormat, Layout
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.chat_template import chat_format
 from mgpt4_hpc.model.bundle.export import find_projector, read_projector
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.bundle.variants import require_projector_fits
@@ -24,7 +26,7 @@ from mgpt4_hpc.model.generation.prompt_embedding import context_length, prompt_l
 from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.nn.preprocess import normalise
-from mgpt4_hpc.prompts import IMAGE_SLOT, Template, get_template
+from mgpt4_hpc.prompts import Dialogue, Template, get_template
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir, read_json
 
@@ -177,6 +179,7 @@ class ChatModel:
         )
         self.tokenizer = load_tokenizer(self.bundle.llm_dir)
         self.source = source
+        self._format: tuple[Template, ChatFormat] | None = None
         self.use(source)
 
     @classmethod
@@ -187,6 +190,7 @@ class ChatModel:
         chat_model.model = model
         chat_model.tokenizer = load_tokenizer(bundle.llm_dir)
         chat_model.source = source
+        chat_model._format = None
         return chat_model
 
     @property
@@ -227,13 +231,27 @@ class ChatModel:
         use_lora(self.model.language_model, trained.lora)
         self.source = trained.source
 
+    @property
+    def format(self) -> ChatFormat:
+        """How the model that answers was taught to read conversations."""
+        if self._format is None or self._format[0] != self.source.template:
+            self._format = self.source.template, chat_format(self.source.template, self.tokenizer)
+        return self._format[1]
+
+    def prompt(self, dialogue: Dialogue) -> Layout:
+        """A conversation whose last question is open, as the model reads it."""
+        config = self.source.config
+        if config is not None and config.text.system and not dialogue.system:
+            dialogue = Dialogue(dialogue.turns, config.text.system)
+        return self.format.lay_out(dialogue)
+
     def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
         """The towers' features (N, I, Q) of uint8 pixels of the model's image size."""
         return self.model.encode_images(normalise(images_u8_NCHW, self.model.device))
 
     def answers(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Layout],
         features: Sequence[torch.Tensor],
         sampling: Sampling,
         *,
@@ -241,32 +259,31 @@ class ChatModel:
         between: Callable[[], None] = lambda: None,
     ) -> list[Answer]:
         """As ``generate.answer_prompts``, ended by the template's end symbol."""
-        stop = self.source.template.end_symbol
         return answer_prompts(
             self.model,
             self.tokenizer,
             prompts,
             features,
             sampling,
-            stop=stop,
+            stop=self.format.end_symbol,
             seeds=seeds,
             between=between,
         )
 
     def stream(
-        self, prompt: str, features_NIQ: torch.Tensor, sampling: Sampling
+        self, prompt: Layout, features_NIQ: torch.Tensor, sampling: Sampling
     ) -> Generator[str, None, Answer]:
         """As ``generate.stream``, ended by the template's end symbol."""
-        stop = self.source.template.end_symbol
+        stop = self.format.end_symbol
         return stream(self.model, self.tokenizer, prompt, features_NIQ, sampling, stop=stop)
 
-    def max_answer_tokens(self, prompt: str) -> int | None:
+    def max_answer_tokens(self, prompt: Layout) -> int | None:
         """Tokens that an answer to the prompt may have at most; None if the model has no limit."""
         limit = context_length(self.model)
         if limit is None:
             return None
         slots = self.bundle.architecture.num_image_tokens
-        return limit - prompt_length(self.tokenizer, prompt, prompt.count(IMAGE_SLOT), slots)
+        return limit - prompt_length(prompt, slots)
 
 
 def _require_weights(file: Path) -> None:

@@ -13,7 +13,7 @@ from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
 from mgpt4_hpc.model.generation.answer import Answer, GrowingAnswer
 from mgpt4_hpc.model.generation.decoding import beam_search, next_tokens
-from mgpt4_hpc.model.generation.prompt_embedding import build_context, require_room
+from mgpt4_hpc.model.generation.prompt_embedding import Prompt, build_context, require_room
 from mgpt4_hpc.model.generation.sampling import Picker, Sampling, row_seed
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.nn.preprocess import normalise
@@ -24,7 +24,7 @@ __all__ = ["Answer", "Sampling", "answer_prompts", "generate", "generate_from_fe
 def answer_prompts(
     model: MiniGPT4,
     tokenizer: TextTokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     features: Sequence[torch.Tensor],
     sampling: Sampling,
     *,
@@ -75,7 +75,7 @@ def answer_prompts(
 def stream(
     model: MiniGPT4,
     tokenizer: TextTokenizer,
-    prompt: str,
+    prompt: Prompt,
     features_NIQ: torch.Tensor,
     sampling: Sampling,
     *,

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 import torch
 
+from mgpt4_hpc.chat_format import Layout
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG
+
+Prompt = str | Layout
+"""A text with image slots, or a conversation that was laid out."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Context:
 def build_context(
     model: MiniGPT4,
     tokenizer: TextTokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     features: Sequence[torch.Tensor],
 ) -> Context:
     """Embed prompts with their images.
@@ -42,7 +46,7 @@ def build_context(
     Args:
         model: the model.
         tokenizer: its language model's.
-        prompts: each with one slot per image of its own; an empty one stands for begin and images.
+        prompts: each with one slot per image of its own; an empty text stands for begin and images.
         features: per prompt the towers' features (images, I, Q) of its images, in their order.
 
     Raises:
@@ -73,11 +77,9 @@ def build_context(
     return Context(embeds_BTD, attention_BT.to(model.device))
 
 
-def prompt_length(
-    tokenizer: TextTokenizer, prompt: str, num_images: int, num_image_tokens: int
-) -> int:
+def prompt_length(layout: Layout, num_image_tokens: int) -> int:
     """Positions that a prompt takes, images included."""
-    return _length(_pieces(tokenizer, prompt, num_images), num_image_tokens)
+    return sum(num_image_tokens if run is None else len(run.ids) for run in layout)
 
 
 def context_length(model: MiniGPT4) -> int | None:
@@ -106,17 +108,28 @@ def require_room(model: MiniGPT4, longest: int, max_new_tokens: int) -> None:
     )
 
 
-def _pieces(tokenizer: TextTokenizer, prompt: str, num_images: int) -> list[list[int]]:
+def _pieces(tokenizer: TextTokenizer, prompt: Prompt, num_images: int) -> list[list[int]]:
     """Token ids before the first image, between images, and after the last."""
-    segments = prompt.split(IMAGE_SLOT) if prompt else [""] * (num_images + 1)
-    if len(segments) != num_images + 1:
+    pieces: list[list[int]] = [[]]
+    if isinstance(prompt, str):
+        pieces[0].append(tokenizer.bos_id)
+        texts = prompt.split(IMAGE_SLOT) if prompt else [""] * (num_images + 1)
+        for place, text in enumerate(texts):
+            if place:
+                pieces.append([])
+            pieces[-1] += tokenizer.encode(text) if text else []
+    else:
+        for run in prompt:
+            if run is None:
+                pieces.append([])
+            else:
+                pieces[-1] += run.ids
+    if len(pieces) != num_images + 1:
         raise ConfigError(
-            f"the prompt {prompt!r} has {len(segments) - 1} image slots for {num_images} images",
+            f"the prompt {prompt!r} has {len(pieces) - 1} image slots for {num_images} images",
             fix=f"write {IMAGE_TAG} once for each image, where it belongs",
         )
-    # Each segment is tokenized by itself, as in training.
-    pieces = [tokenizer.encode(segment) if segment else [] for segment in segments]
-    return [[tokenizer.bos_id, *pieces[0]], *pieces[1:]]
+    return pieces
 
 
 def _length(pieces: Sequence[Sequence[int]], num_image_tokens: int) -> int:

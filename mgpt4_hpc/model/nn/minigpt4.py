@@ -1,6 +1,6 @@
 """MiniGPT-4: a frozen vision tower and a frozen language model, joined by one trainable layer.
 
-Shapes: B batch, T tokens, N images (= B in training), C channels, H height, W width, I image
+Shapes: B batch, T tokens, N images of all rows, C channels, H height, W width, I image
 tokens, Q projector's input width, D language width; of packed batches N tokens, M image
 embeddings, A predicted tokens, R rows (see ``performance/packing.py``).
 """
@@ -108,6 +108,9 @@ class MiniGPT4(nn.Module):
 
         Not in inference mode, whose tensors could not enter the projector's backward pass.
         """
+        if not len(pixels_NCHW):  # kernels need not take an empty batch
+            arch = self.architecture
+            return pixels_NCHW.new_empty(0, arch.num_image_tokens, arch.projector_in)
         if self._replayed is not None and pixels_NCHW.is_cuda:
             return self._replayed(pixels_NCHW)
         return self._encode(pixels_NCHW)
@@ -144,7 +147,7 @@ class MiniGPT4(nn.Module):
         """Sum of the answer tokens' cross entropies, float32; divide by their number for the mean.
 
         Args:
-            pixels_NCHW: normalised images, one per row of the batch.
+            pixels_NCHW: normalised images of all rows, row by row as their slots stand.
             input_ids_BT: BOS, text and image slots, padded on the right.
             image_mask_BT: True in image slots.
             labels_BT: the token where it is learned, -100 elsewhere; not shifted.

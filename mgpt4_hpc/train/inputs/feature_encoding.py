@@ -284,11 +284,14 @@ class _Encoder:
     ) -> list[FeatureRow]:
         if not pictures.texts:
             return []
-        features_NIQ = self._encoder(normalise(pictures.images_NCHW, self._encoding.device))
-        stored = _bits(features_NIQ, self._encoding.dtype)
+        if len(pictures.images_NCHW):
+            features_NIQ = self._encoder(normalise(pictures.images_NCHW, self._encoding.device))
+        else:
+            features_NIQ = torch.empty(0, *self._encoding.shape)
+        stored = np.split(_bits(features_NIQ, self._encoding.dtype), np.cumsum(pictures.counts))
         return [
-            FeatureRow(self._number(samples[row][0]), samples[row][1], key, caption, features)
-            for (row, key, caption), features in zip(pictures.texts, stored, strict=True)
+            FeatureRow(self._number(samples[row][0]), samples[row][1], key, text, features)
+            for (row, key, text), features in zip(pictures.texts, stored[:-1], strict=True)
         ]
 
     def _note(

@@ -22,25 +22,30 @@ from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.model.bundle.chat_template import chat_format
 from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.train.inputs.node_staging import NodeStaging, open_staging
 from mgpt4_hpc.train.step import forward_loss
 
 
-def text_spec(config: RunConfig, tokenizer: TextTokenizer, architecture: Architecture) -> TextSpec:
-    """How this run's captions become tokens."""
+def text_spec(config: RunConfig, tokenizer: TextTokenizer, bundle: Bundle) -> TextSpec:
+    """How this run's captions and conversations become tokens."""
+    context = bundle.llm_config.get("max_position_embeddings")
+    limits = [config.text.max_tokens, *([context] if isinstance(context, int) else [])]
     return TextSpec(
         encode=tokenizer.encode,
         bos_id=tokenizer.bos_id,
         pad_id=tokenizer.pad_id,
-        num_image_tokens=architecture.num_image_tokens,
+        num_image_tokens=bundle.architecture.num_image_tokens,
         max_answer_tokens=config.max_answer_tokens,
         end_symbol=config.end_symbol,
+        chat_format=chat_format(config.template, tokenizer),
         keep_end_symbol=config.text.keep_end_symbol,
-        prompts=config.prompts,
+        max_tokens=min(limits),
+        system=config.text.system,
+        instructions=config.instructions,
         prompt_per=config.text.prompt_per,
         learn_pad=config.text.learn_padding_token,
         clean=config.stage == 1,
@@ -155,7 +160,7 @@ def open_batches(
     staging = NodeStaging()
     if features is None:
         staging = open_staging(config, run, order, opened, ranks, start_position)
-    spec = text_spec(config, load_tokenizer(bundle.llm_dir), bundle.architecture)
+    spec = text_spec(config, load_tokenizer(bundle.llm_dir), bundle)
     training = StepLoader(
         order,
         opened,
@@ -211,7 +216,7 @@ def _open_streams(
     ]
     training = StreamLoader(
         sources,
-        text_spec(config, load_tokenizer(bundle.llm_dir), bundle.architecture),
+        text_spec(config, load_tokenizer(bundle.llm_dir), bundle),
         bundle.architecture.image_size,
         granularity=config.data.granularity,
         global_batch_size=config.train.global_batch_size,

@@ -145,7 +145,8 @@ class HeldOutAnswers:
                     say_at_each_rank(f"WARNING: nothing is asked about an image: {error.what}")
                     continue  # what is shown is not worth the run
                 name = f"{self._config.data.sources[source_id].name}/{sample.key}"
-                found.append(Example(name, sample.jpg, (sample.caption,)))
+                if sample.images:  # a conversation may have none
+                    found.append(Example(name, sample.images[0], (sample.caption,)))
         return found
 
     def _ask(self, instruction: str) -> list[tuple[str, Answer]]:

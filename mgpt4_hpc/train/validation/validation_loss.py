@@ -146,7 +146,7 @@ def _loss(
     maker = BatchMaker(
         draws,
         SampleReader([index]),
-        text_spec(config, chat_model.tokenizer, chat_model.bundle.architecture),
+        text_spec(config, chat_model.tokenizer, chat_model.bundle),
         chat_model.image_size,
         resize=config.data.resize,
         seed=config.seed,

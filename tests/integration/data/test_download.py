@@ -68,7 +68,7 @@ def captions(out: Path) -> list[str]:
     reader = SampleReader([index])
     samples = [reader.read(0, number) for number in range(index.num_samples)]
     reader.close()
-    assert all(decode_rgb(sample.jpg).shape == (224, 224, 3) for sample in samples)
+    assert all(decode_rgb(sample.images[0]).shape == (224, 224, 3) for sample in samples)
     assert len({sample.key for sample in samples}) == len(samples)
     return [sample.caption for sample in samples]
 

@@ -7,24 +7,34 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.chat.conversation import Conversation
+from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.prompts import TEMPLATES, Template
+from mgpt4_hpc.prompts import IMAGE_SLOT, TEMPLATES, Template
 
 VICUNA, LLAMA2 = TEMPLATES["vicuna_v0"], TEMPLATES["llama2"]
 CHATML = Template("chatml", "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>")
 
 
+def text_of(talk: Conversation, question: str) -> str:
+    """What the model reads, with a mark for each image; BOS is 0."""
+    runs = TemplateFormat(talk.template, lambda text: [*map(ord, text)], 0)
+    layout = runs.lay_out(talk.dialogue(question))
+    return "".join(
+        IMAGE_SLOT if run is None else "".join(map(chr, run.ids)) for run in layout
+    ).removeprefix("\0")
+
+
 @pytest.mark.parametrize("template", [VICUNA, LLAMA2, CHATML], ids=lambda t: t.name)
 def test_the_first_question_is_the_prompt_of_training(template: Template) -> None:
     talk = Conversation(template, pending=["a.jpg"])
-    assert talk.prompt("Describe this.") == template.render("Describe this.")
+    assert text_of(talk, "Describe this.") == template.render("Describe this.")
 
 
 def test_later_turns_follow_the_answers() -> None:
     talk = Conversation(VICUNA, pending=["a.jpg"])
     talk.add("What is this?", "A cat.")
     talk.pending.append("b.jpg")
-    assert talk.prompt("And this?") == (
+    assert text_of(talk, "And this?") == (
         "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A cat."
         "###Human: <Img><ImageHere></Img> And this? ###Assistant: "
     )
@@ -35,14 +45,15 @@ def test_the_end_symbol_stands_between_turns() -> None:
     talk = Conversation(LLAMA2, pending=["a.jpg"])
     talk.add("What?", "A cat.")
     assert (
-        talk.prompt("Why?")
+        text_of(talk, "Why?")
         == "[INST] <Img><ImageHere></Img> What? [/INST] A cat.</s>[INST] Why? [/INST] "
     )
 
 
 def test_two_images_with_one_question() -> None:
     talk = Conversation(VICUNA, pending=["a.jpg", "b.jpg"])
-    assert talk.prompt("Which?").count("<ImageHere>") == 2
+    assert talk.dialogue("Which?").num_images == 2
+    assert text_of(talk, "Which?").count("<Img><ImageHere></Img> ") == 2
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
@@ -70,9 +81,8 @@ def test_only_a_saved_conversation_is_replaced(tmp_path: Path) -> None:
 def test_what_cannot_be_asked() -> None:
     talk = Conversation(VICUNA, pending=["a.jpg"])
     with pytest.raises(ConfigError, match="empty"):
-        talk.prompt("  \n")
-    with pytest.raises(ConfigError, match="ImageHere"):
-        talk.prompt("look at <ImageHere>")
+        talk.dialogue("  \n")
+    assert talk.dialogue("look at <ImageHere>").num_images == 1, "that is a text"
 
 
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ def test_a_full_conversation_says_so(chat_model: ChatModel, image: Path) -> None
     with pytest.raises(ConfigError, match="fills the language model's context"):
         ask(chat, "word " * 600)
     chat.conversation.add("word " * 70, "yes")
-    max_answer_tokens = chat_model.max_answer_tokens(chat.conversation.prompt("Why?"))
+    prompt = chat_model.prompt(chat.conversation.dialogue("Why?"))
+    max_answer_tokens = chat_model.max_answer_tokens(prompt)
     assert max_answer_tokens is not None and 16 <= max_answer_tokens < 300
     assert ask(chat, "Why?")
 

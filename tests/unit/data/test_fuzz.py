@@ -126,7 +126,7 @@ def read_all(scans: list[ShardScan], folder: Path) -> int:
     num_read = 0
     for sample in range(index.num_samples):
         try:
-            decode_image(reader.read(0, sample).jpg, 8)
+            decode_image(reader.read(0, sample).images[0], 8)
             num_read += 1
         except (BadSampleError, ImageError) as error:
             assert str(error)

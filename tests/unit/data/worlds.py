@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.prompts import TEMPLATES
 
 
 def jpeg(number: int = 0, size: tuple[int, int] = (16, 16), **options: object) -> bytes:
@@ -90,5 +92,6 @@ def text_spec(**changes: object) -> TextSpec:
         "num_image_tokens": 4,
         "max_answer_tokens": 32,
         "end_symbol": "\n",
+        "chat_format": TemplateFormat(TEMPLATES["vicuna_v0"], encode, bos_id=1),
     }
     return TextSpec(**{**settings, **changes})  # type: ignore[arg-type]

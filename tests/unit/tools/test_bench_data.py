@@ -37,7 +37,7 @@ def test_both_sides_give_the_same_samples(bench: ModuleType, tmp_path: Path) -> 
             key: (pixels.sum().item(), ids[seen].tolist())
             for batch in batches
             for key, pixels, ids, seen in zip(
-                batch.keys, batch.images_BCHW.long(), batch.input_ids_BT,
+                batch.keys, batch.images_NCHW.long(), batch.input_ids_BT,
                 batch.attention_mask_BT, strict=True,
             )
         }  # fmt: skip
@@ -56,4 +56,6 @@ def test_what_it_reports(
     told = json.loads(capsys.readouterr().out)
     for key in ("ours_samples_per_s", "webdataset_samples_per_s", "ratio"):
         assert set(told[key]) == {"0", "1", "2"} and min(told[key].values()) > 0
+    for name in ("conversations", "original_size"):
+        assert set(told[name]) == {"ours_samples_per_s", "webdataset_samples_per_s", "ratio"}
     assert told["ours_resume_s"] > 0 and told["webdataset_resume_s"] > 0

@@ -210,7 +210,7 @@ def test_synthetic_batches_depend_on_their_number_alone() -> None:
     assert all(
         torch.equal(a.input_ids_BT, b.input_ids_BT) for a, b in zip(first, again, strict=True)
     )
-    assert not torch.equal(first[0].images_BCHW, first[1].images_BCHW)
+    assert not torch.equal(first[0].images_NCHW, first[1].images_NCHW)
 
 
 def test_unknown_shapes_are_answered_with_the_known_ones() -> None:

@@ -13,16 +13,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.data.batching.batch import Batch, collate
-from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
+from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.prompts import TEMPLATES
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.step import TrainStep
+from tests.support.layout import sequence_of
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 
@@ -56,11 +59,12 @@ class Trainable:
             num_image_tokens=arch.num_image_tokens,
             max_answer_tokens=self.expected[f"{stage}.max_text_tokens"],
             end_symbol=self.expected[f"{stage}.end_symbol"],
+            chat_format=TemplateFormat(TEMPLATES["vicuna_v0"], tokenizer.encode, tokenizer.bos_id),
             keep_end_symbol=False,
         )
         answers = self.expected[f"{stage}.answers"]
         prompts = self.expected.get(f"{stage}.prompts") or repeat(None)
-        sequences = [build_sequence(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
+        sequences = [sequence_of(spec, a, p) for a, p in zip(answers, prompts, strict=False)]
         sequences = sequences[rows]
         count = len(sequences)
         blank = np.zeros((count, 3, arch.image_size, arch.image_size), dtype=np.uint8)

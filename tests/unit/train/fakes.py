@@ -21,7 +21,7 @@ class FakeModel(nn.Module):
 
     def answer_loss(
         self,
-        images_BCHW: Tensor,
+        images_NCHW: Tensor,
         ids_BT: Tensor,
         mask_BT: Tensor,
         labels_BT: Tensor,
@@ -51,7 +51,7 @@ def make_batches(sizes: list[int], seed: int = 1) -> list[Batch]:
         begin += size
         batches.append(
             Batch(
-                images_BCHW=torch.zeros(size, 3, 2, 2, dtype=torch.uint8),
+                images_NCHW=torch.zeros(size, 3, 2, 2, dtype=torch.uint8),
                 input_ids_BT=ids[part],
                 image_mask_BT=torch.zeros(size, tokens, dtype=torch.bool),
                 labels_BT=labels[part],

@@ -170,11 +170,11 @@ def test_special_tokens_of_the_format_are_tokens(
     _, resolved = make_run(tiny_world, tmp_path, family, 2)
     bundle = open_bundle(resolved.config.model.weights)
     tokenizer = load_tokenizer(bundle.llm_dir)
-    spec = text_spec(resolved.config, tokenizer, bundle.architecture)
+    spec = text_spec(resolved.config, tokenizer, bundle)
     config = json.loads((bundle.llm_dir / "config.json").read_text())
     assert spec.encode(family.eos) == [config["eos_token_id"]] == [tokenizer.eos_id]
     assert tokenizer.decode([tokenizer.eos_id]) == family.eos
     begin = spec.encode(family.bos) if family.bos else [tokenizer.eos_id]
     assert [spec.bos_id] == begin, "without a token to begin with, the end token begins"
-    assert spec.prompts[0].startswith(family.prompt.split("{}")[0])
+    assert resolved.config.prompts[0].startswith(family.prompt.split("{}")[0])
     assert len(spec.encode(family.specials[1])) == 1

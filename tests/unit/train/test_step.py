@@ -51,7 +51,7 @@ def expected(sizes: list[int]) -> Tensor:
     model = FakeModel()
     batches = make_batches(sizes)
     losses = [
-        model.answer_loss(b.images_BCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
+        model.answer_loss(b.images_NCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
         for b in batches
     ]
     (sum(losses) / sum(b.num_answer_tokens for b in batches)).backward()
@@ -68,7 +68,7 @@ def test_rank_mean_adds_up_the_means_of_the_micro_batches_as_the_original() -> N
     model = FakeModel()
     batches = make_batches([2, 10])
     means = [
-        model.answer_loss(b.images_BCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
+        model.answer_loss(b.images_NCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
         / b.num_answer_tokens
         for b in batches
     ]
@@ -85,7 +85,7 @@ def test_the_loss_that_is_reported_is_a_sum_with_its_count() -> None:
     assert result.num_tokens == sum(batch.num_answer_tokens for batch in batches)
     fresh = FakeModel()
     losses = [
-        fresh.answer_loss(b.images_BCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
+        fresh.answer_loss(b.images_NCHW, b.input_ids_BT, b.image_mask_BT, b.labels_BT)
         for b in batches
     ]
     assert float(result.loss_sum) == pytest.approx(float(sum(losses).detach()), rel=1e-6)

@@ -46,18 +46,18 @@ def config_of(stage: int = 2, **settings: Any) -> RunConfig:
 
 def spec_of(trainable: Trainable, stage: int = 2, **settings: Any) -> TextSpec:
     tokenizer = load_tokenizer(trainable.bundle.llm_dir)
-    return text_spec(config_of(stage, **settings), tokenizer, trainable.bundle.architecture)
+    return text_spec(config_of(stage, **settings), tokenizer, trainable.bundle)
 
 
 @pytest.mark.parametrize(("faithful", "kept"), [(False, True), (True, False)])
 def test_a_truncated_answer_keeps_or_loses_its_end(vicuna, faithful: bool, kept: bool) -> None:
     spec = spec_of(vicuna, text__max_answer_tokens=16, faithful=faithful)
-    sequence = build_sequence(spec, "word " * 50, spec.prompts[0])
+    sequence = build_sequence(spec, "word " * 50, spec.instructions[0])
     learned = sequence.labels[sequence.labels != NO_LABEL].tolist()
     assert len(learned) == 16
     end = spec.encode("word###")[len(spec.encode("word")) :]
     assert (learned[-len(end) :] == end) == kept
-    short = build_sequence(spec, "word", spec.prompts[0])
+    short = build_sequence(spec, "word", spec.instructions[0])
     assert short.labels[-len(end) :].tolist() == end, "a short answer always has it"
 
 
@@ -66,7 +66,7 @@ def test_a_padding_token_in_a_caption(vicuna, faithful: bool, learned: bool) -> 
     spec = spec_of(vicuna, faithful=faithful)
     # The tiny vocabulary has no `$$`; any token of a caption can stand for it.
     spec = dataclasses.replace(spec, pad_id=spec.encode("the red dog")[1])
-    sequence = build_sequence(spec, "the red dog", spec.prompts[0])
+    sequence = build_sequence(spec, "the red dog", spec.instructions[0])
     answer = spec.encode("the red dog###")
     assert sequence.input_ids[-len(answer) :].tolist() == answer, "it is read in any case"
     wanted = [NO_LABEL if token == spec.pad_id and not learned else token for token in answer]
@@ -78,7 +78,7 @@ def test_a_prompt_per_sample_or_per_batch(vicuna, faithful: bool, one: bool) -> 
     spec = spec_of(vicuna, faithful=faithful)
     nothing: Any = None
     maker = BatchMaker(nothing, nothing, spec, 56, resize="squash", seed=1, samples_per_step=32)
-    drawn = [{maker.prompt_at(step * 32 + i) for i in range(32)} for step in range(8)]
+    drawn = [{maker.instruction_at(step * 32 + i) for i in range(32)} for step in range(8)]
     assert all(len(prompts) == (1 if one else 4) for prompts in drawn)
     assert len(set.union(*drawn)) > 1
 

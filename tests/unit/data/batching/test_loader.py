@@ -46,8 +46,8 @@ def test_batches_hold_what_they_promise(index: ShardIndex) -> None:
         step = next(loader)
     assert [len(batch) for batch in step] == [5, 5, 5, 5, 4]
     batch = step[0]
-    assert batch.images_BCHW.shape == (5, 3, 16, 16)
-    assert batch.images_BCHW.dtype == torch.uint8
+    assert batch.images_NCHW.shape == (5, 3, 16, 16)
+    assert batch.images_NCHW.dtype == torch.uint8
     learned = batch.labels_BT != -100
     assert torch.equal(batch.labels_BT[learned], batch.input_ids_BT[learned])
     assert int(learned.sum()) == batch.num_answer_tokens
@@ -87,10 +87,10 @@ def test_resuming_continues_where_it_stopped(index: ShardIndex) -> None:
 
 
 def test_prompts_depend_on_seed_and_position(index: ShardIndex) -> None:
-    prompts = tuple(f"<Img><ImageHere></Img> {word} " for word in ("a", "bb", "ccc", "dddd"))
+    asked = ("a", "bb", "ccc", "dddd")
 
     def lengths(**changes: object) -> list[int]:
-        spec = text_spec(prompts=prompts, prompt_per=changes.pop("prompt_per", "sample"))
+        spec = text_spec(instructions=asked, prompt_per=changes.pop("prompt_per", "sample"))
         loader = StepLoader(
             an_order(index), [index], spec, 16, global_batch_size=20, **changes,  # type: ignore[arg-type]
         )  # fmt: skip

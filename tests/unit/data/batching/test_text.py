@@ -12,14 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from mgpt4_hpc.data.batching.text import (
-    NO_LABEL,
-    TextSpec,
-    answer_ids,
-    build_sequence,
-    clean_caption,
-)
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.chat_format import AnswerLimit, TemplateFormat, answer_ids
+from mgpt4_hpc.data.batching.text import NO_LABEL, TextSpec, build_sequence, clean_caption
+from mgpt4_hpc.prompts import TEMPLATES
+from tests.support.layout import sequence_of
 from tests.unit.data.worlds import encode, text_spec
 
 REFERENCE = Path(__file__).parents[3] / "reference"
@@ -39,20 +35,22 @@ def test_targets_are_the_originals(model: str, stage: str) -> None:
     tensors = load_file(folder / "expected.safetensors")
     num_image_tokens = tensors[f"{stage}.image_embeds"].shape[1]
     prompts = expected.get(f"{stage}.prompts", [None] * len(expected[f"{stage}.answers"]))
+    encode = a_tokenizer(folder / "llm")
     spec = TextSpec(
-        encode=a_tokenizer(folder / "llm"),
+        encode=encode,
         bos_id=1,
         pad_id=0,
         num_image_tokens=num_image_tokens,
         max_answer_tokens=expected[f"{stage}.max_text_tokens"],
         end_symbol=expected[f"{stage}.end_symbol"],
+        chat_format=TemplateFormat(TEMPLATES["vicuna_v0"], encode, bos_id=1),
         keep_end_symbol=False,
     )
     targets, before = tensors[f"{stage}.regress_targets"], tensors[f"{stage}.cond_atts"]
     for answer, prompt, target, mask in zip(
         expected[f"{stage}.answers"], prompts, targets, before, strict=True
     ):
-        sequence = build_sequence(spec, answer, prompt)
+        sequence = sequence_of(spec, answer, prompt)
         learned = sequence.labels != NO_LABEL
         assert sequence.labels[learned].tolist() == target[target != NO_LABEL].tolist()
         assert int((~learned).sum()) == 1 + int(mask.sum())  # BOS stands before the prompt
@@ -64,10 +62,9 @@ def test_the_end_symbol_survives_a_long_answer() -> None:
     long = expected["stage1.answers"][2]
     tokenize = a_tokenizer(REFERENCE / "vicuna_tiny" / "llm")
     for end_symbol in ("\n", "###"):
-        changes = {"encode": tokenize, "max_answer_tokens": 32, "end_symbol": end_symbol}
         whole = tokenize(long + end_symbol)
-        kept = answer_ids(text_spec(**changes), long)
-        cut = answer_ids(text_spec(**changes, keep_end_symbol=False), long)
+        kept = answer_ids(tokenize, long, end_symbol, AnswerLimit(32))
+        cut = answer_ids(tokenize, long, end_symbol, AnswerLimit(32, keep_end_symbol=False))
         assert len(kept) == len(cut) == 32 < len(whole)
         assert cut == whole[:32]
         num_end = len(tokenize("x" + end_symbol)) - len(tokenize("x"))
@@ -77,8 +74,7 @@ def test_the_end_symbol_survives_a_long_answer() -> None:
 
 @given(st.text(max_size=60), st.sampled_from(["\n", "###", "</s>"]), st.integers(4, 40))
 def test_answers_are_bounded_and_end_properly(caption: str, end_symbol: str, limit: int) -> None:
-    spec = text_spec(max_answer_tokens=limit, end_symbol=end_symbol)
-    ids = answer_ids(spec, caption)
+    ids = answer_ids(encode, caption, end_symbol, AnswerLimit(limit))
     assert 0 < len(ids) <= limit
     assert ids[-len(end_symbol) :] == encode(end_symbol)
     assert ids[: -len(end_symbol)] == encode(caption)[: limit - len(end_symbol)]
@@ -89,14 +85,11 @@ def test_layout_with_and_without_prompt() -> None:
     assert plain.input_ids.tolist() == [1, 0, 0, 0, 0, *encode("ab\n")]
     assert plain.image_mask.tolist() == [False, *[True] * 4, *[False] * 3]
     assert plain.labels.tolist() == [NO_LABEL] * 5 + encode("ab\n")
-    prompted = build_sequence(text_spec(), "ab", "Q<Img><ImageHere></Img>?")
+    prompted = sequence_of(text_spec(), "ab", "Q<Img><ImageHere></Img>?")
     before, after = encode("Q<Img>"), encode("</Img>?")
     assert prompted.input_ids.tolist() == [1, *before, 0, 0, 0, 0, *after, *encode("ab\n")]
     assert np.flatnonzero(prompted.image_mask).tolist() == [7, 8, 9, 10]
     assert (prompted.labels != NO_LABEL).sum() == 3
-    for wrong in ("no slot", "<ImageHere><ImageHere>"):
-        with pytest.raises(ConfigError, match="image slots"):
-            build_sequence(text_spec(), "ab", wrong)
 
 
 def test_cleaning() -> None:

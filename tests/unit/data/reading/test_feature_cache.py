@@ -30,7 +30,7 @@ SOURCES = {"a": "d1", "b": "d2"}
 def rows(source: int, samples: range, dtype: str = "bf16") -> list[FeatureRow]:
     bits = STORED[dtype][1]
     return [
-        FeatureRow(source, n, f"k{n}", f'caption "{n}" é', np.full((2, 3), n + source, bits))
+        FeatureRow(source, n, f"k{n}", f'caption "{n}" é', np.full((1, 2, 3), n + source, bits))
         for n in samples
     ]
 
@@ -50,14 +50,13 @@ def test_what_is_written_is_read_row_by_row(tmp_path: Path, dtype: str) -> None:
     assert made.num_samples == 7
     # A run may know one of the sources only, under another number.
     reader = FeatureReader(made, ["b"], max_open=1)
-    out = np.zeros((2, 3), reader.bits)
-    sample = reader.read(0, 5, out)
-    assert (sample.key, sample.caption) == ("k5", 'caption "5" é')
-    assert (out == 6).all()
+    sample, features = reader.read(0, 5)
+    assert (sample.key, sample.text) == ("k5", 'caption "5" é')
+    assert features.shape == (1, 2, 3) and (features == 6).all()
     with pytest.raises(BadSampleError, match="it is no picture"):
-        reader.read(0, 9, out)
+        reader.read(0, 9)
     with pytest.raises(DataError, match="sample 3 of b is not in the feature cache"):
-        reader.read(0, 3, out)
+        reader.read(0, 3)
     reader.close()
     with safe_open(tmp_path / "0.safetensors", framework="pt") as file:
         assert file.get_tensor("features").shape == (5, 2, 3)
@@ -76,18 +75,17 @@ def test_a_cache_on_storage_that_stumbles_is_waited_for(tmp_path: Path) -> None:
         if len(slept) == 3:
             path.with_name("aside").rename(path)
 
-    out = np.zeros((2, 3), np.uint16)
     path.rename(path.with_name("aside"))
     reader = FeatureReader(made, ["a"], sleep=sleep)
-    assert reader.read(0, 3, out).key == "k3" and len(slept) == 3
+    assert reader.read(0, 3)[0].key == "k3" and len(slept) == 3
     reader.close()
     path.unlink()
     with pytest.raises(StorageTrouble, match=r"0\.safetensors cannot be read") as error:
-        reader.read(0, 3, out)
+        reader.read(0, 3)
     assert not error.value.will_repeat and 30 < sum(slept[3:]) < 31
     path.symlink_to(path)
     with pytest.raises(DataError, match="symbolic links"):
-        reader.read(0, 3, out)
+        reader.read(0, 3)
 
 
 def test_damage_is_told_with_the_file(tmp_path: Path) -> None:
@@ -115,13 +113,13 @@ def test_an_open_shard_overwritten_by_another_is_an_error(tmp_path: Path) -> Non
     path = tmp_path / "0.safetensors"
     write_shard(path, rows(0, range(5)), [], "bf16")
     made.refresh()
-    reader, out = FeatureReader(made, ["a"]), np.zeros((2, 3), np.uint16)
-    assert reader.read(0, 3, out).key == "k3"
+    reader = FeatureReader(made, ["a"])
+    assert reader.read(0, 3)[0].key == "k3"
     write_shard(tmp_path / "other", rows(0, range(5)[::-1]), [], "bf16")
     path.write_bytes((tmp_path / "other").read_bytes())
     with pytest.raises(DataError, match=r"0\.safetensors.*row 3"):
-        reader.read(0, 3, out)
-    assert reader.read(0, 2, out).key == "k2", "the row in the middle is the same in both"
+        reader.read(0, 3)
+    assert reader.read(0, 2)[0].key == "k2", "the row in the middle is the same in both"
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

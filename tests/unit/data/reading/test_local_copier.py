@@ -175,7 +175,7 @@ def test_a_loader_with_a_stager_reads_the_same(index: ShardIndex, folder: Path) 
                 read = []
                 for _ in range(5):
                     batch = next(loader)[0]
-                    read.append((batch.keys, batch.images_BCHW.sum().item()))
+                    read.append((batch.keys, batch.images_NCHW.sum().item()))
                     if staged is not None:
                         stager.advance(loader.position)
                 keys[name] = read

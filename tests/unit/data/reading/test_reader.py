@@ -43,7 +43,7 @@ def test_reads_every_sample(tmp_path: Path) -> None:
     for sample in (29, 0, 15, 15):
         raw = reader.read(0, sample)
         assert raw.key == f"{sample:09d}"
-        assert raw.jpg == jpeg(sample)
+        assert raw.images[0] == jpeg(sample)
         assert raw.caption == f"picture number {sample}"
     copy = pickle.loads(pickle.dumps(SampleReader([index])))
     assert copy.read(0, 7).key == "000000007"
@@ -68,9 +68,9 @@ def test_prefers_the_json_and_reads_parts_that_lie_apart(tmp_path: Path) -> None
     build_index([shard], tmp_path / "a.index")
     reader, _ = a_reader(ShardIndex.open(tmp_path / "a.index"))
     assert reader.read(0, 0).caption == "from json"
-    assert reader.read(0, 0).jpg == jpeg(1)
+    assert reader.read(0, 0).images[0] == jpeg(1)
     assert reader.read(0, 1).caption == "only txt"
-    assert reader.read(0, 1).jpg == jpeg(2)
+    assert reader.read(0, 1).images[0] == jpeg(2)
 
 
 def open_files() -> int:
@@ -332,7 +332,7 @@ def test_a_read_across_a_write_is_repeated(tmp_path: Path, monkeypatch: pytest.M
         return old[offset : offset + length // 2] + new[offset + length // 2 : offset + length]
 
     monkeypatch.setattr(os, "pread", torn)
-    assert reader.read(0, 3).jpg == jpeg(3)[::-1]
+    assert reader.read(0, 3).images[0] == jpeg(3)[::-1]
     assert slept == [RETRY_PAUSES_S[0]]
 
 

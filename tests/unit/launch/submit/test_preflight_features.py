@@ -48,7 +48,7 @@ def test_each_reason_is_told(tmp_path: Path) -> None:
     config = settings(tmp_path)
     assert "lacks 16 of 16 samples" in feature_faults(config)[0]
     plan = plan_encoding(config, sample_order(config, [index]))
-    rows = [FeatureRow(0, int(n), "k", "c", np.zeros((2, 3), "<u2")) for n in plan.sample]
+    rows = [FeatureRow(0, int(n), "k", "c", np.zeros((1, 2, 3), "<u2")) for n in plan.sample]
     write_shard(cache.folder / "0.safetensors", rows, [], "bf16")
     assert feature_faults(config) == []
     assert feature_faults(settings(tmp_path, **{"data.feature_cache": None})) == []

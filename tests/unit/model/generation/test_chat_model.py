@@ -12,6 +12,7 @@ import torch
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source, tell_apart
 from mgpt4_hpc.model.generation.generate import Sampling
+from mgpt4_hpc.prompts import Dialogue, Turn
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.tiny_world import REFERENCE, TinyWorld
 from tests.support.trained import make_trained_run
@@ -93,7 +94,7 @@ def test_another_projector_answers_otherwise_and_back_again(
     size = chat_model.image_size
     images = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
     features = [chat_model.encode(images)]
-    prompt = chat_model.source.template.render("What is this?")
+    prompt = chat_model.prompt(Dialogue((Turn((None, "What is this?"), None),)))
 
     def answer() -> str:
         return chat_model.answers([prompt], features, Sampling(max_new_tokens=12))[0].text
