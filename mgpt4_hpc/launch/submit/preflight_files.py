@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
@@ -20,6 +21,7 @@ from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.bundle.variants import require_variant
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.prompts import MODEL_TEMPLATE
 
 _SHOWN = 3
 
@@ -42,12 +44,30 @@ def weights_faults(config: RunConfig) -> list[str]:
         manifest = Manifest.read(folder / BUNDLE_FILE)
         require_variant(config.model.variant, manifest.architecture, weights)
         # Sizes and samples of each file: the towers' shapes were checked when it was imported.
-        faults = (
-            manifest.faults(folder) or check_llm(manifest.llm_dir(folder), torch_free=True).faults
-        )
-        return [f"model.weights: {fault}" for fault in faults]
+        llm_dir = manifest.llm_dir(folder)
+        faults = manifest.faults(folder) or check_llm(llm_dir, torch_free=True).faults
+        return [
+            *(f"model.weights: {fault}" for fault in faults),
+            *_template_faults(config, llm_dir),
+        ]
     except MgptError as error:
         return [f"{error.what} ({error.fix})"]
+
+
+def _template_faults(config: RunConfig, llm_dir: Path) -> list[str]:
+    """Whether a chat template that the run is to use is there; only the job can render it."""
+    if config.template.name != MODEL_TEMPLATE.name or (llm_dir / "chat_template.jinja").is_file():
+        return []
+    try:
+        settings = json.loads((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = None
+    if isinstance(settings, dict) and settings.get("chat_template"):
+        return []
+    return [
+        f"text.template is model, and the tokenizer in {llm_dir} has no chat template: set it to "
+        "vicuna_v0 or llama2, or set text.prompt and text.end_symbol"
+    ]
 
 
 def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:

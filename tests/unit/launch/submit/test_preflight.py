@@ -225,6 +225,14 @@ def test_a_bundle_that_changed_is_refused(bundle: Path, tmp_path: Path) -> None:
     assert "tokenizer.model cannot be read" in faults[1]
 
 
+def test_a_models_own_chat_template_must_be_there(bundle: Path, tmp_path: Path) -> None:
+    checked = config(model__weights=str(bundle), text__template="model")
+    (fault,) = faults_of(checked, tmp_path)
+    assert "has no chat template: set it to vicuna_v0" in fault
+    (bundle / "llm" / "chat_template.jinja").write_text("{{ messages }}")
+    assert preflight(checked, tmp_path, executor="local") == []
+
+
 def a_checkpoint(run: Path, step: int, data: bytes = b"projector") -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
