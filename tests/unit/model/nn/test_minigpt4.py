@@ -31,6 +31,37 @@ def test_train_mode_leaves_the_towers_in_eval(vicuna) -> None:
     assert not model.eval().llama_proj.training
 
 
+def test_a_row_may_have_several_images_or_none(reference) -> None:
+    """Row 0 has two images, row 1 none, row 2 one: the loss is the sum of the rows' own."""
+    model = reference.model
+    slots, images = model.architecture.num_image_tokens, reference.tensors["stage2.images"][:3]
+    rows = [[9, None, 11, None, 12, 13], [9, 10, 11], [None, 14, 15]]
+    told = []
+    for row in rows:
+        mask = [slot for token in row for slot in ([True] * slots if token is None else [False])]
+        ids = [i for token in row for i in ([0] * slots if token is None else [token])]
+        labels = [-100] * (len(ids) - 1) + ids[-1:]
+        told.append((ids, mask, labels))
+
+    def loss_of(chosen, pixels_NCHW) -> torch.Tensor:
+        longest = max(len(ids) for ids, _, _ in chosen)
+        table = [torch.full((len(chosen), longest), fill) for fill in (0, False, -100)]
+        for number, row in enumerate(chosen):
+            for tensor, values in zip(table, row, strict=True):
+                tensor[number, : len(values)] = torch.tensor(values)
+        return model.answer_loss(pixels_NCHW, *table)
+
+    together = loss_of(told, images)
+    alone = [loss_of(told[:1], images[:2]), loss_of(told[1:2], images[:0]),
+             loss_of(told[2:], images[2:])]  # fmt: skip
+    torch.testing.assert_close(together, sum(alone), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together, loss_of(told, images[[1, 0, 2]])), "their order matters"
+    model.zero_grad()
+    alone[1].backward()
+    for parameter in model.llama_proj.parameters():  # DDP waits for a gradient of each
+        assert parameter.grad is not None and not parameter.grad.any()
+
+
 def test_no_graph_in_the_towers(reference) -> None:
     features = reference.model.encode_images(reference.tensors["stage1.images"])
     assert not features.requires_grad and not features.is_inference()
