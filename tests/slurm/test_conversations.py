@@ -16,7 +16,7 @@ from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import mgpt4, preempt, submit, wait_finished, wait_for_step
 from tests.support.runs import assert_every_step_once, curve, final_projector, last_step
-from tests.support.tiny_world import WORDS, TinyWorld
+from tests.support.tiny_world import REFERENCE, WORDS, TinyWorld
 
 pytestmark = pytest.mark.slurm
 
@@ -62,12 +62,11 @@ def config(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> P
     folder = tmp_path_factory.mktemp("conversations")
     talks = write_conversations(folder)
     captions = {"name": "cc_sbu_align", "path": str(tiny_world.align), "weight": 1}
+    sources = [{"name": "talks", "path": str(talks), "weight": 1}, captions]
     return tiny_world.write_config(
         folder / "talk.yaml", stage=2, train__max_steps=STEPS, train__global_batch_size=8,
-        train__micro_batch_size=4, data={
-            "num_workers": 1,
-            "sources": [{"name": "talks", "path": str(talks), "weight": 1}, captions],
-        },
+        train__micro_batch_size=4, model__projector=str(REFERENCE / "pretrained_minigpt4.pth"),
+        data={"num_workers": 1, "sources": sources},
     )  # fmt: skip
 
 

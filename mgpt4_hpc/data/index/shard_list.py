@@ -25,6 +25,7 @@ _LONGEST_NUMBER = 18
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LISTS = {".txt", ".lst", ".list"}
 _PACKED = {".gz", ".tgz", ".bz2", ".xz", ".zst"}
+_UNPACKED = {".json", ".jsonl", ".ndjson", ".parquet"}
 _SHOWN = 5
 _GIVE = "give a folder of *.tar, a pattern such as {00000..01255}.tar or a text file of tars"
 
@@ -245,6 +246,12 @@ def _check(spec: str, shards: list[Path], also: str) -> None:
         raise DataError(
             f"{packed[0]} is compressed; its samples cannot be read by offset",
             fix="unpack the shards to plain .tar (images are compressed already)",
+        )
+    unpacked = [shard for shard in shards if shard.suffix.lower() in _UNPACKED]
+    if unpacked:
+        raise DataError(
+            f"{unpacked[0]} is no shard",
+            fix="pack conversations first: mgpt4 data pack FILE --images DIR --out SHARDS",
         )
     _assert_no_index([shard for shard in shards if shard.suffix != ".tar"])
 

@@ -21,6 +21,7 @@ from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.data.index.conversations import ConversationError, parse_conversation, record_of
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.index.scan import scan_shard
+from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.reading.feature_cache_file import FeatureRow, write_shard
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
@@ -490,6 +491,13 @@ def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
             good += 1
         reader.close()
     assert good > NUM_MUTATED / 2 and bad > NUM_MUTATED / 20
+
+
+def test_a_file_of_conversations_is_no_shard(tmp_path: Path) -> None:
+    (tmp_path / "talk.json").write_text("[]")
+    with pytest.raises(DataError, match=r"talk\.json is no shard.*") as caught:
+        expand_shards(tmp_path / "talk.json")
+    assert "mgpt4 data pack" in str(caught.value)
 
 
 def test_what_cannot_be_parsed_says_why() -> None:
