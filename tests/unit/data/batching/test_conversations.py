@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,9 +33,6 @@ from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import TEMPLATES, Dialogue, Turn
 from tests.unit.data.batching.test_text import REFERENCE, a_tokenizer
 from tests.unit.data.worlds import encode, jpeg, tar_bytes, text_spec
-
-NUM_MUTATED = int(os.environ.get("MGPT4_MUTATED_CONVERSATIONS", "600"))
-"""The long tests take 5,000."""
 
 Record = dict[str, Any]
 
@@ -446,12 +442,13 @@ def records_in(data: bytes) -> Iterator[Any]:
         return
 
 
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.soak)])
 def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
-    tmp_path: Path, images: Path
+    tmp_path: Path, images: Path, count: int
 ) -> None:
     rng = random.Random(19)
     good = bad = 0
-    for number in range(NUM_MUTATED):
+    for number in range(count):
         data = mutated(rng)
         file = tmp_path / "talk.json"
         file.write_bytes(data)
@@ -490,7 +487,7 @@ def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
             build_sequence(text_spec(), sample.text)
             good += 1
         reader.close()
-    assert good > NUM_MUTATED / 2 and bad > NUM_MUTATED / 20
+    assert good > count / 2 and bad > count / 20
 
 
 def test_a_file_of_conversations_is_no_shard(tmp_path: Path) -> None:
