@@ -21,8 +21,8 @@ from mgpt4_hpc.formatting import shell_word
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
+from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
-from mgpt4_hpc.launch.submit.submit_run import submitting
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 

@@ -20,13 +20,13 @@ from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
+from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     choose_executor,
     complete_run,
     submit_run,
-    submitting,
 )
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed, StorageTrouble
 from mgpt4_hpc.launch.runs.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.sbatch import submit_script
 from mgpt4_hpc.launch.submit.plan import Plan, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     create_run,
     submit_run,
-    submit_script,
     uninterrupted,
 )
 from mgpt4_hpc.launch.submit.sweep import render_array, write_scripts

@@ -12,8 +12,8 @@ from typing import Any
 
 from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.submit.plan import Plan, render_plan
-from mgpt4_hpc.launch.submit.submit_run import translate
 
 _ANSWER = re.compile(
     r"to start at (?P<start>\S+)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -22,14 +21,12 @@ from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import (
     MgptError,
-    RunLocked,
-    SlurmRejected,
-    SlurmUnconfirmed,
     SlurmUnreachable,
     StorageTrouble,
 )
 from mgpt4_hpc.launch.job.launcher_script import write_shim
 from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
 from mgpt4_hpc.launch.submit.container import rank_python
@@ -135,40 +132,6 @@ def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None
         raise
 
 
-@contextmanager
-def submitting(run: RunDir) -> Iterator[None]:
-    """Hold the run while its job is looked for and a new one submitted.
-
-    Two jobs of one run do no harm (the newer one fences the older off), but waste its GPUs.
-
-    Raises:
-        RunLocked: if another command is at it.
-    """
-    lock = run.slurm / ".submitting"
-    try:
-        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        raise RunLocked(
-            f"{run.name} is being submitted by another command ({_text(lock) or '?'})",
-            fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
-        ) from None
-    except OSError as error:
-        raise MgptError(f"{lock} cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(f"process {os.getpid()} on {os.uname().nodename}, {time.ctime()}")
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
-
-
 def render(run: RunDir, resolved: Resolved, dependency: str | None = None) -> str:
     """Text of the batch script; nothing is written and Slurm need not be there."""
     return make_executor(run, resolved.config, dependency).render()
@@ -264,22 +227,6 @@ def uninterrupted(executor: str) -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def submit_script(path: Path) -> str:
-    """Submit a batch script as it is; its job's id.
-
-    Raises:
-        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
-    """
-    command = ["sbatch", "--parsable", str(path)]
-    try:
-        told = commands.run_slurm(command, environ=commands.clean_environment(os.environ))
-    except (SlurmRejected, SlurmUnreachable) as error:
-        if isinstance(error, SlurmRejected) or commands.may_have_arrived(error.what):
-            raise translate(error.what, path.read_text(encoding="utf-8")) from error
-        raise
-    return told.strip().partition(";")[0]
-
-
 def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -301,48 +248,6 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
         ) from error
     seal(run, job.paths.submitted_pickle)
     return Submitted(run, "slurm", str(job.job_id))
-
-
-_COMPLAINTS = (
-    ("feature", ("constraint",), "`sinfo -o '%P %f'` lists the features of each partition"),
-    ("node name", ("exclude", "nodelist"), "`sinfo -N` lists the nodes"),
-    (
-        "node configuration",
-        ("partition", "nodes", "gres", "gpus-per-node", "cpus-per-task", "mem", "constraint"),
-        "no node has all of this at once: `sinfo -o '%P %D %c %m %G %f'` lists what they have",
-    ),
-    ("reservation", ("reservation",), "`scontrol show reservation` lists them"),
-    ("license", ("licenses",), "`scontrol show license` lists them"),
-)
-"""Words of sbatch's complaints, the options that each is about, and where valid values are told."""
-
-_ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
-
-
-def translate(message: str, script: str) -> MgptError:
-    """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
-    told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
-    text = "; ".join(line.strip() for line in told)
-    asked = dict(_ASKED.findall(script))
-    if commands.may_have_arrived(message):
-        return SlurmUnconfirmed(
-            f"sbatch got no answer, so the job may have been accepted: {text}",
-            why="without its id nobody can follow it, and a second job would take the run from it",
-            fix=f"once Slurm answers, `squeue --me --name {asked.get('job-name', 'NAME')}` shows "
-            "whether it is there: `scancel` it if so, then `mgpt4 resume` the run",
-        )
-    if commands.is_unreachable(message):
-        return SlurmUnreachable(
-            f"sbatch cannot reach Slurm: {text}",
-            fix="the controller is down or overloaded: try again, or ask the cluster's support",
-        )
-    for word, options, fix in _COMPLAINTS:
-        values = [f"--{name}={asked[name]}" for name in options if name in asked]
-        if word in text.lower() and values:
-            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=fix)
-    return SlurmRejected(
-        f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
-    )
 
 
 def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:

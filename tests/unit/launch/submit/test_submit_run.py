@@ -20,8 +20,9 @@ from mgpt4_hpc.errors import (
     StorageTrouble,
 )
 from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit import submit_run as submit_module
-from mgpt4_hpc.launch.submit.submit_run import complete_run, create_run, submit_run, submitting
+from mgpt4_hpc.launch.submit.submit_run import complete_run, create_run, submit_run
 from mgpt4_hpc.run_dir import RunDir, read_json
 from tests.support.forked import in_processes
 

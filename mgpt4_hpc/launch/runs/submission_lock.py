@@ -1,0 +1,47 @@
+"""One submission of a run at a time, by a person, by ``mgpt4 keep``, or by the run's own job."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.run_dir import RunDir
+
+
+@contextmanager
+def submitting(run: RunDir) -> Iterator[None]:
+    """Hold the run while its job is looked for and a new one submitted.
+
+    Two jobs of one run do no harm (the newer one fences the older off), but waste its GPUs.
+
+    Raises:
+        RunLocked: if another command is at it.
+    """
+    lock = run.slurm / ".submitting"
+    try:
+        handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        raise RunLocked(
+            f"{run.name} is being submitted by another command ({_text(lock) or '?'})",
+            fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
+        ) from None
+    except OSError as error:
+        raise MgptError(f"{lock} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"process {os.getpid()} on {os.uname().nodename}, {time.ctime()}")
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,81 @@
+"""Submitting a batch script, and sbatch's complaints as errors of ours."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed, SlurmUnreachable
+from mgpt4_hpc.launch.slurm import commands
+
+_COMPLAINTS = (
+    ("feature", ("constraint",), "`sinfo -o '%P %f'` lists the features of each partition"),
+    ("node name", ("exclude", "nodelist"), "`sinfo -N` lists the nodes"),
+    (
+        "node configuration",
+        ("partition", "nodes", "gres", "gpus-per-node", "cpus-per-task", "mem", "constraint"),
+        "no node has all of this at once: `sinfo -o '%P %D %c %m %G %f'` lists what they have",
+    ),
+    ("reservation", ("reservation",), "`scontrol show reservation` lists them"),
+    ("license", ("licenses",), "`scontrol show license` lists them"),
+)
+"""Words of sbatch's complaints, the options that each is about, and where valid values are told."""
+
+_ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
+
+
+def translate(message: str, script: str) -> MgptError:
+    """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
+    told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
+    text = "; ".join(line.strip() for line in told)
+    asked = dict(_ASKED.findall(script))
+    if commands.may_have_arrived(message):
+        return SlurmUnconfirmed(
+            f"sbatch got no answer, so the job may have been accepted: {text}",
+            why="without its id nobody can follow it, and a second job would take the run from it",
+            fix=f"once Slurm answers, `squeue --me --name {asked.get('job-name', 'NAME')}` shows "
+            "whether it is there: `scancel` it if so, then `mgpt4 resume` the run",
+        )
+    if commands.is_unreachable(message):
+        return SlurmUnreachable(
+            f"sbatch cannot reach Slurm: {text}",
+            fix="the controller is down or overloaded: try again, or ask the cluster's support",
+        )
+    for word, options, fix in _COMPLAINTS:
+        values = [f"--{name}={asked[name]}" for name in options if name in asked]
+        if word in text.lower() and values:
+            return SlurmRejected(f"sbatch refused the job: {text}: {' '.join(values)}", fix=fix)
+    return SlurmRejected(
+        f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
+    )
+
+
+def submit_script(
+    path: Path,
+    options: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+    *,
+    timeout_s: float = commands.COMMAND_TIMEOUT_S,
+) -> str:
+    """Submit a batch script as it is; its job's id.
+
+    Args:
+        path: the script.
+        options: of sbatch, which override the script's own.
+        environ: of the job, but for what an enclosing job has set.
+        timeout_s: patience with Slurm.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
+    """
+    command = ["sbatch", "--parsable", *options, str(path)]
+    clean = commands.clean_environment(environ)
+    try:
+        told = commands.run_slurm(command, environ=clean, timeout_s=timeout_s)
+    except (SlurmRejected, SlurmUnreachable) as error:
+        if isinstance(error, SlurmRejected) or commands.may_have_arrived(error.what):
+            raise translate(error.what, path.read_text(encoding="utf-8")) from error
+        raise
+    return told.strip().partition(";")[0]
