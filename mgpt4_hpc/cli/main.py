@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("runs.logs", "Print or follow a run's log."),
     "cancel": ("runs.cancel", "Cancel a run's job."),
     "resume": ("runs.resume", "Submit an unfinished run again."),
+    "keep": ("runs.keep", "Bring back runs that should be at work and are not."),
     "ls": ("runs.status", "List the runs."),
     "rm": ("runs.rm", "Delete runs that are over."),
     "tensorboard": ("runs.tensorboard", "Show the curves of runs in a browser."),

@@ -11,7 +11,7 @@ from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
-from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 NOW = time.time()
@@ -123,6 +123,16 @@ def test_before_the_first_attempt(run: RunDir, answer: Answer, state: str, text:
 def test_a_job_of_this_minute_is_not_lost(run: RunDir) -> None:
     submitted(run, age_s=1)
     assert said(run, UNKNOWN_JOB) == ("pending", "submitted a moment ago")
+
+
+def test_a_successor_that_waits(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=20, cause="preempted", clock=recently())
+    write_json(run.slurm / "job.json", {"job_id": "50", "submitted": NOW, "succeeds": ["17"]})
+    waits = Answer(QueuedJob("50", "PENDING", reason="Dependency"), Source.SQUEUE)
+    assert said(run, waits) == (
+        "pending",
+        "preempted, submitted again, pending (Dependency)",
+    )
 
 
 def test_running(run: RunDir) -> None:

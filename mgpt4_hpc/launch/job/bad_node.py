@@ -62,7 +62,7 @@ def settle_bad_node(
     decision = replace(decision, reason=f"{decision.reason} ({error.what})")
     if ledger is not None:
         ledger.event(Kind.END, cause=decision.cause, step=0, exit_code=exit_code(decision))
-    decision = apply_decision(run, start, decision, list(error.nodes))
+    decision = apply_decision(run, start, decision, list(error.nodes), in_rank=True)
     if ledger is not None and decision.action is not Action.DEFER:
         accepted = decision.action is Action.REQUEUE
         ledger.event(Kind.REQUEUE, accepted=accepted, reason=decision.reason)

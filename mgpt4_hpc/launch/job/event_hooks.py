@@ -49,7 +49,7 @@ def event_of(decision: Decision) -> str | None:
         return FAILED
     if decision.action is Action.ASK:
         return RESUBMIT_NEEDED
-    if decision.action is Action.REQUEUE or decision.cause is Cause.REQUEUED:
+    if decision.goes_on or decision.cause is Cause.REQUEUED:
         # Slurm puts a job back by itself where it is preempted without grace.
         is_preempted = decision.cause in (Cause.PREEMPTED, Cause.REQUEUED)
         return PREEMPTED if is_preempted else REQUEUED

@@ -18,7 +18,8 @@ from mgpt4_hpc.launch.job.environment import JobEnvironment, read_job_environmen
 from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
 from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, apply_decision, exit_code, find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
-from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.job.successor import of_its_line
+from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.parent_death import die_with
 from mgpt4_hpc.run_dir import RunDir
@@ -119,7 +120,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     from mgpt4_hpc.train.state import Ending
 
     config = read_own_config(run.config_file).config
-    start = JobStart(job.executor, job.job_id, job.restart_count)
+    start = of_its_line(run, JobStart(job.executor, job.job_id, job.restart_count))
     try:
         # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
         with stop.interrupting():
@@ -140,7 +141,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
         store,
         timeout_s=distributed.collective_timeout_s(config.train.hang_timeout_s),
     )
-    if job.ranks.is_first and cancel_requested(run, job.job_id):
+    if job.ranks.is_first and is_cancelled(run, start):
         stop.request("cancelled")  # it was back in the queue before the mark was seen
     if job.ranks.is_first:
         explain_last_end(run, start)
@@ -233,7 +234,9 @@ def _settle(
     recorder.say(f"stopping: {decision.reason}")
     if decision.action is Action.DEFER:
         return exit_code(decision)
-    decision = apply_decision(run, start, decision, until=until)
+    decision = apply_decision(run, start, decision, until=until, in_rank=True)
+    if decision.action is Action.DEFER:
+        return exit_code(decision)
     recorder.event(Kind.REQUEUE, accepted=decision.action is Action.REQUEUE, reason=decision.reason)
     if decision.action is Action.REQUEUE and start.executor == "local":
         return EXIT_RESTART

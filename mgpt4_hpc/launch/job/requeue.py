@@ -14,14 +14,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
 from mgpt4_hpc.launch.job.event_hooks import event_of, tell
 from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
-from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.job.successor import submit_successor
+from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.launch.slurm.queue import ask_sacct
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
@@ -49,6 +53,8 @@ _MOST_UNREAD = 100
 
 _FINAL = re.compile(r"disabled|(?:access|permission) denied|invalid job id", re.IGNORECASE)
 """In Slurm's refusal of a requeue that it will not change its mind about in seconds."""
+_FORGOTTEN = re.compile(r"invalid job id", re.IGNORECASE)
+"""In Slurm's answer about a job that it does not know any more."""
 
 _TRIES = 3
 _PAUSE_S = 1.0
@@ -87,7 +93,7 @@ def find_decision(
     cause, requeue_allowed = _ask_slurm(start, budget, signal_name, until)
     if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
         cause = Cause(this.cause)
-    if cause is not Cause.REQUEUED and cancel_requested(run, start.job_id):
+    if cause is not Cause.REQUEUED and is_cancelled(run, start):
         cause = Cause.CANCELLED
     mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
     if cause is Cause.BAD_NODE and start.executor == "local":
@@ -112,9 +118,33 @@ def _ask_slurm(
     if start.executor == "local":
         # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
         return Cause.PREEMPTED if signal_name else Cause.CRASHED, True
-    facts = _try_often(lambda wait_s: commands.job_facts(start.job_id, timeout_s=wait_s), until)
+    answer = _try_often(lambda wait_s: _facts(start, wait_s), until)
+    facts, is_forgotten = answer or (None, False)
+    if is_forgotten:
+        return _cause_of_forgotten(start, signal_name), False
     cause = classify(facts, start.restart_count, signal_name, budget.signal_before_s)
     return cause, facts is None or facts.requeue_allowed
+
+
+def _facts(start: JobStart, wait_s: float) -> tuple[JobFacts | None, bool]:
+    """What Slurm says of the job, and whether it has forgotten it."""
+    try:
+        return commands.job_facts(start.job_id, timeout_s=wait_s), False
+    except SlurmRejected as error:
+        if _FORGOTTEN.search(error.what):
+            return None, True
+        raise
+
+
+def _cause_of_forgotten(start: JobStart, signal_name: str | None) -> Cause:
+    """A controller that lost its state; but whom a person has cancelled stays away."""
+    try:
+        recorded = ask_sacct([start.job_id]).get(start.job_id)
+    except MgptError:
+        recorded = None
+    if recorded is not None and recorded.state == "CANCELLED":
+        return Cause.CANCELLED
+    return Cause.SIGNALLED if signal_name else Cause.CRASHED
 
 
 def limit_unrecorded(
@@ -127,7 +157,8 @@ def limit_unrecorded(
     if decision.action is not Action.REQUEUE:
         return decision
     attempts = read_ledgers(run.ledger)
-    recorded = {one.restart_count for one in attempts if start.is_of_job(one)}
+    alone = replace(start, succeeds=())
+    recorded = {one.restart_count for one in attempts if alone.is_of_job(one)}
     unrecorded = start.restart_count - max(recorded, default=-1)
     if unrecorded < budget.max_stalled_attempts:
         return decision
@@ -158,8 +189,9 @@ def apply_decision(
     bad_nodes: Sequence[str] = (),
     *,
     until: float | None = None,
+    in_rank: bool = False,
 ) -> Decision:
-    """Requeue, or leave behind what a person needs to know, and tell whom the run's settings name.
+    """Requeue, submit a successor, or write down what a person has to do; run the event hooks.
 
     After a bad node the job is kept away from all that it found bad so far.
 
@@ -169,11 +201,12 @@ def apply_decision(
         decision: what is to be done.
         bad_nodes: found unfit, where the ledger may not be able to say so.
         until: when this process is killed, seconds since the epoch; None if that is not known.
+        in_rank: done by a rank, which leaves a successor to the batch script and its environment.
 
     Returns:
-        the decision; a requeue that Slurm refused has become a request to a person.
+        the decision; where Slurm refuses the requeue that of a successor, or a request to a person.
     """
-    decision = _act(run, start, decision, bad_nodes, until)
+    decision = _act(run, start, decision, bad_nodes, until, in_rank=in_rank)
     tell(run, start, event_of(decision), decision.cause, decision.reason)
     return decision
 
@@ -191,6 +224,8 @@ def requeue_without_run_dir(run: RunDir, start: JobStart, trouble: str) -> Decis
     usual = LaunchConfig()
     cause, requeue_allowed = _ask_slurm(start, usual, None, None)
     decision = decide(cause, PastAttempt(cause, True), [], usual, requeue_allowed=requeue_allowed)
+    if decision.action is Action.RESUBMIT:
+        decision = replace(decision, action=Action.ASK)  # its script lies in the folder
     if decision.action is Action.REQUEUE and start.restart_count >= _MOST_UNREAD:
         reason = f"restarted {start.restart_count} times, and nobody can read what came of it"
         decision = Decision(cause, Action.ASK, reason)
@@ -204,20 +239,53 @@ def _act(
     decision: Decision,
     bad_nodes: Sequence[str],
     until: float | None,
+    *,
+    in_rank: bool = False,
 ) -> Decision:
     if decision.action is Action.REQUEUE and start.executor == "slurm":
         refusal, excluded = _requeue_elsewhere(run, start, decision, bad_nodes, until)
         decision = replace(decision, reason=f"{decision.reason}{excluded}")
-        if refusal:
-            decision = replace(
-                decision, action=Action.ASK, reason=f"{decision.reason}; but {refusal}"
-            )
+        if refusal is not None:
+            # Who refuses can be asked for another job; who is silent cannot.
+            answered = isinstance(refusal, SlurmRejected)
+            action = Action.RESUBMIT if answered else Action.ASK
+            reason = f"{decision.reason}; but {refusal.what}"
+            decision = replace(decision, action=action, reason=reason)
+    if decision.action is Action.RESUBMIT:
+        decision = (
+            replace(decision, action=Action.DEFER)
+            if in_rank
+            else _resubmit(run, start, decision, bad_nodes)
+        )
     if decision.action is Action.ASK:
         command = f"mgpt4 resume {shlex.quote(str(run.path))}"
         _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
         _leave_behind(run.failed, decision.reason + "\n")
     return decision
+
+
+def _resubmit(
+    run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str]
+) -> Decision:
+    """Submit the job's successor, or ask a person for one."""
+    try:
+        exclude: list[str] = []
+        if nodes := _bad_nodes(run, start, bad_nodes):
+            excluded = read_own_config(run.config_file, pauses_s=()).config.launch.exclude
+            exclude = [*filter(None, [excluded]), *nodes]
+        _, is_forgotten = _facts(start, commands.COMMAND_TIMEOUT_S)
+        job_id = submit_successor(run, start, exclude, is_forgotten=is_forgotten)
+    except (MgptError, OSError) as error:
+        why = error.what if isinstance(error, MgptError) else str(error)
+        reason = f"{decision.reason}; but no other job could be submitted: {why}"
+        return replace(decision, action=Action.ASK, reason=reason)
+    return replace(decision, reason=f"{decision.reason}; job {job_id} goes on with the run")
+
+
+def _bad_nodes(run: RunDir, start: JobStart, further: Sequence[str]) -> list[str]:
+    mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+    return list(dict.fromkeys([*nodes_found_bad(mine), *further]))
 
 
 def _leave_behind(marker: Path, text: str) -> None:
@@ -240,30 +308,29 @@ def _requeue_elsewhere(
     decision: Decision,
     bad_nodes: Sequence[str],
     until: float | None,
-) -> tuple[str, str]:
-    """Why there was no requeue (empty if there was), and what was excluded."""
+) -> tuple[MgptError | None, str]:
+    """Why there was no requeue (None if there was), and what was excluded."""
     # Slurm ends this very process after the requeue; the exclusion is possible only then.
     with commands.signals_held_back():
         refusal = _requeue(start, until)
-        if refusal or decision.cause is not Cause.BAD_NODE:
+        if refusal is not None or decision.cause is not Cause.BAD_NODE:
             return refusal, ""
-        mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
-        nodes = list(dict.fromkeys([*nodes_found_bad(mine), *bad_nodes]))
-        return "", f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
+        nodes = _bad_nodes(run, start, bad_nodes)
+        return None, f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
 
 
-def _requeue(start: JobStart, until: float | None) -> str:
-    """Empty on success, else why not; the restart count is believed, not scontrol alone."""
-    refusal = ""
+def _requeue(start: JobStart, until: float | None) -> MgptError | None:
+    """None on success, else why not; the restart count is believed, not scontrol alone."""
+    refusal = None
     for pause_s, wait_s in _tries(until):
         try:
             commands.requeue(start.job_id, timeout_s=wait_s)
-            return ""
+            return None
         except MgptError as error:
-            refusal = error.what
+            refusal = error
             if _is_requeued(start, wait_s):
-                return ""
-            if isinstance(error, SlurmRejected) and _FINAL.search(refusal):
+                return None
+            if isinstance(error, SlurmRejected) and _FINAL.search(error.what):
                 return refusal
             time.sleep(pause_s)
     return refusal

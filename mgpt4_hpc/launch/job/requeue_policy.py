@@ -44,6 +44,8 @@ class Action(StrEnum):
     """What happens to the run next."""
 
     REQUEUE = "requeue"
+    RESUBMIT = "resubmit"
+    """Nobody may requeue the job: it submits another that goes on."""
     LEAVE = "leave"
     GIVE_UP = "give up"
     ASK = "ask"
@@ -58,6 +60,11 @@ class Decision:
     cause: Cause
     action: Action
     reason: str
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the run comes back by itself."""
+        return self.action in (Action.REQUEUE, Action.RESUBMIT)
 
 
 @dataclass(frozen=True)
@@ -171,7 +178,8 @@ def decide(
             f"{stalled} attempts in a row made no checkpoint (launch.max_stalled_attempts)",
         )
     if not requeue_allowed:
-        return Decision(cause, Action.ASK, "Slurm does not allow this job to be requeued")
+        reason = f"{cause}: Slurm does not allow this job to be requeued"
+        return Decision(cause, Action.RESUBMIT, reason)
     return Decision(cause, Action.REQUEUE, f"{cause}: the run goes on from its last checkpoint")
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 from mgpt4_hpc.errors import EXIT_RESUMABLE, FatalTrainingError, MgptError
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
-from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.job.successor import of_its_line
+from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
@@ -38,7 +39,7 @@ def why_leave(run: RunDir, start: JobStart) -> tuple[int, str] | None:
     # A first start is a person's wish to try again; only this job's own verdict keeps it away.
     if start.restart_count and run.failed.exists():
         return FatalTrainingError.exit_code, f"{run.name} was given up: {run.failed.read_text()}"
-    if cancel_requested(run, start.job_id, pauses_s=_PAUSES_S):
+    if is_cancelled(run, start, pauses_s=_PAUSES_S):
         return EXIT_RESUMABLE, f"{run.name} was cancelled"
     return None
 
@@ -55,6 +56,7 @@ def main() -> int:
 
 def _check(run: RunDir, start: JobStart) -> int | None:
     try:
+        start = of_its_line(run, start)
         leave = retry_storage(lambda: why_leave(run, start), pauses_s=_PAUSES_S)
     except (OSError, MgptError):
         return None  # whoever needs the folder next says what is wrong with it

@@ -36,7 +36,8 @@ from mgpt4_hpc.launch.job.requeue import (
     requeue_without_run_dir,
 )
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
-from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.job.successor import of_its_line
+from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -82,7 +83,7 @@ def decide_after_exit_with_retry(run: RunDir, start: JobStart, code: int) -> Ver
         if run.is_gone():
             return Verdict(EXIT_RESUMABLE, False, f"{run.path} was removed or moved: it stays away")
         decision = requeue_without_run_dir(run, start, trouble)
-        return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+        return Verdict(exit_code(decision), decision.goes_on, decision.reason)
 
 
 def decide_after_exit(run: RunDir, start: JobStart, code: int) -> Verdict:
@@ -138,7 +139,7 @@ def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Ve
     if not _note(run, start, mine, code, decision):
         decision = limit_unrecorded(run, start, budget, decision)
     decision = apply_decision(run, start, decision)
-    return Verdict(exit_code(decision), decision.action is Action.REQUEUE, decision.reason)
+    return Verdict(exit_code(decision), decision.goes_on, decision.reason)
 
 
 def _note(
@@ -187,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
     arguments = parser.parse_args(argv)
-    run, start = RunDir(arguments.run_dir), start_of(os.environ)
+    run = RunDir(arguments.run_dir)
+    start = of_its_line(run, start_of(os.environ))
     try:
         verdict = decide_after_exit_with_retry(run, start, arguments.exit_code)
     except MgptError as error:
@@ -196,6 +198,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
     if verdict.exit_code == 0:
         end_finished(run, start)
-    elif verdict.exit_code == FatalTrainingError.exit_code or cancel_requested(run, start.job_id):
+    elif verdict.exit_code == FatalTrainingError.exit_code or is_cancelled(run, start):
         end_unfinished(start)
     return verdict.exit_code

@@ -61,6 +61,7 @@ def resume_run(
     say: Callable[[str], None],
     accept: bool = False,
     behind: Sequence[str] = (),
+    keeps_budgets: bool = False,
 ) -> Resumption:
     """Submit an unfinished run again.
 
@@ -72,6 +73,7 @@ def resume_run(
         accept: the job may go on though data, weights, settings or versions are not what the run
             began with.
         behind: Slurm jobs that must have ended, in whatever way, before this one begins.
+        keeps_budgets: the new job succeeds the last one; what a person asks for starts anew.
 
     Raises:
         UnsafeRun: if others can write its folder.
@@ -84,7 +86,14 @@ def resume_run(
     run.identity()
     assert_owned(run.path)
     with submitting(run):
-        return _resume(run, overrides, executor, say, accept, behind)
+        succeeds = _line(run) if keeps_budgets else ()
+        return _resume(run, overrides, executor, say, accept, behind, succeeds)
+
+
+def _line(run: RunDir) -> tuple[str, ...]:
+    """The run's last job and those that it succeeds."""
+    job = read_facts(run).job
+    return (*job.succeeds, job.job_id) if job is not None else ()
 
 
 def _resume(
@@ -94,6 +103,7 @@ def _resume(
     say: Callable[[str], None],
     accept: bool,
     behind: Sequence[str],
+    succeeds: Sequence[str],
 ) -> Resumption:
     seen = _assert_free(run)
     resolved = read_config(run.config_file)
@@ -133,7 +143,7 @@ def _resume(
         if changes:
             rewrite_config(run.config_file, changed)
         withdraw_cancel(run)
-        submitted = submit_run(run, changed, executor, dependency=dependency)
+        submitted = submit_run(run, changed, executor, dependency=dependency, succeeds=succeeds)
     if executor == "slurm":
         _resume_dependents(run, submitted.job_id, say)
     return Resumption(run, False, submitted, changes)

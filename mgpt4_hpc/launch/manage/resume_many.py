@@ -20,6 +20,7 @@ def resume_many(
     say: Callable[[str], None],
     accept: bool = False,
     limits: Mapping[RunDir, ConcurrencyLimit] | None = None,
+    keeps_budgets: bool = False,
 ) -> tuple[list[Resumption], list[MgptError]]:
     """Submit each unfinished run again, whatever becomes of the others.
 
@@ -46,7 +47,15 @@ def resume_many(
         turn = (limits or {}).get(run)
         behind = turn.next if turn is not None else ()
         try:
-            one = resume_run(run, overrides, executor, say=say_once, accept=accept, behind=behind)
+            one = resume_run(
+                run,
+                overrides,
+                executor,
+                say=say_once,
+                accept=accept,
+                behind=behind,
+                keeps_budgets=keeps_budgets,
+            )
         except RunAlive as error:
             say(f"left alone: {error.what}")
             continue

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
@@ -47,6 +48,12 @@ def cancel_requested(
     except (OSError, StorageTrouble):
         return False  # Slurm knows of a cancel, too; an error of storage is no wish of a person
     return job_id is None or marked is None or marked == job_id
+
+
+def is_cancelled(run: RunDir, start: JobStart, *, pauses_s: Sequence[float] = PAUSES_S) -> bool:
+    """Whether a person asked it of this job, or of one that it succeeds."""
+    jobs = (start.job_id, *start.succeeds)
+    return any(cancel_requested(run, job_id, pauses_s=pauses_s) for job_id in jobs)
 
 
 def withdraw_cancel(run: RunDir) -> None:

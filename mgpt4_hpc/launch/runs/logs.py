@@ -57,16 +57,28 @@ def newest_job(run: RunDir) -> str | None:
         return None
 
 
+def _newest_jobs(run: RunDir) -> list[str]:
+    """The job that was submitted last and those that it succeeds, newest first."""
+    try:
+        job = read_json(run.slurm / "job.json")
+        return [str(job["job_id"]), *map(str, reversed(job.get("succeeds") or ()))]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
 def choose_log(run: RunDir, rank: int, job_id: str | None = None) -> LogFile | None:
     """A rank's log of the newest job, or of a given one; None if there is none yet.
+
+    While a job that succeeds another waits, the newest log is that of the other.
 
     Raises:
         ConfigError: if that job has logs, but not of this rank; it names the ranks.
     """
     logs = log_files(run)
     if job_id is None:
-        newest = newest_job(run)
-        job_id = newest if newest is not None else (logs[-1].job_id if logs else None)
+        jobs = _newest_jobs(run) or ([logs[-1].job_id] if logs else [])
+        with_logs = {log.job_id for log in logs}
+        job_id = next((job for job in jobs if job in with_logs), None)
     mine = [log for log in logs if log.job_id == job_id]
     for log in mine:
         if log.rank == rank:

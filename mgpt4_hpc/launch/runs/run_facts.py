@@ -37,12 +37,14 @@ class JobRef:
         job_id: Slurm's, or a process id.
         since: unix time of its submission or first start.
         hostname: where it runs, if it is a process here or elsewhere; empty where not known.
+        succeeds: jobs that it was submitted to go on for, oldest first.
     """
 
     executor: str
     job_id: str
     since: float = 0.0
     hostname: str = ""
+    succeeds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,16 @@ def read_facts(run: RunDir) -> RunFacts:
     )
 
 
+def run_it_follows(run: RunDir) -> RunDir | None:
+    """The run from whose projector this one starts; None if it starts from no run's."""
+    try:
+        projector = read_config(run.config_file).config.model.projector
+    except MgptError:
+        return None
+    first = RunDir(Path(projector or ""))
+    return first if projector is not None and first.identity_file.is_file() else None
+
+
 Records = list[Record]
 
 
@@ -189,7 +201,8 @@ def _job(job_file: Mapping[str, Any], ledgers: list[Records]) -> JobRef | None:
     by_hand = started_id and started_id != job_id and started_at > since
     if job_id and not by_hand:
         known = str(job_file.get("host") or "") or (host if started_id == job_id else "")
-        return JobRef(str(job_file.get("executor") or "slurm"), job_id, since, known)
+        succeeds = tuple(map(str, job_file.get("succeeds") or ()))
+        return JobRef(str(job_file.get("executor") or "slurm"), job_id, since, known, succeeds)
     if not started_id:
         return None
     return JobRef(str(start.get("executor") or "slurm"), started_id, started_at, host)

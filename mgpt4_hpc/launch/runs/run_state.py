@@ -201,6 +201,8 @@ def _waiting(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str
             when += f", expected to start in {duration(job.start_at - now)}"
     if _has_run(facts):
         when = f"{_why(facts)}, requeued, {when}"
+    elif _succeeds_one_that_ran(facts):
+        when = f"{_why(facts)}, submitted again, {when}"
     return RunState.PENDING, when
 
 
@@ -314,6 +316,11 @@ def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
 def _has_run(facts: RunFacts) -> bool:
     last, job = facts.last, facts.job
     return last is not None and job is not None and last.job_id == job.job_id
+
+
+def _succeeds_one_that_ran(facts: RunFacts) -> bool:
+    last, job = facts.last, facts.job
+    return last is not None and job is not None and last.job_id in job.succeeds
 
 
 def _why(facts: RunFacts) -> str:

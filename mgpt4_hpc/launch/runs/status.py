@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
-from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts
+from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts, run_it_follows
 from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
 from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
@@ -192,12 +190,8 @@ def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
     """Add which run the job waited for, if Slurm will not start it."""
     if answer.job is None or answer.job.reason != queue.NEVER_SATISFIED:
         return answer
-    try:
-        projector = read_config(facts.run.config_file).config.model.projector
-    except MgptError:
-        return answer
-    first = RunDir(Path(projector or ""))
-    if projector is None or not first.identity_file.is_file():
+    first = run_it_follows(facts.run)
+    if first is None:
         return answer
     last = read_facts(first).last
     finished = last is not None and last.cause == Cause.FINISHED

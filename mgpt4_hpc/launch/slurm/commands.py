@@ -197,12 +197,17 @@ class JobFacts:
     requeue_allowed: bool
 
 
-def job_facts(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> JobFacts:
-    """Ask the controller about a job. Raises SlurmUnreachable or SlurmRejected."""
+def job_record(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> dict[str, str]:
+    """What the controller shows of a job. Raises SlurmUnreachable or SlurmRejected."""
     command = ["scontrol", "show", "job", "-o", job_id]
     # A user may like to see times written otherwise.
     environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
-    record = parse_record(run_slurm(command, timeout_s=timeout_s, environ=environ))
+    return parse_record(run_slurm(command, timeout_s=timeout_s, environ=environ))
+
+
+def job_facts(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> JobFacts:
+    """Ask the controller about a job. Raises SlurmUnreachable or SlurmRejected."""
+    record = job_record(job_id, timeout_s=timeout_s)
     try:
         return _read_facts(record)
     except ValueError as error:

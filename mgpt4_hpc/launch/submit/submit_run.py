@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +160,12 @@ def render_local(run: RunDir, resolved: Resolved) -> str:
 
 
 def submit_run(
-    run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+    run: RunDir,
+    resolved: Resolved,
+    executor: str,
+    *,
+    dependency: str | None = None,
+    succeeds: Sequence[str] = (),
 ) -> Submitted:
     """Start a job on an existing run directory.
 
@@ -169,6 +174,7 @@ def submit_run(
         resolved: its configuration.
         executor: "slurm" or "local".
         dependency: Slurm's, as ``afterok:17``.
+        succeeds: jobs of the run with which this one shares the budgets, oldest first.
 
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
@@ -181,16 +187,17 @@ def submit_run(
             if executor == "slurm"
             else _submit_local(run, resolved)
         )
-        _note_job(run, submitted)
+        _note_job(run, submitted, succeeds)
     return submitted
 
 
-def _note_job(run: RunDir, submitted: Submitted) -> None:
+def _note_job(run: RunDir, submitted: Submitted, succeeds: Sequence[str]) -> None:
     job = {
         "executor": submitted.executor,
         "job_id": submitted.job_id,
         "submitted": time.time(),
         "host": os.uname().nodename,
+        "succeeds": list(succeeds),
     }
     try:
         write_json(run.slurm / "job.json", job)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.launch.runs.logs import split_starts
-from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
 
@@ -81,6 +81,14 @@ def test_attempts_of_a_plain_batch_script(mgpt4: Mgpt4, run: RunDir) -> None:
     ended = mgpt4("logs", "one", "--attempt", "2", "--rank", "1")
     assert ended.code == 1
     assert "mgpt4 logs one --rank 1" in ended.err
+
+
+def test_the_log_of_a_job_whose_successor_waits(mgpt4: Mgpt4, run: RunDir) -> None:
+    log(run, "17_0", one_start(1, "first"))
+    write_json(run.slurm / "job.json", {"job_id": "50", "succeeds": ["16", "17"]})
+    assert mgpt4("logs", "one").out.endswith("first\n")
+    log(run, "50_0", one_start(2, "second"))
+    assert mgpt4("logs", "one").out.endswith("second\n")
 
 
 def test_no_log_yet(mgpt4: Mgpt4, tmp_path: Path) -> None:

@@ -25,16 +25,24 @@ class Submissions:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Resolved, str, str | None]] = []
+        self.succeeds: list[tuple[str, ...]] = []
         self.error: Exception | None = None
 
     def __call__(
-        self, run: RunDir, resolved: Resolved, executor: str, *, dependency: str | None = None
+        self,
+        run: RunDir,
+        resolved: Resolved,
+        executor: str,
+        *,
+        dependency: str | None = None,
+        succeeds: Sequence[str] = (),
     ) -> Submitted:
         for marker in (run.resubmit_needed, run.failed):
             marker.unlink(missing_ok=True)
         if self.error is not None:
             raise self.error
         self.asked.append((resolved, executor, dependency))
+        self.succeeds.append(tuple(succeeds))
         return Submitted(run, executor, str(17 + len(self.asked)))
 
 

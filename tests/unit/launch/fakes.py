@@ -1,4 +1,4 @@
-"""A fake ``scontrol``, for ends that cannot be had on request; the real one is in tests/slurm."""
+"""Fake commands of Slurm, for ends that cannot be had on request; the real ones: tests/slurm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ RECORD = (
 
 
 class FakeScontrol:
-    """Answers ``show job`` from a file, and notes every call."""
+    """Answers ``show job`` from a file, and notes every call.
+
+    squeue prints the file ``waiting``; sbatch takes every job as the next number from 50 on, unless
+    the file ``no-jobs`` holds its complaint, and keeps the last one's script and environment.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         folder.mkdir()
@@ -32,6 +36,20 @@ class FakeScontrol:
             f'[ "$1" = requeue ] || cat {self.answer} || {{ echo down >&2; exit 1; }}\n'
         )
         script.chmod(0o755)
+        self.waiting = folder / "waiting"
+        self.waiting.write_text("")
+        self.no_jobs = folder / "no-jobs"
+        self.submitted = folder / "submitted"
+        others = {
+            "squeue": f"cat {self.waiting}",
+            "sbatch": f'echo "sbatch $@" >> {self.calls_file}\n'
+            f"if [ -f {self.no_jobs} ]; then cat {self.no_jobs} >&2; exit 1; fi\n"
+            f'for script; do :; done; {{ env; cat "$script"; }} > {self.submitted}\n'
+            f"echo $((49 + $(grep -c ^sbatch {self.calls_file})))",
+        }
+        for name, body in others.items():
+            (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+            (folder / name).chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
     def says(

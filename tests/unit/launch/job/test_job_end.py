@@ -27,13 +27,8 @@ PREEMPTED = "2026-03-01T10:00:00"
 @pytest.fixture
 def queue(scontrol: FakeScontrol) -> Path:
     """What squeue prints: a line for each waiting job."""
-    waiting = scontrol.answer.with_name("waiting")
-    waiting.write_text("")
-    squeue = scontrol.answer.with_name("squeue")
-    squeue.write_text(f"#!/bin/sh\ncat {waiting}\n")
-    squeue.chmod(0o755)
     scontrol.says()
-    return waiting
+    return scontrol.waiting
 
 
 def updates(scontrol: FakeScontrol) -> list[str]:

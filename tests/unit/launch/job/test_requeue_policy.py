@@ -161,8 +161,10 @@ def test_preempted_attempts_neither_count_as_stalled_nor_hide_that_others_are() 
     assert action(Cause.SIGNALLED, stalled + between, progressed=False) is Action.GIVE_UP
 
 
-def test_a_job_that_may_not_be_requeued_is_left_to_a_person() -> None:
-    assert action(Cause.PREEMPTED, [], requeue_allowed=False) is Action.ASK
+def test_a_job_that_may_not_be_requeued_gets_a_successor() -> None:
+    assert action(Cause.PREEMPTED, [], requeue_allowed=False) is Action.RESUBMIT
+    stalled = attempts("crashed", "crashed")
+    assert action(Cause.CRASHED, stalled, requeue_allowed=False) is Action.GIVE_UP
     assert action(Cause.CANCELLED, [], requeue_allowed=False) is Action.LEAVE
 
 

@@ -1,0 +1,55 @@
+"""``mgpt4 keep``: bring back runs that should be at work and are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.formatting import printable
+
+
+@click.command("keep", short_help="Bring back runs that should be at work and are not.")
+@click.argument("names", metavar="[RUN]...", nargs=-1, shell_complete=complete_runs)
+@runs_dir_option
+@json_option
+def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
+    """Submit runs again whose job is gone though nobody ended them; all of the folder's by default.
+
+    For cron and scrontab: it prints nothing where nothing is to be done. A run that is finished,
+    cancelled, given up, waiting or running is left alone, and so is one that has no job of Slurm's.
+    The budgets go on from the last job, unlike with `mgpt4 resume`, so that a broken run ends.
+
+    \b
+    mgpt4 keep
+    mgpt4 keep stage1-vicuna7b my-sweep
+    */10 * * * * /home/me/venv/bin/mgpt4 keep --runs-dir /scratch/me/runs
+    """
+    from mgpt4_hpc.launch.manage.keep import keep_runs
+    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
+    from mgpt4_hpc.run_dir import list_runs
+
+    folder = absolute(runs_dir)
+    runs = find_runs(names, folder) if names else list_runs(folder)
+    kept = keep_runs(runs, say=lambda text: click.echo(printable(text), err=True))
+    told = [
+        {
+            "run": one.run.name,
+            "run_dir": str(one.run.path),
+            "job_id": one.submitted.job_id,
+            "was": kept.was[one.run.name],
+        }
+        for one in kept.brought_back
+        if one.submitted is not None
+    ]
+    if as_json:
+        echo_json(told)
+    else:
+        for row in told:
+            click.echo(printable(f"{row['run']}  job {row['job_id']}  (it was {row['was']})"))
+    for another in kept.errors[1:]:
+        click.echo(printable(f"error: {another}"), err=True)
+    if kept.errors:
+        raise kept.errors[0]

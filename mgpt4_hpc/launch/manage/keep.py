@@ -1,0 +1,104 @@
+"""Bringing back runs that should be at work and are not: for cron, scrontab, or by hand.
+
+A run requeues itself, or submits its successor. What is left is what no process lived to do: a node
+that died with a job that Slurm may not requeue, a controller that lost its jobs, a submission that
+was refused for a while. Whatever a person or a budget has ended stays away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.job.successor import of_its_line
+from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit, limits_of
+from mgpt4_hpc.launch.manage.resume import Resumption
+from mgpt4_hpc.launch.manage.resume_many import resume_many
+from mgpt4_hpc.launch.runs.run_facts import run_it_follows
+from mgpt4_hpc.launch.runs.run_state import RunState
+from mgpt4_hpc.launch.runs.status import RunOverview, look_at
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
+from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.run_dir import RunDir, list_sweeps
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+
+_GONE = frozenset({RunState.STOPPED, RunState.LOST, RunState.FAILED})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was done.
+
+    Attributes:
+        brought_back: runs that have a new job.
+        was: what each of them was doing before, by name.
+        errors: why others could not be brought back.
+    """
+
+    brought_back: list[Resumption]
+    was: dict[str, str]
+    errors: list[MgptError]
+
+
+def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
+    """Submit those runs again that should be at work.
+
+    Args:
+        runs: to look at; only those that were submitted to Slurm are touched.
+        say: told what else is worth knowing.
+
+    Raises:
+        SlurmUnreachable: nobody knows which are at work.
+    """
+    seen = look_at(runs)
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    states = {run.path: row for run, row in zip(runs, seen.rows, strict=True)}
+    gone = [run for run in runs if _is_gone(run, states[run.path], say)]
+    # What waits for another run comes back with that one.
+    gone = [run for run in gone if _may_start(run, states[run.path])]
+    done, errors = resume_many(gone, {}, "slurm", say=say, limits=_limits(gone), keeps_budgets=True)
+    brought_back = [one for one in done if one.submitted is not None]
+    was = {one.run.name: states[one.run.path].text for one in brought_back}
+    return Kept(brought_back, was, errors)
+
+
+def _is_gone(run: RunDir, row: RunOverview, say: Callable[[str], None]) -> bool:
+    """Whether nothing works on a run that nobody has ended."""
+    if row.executor != "slurm" or row.state not in _GONE or run.failed.exists():
+        return False
+    line = of_its_line(run, JobStart("slurm", row.job_id or "", 0))
+    jobs = (*line.succeeds, line.job_id)
+    began = {attempt.job_id for attempt in read_ledgers(run.ledger)}
+    idle = next((n for n, job in enumerate(reversed(jobs)) if job in began), len(jobs))
+    try:
+        limit = read_config(run.config_file).config.launch.max_stalled_attempts
+    except MgptError as error:
+        say(f"{run.name} is left alone: {error.what}")
+        return False
+    # A first job that never began may have waited for another run.
+    if idle > limit:
+        say(f"{run.name} is left alone: its last {idle} jobs ended before a rank started")
+        return False
+    return True
+
+
+def _may_start(run: RunDir, row: RunOverview) -> bool:
+    first = run_it_follows(run)
+    if first is None or row.checkpoint_step is not None:
+        return True
+    (followed,) = look_at([first]).rows
+    return followed.state is RunState.FINISHED or followed.state.is_live
+
+
+def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
+    """The limits of the sweeps that these runs belong to."""
+    sweeps: list[SweepDir] = []
+    for folder in {run.path.parent for run in runs}:
+        for name in list_sweeps(folder):
+            sweep = SweepDir.of(name, folder)
+            if sweep.max_parallel() is not None and set(sweep.runs()) & set(runs):
+                sweeps.append(sweep)
+    return limits_of(sweeps)

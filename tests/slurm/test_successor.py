@@ -1,0 +1,143 @@
+"""Where nobody may requeue a job, the run goes on in a job that it submits itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.run_dir import read_json
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from tests.slurm.conftest import own_cluster
+from tests.slurm.harness import Cluster
+from tests.slurm.jobs import mgpt4, preempt, wait_for_step
+from tests.support.runs import assert_every_step_once
+from tests.support.tiny_world import TinyWorld
+
+pytestmark = pytest.mark.slurm
+
+STEPS = 60
+
+
+def submit_chain(
+    user: Cluster, world: TinyWorld, folder: Path, **settings: object
+) -> tuple[Path, Path, list[str]]:
+    """A first run that is long enough to be preempted, and a short second; their jobs."""
+    first = world.write_config(
+        folder / "one.yaml", train__max_steps=STEPS, train__global_batch_size=8
+    )
+    second = world.write_config(folder / "two.yaml", stage=2, train__max_steps=4)
+    runs = folder / "runs"
+    done = mgpt4(
+        user, runs, "submit", "--stage", "both", "--config", str(first), "--config", str(second),
+        "--gpus", "1", "--partition", "a100-preempt", "--name", "x", "--json",
+        *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
+    )  # fmt: skip
+    jobs = [entry["job_id"] for entry in json.loads(done.stdout)]
+    return runs / "x-stage1", runs / "x-stage2", jobs
+
+
+def wait_through(site: Cluster, runs: Path) -> int:
+    """Wait until all is over; the most jobs of the first run that were at work at once."""
+    most = 0
+
+    def over() -> bool:
+        nonlocal most
+        lines = site.run(["squeue", "-h", "-o", "%T %j"]).stdout.splitlines()
+        most = max(most, lines.count("RUNNING x-stage1"))
+        return not lines
+
+    site.wait_until(over, 400, "all jobs are over")
+    return most
+
+
+def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str]) -> None:
+    """In a second job, without losing or repeating a step, and the second run after it."""
+    attempts = read_ledgers(one / "ledger")
+    assert [attempt.cause for attempt in attempts] == ["preempted", "finished"], site.report()
+    noted = read_json(one / "slurm" / "job.json")
+    assert [attempt.job_id for attempt in attempts] == [jobs[0], noted["job_id"]]
+    assert noted["succeeds"] == [jobs[0]] and noted["job_id"] != jobs[0]
+    assert_every_step_once(one, STEPS)
+    assert not (one / "RESUBMIT_NEEDED").exists()
+    (follower,) = read_ledgers(two / "ledger")
+    assert follower.cause == "finished" and follower.job_id == jobs[1]
+    assert follower.start >= attempts[-1].end - 1
+    rows = json.loads(mgpt4(site, one.parent, "status", "--json").stdout)
+    assert {row["name"]: (row["state"], row["job_id"]) for row in rows} == {
+        "x-stage1": ("finished", noted["job_id"]),
+        "x-stage2": ("finished", jobs[1]),
+    }
+    assert "preempted" in mgpt4(site, one.parent, "history", "x-stage1").stdout
+
+
+def test_a_job_that_asks_for_no_requeue(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """As on a site with JobRequeue=0 whose plugin takes the request out of each job."""
+    one, two, jobs = submit_chain(cluster, tiny_world, tmp_path)
+    cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
+    wait_for_step(cluster, one, 20)
+    preempt(cluster)
+    assert wait_through(cluster, one.parent) == 1
+    assert_went_on(cluster, one, two, jobs)
+
+
+def test_a_user_who_may_not_requeue(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    real = shutil.which("scontrol", path=cluster.env["PATH"])
+    shim = tmp_path / "bin" / "scontrol"
+    shim.parent.mkdir()
+    denied = "echo Access/permission denied >&2; exit 1"
+    shim.write_text(f'#!/bin/sh\n[ "$1" = requeue ] && {{ {denied}; }}\nexec {real} "$@"\n')
+    shim.chmod(0o755)
+    user = Cluster(cluster.folder)
+    user.env["PATH"] = f"{shim.parent}:{user.env['PATH']}"
+    one, two, jobs = submit_chain(user, tiny_world, tmp_path)
+    wait_for_step(cluster, one, 20)
+    preempt(cluster)
+    assert wait_through(cluster, one.parent) == 1
+    assert_went_on(cluster, one, two, jobs)
+
+
+def test_a_successor_is_cancelled_as_any_job(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """And with it what waits for it; the run stays away until somebody wants it again."""
+    one, _, jobs = submit_chain(cluster, tiny_world, tmp_path)
+    cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
+    wait_for_step(cluster, one, 20)
+    job_file = one / "slurm" / "job.json"
+    cluster.run(["scancel", "--signal=USR2", jobs[0]])
+    cluster.wait_until(lambda: read_json(job_file)["job_id"] != jobs[0], 60, "a successor")
+    successor = read_json(job_file)["job_id"]
+    assert cluster.job(jobs[1])["Dependency"].startswith(f"afterok:{successor}")
+    mgpt4(cluster, one.parent, "cancel", "x-stage1")
+    cluster.wait_until(lambda: not cluster.squeue(), 120, "nothing waits or runs")
+    rows = json.loads(mgpt4(cluster, one.parent, "status", "--json").stdout)
+    told = {row["name"]: (row["state"], row["text"]) for row in rows}
+    assert told["x-stage1"][0] == "cancelled"
+    assert told["x-stage2"] == (
+        "stopped",
+        "stopped: x-stage1, which it waited for, did not finish; run `mgpt4 resume x-stage1`",
+    )
+
+
+def test_cancelled_by_a_preemption_without_grace(
+    request: pytest.FixtureRequest, cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """While it is killed the job may requeue itself or not: either way the chain goes on."""
+    flags = ("--preempt-mode", "CANCEL", "--grace-s", "0")
+    with own_cluster(request.session, *flags) as site:
+        one, two, jobs = submit_chain(site, tiny_world, tmp_path)
+        wait_for_step(site, one, 20)
+        preempt(site)
+        assert wait_through(site, one.parent) == 1
+        attempts = read_ledgers(one / "ledger")
+        assert [attempt.cause for attempt in attempts] == ["preempted", "finished"]
+        assert_every_step_once(one, STEPS)
+        (follower,) = read_ledgers(two / "ledger")
+        assert follower.cause == "finished" and follower.job_id == jobs[1]
