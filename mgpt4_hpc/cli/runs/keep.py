@@ -16,16 +16,15 @@ from mgpt4_hpc.formatting import printable
 @runs_dir_option
 @json_option
 def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
-    """Submit runs again whose job is gone though nobody ended them; all of the folder's by default.
+    """Submit each run again whose job is gone though nobody ended it; default: all runs.
 
-    For cron and scrontab: it prints nothing where nothing is to be done. A run that is finished,
-    cancelled, given up, waiting or running is left alone, and so is one that has no job of Slurm's.
-    The budgets go on from the last job, unlike with `mgpt4 resume`, so that a broken run ends.
+    Made for cron and scrontab: it prints nothing where there is nothing to do. It leaves alone what
+    is finished, cancelled, given up, waiting or running, and runs without a Slurm job. The new job
+    continues the budgets of the last one, unlike that of `mgpt4 resume`, so a broken run ends.
 
     \b
     mgpt4 keep
-    mgpt4 keep stage1-vicuna7b my-sweep
-    */10 * * * * /home/me/venv/bin/mgpt4 keep --runs-dir /scratch/me/runs
+    mgpt4 keep first-try stage1-vicuna7b
     """
     from mgpt4_hpc.launch.manage.keep import keep_runs
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
