@@ -108,6 +108,7 @@ ELSEWHERE = {
     "data download": "tests/integration/data/test_download.py",
     "doctor": "tests/cli/site/test_doctor.py",
     "eval": "tests/cli/model/test_eval.py",
+    "keep": "tests/cli/runs/test_keep.py",
     "compare": "tests/cli/model/test_eval.py",
 }
 """Commands whose JSON takes more than a moment to make, and where it is held to the page."""

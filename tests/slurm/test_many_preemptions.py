@@ -22,19 +22,19 @@ def test_twelve_preemptions_in_a_row_lead_to_no_hold(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     """Each comes while the ranks import torch: then the batch script requeues the job."""
-    config = tiny_world.write_config(tmp_path / "one.yaml", train__max_steps=4)
+    config = tiny_world.write_config(tmp_path / "one.yaml", train__max_steps=60)
     done = mgpt4(
         cluster, tmp_path, "submit", "--config", str(config), "--gpus", "1", "--name", "x",
         "--partition", "a100-preempt", "--json",
     )  # fmt: skip
     job = json.loads(done.stdout)[0]["job_id"]
+
+    def ranks_start() -> bool:
+        steps = cluster.run(["squeue", "-hs", "-j", job]).stdout
+        return cluster.job(job)["JobState"] == "RUNNING" and f"{job}.0" in steps
+
     for number in range(TIMES):
-        # Its step is there: before, the batch script itself would be ended.
-        cluster.wait_until(
-            lambda: f"{job}.0" in cluster.run(["squeue", "-hs", "-j", job]).stdout,
-            120,
-            f"start {number + 1}",
-        )
+        cluster.wait_until(ranks_start, 120, f"start {number + 1}")
         preempt(cluster)
         cluster.wait_until(
             lambda: cluster.job(job)["Restarts"] == str(number + 1),  # noqa: B023 - asked at once

@@ -11,6 +11,7 @@ from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.runs.test_resume import Submissions
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
+from tests.support.shown import assert_schema
 
 
 @pytest.fixture
@@ -54,6 +55,7 @@ def test_it_brings_back_what_nobody_ended(
     )
     ended = mgpt4("keep", "--json")
     assert ended.code == 0, ended.err
+    assert_schema("keep", ended.json)
     assert {row["run"] for row in ended.json} == {"timed-out", "asked", "node-died"}
     assert {asked[0].config.name for asked in submissions.asked} == {
         "timed-out",
