@@ -72,7 +72,7 @@ def test_the_doctor_on_another_site(second_cluster_folder: Path, tmp_path: Path)
 
 def test_a_drill_is_preempted_and_goes_green(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100-preempt", "--steps", "40", "--json")
-    out, err = drill.communicate(timeout=200)
+    out, err = drill.communicate(timeout=500)
     assert drill.returncode == 0, err
     told = json.loads(out)
     assert_schema("drill", told)
@@ -112,7 +112,7 @@ def test_a_drill_that_never_starts_says_what_it_waits_for(cluster: Cluster, tmp_
 def test_a_job_that_may_not_be_requeued_is_explained(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100-preempt", "--steps", "60")
     cluster.run(["scontrol", "update", f"JobId={wait_for_job(cluster)}", "Requeue=0"])
-    _, err = drill.communicate(timeout=200)
+    _, err = drill.communicate(timeout=500)
     assert drill.returncode == 1, err
     assert "did not come back" in err
     assert "Slurm does not allow this job to be requeued" in err
@@ -122,7 +122,7 @@ def test_a_job_that_may_not_be_requeued_is_explained(cluster: Cluster, tmp_path:
 @pytest.mark.soak
 def test_where_nobody_may_preempt_it_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100", "--steps", "40", "--json")
-    out, err = drill.communicate(timeout=200)
+    out, err = drill.communicate(timeout=500)
     assert drill.returncode == 0, err
     told = json.loads(out)
     assert told["how"] == "scontrol requeue (nobody may preempt your jobs of a100)"
