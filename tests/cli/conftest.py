@@ -36,6 +36,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm()
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", fake)
     monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", fake)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", fake)
     return fake
 
 

@@ -72,7 +72,7 @@ def test_without_a_mark_slurm_itself_must_keep_the_job_away(
             raise SlurmRejected("`scontrol update` was refused: Access denied")
         return slurm(command)
 
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", refuse)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", refuse)
     ended = mgpt4("cancel", "one", "--save")
     assert ended.code == 4 and "would save and come back" in ended.err
     assert "Access denied" in ended.err and not slurm.called("scancel")
