@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, submit, wait_finished, wait_for_step
+from tests.slurm.jobs import MAX_STEPS, mgpt4, preempt, submit, wait_finished, wait_for_step
 from tests.support.conversations import write_conversations
 from tests.support.runs import assert_every_step_once, curve, final_projector, last_step
 from tests.support.tiny_world import REFERENCE, TinyWorld
 
 pytestmark = pytest.mark.slurm
-
-STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +24,16 @@ def config(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> P
     captions = {"name": "cc_sbu_align", "path": str(tiny_world.align), "weight": 1}
     sources = [{"name": "talks", "path": str(talks), "weight": 1}, captions]
     return tiny_world.write_config(
-        folder / "talk.yaml", stage=2, train__max_steps=STEPS, train__global_batch_size=8,
+        folder / "talk.yaml", stage=2, train__max_steps=MAX_STEPS, train__global_batch_size=16,
         train__micro_batch_size=4, model__projector=str(REFERENCE / "pretrained_minigpt4.pth"),
         data={"num_workers": 1, "sources": sources},
     )  # fmt: skip
+
+
+def state(cluster: Cluster, run: Path) -> str:
+    """What `mgpt4 status` shows of a run."""
+    shown = json.loads(mgpt4(cluster, run.parent, "status", run.name, "--json").stdout)
+    return str(shown[0]["state"])
 
 
 def test_conversations_and_captions_survive_preemptions_and_other_gpus(
@@ -50,7 +55,7 @@ def test_conversations_and_captions_survive_preemptions_and_other_gpus(
     wait_finished(cluster, twice)
     causes = [attempt.cause for attempt in read_ledgers(twice / "ledger")]
     assert causes == ["preempted", "preempted", "finished"]
-    assert_every_step_once(twice, STEPS)
+    assert_every_step_once(twice, MAX_STEPS)
     assert final_projector(twice) == final_projector(alone)
     assert curve(twice) == curve(alone)
 
@@ -60,10 +65,11 @@ def test_conversations_and_captions_survive_preemptions_and_other_gpus(
     cluster.wait_until(lambda: len(read_ledgers(moved / "ledger")) > 1, 180, "it is back")
     wait_for_step(cluster, moved, last_step(moved) + 10)
     mgpt4(cluster, tmp_path, "cancel", "moved", "--save")
+    cluster.wait_until(lambda: state(cluster, moved) == "cancelled", 60, "it is cancelled")
     mgpt4(cluster, tmp_path, "resume", "moved", "--gpus", "1", "--nodes", "1")
     wait_for_step(cluster, moved, last_step(moved) + 10)
     preempt(cluster)
     wait_finished(cluster, moved)
-    assert_every_step_once(moved, STEPS)
+    assert_every_step_once(moved, MAX_STEPS)
     for (step, ours), (_, theirs) in zip(curve(moved), curve(alone), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4), step
