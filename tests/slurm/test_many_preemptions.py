@@ -12,7 +12,7 @@ from tests.slurm.harness import Cluster
 from tests.slurm.jobs import mgpt4, preempt
 from tests.support.tiny_world import TinyWorld
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(2400)]
 
 TIMES = 12
 """More than MaxBatchRequeue (5) counts twice over."""

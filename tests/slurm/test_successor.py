@@ -12,7 +12,7 @@ from mgpt4_hpc.run_dir import read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.conftest import own_cluster
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, wait_for_step
+from tests.slurm.jobs import mgpt4, preempt, wait_for_checkpoints, wait_for_step
 from tests.support.runs import assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 
@@ -141,3 +141,27 @@ def test_cancelled_by_a_preemption_without_grace(
         assert_every_step_once(one, STEPS)
         (follower,) = read_ledgers(two / "ledger")
         assert follower.cause == "finished" and follower.job_id == jobs[1]
+
+
+def test_keep_brings_back_what_died_with_its_node(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """No process lived to submit a successor, and Slurm may not requeue the job."""
+    one, two, jobs = submit_chain(cluster, tiny_world, tmp_path, save_every_s=1)
+    cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
+    wait_for_step(cluster, one, 20)
+    wait_for_checkpoints(cluster, one)
+    node = cluster.job(jobs[0])["NodeList"]
+    cluster.devcluster("node-down", node)
+    cluster.wait_until(lambda: not cluster.squeue(), 120, "the chain is gone")
+    cluster.devcluster("node-up", node)
+    kept = mgpt4(cluster, one.parent, "keep", "--json")
+    assert [row["run"] for row in json.loads(kept.stdout)] == ["x-stage1"]
+    assert "x-stage2, which waited for x-stage1, is job" in kept.stderr
+    assert mgpt4(cluster, one.parent, "keep").stdout == ""
+    assert wait_through(cluster, one.parent) == 1
+    assert read_json(one / "slurm" / "job.json")["succeeds"] == [jobs[0]]
+    for run in (one, two):
+        assert read_ledgers(run / "ledger")[-1].cause == "finished"
+    assert_every_step_once(one, STEPS)
+    assert mgpt4(cluster, one.parent, "keep").stdout == ""

@@ -12,6 +12,9 @@ from pathlib import Path
 from mgpt4_hpc.errors import MgptError, RunLocked
 from mgpt4_hpc.run_dir import RunDir
 
+_STALE_S = 3600.0
+"""Seconds after which a lock's owner is dead: no submission takes as long."""
+
 
 @contextmanager
 def submitting(run: RunDir) -> Iterator[None]:
@@ -23,6 +26,7 @@ def submitting(run: RunDir) -> Iterator[None]:
         RunLocked: if another command is at it.
     """
     lock = run.slurm / ".submitting"
+    _remove_stale(lock)
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
@@ -38,6 +42,15 @@ def submitting(run: RunDir) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
+
+
+def _remove_stale(lock: Path) -> None:
+    """A command that was killed must not keep `mgpt4 keep` from the run for good."""
+    try:
+        if time.time() - lock.stat().st_mtime > _STALE_S:
+            lock.unlink()
+    except OSError:
+        pass  # there is none
 
 
 def _text(path: Path) -> str:

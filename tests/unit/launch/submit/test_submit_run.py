@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,13 +194,17 @@ def test_the_hold_ends_with_the_command_also_with_a_failed_one(run: RunDir) -> N
         pass
 
 
-def test_a_command_that_was_killed_can_be_cleared_away(run: RunDir) -> None:
+def test_a_command_that_was_killed_can_be_cleared_away_and_is_after_an_hour(run: RunDir) -> None:
     lock = run.slurm / ".submitting"
     lock.write_text("process 7 on login1")
     with pytest.raises(RunLocked, match="process 7 on login1") as caught, submitting(run):
         pass
     assert f"rm '{lock}'" in caught.value.fix
     assert lock.exists()
+    long_ago = time.time() - 7200
+    os.utime(lock, (long_ago, long_ago))
+    with submitting(run):
+        assert lock.read_text().startswith(f"process {os.getpid()} ")
 
 
 def test_a_run_that_torchrun_made_gets_what_a_job_needs(tmp_path: Path) -> None:
