@@ -72,6 +72,7 @@ def preempt_once(site: Cluster, run: Path, job: str) -> None:
     site.wait_until(lambda: site.job(job)["Restarts"] == "1", 60, "it was requeued")
 
 
+@pytest.mark.every_slurm
 def test_a_chain_and_a_users_own_jobs_follow_a_run_that_was_preempted(
     site: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
