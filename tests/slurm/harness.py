@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from tests.support.runs import patience
+
 DEVCLUSTER = Path(__file__).resolve().parents[2] / "tools" / "devcluster"
 # Options that a shell may carry, and that would leak into every submission.
 _SLURM_PREFIXES = ("SLURM", "SBATCH_", "SACCT", "SINFO_", "SQUEUE_", "SCANCEL_", "SCONTROL_")
@@ -147,8 +149,9 @@ class Cluster:
     def wait_until(self, predicate: Callable[[], object], timeout_s: float, what: str) -> None:
         """Ask ``predicate`` until it is true; fail after ``timeout_s`` with the cluster's state.
 
-        ``what`` names the condition in the message.
+        A busy machine gets more time. ``what`` names the condition in the message.
         """
+        timeout_s *= patience()
         deadline = time.monotonic() + timeout_s
         while not predicate():
             if time.monotonic() > deadline:
