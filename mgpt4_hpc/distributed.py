@@ -27,8 +27,8 @@ RENDEZVOUS_TIMEOUT_S = 600.0
 """How long ranks wait for each other at the start: the slowest node may still be loading files."""
 
 COLLECTIVE_TIMEOUT_S = 1200.0
-"""Longest wait inside a step's collective; a peer that died is noticed at once, one that hangs is
-not, unless a watchdog ends it sooner."""
+"""Longest wait inside a step's collective without watchdogs; a peer that died is noticed at once,
+one that hangs is not."""
 
 PEER_TIMEOUT = timedelta(hours=24)
 """Longest wait for what one rank does for all: a first start may index shards for hours."""
@@ -293,8 +293,12 @@ def start_group(
 
 
 def collective_timeout_s(hang_timeout_s: float) -> float:
-    """Time-out for collectives beside watchdogs: these act first, for they can say more."""
-    return max(COLLECTIVE_TIMEOUT_S, 2.0 * hang_timeout_s)
+    """Time-out for a step's collectives.
+
+    Watchdogs (``hang_timeout_s`` above 0) end a hang sooner, and do not count the time that Slurm
+    suspends the job; a collective's time-out does.
+    """
+    return PEER_TIMEOUT.total_seconds() if hang_timeout_s > 0 else COLLECTIVE_TIMEOUT_S
 
 
 def end_group() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mgpt4_hpc.telemetry.attempts import Attempt
-from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT
+from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT, WITHOUT_GPU
 
 UNACCOUNTED = "unaccounted"
 """Seconds of an attempt that no bucket holds: after a kill, what passed since the last line."""
@@ -18,11 +18,12 @@ class Goodput:
 
     Attributes:
         seconds: per bucket, `productive` and `unaccounted` included.
-        gpu_hours: the same times the GPUs held; the queue holds none. On CPUs, times the processes.
+        gpu_hours: the same times the GPUs used: none in the queue, none while suspended. On CPUs,
+            times the processes.
         wall_s: seconds from the submission (or the first start, where it is not known) to the
             last thing known.
         with_queue: productive time / `wall_s`, 0 to 1.
-        without_queue: productive time / (`wall_s` without the waits in the queue), 0 to 1.
+        without_queue: productive time / (`wall_s` without what used no GPU), 0 to 1.
         on_cpus: whether it had no GPU at all.
     """
 
@@ -38,7 +39,7 @@ def goodput(attempts: Iterable[Attempt]) -> Goodput:
     """Sum up the attempts of one run; all zeros where there is none."""
     attempts = list(attempts)
     seconds = dict.fromkeys((PRODUCTIVE, *BADPUT, UNACCOUNTED), 0.0)
-    gpu_hours = {name: 0.0 for name in seconds if name != QUEUE_WAIT}
+    gpu_hours = {name: 0.0 for name in seconds if name not in WITHOUT_GPU}
     wall_s = 0.0
     for attempt in attempts:
         known = {name: value for name, value in attempt.buckets.items() if name != QUEUE_WAIT}
@@ -47,11 +48,13 @@ def goodput(attempts: Iterable[Attempt]) -> Goodput:
         held_s = sum(known.values())
         for name, value in known.items():
             seconds[name] = seconds.get(name, 0.0) + value
-            gpu_hours[name] = gpu_hours.get(name, 0.0) + value * attempt.world_size / 3600
+            if name not in WITHOUT_GPU:
+                hours = value * attempt.world_size / 3600
+                gpu_hours[name] = gpu_hours.get(name, 0.0) + hours
         seconds[QUEUE_WAIT] += attempt.buckets.get(QUEUE_WAIT, 0.0)
         wall_s += held_s + attempt.buckets.get(QUEUE_WAIT, 0.0)
     productive = seconds[PRODUCTIVE]
-    running_s = wall_s - seconds[QUEUE_WAIT]
+    running_s = wall_s - sum(seconds[name] for name in WITHOUT_GPU)
     return Goodput(
         seconds=seconds,
         gpu_hours=gpu_hours,

@@ -175,7 +175,9 @@ def _draw_attempts(panel: Axes, attempts: Sequence[Attempt]) -> None:
         if max(minutes, default=0.0) < 1 / 600:
             continue
         label = bucket.replace("_", " ")
-        panel.barh(names, minutes, left=left, label=label, color=f"C{(colour + 2) % 10}")
+        # Ten colours, and grey for what is not known.
+        tint = "0.8" if bucket == UNACCOUNTED else f"C{(colour + 2) % 10}"
+        panel.barh(names, minutes, left=left, label=label, color=tint)
         left = [a + b for a, b in zip(left, minutes, strict=True)]
     panel.set_yticks(names, [f"{a.number}: {a.cause}" for a in attempts])
     panel.invert_yaxis()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
 from typing import Final
+
+from mgpt4_hpc.telemetry.awake_clock import AwakeClock, awake_clock
 
 PRODUCTIVE: Final = "productive"
 QUEUE_WAIT: Final = "queue_wait"
@@ -18,6 +19,7 @@ CHECKPOINT_STALL: Final = "checkpoint_stall"
 VALIDATION: Final = "validation"
 REPLAYED: Final = "replayed"
 WIND_DOWN: Final = "wind_down"
+SUSPENDED: Final = "suspended"
 
 BADPUT: Final = (
     QUEUE_WAIT,
@@ -28,24 +30,30 @@ BADPUT: Final = (
     VALIDATION,
     REPLAYED,
     WIND_DOWN,
+    SUSPENDED,
 )
 """Where time goes that trains nothing, in the order in which a job meets it.
 
 `queue_wait` and `replayed` are worked out afterwards, from the ledgers of several attempts.
 """
 
+WITHOUT_GPU: Final = (QUEUE_WAIT, SUSPENDED)
+"""Those in which the run uses no GPU."""
+
 
 class Buckets:
     """Seconds by purpose, exclusively: time spent in an inner purpose is not the outer one's.
 
-    So the buckets never add up to more than the time that passed. For one thread.
+    So the buckets never add up to more than the time that passed. For one thread. Time in which
+    the process was suspended is in a bucket of its own.
 
     Args:
-        clock: seconds, monotonic; replaced by tests.
+        clock: of this process; replaced by tests.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, clock: AwakeClock | None = None) -> None:
+        self._clock = clock = clock or awake_clock()
+        self._suspended_before_s = clock.suspended_s
         self._started = clock()
         self._since = self._started
         self._stack: list[str] = []
@@ -71,11 +79,12 @@ class Buckets:
     def seconds(self) -> dict[str, float]:
         """Seconds per bucket until now, the open ones included."""
         self._settle()
-        return dict(self._seconds)
+        suspended_s = self._clock.suspended_s - self._suspended_before_s
+        return {**self._seconds, SUSPENDED: suspended_s} if suspended_s else dict(self._seconds)
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since the start, whether in a bucket or not."""
+        """Seconds since the start, whether in a bucket or not, without those suspended."""
         return self._clock() - self._started
 
     def _settle(self) -> None:
@@ -87,15 +96,15 @@ class Buckets:
 
 
 class Stopwatch:
-    """Seconds since the last lap.
+    """Seconds since the last lap, without those in which the process was suspended.
 
     Args:
         clock: seconds, monotonic; replaced by tests.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._since = clock()
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or awake_clock()
+        self._since = self._clock()
 
     def lap(self) -> float:
         """Seconds since the last lap (or the start); begins the next one."""

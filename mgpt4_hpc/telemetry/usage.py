@@ -19,6 +19,7 @@ from mgpt4_hpc.telemetry.time_buckets import (
     QUEUE_WAIT,
     REPLAYED,
     START_UP,
+    SUSPENDED,
     VALIDATION,
     WEIGHTS_LOADING,
     WIND_DOWN,
@@ -57,6 +58,7 @@ class Usage:
         running: whether an attempt has not ended: its time is counted up to its last sign too.
         gpu_hours: per purpose of `PURPOSES`; their sum is `total_gpu_hours`.
         queue_wait_h: hours in the queue, which hold no GPU.
+        suspended_h: hours in which Slurm had suspended the job.
         since_start_h: hours from the submission (the first start, where that is not known) to
             the last sign of life; of several runs the sum.
         goodput: share of the time holding GPUs that went into new steps, 0 to 1.
@@ -71,6 +73,7 @@ class Usage:
     running: bool = False
     gpu_hours: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PURPOSES, 0.0))
     queue_wait_h: float = 0.0
+    suspended_h: float = 0.0
     since_start_h: float = 0.0
     goodput: float = 0.0
     goodput_with_queue: float = 0.0
@@ -115,6 +118,7 @@ def usage(name: str, attempts: Iterable[Attempt], *, path: str = "") -> Usage:
         running=any(attempt.cause == RUNNING_CAUSE for attempt in attempts),
         gpu_hours=_by_purpose(total),
         queue_wait_h=total.seconds[QUEUE_WAIT] / 3600,
+        suspended_h=total.seconds[SUSPENDED] / 3600,
         since_start_h=total.wall_s / 3600,
         goodput=total.without_queue,
         goodput_with_queue=total.with_queue,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -198,7 +197,7 @@ class _Progress:
         self.throughput = Throughput()
         self.watch = Stopwatch()
         self.last_waited_s = loop.buckets.seconds.get(DATA_WAIT, 0.0)
-        self.last_report = time.monotonic()
+        self.last_report = loop.buckets.elapsed_s
         self.first = True
         self.health = Health(
             loop.recorder,
@@ -281,7 +280,8 @@ class _Progress:
         self.watch.lap()  # not a part of the next step
 
     def _data_wait_fraction(self) -> float:
-        now, waited = time.monotonic(), self.loop.buckets.seconds.get(DATA_WAIT, 0.0)
+        buckets = self.loop.buckets
+        now, waited = buckets.elapsed_s, buckets.seconds.get(DATA_WAIT, 0.0)
         fraction = (waited - self.last_waited_s) / max(now - self.last_report, 1e-9)
         self.last_waited_s, self.last_report = waited, now
         return min(1.0, fraction)

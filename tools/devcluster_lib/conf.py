@@ -32,6 +32,8 @@ def slurm_conf(layout: Layout, options: Options, ports: Ports, plugins: Path | N
     host = socket.gethostname().split(".")[0]
     # From Slurm 23 on also PreemptParameters=send_user_signal; this name is understood by all.
     user_signal = "SlurmctldParameters=preempt_send_user_signal" if options.send_user_signal else ""
+    # Slurm suspends by its gang scheduler only.
+    gang = ",GANG" if options.preempt_mode == "SUSPEND" else ""
     nodes = "\n".join(
         f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port}"
         f" CPUs={CPUS_PER_NODE} Sockets=2 CoresPerSocket={CPUS_PER_NODE // 2} ThreadsPerCore=1"
@@ -86,7 +88,7 @@ JobRequeue=1
 OverTimeLimit=0
 KillWait={options.kill_wait_s}
 PreemptType=preempt/partition_prio
-PreemptMode={options.preempt_mode}
+PreemptMode={options.preempt_mode}{gang}
 {user_signal}
 
 {_accounting(layout, options, ports)}

@@ -15,7 +15,7 @@ DEFAULT_DIR = "/tmp/mgpt4-devcluster"
 # A Unix socket's path holds 107 characters, and the longest that Slurm makes in here is
 # spool/node1/node1_12345.4294967291.
 MAX_DIR_CHARS = 68
-PREEMPT_MODES = ("REQUEUE", "CANCEL")
+PREEMPT_MODES = ("REQUEUE", "CANCEL", "SUSPEND")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Options:
     send_user_signal: bool = False
     """preempt_send_user_signal: at preemption a job's --signal is sent, in the place of TERM."""
     preempt_mode: str = "REQUEUE"
-    """What happens to a preempted job after its grace time: REQUEUE or CANCEL."""
+    """What happens to a preempted job after its grace time: REQUEUE or CANCEL. SUSPEND has no
+    grace time, and takes cores but no GPUs."""
     slurm: str = "native"
     """The release of Slurm, such as 24.11; in a running cluster never "native"."""
 

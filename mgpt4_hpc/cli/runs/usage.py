@@ -27,8 +27,8 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
 
     Useful are steps done for the first time; replayed ones had been done already and were lost.
     Goodput is the useful part of the time that a run held its GPUs, and then of all the time since
-    its submission, the waits in the queue included. An attempt that was killed counts up to its
-    last sign of life.
+    its submission, the waits in the queue included. Time in which Slurm had suspended the job is no
+    GPU time. An attempt that was killed counts up to its last sign of life.
 
     \b
     mgpt4 usage stage1-vicuna7b
@@ -68,8 +68,10 @@ def _print(rows: Sequence[Usage]) -> None:
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
 
     hours_of = _hours_of(rows)
+    suspended = any(row.suspended_h for row in rows)
     table = new_table(
-        "run", ">attempts", f">{hours_of}", ">useful", ">queue", ">goodput", ">with queue",
+        "run", ">attempts", f">{hours_of}", ">useful", ">queue", *[">suspended"] * suspended,
+        ">goodput", ">with queue",
         folding=("run", "with queue"),
     )  # fmt: skip
     for row in rows:
@@ -79,6 +81,7 @@ def _print(rows: Sequence[Usage]) -> None:
             _number(row.total_gpu_hours),
             _number(row.gpu_hours[USEFUL]),
             f"{_number(row.queue_wait_h)} h",
+            *[f"{_number(row.suspended_h)} h"] * suspended,
             f"{row.goodput:.1%}",
             f"{row.goodput_with_queue:.1%}",
         )

@@ -202,11 +202,7 @@ def partition_findings(
         found.note("nodes are given whole: ask for all GPUs of a node, you pay for them anyway")
     preemption_risk = site.preemption_risk(partition, own_qos(mine))
     if preemption_risk is not None and {"SUSPEND", "GANG"} & preemption_risk.modes:
-        found.warn(
-            "preempted jobs are suspended and keep their memory: ranks that stand still for long "
-            "run into time-outs, and the job then counts as crashed",
-            "use a partition with PreemptMode=REQUEUE where there is one",
-        )
+        found.note("preempted jobs are suspended, keep their memory, and go on where they were")
     elif preemption_risk is not None and 0 < preemption_risk.grace_s < SAVING_S:
         found.warn(
             f"GraceTime is {preemption_risk.grace_s} s: too short for a step and its save",

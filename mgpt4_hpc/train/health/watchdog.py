@@ -4,18 +4,16 @@ Every rank has its own: when one hangs, the others soon wait for it in a collect
 them write their stacks, so that the logs tell who waits for whom. Then the process ends with
 :data:`~mgpt4_hpc.errors.EXIT_HUNG`, and whoever started the ranks decides whether they come back.
 A rank that was stopped (SIGSTOP) or whose node froze writes nothing; the others end, and with them
-the job.
+the job. Time in which the process itself was suspended does not count: Slurm suspends all ranks.
 
 A thread keeps the time. A hang inside a C call that holds the interpreter's lock keeps that thread
-from running too, so it winds up an alarm clock each time it looks: faulthandler's own thread, which
-needs no lock, writes the stacks, and the kernel's SIGALRM ends the process.
+from running too, so it winds up an alarm clock each time it looks, which needs no lock.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
 import time
@@ -25,13 +23,15 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from mgpt4_hpc.errors import EXIT_HUNG
+from mgpt4_hpc.telemetry.awake_clock import awake_clock
+from mgpt4_hpc.train.health.alarm import Alarm
 
 PEERS_S = 10.0
 """From our stacks to our end: peers that wait for us write theirs meanwhile, before the first of us
 to leave takes the others along."""
 
-ALARM_DELAY_S = 20.0
-"""How long after the thread should have acted the alarm clock does."""
+ALARM_DELAY_S = 5.0
+"""How long after the thread should have acted the alarm clock's first stage does."""
 
 _LOOK_EVERY_S = 5.0
 _NOTE_S = 10.0
@@ -64,7 +64,7 @@ class Watchdog:
             :meth:`phase` names: loading, validating.
         note: told of a hang, in another thread and with little time; may fail or hang itself.
         stream: where the stacks go; stderr's own descriptor if it has none (in a notebook, say).
-        clock: seconds, monotonic.
+        clock: seconds, monotonic, that stops while the process is suspended.
     """
 
     def __init__(
@@ -74,17 +74,17 @@ class Watchdog:
         *,
         note: Callable[[Hang], None] = lambda hang: None,
         stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.step_s = step_s
         self.slow_s = max(slow_s, step_s)
         self.note = note
         # Its descriptor: the stream's own lock may be in the hands of whoever hangs.
         self._fd = _descriptor(stream or sys.stderr)
-        self._clock = clock
+        self._clock = clock or awake_clock()
         self._step: int | None = None
         self._phases: list[tuple[str, float]] = []
-        self._since = clock()
+        self._since = self._clock()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
@@ -93,6 +93,7 @@ class Watchdog:
         """Begin to watch."""
         if self.step_s > 0 and self._thread is None:
             self._since = self._clock()
+            self._alarm = Alarm(self._fd)
             self._wind_up(self._allowed()[1])
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
@@ -146,18 +147,14 @@ class Watchdog:
                     self._end(Hang(phase, silent_s, allowed_s, self._step or 0))
                 self._wind_up(allowed_s - silent_s)
         finally:
-            faulthandler.cancel_dump_traceback_later()
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            self._alarm.close()
 
     @property
     def _look_every_s(self) -> float:
         return min(_LOOK_EVERY_S, self.step_s / 4)
 
     def _wind_up(self, left_s: float) -> None:
-        seconds = left_s + self._look_every_s + ALARM_DELAY_S
-        faulthandler.dump_traceback_later(seconds, file=self._fd)
-        # By default this signal ends a process; nothing else here uses it.
-        signal.setitimer(signal.ITIMER_REAL, seconds + 1.0)
+        self._alarm.wind_up(left_s + self._look_every_s + ALARM_DELAY_S)
 
     def _end(self, hang: Hang) -> None:
         """Stacks first: whatever comes after may hang as well."""

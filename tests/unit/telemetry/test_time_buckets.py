@@ -1,13 +1,18 @@
 import pytest
 
+from mgpt4_hpc.telemetry.awake_clock import AwakeClock
 from mgpt4_hpc.telemetry.time_buckets import Buckets, Stopwatch, Throughput
 
 
 class Clock:
     now = 100.0
+    idle = 0.0
 
     def __call__(self):
         return self.now
+
+    def worked(self):
+        return self.now - self.idle
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def clock():
 
 
 def test_buckets_are_exclusive_and_add_up(clock):
-    buckets = Buckets(clock)
+    buckets = Buckets(AwakeClock(clock, clock.worked))
     clock.now += 1
     with buckets.time("productive"):
         clock.now += 2
@@ -30,8 +35,23 @@ def test_buckets_are_exclusive_and_add_up(clock):
     assert buckets.elapsed_s == 15
 
 
+def test_time_suspended_is_in_no_other_bucket(clock):
+    buckets = Buckets(AwakeClock(clock, clock.worked))
+    with buckets.time("productive"):
+        clock.now += 2
+        buckets.seconds  # noqa: B018 - as the clock's own thread, which reads it all the time
+        clock.now += 100
+        clock.idle += 100
+        assert buckets.seconds == {"productive": 2, "suspended": 100}
+        clock.now += 50  # a library that keeps the lock, and works
+        clock.now += 3  # shorter than what counts
+        clock.idle += 3
+    assert buckets.seconds == {"productive": 55, "suspended": 100}
+    assert buckets.elapsed_s == 55
+
+
 def test_an_exception_closes_the_bucket(clock):
-    buckets = Buckets(clock)
+    buckets = Buckets(AwakeClock(clock, clock.worked))
     with pytest.raises(ZeroDivisionError), buckets.time("validation"):
         clock.now += 1
         raise ZeroDivisionError
@@ -40,7 +60,7 @@ def test_an_exception_closes_the_bucket(clock):
 
 
 def test_time_before_the_start_can_be_added(clock):
-    buckets = Buckets(clock)
+    buckets = Buckets(AwakeClock(clock, clock.worked))
     buckets.add("start_up", 7)
     assert (buckets.seconds, buckets.elapsed_s) == ({"start_up": 7}, 7)
 

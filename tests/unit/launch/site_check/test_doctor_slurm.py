@@ -99,11 +99,11 @@ def test_the_jobs_own_signal() -> None:
     assert newer.sends_user_signal
 
 
-def test_suspending_is_warned_of() -> None:
+def test_suspending_costs_memory_and_no_work() -> None:
     found = site(partition=("PreemptMode=REQUEUE", "PreemptMode=GANG,SUSPEND"))
     assert "stands still" in preempted(found)
     findings = partition_findings(found, found.partitions["a100-preempt"], [])
-    assert "keep their memory" in told(findings, Level.WARNING)
+    assert "keep their memory, and go on" in told(findings, Level.NOTE)
 
 
 QOS = "normal||cluster|00:01:30\nurgent|normal,low|cluster|00:00:00\nlow||cancel|00:00:00\nx\n"

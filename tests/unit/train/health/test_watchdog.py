@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +17,11 @@ from mgpt4_hpc.train.health.watchdog import Watchdog
 REPO = Path(__file__).parents[4]
 
 PROGRAM = """
-import ctypes, sys, threading, time
-from mgpt4_hpc.train.health import watchdog
+import ctypes, signal, sys, threading, time
+from mgpt4_hpc.telemetry import awake_clock
+from mgpt4_hpc.train.health import alarm, watchdog
+awake_clock.SHORTEST_S, awake_clock._TICK_S = 0.5, 0.05
+alarm.FIRST_STAGE = signal.SIGHUP  # its second stage takes one second
 watchdog.PEERS_S, watchdog.ALARM_DELAY_S = 0.1, 0.2
 watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.2
 def note(hang):
@@ -64,9 +68,34 @@ def test_a_hang_in_a_slow_phase_is_one_too() -> None:
 
 
 def test_a_hang_that_holds_the_interpreters_lock_ends_by_the_kernels_alarm() -> None:
-    code, out, err = run_program("ctypes.PyDLL(None).pause()")
+    code, out, err = run_program(
+        "import os\nctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)"
+    )
     assert (code, out) == (-14, "")
-    assert "Timeout" in err and "in <module>" in err
+    assert "most recent call first" in err and "in <module>" in err
+
+
+def test_a_process_that_was_suspended_for_longer_than_all_limits_goes_on() -> None:
+    program = PROGRAM.format(step_s=0.4, slow_s=0.4) + (
+        """
+print("ready", flush=True)
+for step in range(40):
+    time.sleep(0.05)
+    dog.beat(step)
+print(awake_clock.awake_clock().suspended_s)
+"""
+    )
+    environ = {**os.environ, "PYTHONPATH": str(REPO)}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.0)
+        process.send_signal(signal.SIGCONT)
+        suspended_s = float(process.communicate(timeout=60)[0])
+    assert process.returncode == 0
+    assert 1.9 < suspended_s < 3.0
 
 
 def test_a_note_that_hangs_too_does_not_keep_the_process() -> None:
