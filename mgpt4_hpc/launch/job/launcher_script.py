@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _BLOCKED = ("TERM", "USR1", "USR2")
@@ -30,7 +31,7 @@ def gone_lines(python: str, code: int) -> list[str]:
     ]
 
 
-def write_shim(path: Path, python: str = sys.executable) -> Path:
+def write_shim(path: Path, python: str = sys.executable, lines_before: Sequence[str] = ()) -> Path:
     """Write the executable script that stands in for ``python`` in the job's command line.
 
     It execs, so that no wrapper stands between Slurm and the task: with proctrack/cgroup only
@@ -45,7 +46,7 @@ def write_shim(path: Path, python: str = sys.executable) -> Path:
     )
     path.write_text(
         "#!/bin/sh\n"
-        + "".join(f"{line}\n" for line in gone_lines(python, NOT_FOUND))
+        + "".join(f"{line}\n" for line in (*lines_before, *gone_lines(python, NOT_FOUND)))
         + "# Stop signals wait until the trainer's handlers stand, instead of killing the import.\n"
         f"if env {options} true 2>/dev/null; then\n"
         f'    exec env {options} {interpreter} "$@"\n'

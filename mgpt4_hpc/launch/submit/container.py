@@ -43,6 +43,21 @@ def command_prefix(run: RunDir, config: RunConfig) -> str:
     return shlex.join([*words, *container.options, container.image])
 
 
+def lines_inside(run: RunDir, config: RunConfig) -> list[str]:
+    """Shell lines that set the job's variables again inside the container; none without one.
+
+    An image's own values win over the job's: with Pyxis always, with Apptainer where the image's
+    definition sets them. The image's PYTHONPATH stays, behind the run's code.
+    """
+    if config.container.runtime == "none":
+        return []
+    return [
+        *(f"export {name}={shlex.quote(value)}" for name, value in config.launch.env.items()),
+        f'export PYTHONPATH={shlex.quote(str(run.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
+        "export PYTHONSAFEPATH=1",
+    ]
+
+
 def unmounted(config: RunConfig) -> list[str]:
     """Paths in the settings that no mount covers: the ranks may not see them."""
     container = config.container

@@ -29,7 +29,7 @@ from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
-from mgpt4_hpc.launch.submit.container import rank_python
+from mgpt4_hpc.launch.submit.container import lines_inside, rank_python
 from mgpt4_hpc.launch.submit.integrity import mend, seal
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
@@ -81,7 +81,11 @@ def complete_run(
     else:
         mend(run)
     # Anew at each submission: the environment may have moved since the last.
-    write_shim(run.slurm / "python", rank_python(config.container) if config else sys.executable)
+    write_shim(
+        run.slurm / "python",
+        rank_python(config.container) if config else sys.executable,
+        lines_inside(run, config) if config else (),
+    )
 
 
 def _share_code(source: RunDir, target: Path) -> str:
