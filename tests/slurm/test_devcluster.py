@@ -181,7 +181,7 @@ def test_up_replaces_a_crashed_cluster(second_cluster_folder: Path):
 
 
 def test_a_half_made_or_moved_release_is_made_again(tmp_path: Path, monkeypatch):
-    native = devcluster("install", "--slurm", "native").stdout.strip()
+    native = devcluster("install", "--slurm", "native").stdout.rpartition(".")[0]
     other = "22.05" if native == "24.11" else "24.11"
     check = ("install", "--check", "--slurm", other)
     cache = tmp_path / "cache"
@@ -192,9 +192,9 @@ def test_a_half_made_or_moved_release_is_made_again(tmp_path: Path, monkeypatch)
     assert refused.returncode == 1
     assert f"fix: tools/devcluster install --slurm {other}" in refused.stderr
 
-    assert devcluster("install", "--slurm", other).stdout == f"{other}\n"
+    assert devcluster("install", "--slurm", other).stdout.startswith(f"{other}.")
     assert not half_made.exists()
-    assert devcluster(*check).stdout == f"{other}\n"
+    assert devcluster(*check).stdout.startswith(f"{other}.")
 
     # Its programs name the folder that they were made in.
     monkeypatch.setenv("MGPT4_DEVCLUSTER_CACHE", str(cache.rename(tmp_path / "moved")))

@@ -35,6 +35,9 @@ NATIVE = "native"
 CHOICES = (NATIVE, *SUITES)
 CACHE_VARIABLE = "MGPT4_DEVCLUSTER_CACHE"
 _PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurmdbd")
+# sid is the one Debian that has Apptainer; the tests of containers take it from there.
+_FURTHER_PACKAGES = {"26.05": ("apptainer",)}
+_APPTAINER = ("apptainer", "starter", "mksquashfs", "unsquashfs")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # To be changed when folders made by an earlier devcluster no longer serve.
 _FORMAT = 1
@@ -153,7 +156,9 @@ def _stamp(root: Path) -> Path:
 
 
 def _content_of_stamp(root: Path, version: str) -> dict:
-    return {"format": _FORMAT, "root": str(root), "version": version}
+    content = {"format": _FORMAT, "root": str(root), "version": version}
+    further = _FURTHER_PACKAGES.get(_number(version))
+    return {**content, "further": list(further)} if further else content
 
 
 @contextlib.contextmanager
@@ -177,7 +182,8 @@ def _make(number: str) -> None:
     root = _root(number)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
-    archives = _download(SUITES[number], root / "apt")
+    packages = (*_PACKAGES, *_FURTHER_PACKAGES.get(number, ()))
+    archives = _download(SUITES[number], packages, root / "apt")
     with ThreadPoolExecutor() as pool:
         for _ in pool.map(lambda path: _run(["dpkg-deb", "-x", str(path), str(root)]), archives):
             pass
@@ -194,8 +200,8 @@ def _make(number: str) -> None:
     print(f"devcluster: Slurm {version} is in {root}", file=sys.stderr)
 
 
-def _download(suite: str, folder: Path) -> list[Path]:
-    """Slurm's packages and everything they depend on, down to libc; apt sees none installed."""
+def _download(suite: str, packages: tuple[str, ...], folder: Path) -> list[Path]:
+    """These packages and everything they depend on, down to libc; apt sees none installed."""
     (folder / "lists/partial").mkdir(parents=True)
     (folder / "cache/archives/partial").mkdir(parents=True)
     (folder / "status").touch()
@@ -219,7 +225,7 @@ def _download(suite: str, folder: Path) -> list[Path]:
     for key, value in settings.items():
         apt_get += ["-o", f"{key}={value}"]
     _run([*apt_get, "update"])
-    _run([*apt_get, "install", "-y", "--no-install-recommends", "--download-only", *_PACKAGES])
+    _run([*apt_get, "install", "-y", "--no-install-recommends", "--download-only", *packages])
     return sorted((folder / "cache/archives").glob("*.deb"))
 
 
@@ -248,12 +254,20 @@ def _patch(root: Path) -> None:
     folders = [root / "usr/lib" / architecture, root / "lib" / architecture]
     loader = next(path for folder in folders for path in folder.glob("ld-linux*.so.*"))
     search = ":".join(map(str, (*folders, plugins)))
-    for name in (*CLIENTS, *DAEMONS):
+    for name in (*CLIENTS, *DAEMONS, *_APPTAINER):
         path = _unpacked_program(root, name)
         if path is not None:
             # RPATH, not RUNPATH: it also holds for what libraries and plugins need.
             settings = ["--set-interpreter", str(loader), "--force-rpath", "--set-rpath", search]
             _run(["patchelf", *settings, path])
+    # Apptainer finds itself where it was unpacked, its settings below that, and mksquashfs in PATH.
+    for link in ("usr/etc", "usr/var", "usr/lib/var"):
+        (root / link).symlink_to(root / link.rpartition("/")[2])
+    (root / "containers").mkdir()
+    for name in _APPTAINER:
+        path = _unpacked_program(root, name)
+        if path is not None:
+            (root / "containers" / name).symlink_to(path)
 
 
 def _plugins(root: Path) -> Path:
@@ -267,6 +281,7 @@ def _unpacked_program(root: Path, name: str) -> str | None:
     # Debian's alternatives give slurmd-wlm its usual name, on installation.
     candidates = (root / "usr" / folder / name for folder in ("bin", "sbin"))
     candidates = (*candidates, root / "usr/sbin" / f"{name}-wlm")
+    candidates = (*candidates, *root.glob(f"usr/lib/*/apptainer/bin/{name}"))
     return next((str(path) for path in candidates if path.exists()), None)
 
 
