@@ -1,11 +1,13 @@
 """Run the long tests in parts and write what they found into docs/reliability.md.
 
-make soak                              all parts: an hour or two on two cores
+make soak                              all parts: two or three hours on two cores
 python tools/soak.py --only faults     one part; the page keeps what the others found before
+python tools/soak.py --only faults --slurm 24.11      on this release of Slurm alone
 python tools/soak.py --only faults -k disk      some of its tests; the same holds for the others
 python tools/soak.py --render          write the page again, run nothing
 
-Each part's results lie in docs/soak/PART.json; the page is written from them and never by hand.
+Each part's results lie in docs/soak/PART.json, those of the faults in faults-RELEASE.json there;
+the page is written from them and never by hand.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "docs" / "soak"
 PAGE = REPO / "docs" / "reliability.md"
 PARTS = {
-    "faults": ["tests/slurm/test_faults.py"],
+    "faults": ["tests/slurm/test_faults.py", "tests/slurm/test_end_after_preemption.py"],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
     "others": [
         *("-m", "soak"),
@@ -37,7 +39,10 @@ PARTS = {
     ],
 }
 """What pytest is given for each."""
+RELEASES = ("22.05", "24.11", "26.05")
+"""Of Slurm, on which the faults run, one after the other."""
 
+DEVCLUSTER = (sys.executable, str(REPO / "tools" / "devcluster"))
 _VERSIONED = ("torch", "transformers", "timm", "submitit", "webdataset", "numpy")
 _NO_TESTS = 5
 """What pytest ends with where nothing was selected."""
@@ -73,8 +78,8 @@ def _first_line(message: str) -> str:
     return (message.splitlines() or [""])[0][:200]
 
 
-def run_part(part: str, arguments: list[str]) -> int:
-    """Run one part and write its results; pytest's exit code."""
+def run_part(part: str, arguments: list[str], release: str = "") -> int:
+    """Run one part, on a release of Slurm if one is given, and write its results; pytest's code."""
     started = time.time()
     commit = _output("git", "rev-parse", "--short", "HEAD") or "unknown"
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/tmp") as folder:
@@ -84,18 +89,23 @@ def run_part(part: str, arguments: list[str]) -> int:
             *(sys.executable, "-m", "pytest", f"--junitxml={report}", "-o", "junit_family=xunit1"),
             *(f"--basetemp={folder}/tests", *PARTS[part], *arguments),
         ]
-        environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1"}
+        environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1", "MGPT4_SLURM": release}
         code = subprocess.run(command, cwd=REPO, env=environment, check=False).returncode
         cases = read_cases(report) if report.exists() else []
     cases = [{**case, "commit": commit} for case in cases]
-    file = RESULTS / f"{part}.json"
+    file = results_file(part, release)
     if arguments and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))["cases"]
         cases = merge(before, cases, collected(part))
     RESULTS.mkdir(parents=True, exist_ok=True)
-    results = {**place(started), "cases": cases}
+    results = {**place(started, release), "cases": cases}
     file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return 0 if code == _NO_TESTS else code
+
+
+def results_file(part: str, release: str = "") -> Path:
+    """Where the results of a part lie."""
+    return RESULTS / (f"{part}-{release}.json" if release else f"{part}.json")
 
 
 def merge(
@@ -116,14 +126,13 @@ def collected(part: str) -> list[str]:
     ]
 
 
-def place(started: float) -> dict[str, Any]:
+def place(started: float, release: str = "") -> dict[str, Any]:
     """When, where and with what the tests ran last."""
     return {
         "date": time.strftime("%Y-%m-%d", time.localtime(started)),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "load": [round(load, 1) for load in os.getloadavg()],
-        # sbatch wants a running cluster even to tell its version.
-        "slurm": _output("slurmctld", "-V") or "no Slurm",
+        "slurm": _output(*DEVCLUSTER, "install", "--check", "--slurm", release or "native"),
         "python": platform.python_version(),
         "libraries": ", ".join(f"{name} {version(name)}" for name in _VERSIONED),
     }
@@ -139,12 +148,14 @@ def _output(*command: str) -> str:
 
 def write_page() -> None:
     """Write the page from the results of all parts that ever ran."""
-    found = {
-        part: json.loads((RESULTS / f"{part}.json").read_text(encoding="utf-8"))
-        for part in PARTS
-        if (RESULTS / f"{part}.json").exists()
-    }
-    PAGE.write_text(render(found), encoding="utf-8")
+
+    def read(part: str, release: str = "") -> dict[str, Any] | None:
+        file = results_file(part, release)
+        return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+    faults = {release: read("faults", release) for release in RELEASES}
+    others = {part: read(part) for part in PARTS if part != "faults"}
+    PAGE.write_text(render(faults, others), encoding="utf-8")
     print(f"report: {PAGE.relative_to(REPO)}")
 
 
@@ -154,12 +165,16 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=PARTS, action="append", help="this part alone")
+    parser.add_argument(
+        "--slurm", choices=RELEASES, action="append", help="run the faults on this release alone"
+    )
     parser.add_argument("--render", action="store_true", help="write the page, run nothing")
     known, arguments = parser.parse_known_args()
     codes = []
     for part in [] if known.render else known.only or PARTS:
-        codes.append(run_part(part, arguments))
-        write_page()
+        for release in (known.slurm or RELEASES) if part == "faults" else ("",):
+            codes.append(run_part(part, arguments, release))
+            write_page()
     if known.render:
         write_page()
     return max(codes, default=0)

@@ -17,13 +17,14 @@ and why, is in [preemption.md](preemption.md).
 FAULTS = """\
 ## Faults on a real Slurm
 
-Each row is one run of 200 steps on the test cluster of `tools/devcluster`, struck in its middle.
-*passed* means that the run ended with the projector of a run that was left alone, to the bit, with
-every step exactly once in TensorBoard (on another number of ranks: with losses within 1e-4), or,
-for `scancel`, that it saved, stopped and stayed away. *To durable* is the longest time from a
-signal to a durable checkpoint; where Slurm told the end and steps were made until near it, from the
-last of them: 5 s at most. *To first step* is the longest time from a restarted process to its first
-finished step: 60 s at most. `tests/slurm/faults.py` has what is done in each.
+Each cell is one run of 200 steps on the test cluster of `tools/devcluster`, struck in its middle,
+on one release of Slurm. *passed* means that the run ended with the projector of a run that was left
+alone, to the bit, with every step exactly once in TensorBoard (on another number of ranks: with
+losses within 1e-4), or, for `scancel`, that it saved, stopped and stayed away. *durable* is the
+longest time from a signal to a durable checkpoint; where Slurm told the end and steps were made
+until near it, from the last of them: 5 s at most. Where no signal came, it is left out. *first
+step* is the longest time from a restarted process to its first finished step: 60 s at most.
+`tests/slurm/faults.py` has what is done in each.
 """
 
 CRASHES = """\
@@ -39,63 +40,79 @@ OTHERS = """\
 """
 
 
-def render(parts: Mapping[str, Mapping[str, Any]]) -> str:
+def render(
+    faults: Mapping[str, Mapping[str, Any] | None], parts: Mapping[str, Mapping[str, Any] | None]
+) -> str:
     """The page as Markdown; a part that never ran says so.
 
     Args:
-        parts: results as `tools/soak.py` stores them, by the part's name.
+        faults: results of the faults as `tools/soak.py` stores them, by the release of Slurm.
+        parts: those of the other parts, by the part's name.
     """
-    sections = [INTRODUCTION]
-    for part, text, table in (
-        ("faults", FAULTS, _faults),
-        ("crashes", CRASHES, _plain),
-        ("others", OTHERS, _plain),
-    ):
-        sections.append(text)
+    sections = [INTRODUCTION, FAULTS]
+    for release, found in faults.items():
+        command = f"--only faults --slurm {release}"
+        sections.append(f"Slurm {release}:\n\n{_place(command, found)}")
+    sections.append(_matrix(faults))
+    for part, text in (("crashes", CRASHES), ("others", OTHERS)):
         found = parts.get(part)
-        if found is None:
-            sections.append(f"Not run yet: `python tools/soak.py --only {part}`.\n")
-            continue
-        sections += [_place(part, found), table(found["cases"])]
+        sections += [text, _place(f"--only {part}", found)]
+        if found is not None:
+            sections.append(_plain(found["cases"]))
     return "\n".join(sections)
 
 
-def _place(part: str, found: Mapping[str, Any]) -> str:
+def _place(arguments: str, found: Mapping[str, Any] | None) -> str:
+    command = f"`python tools/soak.py {arguments}`"
+    if found is None:
+        return f"Not run yet: {command}.\n"
     cases: Sequence[Case] = found["cases"]
     passed = sum(case["result"] == "passed" for case in cases)
     minutes = sum(case["seconds"] for case in cases) / 60
+    commits = ", ".join(sorted({case["commit"] for case in cases}))
     lines = [
-        f"- {passed} of {len(cases)} passed, in {minutes:.0f} minutes, last on {found['date']}: "
-        f"`python tools/soak.py --only {part}`",
-        f"- {found['machine']}, load {found['load'][0]} in the end; {found['slurm']}; "
+        f"- {passed} of {len(cases)} passed, in {minutes:.0f} minutes, last on {found['date']}, "
+        f"at {commits}: {command}",
+        f"- {found['machine']}, load {found['load'][0]} in the end; Slurm {found['slurm']}; "
         f"Python {found['python']}",
         f"- {found['libraries']}",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _faults(cases: Sequence[Case]) -> str:
-    lines = [
-        "| fault | result | attempts | causes | steps replayed | to durable, s | to first step, s |"
-        " in all, s | commit |",
-        "|---|---|---|---|---|---|---|---|---|",
+def _matrix(faults: Mapping[str, Mapping[str, Any] | None]) -> str:
+    """A row for each fault, a column for each release."""
+    cells: dict[str, dict[str, str]] = {}
+    for release, found in faults.items():
+        for case in found["cases"] if found else ():
+            row = cells.setdefault(case["told"].get("fault") or _words(case["name"]), {})
+            row[release] = _cell(case)
+    lines = [_row("fault", *faults), "|" + "---|" * (len(faults) + 1)]
+    lines += [
+        _row(name, *(row.get(release, "not run") for release in faults))
+        for name, row in cells.items()
     ]
-    for case in cases:
-        told = case["told"]
-        lines.append(
-            _row(
-                told.get("fault", case["name"]),
-                _result(case),
-                told.get("attempts", "-"),
-                told.get("causes", "-"),
-                told.get("steps_replayed", "-"),
-                _seconds(told.get("durable_s")),
-                _seconds(told.get("first_step_s")),
-                f"{case['seconds']:.0f}",
-                case["commit"],
-            )
-        )
     return "\n".join(lines) + "\n"
+
+
+def _words(test: str) -> str:
+    """A test's name as a sentence."""
+    return test.rpartition(".test_")[2].replace("_", " ").replace("[", " [")
+
+
+def _cell(case: Case) -> str:
+    told = case["told"]
+    figures = [
+        text.format(told[key] if key in ("attempts", "steps_replayed") else float(told[key]))
+        for key, text in (
+            ("attempts", "{} attempts"),
+            ("steps_replayed", "{} replayed"),
+            ("durable_s", "durable {:.2f} s"),
+            ("first_step_s", "first step {:.1f} s"),
+        )
+        if key in told
+    ]
+    return ", ".join([_result(case), *figures])
 
 
 def _plain(cases: Sequence[Case]) -> str:
@@ -110,10 +127,6 @@ def _plain(cases: Sequence[Case]) -> str:
 def _result(case: Case) -> str:
     word = "FAILED" if case["result"] == "failed" else case["result"]
     return f"{word}: {case['message']}" if case["message"] else word
-
-
-def _seconds(text: str | None) -> str:
-    return "-" if text is None else f"{float(text):.2f}"
 
 
 def _row(*cells: object) -> str:

@@ -1,4 +1,4 @@
-"""What can happen to a run on a cluster: a table of faults, each with what must come of it.
+"""What can happen to a run on a cluster; fault_table.py has what must come of each.
 
 A fault strikes a run of `STEPS` steps that has begun. It waits for conditions, never for a time,
 and does what the world would do, through Slurm, the kernel or the file system.
@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,6 +41,9 @@ EARLY_STEP = 20
 
 TIME_LIMIT_S = 60
 """The shortest that Slurm has."""
+
+SUSPENDED_S = 35
+"""Longer than all that ends a hang of eight seconds: the watchdog, and its alarm."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -193,6 +197,22 @@ def requeued(victim: Victim) -> None:
     victim.cluster.run(["scontrol", "requeue", victim.job])
 
 
+def suspended(victim: Victim) -> None:
+    """Suspend it until a watchdog would have ended it, were it awake."""
+    wait_for_step(victim.cluster, victim.run, EARLY_STEP)
+    victim.cluster.run(["scontrol", "suspend", victim.job])
+    victim.cluster.wait_for_state(victim.job, "SUSPENDED")
+    since = time.monotonic()
+    victim.cluster.wait_until(
+        lambda: time.monotonic() - since > SUSPENDED_S, 2 * SUSPENDED_S, "it was suspended"
+    )
+    victim.cluster.run(["scontrol", "resume", victim.job])
+
+
+def counted_apart(victim: Victim) -> None:
+    assert victim.attempts()[0].buckets["suspended"] > SUSPENDED_S - 3
+
+
 def first_node_lost(victim: Victim) -> None:
     _lose_node(victim, 0)
 
@@ -244,7 +264,7 @@ def first_rank_stopped(victim: Victim) -> None:
     os.kill(pid_of_rank(victim.run, 0), signal.SIGSTOP)
 
 
-def _told_of_the_hang(victim: Victim) -> None:
+def told_of_the_hang(victim: Victim) -> None:
     first = victim.attempts()[0]
     # Slurm's CONT and TERM wake the stopped one, which then finds out for itself.
     assert 1 in [hang["rank"] for hang in first.hangs]
@@ -296,7 +316,7 @@ def _read_only(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def _told_that_it_cannot_save(victim: Victim) -> None:
+def told_that_it_cannot_save(victim: Victim) -> None:
     # In the ledger, which keeps its lines until the disk takes them; the log may be lost.
     assert "save_failed" in victim.kinds()
 
@@ -332,7 +352,7 @@ def _damage_newest(victim: Victim, damage: Callable[[Path], None]) -> None:
     victim.cluster.run(["scontrol", "release", victim.job])
 
 
-def _fell_back(victim: Victim) -> None:
+def fell_back(victim: Victim) -> None:
     first, second = victim.attempts()
     assert len(second.damaged) == 1
     assert first.last_saved_step is not None
@@ -409,101 +429,3 @@ def _children(pid: int) -> list[int]:
 def _processor_s(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-
-
-SAVE_OFTEN = {"save_every_s": 1}
-
-FAULTS = (
-    Fault(
-        "preemption with a grace time", preempted, "preempted > finished", in_ci=True,
-    ),
-    Fault(
-        "preemption without a grace time", preempted, "(preempted|requeued) > finished",
-        site=("--grace-s", "0"),
-    ),
-    Fault(
-        "preemption by the job's own signal", preempted, "preempted > finished",
-        site=("--send-user-signal",),
-    ),
-    Fault(
-        "preemption where PreemptMode=CANCEL", preempted, "preempted > finished",
-        site=("--preempt-mode", "CANCEL"),
-    ),
-    Fault(
-        "preemption without accounting", preempted, "preempted > finished",
-        site=("--no-accounting",),
-    ),
-    Fault(
-        "three preemptions in a row", preempted_thrice, "(preempted > ){3}finished", ranks=1,
-    ),
-    Fault(
-        "preemption while starting up", preempted_while_starting, "preempted > finished",
-    ),
-    Fault(
-        "slurmctld restarted, then a preemption", preempted_after_a_controller_restart,
-        "preempted > finished",
-    ),
-    Fault(
-        "time limit", time_limit_reached, "(time limit > )+finished", ranks=1, in_ci=True,
-        settings={"launch.time_min": 1, "signal_before_s": 30},
-    ),
-    Fault(
-        "scancel", cancelled, "cancelled", ranks=1, ends="cancelled", in_ci=True,
-    ),
-    Fault(
-        "scontrol requeue", requeued, "requeued > finished", ranks=1,
-    ),
-    Fault(
-        "node of rank 0 down and back", first_node_lost, "node lost > finished",
-        settings=SAVE_OFTEN, replays=True, in_ci=True,
-    ),
-    Fault(
-        "node of another rank down and back", second_node_lost, "node lost > finished",
-        settings=SAVE_OFTEN, replays=True,
-    ),
-    Fault(
-        "kill -9 of rank 0", first_rank_killed, "crashed > finished",
-        settings=SAVE_OFTEN, replays=True,
-    ),
-    Fault(
-        "kill -9 of another rank", second_rank_killed, "crashed > finished",
-        settings=SAVE_OFTEN, replays=True, in_ci=True,
-    ),
-    Fault(
-        "kill -9 of a data worker", data_worker_killed, "crashed > finished",
-        settings=SAVE_OFTEN, replays=True,
-    ),
-    Fault(
-        "kill -9 of srun", srun_killed, "crashed > finished", settings=SAVE_OFTEN, replays=True,
-    ),
-    Fault(
-        "SIGSTOP of rank 0", first_rank_stopped, "hung > finished",
-        settings={**SAVE_OFTEN, "hang_timeout_s": 5}, replays=True, check=_told_of_the_hang,
-    ),
-    Fault(
-        "disk full for a while", disk_full, "finished", ranks=1, small_disk=True, in_ci=True,
-        settings=SAVE_OFTEN, check=_told_that_it_cannot_save,
-    ),
-    Fault(
-        "run folder read-only for a while", folder_read_only, "finished", ranks=1,
-        settings=SAVE_OFTEN, check=_told_that_it_cannot_save,
-    ),
-    Fault(
-        "newest checkpoint truncated", newest_truncated, "requeued > finished", ranks=1,
-        settings=SAVE_OFTEN, replays=True, check=_fell_back,
-    ),
-    Fault(
-        "newest checkpoint with a flipped bit", newest_bit_flipped, "requeued > finished",
-        ranks=1, settings=SAVE_OFTEN, replays=True, check=_fell_back,
-    ),
-    Fault(
-        "newest checkpoint without its manifest", newest_without_manifest, "requeued > finished",
-        ranks=1, settings=SAVE_OFTEN, replays=True, check=_fell_back,
-    ),
-    Fault(
-        "resumed on fewer GPUs", resumed_on_one_gpu, "cancelled > finished", other_ranks=True,
-    ),
-    Fault(
-        "resumed twice at once", resumed_twice_at_once, "cancelled > finished", ranks=1,
-    ),
-)  # fmt: skip

@@ -21,7 +21,8 @@ import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers, read_records
 from tests.slurm.conftest import own_cluster
-from tests.slurm.faults import FAULTS, STEPS, Fault, Victim
+from tests.slurm.fault_table import FAULTS
+from tests.slurm.faults import STEPS, Fault, Victim
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import long_config, submit, wait_finished
 from tests.support.runs import assert_every_step_once, curve, final_projector
@@ -191,13 +192,14 @@ def measure(run: Path) -> Measured:
 
 
 def _durable_s(ledger: Path) -> float | None:
+    """Seconds from the signal until all that was done is durable; None without a signal."""
     records = read_records(ledger)
     signals = [r for r in records if r["kind"] == "signal"]
-    stops = [r for r in records if r["kind"] == "stop_requested"]
-    saves = [r for r in records if r["kind"] == "save" and stops and r["step"] == stops[0]["step"]]
+    last_step = max((r["step"] for r in records if r.get("step") is not None), default=None)
+    saves = [r for r in records if r["kind"] == "save" and r["step"] == last_step]
     if not signals or not saves:
         return None
-    since, durable = signals[0]["t"], saves[-1]["t"]
+    since, durable = signals[0]["t"], saves[0]["t"]
     if signals[0].get("deadline") is not None:
         since = max([since, *(r["t"] for r in records if r["kind"] == "steps")])
     return max(0.0, durable - since)

@@ -13,7 +13,7 @@ from tests.slurm.harness import Cluster
 from tests.slurm.jobs import long_config, mgpt4, preempt, wait_finished, wait_for_step
 from tests.support.tiny_world import TinyWorld
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.every_slurm]
 
 
 def test_stage_2_follows_a_preempted_stage_1_and_starts_from_its_checkpoint(

@@ -50,16 +50,17 @@ def test_the_page_shows_failures_and_parts_that_never_ran(cases: list[dict]) -> 
         "python": "3", "libraries": "torch 1", "cases": [{**case, "commit": "c"} for case in cases],
     }  # fmt: skip
     page = _python(
-        "print(soak.render({'faults': json.loads(sys.argv[1])}))", json.dumps(found)
+        "print(soak.render({'22.05': json.loads(sys.argv[1]), '24.11': None}, {'crashes': None}))",
+        json.dumps(found),
     ).splitlines()
-    assert r"| scancel | passed | 2 | a \| b | - | 1.26 | - | 61 | c |" in page
-    assert (
-        "| SIGSTOP of rank 0 | FAILED: AssertionError: not within 5 s | - | - | - | - | - | 3 | c |"
-        in page
-    )
+    assert "| fault | 22.05 | 24.11 |" in page
+    assert "| scancel | passed, 2 attempts, durable 1.26 s | not run |" in page
+    assert "| SIGSTOP of rank 0 | FAILED: AssertionError: not within 5 s | not run |" in page
+    assert "| fault [three] | skipped: no Slurm | not run |" in page
     assert any(
-        line.startswith("- 1 of 3 passed, in 1 minutes, last on 2030-01-02") for line in page
+        line.startswith("- 1 of 3 passed, in 1 minutes, last on 2030-01-02, at c:") for line in page
     )
+    assert "Not run yet: `python tools/soak.py --only faults --slurm 24.11`." in page
     assert "Not run yet: `python tools/soak.py --only crashes`." in page
 
 
