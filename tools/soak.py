@@ -31,7 +31,10 @@ REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "docs" / "soak"
 PAGE = REPO / "docs" / "reliability.md"
 PARTS = {
-    "faults": ["tests/slurm/test_faults.py", "tests/slurm/test_end_after_preemption.py"],
+    "faults": [
+        f"tests/slurm/test_{name}.py"
+        for name in ("faults", "end_after_preemption", "many_preemptions", "successor")
+    ],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
     "others": [
         *("-m", "soak"),
