@@ -16,7 +16,7 @@ from tests.slurm.jobs import long_config, mgpt4, submit, wait_finished, wait_for
 from tests.support.runs import assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 
-pytestmark = [pytest.mark.slurm, pytest.mark.every_slurm]
+pytestmark = pytest.mark.slurm
 
 STEPS = 100
 HANG_TIMEOUT_S = 8
@@ -24,6 +24,7 @@ SUSPENDED_S = 35
 """Longer than all that ends a hang: the watchdog's time, and its alarm's 23 s."""
 
 
+@pytest.mark.every_slurm
 def test_a_suspended_run_wakes_and_goes_on(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
