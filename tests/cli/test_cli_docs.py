@@ -106,6 +106,7 @@ ELSEWHERE = {
     "drill": "tests/slurm/test_site_check.py",
     "tensorboard": "tests/integration/test_tensorboard.py",
     "data download": "tests/integration/data/test_download.py",
+    "data fetch": "tests/integration/data/test_fetch.py",
     "doctor": "tests/cli/site/test_doctor.py",
     "eval": "tests/cli/model/test_eval.py",
     "keep": "tests/cli/runs/test_keep.py",

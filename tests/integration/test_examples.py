@@ -19,6 +19,7 @@ import pytest
 from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.examples import Shell, Typed, executes, lines_of
+from tests.support.hub_server import hub_server
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.runs import wait_until
@@ -133,6 +134,21 @@ def test_a_download(tmp_path: Path) -> None:
         told = shell.run(DOWNLOAD)
     assert (tmp_path / "data" / "cc_sbu" / "00000.tar").is_file()
     assert re.search(r"got\W+20\W+100\.0%", told.out)
+
+
+FETCH, _ = lines_of("data fetch")
+
+
+@executes(FETCH)
+def test_a_fetch(tmp_path: Path) -> None:
+    files = {f"cc3m-{kind}-0000.tar": bytes(1024) for kind in ("train", "validation")}
+    with hub_server(files) as hub:
+        hub.repo = "pixparse/cc3m-wds"
+        told = Shell(tmp_path, {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0"}).run(FETCH)
+    assert [path.name for path in (tmp_path / "data" / "cc3m").glob("*.tar")] == [
+        "cc3m-train-0000.tar"
+    ]
+    assert "1 of 1 file of hf:pixparse/cc3m-wds" in told.out
 
 
 *_, DRILL = lines_of("drill")

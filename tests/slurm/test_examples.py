@@ -16,6 +16,7 @@ from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import wait_for_step
 from tests.support.examples import Shell, executes, lines_of
+from tests.support.hub_server import hub_server
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.tiny_world import TinyWorld, toy_sized
@@ -171,8 +172,19 @@ def get(url: str) -> str:
 
 
 _, DOWNLOAD = lines_of("data download")
+_, FETCH = lines_of("data fetch")
 _, INDEX = lines_of("data index")
 _, ENCODE = lines_of("data encode")
+
+
+@executes(FETCH)
+def test_a_fetch_in_parts(cluster: Cluster, shell: Shell) -> None:
+    shell.environ["HF_HUB_OFFLINE"] = "0"
+    with hub_server({f"{number}.tar": bytes(1024) for number in range(3)}) as hub:
+        urls = [f"{hub.url}/plain/{number}.tar" for number in range(3)]
+        (shell.folder / "urls.txt").write_text("\n".join(urls))
+        told = shell.run(FETCH)
+    assert "3 of 3 files of a list of URLs" in told.out
 
 
 @executes(DOWNLOAD, INDEX, ENCODE)

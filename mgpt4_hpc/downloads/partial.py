@@ -1,0 +1,97 @@
+"""Partial files that several processes and machines take turns at, without locks.
+
+Whoever gives a partial file his own name by a rename owns it. That of a process that died, or that
+nobody wrote to for a while, is taken over and gone on with. If two should write to one all the
+same, the hash of the whole finds it out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from mgpt4_hpc.downloads.listing import RemoteFile
+
+_STALE_S = 180.0
+"""A partial file of another machine that nobody wrote to for so long is taken over: longer than
+the waits within one try."""
+
+
+def own_name() -> str:
+    """This process, unlike any other that works on the folder."""
+    return f"{socket.gethostname()}.{os.getpid()}"
+
+
+def flat(name: str) -> str:
+    """A name without folders."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+class Partials:
+    """The partial files of a folder, ``NAME.KEY.HOST.PID``."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def of(self, file: RemoteFile) -> list[tuple[Path, str]]:
+        """Each partial file of that content, and its owner."""
+        start = f"{flat(file.name)}.{file.key}."
+        found = sorted(path for path in self._folder.iterdir() if path.name.startswith(start))
+        return [(path, path.name.removeprefix(start)) for path in found]
+
+    def claim(self, file: RemoteFile) -> Path | None:
+        """A partial file that is ours alone, old or new; None if somebody else works on it."""
+        mine = self._folder / f"{flat(file.name)}.{file.key}.{own_name()}"
+        if mine.exists():
+            return mine
+        for path, owner in self.of(file):
+            if not self._is_dead(path, owner):
+                return None
+            try:
+                path.rename(mine)
+                os.utime(mine)
+            except FileNotFoundError:
+                return None  # another one was quicker
+            return mine
+        mine.touch(exist_ok=False)
+        others = [path for path, _ in self.of(file) if path != mine]
+        if others and min(others) < mine:  # two began at once: one of them goes on
+            mine.unlink(missing_ok=True)
+            return None
+        return mine
+
+    def remove_others(self, file: RemoteFile) -> None:
+        """Remove what is left of other contents of a file, once it is there."""
+        for path in self._folder.glob(f"{glob_escape(flat(file.name))}.*"):
+            name = path.name.removeprefix(f"{flat(file.name)}.")
+            if name.count(".") >= 2 and self._is_dead(path, name.partition(".")[2]):
+                path.unlink(missing_ok=True)
+
+    def _is_dead(self, partial: Path, owner: str) -> bool:
+        """Whether nobody works on a partial file any more."""
+        host, _, pid = owner.rpartition(".")
+        if host == socket.gethostname():
+            return not _lives(pid)
+        # By the file server's clock, which may differ from this machine's.
+        probe = self._folder / f".clock.{own_name()}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - partial.stat().st_mtime > _STALE_S
+        except FileNotFoundError:
+            return False
+
+
+def glob_escape(name: str) -> str:
+    """A name as a pattern that matches it alone."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
+
+
+def _lives(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
