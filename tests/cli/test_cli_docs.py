@@ -107,6 +107,7 @@ ELSEWHERE = {
     "tensorboard": "tests/integration/test_tensorboard.py",
     "data download": "tests/integration/data/test_download.py",
     "data fetch": "tests/integration/data/test_fetch.py",
+    "data recaption": "tests/integration/test_examples.py",
     "doctor": "tests/cli/site/test_doctor.py",
     "eval": "tests/cli/model/test_eval.py",
     "keep": "tests/cli/runs/test_keep.py",

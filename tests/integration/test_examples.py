@@ -23,7 +23,9 @@ from tests.support.hub_server import hub_server
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.runs import wait_until
+from tests.support.shown import assert_schema
 from tests.support.tiny_world import REFERENCE, TinyWorld, toy_sized
+from tests.support.url_shards import write_shards_with_urls
 
 UP_S = 120
 
@@ -149,6 +151,21 @@ def test_a_fetch(tmp_path: Path) -> None:
         "cc3m-train-0000.tar"
     ]
     assert "1 of 1 file of hf:pixparse/cc3m-wds" in told.out
+
+
+RECAPTION, _ = lines_of("data recaption")
+
+
+@executes(RECAPTION)
+def test_other_captions(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, {})
+    write_shards_with_urls(tmp_path / "cc_sbu")
+    listed = [{"url": f"http://x/{number}", "caption": f"new {number}"} for number in range(3)]
+    (tmp_path / "ccs_filtered.json").write_text(json.dumps(listed))
+    told = shell.run(RECAPTION)
+    assert "cc_sbu_blip: 3 of 4 samples (75.0%) in 2 shards" in told.out
+    assert "1 x the list has no caption for it" in told.out
+    assert_schema("data recaption", json.loads(shell.say(f"{RECAPTION} --json")))
 
 
 *_, DRILL = lines_of("drill")

@@ -21,6 +21,7 @@ from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.tiny_world import TinyWorld, toy_sized
 from tests.support.trained import make_trained_run
+from tests.support.url_shards import write_shards_with_urls
 
 pytestmark = pytest.mark.slurm
 
@@ -185,6 +186,21 @@ def test_a_fetch_in_parts(cluster: Cluster, shell: Shell) -> None:
         (shell.folder / "urls.txt").write_text("\n".join(urls))
         told = shell.run(FETCH)
     assert "3 of 3 files of a list of URLs" in told.out
+
+
+_, RECAPTION = lines_of("data recaption")
+
+
+@executes(RECAPTION)
+def test_other_captions_in_parts(cluster: Cluster, shell: Shell) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write_shards_with_urls(shell.folder / "data" / "cc12m")
+    columns = {"key": [f"{number:03d}" for number in range(3)], "caption": ["new"] * 3}
+    parquet.write_table(pyarrow.table(columns), shell.folder / "blip.parquet")
+    told = shell.run(RECAPTION)
+    assert "blip: 3 of 4 samples (75.0%) in 2 shards" in told.out
 
 
 @executes(DOWNLOAD, INDEX, ENCODE)

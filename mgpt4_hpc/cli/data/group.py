@@ -15,6 +15,7 @@ from mgpt4_hpc.cli.data.convert import convert_command
 from mgpt4_hpc.cli.data.download import download_command
 from mgpt4_hpc.cli.data.encode import encode_command
 from mgpt4_hpc.cli.data.fetch import fetch_command
+from mgpt4_hpc.cli.data.recaption import recaption_command
 from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
@@ -48,6 +49,7 @@ def data_command() -> None:
 data_command.add_command(convert_command)
 data_command.add_command(download_command)
 data_command.add_command(fetch_command)
+data_command.add_command(recaption_command)
 
 
 @data_command.command("index")

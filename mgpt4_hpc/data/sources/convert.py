@@ -144,7 +144,7 @@ def _convert(
         _Table(folder, rows_per_file) as table,
         (folder / BAD_ROWS_FILE).open("w", encoding="utf-8") as bad,
     ):
-        for row, entry in enumerate(_entries(text, report)):
+        for row, entry in enumerate(_entries(text, report.source)):
             report.num_rows += 1
             if reason := _fault(entry):
                 told = {"row": row, "reason": reason, "begins": ascii(entry)[:_EXCERPT]}
@@ -178,15 +178,32 @@ def _convert(
     _sync_folder(folder)
 
 
-def _entries(text: _Utf8File, report: ConvertReport) -> Iterator[Any]:
+def array_entries(path: Path) -> Iterator[tuple[Any, int]]:
+    """Each element of a JSON array, and how many bytes were read up to it.
+
+    Raises:
+        DataError: if it is no array, or is cut short.
+    """
+    _require_packages()
+    with path.open("rb") as file:
+        _require_array(file, path)
+        text = _Utf8File(file)
+        for entry in _entries(text, str(path)):
+            yield entry, text.num_read
+
+
+def _entries(text: _Utf8File, source: str) -> Iterator[Any]:
     import ijson
 
+    row = 0
     try:
-        yield from ijson.items(text, "item", buf_size=_READ_BYTES, use_float=True)
+        for entry in ijson.items(text, "item", buf_size=_READ_BYTES, use_float=True):
+            row += 1
+            yield entry
     except ijson.JSONError as error:
         cause = " ".join(str(error).split()[:6])
         raise DataError(
-            f"{report.source} is no whole JSON array: {cause}, after row {report.num_rows}, "
+            f"{source} is no whole JSON array: {cause}, after row {row}, "
             f"before byte {text.num_read}",
             why="it was cut short or damaged; rows behind that place cannot be found",
             fix="download it again and compare its size",
@@ -206,12 +223,15 @@ def _fault(entry: Any) -> str:
         return "its caption is empty"
     if not url.strip().lower().startswith(("http://", "https://")):
         return "its url is none of http or https"
-    if _NOT_UTF8 in url or _NOT_UTF8 in caption or not _encodes(url + caption):
+    if not encodes(url + caption):
         return "its text is not UTF-8"
     return ""
 
 
-def _encodes(text: str) -> bool:
+def encodes(text: str) -> bool:
+    """Whether a text is UTF-8: neither half a surrogate pair nor bytes that were none."""
+    if _NOT_UTF8 in text:
+        return False
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, written as \ud83d
