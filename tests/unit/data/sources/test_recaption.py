@@ -96,7 +96,7 @@ def test_each_image_gets_its_caption(tmp_path: Path, kind: str, by: By) -> None:
     for n in range(index.num_samples):
         sample = reader.read(0, n)
         number = int(sample.key)
-        assert (sample.jpg, sample.caption) == (jpeg(number), f"new é {number}")
+        assert (sample.images[0], sample.caption) == (jpeg(number), f"new é {number}")
     with tarfile.open(tmp_path / "out" / "00000.tar") as tar:
         assert tar.getnames()[:3] == ["000.jpg", "000.json", "000.txt"]
         stored = tar.extractfile("000.json")
