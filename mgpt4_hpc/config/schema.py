@@ -276,6 +276,11 @@ MAIL_TYPES = (
 """What sbatch takes as --mail-type (its manual, Slurm 22.05)."""
 
 
+StopSignal = Literal["TERM", "USR2", "USR1", "INT", "HUP"]
+STOP_SIGNALS: tuple[str, ...] = get_args(StopSignal)
+"""All that can be a run's stop signal: whatever blocks, traps or ignores them takes this list."""
+
+
 class LaunchConfig(_Section):
     """What the job asks Slurm for, and how often it may come back; no part of the result."""
 
@@ -307,11 +312,7 @@ class LaunchConfig(_Section):
     """Time limit of one attempt; the run goes on in the next."""
     signal_before_s: Positive = 120
     """Slurm warns this long before the time limit."""
-    stop_signals: tuple[Literal["TERM", "USR2", "USR1", "INT", "HUP"], ...] = (
-        "TERM",
-        "USR2",
-        "USR1",
-    )
+    stop_signals: tuple[StopSignal, ...] = ("TERM", "USR2", "USR1")
     """Signals after which a run saves and stops; TERM and USR2, which Slurm sends, always do."""
     modules: tuple[_Line, ...] = ()
     """Modules that the job loads, in this order, as `cuda/12.4`."""

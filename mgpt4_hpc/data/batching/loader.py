@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from mgpt4_hpc.data.batching.batch import Batch, Substitution
 from mgpt4_hpc.data.batching.batch_builder import BatchMaker
 from mgpt4_hpc.data.batching.text import TextSpec
-from mgpt4_hpc.data.batching.worker_stream import BatchStream
+from mgpt4_hpc.data.batching.worker_stream import PREFETCH, BatchStream
 from mgpt4_hpc.data.images.decode import Resize
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
@@ -88,7 +88,7 @@ class StepLoader:
         seed: int = 0,
         max_bad_fraction: float = 0.01,
         resize: Resize = "squash",
-        prefetch: int = 2,
+        prefetch: int = PREFETCH,
         pin_memory: bool | None = None,
         features: FeatureReader | None = None,
         staged: Staged | None = None,
@@ -123,7 +123,7 @@ class StepLoader:
         num_workers: int,
         start_position: int,
         max_bad_fraction: float,
-        prefetch: int = 2,
+        prefetch: int = PREFETCH,
         pin_memory: bool | None = None,
         give_up: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -214,7 +214,7 @@ class ValLoader:
         max_samples: int | None = None,
         seed: int = 0,
         resize: Resize = "squash",
-        prefetch: int = 2,
+        prefetch: int = PREFETCH,
         pin_memory: bool | None = None,
         features: FeatureReader | None = None,
         give_up: Callable[[], bool] = lambda: False,

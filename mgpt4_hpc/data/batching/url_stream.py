@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +151,14 @@ class StreamReader:
                 good += "fault" not in sample
                 yield sample
             if not good:
+                if shutil.which("curl") is None and "http" in source.spec:
+                    raise DataError(
+                        f"the source {source.name} ({source.spec}) cannot be read: curl is not "
+                        "installed on this node",
+                        why="http(s) shards are read through the program curl",
+                        fix="install curl, load its module (launch.modules), or download the "
+                        "shards: mgpt4 data download",
+                    )
                 raise DataError(
                     f"the source {source.name} ({source.spec}) gave no sample in a whole epoch",
                     why="its URLs cannot be read from this node, or hold no samples",

@@ -8,12 +8,14 @@ themselves never touch CUDA.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mgpt4_hpc.data.batching.workers import (
     StillWaiting,
@@ -26,6 +28,15 @@ from mgpt4_hpc.errors import DataError, StorageTrouble, WorkerDied
 
 LOOK_EVERY_S = 5.0
 """How often it is asked, while a batch does not come, whether it is still wanted."""
+
+PREFETCH = 2
+"""Batches that each worker prepares ahead."""
+SHARED_MEMORY = Path("/dev/shm")
+"""Where torch puts what workers hand over."""
+MORE_SHARED_MEMORY = (
+    "have the site enlarge /dev/shm (mount -o remount,size=...), in a container with --shm-size or "
+    "--ipc=host"
+)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -48,6 +59,24 @@ class _Failure:
     error: DataError | StorageTrouble
 
 
+def _share(batch: Any) -> None:
+    """Move a batch's tensors to shared memory here, where a failure is an answer.
+
+    The queue does it otherwise, in a thread whose errors reach nobody: the trainer waits for ever.
+    """
+    try:
+        for field in fields(batch):
+            if isinstance(value := getattr(batch, field.name), torch.Tensor):
+                value.share_memory_()
+    except (RuntimeError, OSError) as error:
+        free_mib = shutil.disk_usage(SHARED_MEMORY).free / 2**20
+        raise WorkerDied(
+            f"a data worker has no shared memory for a batch: {error}",
+            why=f"{SHARED_MEMORY} has {free_mib:.1f} MiB free",
+            fix=f"{MORE_SHARED_MEMORY}, or lower data.num_workers (0 needs none)",
+        ) from error
+
+
 class _MicroBatches(Dataset[Any]):
     """Map-style: its "index" is a list of positions."""
 
@@ -56,7 +85,10 @@ class _MicroBatches(Dataset[Any]):
 
     def __getitem__(self, positions: list[int]) -> Any:
         try:
-            return self._maker(positions)
+            batch = self._maker(positions)
+            if get_worker_info() is not None and is_dataclass(batch):
+                _share(batch)
+            return batch
         except (DataError, StorageTrouble) as error:
             return _Failure(error)
 

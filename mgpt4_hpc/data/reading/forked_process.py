@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import torch
 
+from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.parent_death import die_with
 
-_IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+_IGNORED = tuple(signal.Signals[f"SIG{name}"] for name in STOP_SIGNALS)
 
 
 def init_worker() -> Callable[[int], None]:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_BLOCKED = ("TERM", "USR1", "USR2")
-
+from mgpt4_hpc.config.schema import STOP_SIGNALS
 
 NOT_FOUND = 127
 """The shell's exit code for a program that is not there."""
@@ -38,8 +37,8 @@ def write_shim(path: Path, python: str = sys.executable, lines_before: Sequence[
     the direct child is signalled.
     """
     interpreter = shlex.quote(python)
-    options = " ".join(f"--block-signal={name}" for name in _BLOCKED)
-    names = ", ".join(f"signal.SIG{name}" for name in _BLOCKED)
+    options = " ".join(f"--block-signal={name}" for name in STOP_SIGNALS)
+    names = ", ".join(f"signal.SIG{name}" for name in STOP_SIGNALS)
     fallback = (
         f"import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, [{names}]); "
         "os.execvp(sys.argv[1], sys.argv[1:])"

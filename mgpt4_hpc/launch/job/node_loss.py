@@ -31,7 +31,7 @@ def explain_last_end(
     start: JobStart,
     ask: Callable[[Sequence[str]], str] | None = None,
 ) -> None:
-    """Write down that the start before ``start`` lost a node, if accounting says so.
+    """Write down which starts before ``start`` lost a node, if accounting says so.
 
     To be called before this start claims an attempt. Without accounting nothing happens.
 
@@ -42,27 +42,31 @@ def explain_last_end(
     """
     command = ("sacct", "-D", "-X", "-n", "-P", "-j", start.job_id, "-o", "End,State")
     try:
-        last = _unexplained(run, start)
-        if last is None:
+        unexplained = _unexplained(run, start)
+        if not unexplained:
             return
         rows = [row.split("|") for row in (ask or _ask)(command).splitlines()]
         ended = [row for row in rows if len(row) == 2 and row[0][:1].isdigit()]
-        if not ended:
-            return
-        when, state = ended[-1][0], ended[-1][1].split()[0]
-        if state not in LOST_NODE_STATES:
-            return
-        append_supervisor_note(
-            run.ledger,
-            last.number,
-            cause=Cause.NODE_LOST,
-            reason=f"Slurm: {state} on {', '.join(last.nodes)}",
-            job_id=start.job_id,
-            restart_count=last.restart_count,
-            ended_at=float(when),
-        )
+        # One row a start, oldest first; accounting may have lost the oldest.
+        for restarts, (when, state) in zip(
+            range(start.restart_count - 1, -1, -1), reversed(ended), strict=False
+        ):
+            if restarts in unexplained and state.split()[0] in LOST_NODE_STATES:
+                _note(run, start, unexplained[restarts], state.split()[0], float(when))
     except (MgptError, OSError, IndexError, ValueError) as error:
         print(f"why the last attempt ended is not known: {error}", flush=True)
+
+
+def _note(run: RunDir, start: JobStart, lost: Attempt, state: str, ended_at: float) -> None:
+    append_supervisor_note(
+        run.ledger,
+        lost.number,
+        cause=Cause.NODE_LOST,
+        reason=f"Slurm: {state} on {', '.join(lost.nodes)}",
+        job_id=start.job_id,
+        restart_count=lost.restart_count,
+        ended_at=ended_at,
+    )
 
 
 def _ask(command: Sequence[str]) -> str:
@@ -70,13 +74,15 @@ def _ask(command: Sequence[str]) -> str:
     return run_slurm(command, timeout_s=ASK_S, environ=environ)
 
 
-def _unexplained(run: RunDir, start: JobStart) -> Attempt | None:
+def _unexplained(run: RunDir, start: JobStart) -> dict[int, Attempt]:
+    """This job's attempts whose end nobody knows, by their restart count.
+
+    Also older ones: accounting may not have answered, or not known it yet, at the start after one.
+    """
     if start.executor != "slurm" or start.restart_count == 0:
-        return None
-    last = next(
-        (one for one in reversed(read_ledgers(run.ledger)) if start.is_of_job(one)),
-        None,
-    )
-    if last is None or last.ended_itself or last.cause not in _UNEXPLAINED:
-        return None
-    return last if last.restart_count == start.restart_count - 1 else None
+        return {}
+    return {
+        one.restart_count: one
+        for one in read_ledgers(run.ledger)
+        if start.is_of_job(one) and not one.ended_itself and one.cause in _UNEXPLAINED
+    }

@@ -37,7 +37,7 @@ from mgpt4_hpc.train.stopping.stop import (
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
-    from mgpt4_hpc.config.schema import RunConfig
+    from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
     from mgpt4_hpc.train.health.node_consensus import NodeConsensus
     from mgpt4_hpc.train.recorder import SilentRecorder
     from mgpt4_hpc.train.state import Outcome
@@ -153,7 +153,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
 
     def end(outcome: Outcome, recorder: SilentRecorder) -> None:
         nonlocal code
-        code = _settle(run, start, source, outcome, recorder)
+        code = _settle(run, start, config.launch, source, outcome, recorder)
 
     outcome = run_training(
         run, job.ranks, source, claim=_claim(run, job), started_at=started_at, end=end
@@ -194,9 +194,16 @@ def _claim(run: RunDir, job: JobEnvironment) -> dict[str, object]:
 
 
 def _settle(
-    run: RunDir, start: JobStart, stop: StopSource, outcome: Outcome, recorder: SilentRecorder
+    run: RunDir,
+    start: JobStart,
+    budget: LaunchConfig,
+    stop: StopSource,
+    outcome: Outcome,
+    recorder: SilentRecorder,
 ) -> int:
     """Decide what follows; rank 0's exit code.
+
+    The settings are those read at the start: this is grace time, and storage may not answer.
 
     Raises:
         Overtaken: a newer attempt owns the run, so that there is nothing to decide.
@@ -219,7 +226,6 @@ def _settle(
     until = patience_until(request, time.time())
     progressed = (outcome.durable_step or 0) > outcome.restored_step
     signal_name = request.reason if request is not None else outcome.reason
-    budget = read_own_config(run.config_file).config.launch
     decision = find_decision(
         run,
         start,

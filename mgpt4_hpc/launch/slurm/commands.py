@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
 
 COMMAND_TIMEOUT_S = 30.0
@@ -35,7 +36,7 @@ _MAY_HAVE_ARRIVED = re.compile(
 )
 _STILL_RUNNING = frozenset({"SIGNALING", "RESIZING"})
 """What stands in RUNNING's place while Slurm delivers a signal or takes nodes away."""
-_HELD_BACK = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+_HELD_BACK = (*(signal.Signals[f"SIG{name}"] for name in STOP_SIGNALS), signal.SIGCONT)
 _KEY = re.compile(r"(?:^|\s)([A-Za-z][\w/:]*)=")
 _INHERITED = re.compile(r"^(SLURM_(?!CONF$|CONF_SERVER$|JWT$)|SBATCH_|SRUN_|SALLOC_|SUBMITIT_)")
 """All but where Slurm is and who we are there."""

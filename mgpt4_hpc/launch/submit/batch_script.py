@@ -9,7 +9,7 @@ from typing import Any
 
 import submitit
 
-from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
+from mgpt4_hpc.config.schema import STOP_SIGNALS, LaunchConfig, RunConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
@@ -149,7 +149,7 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "# whatever the lines above set: when srun ends badly, the last lines must still run",
         "set +e",
         "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
-        "trap : TERM USR1 USR2",
+        f"trap : {' '.join(STOP_SIGNALS)}",
         *seal_lines(run, shlex.quote(str(run.path))),
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
@@ -180,7 +180,7 @@ def teardown_lines(run: RunDir, python: str = sys.executable) -> list[str]:
     path = shlex.quote(str(run.path))
     return [
         "code=$?",
-        "trap '' TERM USR1 USR2  # ignored from here on, also by the supervisor",
+        f"trap '' {' '.join(STOP_SIGNALS)}  # ignored from here on, also by the supervisor",
         *gone_lines(python, EXIT_RESUMABLE),
         f"exec {shlex.quote(python)} -m mgpt4_hpc.launch.supervise {path} --exit-code $code",
     ]

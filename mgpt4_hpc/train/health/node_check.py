@@ -21,6 +21,11 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.batching.worker_stream import (
+    MORE_SHARED_MEMORY,
+    PREFETCH,
+    SHARED_MEMORY,
+)
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import BadNode, ConfigError, StorageTrouble
 from mgpt4_hpc.retry import retry_storage
@@ -38,6 +43,8 @@ GPU_PATIENCE_S = 30.0
 CLOCK_TOLERANCE_S = 60.0
 """Beyond this, Slurm's credentials and the ledger's times are soon worth nothing."""
 
+_SAMPLE_BYTES = 3 * 224 * 224
+"""An image as it is handed over; the largest part of a sample, and the published models' size."""
 _PROBE_BYTES = MIB
 _NO_FAULT_OF_THE_NODE = frozenset({errno.ENOSPC, errno.EDQUOT})
 """A full shared disk is full on every node; training goes on without saving."""
@@ -80,6 +87,7 @@ def check_node(
         *gpu_faults(config, ranks, gpu_allotted=gpu_allotted),
         *memory_faults(),
         *scratch_faults(),
+        *shared_memory_faults(config, ranks),
     ]
     storage, clock = run_folder_faults(run, ranks.rank)
     return Findings(node or socket.gethostname(), (*faults, *clock), storage, time.time())
@@ -173,6 +181,25 @@ def scratch_faults() -> list[str]:
     if free < SCRATCH_BYTES:
         return [f"{named} has {free // MIB} MiB free, {SCRATCH_BYTES // MIB} are needed"]
     return []
+
+
+def shared_memory_faults(
+    config: RunConfig, ranks: Ranks, folder: Path = SHARED_MEMORY
+) -> list[str]:
+    """Whether the data workers of all ranks here find room for the batches that they hand over."""
+    loaders = 2 if config.train.eval_every_steps else 1
+    ahead = ranks.local_world_size * config.data.num_workers * PREFETCH * loaders
+    needed = ahead * config.train.micro_batch_size * _SAMPLE_BYTES
+    if not needed or not folder.is_dir():
+        return []
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [
+        f"{folder} has {free / MIB:.1f} MiB free, the data workers need {needed / MIB:.1f} MiB "
+        f"({ahead} batches of {config.train.micro_batch_size} images): {MORE_SHARED_MEMORY}, or "
+        "lower data.num_workers (0 needs none)"
+    ]
 
 
 def run_folder_faults(

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, TypeVar
 
+from mgpt4_hpc.config.schema import STOP_SIGNALS as ALL_STOP_SIGNALS
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """TERM is a preemption, USR2 submitit's early warning, USR1 what many sites send instead."""
 
@@ -166,7 +168,8 @@ class SignalStop:
             signal.signal(number, self._note)
         # CONT comes with TERM at the start of a preemption's grace time and means nothing to us.
         signal.signal(signal.SIGCONT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, self.signals)
+        # Also those that this run does not take: they do what they do to any process.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, stop_signals(ALL_STOP_SIGNALS))
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:

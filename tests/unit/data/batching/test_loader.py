@@ -6,6 +6,8 @@ import errno
 import gc
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -330,3 +332,37 @@ def test_slices_cover_the_batch() -> None:
         assert [begin for begin, _ in slices[1:]] == [end for _, end in slices[:-1]]
         sizes = {end - begin for begin, end in slices}
         assert max(sizes) - min(sizes) <= 1
+
+
+_SMALL_SHM = """
+import sys
+from pathlib import Path
+from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from mgpt4_hpc.errors import WorkerDied
+from tests.unit.data.worlds import make_index, text_spec
+index = make_index(Path(sys.argv[1]), 64)
+order = SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
+with StepLoader(order, [index], text_spec(), 224, global_batch_size=16, micro_batch_size=16,
+                num_workers=2) as loader:
+    try:
+        for _ in range(4):
+            next(loader)
+    except WorkerDied as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_small_shared_memory_is_an_error_with_the_fix(tmp_path: Path) -> None:
+    """A real /dev/shm of 1 MiB; the queue's own thread would fail in silence, for ever."""
+    mount = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
+    ours = [sys.executable, "-c", _SMALL_SHM, str(tmp_path)]
+    probe = ["unshare", "-m", "sh", "-c", mount, "sh"]
+    if subprocess.run([*probe, "true"], capture_output=True).returncode:
+        pytest.skip("this sandbox mounts nothing")
+    done = subprocess.run(
+        [*probe, *ours], capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[4]
+    )
+    assert done.returncode == 0, done.stderr
+    assert "no shared memory" in done.stdout and "lower data.num_workers" in done.stdout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.launch.job.launcher_script import write_shim
 
 REPORT = (
@@ -17,7 +19,7 @@ REPORT = (
     "print(json.dumps([sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), os.getpid(), "
     "sys.argv[1:], [signal.getsignal(n) is signal.SIG_IGN for n in (10, 12, 15)]]))"
 )
-BLOCKED = [10, 12, 15]  # USR1, USR2, TERM
+BLOCKED = sorted(signal.Signals[f"SIG{name}"] for name in STOP_SIGNALS)
 
 
 def run_shim(shim: Path, *arguments: str, **environ: str) -> tuple[list, int]:

@@ -53,6 +53,19 @@ def test_the_wait_for_the_next_start_is_none_of_the_lost_ones_time(run: RunDir) 
     assert (attempt.supervisor["ended_at"], attempt.end) == (1_700_000_000, before)
 
 
+def test_an_older_lost_node_is_told_as_well(run: RunDir) -> None:
+    """Accounting was away at the second start."""
+    for number, cause in ((2, "preempted"), (3, None)):
+        ledger = Ledger(run.ledger, number)
+        ledger.event(Kind.START, job_id="7", restart_count=number - 1, nodes=["node3"])
+        if cause:
+            ledger.event(Kind.END, cause=cause, step=5, exit_code=75)
+        ledger.close()
+    ends = "1893492000|NODE_FAIL\n1893495600|PREEMPTED\n1893499200|BOOT_FAIL\nUnknown|RUNNING\n"
+    explain_last_end(run, JobStart("slurm", "7", 3), lambda command: ends)
+    assert causes(run) == ["node lost", "preempted", "node lost"]
+
+
 def test_it_corrects_what_looked_like_a_requeue_from_another_node(run: RunDir) -> None:
     append_supervisor_note(run.ledger, 1, cause="requeued", job_id="7", restart_count=0)
     explain_last_end(run, SECOND, lambda command: LOST)

@@ -10,6 +10,8 @@ import time
 import pytest
 
 from mgpt4_hpc import errors
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch.job import rank
 from mgpt4_hpc.launch.job.rank import run_rank
 from mgpt4_hpc.launch.job.requeue import find_decision
@@ -118,7 +120,7 @@ def settle(run: RunDir, start: JobStart, outcome: Outcome) -> int:
     stop = SignalStop()
     stop.request("SIGTERM")
     try:
-        return rank._settle(run, start, stop, outcome, recorder)
+        return rank._settle(run, start, _budget(run), stop, outcome, recorder)
     finally:
         recorder.ledger.close()
 
@@ -156,7 +158,7 @@ def test_given_up(run: RunDir, scontrol: FakeScontrol) -> None:
     stop = SignalStop()
     stop.request("SIGTERM")
     last = Outcome(Ending.STOPPED, 9, 9, 9, "SIGTERM", number)
-    assert rank._settle(run, run_2, stop, last, recorder) == 70
+    assert rank._settle(run, run_2, _budget(run), stop, last, recorder) == 70
     assert "2 attempts in a row made no checkpoint" in run.failed.read_text()
     assert len(scontrol.requeues) == 1
 
@@ -180,12 +182,14 @@ def test_overtaken_there_is_nothing_to_decide(run: RunDir, scontrol: FakeScontro
 
 
 def test_a_mark_holds_for_its_job_also_locally(run: RunDir) -> None:
-    from mgpt4_hpc.config.run_config_file import read_config
-
-    budget = read_config(run.config_file).config.launch
+    budget = _budget(run)
     this = PastAttempt(Cause.UNKNOWN, True)
     request_cancel(run, "98")
     assert find_decision(run, LOCAL, budget, "SIGTERM", this).action is Action.REQUEUE
     request_cancel(run, "99")
     found = find_decision(run, LOCAL, budget, "SIGTERM", this)
     assert (found.cause, found.action) == (Cause.CANCELLED, Action.LEAVE)
+
+
+def _budget(run: RunDir) -> LaunchConfig:
+    return read_config(run.config_file).config.launch

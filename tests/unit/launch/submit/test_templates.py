@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.resources import slurm_dir
 from tests.support.scripts import script_of
 
 TEMPLATES = sorted(slurm_dir().glob("*.sbatch"))
+STOPS = " ".join(STOP_SIGNALS)
 ODD = ['it\'s "one" $(touch pwned)', "`touch pwned`;\n-x", "*", ""]
 
 
@@ -52,13 +54,13 @@ def test_a_stage_asks_for_what_submit_asks_for(template: str, case: str) -> None
 def test_a_stage_starts_and_ends_as_submit_does(template: str, case: str) -> None:
     ours, theirs = code((slurm_dir() / f"{template}.sbatch").read_text()), code(script_of(case))
     shared = [
-        "trap : TERM USR1 USR2",
+        f"trap : {STOPS}",
         'leave=$(PYTHON -m mgpt4_hpc.launch.job.start_check RUN) && exit "$leave"',
         "rm -f -- RUN/FAILED RUN/RESUBMIT_NEEDED",
         'export PYTHONPATH=RUN/code"${PYTHONPATH:+:$PYTHONPATH}" PYTHONSAFEPATH=1',
         next(line for line in theirs if line.startswith("export MGPT4_MASTER_ADDR=")),
         "code=$?",
-        "trap '' TERM USR1 USR2",
+        f"trap '' {STOPS}",
         "exec PYTHON -m mgpt4_hpc.launch.supervise RUN --exit-code $code",
     ]
     for line in shared:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,10 +26,12 @@ from mgpt4_hpc.train.health.node_consensus import NodeConsensus, judge
 from mgpt4_hpc.train.stopping.stop import Interrupted, SignalStop
 from tests.support.forked import in_processes
 
+_SMALL = {"train.device": "cpu", "data.num_workers": 0}
+
 
 @pytest.fixture
 def config() -> RunConfig:
-    return load_config("stage1-vicuna7b", overrides={"train.device": "cpu"}).config
+    return load_config("stage1-vicuna7b", overrides=_SMALL).config
 
 
 def on_cuda(config: RunConfig) -> RunConfig:
@@ -49,6 +52,41 @@ def test_a_fit_node_has_no_faults_and_keeps_nothing_of_the_look(
     found = check_node(config, Ranks(), run, "n1")
     assert (found.node, found.faults, found.storage) == ("n1", (), "")
     assert not list(scratch.iterdir()) and not list(run.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "ranks", "mib"),
+    [
+        ({"data.num_workers": 0}, 4, 0),
+        ({"data.num_workers": 4, "train.micro_batch_size": 64}, 1, 73.5),
+        ({"data.num_workers": 4, "train.micro_batch_size": 64}, 4, 294),
+        (
+            {
+                "data.num_workers": 1,
+                "train.micro_batch_size": 64,
+                "train.eval_every_steps": 5,
+                "data.val_fraction": 0.1,
+            },
+            1,
+            36.75,
+        ),
+    ],
+)
+def test_shared_memory_is_measured_against_what_the_workers_hand_over(
+    settings: dict[str, Any], ranks: int, mib: float, tmp_path: Path, monkeypatch: Any
+) -> None:
+    config = load_config("stage1-vicuna7b", overrides=settings).config
+    here = Ranks(world_size=ranks, local_world_size=ranks)
+
+    def faults(free_mib: float) -> list[str]:
+        usage = SimpleNamespace(free=int(free_mib * 2**20))
+        monkeypatch.setattr(node_check.shutil, "disk_usage", lambda folder: usage)
+        return node_check.shared_memory_faults(config, here, tmp_path)
+
+    assert faults(mib) == []
+    if mib:
+        (fault,) = faults(mib - 1)
+        assert f"need {mib:.1f} MiB" in fault and "data.num_workers" in fault
 
 
 @pytest.mark.parametrize(
