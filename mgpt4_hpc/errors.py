@@ -14,6 +14,7 @@ command that it ends::
     │   ├── RunAlive           7   a job of the run waits or runs
     │   ├── RunDamaged         7   a file of the run is empty or cut, as after a power loss
     │   └── Overtaken          7   a newer attempt owns the run: not failed, and not ours any more
+    │       └── Displaced      7   the run's folder is gone, or another run's
     ├── DataError              1   a shard, index or sample
     │   └── WorkerDied         1   a process that reads data is gone, perhaps only this once
     ├── WeightsError           1   a weight file, bundle or tokenizer
@@ -149,6 +150,10 @@ class RunDamaged(RunLocked):
 
 class Overtaken(RunLocked):
     """A newer attempt owns the run: this one must write nothing more, and nobody requeues it."""
+
+
+class Displaced(Overtaken):
+    """The run's folder is gone or holds another run: this job has nowhere to write."""
 
 
 class DataError(MgptError):

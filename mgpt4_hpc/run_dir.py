@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      run.json          identity: name, stage, created, code version, config digest, format version
+      run.json          identity (a UUID), name, stage, created, code version, config digest
       config.yaml       the whole resolved config, each value's origin beside it
       pins.json         what the first start found: start weights, indexes, bundle, versions
       code/             snapshot of the package that the job runs
@@ -25,7 +25,7 @@ import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from mgpt4_hpc.errors import (
     RunLocked,
     did_you_mean,
 )
+from mgpt4_hpc.identity import Hold, identity_in, new_identity
 
 FORMAT_VERSION = 1
 CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
@@ -47,9 +48,17 @@ _ATTEMPT = re.compile(r"\d{4,}")
 
 @dataclass(frozen=True)
 class RunDir:
-    """Paths inside one run directory, and the few files that belong to no other room."""
+    """Paths inside one run directory, and the few files that belong to no other room.
+
+    Attributes:
+        path: where the run is.
+        expected: identity that the run must have for this process; "" takes what is there.
+        hold: set in a process that works on the run; its files are then reached by the handle.
+    """
 
     path: Path
+    expected: str = field(default="", compare=False)
+    hold: Hold | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -57,19 +66,29 @@ class RunDir:
         return self.path.name
 
     @property
+    def root(self) -> Path:
+        """The folder, for everything that a job writes or asks again."""
+        return self.path if self.hold is None else self.hold.root
+
+    @property
+    def place(self) -> Path:
+        """Where the folder is now; another than ``path`` once it was moved under this process."""
+        return self.path if self.hold is None else self.hold.place
+
+    @property
     def identity_file(self) -> Path:
         """``run.json``."""
-        return self.path / "run.json"
+        return self.root / "run.json"
 
     @property
     def config_file(self) -> Path:
         """``config.yaml``."""
-        return self.path / "config.yaml"
+        return self.root / "config.yaml"
 
     @property
     def pins_file(self) -> Path:
         """``pins.json``."""
-        return self.path / "pins.json"
+        return self.root / "pins.json"
 
     @property
     def code(self) -> Path:
@@ -79,22 +98,22 @@ class RunDir:
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
-        return self.path / "checkpoints"
+        return self.root / "checkpoints"
 
     @property
     def tensorboard(self) -> Path:
         """Event files."""
-        return self.path / "tensorboard"
+        return self.root / "tensorboard"
 
     @property
     def ledger(self) -> Path:
         """One JSON-lines file per attempt."""
-        return self.path / "ledger"
+        return self.root / "ledger"
 
     @property
     def attempts(self) -> Path:
         """One file per attempt that was claimed."""
-        return self.path / "attempts"
+        return self.root / "attempts"
 
     @property
     def data(self) -> Path:
@@ -104,27 +123,27 @@ class RunDir:
     @property
     def heartbeat(self) -> Path:
         """``heartbeat.json``."""
-        return self.path / "heartbeat.json"
+        return self.root / "heartbeat.json"
 
     @property
     def slurm(self) -> Path:
         """Job scripts and logs."""
-        return self.path / "slurm"
+        return self.root / "slurm"
 
     @property
     def resubmit_needed(self) -> Path:
         """Left behind when nobody could requeue; holds the command to run."""
-        return self.path / "RESUBMIT_NEEDED"
+        return self.root / "RESUBMIT_NEEDED"
 
     @property
     def drift_accepted(self) -> Path:
         """Left by a person: the next start may go on though something changed."""
-        return self.path / "ACCEPT_DRIFT"
+        return self.root / "ACCEPT_DRIFT"
 
     @property
     def failed(self) -> Path:
         """Left behind when requeueing would be pointless; holds the reason."""
-        return self.path / "FAILED"
+        return self.root / "FAILED"
 
     # -- identity ---------------------------------------------------------------------------
 
@@ -159,7 +178,45 @@ class RunDir:
         self._assert_private()
         for folder in (self.checkpoints, self.tensorboard, self.ledger, self.attempts, self.slurm):
             folder.mkdir()
-        write_json(self.identity_file, {"format_version": FORMAT_VERSION, **identity})
+        known = {"format_version": FORMAT_VERSION, "id": new_identity(), **identity}
+        write_json(self.identity_file, known)
+
+    def held(self) -> RunDir:
+        """The same run, its folder held open for this process to work on.
+
+        A run that was made before there were identities is given one.
+
+        Raises:
+            Displaced: the folder holds another run than the one expected.
+            RunDamaged: its run.json is empty or cut.
+            OSError: it cannot be read.
+        """
+        if self.hold is not None:
+            return self
+        try:
+            held = replace(self, hold=Hold(self.path, self.expected))
+        except ValueError:
+            raise self.damaged(self.identity_file) from None
+        identity = held.identity()
+        if "id" not in identity:
+            write_json(held.identity_file, {**identity, "id": held.run_id})
+        return held
+
+    @property
+    def run_id(self) -> str:
+        """The run's identity; "" where there is no run."""
+        if self.hold is not None:
+            return self.hold.run_id
+        try:
+            return identity_in(read_json(self.identity_file))
+        except (OSError, ValueError):
+            return ""
+
+    @property
+    def lineage(self) -> frozenset[str]:
+        """Identities of the runs that this one was branched from, and its own."""
+        before = self.identity().get("branched_from", [])
+        return frozenset([self.run_id, *(str(one.get("id")) for one in before)])
 
     def _assert_private(self) -> None:
         mode = self.path.stat().st_mode
@@ -226,6 +283,8 @@ class RunDir:
             the number, from 1.
         """
         number = max(self.attempt_numbers(), default=0)
+        # The start's own mark: a job and its number may come twice.
+        text = json.dumps({**claim, "run": self.run_id, "start": new_identity()})
         while True:
             # Counted on and not listed anew: NFS may show another start's claim a minute late.
             number += 1
@@ -235,10 +294,12 @@ class RunDir:
             except FileExistsError:
                 continue  # another start took it in this moment: it is older than we now
             with os.fdopen(handle, "w") as file:
-                json.dump(claim, file)
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             fsync_folder(self.attempts)
+            if self.hold is not None:
+                self.hold.claim = (f"attempts/{number:04d}", text)
             return number
 
     def clear_markers(self) -> None:
@@ -266,11 +327,15 @@ class RunDir:
         return writers[-1] if writers else None
 
     def assert_newest(self, attempt: int) -> None:
-        """Give up if a newer attempt writes.
+        """Give up if the folder is not this run's any more, or if a newer attempt writes.
 
         Raises:
+            Displaced: the folder is gone, or another run's.
             Overtaken: naming the newer attempt and what it said of itself.
+            OSError: storage does not answer.
         """
+        if self.hold is not None:
+            self.hold.follow()
         newest = self.overtaken_by(attempt)
         if newest is not None:
             raise Overtaken(

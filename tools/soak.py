@@ -36,9 +36,11 @@ PARTS = {
         for name in ("faults", "end_after_preemption", "many_preemptions", "successor")
     ],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
+    "identity": ["tests/slurm/test_identity.py", "tests/slurm/test_schedules.py"],
     "others": [
         *("-m", "soak"),
         *("--ignore=tests/unit/checkpoint", "--ignore=tests/slurm/test_faults.py"),
+        "--ignore=tests/slurm/test_schedules.py",
     ],
 }
 """What pytest is given for each."""

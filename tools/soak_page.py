@@ -35,6 +35,16 @@ killed at random moments. Passed is what resumed every time, from a complete che
 than the last one reported durable.
 """
 
+IDENTITY = """\
+## A run and its folder
+
+Folders that are deleted, moved and copied while jobs run, names that are used again, two Slurm
+clusters on one file system. In a random schedule such actions, and submissions, resumes, requeues
+and kills, come in any order. It passes if no checkpoint of one run is in another's folder, no job
+without a folder lives on, no job was cancelled that nobody asked to cancel, no running run was
+deleted, and every finished projector is, to the bit, that of an undisturbed run of its settings.
+"""
+
 OTHERS = """\
 ## Other long tests
 """
@@ -54,11 +64,15 @@ def render(
         command = f"--only faults --slurm {release}"
         sections.append(f"Slurm {release}:\n\n{_place(command, found)}")
     sections.append(_matrix(faults))
-    for part, text in (("crashes", CRASHES), ("others", OTHERS)):
+    for part, text, table in (
+        ("crashes", CRASHES, _plain),
+        ("identity", IDENTITY, _identity),
+        ("others", OTHERS, _plain),
+    ):
         found = parts.get(part)
         sections += [text, _place(f"--only {part}", found)]
         if found is not None:
-            sections.append(_plain(found["cases"]))
+            sections.append(table(found["cases"]))
     return "\n".join(sections)
 
 
@@ -122,6 +136,19 @@ def _plain(cases: Sequence[Case]) -> str:
         for case in cases
     ]
     return "\n".join(lines) + "\n"
+
+
+def _identity(cases: Sequence[Case]) -> str:
+    """The random schedules are one row, and a row for each that failed."""
+    drawn = [case for case in cases if ".test_schedules." in case["name"]]
+    passed = [case for case in drawn if case["result"] == "passed"]
+    table = _plain([case for case in cases if case not in passed])
+    if drawn:
+        seconds = f"{sum(case['seconds'] for case in drawn):.0f}"
+        commits = ", ".join(dict.fromkeys(str(case["commit"]) for case in drawn))
+        name = f"{len(drawn)} random schedules"
+        table += _row(name, f"{len(passed)} passed", seconds, commits) + "\n"
+    return table
 
 
 def _result(case: Case) -> str:

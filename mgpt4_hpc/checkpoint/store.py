@@ -4,7 +4,7 @@ The protocol, in the order of its operations:
 
 1. write each file into `.tmp-N-UUID/`, fsync each, write and fsync `manifest.json`;
 2. fsync `.tmp-N-UUID/`, so that its entries are on disk before its name becomes official;
-3. ask the guard whether this attempt may still write, rename to `step-N`;
+3. ask the guard once more whether this attempt may still write, rename to `step-N`;
 4. fsync the checkpoints' folder: only now the checkpoint is durable, and only now we say so.
 
 Reading trusts hashes, not names: a `step-N` whose bytes are not the manifest's is moved aside as
@@ -117,7 +117,8 @@ class CheckpointStore:
             step: optimizer steps done.
             files: entry ("projector") to named tensors, on any device.
             meta: anything JSON can hold; belongs to the caller.
-            guard: called right before the rename; raises when this attempt lost the run.
+            guard: called before the first write and right before the rename; raises when this
+                attempt lost the run.
 
         Returns:
             The checkpoint's folder. A verified one of the same step and content is left as it is.
@@ -130,6 +131,8 @@ class CheckpointStore:
         target = self.path_of(step)
         tmp = self.folder / f".tmp-{step}-{uuid.uuid4().hex[:12]}"
         try:
+            if guard is not None:
+                guard()
             self._make_folder()
             self._fs.mkdir(tmp)
             try:
@@ -148,8 +151,9 @@ class CheckpointStore:
             self._fs.fsync_dir(self.folder)
         except OSError as error:
             raise CheckpointError(
-                f"could not write the checkpoint of step {step}: {error}",
-                why=f"the disk or folder {self.folder} refused it; earlier checkpoints are intact",
+                f"could not write the checkpoint of step {step}: {error.strerror or error}",
+                why=f"the disk or folder {self.folder.resolve()} refused it; earlier checkpoints "
+                "are intact",
                 fix="check free space and quota (df, lfs quota) and that the folder is writable",
             ) from error
         return target
@@ -168,7 +172,11 @@ class CheckpointStore:
             self._verified.add(manifest.step)
         return manifest
 
-    def load_newest(self, on_bad: Callable[[Path, str], None] | None = None) -> Checkpoint | None:
+    def load_newest(
+        self,
+        on_bad: Callable[[Path, str], None] | None = None,
+        foreign: Callable[[Mapping[str, Any]], str] = lambda meta: "",
+    ) -> Checkpoint | None:
         """The newest checkpoint that verifies; damaged ones are moved aside on the way.
 
         An I/O error may be a bad sector, or a file server that is away for a moment: reading is
@@ -177,6 +185,8 @@ class CheckpointStore:
 
         Args:
             on_bad: told each folder that was passed over (where it was) and what is wrong.
+            foreign: of a checkpoint's meta: why it is not this run's, "" if it is. One that is
+                not is moved aside as a damaged one is.
 
         Returns:
             The checkpoint, or None where there is none that verifies.
@@ -192,6 +202,8 @@ class CheckpointStore:
             path = self.path_of(step)
             try:
                 manifest, files = self._read_patiently(path, pauses)
+                if why := foreign(manifest.meta):
+                    raise DamagedCheckpointError(why)
             except (DamagedCheckpointError, UnreadableCheckpointError) as error:
                 reason = error.what
                 if isinstance(error, UnreadableCheckpointError):
@@ -207,7 +219,7 @@ class CheckpointStore:
             return Checkpoint(step, path, files, dict(manifest.meta))
         if unreadable:
             raise StorageTrouble(
-                f"no checkpoint in {self.folder} can be read: {unreadable[0].what}",
+                f"no checkpoint in {self.folder.resolve()} can be read: {unreadable[0].what}",
                 why="they may be whole, so the run does not begin anew without them",
                 fix="the job comes back by itself; if the disk has lost them, move their folders "
                 "away to begin anew",
@@ -266,7 +278,8 @@ class CheckpointStore:
                 self._delete(victims)
             except OSError as error:
                 raise CheckpointError(
-                    f"could not delete old checkpoints in {self.folder}: {error}",
+                    f"could not delete old checkpoints in {self.folder.resolve()}: "
+                    f"{error.strerror or error}",
                     fix="check that the folder is writable",
                 ) from error
         return victims
@@ -289,7 +302,8 @@ class CheckpointStore:
                 self._remove_tree(path)
         except OSError as error:
             raise CheckpointError(
-                f"could not remove left-over files in {self.folder}: {error}",
+                f"could not remove left-over files in {self.folder.resolve()}: "
+                f"{error.strerror or error}",
                 fix="check that the folder is writable",
             ) from error
         return stale
@@ -358,7 +372,7 @@ class CheckpointStore:
         if existing.content == manifest.content and existing.step == manifest.step:
             return True
         raise CheckpointError(
-            f"a different checkpoint of step {manifest.step} exists already: {target}",
+            f"a different checkpoint of step {manifest.step} exists already: {target.resolve()}",
             why="a checkpoint that verifies is never overwritten",
             fix="move that folder aside if its state is not wanted",
         )

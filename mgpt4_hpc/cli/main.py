@@ -101,6 +101,8 @@ def cli() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: run a command, and turn our errors into a sentence and an exit code."""
     _open_closed_streams()
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path.home() raises, and this asks the same
+        os.environ["HOME"] = "/"  # as login does for a user id without an entry in passwd
     try:
         # Without standalone mode, click returns the code of a ctx.exit(); commands return nothing.
         code = cli.main(args=None if argv is None else list(argv), standalone_mode=False)

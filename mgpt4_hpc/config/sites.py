@@ -11,7 +11,6 @@ environment (docs/sites.md). Its name is its file's; the first folder that has i
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.resources import configs_dir
 
 SITES_VARIABLE = "MGPT4_SITES_DIR"
@@ -75,7 +75,7 @@ def read_site(path: Path, environ: Mapping[str, str] = os.environ) -> dict[str, 
         ConfigError: if it is no YAML, or names a variable that is not set.
     """
     flat = keys.flatten(read_yaml(path))
-    environ = {"USER": getpass.getuser(), **environ}
+    environ = {"USER": user_name(), **environ}
     faults: list[str] = []
     for key in _PATHS:
         if key in flat:

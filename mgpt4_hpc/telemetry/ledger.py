@@ -35,14 +35,21 @@ class Ledger:
     Args:
         folder: RUN/ledger; made where missing.
         attempt: this attempt's number, claimed by nobody else.
+        run_id: identity of the run, part of each line.
         clock: unix time in seconds; replaced by tests.
     """
 
     def __init__(
-        self, folder: Path, attempt: int, *, clock: Callable[[], float] = time.time
+        self,
+        folder: Path,
+        attempt: int,
+        *,
+        run_id: str = "",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = Path(folder) / f"attempt-{attempt:04d}.jsonl"
         self.attempt = attempt
+        self._run = {"run": run_id} if run_id else {}
         self._clock = clock
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
@@ -56,7 +63,7 @@ class Ledger:
             kind: event_kinds.py tells which fields belong to it.
             fields: JSON values; anything else is written as its `str`.
         """
-        record = {"t": self._clock(), "kind": str(kind), **fields}
+        record = {"t": self._clock(), "kind": str(kind), **self._run, **fields}
         line = json.dumps(record, default=str).encode() + b"\n"
         with self._lock:
             self._pending = [*self._pending, line][-_PENDING:]

@@ -70,10 +70,11 @@ def trained_parameters(model: MiniGPT4) -> dict[str, nn.Parameter]:
 
 
 def describe(
-    config: RunConfig, inputs: Inputs, bundle: Bundle, attempt: int, ranks: Ranks
+    run_id: str, config: RunConfig, inputs: Inputs, bundle: Bundle, attempt: int, ranks: Ranks
 ) -> Callable[[TrainState], dict[str, Any]]:
     """What a manifest says beside the tensors, as a function of the counters."""
     fixed = {
+        "run": run_id,
         "stage": config.stage,
         "max_steps": config.train.max_steps,
         "config_digest": config_digest(config),

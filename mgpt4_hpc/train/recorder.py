@@ -103,7 +103,7 @@ class Recorder(SilentRecorder):
     def __init__(self, run: RunDir, attempt: int) -> None:
         self.run = run
         self.attempt = attempt
-        self.ledger = Ledger(run.ledger, attempt)
+        self.ledger = Ledger(run.ledger, attempt, run_id=run.run_id)
         self.heartbeat = Heartbeat(run.heartbeat, attempt)
         self.curves: TensorBoardWriter | None = None
         earlier = [a for a in read_ledgers(run.ledger) if a.number < attempt]
@@ -134,7 +134,7 @@ class Recorder(SilentRecorder):
 
     def open_curves(self, restored_step: int) -> None:
         """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
-        purge = restored_step + 1 if self.attempt > 1 else None
+        purge = restored_step + 1 if self.attempt > 1 or restored_step else None
         curves = self.curves = open_writer(self.run.tensorboard, purge_step=purge)
         self._step = restored_step
         after = f"The one before ended: {self._earlier_cause}." if self._earlier_cause else ""

@@ -87,6 +87,7 @@ def run_training(
     buckets = Buckets()
     if started_at is not None:
         buckets.add(START_UP, time.time() - started_at)
+    run = retry_storage(run.held)
     config = read_own_config(run.config_file).config
     if unset := unset_paths(config):
         raise ConfigError("the settings are not complete", faults=unset)
@@ -330,7 +331,7 @@ class _Attempt:
         return FirstRankSaving(
             saver,
             lambda: snapshot(model, built.step),
-            describe(self.config, inputs, bundle, self.number, self.ranks),
+            describe(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
             self.recorder,
             save_every_s=self.config.train.save_every_s,
             restored_step=inputs.checkpoint.step if inputs.checkpoint else None,

@@ -37,6 +37,7 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", fake)
     monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", fake)
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", fake)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.cluster_name", lambda: fake.cluster)
     return fake
 
 

@@ -30,6 +30,7 @@ class FakeSlurm:
 
     squeue: str | None = ""
     sacct: str | None = ""
+    cluster: str = "alpha"
     calls: list[list[str]] = field(default_factory=list)
 
     def __call__(self, command: list[str], **_: Any) -> str:
@@ -56,6 +57,9 @@ def squeue_row(job_id: str, state: str, reason: str = "None", **changed: object)
         "restarts": 0,
         "code": 0,
         "dependency": "(null)",
+        "user": "",
+        "name": "",
+        "dir": "",
         **changed,
     }
     return "".join(f"{cell!s:<20}|" for cell in cells.values()) + "\n"

@@ -18,18 +18,18 @@ from tests.cli.fakes import FakeSlurm, squeue_row
 
 # Recorded from `squeue --noheader --all --array --states=all --Format ...`, spaces squeezed.
 SQUEUE = """\
-5 |FAILED |NonZeroExitCode |node3 |1795360165 |1795360165 |N/A |0 |768 |(null) |
-2_0 |PENDING |BeginTime | |1795360221 |1795360221 |N/A |0 |0 |(null) |
-3 |PENDING |Dependency | |N/A |N/A |N/A |0 |0 |afterok:1(unfulfilled) |
-4 |CANCELLED |None |node[2-3] |1795360165 |1795360206 |N/A |0 |15 |(null) |
-1 |COMPLETING |None |node1 |1795360161 |N/A |1795360204 |1 |0 |(null) |
-1 |RUNNING |None |node[1-4] |1795360161 |1795360162 |1795360165 |0 |0 |(null) |
+5 |FAILED |NonZeroExitCode |node3 |1795360165 |1795360165 |N/A |0 |768 |(null) |0 |one |/runs/one |
+2_0 |PENDING |BeginTime | |1795360221 |1795360221 |N/A |0 |0 |(null) |0 |one |/runs/one |
+3 |PENDING |Dependency | |N/A |N/A |N/A |0 |0 |afterok:1(unfulfilled) |0 |one |/runs/one |
+4 |CANCELLED |None |node[2-3] |1795360165 |1795360206 |N/A |0 |15 |(null) |0 |one |/runs/one |
+1 |COMPLETING |None |node1 |1795360161 |N/A |1795360204 |1 |0 |(null) |0 |one |/runs/one |
+1 |RUNNING |None |node[1-4] |1795360161 |1795360162 |1795360165 |0 |0 |(null) |0 |one |/runs/one |
 """
 SACCT = """\
-1|PREEMPTED|0:0|1795360162|1795360204|node[1-4]|None
-3|CANCELLED by 1000|0:0|None|1795360206|None assigned|Dependency
-2_[0-2%1]|PENDING|0:0|Unknown|Unknown|None assigned|BeginTime
-5|FAILED|3:0|1795360165|1795360165|node3|None
+1|PREEMPTED|0:0|1795360162|1795360204|node[1-4]|None|0|one|/runs/one
+3|CANCELLED by 1000|0:0|None|1795360206|None assigned|Dependency|0|one|/runs/one
+2_[0-2%1]|PENDING|0:0|Unknown|Unknown|None assigned|BeginTime|0|one|/runs/one
+5|FAILED|3:0|1795360165|1795360165|node3|None|0|one|/runs/one
 """
 
 
@@ -51,9 +51,10 @@ def test_squeue_rows() -> None:
 def test_who_cancelled_a_job_that_waited(reason: str) -> None:
     """As Slurm 22.05 and 24.11 give the reason of a job that they removed themselves."""
     tail = "| |N/A |1795360206 |N/A |0 |0"
-    rows = f"6 |CANCELLED |{reason} {tail} |afterok:5(failed) |\n"
+    rows = f"6 |CANCELLED |{reason} {tail} |afterok:5(failed) |0 |one |/runs/one |\n"
     rows += (
-        f"7 |CANCELLED |{reason.removesuffix('NeverSatisfied')} {tail} |afterok:1(unfulfilled) |\n"
+        f"7 |CANCELLED |{reason.removesuffix('NeverSatisfied')} {tail} |afterok:1(unfulfilled) "
+        "|0 |one |/runs/one |\n"
     )
     assert [job.reason for job in parse_squeue(rows)] == [NEVER_SATISFIED, "Dependency"]
 
@@ -61,10 +62,16 @@ def test_who_cancelled_a_job_that_waited(reason: str) -> None:
 @pytest.mark.parametrize(
     ("row", "by_slurm"),
     [
-        ("6|CANCELLED|0:0|1795360206|1795360206|None assigned|Dependency", True),  # 22.05
-        ("6|CANCELLED|0:0|None|1795360206|None assigned|None", True),  # 24.11, 26.05
-        ("6|CANCELLED by 1000|0:0|None|1795360206|None assigned|None", False),
-        ("6|CANCELLED|0:15|1795360200|1795360206|node1|None", False),
+        (
+            "6|CANCELLED|0:0|1795360206|1795360206|None assigned|Dependency|0|one|/runs/one",
+            True,
+        ),  # 22.05
+        (
+            "6|CANCELLED|0:0|None|1795360206|None assigned|None|0|one|/runs/one",
+            True,
+        ),  # 24.11, 26.05
+        ("6|CANCELLED by 1000|0:0|None|1795360206|None assigned|None|0|one|/runs/one", False),
+        ("6|CANCELLED|0:15|1795360200|1795360206|node1|None|0|one|/runs/one", False),
     ],
 )
 def test_who_cancelled_a_job_as_accounting_has_it(row: str, by_slurm: bool) -> None:

@@ -38,6 +38,7 @@ def begin_mgpt4(cluster: Cluster, runs: Path, *arguments: str) -> subprocess.Pop
     return subprocess.Popen(
         [sys.executable, "-m", "mgpt4_hpc.cli.main", *arguments],
         env={**cluster.env, "MGPT4_RUNS_DIR": str(runs), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,7 +88,7 @@ def wait_for_step(cluster: Cluster, run: Path, step: int) -> None:
 def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:
     """Wait until so many checkpoints are durable."""
     cluster.wait_until(
-        lambda: len(list(run.glob("checkpoints/step-*"))) >= number, 120, f"{number} checkpoints"
+        lambda: len(list(run.glob("checkpoints/step-*"))) >= number, 300, f"{number} checkpoints"
     )
 
 

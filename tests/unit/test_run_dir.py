@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> RunDir:
 
 def test_a_run_is_made_once_and_for_its_owner_only(run: RunDir) -> None:
     assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
-    assert run.identity() == {"name": "one", "format_version": 1}
+    assert run.identity() == {"name": "one", "format_version": 1, "id": run.run_id}
     with pytest.raises(RunLocked, match="exists already"):
         run.create({"name": "one"})
 

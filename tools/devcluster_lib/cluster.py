@@ -91,7 +91,7 @@ def _start_all(layout: Layout, options: Options, release: releases.Release) -> N
         layout.slurmdbd_conf.touch(mode=0o600)
         layout.slurmdbd_conf.write_text(conf.slurmdbd_conf(layout, ports, release.plugins))
         services.start_mariadbd(layout, install)
-        services.start_slurmdbd(layout)
+        services.start_slurmdbd(layout, options.cluster_name)
     services.start_slurmctld(layout)
     for node in options.node_names:
         services.start_slurmd(layout, node)

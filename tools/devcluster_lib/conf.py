@@ -10,7 +10,6 @@ from pathlib import Path
 
 from devcluster_lib.layout import Layout, Options
 
-CLUSTER = "devcluster"
 ACCOUNT = "devaccount"
 DATABASE = "slurm_acct_db"
 # A node with four A100, as clusters have them. config_overrides makes Slurm believe it.
@@ -42,7 +41,7 @@ def slurm_conf(layout: Layout, options: Options, ports: Ports, plugins: Path | N
         for name, port in zip(options.node_names, ports.slurmd, strict=True)
     )
     return f"""\
-ClusterName={CLUSTER}
+ClusterName={options.cluster_name}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports.slurmctld}
 SlurmUser=root

@@ -37,6 +37,8 @@ class Options:
     preempt_mode: str = "REQUEUE"
     """What happens to a preempted job after its grace time: REQUEUE or CANCEL. SUSPEND has no
     grace time, and takes cores but no GPUs."""
+    cluster_name: str = "devcluster"
+    """ClusterName; two clusters that share a file system have two names."""
     slurm: str = "native"
     """The release of Slurm, such as 24.11; in a running cluster never "native"."""
 

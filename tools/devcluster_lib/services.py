@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from devcluster_lib.conf import ACCOUNT, CLUSTER, DATABASE, Ports
+from devcluster_lib.conf import ACCOUNT, DATABASE, Ports
 from devcluster_lib.errors import DevclusterError, PortTakenError
 from devcluster_lib.layout import Layout
 from devcluster_lib.packages import SEARCH_PATH
@@ -146,7 +146,7 @@ def _database_options(layout: Layout) -> list[str]:
     ]
 
 
-def start_slurmdbd(layout: Layout) -> None:
+def start_slurmdbd(layout: Layout, cluster: str) -> None:
     """Start slurmdbd, and register the cluster, one account and the user root."""
     layout.slurmdbd_conf.chmod(0o600)
 
@@ -156,9 +156,9 @@ def start_slurmdbd(layout: Layout) -> None:
 
     _start(layout, "slurmdbd", ["slurmdbd", "-D"], serves)
     for words in (
-        ["add", "cluster", CLUSTER],
-        ["add", "account", ACCOUNT, f"Cluster={CLUSTER}", "Description=devcluster"],
-        ["add", "user", "root", f"Account={ACCOUNT}", f"Cluster={CLUSTER}"],
+        ["add", "cluster", cluster],
+        ["add", "account", ACCOUNT, f"Cluster={cluster}", "Description=devcluster"],
+        ["add", "user", "root", f"Account={ACCOUNT}", f"Cluster={cluster}"],
         # Slurm brings an account called root, and would choose that.
         ["modify", "user", "root", "set", f"DefaultAccount={ACCOUNT}"],
     ):

@@ -11,6 +11,7 @@ import click
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, runs_dir_option
 from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun
 from mgpt4_hpc.formatting import printable, shell_word
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, find_run, list_runs, told_no_runs
 
 _POLL_S = 0.5
@@ -46,6 +47,7 @@ def logs_command(
     from mgpt4_hpc.launch.runs import logs
 
     run = _run(name, absolute(runs_dir))
+    assert_owned(run.path)
     if attempt is not None:
         if follow:
             raise ConfigError("--attempt and --follow exclude each other", fix="leave one out")

@@ -58,6 +58,12 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Of a sweep: runs at work at once. Default: what it was submitted or resumed with.",
 )
+@click.option(
+    "--as",
+    "new_name",
+    metavar="NAME",
+    help="Go on as a new run of this name, which may have other settings; RUN stays as it is.",
+)
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
 @json_option
@@ -67,6 +73,7 @@ def resume_command(
     executor: str | None,
     accept_drift: bool,
     max_parallel: int | None,
+    new_name: str | None,
     wait: bool,
     runs_dir: Path,
     as_json: bool,
@@ -79,13 +86,17 @@ def resume_command(
     at work; each becomes a job of its own, and waits for others to end where the sweep was
     submitted with --max-parallel.
 
+    With --as a new run goes on from RUN's newest checkpoint, with a history of its own. A folder
+    that was copied needs that: the job belongs to the original. Any setting may change then.
+
     \b
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
     mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
     """
     from mgpt4_hpc.config.load import read_assignments
     from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.launch.manage.resume import change, resume_run
+    from mgpt4_hpc.launch.manage.branch import branch
+    from mgpt4_hpc.launch.manage.resume import change, resume_branch, resume_run
     from mgpt4_hpc.launch.manage.resume_many import resume_many
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
 
@@ -94,14 +105,21 @@ def resume_command(
     overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
     runs = find_runs(names, folder)
     if faults:
-        change(
-            read_config(runs[0].config_file), overrides, faults
-        )  # raises, with all that is wrong
+        # Raises, with all that is wrong.
+        change(read_config(runs[0].config_file), overrides, faults, free=new_name is not None)
     sweeps = _sweeps(names, folder, max_parallel)
     errors: list[MgptError] = []
-    if len(names) == 1 and not sweeps:
+    told: Any
+    if new_name is not None:
+        if len(runs) != 1:
+            raise ConfigError(f"--as {new_name} names one run, not {len(runs)}", fix="give one RUN")
+        wanted = change(read_config(runs[0].config_file), overrides, free=True)
+        run = branch(runs[0], new_name, folder, wanted)
+        done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
+        told = _as_json(done[0])
+    elif len(names) == 1 and not sweeps:
         done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
-        told: Any = _as_json(done[0])
+        told = _as_json(done[0])
     else:
         limits = _limits(sweeps)
         done, errors = resume_many(

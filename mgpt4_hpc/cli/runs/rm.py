@@ -58,7 +58,7 @@ def rm_command(
             question = f"Delete {'this run' if len(plans) == 1 else f'these {len(plans)} runs'}?"
             click.confirm(question, abort=True, err=True)
         for plan in plans:
-            remove_run(plan.run)
+            remove_run(plan)
             told.append(plan.run)
         remove_empty_sweeps(runs_dir)
     if as_json:

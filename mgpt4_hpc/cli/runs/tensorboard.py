@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import socket
 import sys
 import time
@@ -20,6 +19,7 @@ from mgpt4_hpc.cli.shared.options import (
     runs_dir_option,
 )
 from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
 
 
@@ -146,7 +146,7 @@ def _in_a_job(
     arguments += ["--port", str(port)] if port is not None else []
     # By path: a name may also be a path from here, and the job stands elsewhere.
     arguments += ["--", *(str(run.path) for run in _chosen(names, runs_dir) if names)]
-    log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{getpass.getuser()}.log"
+    log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{user_name()}.log"
     job = TensorBoardJob(arguments, log, partition, account, time_min, options)
     job_id = submit_tensorboard(job)
     end = f"to end it: scancel {job_id}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import find_run, list_runs
 
 if TYPE_CHECKING:
@@ -138,6 +139,8 @@ def locate(
         none = "" if known else f"; there is none in {runs_dir}"
         raise ConfigError("nothing says which model to talk with", fix=f"give {word}{there}{none}")
     path = _path(name, runs_dir)
+    if path is not None and (path / "run.json").is_file():
+        assert_owned(path)
     say_loading(name or str(weights))
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle.bundle import open_bundle

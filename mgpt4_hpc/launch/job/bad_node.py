@@ -79,4 +79,4 @@ def _open_ledger(run: RunDir, claim: Mapping[str, object]) -> Ledger | None:
     except OSError as trouble:
         print(f"the attempt cannot be recorded in {run.path}: {trouble}", flush=True)
         return None
-    return Ledger(run.ledger, number)
+    return Ledger(run.ledger, number, run_id=run.run_id)

@@ -20,6 +20,7 @@ import submitit
 from submitit.local.local import Controller, LocalJob
 
 from mgpt4_hpc.errors import EXIT_RESUMABLE
+from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
@@ -54,6 +55,7 @@ def controller_environment(
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_WITH_SHELL": "",
         "MGPT4_RUN_DIR": str(run.path),
+        RUN_ID_VARIABLE: run.run_id,
         "PYTHONPATH": os.pathsep.join(
             filter(None, [str(run.code), os.environ.get("PYTHONPATH", "")])
         ),

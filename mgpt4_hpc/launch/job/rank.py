@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from mgpt4_hpc.config.run_config_file import read_config, read_own_config
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, Overtaken
+from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.job.environment import JobEnvironment, read_job_environment
 from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
@@ -22,6 +23,7 @@ from mgpt4_hpc.launch.job.successor import of_its_line
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.parent_death import die_with
+from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.train.lossy_stdout import tolerate_lost_output
@@ -47,7 +49,7 @@ def run_task(run_dir: str) -> int:
     """Run this rank; the value 0 means that the run is finished, all else leaves by exit."""
     started_at = time.time()
     tolerate_lost_output()
-    run = RunDir(Path(run_dir))
+    run = RunDir(Path(run_dir), os.environ.get(RUN_ID_VARIABLE, ""))
     stop = SignalStop(_stop_signals(run))
     log_signals(stop.signals, lambda line: print(line, flush=True))
     stop.install()
@@ -85,6 +87,8 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
     """
     try:
         job = read_job_environment()
+        here = run  # by its path
+        run = retry_storage(here.held, vanished=lambda: not here.identity_file.exists())
         return _train(run, job, stop, started_at)
     except Overtaken as error:
         # Somebody else owns the run now. It is not failed, and not ours to requeue.

@@ -106,6 +106,9 @@ def find_decision(
         requeue_allowed=requeue_allowed,
         bad_nodes=len(nodes_found_bad(mine)),
     )
+    if decision.action is Action.REQUEUE and run.hold is not None and run.hold.is_moved:
+        moved = f"{cause}, and the run's folder is {run.place} now, where its job does not look"
+        return replace(decision, action=Action.ASK, reason=moved)
     if decision.action is Action.GIVE_UP and (fault := _last_fault(mine)):
         return replace(decision, reason=f"{decision.reason}; the last fault: {fault}")
     return decision
@@ -258,7 +261,7 @@ def _act(
             else _resubmit(run, start, decision, bad_nodes)
         )
     if decision.action is Action.ASK:
-        command = f"mgpt4 resume {shlex.quote(str(run.path))}"
+        command = f"mgpt4 resume {shlex.quote(str(run.place))}"
         _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
         _leave_behind(run.failed, decision.reason + "\n")

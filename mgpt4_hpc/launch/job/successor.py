@@ -146,8 +146,15 @@ def _environment(run: RunDir, environ: Mapping[str, str]) -> dict[str, str]:
 
 def _note(run: RunDir, start: JobStart, successor: str) -> None:
     """Let everybody follow the run to its new job."""
+    try:
+        noted = read_json(run.slurm / "job.json")
+    except (OSError, ValueError):
+        noted = {}
     job = {
+        **noted,  # the cluster, the user, the run's folder
         "executor": "slurm",
+        "name": "",  # a task of an array is succeeded by a job of its own
+        "work_dir": str(run.path),
         "job_id": successor,
         "submitted": time.time(),
         "host": os.uname().nodename,

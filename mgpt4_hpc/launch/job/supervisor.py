@@ -18,10 +18,12 @@ from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.errors import (
     EXIT_HUNG,
     EXIT_RESUMABLE,
+    Displaced,
     FatalTrainingError,
     MgptError,
     StorageTrouble,
 )
+from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
@@ -74,7 +76,10 @@ def decide_after_exit_with_retry(run: RunDir, start: JobStart, code: int) -> Ver
         MgptError: the run's settings are broken.
     """
     try:
-        return retry_storage(lambda: decide_after_exit(run, start, code), pauses_s=_PAUSES_S)
+        return retry_storage(lambda: decide_after_exit(run.held(), start, code), pauses_s=_PAUSES_S)
+    except Displaced as error:
+        end_unfinished(start)
+        return Verdict(code, False, error.what)  # the run that is there is another job's to judge
     except (OSError, StorageTrouble) as error:
         trouble = error.what if isinstance(error, MgptError) else str(error)
         if code in (0, FatalTrainingError.exit_code):
@@ -179,7 +184,8 @@ def decide_after_exit_local(
     """
     telling = [*(c for c in codes if c == EXIT_RESTART), *(c for c in codes if c in HUNG_CODES)]
     worst = telling[0] if telling else max(codes, key=abs)
-    return decide_after_exit_with_retry(RunDir(run_dir), JobStart("local", job_id, restarts), worst)
+    run = RunDir(run_dir, os.environ.get(RUN_ID_VARIABLE, ""))
+    return decide_after_exit_with_retry(run, JobStart("local", job_id, restarts), worst)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--exit-code", type=int, required=True, help="what srun ended with")
     arguments = parser.parse_args(argv)
-    run = RunDir(arguments.run_dir)
+    run = RunDir(arguments.run_dir, os.environ.get(RUN_ID_VARIABLE, ""))
     start = of_its_line(run, start_of(os.environ))
     try:
         verdict = decide_after_exit_with_retry(run, start, arguments.exit_code)

@@ -10,10 +10,12 @@ from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.formatting import shell_word
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel, withdraw_cancel
-from mgpt4_hpc.launch.runs.run_facts import JobRef, read_facts
+from mgpt4_hpc.launch.runs.job_ref import JobRef
+from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
-from mgpt4_hpc.launch.slurm.commands import forbid_requeue, run_slurm
+from mgpt4_hpc.launch.slurm.commands import forbid_requeue, other_cluster, run_slurm
+from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -46,6 +48,7 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
     Raises:
         MgptError: if the job could not be cancelled.
     """
+    assert_owned(run.path)  # another user's folder may name any job of ours
     job = read_facts(run).job
     if job is None or not (seen.state.is_live or seen.state is RunState.UNKNOWN):
         return Cancelled(run, job.job_id if job else None, False, f"nothing to cancel: {seen.text}")
@@ -63,7 +66,7 @@ def cancel_run(run: RunDir, seen: RunOverview, *, save: bool) -> Cancelled:
 def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
     unmarked = _mark(run, job.job_id)
     try:
-        return _scancel(job.job_id, save, must_hold=bool(unmarked)) + unmarked
+        return _scancel(job, save, must_hold=bool(unmarked)) + unmarked
     except MgptError as error:
         # Told that it failed, nobody expects the job to stay away after its next preemption.
         if not unmarked:
@@ -94,14 +97,15 @@ def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnre
     )
 
 
-def _scancel(job_id: str, save: bool, *, must_hold: bool) -> str:
+def _scancel(job: JobRef, save: bool, *, must_hold: bool) -> str:
     """Tell Slurm; ``must_hold``: no mark keeps the job from coming back after it saved."""
+    job_id, cluster = job.job_id, other_cluster(job.cluster)
     if not save:
-        run_slurm(["scancel", job_id])
+        run_slurm(["scancel", job_id], cluster=cluster)
         return f"job {job_id} is cancelled"
     # The mark may reach the node's view of the file system late; this reaches Slurm at once.
     try:
-        forbid_requeue(job_id)
+        forbid_requeue(job_id, cluster=cluster)
     except SlurmRejected as error:
         # Some sites allow no such change: then the mark alone must do.
         if must_hold:
@@ -111,7 +115,7 @@ def _scancel(job_id: str, save: bool, *, must_hold: bool) -> str:
                 fix="free some space and cancel again, or leave out --save",
             ) from error
     # Without --batch or --full the signal goes to the ranks, and not to the batch script.
-    run_slurm(["scancel", "--signal=USR2", job_id])
+    run_slurm(["scancel", "--signal=USR2", job_id], cluster=cluster)
     return f"job {job_id} was asked to save and end"
 
 

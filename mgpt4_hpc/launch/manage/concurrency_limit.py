@@ -54,7 +54,8 @@ def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
         seen = look_at(runs)
         if seen.unreachable is not None:
             raise seen.unreachable
-        live = [row.job_id for row in seen.rows if row.state.is_live and row.executor == "slurm"]
+        here = [row for row in seen.rows if row.executor == "slurm" and row.cluster is None]
+        live = [row.job_id for row in here if row.state.is_live]
         limit = ConcurrencyLimit(most, [job_id for job_id in live if job_id is not None])
         found |= dict.fromkeys(runs, limit)
     return found

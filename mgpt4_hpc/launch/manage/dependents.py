@@ -59,7 +59,7 @@ def _dependents(run: RunDir) -> list[RunDir]:
 def _move(
     other: RunDir, seen: RunOverview, run: RunDir, job_id: str, say: Callable[[str], None]
 ) -> None:
-    if seen.executor != "slurm":
+    if seen.executor != "slurm" or seen.cluster is not None:
         return
     try:
         run_slurm(["scontrol", "update", f"JobId={seen.job_id}", f"Dependency=afterok:{job_id}"])

@@ -20,7 +20,7 @@ from mgpt4_hpc.errors import MgptError, RunLocked, SlurmRejected, SlurmUnreachab
 from mgpt4_hpc.formatting import shell_word
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
-from mgpt4_hpc.launch.runs.status import RunOverview
+from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.run_dir import RunDir
@@ -45,6 +45,7 @@ class Removal:
         files: files and links in the folder.
         bytes: that they take on disk; of a file with several names a share.
         needed_by: names of unfinished runs that start from its checkpoint.
+        run_id: identity of the run that was looked at.
     """
 
     run: RunDir
@@ -55,6 +56,7 @@ class Removal:
     files: int
     bytes: int
     needed_by: list[str] = field(default_factory=list)
+    run_id: str = ""
 
 
 def plan_removal(
@@ -73,6 +75,19 @@ def plan_removal(
         NoSuchRun: if one is no run directory.
         SlurmUnreachable: if one has just finished and Slurm does not tell whether its job has.
     """
+    _assert_over(runs, rows)
+    gone = {run.path.resolve() for run in runs}
+    waiting = [
+        (run.name, started)
+        for run in others
+        if run.path.resolve() not in gone
+        and (started := _starts_from(run)) is not None
+        and not _is_finished(run)
+    ]
+    return [_removal(run, row, waiting) for run, row in zip(runs, rows, strict=True)]
+
+
+def _assert_over(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> None:
     refused: list[str] = []
     ending = _jobs_that_end(runs, rows)
     for run, row in zip(runs, rows, strict=True):
@@ -88,15 +103,6 @@ def plan_removal(
             "nothing was removed: " + "; ".join(refused),
             fix=f"stop it first: mgpt4 cancel {' '.join(live)}; then remove it" if live else "",
         )
-    gone = {run.path.resolve() for run in runs}
-    waiting = [
-        (run.name, started)
-        for run in others
-        if run.path.resolve() not in gone
-        and (started := _starts_from(run)) is not None
-        and not _is_finished(run)
-    ]
-    return [_removal(run, row, waiting) for run, row in zip(runs, rows, strict=True)]
 
 
 def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[str]:
@@ -117,18 +123,24 @@ def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[s
         raise SlurmUnreachable(error.what, why=error.why, fix=error.fix) from error
 
 
-def remove_run(run: RunDir) -> None:
-    """Delete a run directory.
+def remove_run(plan: Removal) -> None:
+    """Delete a run directory, if it still is what was planned to go.
 
-    ``run.json`` goes last, so that a removal that was interrupted can be repeated.
+    A person may think about the answer for hours. What the run does by then is looked at under the
+    lock that a submission takes. ``run.json`` goes last, so that a removal that was interrupted can
+    be repeated.
 
     Raises:
-        RunLocked: if another command submits the run in this moment.
+        RunLocked: if another command submits the run in this moment, or has; or the folder holds
+            another run by now.
+        SlurmUnreachable: if nobody knows whether it has.
         MgptError: if something cannot be deleted.
     """
+    run = plan.run
     try:
         if run.slurm.is_dir():
             with submitting(run):
+                _assert_still(plan)
                 _delete_contents(run)
         else:
             _delete_contents(run)  # an earlier removal came this far
@@ -139,6 +151,19 @@ def remove_run(run: RunDir) -> None:
             f"{run.path} could not be removed whole: {error.strerror}: {error.filename}",
             fix=f"mend that and repeat: mgpt4 rm {shlex.quote(str(run.path))}",
         ) from error
+
+
+def _assert_still(plan: Removal) -> None:
+    run = plan.run
+    if run.run_id != plan.run_id:
+        raise RunLocked(
+            f"{run.path} holds another run by now than the one that was to be removed",
+            fix=f"look at it first: mgpt4 status {shlex.quote(str(run.path))}",
+        )
+    seen = look_at([run])
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    _assert_over([run], seen.rows)
 
 
 def _delete_contents(run: RunDir) -> None:
@@ -183,6 +208,7 @@ def _removal(run: RunDir, row: RunOverview, waiting: Sequence[tuple[str, Path]])
         files=files,
         bytes=size,
         needed_by=[name for name, start in waiting if _is_in(start, run.path)],
+        run_id=run.run_id,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,17 @@ from typing import Any
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, config_digest, merge
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
-from mgpt4_hpc.errors import ConfigError, MgptError, PreflightError, RunAlive
+from mgpt4_hpc.errors import (
+    ConfigError,
+    MgptError,
+    PreflightError,
+    RunAlive,
+    RunLocked,
+    SlurmUnconfirmed,
+    StorageTrouble,
+)
 from mgpt4_hpc.formatting import shell_word, time_limit
+from mgpt4_hpc.launch.manage.branch import take_new_identity
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
@@ -90,6 +100,35 @@ def resume_run(
         return _resume(run, overrides, executor, say, accept, behind, succeeds)
 
 
+def resume_branch(
+    made: RunDir,
+    source: RunDir,
+    executor: str | None,
+    *,
+    say: Callable[[str], None],
+    accept: bool,
+) -> Resumption:
+    """Submit a run that was just made from another's state.
+
+    Args:
+        made: the new run; its folder is removed if no job can be had.
+        source: the other, which stays; the same where it was a copy.
+        executor: as of :func:`resume_run`.
+        say: told what changes.
+        accept: as of :func:`resume_run`.
+
+    Raises:
+        MgptError: as :func:`resume_run`.
+    """
+    try:
+        return resume_run(made, {}, executor, say=say, accept=accept)
+    except MgptError as error:
+        # One whose job may have been accepted needs its folder.
+        if made != source and not isinstance(error, (SlurmUnconfirmed, StorageTrouble)):
+            shutil.rmtree(made.path, ignore_errors=True)
+        raise
+
+
 def _line(run: RunDir) -> tuple[str, ...]:
     """The run's last job and those that it succeeds."""
     job = read_facts(run).job
@@ -106,6 +145,7 @@ def _resume(
     succeeds: Sequence[str],
 ) -> Resumption:
     seen = _assert_free(run)
+    _own_the_copy(run)
     resolved = read_config(run.config_file)
     changed = change(resolved, overrides)
     if seen.state is RunState.FINISHED:
@@ -184,8 +224,26 @@ def _assert_free(run: RunDir) -> RunOverview:
     return row
 
 
+def _own_the_copy(run: RunDir) -> None:
+    """Let a copied folder be a run of its own, unless it would be the second of its identity."""
+    original = read_facts(run).copied_from
+    if original is None:
+        return
+    if RunDir(Path(original)).run_id == run.run_id:
+        raise RunLocked(
+            f"{run.path} is a copy of the run {original}",
+            why="one run in two folders would be two runs under one identity",
+            fix=f"make it a run of its own: mgpt4 resume {shlex.quote(str(run.path))} --as NAME",
+        )
+    take_new_identity(run)
+
+
 def change(
-    resolved: Resolved, overrides: Mapping[str, Any], faults: Sequence[str] = ()
+    resolved: Resolved,
+    overrides: Mapping[str, Any],
+    faults: Sequence[str] = (),
+    *,
+    free: bool = False,
 ) -> Resolved:
     """The configuration with some settings changed.
 
@@ -195,6 +253,7 @@ def change(
         resolved: the run's.
         overrides: settings to change, by dotted key.
         faults: what is wrong with the options already, to be told with the rest.
+        free: settings that decide the result may change, too: it is a new run.
 
     Raises:
         ConfigError: naming every setting that may not change, or has a wrong value.
@@ -211,7 +270,7 @@ def change(
     for key, (was, wanted) in _differences(resolved, changed).items():
         if key == "name":
             faults.append("name: a run keeps its name, for its folder and its curves carry it")
-        elif _is_decisive(resolved, changed, key):
+        elif not free and _is_decisive(resolved, changed, key):
             faults.append(f"{key}: {was!r} decides the result, so it cannot become {wanted!r}")
     if changed.config.launch.gpus > changed.config.train.global_batch_size:
         faults.append(
@@ -268,7 +327,8 @@ def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
     seen = look_at([RunDir(Path(projector))]).rows[0]
     if seen.state is RunState.FINISHED:
         return None
-    if seen.state.is_live and seen.executor == "slurm" and executor == "slurm":
+    here = seen.executor == "slurm" and seen.cluster is None
+    if seen.state.is_live and here and executor == "slurm":
         return f"afterok:{seen.job_id}"
     raise PreflightError(
         f"this run starts from {seen.name}, which is not finished",

@@ -7,12 +7,12 @@ does not cancel a later job.
 
 from __future__ import annotations
 
-import getpass
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from mgpt4_hpc.errors import StorageTrouble
+from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
@@ -23,12 +23,12 @@ PAUSES_S = (0.5, 1.0, 2.0)
 
 def cancel_mark(run: RunDir) -> Path:
     """Where the mark lies."""
-    return run.path / "CANCEL"
+    return run.root / "CANCEL"
 
 
 def request_cancel(run: RunDir, job_id: str) -> None:
     """Ask that this job of the run does not come back, however it ends."""
-    write_json(cancel_mark(run), {"job_id": job_id, "by": getpass.getuser(), "time": time.time()})
+    write_json(cancel_mark(run), {"job_id": job_id, "by": user_name(), "time": time.time()})
 
 
 def cancel_requested(

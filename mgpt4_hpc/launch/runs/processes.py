@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.run_dir import RunDir
 
 _CONTROLLER = "mgpt4_hpc.launch.local"
@@ -21,10 +22,14 @@ def is_here(hostname: str) -> bool:
 
 def is_controller(run: RunDir, pid: str) -> bool:
     """Whether process ``pid`` is the local controller of this very run."""
-    words = _command_line(pid)
+    words = _words(pid, "cmdline")
     # `python -m mgpt4_hpc.launch.local FOLDER`; the folder may be written through another link.
     if _CONTROLLER not in words[:-1]:
         return False
+    # Its folder may have been moved, and another run may be there now.
+    known = [word for word in _words(pid, "environ") if word.startswith(f"{RUN_ID_VARIABLE}=")]
+    if known:
+        return known[0] == f"{RUN_ID_VARIABLE}={run.run_id}"
     try:
         return Path(words[-1]).samefile(run.slurm)
     except OSError:
@@ -33,7 +38,7 @@ def is_controller(run: RunDir, pid: str) -> bool:
 
 def exists(pid: int) -> bool:
     """Whether a process of that id lives here (a zombie does not)."""
-    return bool(_command_line(str(pid)))
+    return bool(_words(str(pid), "cmdline"))
 
 
 def signal_controller(run: RunDir, pid: str, number: signal.Signals) -> bool:
@@ -62,11 +67,12 @@ def _held(pid: str) -> Iterator[int | None]:
         os.close(handle)
 
 
-def _command_line(pid: str) -> list[str]:
+def _words(pid: str, kind: str) -> list[str]:
+    """The words of ``/proc/PID/cmdline`` or ``environ``; none if there is no such process."""
     if not pid.isdigit():
         return []
     try:
-        data = Path(f"/proc/{pid}/cmdline").read_bytes()
+        data = Path(f"/proc/{pid}/{kind}").read_bytes()
     except OSError:
         return []
     return [os.fsdecode(word) for word in data.split(b"\0")[:-1]]

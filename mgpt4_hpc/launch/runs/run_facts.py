@@ -12,6 +12,7 @@ from typing import Any
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
+from mgpt4_hpc.launch.runs.job_ref import JobRef, copied_from, read_ref
 from mgpt4_hpc.run_dir import RunDir, read_json
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -29,25 +30,6 @@ _BATCH_LINE = re.compile(r"^  global_batch_size: (\d+)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class JobRef:
-    """The job that works on a run, or did last.
-
-    Attributes:
-        executor: "slurm", "local", or "torchrun".
-        job_id: Slurm's, or a process id.
-        since: unix time of its submission or first start.
-        hostname: where it runs, if it is a process here or elsewhere; empty where not known.
-        succeeds: jobs that it was submitted to go on for, oldest first.
-    """
-
-    executor: str
-    job_id: str
-    since: float = 0.0
-    hostname: str = ""
-    succeeds: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it.
 
@@ -56,8 +38,9 @@ class RunFacts:
         stage: 1 or 2; 0 where run.json does not say.
         created: as run.json has it.
         max_steps, global_batch_size: of its configuration; None where it cannot be read.
-        job: the newest job; None if it was never submitted.
+        job: the newest job; None if it was never submitted, or is a copy's original's.
         job_is_lost: the note of the newest job is there, and is empty or cut.
+        copied_from: the folder that has the job, if this one is a copy of it.
         attempts: summaries, oldest first. Counts of saves and substitutions are those of a
             ledger's beginning and end only; `history` reads them whole.
         beat: last sign of life.
@@ -77,6 +60,7 @@ class RunFacts:
     global_batch_size: int | None = None
     job: JobRef | None = None
     job_is_lost: bool = False
+    copied_from: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
     beat: Beat | None = None
     checkpoint_step: int | None = None
@@ -118,7 +102,10 @@ def read_facts(run: RunDir) -> RunFacts:
     ledgers = _read_ledgers(run.ledger)
     attempts = summarise([(number, *both) for number, both in sorted(ledgers.items())])
     noted = _json(run.slurm / "job.json")
-    job = _job(noted, [records for records, _ in ledgers.values()])
+    original = copied_from(run, noted)
+    job = None
+    if original is None:
+        job = _job(noted, [records for records, _ in ledgers.values()])
     newest = _newest_values([records for records, _ in ledgers.values()])
     max_steps, batch = _sizes(run)
     step, saved_at = _newest_checkpoint(run.checkpoints)
@@ -130,6 +117,7 @@ def read_facts(run: RunDir) -> RunFacts:
         global_batch_size=batch,
         job=job,
         job_is_lost=not noted and (run.slurm / "job.json").exists(),
+        copied_from=original,
         attempts=attempts,
         beat=read_heartbeat(run.heartbeat),
         checkpoint_step=step,
@@ -201,8 +189,7 @@ def _job(job_file: Mapping[str, Any], ledgers: list[Records]) -> JobRef | None:
     by_hand = started_id and started_id != job_id and started_at > since
     if job_id and not by_hand:
         known = str(job_file.get("host") or "") or (host if started_id == job_id else "")
-        succeeds = tuple(map(str, job_file.get("succeeds") or ()))
-        return JobRef(str(job_file.get("executor") or "slurm"), job_id, since, known, succeeds)
+        return read_ref(job_file, since, known)
     if not started_id:
         return None
     return JobRef(str(start.get("executor") or "slurm"), started_id, started_at, host)

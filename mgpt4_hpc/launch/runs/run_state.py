@@ -125,6 +125,10 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         return Status(RunState.FINISHED, "finished", Source.FOLDER)
     if facts.job is None and facts.job_is_lost:
         return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", Source.FOLDER)
+    if facts.copied_from is not None:
+        how = f"run `mgpt4 resume {_word(facts)} --as NAME`"
+        told = f"stopped: a copy of {facts.copied_from}, without a job; {how}"
+        return Status(RunState.STOPPED, told, Source.FOLDER)
     if facts.job is None:
         told = "stopped: never submitted; run " + _resume(facts)
         return Status(RunState.STOPPED, told, Source.FOLDER)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts, run_it_follows
 from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
-from mgpt4_hpc.launch.slurm import queue
+from mgpt4_hpc.launch.slurm import commands, queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
@@ -35,6 +35,7 @@ class RunOverview:
         source: who said so: squeue, sacct, process, run folder.
         as_of: unix time up to which that is certain, where squeue does not answer; None is now.
         executor, job_id: of its newest job.
+        cluster: where that job is, if that is another Slurm cluster than this one.
         attempt: number of the newest attempt.
         step, max_steps, percent: progress.
         loss, samples_per_s: newest ones reported.
@@ -53,6 +54,7 @@ class RunOverview:
     as_of: float | None
     executor: str | None
     job_id: str | None
+    cluster: str | None
     attempt: int | None
     step: int
     max_steps: int | None
@@ -90,12 +92,14 @@ def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
     now = time.time() if now is None else now
     with ThreadPoolExecutor(_READERS) as pool:
         all_facts = list(pool.map(read_facts, runs))
-    answers = _ask_slurm(all_facts)
+    answers = _ask_clusters(all_facts)
     rows = [
         _row(facts, _with_waited_for(facts, _answer(facts, answers)), now) for facts in all_facts
     ]
-    unreachable = answers.error if any(row.state is RunState.UNKNOWN for row in rows) else None
-    return Overviews(rows, answers.warnings, unreachable)
+    unknown = [row.cluster or "" for row in rows if row.state is RunState.UNKNOWN]
+    errors = [error for name in unknown if (error := answers[name].error) is not None]
+    warnings = [warning for asked in answers.values() for warning in asked.warnings]
+    return Overviews(rows, warnings, errors[0] if errors else None)
 
 
 def look_at_one(run: RunDir) -> RunOverview:
@@ -112,7 +116,19 @@ class _SlurmAnswers:
     error: SlurmUnreachable | None = None
 
 
-def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
+def _ask_clusters(all_facts: Sequence[RunFacts]) -> dict[str, _SlurmAnswers]:
+    """The answers of each cluster that has a job of these runs; that of this one is named ""."""
+    groups: dict[str, list[RunFacts]] = {"": []}
+    for facts in all_facts:
+        groups.setdefault(_cluster(facts), []).append(facts)
+    return {name: _ask_slurm(group, name) for name, group in groups.items()}
+
+
+def _cluster(facts: RunFacts) -> str:
+    return commands.other_cluster(facts.job.cluster) if facts.job is not None else ""
+
+
+def _ask_slurm(all_facts: Sequence[RunFacts], cluster: str) -> _SlurmAnswers:
     # A finished run needs no scheduler, and most runs of an old folder are finished.
     ids = {
         facts.job.job_id
@@ -124,12 +140,12 @@ def _ask_slurm(all_facts: Sequence[RunFacts]) -> _SlurmAnswers:
     answers = _SlurmAnswers({}, {}, True, [])
     if not ids:
         return answers
-    found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers)
+    found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers, cluster)
     answers.squeue = found
     # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
     told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
     if untold := ids - told:
-        answers.sacct, _ = _ask(queue.ask_sacct, untold, answers)
+        answers.sacct, _ = _ask(queue.ask_sacct, untold, answers, cluster)
     return answers
 
 
@@ -138,17 +154,31 @@ def _ended_waiting(job: QueuedJob) -> bool:
 
 
 def _ask(
-    ask: Callable[[set[str]], dict[str, QueuedJob]], ids: set[str], answers: _SlurmAnswers
+    ask: Callable[[set[str], str], dict[str, QueuedJob]],
+    ids: set[str],
+    answers: _SlurmAnswers,
+    cluster: str,
 ) -> tuple[dict[str, QueuedJob], bool]:
     try:
-        return ask(ids), True
+        return ask(ids, cluster), True
     except MgptError as error:
         # Many sites have no accounting; while squeue answers that is no news for anybody.
         if ask is queue.ask_squeue or not answers.squeue_answered:
             answers.warnings.append(error.what)
         if answers.error is None:
             answers.error = _as_unreachable(error, ask is queue.ask_squeue)
+            if cluster and answers.error is not None:
+                answers.error = _not_from_here(cluster, answers.error)
         return {}, False
+
+
+def _not_from_here(cluster: str, error: SlurmUnreachable) -> SlurmUnreachable:
+    return SlurmUnreachable(
+        f"the job is on the cluster {cluster}, and this is {commands.cluster_name()}: {error.what}",
+        why="a job of the same number here would be another's",
+        fix=f"give the same command on a login node of {cluster}; if that cluster is no more, "
+        "remove slurm/job.json from the run's folder",
+    )
 
 
 def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | None:
@@ -159,23 +189,26 @@ def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | 
     return SlurmUnreachable(error.what, why=error.why, fix=error.fix) if queue_failed else None
 
 
-def _answer(facts: RunFacts, slurm: _SlurmAnswers) -> Answer:
+def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> Answer:
     job = facts.job
     if job is None:
         return Answer()
     if job.executor == "slurm":
-        recorded = slurm.sacct.get(job.job_id)
-        if job.job_id in slurm.squeue:
+        told = answers[_cluster(facts)]
+        recorded, queued = told.sacct.get(job.job_id), told.squeue.get(job.job_id)
+        # What has the number by now may be a stranger's job.
+        recorded = recorded if recorded is not None and job.is_job(recorded) else None
+        if queued is not None and job.is_job(queued):
             by = recorded.cancelled_by if recorded is not None else ""
-            return Answer(replace(slurm.squeue[job.job_id], cancelled_by=by), Source.SQUEUE)
+            return Answer(replace(queued, cancelled_by=by), Source.SQUEUE)
         # Accounting lags, and keeps jobs as running whose end it missed; and what it shows as
         # preempted may be back in the queue. Only squeue knows.
         doubtful = recorded is not None and (
-            recorded.is_active if slurm.squeue_answered else recorded.state in _MAY_BE_BACK
+            recorded.is_active if told.squeue_answered else recorded.state in _MAY_BE_BACK
         )
         if recorded is not None and not doubtful:
             return Answer(recorded, Source.SACCT)
-        return Answer(asked=slurm.squeue_answered)
+        return Answer(asked=told.squeue_answered)
     if not processes.is_here(job.hostname):
         return Answer()
     if job.executor == "local":
@@ -206,16 +239,18 @@ def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:
     if status.state is RunState.RUNNING and left is not None and rate and facts.global_batch_size:
         eta_s = max(0, left) * facts.global_batch_size / rate
     nodes = answer.job.nodes if answer.job is not None else ""
+    cluster = _cluster(facts) or None
     return RunOverview(
         name=facts.run.name,
         path=str(facts.run.path),
         stage=facts.stage,
         state=status.state,
-        text=status.text,
+        text=f"{status.text} (on the cluster {cluster})" if cluster else status.text,
         source=status.source,
         as_of=status.as_of,
         executor=facts.job.executor if facts.job else None,
         job_id=facts.job.job_id if facts.job else None,
+        cluster=cluster,
         attempt=last.number if last else None,
         step=step,
         max_steps=facts.max_steps,

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
+from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.run_dir import SWEEPS, RunDir, find_run, list_sweeps, read_json, write_json
 
 
@@ -169,11 +169,5 @@ def note_jobs(sweep: SweepDir, runs: Sequence[RunDir], job_id: str) -> None:
     """Write down which job works on which run."""
     write_json(sweep.file, {**read_json(sweep.file), "job_id": job_id})
     for number, run in enumerate(runs):
-        job = {
-            "executor": "slurm",
-            "job_id": f"{job_id}_{number}",
-            "submitted": time.time(),
-            "host": os.uname().nodename,
-            "sweep": sweep.name,
-        }
-        write_json(run.slurm / "job.json", job)
+        task = f"{job_id}_{number}"
+        note_job(run, "slurm", task, name=sweep.name, work_dir=sweep.path, sweep=sweep.name)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import getpass
 import os
 import shlex
 import socket
 from collections.abc import Mapping
 
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.identity import user_name
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TRIED = 50
@@ -52,7 +52,7 @@ def tunnel_line(host: str, port: int, environ: Mapping[str, str] = os.environ) -
         port: its port.
         environ: tells whether this is a Slurm job, and of which login node.
     """
-    user, here = getpass.getuser(), _name()
+    user, here = user_name(), _name()
     login = environ.get("SLURM_SUBMIT_HOST", "") if "SLURM_JOB_ID" in environ else ""
     command = ["ssh", "-N", "-L"]
     if login and login != socket.gethostname():

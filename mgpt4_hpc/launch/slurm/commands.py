@@ -77,15 +77,19 @@ def run_slurm(
     timeout_s: float = COMMAND_TIMEOUT_S,
     environ: Mapping[str, str] | None = None,
     with_stderr: bool = False,
+    cluster: str = "",
 ) -> str:
     """Standard output of one Slurm command, run with ``environ`` if given.
 
-    ``with_stderr`` adds its standard error, where some commands write their answer.
+    ``cluster`` names another cluster than this one, to be asked through slurmdbd. ``with_stderr``
+    adds its standard error, where some commands write their answer.
 
     Raises:
         SlurmUnreachable: the command is missing, hangs, or cannot reach its daemon.
         SlurmRejected: the daemon answered with an error.
     """
+    if cluster:
+        command = [command[0], f"--clusters={cluster}", *command[1:]]
     told = " ".join(command)
     _assert_conf(os.environ if environ is None else environ)
     try:
@@ -171,6 +175,30 @@ def parse_record(line: str) -> dict[str, str]:
         end = found[number + 1].start() if number + 1 < len(found) else len(line)
         record.setdefault(match.group(1), line[match.end() : end].strip())
     return record
+
+
+_CLUSTER = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
+_names: dict[str, str] = {}
+"""Name of the cluster by the configuration in use, once known."""
+
+
+def cluster_name() -> str:
+    """Name of the cluster that Slurm's commands speak to here; "" if it does not say."""
+    conf = os.environ.get("SLURM_CONF", "")
+    if conf not in _names:
+        try:
+            found = _CLUSTER.search(run_slurm(["scontrol", "show", "config"]))
+        except (SlurmRejected, SlurmUnreachable):
+            found = None
+        if found is None:
+            return ""
+        _names[conf] = found[1]
+    return _names[conf]
+
+
+def other_cluster(name: str) -> str:
+    """``name`` if that is another cluster than this one, else ""."""
+    return name if name and cluster_name() not in ("", name) else ""
 
 
 @dataclass(frozen=True)
@@ -262,9 +290,10 @@ def requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
     run_slurm(["scontrol", "requeue", job_id], timeout_s=timeout_s)
 
 
-def forbid_requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+def forbid_requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S, cluster: str = "") -> None:
     """Let nobody requeue a job, Slurm included. Raises SlurmUnreachable or SlurmRejected."""
-    run_slurm(["scontrol", "update", f"JobId={job_id}", "Requeue=0"], timeout_s=timeout_s)
+    command = ["scontrol", "update", f"JobId={job_id}", "Requeue=0"]
+    run_slurm(command, timeout_s=timeout_s, cluster=cluster)
 
 
 def partitions() -> dict[str, dict[str, str]]:

@@ -47,10 +47,14 @@ _FIELDS = (
     ("RestartCnt", 12),
     ("exit_code", 16),
     ("Dependency", 300),
+    ("UserID", 12),
+    ("Name", 128),
+    # The last: a path may hold the sign that separates the fields.
+    ("WorkDir", 1024),
 )
 # squeue -O cuts a field at its width (20 unless told), so every width is generous.
 _SQUEUE_FORMAT = ",".join(f"{name}:{width}|" for name, width in _FIELDS)
-_SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason"
+_SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason,UID,JobName,WorkDir"
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 """Reason of a job that waits, or was cancelled by Slurm, because what it waited for failed."""
@@ -77,6 +81,7 @@ class QueuedJob:
         restarts: how often it was requeued; sacct does not know and says 0.
         exit_code: ``CODE:SIGNAL``, empty where not known.
         cancelled_by: user id of who cancelled it; sacct alone knows.
+        user_id, name, work_dir: whose it is, and what identifies it among them.
     """
 
     job_id: str
@@ -90,6 +95,9 @@ class QueuedJob:
     restarts: int = 0
     exit_code: str = ""
     cancelled_by: str = ""
+    user_id: str = ""
+    name: str = ""
+    work_dir: str = ""
 
     @property
     def is_active(self) -> bool:
@@ -97,8 +105,12 @@ class QueuedJob:
         return self.state in ACTIVE
 
 
-def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
+def ask_squeue(job_ids: Iterable[str], cluster: str = "") -> dict[str, QueuedJob]:
     """The jobs that the controller remembers: the waiting, the running, those just over.
+
+    Args:
+        job_ids: of this cluster.
+        cluster: another one to be asked instead.
 
     Raises:
         SlurmUnreachable: squeue is missing, or the controller does not answer, or nothing that can
@@ -111,7 +123,7 @@ def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     command = ["squeue", "--noheader", "--all", "--array", "--states=all"]
     command += [*_jobs_option(wanted), "--Format", _SQUEUE_FORMAT]
     try:
-        output = _run(command)
+        output = _run(command, cluster)
     except SlurmRejected as error:
         # Said of a single id that is forgotten; of several it leaves the unknown ones out.
         if _UNKNOWN_ID.search(error.what):
@@ -121,7 +133,7 @@ def ask_squeue(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
     return {job.job_id: job for job in jobs if job.job_id in wanted}
 
 
-def ask_sacct(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
+def ask_sacct(job_ids: Iterable[str], cluster: str = "") -> dict[str, QueuedJob]:
     """The same from the accounting, which remembers for months; of each job the last start.
 
     Raises:
@@ -133,7 +145,7 @@ def ask_sacct(job_ids: Iterable[str]) -> dict[str, QueuedJob]:
         return {}
     command = ["sacct", "--noheader", "--parsable2", "--allocations", "--allusers"]
     command += [*_jobs_option(wanted), f"--format={_SACCT_FORMAT}"]
-    output = _run(command)
+    output = _run(command, cluster)
     jobs = _understood("sacct", output, parse_sacct(output))
     return {job.job_id: job for job in jobs if job.job_id in wanted}
 
@@ -142,7 +154,8 @@ def parse_squeue(output: str) -> list[QueuedJob]:
     """Rows of squeue in our format; others are passed over."""
     jobs = []
     for row in _rows(output, len(_FIELDS)):
-        job_id, state, reason, nodes, eligible, start, preempt, restarts, code, dependency = row
+        job_id, state, reason, nodes, eligible, start, preempt, restarts, code = row[:-4]
+        dependency, user_id, name, work_dir = row[-4:]
         if state.upper() == "CANCELLED" and dependency not in ("(null)", ""):
             # Slurm 22.05 gives this as the reason, 24.11 gives none.
             reason = NEVER_SATISFIED if "(failed)" in dependency else "Dependency"
@@ -157,6 +170,9 @@ def parse_squeue(output: str) -> list[QueuedJob]:
                 preempt_at=_unix_time(preempt),
                 restarts=int(restarts) if restarts.isdigit() else 0,
                 exit_code=_wait_status(code),
+                user_id=user_id,
+                name=name,
+                work_dir=work_dir,
             )
         )
     return jobs
@@ -166,7 +182,7 @@ def parse_sacct(output: str) -> list[QueuedJob]:
     """Rows of sacct in our format; others are passed over."""
     jobs = []
     for row in _rows(output, len(_SACCT_FORMAT.split(","))):
-        job_id, state, code, start, end, nodes, reason = row
+        job_id, state, code, start, end, nodes, reason, user_id, name, work_dir = row
         # "CANCELLED by 1000"; a state may also end in "+", the sign of a cut word.
         word, _, by = state.partition(" by ")
         unstarted = reason == "Dependency" or _unix_time(start) is None
@@ -183,6 +199,9 @@ def parse_sacct(output: str) -> list[QueuedJob]:
                 end_at=_unix_time(end),
                 exit_code=code,
                 cancelled_by=by.strip(),
+                user_id=user_id,
+                name=name,
+                work_dir=work_dir,
             )
         )
     return jobs
@@ -200,11 +219,9 @@ def _understood(tool: str, output: str, jobs: list[QueuedJob]) -> list[QueuedJob
 
 def _rows(output: str, width: int) -> Iterator[list[str]]:
     for line in output.splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == width + 1 and not cells[-1]:
-            cells.pop()
+        cells = [cell.strip() for cell in line.split("|", width - 1)]
         if len(cells) == width and cells[0]:
-            yield cells
+            yield [*cells[:-1], cells[-1].removesuffix("|").rstrip()]
 
 
 def _ids(job_ids: Iterable[str]) -> frozenset[str]:
@@ -237,14 +254,16 @@ def _wait_status(text: str) -> str:
     return f"{status >> 8}:{status & 0x7F}"
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], cluster: str) -> str:
     try:
         with _plain_environment():
-            return run_slurm(command)
+            output = run_slurm(command, cluster=cluster) if cluster else run_slurm(command)
     except (SlurmRejected, SlurmUnreachable) as error:
         # Whom the format string of this command would help reads the code.
         what = first_line(error.what.replace(" ".join(command), command[0]))
         raise type(error)(what, why=error.why, fix=error.fix) from None
+    # Where a cluster is named, squeue heads its rows with the name, whatever --noheader.
+    return re.sub(r"^CLUSTER: .*\n", "", output)
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import submitit
 
 from mgpt4_hpc.config.schema import STOP_SIGNALS, LaunchConfig, RunConfig
-from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError
+from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, FatalTrainingError
+from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
@@ -143,6 +144,7 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
     code, markers = shlex.quote(str(run.code)), map(str, (run.failed, run.resubmit_needed))
     return [
         *shell_check(shlex.quote(str(run.path))),
+        *_identity_lines(run),
         *module_lines(launch),
         *(f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()),
         *launch.setup,
@@ -161,6 +163,20 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "# rank 0 listens on the first node, under the address that Slurm has for it",
         f'export {MASTER_ADDR_VARIABLE}="$(scontrol show node -o "$SLURMD_NODENAME" '
         "| sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\"",
+    ]
+
+
+def _identity_lines(run: RunDir) -> list[str]:
+    """Shell lines that end the job where its folder holds another run by now."""
+    known, file = run.run_id, shlex.quote(str(run.identity_file))
+    return [
+        "# a folder that is read and names another run is not this job's to work in",
+        f"export {RUN_ID_VARIABLE}={known}",
+        f'command -p grep -qsF \'"id": "{known}\' {file}',
+        "if [ $? -eq 1 ]; then",
+        f'    printf "error: %s holds another run by now\\n" {file}',
+        f"    exit {FatalTrainingError.exit_code}",
+        "fi",
     ]
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed, StorageTrouble
+from mgpt4_hpc.errors import MgptError, PreflightError, SlurmUnconfirmed, StorageTrouble
+from mgpt4_hpc.launch.runs.job_ref import read_ref
 from mgpt4_hpc.launch.runs.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.launch.slurm.sbatch import submit_script
 from mgpt4_hpc.launch.submit.plan import Plan, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import (
@@ -165,13 +167,17 @@ def _dependency(follows: RunDir) -> str | None:
     if job.get("executor") != "slurm" or (attempts and attempts[-1].cause == Cause.FINISHED):
         # Of a run that was preempted once Slurm may remember the end as another preemption.
         return None
-    job_id = str(job["job_id"])
-    # The controller forgets finished jobs after minutes; a dependency on one would be refused.
-    try:
-        commands.job_facts(job_id)
-    except SlurmRejected:
-        return None
-    return f"afterok:{job_id}"
+    ref = read_ref(job, 0.0, "")
+    if cluster := commands.other_cluster(ref.cluster):
+        raise PreflightError(
+            f"{follows.name} is a job of the cluster {cluster}",
+            why="no job of this cluster can wait for it",
+            fix=f"submit there, or once {follows.name} has finished",
+        )
+    # The controller forgets finished jobs after minutes; a dependency on one would be refused, and
+    # one on a stranger's job of the same number would hold.
+    queued = ask_squeue([ref.job_id]).get(ref.job_id)
+    return f"afterok:{ref.job_id}" if queued is not None and ref.is_job(queued) else None
 
 
 def _wait_local(job: Submitted) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,14 +12,15 @@ import click
 
 from mgpt4_hpc.config.load import load_config, read_assignments
 from mgpt4_hpc.errors import StorageTrouble
-from mgpt4_hpc.launch.job.environment import job_id_of, start_of
+from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.requeue import exit_code, requeue_without_run_dir
+from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import create_run
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.retry import retry_storage
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_dir import RunDir
 
 
 @click.command()
@@ -47,9 +47,8 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
         decision = requeue_without_run_dir(run, start, trouble.what)
         click.echo(decision.reason, err=True)
         sys.exit(exit_code(decision))
-    job = {"executor": "slurm", "job_id": job_id_of(os.environ), "submitted": time.time()}
     try:
-        write_json(run.slurm / "job.json", job)
+        note_job(run, "slurm", start.job_id, name=os.environ.get("SLURM_JOB_NAME", ""))
     except OSError as error:  # a full quota; the ledger tells the job, too
         click.echo(f"which job works on the run cannot be noted: {error}", err=True)
 

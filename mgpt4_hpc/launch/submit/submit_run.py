@@ -25,6 +25,7 @@ from mgpt4_hpc.errors import (
     StorageTrouble,
 )
 from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
@@ -76,7 +77,8 @@ def complete_run(
         partial = run.path / ".code.partial"
         shutil.rmtree(partial, ignore_errors=True)
         digest = take_snapshot(partial) if code_of is None else _share_code(code_of, partial)
-        write_json(run.identity_file, {**read_json(run.identity_file), "code_digest": digest})
+        known = {**read_json(run.identity_file), "id": run.run_id, "code_digest": digest}
+        write_json(run.identity_file, known)
         partial.rename(run.code)
     else:
         mend(run)
@@ -191,20 +193,13 @@ def submit_run(
             if executor == "slurm"
             else _submit_local(run, resolved)
         )
-        _note_job(run, submitted, succeeds)
+        _note_job(run, submitted, resolved.config.name, succeeds)
     return submitted
 
 
-def _note_job(run: RunDir, submitted: Submitted, succeeds: Sequence[str]) -> None:
-    job = {
-        "executor": submitted.executor,
-        "job_id": submitted.job_id,
-        "submitted": time.time(),
-        "host": os.uname().nodename,
-        "succeeds": list(succeeds),
-    }
+def _note_job(run: RunDir, submitted: Submitted, name: str, succeeds: Sequence[str]) -> None:
     try:
-        write_json(run.slurm / "job.json", job)
+        note_job(run, submitted.executor, submitted.job_id, name, run.path, succeeds=succeeds)
     except OSError as error:
         # The job is there; without this error its id would be nowhere.
         end_it = "scancel" if submitted.executor == "slurm" else "kill"

@@ -7,7 +7,6 @@ says so for ever. Imports no torch: the login node asks too.
 
 from __future__ import annotations
 
-import getpass
 import platform
 import shlex
 import time
@@ -17,6 +16,7 @@ from typing import Any
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.errors import RunLocked
+from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 DECISIVE = ("torch", "transformers", "timm")
@@ -26,6 +26,8 @@ NOTED = ("numpy", "pillow", "simplejpeg", "safetensors", "tokenizers")
 """Libraries whose change is worth a line and no more: their results are pinned by tests."""
 
 _ABOUT, _NOTED = "about", "noted"
+_EARLIER = "earlier configs"
+"""Among what is kept for people: digests of the settings before a person accepted others."""
 
 
 def decisive_versions() -> dict[str, str]:
@@ -51,7 +53,7 @@ def check_pins(
     found: Mapping[str, Any],
     about: Mapping[str, Any],
     tell: Callable[[list[str], bool], None],
-) -> None:
+) -> frozenset[str] | None:
     """Pin a run at its first start, and compare at every other. Called by rank 0.
 
     Args:
@@ -61,12 +63,17 @@ def check_pins(
         tell: told of differences that the run goes on with, and whether a person accepted them
             (else they matter little).
 
+    Returns:
+        Digests of the settings under which the run's checkpoints may have been made; None if a
+        person accepts any for this start.
+
     Raises:
         RunLocked: something that decides the result is not what it was, and nobody accepted it.
     """
     found = {**found, **decisive_versions()}
     noted = noted_versions()
     accepted = _accepted_by(run)
+    earlier: list[str] = []
     pinned = read_pins(run, accepted=accepted is not None)
     if pinned is None:
         _write(run, found, about, noted)
@@ -79,9 +86,14 @@ def check_pins(
             tell([*changed, f"accepted by {accepted}"], True)
         if minor:
             tell(minor, False)
+        earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))
+        if pinned.get("config") != found.get("config"):
+            earlier.append(str(pinned.get("config")))
+            about = {**about, _EARLIER: earlier}
         if {**pinned, _ABOUT: None} != {**found, _NOTED: noted, _ABOUT: None}:
             _write(run, found, {**pinned.get(_ABOUT, {}), **about}, noted)
     run.drift_accepted.unlink(missing_ok=True)  # for this start, not for ever
+    return None if accepted is not None else frozenset([str(found.get("config")), *earlier])
 
 
 def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:
@@ -134,7 +146,7 @@ def drifted(run: RunDir, changed: list[str]) -> RunLocked:
 
 def accept_drift(run: RunDir) -> None:
     """Let the next start go on though something changed; the ledger will name who said so."""
-    write_json(run.drift_accepted, {"by": getpass.getuser(), "time": time.time()})
+    write_json(run.drift_accepted, {"by": user_name(), "time": time.time()})
 
 
 def _accepted_by(run: RunDir) -> str | None:

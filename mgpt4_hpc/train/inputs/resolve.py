@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -93,7 +94,7 @@ def find_inputs(
             recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
-    check_pins(
+    settings = check_pins(
         run,
         {
             "bundle": bundle.digest,
@@ -110,7 +111,11 @@ def find_inputs(
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
     )
     store.clean_stale()
-    checkpoint = store.load_newest(on_bad=lambda path, why: _report_bad(recorder, path, why))
+    lineage = run.lineage
+    checkpoint = store.load_newest(
+        on_bad=lambda path, why: _report_bad(recorder, path, why),
+        foreign=lambda meta: _foreign(meta, lineage, settings),
+    )
     if checkpoint is not None:
         recorder.event(
             Kind.RESTORE,
@@ -131,6 +136,19 @@ def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
     paths = [config.model.weights, *(source.path for source in config.data.sources)]
     # A pattern or a list of shards is no path; its own error tells.
     return any(not Path(path).exists() for path in paths if path and not set(path) & set("{}*?:"))
+
+
+def _foreign(
+    meta: Mapping[str, Any], lineage: frozenset[str], settings: frozenset[str] | None
+) -> str:
+    """Why a checkpoint is not this run's; "" if it is. Older ones name no run."""
+    other = meta.get("run")
+    if other is not None and other not in lineage:
+        return f"it is of another run, {other}"
+    digest = meta.get("config_digest")
+    if settings is not None and digest is not None and digest not in settings:
+        return f"it was made with other settings (config digest {digest})"
+    return ""
 
 
 def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:

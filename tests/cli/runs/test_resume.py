@@ -233,8 +233,8 @@ def test_a_finished_run_brings_back_what_waited_for_it(
         submitted(second, job)
     # The controller has forgotten both; accounting as Slurm 24.11 has it.
     slurm.sacct = (
-        "19|CANCELLED|0:0|None|1795360206|None assigned|None\n"
-        "20|CANCELLED by 1000|0:0|None|1795360206|None assigned|None\n"
+        "19|CANCELLED|0:0|None|1795360206|None assigned|None|||\n"
+        "20|CANCELLED by 1000|0:0|None|1795360206|None assigned|None|||\n"
     )
     ended = mgpt4("resume", "first")
     assert ended.code == 0, ended.err

@@ -88,7 +88,7 @@ def test_finished_runs_need_no_slurm(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: P
 def test_squeue_fails_and_sacct_knows(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     submitted(run)
-    slurm.squeue, slurm.sacct = None, "17|RUNNING|0:0|1795360162|Unknown|node[1-4]|None\n"
+    slurm.squeue, slurm.sacct = None, "17|RUNNING|0:0|1795360162|Unknown|node[1-4]|None|||\n"
     ended = mgpt4("status", "--json")
     assert ended.code == 0
     (row,) = ended.json
@@ -99,7 +99,7 @@ def test_squeue_fails_and_sacct_knows(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: 
     assert row["text"] == f"starting, as of {clock_time(row['as_of'], time.time())}"
     assert row["text"] in mgpt4("status").out
     # What accounting says is over is over, and what squeue says is of now.
-    slurm.sacct = "17|CANCELLED by 1000|0:0|1795360162|1795360204|node1|None\n"
+    slurm.sacct = "17|CANCELLED by 1000|0:0|1795360162|1795360204|node1|None|||\n"
     assert mgpt4("status", "--json").json[0]["as_of"] is None
     slurm.squeue = squeue_row("17", "RUNNING")
     assert mgpt4("status", "--json").json[0]["as_of"] is None
@@ -111,7 +111,7 @@ def test_preempted_in_accounting_may_be_back_in_the_queue(
     run = make_run(tmp_path / "runs")
     submitted(run)
     attempt(run, 1, first=1, last=5, cause="preempted", requeue=True, clock=Clock(1e9))
-    slurm.squeue, slurm.sacct = None, "17|PREEMPTED|0:0|1795360162|1795360204|node1|None\n"
+    slurm.squeue, slurm.sacct = None, "17|PREEMPTED|0:0|1795360162|1795360204|node1|None|||\n"
     assert mgpt4("status", "--json").json[0]["state"] == "unknown"
     slurm.squeue = ""
     assert mgpt4("status", "--json").json[0]["state"] == "stopped"
@@ -125,8 +125,8 @@ def test_who_cancelled_a_job_that_waited_for_another(
     for name, job_id in (("by-hand", "17"), ("by-slurm", "18")):
         submitted(make_run(tmp_path / "runs", name, model__projector=str(first.path)), job_id)
     slurm.sacct = (
-        "17|CANCELLED by 1000|0:0|1795360162|1795360162|None assigned|Dependency\n"
-        "18|CANCELLED|0:0|1795360162|1795360162|None assigned|Dependency\n"
+        "17|CANCELLED by 1000|0:0|1795360162|1795360162|None assigned|Dependency|||\n"
+        "18|CANCELLED|0:0|1795360162|1795360162|None assigned|Dependency|||\n"
     )
     told = {
         "by-hand": "cancelled by user 1000",

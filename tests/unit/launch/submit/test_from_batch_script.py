@@ -42,10 +42,10 @@ def test_it_notes_which_job_works_on_the_run(run: RunDir) -> None:
 def test_a_full_quota_keeps_no_job_from_its_run(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*args: object) -> None:
+    def full(*args: object, **further: object) -> None:
         raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
 
-    monkeypatch.setattr(from_batch_script, "write_json", full)
+    monkeypatch.setattr(from_batch_script, "note_job", full)
     done = start(run)
     assert done.exit_code == 0 and "cannot be noted" in done.stderr
 

@@ -154,10 +154,10 @@ def test_a_job_that_cannot_be_noted_is_told(
     run = RunDir(tmp_path / "run")
     create_run(run, RESOLVED)
 
-    def full(path: Path, value: object) -> None:
+    def full(*args: object, **further: object) -> None:
         raise OSError(122, "Disk quota exceeded")
 
-    monkeypatch.setattr(submit_module, "write_json", full)
+    monkeypatch.setattr(submit_module, "note_job", full)
     with pytest.raises(StorageTrouble, match="job 42 was submitted") as caught:
         submit_run(run, RESOLVED, "slurm")
     assert "scancel 42" in str(caught.value)
