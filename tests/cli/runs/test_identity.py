@@ -98,7 +98,7 @@ def test_a_branch_is_a_run_of_its_own_with_the_others_state(
 
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", submit)
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.version_drift", lambda _: [])
+    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.version_drift", lambda *_, **__: [])
     ended = mgpt4("resume", "one", "--as", "two", "--set", "train.lr=0.5", "--executor", "local")
     (two,) = submitted
     assert ended.code == 0, ended.err

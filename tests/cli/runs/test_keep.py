@@ -50,8 +50,8 @@ def test_it_brings_back_what_nobody_ended(
     make_run(runs, "never-submitted")
     slurm.squeue = squeue_row("14", "RUNNING")
     slurm.sacct = (
-        "11|TIMEOUT|0:0|1|2|n1|None\n12|FAILED|75:0|1|2|n1|None\n13|NODE_FAIL|0:0|1|2|n1|None\n"
-        "18|CANCELLED by 1000|0:0|1|2|n1|None\n"
+        "11|TIMEOUT|0:0|1|2|n1|None|||\n12|FAILED|75:0|1|2|n1|None|||\n13|NODE_FAIL|0:0|1|2|n1|None|||\n"
+        "18|CANCELLED by 1000|0:0|1|2|n1|None|||\n"
     )
     ended = mgpt4("keep", "--json")
     assert ended.code == 0, ended.err
@@ -82,7 +82,7 @@ def test_what_follows_a_run_comes_back_with_it(
     second = make_run(runs, "second", stage=2, model__projector=str(first.path))
     submitted(second, "12")
     first.failed.write_text("the data is broken\n")
-    slurm.sacct = "11|NODE_FAIL|0:0|1|2|n1|None\n12|CANCELLED|0:0|None|2|None assigned|None\n"
+    slurm.sacct = "11|NODE_FAIL|0:0|1|2|n1|None|||\n12|CANCELLED|0:0|None|2|None assigned|None|||\n"
     assert (mgpt4("keep").out, submissions.asked) == ("", [])
     first.failed.unlink()
     ended = mgpt4("keep")
@@ -105,7 +105,7 @@ def test_jobs_that_never_begin_come_to_an_end(
     write_json(
         run.slurm / "job.json", {"job_id": line[-1], "submitted": 1.5e9, "succeeds": line[:-1]}
     )
-    slurm.sacct = f"{line[-1]}|FAILED|1:0|1|2|n1|None\n"
+    slurm.sacct = f"{line[-1]}|FAILED|1:0|1|2|n1|None|||\n"
     ended = mgpt4("keep")
     assert bool(submissions.asked) is again
     assert ("its last 4 jobs ended before a rank started" in ended.err) is not again

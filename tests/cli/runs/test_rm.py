@@ -92,7 +92,7 @@ def test_only_runs(mgpt4: Mgpt4, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     assert mgpt4("rm", str(tmp_path / "thesis"), "--yes").code == 6
     (tmp_path / "thesis" / "run.json").write_text("not json")
-    assert mgpt4("rm", str(tmp_path / "thesis"), "--yes").code == 6
+    assert mgpt4("rm", str(tmp_path / "thesis"), "--yes").code == 7
     assert (tmp_path / "thesis").is_dir()
 
 

@@ -147,7 +147,7 @@ def test_a_job_that_slurm_forgot(
         "#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2; exit 1\n"
     )
     sacct = scontrol.answer.with_name("sacct")
-    sacct.write_text(f"#!/bin/sh\necho '17|{recorded}|0:0|1|2|n1|None'\n")
+    sacct.write_text(f"#!/bin/sh\necho '17|{recorded}|0:0|1|2|n1|None|||'\n")
     sacct.chmod(0o755)
     budget = read_config(stored.config_file).config.launch
     this = PastAttempt(Cause.UNKNOWN, True)
