@@ -17,14 +17,56 @@ from mgpt4_hpc.run_dir import find_run
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.bundle.bundle import Bundle
+    from mgpt4_hpc.model.bundle.published import Published
     from mgpt4_hpc.model.estimates.bundle_check import BundleCheck
 
 _PATH = click.Path(path_type=Path)
 
 
-@click.group("weights", short_help="Import, export and check weights.")
+@click.group("weights", short_help="Fetch, import, export and check weights.")
 def weights_command() -> None:
-    """Import other people's weights into a bundle, export a trained projector, check a bundle."""
+    """Fetch or import weights into a bundle, check a bundle, export a trained projector."""
+
+
+@weights_command.command("fetch")
+@click.argument("variant", required=False)
+@click.option("--out", type=_PATH, help="The new bundle's folder.")
+@click.option("--list", "listed", is_flag=True, help="Show variants, sources, licences.")
+@click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
+@json_option
+def fetch_weights(
+    variant: str | None, out: Path | None, listed: bool, architecture: Path | None, as_json: bool
+) -> None:
+    """Download a published model's weights and import them; resumes after any interruption.
+
+    Run it where the network is, on a login node; nothing else of mgpt4 weights uses one. Sources
+    can be replaced by a mirror or a local folder: MGPT4_WEIGHT_SOURCES=FILE.
+
+    \b
+    mgpt4 weights fetch --list
+    mgpt4 weights fetch vicuna7b --out /data/vicuna7b-bundle
+    HF_TOKEN=... mgpt4 weights fetch llama2-7b --out /data/llama2-bundle
+    """
+    from mgpt4_hpc.model.architecture import Architecture
+    from mgpt4_hpc.model.bundle.fetch import fetch_bundle
+    from mgpt4_hpc.model.bundle.published import read_published
+
+    published = read_published()
+    if listed:
+        _list_sources(published, as_json)
+        return
+    if variant is None or out is None:
+        raise click.UsageError(f"give one of {', '.join(published.variants)}, and --out DIR")
+    parts = published.parts(variant)
+    sizes = Architecture.from_file(architecture) if architecture else None
+    out = absolute(out)
+    check_folder(out.parent)
+    with progress("fetch", "bytes") as tell:
+        bundle = fetch_bundle(parts, out, architecture=sizes, say=_say, tell=tell)
+    if as_json:
+        echo_json(_bundle_facts(bundle))
+    else:
+        _print_bundle(bundle)
 
 
 @weights_command.command("import")
@@ -162,6 +204,21 @@ def check_weights(
         _print_check(found)
     if not found.ok:
         context.exit(WeightsError.exit_code)
+
+
+def _list_sources(published: Published, as_json: bool) -> None:
+    if as_json:
+        echo_json({name: {part: source.model_dump(mode="json", exclude_defaults=True)
+                          for part, source in published.parts(name).items()}
+                   for name in published.variants})  # fmt: skip
+        return
+    for name in published.variants:
+        parts = published.parts(name)
+        click.echo(f"{name}  {sum(source.gib for source in parts.values()):.1f} GiB")
+        for part, source in parts.items():
+            gated = f"; accept it on {source.gated}" if source.gated else ""
+            click.echo(f"  {part:<10}{source.gib:>5.1f} GiB  {source.place}")
+            click.echo(f"  {'':<21}{source.licence}{gated}")
 
 
 def _resolved(path: Path) -> Path:

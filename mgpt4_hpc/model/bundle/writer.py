@@ -45,7 +45,7 @@ from mgpt4_hpc.model.bundle.vicuna_delta import merge_vicuna_delta
 
 Say = Callable[[str], None]
 Tell = Callable[[int, int], None]
-LlmMode = Literal["refer", "copy"]
+LlmMode = Literal["refer", "copy", "move"]
 
 _LOCK = ".lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -65,8 +65,8 @@ def write_bundle(
     Args:
         out: the new folder; it must not exist.
         sources: the files.
-        llm: refer to the language model's folder where it is, or copy it into the bundle; one that
-            is merged with a base becomes part of the bundle in any case.
+        llm: refer to the language model's folder where it is, copy it into the bundle, or move it;
+            one that is merged with a base becomes part of the bundle in any case.
         finite: look for NaN and infinity in every tensor.
         say: called with a line before each slow step.
         tell: called with the bytes read, and all that there are.
@@ -101,6 +101,8 @@ def write_bundle(
             _require_sound(folder / "llm")
         say("reading the weights: hashing, checking, copying")
         _write_all(folder, _Plan(parts, files, sources.llm, llm, merged, finite), tell)
+    if sources.base is None and llm == "move":
+        sources.llm.rename(out / "llm")  # last: a killed call can be finished, see fetch.py
     return open_bundle(out)
 
 
@@ -124,7 +126,7 @@ class _Plan:
         parts: architecture and reports.
         files: the bundle's own files, each with its tensors.
         llm_dir: the language model's folder.
-        llm: whether it is copied.
+        llm: what is done with it.
         merged: records of the language model's weights where they were just written; else None.
         finite: look for NaN and infinity.
     """
@@ -157,7 +159,7 @@ def _write_all(folder: Path, plan: _Plan, tell: Tell) -> None:
         name: llm_outputs[name].close() if name in llm_outputs else _record(reading)
         for name, reading in language.items()
     }
-    inside = plan.llm == "copy" or plan.merged is not None
+    inside = plan.llm != "refer" or plan.merged is not None
     manifest = Manifest(
         plan.parts.architecture,
         records,
@@ -280,15 +282,20 @@ def _require_room(
     out: Path, files: Mapping[str, Mapping[str, TensorInfo]], copied: Sequence[Path]
 ) -> None:
     """Raises WeightsError where the file system has fewer free bytes than the bundle takes."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     needed = sum(info.num_bytes for tensors in files.values() for info in tensors.values())
     needed += sum(path.stat().st_size for path in copied)
-    free = shutil.disk_usage(out.parent).free
+    advice = "; without --copy the language model stays where it is" if copied else ""
+    require_free(out.parent, needed, advice)
+
+
+def require_free(folder: Path, needed: int, advice: str = "") -> None:
+    """Raises WeightsError where the file system has fewer free bytes than are needed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
     if free < needed:
         raise WeightsError(
-            f"{out.parent} has {free:,} bytes free, the bundle takes {needed:,}",
-            fix="free some space, or give --out on another file system"
-            + ("; without --copy the language model stays where it is" if copied else ""),
+            f"{folder} has {free:,} bytes free, the bundle takes {needed:,}",
+            fix=f"free some space, or give --out on another file system{advice}",
         )
 
 

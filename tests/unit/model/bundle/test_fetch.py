@@ -1,0 +1,245 @@
+"""`mgpt4 weights fetch` against a server that stands for both kinds of source and misbehaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner
+
+from mgpt4_hpc.cli.model.weights import weights_command
+from mgpt4_hpc.errors import ConfigError, WeightsError
+from mgpt4_hpc.model.architecture import Architecture
+from mgpt4_hpc.model.bundle import fetch
+from mgpt4_hpc.model.bundle.fetch import fetch_bundle
+from mgpt4_hpc.model.bundle.published import Source, read_published
+from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.resources import toy_world_dir
+from tests.support.weights_server import WeightsServer, weights_server
+
+VIT, QFORMER = "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"
+TOY = toy_world_dir() / "weights"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightsServer]:
+    folder = tmp_path / "served"
+    shutil.copytree(TOY, folder)
+    arch = Architecture.from_file(TOY / "architecture.json")
+    projector = {"llama_proj.weight": torch.zeros(128, arch.projector_in),
+                 "llama_proj.bias": torch.zeros(128)}  # fmt: skip
+    torch.save({"model": projector}, folder / "projector.pth")
+    monkeypatch.setattr(fetch, "_FIRST_PAUSE_S", 0.01)
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "MGPT4_WEIGHT_SOURCES"):
+        monkeypatch.delenv(name, raising=False)
+    with weights_server(folder) as running:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
+                            running.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
+        yield running
+
+
+def parts(server: WeightsServer, **changes: Any) -> dict[str, Source]:
+    known = {
+        "vit": Source(url=f"{server.url}/files/{VIT}", file=VIT),
+        "qformer": Source(url=f"{server.url}/files/{QFORMER}", file=QFORMER),
+        "projector": Source(url=f"{server.url}/files/projector.pth", file="projector.pth"),
+        "llm": Source(hub="some/llm"),
+    }
+    return known | changes
+
+
+def fetched(server: WeightsServer, out: Path, **changes: Any) -> list[str]:
+    said: list[str] = []
+    sizes = Architecture.from_file(TOY / "architecture.json")
+    fetch_bundle(parts(server, **changes), out, architecture=sizes, say=said.append)
+    return said
+
+
+def complete(out: Path) -> None:
+    found = check_bundle(out)
+    assert found.ok, found.faults
+    assert found.facts["projector"] and (out / "llm" / "model.safetensors").is_file()
+    assert not [path.name for path in out.parent.glob(f".{out.name}.*")]
+    assert not list((out / "llm").glob(".*"))
+
+
+def test_a_bundle_from_both_kinds_of_source(server: WeightsServer, tmp_path: Path) -> None:
+    fetched(server, tmp_path / "bundle")
+    complete(tmp_path / "bundle")
+    before = sum(server.asked.values())
+    fetched(server, tmp_path / "bundle")
+    assert sum(server.asked.values()) == before, "what is complete asks nobody"
+
+
+@pytest.mark.parametrize("path", [f"/files/{VIT}", "hub"])
+@pytest.mark.parametrize("faults", [["cut", "cut"], [429, 429], [503], [429, "cut", 500]])
+def test_what_passes_is_tried_again(
+    path: str, faults: list[int | str], server: WeightsServer, tmp_path: Path
+) -> None:
+    if path == "hub":
+        from tests.support.weights_server import COMMIT
+
+        path = f"/some/llm/resolve/{COMMIT}/model.safetensors"
+    server.faults[path] = list(faults)
+    fetched(server, tmp_path / "bundle")
+    complete(tmp_path / "bundle")
+    assert not server.faults[path]
+
+
+@pytest.mark.parametrize(
+    ("fault", "hashes", "told"),
+    [
+        (403, True, "the server answers 403"),
+        (404, True, "the server answers 404"),
+        ("page", True, "bytes, the server has"),
+        ("page", False, "is a web page"),
+        ("short", True, "bytes, the server has"),
+        ("short", False, "truncated"),
+    ],
+)
+def test_what_does_not_pass_is_named(
+    fault: int | str, hashes: bool, told: str, server: WeightsServer, tmp_path: Path
+) -> None:
+    server.publishes_hashes = hashes
+    server.faults[f"/files/{VIT}"] = [fault]
+    with pytest.raises(WeightsError, match=told) as caught:
+        fetched(server, tmp_path / "bundle")
+    assert "fix:" in str(caught.value) and VIT in str(caught.value)
+    assert not (tmp_path / "bundle").exists()
+    fetched(server, tmp_path / "bundle")  # it is fine now, and nothing wrong was kept
+    complete(tmp_path / "bundle")
+
+
+def test_hashes_are_compared(server: WeightsServer, tmp_path: Path) -> None:
+    wrong = Source(url=f"{server.url}/files/{VIT}", file=VIT, sha256="ab" * 32)
+    with pytest.raises(WeightsError, match=r"sha256 is .* abab.* is published"):
+        fetched(server, tmp_path / "bundle", vit=wrong)
+
+
+def test_a_gated_model_names_its_licence_and_keeps_no_token(
+    server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.token = "hf_secret"
+    gated = Source(hub="some/llm", gated="https://example.org/licence", licence="Llama 2")
+    with pytest.raises(WeightsError, match="accepted its licence") as caught:
+        fetched(server, tmp_path / "bundle", llm=gated)
+    assert "https://example.org/licence" in str(caught.value) and "HF_TOKEN" in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    said = fetched(server, tmp_path / "bundle", llm=gated)
+    complete(tmp_path / "bundle")
+    assert "hf_secret" not in "".join(said)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and "served" not in path.parts]
+    assert not [path for path in files if b"hf_secret" in path.read_bytes()]
+
+
+def test_a_local_folder_or_file_is_used_where_it_is(server: WeightsServer, tmp_path: Path) -> None:
+    local = {"vit": Source(path=TOY / VIT), "llm": Source(path=TOY / "llm")}
+    fetched(server, tmp_path / "bundle", **local)
+    assert check_bundle(tmp_path / "bundle").ok and not server.asked[f"/files/{VIT}"]
+    manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    assert manifest["llm"]["path"] == str((TOY / "llm").resolve())
+    with pytest.raises(WeightsError, match="not there: /nowhere/x"):
+        fetched(server, tmp_path / "other", vit=Source(path=Path("/nowhere/x")))
+
+
+def test_a_call_killed_before_the_last_move_is_finished(
+    server: WeightsServer, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    fetched(server, out)
+    work = tmp_path / ".bundle.fetch"
+    work.mkdir()
+    (out / "llm").rename(work / "llm")
+    fetched(server, out)
+    complete(out)
+
+
+def test_five_kills_at_random(server: WeightsServer, tmp_path: Path) -> None:
+    """SIGKILL, wherever it is; what was downloaded is not asked for from its beginning again."""
+    out = tmp_path / "bundle"
+    site = {
+        "variants": {"toy": {part: part for part in parts(server)}},
+        "sources": {p: json.loads(s.model_dump_json(exclude_defaults=True))
+                    for p, s in parts(server).items()},
+    }  # fmt: skip
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(site))
+    environ = os.environ | {
+        "MGPT4_WEIGHT_SOURCES": str(tmp_path / "sources.yaml"),
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    command = [sys.executable, "-m", "mgpt4_hpc.cli.main", "weights", "fetch", "toy", "--out",
+               str(out), "--architecture", str(TOY / "architecture.json")]  # fmt: skip
+    server.bytes_per_s = 400_000
+    chance = random.Random(3)
+    limit = chance.randrange(300_000)
+    for _ in range(5):
+        child = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE)
+        until = time.monotonic() + 120
+        while server.sent < limit and child.poll() is None and time.monotonic() < until:
+            time.sleep(0.005)
+        assert child.poll() is None, child.communicate()[1]
+        child.kill()
+        child.communicate()
+        limit = server.sent + chance.randrange(50_000, 700_000)
+    server.bytes_per_s = 0
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    complete(out)
+    there = sum(p.stat().st_size for p in (tmp_path / "served").rglob("*") if p.is_file())
+    assert server.sent < 2 * there
+
+
+# --- the file of sources ------------------------------------------------------------------------
+
+
+def test_a_site_overrides_single_sources(tmp_path: Path) -> None:
+    path = tmp_path / "mgpt4" / "weight-sources.yaml"
+    path.parent.mkdir()
+    path.write_text("sources: {eva-vit-g: {path: /shared/eva_vit_g.pth}}\n")
+    found = read_published({"XDG_CONFIG_HOME": str(tmp_path)})
+    assert found.parts("vicuna7b")["vit"].place == "/shared/eva_vit_g.pth"
+    assert found.parts("vicuna7b")["llm"].hub == "Vision-CAIR/vicuna-7b"
+    assert set(found.parts("llama2-7b")) == {"vit", "llm", "projector"}
+    for text, told in (
+        ("sources: {eva-vit-g: {url: https://x/y}}", "needs the name of its file"),
+        ("sources: {eva-vit-g: {url: https://x/y, path: /z}}", "exactly one of"),
+        ("sources: {eva-vit-g: {pfad: /z}}", "sources.eva-vit-g"),
+        ("variants: {mine: {vit: nowhere}}", "sources that are not there: ['nowhere']"),
+        ("quellen: {}", "quellen"),
+        ("[1]", "is not a table"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            read_published({"XDG_CONFIG_HOME": str(tmp_path)})
+        assert told in str(caught.value)
+
+
+def test_the_list_names_sources_sizes_and_licences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nowhere")
+    shown = CliRunner().invoke(weights_command, ["fetch", "--list"], catch_exceptions=False).stdout
+    for words in (
+        "llama2-7b",
+        "12.6 GiB",
+        "Llama 2 Community",
+        "drive.google.com",
+        "eva_vit_g.pth",
+    ):
+        assert words in shown
+    listed = CliRunner().invoke(weights_command, ["fetch", "--list", "--json"]).stdout
+    assert json.loads(listed)["vicuna13b"]["llm"]["hub"] == "Vision-CAIR/vicuna"
+    with pytest.raises(ConfigError, match="did you mean vicuna7b"):
+        CliRunner().invoke(weights_command, ["fetch", "vicuna7", "--out", "x"],
+                           catch_exceptions=False)  # fmt: skip
