@@ -11,6 +11,7 @@ import base64
 import errno
 import hashlib
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -177,12 +178,15 @@ def _compare(path: Path, kind: str, wanted: str) -> None:
 
 def _from_hub(source: Source, folder: Path, say: Say) -> Path:
     from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
     complete = folder.with_name("llm.complete")
     if complete.exists():
         return folder
     assert source.hub is not None
     say(f"downloading {source.hub} ({source.licence})")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
 
     info = _insistently(
         lambda: HfApi().model_info(source.hub, files_metadata=True, timeout=_TIMEOUT_S), source, say
