@@ -112,6 +112,7 @@ ELSEWHERE = {
     "eval": "tests/cli/model/test_eval.py",
     "keep": "tests/cli/runs/test_keep.py",
     "compare": "tests/cli/model/test_eval.py",
+    "weights fetch": "tests/unit/model/bundle/test_fetch.py",
 }
 """Commands whose JSON takes more than a moment to make, and where it is held to the page."""
 

@@ -71,6 +71,13 @@ def material(
     write_original(tmp_path)
     for stage in (1, 2):
         make_trained_run(world, tmp_path / "runs" / f"stage{stage}-vicuna7b", stage, seed=stage)
+    sources = {"vit": "eva_vit_g.pth", "qformer": "blip2_pretrained_flant5xxl.pth",
+               "llm": "vicuna-7b"}  # fmt: skip
+    (tmp_path / "sources.json").write_text(json.dumps({
+        "variants": {"vicuna7b": {part: part for part in sources}},
+        "sources": {part: {"path": str(tmp_path / name)} for part, name in sources.items()},
+    }))  # fmt: skip
+    monkeypatch.setenv("MGPT4_WEIGHT_SOURCES", str(tmp_path / "sources.json"))
     for name, value in toy_sized(world).items():
         monkeypatch.setenv(name, value)
     return tmp_path
@@ -78,6 +85,7 @@ def material(
 
 WITH_MATERIAL = [
     [*lines_of("weights import"), *lines_of("weights check")],
+    lines_of("weights fetch"),
     lines_of("weights export"),
     [
         "mgpt4 data index 'cc_sbu/{00000..01255}.tar' --out cc_sbu.index --workers 8",
@@ -103,6 +111,7 @@ WITH_MATERIAL = [
 ]
 MADE = {
     "weights import": "data/vicuna7b-bundle/bundle.json",
+    "weights fetch": "data/fetched-bundle/bundle.json",
     "weights export": "mine.pth",
     "data index": "cc_sbu.png",
     "data pack": "cc_sbu_align_shards/00000.tar",

@@ -40,12 +40,12 @@ def fetch_weights(
     """Download a published model's weights and import them; resumes after any interruption.
 
     Run it where the network is, on a login node; nothing else of mgpt4 weights uses one. Sources
-    can be replaced by a mirror or a local folder: MGPT4_WEIGHT_SOURCES=FILE.
+    can be replaced by a mirror or a local folder: MGPT4_WEIGHT_SOURCES=FILE. A gated model
+    wants HF_TOKEN, which is stored nowhere.
 
     \b
     mgpt4 weights fetch --list
-    mgpt4 weights fetch vicuna7b --out /data/vicuna7b-bundle
-    HF_TOKEN=... mgpt4 weights fetch llama2-7b --out /data/llama2-bundle
+    mgpt4 weights fetch vicuna7b --out /data/fetched-bundle
     """
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle.fetch import fetch_bundle

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from click.testing import CliRunner
 
 from mgpt4_hpc.cli.model.weights import weights_command
@@ -26,6 +20,7 @@ from mgpt4_hpc.model.bundle.fetch import fetch_bundle
 from mgpt4_hpc.model.bundle.published import Source, read_published
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.resources import toy_world_dir
+from tests.support.shown import assert_schema
 from tests.support.weights_server import WeightsServer, weights_server
 
 VIT, QFORMER = "eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"
@@ -154,6 +149,19 @@ def test_a_local_folder_or_file_is_used_where_it_is(server: WeightsServer, tmp_p
         fetched(server, tmp_path / "other", vit=Source(path=Path("/nowhere/x")))
 
 
+def test_json_has_the_fields_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {"vit": TOY / VIT, "qformer": TOY / QFORMER, "llm": TOY / "llm"}
+    file = tmp_path / "sources.json"
+    file.write_text(json.dumps({
+        "variants": {"toy": {part: part for part in paths}},
+        "sources": {part: {"path": str(path)} for part, path in paths.items()},
+    }))  # fmt: skip
+    monkeypatch.setenv("MGPT4_WEIGHT_SOURCES", str(file))
+    words = ["fetch", "toy", "--out", str(tmp_path / "bundle"), "--json"]
+    done = CliRunner().invoke(weights_command, words, catch_exceptions=False)
+    assert_schema("weights fetch", json.loads(done.stdout))
+
+
 def test_a_call_killed_before_the_last_move_is_finished(
     server: WeightsServer, tmp_path: Path
 ) -> None:
@@ -164,42 +172,6 @@ def test_a_call_killed_before_the_last_move_is_finished(
     (out / "llm").rename(work / "llm")
     fetched(server, out)
     complete(out)
-
-
-def test_five_kills_at_random(server: WeightsServer, tmp_path: Path) -> None:
-    """SIGKILL, wherever it is; what was downloaded is not asked for from its beginning again."""
-    out = tmp_path / "bundle"
-    site = {
-        "variants": {"toy": {part: part for part in parts(server)}},
-        "sources": {p: json.loads(s.model_dump_json(exclude_defaults=True))
-                    for p, s in parts(server).items()},
-    }  # fmt: skip
-    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(site))
-    environ = os.environ | {
-        "MGPT4_WEIGHT_SOURCES": str(tmp_path / "sources.yaml"),
-        "HF_ENDPOINT": server.url,
-        "HF_HOME": str(tmp_path / "hf"),
-    }
-    command = [sys.executable, "-m", "mgpt4_hpc.cli.main", "weights", "fetch", "toy", "--out",
-               str(out), "--architecture", str(TOY / "architecture.json")]  # fmt: skip
-    server.bytes_per_s = 400_000
-    chance = random.Random(3)
-    limit = chance.randrange(300_000)
-    for _ in range(5):
-        child = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE)
-        until = time.monotonic() + 120
-        while server.sent < limit and child.poll() is None and time.monotonic() < until:
-            time.sleep(0.005)
-        assert child.poll() is None, child.communicate()[1]
-        child.kill()
-        child.communicate()
-        limit = server.sent + chance.randrange(50_000, 700_000)
-    server.bytes_per_s = 0
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    complete(out)
-    there = sum(p.stat().st_size for p in (tmp_path / "served").rglob("*") if p.is_file())
-    assert server.sent < 2 * there
 
 
 # --- the file of sources ------------------------------------------------------------------------
