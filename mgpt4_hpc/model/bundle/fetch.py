@@ -235,13 +235,13 @@ def _insistently(action: Callable[[], T], source: Source, say: Say) -> T:
         WeightsError: if the server refuses, or the last try fails too.
     """
     import gdown
-    import httpx
+    from huggingface_hub.errors import HTTPError  # of whichever HTTP client the hub's library has
 
     pause_s = _FIRST_PAUSE_S
     for number in range(1, TRIES + 1):
         try:
             return action()
-        except (OSError, httpx.HTTPError, gdown.exceptions.DownloadError) as error:
+        except (OSError, HTTPError, gdown.exceptions.DownloadError) as error:
             if (refusal := _refusal(source, error)) is not None:
                 raise refusal from error
             if number == TRIES:
