@@ -237,7 +237,7 @@ class Fetch:
                 headers["If-Range"] = file.etag
             http_get(
                 file.url,
-                sink,  # type: ignore[arg-type]
+                sink,
                 resume_size=sink.size,
                 headers=headers,
                 expected_size=file.size,
