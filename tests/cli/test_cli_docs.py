@@ -162,6 +162,7 @@ NOWHERE = [
     *("status gone", "history gone", "usage gone", "logs gone", "cancel gone", "resume gone"),
     *("rm --yes gone", "tensorboard gone", "eval gone", "compare gone gone", "report gone"),
     *("chat --checkpoint gone", "serve gone", "submit --stage 2 --after gone --executor local"),
+    "keep gone",
     "weights export gone --format pth --out x.pth",
 ]
 
