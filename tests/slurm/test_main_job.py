@@ -33,7 +33,7 @@ def test_stage_2_follows_a_preempted_stage_1_and_starts_from_its_checkpoint(
     preempt(cluster)
     cluster.wait_until(lambda: cluster.job(jobs[0])["Restarts"] == "1", 60, "stage 1 was requeued")
     assert cluster.job(jobs[1])["JobState"] == "PENDING"
-    wait_finished(cluster, two, timeout_s=240)
+    wait_finished(cluster, two, timeout_s=600)
 
     assert [a.cause for a in read_ledgers(one / "ledger")] == ["preempted", "finished"]
     newest = max((one / "checkpoints").glob("step-*"))
