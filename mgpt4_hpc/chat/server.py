@@ -44,13 +44,11 @@ def require_gradio() -> None:
 def serve(
     shared_model: SharedModel,
     sampling: Sampling,
+    limits: Limits,
     *,
     host: str,
     port: int,
     token: str | None,
-    max_upload_mib: float,
-    max_megapixels: float,
-    max_new_tokens: int,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve the page until TERM, INT or HUP; then break off, close and clean up.
@@ -58,15 +56,12 @@ def serve(
     Args:
         shared_model: answers.
         sampling: where the sliders stand at first.
+        limits: what a visitor may send.
         host: address to listen on.
         port: a free one.
         token: without it nobody gets in; None lets everybody in who reaches the port.
-        max_upload_mib: size of an image.
-        max_megapixels: its width times height, in millions.
-        max_new_tokens: end of the answers' slider.
         on_ready: called once the page can be opened.
     """
-    limits = Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), max_new_tokens)
     with _uploads_folder() as uploads:
         try:
             guard = Guard(

@@ -95,6 +95,7 @@ def serve_command(
     if node.wanted:
         go_to_node(node, context, terminal=sys.stdin.isatty())
         return
+    from mgpt4_hpc.chat.limits import Limits
     from mgpt4_hpc.chat.server import require_gradio, serve
     from mgpt4_hpc.launch.side_jobs.tunnel import choose_port
 
@@ -120,12 +121,10 @@ def serve_command(
     serve(
         shared_model,
         settings,
+        Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model)),
         host=host,
         port=chosen,
         token=token,
-        max_upload_mib=max_upload_mib,
-        max_megapixels=max_megapixels,
-        max_new_tokens=_longest(chat_model),
         on_ready=tell,
     )
     click.echo("stopped", err=True)

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -52,12 +53,9 @@ def tensorboard_command(
     port: int | None,
     host: str,
     slurm: bool,
-    partition: str | None,
-    account: str | None,
-    time_min: int,
-    sbatch: tuple[str, ...],
     runs_dir: Path,
     as_json: bool,
+    **job: Any,
 ) -> None:
     """Show the curves of all runs, or of those named, until Ctrl-C.
 
@@ -77,7 +75,7 @@ def tensorboard_command(
     if not runs:
         raise NoSuchRun(told_no_runs(runs_dir), fix=FIX_NO_RUNS)
     if slurm:
-        _in_a_job(names, port, host, partition, account, time_min, sbatch, runs_dir, as_json)
+        _in_a_job(names, port, host, runs_dir, as_json, **job)
         return
     _here(names, port, host, runs_dir, as_json)
 
@@ -123,12 +121,11 @@ def _in_a_job(
     names: Sequence[str],
     port: int | None,
     host: str,
-    partition: str | None,
-    account: str | None,
-    time_min: int,
-    sbatch: Sequence[str],
     runs_dir: Path,
     as_json: bool,
+    *,
+    sbatch: Sequence[str],
+    **where: Any,
 ) -> None:
     from mgpt4_hpc.launch.side_jobs.tensorboard_job import (
         TensorBoardJob,
@@ -147,7 +144,7 @@ def _in_a_job(
     # By path: a name may also be a path from here, and the job stands elsewhere.
     arguments += ["--", *(str(run.path) for run in _chosen(names, runs_dir) if names)]
     log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{user_name()}.log"
-    job = TensorBoardJob(arguments, log, partition, account, time_min, options)
+    job = TensorBoardJob(arguments, log, sbatch=options, **where)
     job_id = submit_tensorboard(job)
     end = f"to end it: scancel {job_id}"
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.config.schema import SourceConfig
 from mgpt4_hpc.data.batching.batch_builder import BatchMaker
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.index.index_file import is_index
@@ -108,16 +108,7 @@ def held_out_losses(
         given = (SourceConfig(name="given", path=images, index=index),)
     with tempfile.TemporaryDirectory(prefix="mgpt4-eval-") as work:
         return [
-            _loss(
-                chat_model,
-                config,
-                source,
-                Path(work),
-                given is not None,
-                limit,
-                batch_size,
-                progress,
-            )
+            _loss(chat_model, source, Path(work), given is not None, limit, batch_size, progress)
             for source in given or config.data.sources
         ]
 
@@ -125,7 +116,6 @@ def held_out_losses(
 @torch.no_grad()
 def _loss(
     chat_model: ChatModel,
-    config: RunConfig,
     source: SourceConfig,
     work: Path,
     every: bool,
@@ -133,6 +123,8 @@ def _loss(
     batch_size: int,
     progress: Callable[[int], None],
 ) -> SourceLoss:
+    config = chat_model.source.config
+    assert config is not None
     known = Path(source.index) if source.index else None
     index = ShardIndex.open(prepare_source(source.name, source.path, known, work))
     draws: Draws

@@ -25,7 +25,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Nothing is served; what would have been is noted, and announced."""
     calls: list[dict[str, Any]] = []
 
-    def serve(shared_model: Any, sampling: Any, **options: Any) -> None:
+    def serve(shared_model: Any, sampling: Any, limits: Any, **options: Any) -> None:
         calls.append(options)
         options["on_ready"]()
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from mgpt4_hpc.chat import server
+from mgpt4_hpc.chat.limits import Limits
 from mgpt4_hpc.model.generation.sampling import Sampling
 
 MIB = 2**20
@@ -36,11 +37,9 @@ def test_images_that_are_dropped_together(monkeypatch: pytest.MonkeyPatch) -> No
     server.serve(
         SimpleNamespace(speakers=["one"], close=lambda: None),  # type: ignore[arg-type]
         Sampling(),
+        Limits(MIB, 10**6, 64),
         host="127.0.0.1",
         port=1,
         token=None,
-        max_upload_mib=1,
-        max_megapixels=1,
-        max_new_tokens=64,
     )
     assert statuses == [200, 200, 413, 413]
