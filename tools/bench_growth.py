@@ -48,7 +48,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind  # noqa: E402
 from mgpt4_hpc.telemetry.ledger import Ledger  # noqa: E402
 from mgpt4_hpc.telemetry.tensorboard import open_writer  # noqa: E402
 from mgpt4_hpc.train.optimizer import build_optimizer  # noqa: E402
-from mgpt4_hpc.train.recorder import Recorder  # noqa: E402
+from mgpt4_hpc.train.recorder import FirstRankRecorder  # noqa: E402
 from mgpt4_hpc.train.schedule import WarmupCosine  # noqa: E402
 from mgpt4_hpc.train.step import TrainStep  # noqa: E402
 
@@ -108,7 +108,7 @@ def make_index(path: Path, num_shards: int) -> ShardIndex:
     return ShardIndex.open(path)
 
 
-class QuietRecorder(Recorder):
+class QuietRecorder(FirstRankRecorder):
     """The recorder of rank 0, but for its lines on stdout."""
 
     def say(self, text: str) -> None:

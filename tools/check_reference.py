@@ -291,7 +291,7 @@ def train_curve(
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.train.loop import Loop, train
     from mgpt4_hpc.train.optimizer import build_optimizer
-    from mgpt4_hpc.train.recorder import SilentRecorder
+    from mgpt4_hpc.train.recorder import Recorder
     from mgpt4_hpc.train.saving import Saving
     from mgpt4_hpc.train.schedule import WarmupCosine
     from mgpt4_hpc.train.state import TrainState
@@ -299,7 +299,7 @@ def train_curve(
     from mgpt4_hpc.train.stopping.stop import NeverStop
     from mgpt4_hpc.train.stopping.stop_schedule import Pacing
 
-    class Curve(SilentRecorder):
+    class Curve(Recorder):
         points: list[tuple[float, float]]
 
         def logged(

@@ -93,9 +93,9 @@ def _run(
 
     def end(outcome: Outcome, recorder: object) -> None:
         from mgpt4_hpc.telemetry.event_kinds import Kind
-        from mgpt4_hpc.train.recorder import SilentRecorder
+        from mgpt4_hpc.train.recorder import Recorder
 
-        assert isinstance(recorder, SilentRecorder)
+        assert isinstance(recorder, Recorder)
         finished = outcome.ending is Ending.FINISHED
         recorder.event(
             Kind.END,

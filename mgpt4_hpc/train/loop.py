@@ -23,7 +23,7 @@ from mgpt4_hpc.telemetry.time_buckets import (
 from mgpt4_hpc.train.health.loss_health import Health
 from mgpt4_hpc.train.health.watchdog import NoWatchdog, Watchdog
 from mgpt4_hpc.train.mfu import Utilisation
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult, TrainStep
@@ -65,7 +65,7 @@ class Loop:
     stop: StopSource
     pacing: Pacing
     saving: Saving
-    recorder: SilentRecorder
+    recorder: Recorder
     evaluate: Callable[[], float | None] | None = None
     answer: Callable[[], ValidationAnswers | None] | None = None
     evaluate_first: bool = False

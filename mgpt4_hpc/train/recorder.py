@@ -53,8 +53,8 @@ class HangNote:
             append_hang(self.folder, self.attempt, self.rank, host=host, **asdict(hang))
 
 
-class SilentRecorder:
-    """Accepts everything and writes nothing: the recorder of every rank but the first."""
+class Recorder:
+    """What the loop records to; this one, of every rank but the first, writes nothing."""
 
     def event(self, kind: Kind, **fields: object) -> None:
         """Write nothing."""
@@ -92,7 +92,7 @@ class SilentRecorder:
         """Have nothing to close."""
 
 
-class Recorder(SilentRecorder):
+class FirstRankRecorder(Recorder):
     """Rank 0's recorder.
 
     Args:

@@ -46,7 +46,7 @@ from mgpt4_hpc.train.inputs.loaders import Batches, open_batches
 from mgpt4_hpc.train.inputs.resolve import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.mfu import utilisation
-from mgpt4_hpc.train.recorder import HangNote, Recorder, SilentRecorder, say_at_each_rank
+from mgpt4_hpc.train.recorder import FirstRankRecorder, HangNote, Recorder, say_at_each_rank
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
@@ -66,7 +66,7 @@ def run_training(
     *,
     claim: Mapping[str, Any],
     started_at: float | None = None,
-    end: Callable[[Outcome, SilentRecorder], None] | None = None,
+    end: Callable[[Outcome, Recorder], None] | None = None,
 ) -> Outcome:
     """Train a run from where it stands until it is finished or asked to stop.
 
@@ -108,7 +108,7 @@ def run_training(
                 lambda: retry_storage(lambda: _claim(run, claim))
             )
         processes = ranks.gather({"rank": ranks.rank, "host": platform.node(), "pid": os.getpid()})
-        recorder = Recorder(run, number) if ranks.is_first else SilentRecorder()
+        recorder = FirstRankRecorder(run, number) if ranks.is_first else Recorder()
         say_at_each_rank(
             f"=== {run.name}: attempt {number}, rank {ranks.rank} of {ranks.world_size}, "
             f"process {os.getpid()} on {platform.node()}, {device} ==="
@@ -174,10 +174,10 @@ class _Attempt:
     stop: StopSource
     device: torch.device
     number: int
-    recorder: SilentRecorder
+    recorder: Recorder
     buckets: Buckets
     watchdog: Watchdog
-    end: Callable[[Outcome, SilentRecorder], None] | None
+    end: Callable[[Outcome, Recorder], None] | None
 
     def __post_init__(self) -> None:
         self.pacing = Pacing(self.recorder)
@@ -415,7 +415,7 @@ def _surroundings(claim: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _before_official(run: RunDir, attempt: int, recorder: SilentRecorder) -> None:
+def _before_official(run: RunDir, attempt: int, recorder: Recorder) -> None:
     """In the saver's thread, right before a checkpoint gets its name."""
     run.assert_newest(attempt)
     recorder.flush()

@@ -11,7 +11,7 @@ from torch import Tensor
 from mgpt4_hpc.checkpoint.interval import SaveInterval
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.errors import CheckpointError, Overtaken
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.state import TrainState
 
 Snapshot = Callable[[], dict[str, dict[str, Tensor]]]
@@ -58,7 +58,7 @@ class FirstRankSaving(Saving):
         saver: AsyncSaver,
         snapshot: Snapshot,
         meta: Callable[[TrainState], dict[str, Any]],
-        recorder: SilentRecorder,
+        recorder: Recorder,
         *,
         save_every_s: float,
         restored_step: int | None,

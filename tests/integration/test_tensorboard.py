@@ -18,7 +18,7 @@ from mgpt4_hpc.launch.side_jobs.tensorboard import link_runs
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.train.recorder import Recorder
+from mgpt4_hpc.train.recorder import FirstRankRecorder
 from tests.cli.synthetic import make_run
 from tests.support.runs import REPO, wait_until
 from tests.support.shown import assert_schema
@@ -30,7 +30,7 @@ def draw(run: RunDir) -> None:
     """Three attempts of twenty steps; each is killed five steps past what it saved."""
     for attempt in (1, 2, 3):
         restored = 15 * (attempt - 1)
-        recorder = Recorder(run, attempt)
+        recorder = FirstRankRecorder(run, attempt)
         recorder.event(
             Kind.START, nodes=[f"node{attempt}"], world_size=2, job_id="7", executor="slurm"
         )

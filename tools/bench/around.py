@@ -25,7 +25,7 @@ from mgpt4_hpc.telemetry.tensorboard import open_writer
 from mgpt4_hpc.telemetry.time_buckets import CHECKPOINT_STALL, DATA_WAIT, Buckets
 from mgpt4_hpc.train.checkpoint_state import snapshot
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.recorder import Recorder, SilentRecorder
+from mgpt4_hpc.train.recorder import FirstRankRecorder, Recorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.state import TrainState
 from mgpt4_hpc.train.step import TrainStep
@@ -51,7 +51,7 @@ def around_steps(
     """
     with tempfile.TemporaryDirectory(prefix="bench-around-") as folder:
         run = RunDir(Path(folder))
-        recorder = _TimedRecorder(run) if ranks.is_first else SilentRecorder()
+        recorder = _TimedRecorder(run) if ranks.is_first else Recorder()
         buckets = Buckets()
         saver = AsyncSaver(CheckpointStore(run.checkpoints, keep_last=1))
         saving = Saving()
@@ -92,7 +92,7 @@ def around_steps(
     return seconds
 
 
-class _TimedRecorder(Recorder):
+class _TimedRecorder(FirstRankRecorder):
     """The recorder of rank 0, quiet on stdout, with a clock around each report."""
 
     def __init__(self, run: RunDir) -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
     from mgpt4_hpc.train.health.node_consensus import NodeConsensus
-    from mgpt4_hpc.train.recorder import SilentRecorder
+    from mgpt4_hpc.train.recorder import Recorder
     from mgpt4_hpc.train.state import Outcome
 
 
@@ -155,7 +155,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     # The other ranks' codes matter to nobody: they leave after rank 0.
     code = EXIT_RESUMABLE
 
-    def end(outcome: Outcome, recorder: SilentRecorder) -> None:
+    def end(outcome: Outcome, recorder: Recorder) -> None:
         nonlocal code
         code = _settle(run, start, config.launch, source, outcome, recorder)
 
@@ -203,7 +203,7 @@ def _settle(
     budget: LaunchConfig,
     stop: StopSource,
     outcome: Outcome,
-    recorder: SilentRecorder,
+    recorder: Recorder,
 ) -> int:
     """Decide what follows; rank 0's exit code.
 

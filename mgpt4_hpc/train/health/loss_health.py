@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mgpt4_hpc.errors import FatalTrainingError
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 
 STUCK_WITHIN = 0.05
 """Nats around ln(vocabulary): a model that answers anything at all is far below."""
@@ -23,7 +23,7 @@ class Health:
     """
 
     def __init__(
-        self, recorder: SilentRecorder, *, max_nonfinite_steps: int, uniform_loss: float | None
+        self, recorder: Recorder, *, max_nonfinite_steps: int, uniform_loss: float | None
     ) -> None:
         self._recorder = recorder
         self._limit = max_nonfinite_steps

@@ -25,7 +25,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
 from mgpt4_hpc.train.inputs.pins import check_pins
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 
 
 @dataclass
@@ -53,7 +53,7 @@ def find_inputs(
     config: RunConfig,
     bundle: Bundle,
     store: CheckpointStore,
-    recorder: SilentRecorder,
+    recorder: Recorder,
     device: torch.device,
     *,
     on_progress: Callable[[], None] = lambda: None,
@@ -151,12 +151,12 @@ def _foreign(
     return ""
 
 
-def _report_drift(recorder: SilentRecorder, what: list[str], accepted: bool) -> None:
+def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
     recorder.event(Kind.DRIFT, what=what, accepted=accepted)
     recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
 
 
-def _tell_of_streams(recorder: SilentRecorder, resumed: bool) -> None:
+def _tell_of_streams(recorder: Recorder, resumed: bool) -> None:
     recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
     what = "streams cannot be resumed where they stood: they began anew"
     if resumed:
@@ -191,7 +191,7 @@ def _find_features(
     return cache.content
 
 
-def _report_bad(recorder: SilentRecorder, path: Path, why: str) -> None:
+def _report_bad(recorder: Recorder, path: Path, why: str) -> None:
     recorder.event(Kind.DAMAGED, path=path.name, reason=why)
     recorder.say(
         f"WARNING: checkpoint {path.name} cannot be used ({why}); falling back to an older one"

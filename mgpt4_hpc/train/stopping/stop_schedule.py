@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.stopping.stop import StopRequest
 
 DECISION_S = 10.0
@@ -44,7 +44,7 @@ class Pacing:
 
     def __init__(
         self,
-        recorder: SilentRecorder,
+        recorder: Recorder,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._recorder = recorder

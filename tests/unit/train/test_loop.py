@@ -16,7 +16,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import CheckpointError, FatalTrainingError
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.train.loop import Loop, train
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.saving import Saving
 from mgpt4_hpc.train.state import Ending, TrainState
 from mgpt4_hpc.train.step import StepResult
@@ -60,7 +60,7 @@ class NotingSaving(Saving):
             raise self.error
 
 
-class NotingRecorder(SilentRecorder):
+class NotingRecorder(Recorder):
     def __init__(self, notes: Notes) -> None:
         self.notes = notes
 
@@ -133,7 +133,7 @@ def make_loop(notes: Notes, stop_at: int = 10**9, **changes: Any) -> Loop:
         "step": NotingStep(notes),
         "ranks": Ranks(),
         "stop": StopAt(stop_at),
-        "pacing": Pacing(SilentRecorder()),
+        "pacing": Pacing(Recorder()),
         "saving": NotingSaving(notes),
         "recorder": NotingRecorder(notes),
         "evaluate": lambda: notes.append("validate") or 2.5,

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.train.recorder import Recorder
+from mgpt4_hpc.train.recorder import FirstRankRecorder
 from tests.cli.synthetic import make_run
 from tests.support.runs import curve, records
 
 
 def test_a_save_is_noted_and_drawn_with_its_stall(tmp_path: Path) -> None:
     run = make_run(tmp_path, "one")
-    recorder = Recorder(run, 1)
+    recorder = FirstRankRecorder(run, 1)
     recorder.event(Kind.START, nodes=["n1"], world_size=1, job_id="7", executor="slurm")
     recorder.open_curves(0)
     recorder.saved(10, Path("step-00000010"), 1.5, 0.25)
@@ -25,7 +25,7 @@ def test_a_save_is_noted_and_drawn_with_its_stall(tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_ends_before_it_draws_closes(tmp_path: Path) -> None:
-    recorder = Recorder(make_run(tmp_path, "one"), 1)
+    recorder = FirstRankRecorder(make_run(tmp_path, "one"), 1)
     recorder.event(Kind.END, cause="fatal")
     recorder.flush()
     recorder.close()

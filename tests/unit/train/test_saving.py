@@ -12,7 +12,7 @@ from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import CheckpointError, Overtaken
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.saving import FirstRankSaving, Saving
 from mgpt4_hpc.train.state import TrainState
 
@@ -47,7 +47,7 @@ def make(tmp_path: Path):
             savers[-1],
             lambda: {"projector": {"weight": torch.ones(2)}},
             lambda state: {"samples_seen": state.samples_seen},
-            SilentRecorder(),
+            Recorder(),
             save_every_s=save_every_s,
             restored_step=restored_step,
         )

@@ -23,7 +23,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from mgpt4_hpc.train.recorder import Recorder
+from mgpt4_hpc.train.recorder import FirstRankRecorder
 from mgpt4_hpc.train.state import Ending, Outcome
 from mgpt4_hpc.train.stopping.stop import STOP_SIGNALS, Interrupted, SignalStop
 from tests.unit.launch.fakes import FakeScontrol
@@ -115,7 +115,7 @@ SLURM, LOCAL = JobStart("slurm", "17", 0), JobStart("local", "99", 0)
 
 def settle(run: RunDir, start: JobStart, outcome: Outcome) -> int:
     number = run.claim_attempt({})
-    recorder = Recorder(run, number)
+    recorder = FirstRankRecorder(run, number)
     recorder.event(Kind.START, job_id=start.job_id, restart_count=start.restart_count)
     stop = SignalStop()
     stop.request("SIGTERM")
@@ -153,7 +153,7 @@ def test_given_up(run: RunDir, scontrol: FakeScontrol) -> None:
     run_2 = JobStart("slurm", "17", 1)
     scontrol.says(restarts=1)
     number = run.claim_attempt({})
-    recorder = Recorder(run, number)
+    recorder = FirstRankRecorder(run, number)
     recorder.event(Kind.START, job_id="17", restart_count=1)
     stop = SignalStop()
     stop.request("SIGTERM")

@@ -17,14 +17,14 @@ from mgpt4_hpc.errors import FatalTrainingError
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.health.loss_health import STUCK_REPORTS, Health
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.run import run_training
 from mgpt4_hpc.train.stopping.stop import NeverStop
 from tests.support.runs import records
 from tests.support.tiny_world import TinyWorld
 
 
-class Listener(SilentRecorder):
+class Listener(Recorder):
     def __init__(self) -> None:
         self.events: list[tuple[Kind, dict]] = []
         self.said: list[str] = []

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.train.recorder import SilentRecorder
+from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.stopping import stop_schedule
 from mgpt4_hpc.train.stopping.stop import StopRequest
 from mgpt4_hpc.train.stopping.stop_schedule import Pacing, latest_stop
 
 
-class Told(SilentRecorder):
+class Told(Recorder):
     def __init__(self) -> None:
         self.events: list[dict[str, object]] = []
         self.said: list[str] = []
