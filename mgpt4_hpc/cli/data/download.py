@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.data.sources.download import DownloadReport
+    from mgpt4_hpc.data.sources.download import DownloadReport, Effort, ImageSettings
 
 _SHOWN_REASONS = 20
 
@@ -98,26 +99,12 @@ def download_command(
     mgpt4 data download laion_urls --out /data/laion --slurm --parts 32 --partition cpu
     """
     from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.sources.download import WORK_FOLDER, Download, Effort, ImageSettings
+    from mgpt4_hpc.data.sources.download import WORK_FOLDER, Download
     from mgpt4_hpc.data.sources.download_env import default_environment, ensure_environment
 
     array, options = split_array(options, cpus=options["processes"])
     check_folder(out.parent)
-    settings = ImageSettings(
-        url_col=options["url_col"],
-        caption_col=options["caption_col"],
-        number_sample_per_shard=samples_per_shard,
-        image_size=options["image_size"],
-        resize_mode=options["resize_mode"],
-        encode_quality=options["encode_quality"],
-    )
-    effort = Effort(
-        processes_count=options["processes"],
-        thread_count=options["threads"],
-        timeout=options["timeout"],
-        retries=options["retries"],
-    )
-    download = Download(sources, out, settings)
+    download = Download(sources, out, _image_settings(options, samples_per_shard))
     # Before an array starts: its nodes may have no way to PyPI.
     python = ensure_environment(
         (environment or default_environment()).absolute(),
@@ -131,8 +118,8 @@ def download_command(
             return
     else:
         with progress("downloading", "samples") as tell:
-            download.run(python, effort, part=(part or (1, 1))[0], parts=(part or (1, 1))[1],
-                         on_progress=tell)  # fmt: skip
+            at, of = part or (1, 1)
+            download.run(python, _effort(options), part=at, parts=of, on_progress=tell)
     if part is not None:
         return  # the whole is reported by who sees all parts end
     report = download.report()
@@ -176,3 +163,27 @@ def _print(report: DownloadReport) -> None:
     if report.empty:
         listed = ", ".join(map(str, report.empty[:5]))
         click.echo(f"{len(report.empty)} shards hold no image ({listed}): run it again", err=True)
+
+
+def _image_settings(options: Mapping[str, Any], samples_per_shard: int) -> ImageSettings:
+    from mgpt4_hpc.data.sources.download import ImageSettings
+
+    return ImageSettings(
+        url_col=options["url_col"],
+        caption_col=options["caption_col"],
+        number_sample_per_shard=samples_per_shard,
+        image_size=options["image_size"],
+        resize_mode=options["resize_mode"],
+        encode_quality=options["encode_quality"],
+    )
+
+
+def _effort(options: Mapping[str, Any]) -> Effort:
+    from mgpt4_hpc.data.sources.download import Effort
+
+    return Effort(
+        processes_count=options["processes"],
+        thread_count=options["threads"],
+        timeout=options["timeout"],
+        retries=options["retries"],
+    )

@@ -95,10 +95,7 @@ def encode_command(
     if array.wanted and encoding.num_shards:
         job_id = run_array(array, "mgpt4-encode", out / ".array", parts=encoding.num_shards)
         if job_id is not None:
-            if as_json:
-                echo_json({"job_id": job_id})
-            else:
-                click.echo(f"job {job_id}; when it is done, --dry-run says what is there")
+            _tell_submitted(job_id, as_json)
             return
         encoding.cache.refresh()
     else:
@@ -164,3 +161,10 @@ def _tell(encoding: Encoding, as_json: bool) -> None:
         click.echo(f"  bad: {entry['source']} {entry['key']}: {entry['reason']}", err=True)
     if not missing:
         click.echo(f"use it with: --set data.feature_cache={cache.folder}", err=True)
+
+
+def _tell_submitted(job_id: str, as_json: bool) -> None:
+    if as_json:
+        echo_json({"job_id": job_id})
+    else:
+        click.echo(f"job {job_id}; when it is done, --dry-run says what is there")

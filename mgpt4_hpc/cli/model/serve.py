@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,19 +103,15 @@ def serve_command(
     require_gradio()
     token = _own_or_made_token(token, host)
     choose_port(host, port, FIRST_PORT)  # whatever is wrong with it is told before the loading
-    sources = [
-        locate(name, absolute(runs_dir), weights=weights, template=template)
-        for name in models or (None,)
-    ]
+    place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
+    sources = [place(name) for name in models or (None,)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
     # Again: loading took its time, and others on a login node start servers too.
     chosen = choose_port(host, port, FIRST_PORT)
 
     def tell() -> None:
-        click.echo(
-            f"{', '.join(shared_model.speakers)} on {chat_model.model.device}; Ctrl-C stops",
-            err=True,
-        )
+        names = ", ".join(shared_model.speakers)
+        click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
         say_toy(sources[0])
         _tell_address(host, chosen, token)
 

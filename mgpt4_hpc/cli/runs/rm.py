@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,6 +12,9 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.formatting import printable
 from mgpt4_hpc.run_dir import RunDir, list_runs
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.launch.manage.remove import Removal
 
 
 @click.command("rm", short_help="Delete runs that are over.")
@@ -44,15 +49,7 @@ def rm_command(
         raise seen.unreachable
     plans = plan_removal(runs, seen.rows, others)
     told: list[RunDir] = []
-    for plan in plans:
-        step = f"{plan.step}/{plan.max_steps if plan.max_steps is not None else '?'}"
-        what = (
-            f"{plan.run.path}: {plan.text}; step {step}, {plan.checkpoints} checkpoints, "
-            f"{plan.files} files, {size_text(plan.bytes)}"
-        )
-        click.echo(printable(what), err=True)
-        for name in plan.needed_by:
-            click.echo(printable(f"warning: {name} starts from its checkpoint"), err=True)
+    _print_plans(plans)
     if not dry_run:
         if not yes:
             question = f"Delete {'this run' if len(plans) == 1 else f'these {len(plans)} runs'}?"
@@ -79,6 +76,19 @@ def rm_command(
         return
     for plan in plans:
         click.echo(printable(f"{plan.run.name}: {'would be removed' if dry_run else 'removed'}"))
+
+
+def _print_plans(plans: Sequence[Removal]) -> None:
+    """What would go of each run, on stderr."""
+    for plan in plans:
+        step = f"{plan.step}/{plan.max_steps if plan.max_steps is not None else '?'}"
+        what = (
+            f"{plan.run.path}: {plan.text}; step {step}, {plan.checkpoints} checkpoints, "
+            f"{plan.files} files, {size_text(plan.bytes)}"
+        )
+        click.echo(printable(what), err=True)
+        for name in plan.needed_by:
+            click.echo(printable(f"warning: {name} starts from its checkpoint"), err=True)
 
 
 def size_text(size: int) -> str:

@@ -293,14 +293,13 @@ def build_index(
     out: Path,
     *,
     name: str | None = None,
-    root: Path | None = None,
     verify: bool = False,
     decode: bool = False,
     workers: int = 1,
     reuse: Sequence[Path] = (),
     storage_may_fail: bool = True,
     may_be_empty: bool = True,
-    on_shard: Callable[[int, int], None] | None = None,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> IndexReport:
     """Index tar shards into the file ``out``, atomically.
 
@@ -311,7 +310,6 @@ def build_index(
         shards: the tars, in the order that defines sample numbers.
         out: the index file.
         name: of the source; by default the file's name without its suffix.
-        root: folder that shard names are stored relative to; by default their common folder.
         verify: store a CRC32 of every part.
         decode: decode every image and parse every json; what fails is quarantined.
         workers: processes.
@@ -320,8 +318,7 @@ def build_index(
         storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
             person looks at what was quarantined. Otherwise each of these is waited for by itself.
         may_be_empty: write an index also if no sample is usable; a part of one may be.
-        on_shard: called with (shards done, shards in all) after each, and with none done
-            after each look whether one changed.
+        on_shard: called with (shards done, shards in all) after each scan and each reuse check.
 
     Raises:
         DataError: if no shard is there, or no usable sample and ``may_be_empty`` is not set;
@@ -334,38 +331,52 @@ def build_index(
         raise DataError("no shard to index", fix="give a folder, a pattern or a list of *.tar")
     check_replaced(out, kind="a shard index", is_own=is_index)
     paths = [_absolute(shard) for shard in shards]
-    root = _absolute(root) if root is not None else _common_folder(paths)
-    names = [os.path.relpath(path, root) for path in paths]
+    root = _common_folder(paths)
     known: dict[Path, tuple[ShardIndex, int]] = {}
     for older in (*reuse, out):
         known |= _reusable(older, verify=verify, decode=decode)
     name = name or out.name.split(".")[0]
-    reused = 0
+    how: dict[str, Any] = {"verify": verify, "decode": decode, "storage_may_fail": storage_may_fail}
     with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
-        jobs: list[_Job] = []
-        for path, shard_name in zip(paths, names, strict=True):
-            jobs.append((path, shard_name, _unchanged(path, known.get(path), storage_may_fail)))
-            if on_shard is not None and path in known:
-                on_shard(0, len(paths))
-        scan_one = partial(
-            _scan_job, verify=verify, decode=decode, storage_may_fail=storage_may_fail
-        )
-        scans = _scan_all(jobs, scan_one, workers)
-        for done, (scan, (_, shard_name, old)) in enumerate(zip(scans, jobs, strict=True), start=1):
+        jobs = _jobs(paths, root, known, storage_may_fail, on_shard)
+        scans = _scan_all(jobs, partial(_scan_job, **how), workers)
+        for done, (scan, (_, shard_name, _)) in enumerate(zip(scans, jobs, strict=True), start=1):
             scan.name = shard_name  # a reused one may have had another root
             writer.add(scan)
-            reused += old is not None
-            if on_shard is not None:
-                on_shard(done, len(jobs))
+            on_shard(done, len(jobs))
         if not writer.num_samples and not may_be_empty:
-            left_out = _left_out_samples(writer.quarantined) + add_up(
-                LeftOut(*entry) for entry in chain.from_iterable(writer.left_out)
-            )
-            raise no_samples(f"the shards of {name!r}", left_out)
+            raise no_samples(f"the shards of {name!r}", _all_left_out(writer))
         writer.commit()
-    index = ShardIndex.open(out)
+    return _report(out, sum(old is not None for _, _, old in jobs))
+
+
+def _jobs(
+    paths: Sequence[Path],
+    root: Path,
+    known: Mapping[Path, tuple[ShardIndex, int]],
+    storage_may_fail: bool,
+    on_shard: Callable[[int, int], None],
+) -> list[_Job]:
+    """Each shard with its stored name, and its scan where an index has an unchanged one."""
+    jobs: list[_Job] = []
+    for path in paths:
+        old = _unchanged(path, known.get(path), storage_may_fail)
+        jobs.append((path, os.path.relpath(path, root), old))
+        if path in known:
+            on_shard(0, len(paths))
+    return jobs
+
+
+def _all_left_out(writer: IndexWriter) -> list[LeftOut]:
+    return _left_out_samples(writer.quarantined) + add_up(
+        LeftOut(*entry) for entry in chain.from_iterable(writer.left_out)
+    )
+
+
+def _report(path: Path, reused: int) -> IndexReport:
+    index = ShardIndex.open(path)
     return IndexReport(
-        path=out,
+        path=path,
         num_samples=index.num_samples,
         num_shards=index.num_shards,
         num_reused=reused,

@@ -32,7 +32,7 @@ def prepare_source(
     work_dir: Path,
     *,
     workers: int = 1,
-    on_shard: Callable[[int, int], None] | None = None,
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """The index of a source, built where there is none.
 

@@ -257,22 +257,15 @@ def build_model(
     """
     dtype, target = compute_dtype(precision), torch.device(device)
     vision_dtype = dtype if vision_precision == "same" else compute_dtype(vision_precision)
-    arch = bundle.architecture
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "device": target}
     # First what the ranks do together: who breaks off what follows is missed by nobody.
     if readers is None or llm_8bit:
         language_model = run_locally(
-            lambda: load_language_model(
-                bundle.llm_dir, dtype=dtype, attention=attention, device=target, eight_bit=llm_8bit
-            )
+            lambda: load_language_model(bundle.llm_dir, **how, eight_bit=llm_8bit)
         )
     else:
         language_model = load_shared_language_model(
-            bundle.llm_dir,
-            dtype=dtype,
-            attention=attention,
-            device=target,
-            ranks=readers,
-            run_locally=run_locally,
+            bundle.llm_dir, **how, ranks=readers, run_locally=run_locally
         )
     vision, connector = run_locally(
         lambda: load_image_towers(
@@ -280,9 +273,8 @@ def build_model(
         )
     )
     recompute_layers(language_model, float(activation_checkpointing))
-    model = MiniGPT4(arch, vision, connector, language_model, dtype, vision_dtype)
-    start = bundle.projector_state()
-    if start is not None:
+    model = MiniGPT4(bundle.architecture, vision, connector, language_model, dtype, vision_dtype)
+    if (start := bundle.projector_state()) is not None:
         model.llama_proj.load_state_dict(start, strict=True)
     model.llama_proj.to(target)
     return model

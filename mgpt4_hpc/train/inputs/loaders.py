@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -166,18 +167,12 @@ def open_batches(
         opened,
         spec,
         bundle.architecture.image_size,
+        **_of_each_loader(config, ranks, give_up),
         global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        num_workers=config.data.num_workers,
         start_position=start_position,
-        seed=config.seed,
         max_bad_fraction=config.data.max_bad_fraction,
-        resize=config.data.resize,
         features=features,
         staged=staging.staged,
-        give_up=give_up,
     )
     training.start()
     held_out = None
@@ -187,19 +182,26 @@ def open_batches(
             opened,
             spec,
             bundle.architecture.image_size,
-            micro_batch_size=config.train.micro_batch_size,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            num_workers=config.data.num_workers,
+            **_of_each_loader(config, ranks, give_up),
             max_samples=config.train.eval_samples,
-            seed=config.seed,
-            resize=config.data.resize,
             features=features,
-            give_up=give_up,
         )
         # Forked here with the others, not in the middle of the run beside the checkpoint thread.
         held_out.start()
     return Batches(training, held_out, staging)
+
+
+def _of_each_loader(config: RunConfig, ranks: Ranks, give_up: Callable[[], bool]) -> dict[str, Any]:
+    """What the loaders for training and for validation are given alike."""
+    return {
+        "micro_batch_size": config.train.micro_batch_size,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "num_workers": config.data.num_workers,
+        "seed": config.seed,
+        "resize": config.data.resize,
+        "give_up": give_up,
+    }
 
 
 def _open_streams(
