@@ -55,7 +55,7 @@ def test_resume_points_dependents_to_the_new_job(
     fourth = read_json(runs / "x-stage2" / "slurm" / "job.json")["job_id"]
     assert len({one, two, third, fourth}) == 4
     assert f"x-stage2, which waited for x-stage1, is job {fourth} now" in resumed.stderr
-    cluster.wait_until(lambda: not cluster.squeue(), 120, "both ran")
+    cluster.wait_until(lambda: not cluster.squeue(), 400, "both ran")
     rows = json.loads(mgpt4(cluster, runs, "status", "--json").stdout)
     assert {row["name"]: row["state"] for row in rows} == {
         "x-stage1": "finished",

@@ -44,6 +44,7 @@ def test_twelve_preemptions_in_a_row_lead_to_no_hold(
     cluster.wait_until(lambda: not cluster.squeue(), 300, "it is over")
     assert cluster.job(job)["Restarts"] == str(TIMES)
     causes = [attempt.cause for attempt in read_ledgers(tmp_path / "x" / "ledger")]
-    assert causes == ["preempted"] * TIMES + ["finished"]
+    # On a busy machine a grace time may end before the batch script asks; then Slurm requeues.
+    assert causes[-1] == "finished" and set(causes[:-1]) <= {"preempted", "requeued"}
     (row,) = json.loads(mgpt4(cluster, tmp_path, "status", "--json").stdout)
     assert row["state"] == "finished"
