@@ -1,9 +1,11 @@
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mgpt4_hpc.cli import main
+from mgpt4_hpc.launch.slurm import commands
 from tests.cli.fakes import Ended, FakeSlurm, Mgpt4
 from tests.support.tiny_world import TinyWorld, build_tiny_world
 
@@ -36,7 +38,13 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     fake = FakeSlurm()
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", fake)
     monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", fake)
-    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", fake)
+    real = commands.run_slurm
+
+    def answer(command: list[str], **options: Any) -> str:
+        # `sbatch` is a script of the test's own, found in PATH.
+        return real(command, **options) if command[0] == "sbatch" else fake(command, **options)
+
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", answer)
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.cluster_name", lambda: fake.cluster)
     return fake
 

@@ -194,7 +194,7 @@ def test_a_dry_sweep_shows_the_array_and_its_runs(mgpt4: Mgpt4, stage1: Path, sb
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--sweep", "lr=1,2", "--set", "lr=3"], "train.lr is given twice"),
+        (["--sweep", "lr=0.1,0.2", "--set", "lr=0.3"], "train.lr is given twice"),
         (["--max-parallel", "2"], "--max-parallel is given without --sweep"),
         (["--sweep", "seed=1", "--stage", "both"], "exclude each other"),
         (["--sweep", "max_steps=2,9"], "tiny-stage1-max_steps2: train.warmup_steps 4 is beyond"),
