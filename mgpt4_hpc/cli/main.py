@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tensorboard": ("runs.tensorboard", "Show the curves of runs in a browser."),
     "config": ("site.config", "Presets and settings."),
     "data": ("data.group", "Shards and their index."),
-    "weights": ("model.weights", "Import, export and check weights."),
+    "weights": ("model.weights", "Fetch, import, export and check weights."),
     "eval": ("model.eval", "Measure what a trained model says about images."),
     "compare": ("model.compare", "Two checkpoints on the same images, with intervals."),
     "report": ("runs.report", "A run's curves and attempts as a picture and a page."),

@@ -30,6 +30,7 @@ from mgpt4_hpc.prompts import (
     get_template,
     template_faults,
 )
+from mgpt4_hpc.stop_signals import StopSignal
 
 _MOST = 2**31 - 1
 Positive = Annotated[int, Field(gt=0, le=_MOST)]
@@ -274,11 +275,6 @@ MAIL_TYPES = (
     "TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS",
 )  # fmt: skip
 """What sbatch takes as --mail-type (its manual, Slurm 22.05)."""
-
-
-StopSignal = Literal["TERM", "USR2", "USR1", "INT", "HUP"]
-STOP_SIGNALS: tuple[str, ...] = get_args(StopSignal)
-"""All that can be a run's stop signal: whatever blocks, traps or ignores them takes this list."""
 
 
 class LaunchConfig(_Section):

@@ -52,7 +52,7 @@ def make_batch(number: int, size: int = 6, longest: int = 30) -> Batch:
         mask[1 : 1 + slots] = True
         labels = np.full(len(ids), NO_LABEL, dtype=np.int64)
         labels[-answer:] = ids[-answer:]
-        sequences.append(TokenSequence(ids, mask, labels))
+        sequences.append(TokenSequence(ids, mask, labels, num_images=1))
     images = rng.integers(0, 256, (size, 3, side, side), dtype=np.uint8)
     names = [str(index) for index in range(size)]
     return collate(images, sequences, 0, keys=names, positions=range(size)).pin_memory()

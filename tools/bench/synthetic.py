@@ -70,4 +70,4 @@ def _sequence(
     image_mask[slots] = True
     labels = np.full(len(ids), NO_LABEL, dtype=np.int64)
     labels[-answer:] = ids[-answer:]
-    return TokenSequence(ids, image_mask, labels)
+    return TokenSequence(ids, image_mask, labels, num_images=1)

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.parent_death import die_with
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 _IGNORED = tuple(signal.Signals[f"SIG{name}"] for name in STOP_SIGNALS)
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 NOT_FOUND = 127
 """The shell's exit code for a program that is not there."""

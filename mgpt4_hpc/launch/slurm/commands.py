@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 COMMAND_TIMEOUT_S = 30.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import submitit
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS, LaunchConfig, RunConfig
+from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, FatalTrainingError
 from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
@@ -19,6 +19,7 @@ from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
 from mgpt4_hpc.launch.submit.integrity import seal_lines
 from mgpt4_hpc.ownership import shell_check
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 
 class BatchExecutor(submitit.SlurmExecutor):

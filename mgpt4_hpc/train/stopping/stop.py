@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol, TypeVar
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS as ALL_STOP_SIGNALS
+from mgpt4_hpc.stop_signals import STOP_SIGNALS as ALL_STOP_SIGNALS
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR1)
 """TERM is a preemption, USR2 submitit's early warning, USR1 what many sites send instead."""

@@ -27,7 +27,7 @@ def test_keys_describe_every_setting(mgpt4: Mgpt4) -> None:
         assert row["type"], key
     assert rows["train.lr"] == {
         "key": "train.lr",
-        "type": "number > 0",
+        "type": "number > 0 and <= 1",
         "default": None,
         "required": True,
         "doc": "Peak learning rate.",

@@ -50,7 +50,12 @@ class _Batch(SimpleNamespace):
 def batch(samples: int, tokens: int, padding: int) -> Any:
     mask = torch.ones(samples, tokens + padding, dtype=torch.bool)
     mask[:, tokens:] = False
-    return _Batch(attention_mask_BT=mask, num_answer_tokens=samples * 16, features_NIQ=None)
+    return _Batch(
+        attention_mask_BT=mask,
+        num_answer_tokens=samples * 16,
+        features_NIQ=None,
+        images_NCHW=torch.empty(samples, 0, 0, 0),
+    )
 
 
 def test_the_published_stage_1_step_is_where_the_measurement_put_it(

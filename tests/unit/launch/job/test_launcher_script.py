@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 REPORT = (
     "import json, os, signal, sys; "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.config.schema import STOP_SIGNALS
 from mgpt4_hpc.resources import slurm_dir
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 from tests.support.scripts import script_of
 
 TEMPLATES = sorted(slurm_dir().glob("*.sbatch"))
