@@ -442,7 +442,7 @@ def records_in(data: bytes) -> Iterator[Any]:
         return
 
 
-@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.soak)])
 def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
     tmp_path: Path, images: Path, count: int
 ) -> None:
