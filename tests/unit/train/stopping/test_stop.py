@@ -118,16 +118,25 @@ def test_never_is_never() -> None:
 
 
 _IN_ONE_CALL = """
-import ctypes, signal, sys
+import ctypes, os, signal, threading, time
 from mgpt4_hpc.train.stopping.stop import SignalStop, log_signals
+
+def say_ready():
+    state, asleep = f"/proc/self/task/{os.getpid()}/stat", 0
+    while asleep < 20:  # in a row: the main thread is in its call and no longer on its way there
+        with open(state) as file:
+            asleep = asleep + 1 if file.read().rpartition(") ")[2][0] == "S" else 0
+        time.sleep(0.01)
+    print("ready", flush=True)
+
 stop = SignalStop((signal.SIGTERM,))
 log_signals(stop.signals, lambda line: print(line, stop.count, flush=True))
 stop.install()
-wait = ctypes.CDLL(None).sem_wait  # gives up the interpreter's lock, as torch's calls do
-semaphore = ctypes.create_string_buffer(64)
-print("ready", flush=True)
 # Restarted after each signal, as a computation would be: it returns to Python only at the end.
 signal.siginterrupt(signal.SIGTERM, False)
+wait = ctypes.CDLL(None).sem_wait  # gives up the interpreter's lock, as torch's calls do
+semaphore = ctypes.create_string_buffer(64)
+threading.Thread(target=say_ready, daemon=True).start()
 wait(semaphore)
 """
 
