@@ -93,10 +93,18 @@ NOT_IN_DIGEST: Any = {
 }
 """Settings that leave every weight as it is; a run may go on with others."""
 
+_NEWER = {"text": ("system", "max_tokens")}
+"""Settings that older runs do not have. A default leaves their digests as they were."""
+
 
 def config_digest(config: RunConfig) -> str:
     """Hex digest of the settings that decide a run's result."""
     decisive = config.model_dump(mode="json", exclude=NOT_IN_DIGEST)
+    for section, names in _NEWER.items():
+        defaults = type(getattr(config, section)).model_fields
+        for name in names:
+            if getattr(getattr(config, section), name) == defaults[name].default:
+                del decisive[section][name]
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -40,7 +40,7 @@ def test_an_index_made_in_parts_is_the_same(
     told = json.loads(made.stdout)
     # Nothing was read again to put the parts together.
     assert told["num_reused"] == told["num_shards"] == 2
-    build_index(expand_shards(shards), here / "laion.index", root=shards, verify=True)
+    build_index(expand_shards(shards), here / "laion.index", verify=True)
     assert out.read_bytes() == (here / "laion.index").read_bytes()
     assert not Path(f"{out}.parts").exists()
 
