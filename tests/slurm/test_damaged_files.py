@@ -16,7 +16,7 @@ from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
 
-MAX_STEPS = 120
+MAX_STEPS = 600
 
 
 @pytest.fixture

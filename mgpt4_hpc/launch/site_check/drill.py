@@ -32,7 +32,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
 from mgpt4_hpc.launch.slurm.commands import job_facts, requeue, run_slurm
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest
-from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor
+from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor, uninterrupted
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.causes import Cause
@@ -158,8 +158,7 @@ class _Drill:
         began = time.monotonic()
         disturbed = plan_one(self._request("disturbed"), self.environ)
         preemptor = self._choose_blow(disturbed)
-        job = start(disturbed, self.executor)
-        self.jobs.append(job)
+        job = self._start(disturbed)
         if self.executor == "slurm":
             self._start_alone(f"afterok:{job.job_id}")
         watch = Watch(job.run, self.reporter, self.request.patience_s)
@@ -227,8 +226,13 @@ class _Drill:
         return preemptor
 
     def _start_alone(self, dependency: str | None) -> None:
-        planned = plan_one(self._request("alone"), self.environ)
-        self.jobs.append(start(planned, self.executor, dependency=dependency))
+        self._start(plan_one(self._request("alone"), self.environ), dependency)
+
+    def _start(self, planned: PlannedRun, dependency: str | None = None) -> Submitted:
+        # An interrupt between the submission and its note here would leave the job behind.
+        with uninterrupted(self.executor):
+            self.jobs.append(start(planned, self.executor, dependency=dependency))
+        return self.jobs[-1]
 
     def _watch_alone(self, alone: Submitted) -> list[Attempt]:
         """Wait until the second run is finished; its attempts."""
