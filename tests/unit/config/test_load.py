@@ -248,8 +248,27 @@ def test_the_digest_covers_what_decides_the_result_and_nothing_else(file: Path) 
         {"model.read_once_per_node": "no"},
     ):
         assert config_digest(load_config(file, overrides=same).config) == base
-    for other in ({"seed": 1}, {"train.lr": 0.02}, {"data.granularity": 2}, {"stage": 2}):
+    for other in (
+        {"seed": 1},
+        {"train.lr": 0.02},
+        {"data.granularity": 2},
+        {"stage": 2},
+        {"text.max_tokens": 1024},
+    ):
         assert config_digest(load_config(file, overrides=other).config) != base
+
+
+@pytest.mark.parametrize(
+    ("preset", "digest"),
+    [
+        ("stage1-vicuna7b", "e2a3ca7602475a42c52c6585df99fc05"),
+        ("stage2-llama2-7b", "2b5ed2e7e943e4422041b9b29c7aca30"),
+    ],
+)
+def test_a_setting_that_is_new_changes_no_digest_that_runs_are_pinned_to(
+    preset: str, digest: str
+) -> None:
+    assert load_config(preset).digest == digest, "add the setting to _NEWER"
 
 
 @pytest.mark.parametrize(
