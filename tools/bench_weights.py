@@ -116,7 +116,9 @@ def make_sources(folder: Path, shape: str) -> list[str]:
             name = f"pytorch_model-0000{index}-of-00002.bin"
             write_random(llm / name, part, "float16")
             files |= dict.fromkeys(part, name)
-        (llm / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+        (llm / "pytorch_model.bin.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": files})
+        )
         shutil.copyfile(toy / "llm" / "tokenizer_config.json", llm / "tokenizer_config.json")
         widen_tokenizer(toy / "llm" / "tokenizer.model", llm / "tokenizer.model", 32000)
         (folder / "complete").touch()

@@ -40,7 +40,9 @@ def make_language_model(folder: Path) -> None:
         name = f"pytorch_model-0000{number}-of-00002.bin"
         torch.save({key: state[key].clone() for key in part}, folder / name)
         files |= dict.fromkeys(part, name)
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": files}))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": files})
+    )
 
 
 def fetch(served: Path, out: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -145,6 +146,12 @@ def read_stored(path: Path) -> dict[str, TensorInfo]:
 def _require_indexed(index: Path, held: Mapping[str, TensorInfo]) -> None:
     """Every shard that the index names is there, and holds what it should."""
     files = weight_map(index)
+    if "metadata" not in json.loads(index.read_text(encoding="utf-8")):
+        raise WeightsError(
+            f'{index} has no "metadata"',
+            why="transformers reads it before the weights, and ends without it",
+            fix='download the index again, or put "metadata": {} beside "weight_map"',
+        )
     names = sorted(set(files.values()))
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:

@@ -185,9 +185,13 @@ def test_files_that_are_not_whole(weights: Path) -> None:
     refused(weights, ["model-1.safetensors", "model.safetensors.index.json"])
     index = {key: file for file, keys in shards.items() for key in keys}
     named = llm / "model.safetensors.index.json"
-    named.write_text(json.dumps({"weight_map": index | {names[0]: "model-2.safetensors"}}))
+    named.write_text(
+        json.dumps({"metadata": {}, "weight_map": index | {names[0]: "model-2.safetensors"}})
+    )
     refused(weights, [f"{llm / 'model-2.safetensors'} lacks", names[0]])
     named.write_text(json.dumps({"weight_map": index}))
+    refused(weights, [str(named), '"metadata"'])
+    named.write_text(json.dumps({"metadata": {}, "weight_map": index}))
     assert check_bundle(weights).ok
     cut(llm / "model-2.safetensors", 7)
     refused(weights, [str(llm / "model-2.safetensors"), "truncated"])

@@ -108,7 +108,7 @@ def test_missing_shard_and_lfs_pointer_in_the_llm(bundle: Path) -> None:
         save_file({k: tensors[k] for k in part}, llm / name)
         weight_map |= dict.fromkeys(part, name)
     index = llm / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     (llm / "model-00002-of-00002.safetensors").unlink()
     (llm / "tokenizer.model").write_text("version https://git-lfs.github.com/spec/v1\n")
     faults = "\n".join(check_bundle(bundle).faults)
@@ -126,7 +126,9 @@ def test_weights_that_are_there_twice_count_once(bundle: Path) -> None:
     assert check_llm(llm).num_parameters == before
     (llm / "model.safetensors").rename(llm / "shard-1.safetensors")
     index = llm / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "shard-1.safetensors")}))
+    index.write_text(
+        json.dumps({"metadata": {}, "weight_map": dict.fromkeys(tensors, "shard-1.safetensors")})
+    )
     assert check_llm(llm).num_parameters == before
     names = {path.name for path in [*llm_files(llm), *companion_files(llm)]}
     assert {"shard-1.safetensors", index.name} <= names and "consolidated.safetensors" not in names
