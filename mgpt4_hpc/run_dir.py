@@ -197,10 +197,14 @@ class RunDir:
             held = replace(self, hold=Hold(self.path, self.expected))
         except ValueError:
             raise self.damaged(self.identity_file) from None
-        identity = held.identity()
-        if "id" not in identity:
-            write_json(held.identity_file, {**identity, "id": held.run_id})
+        held.record_identity()
         return held
+
+    def record_identity(self) -> None:
+        """Write the identity of a run that was made before there were identities into it."""
+        identity = self.identity()
+        if "id" not in identity:
+            write_json(self.identity_file, {**identity, "id": self.run_id})
 
     @property
     def run_id(self) -> str:

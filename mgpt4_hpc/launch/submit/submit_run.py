@@ -82,6 +82,8 @@ def complete_run(
         partial.rename(run.code)
     else:
         mend(run)
+        # An older run's own code will not, and the batch script looks for it.
+        run.record_identity()
     # Anew at each submission: the environment may have moved since the last.
     write_shim(
         run.slurm / "python",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -23,11 +24,23 @@ from mgpt4_hpc.errors import (
 from mgpt4_hpc.launch.job.launcher_script import write_shim
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit import submit_run as submit_module
+from mgpt4_hpc.launch.submit.batch_script import setup_lines
 from mgpt4_hpc.launch.submit.submit_run import complete_run, create_run, submit_run
-from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.support.forked import in_processes
 
 RESOLVED = load_config("stage1-vicuna7b")
+
+
+def test_a_run_of_older_code_gets_the_identity_that_its_job_looks_for(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "run")
+    create_run(run, RESOLVED)
+    older = {key: value for key, value in run.identity().items() if key != "id"}
+    write_json(run.identity_file, older)
+    complete_run(run, RESOLVED.config)
+    (line,) = (line for line in setup_lines(run, RESOLVED.config.launch) if "grep" in line)
+    found = subprocess.run(line, shell=True, check=False)  # noqa: S602
+    assert found.returncode == 0, line
 
 
 def test_a_run_holds_all_that_its_job_needs(tmp_path: Path) -> None:
