@@ -51,7 +51,7 @@ def test_what_can_be_made_again_is_made_by_the_job_itself(
         cut(index, 0)
     cluster.run(["scontrol", "release", job])
     wait_finished(cluster, run, timeout_s=400)
-    assert "supervise.py: taken again from" in log(run)
+    assert "supervise.py, code/mgpt4_hpc/train/loop.py: taken again from" in log(run)
     assert [attempt.cause for attempt in read_ledgers(run / "ledger")] == ["requeued", "finished"]
     assert_every_step_once(run, MAX_STEPS)
 

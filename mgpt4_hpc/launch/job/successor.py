@@ -116,7 +116,8 @@ def _submit(
     is_forgotten: bool,
     environ: Mapping[str, str],
 ) -> str:
-    stored, script = run.slurm / "job.sbatch", run.slurm / "successor.sbatch"
+    # sbatch has no handle of this process: it needs the folder's name
+    stored, script = run.slurm / "job.sbatch", run.place / "slurm" / "successor.sbatch"
     try:
         text = stored.read_text(encoding="utf-8")
         task = f" -m mgpt4_hpc.launch.task {shlex.quote(str(run.path))}"
