@@ -49,7 +49,7 @@ from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
 from mgpt4_hpc.data.index.conversations import parse_conversation
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.prompts import TEMPLATES, Dialogue
 
 LLM = Path(__file__).resolve().parent.parent / "mgpt4_hpc" / "toy_world" / "weights" / "llm"

@@ -24,10 +24,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mgpt4_hpc.model.architecture import EVA_G_QFORMER, Architecture
-from mgpt4_hpc.model.bundle.layout import Shapes, vision_shapes
-from mgpt4_hpc.model.bundle.llm_tensors import llama_shapes
-from mgpt4_hpc.model.bundle.torch_directory import read_directory
-from mgpt4_hpc.model.bundle.variants import VARIANTS
+from mgpt4_hpc.model.conversion.variants import VARIANTS
+from mgpt4_hpc.model.llm_files.tensors import llama_shapes
+from mgpt4_hpc.model.tower_shapes import Shapes, vision_shapes
+from mgpt4_hpc.model.weight_files.torch_directory import read_directory
 from mgpt4_hpc.resources import toy_world_dir
 from tools.bench_startup import widen_tokenizer
 
@@ -56,7 +56,7 @@ def original_shapes(arch: Architecture) -> tuple[Shapes, Shapes]:
     """Tensors of `eva_vit_g.pth` (one block more than is used) and of the BLIP-2 file."""
     from dataclasses import replace
 
-    from mgpt4_hpc.model.bundle.layout import connector_shapes
+    from mgpt4_hpc.model.tower_shapes import connector_shapes
 
     names = (
         (".attention.attention.", ".attention.self."),

@@ -9,13 +9,13 @@ import torch
 
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.model.bundle.bundle import Bundle
-from mgpt4_hpc.model.bundle.importer import import_projector
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.conversion.importer import import_projector
 from mgpt4_hpc.model.generation.generate import Answer, generate_from_features
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.lora import use_lora_beside
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.nn.preprocess import normalise
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 
 class Answerer:

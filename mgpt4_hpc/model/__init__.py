@@ -1,4 +1,4 @@
 """Frozen towers, the projector between them, their weights, generation.
 
-Here stand only the model's sizes and late imports. Training one is in ``train``.
+Here stand only the model's sizes, the towers' tensors and late imports. Training is in ``train``.
 """

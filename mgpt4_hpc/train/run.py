@@ -24,7 +24,7 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import PEER_TIMEOUT, Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.nn.lora import lora_parameters
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.retry import retry_storage

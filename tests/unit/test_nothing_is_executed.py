@@ -22,7 +22,7 @@ from mgpt4_hpc.config.run_config_file import read_config, write_config
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.errors import ConfigError, DataError, WeightsError
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 from tests.unit.data.worlds import jpeg, make_index
 
 

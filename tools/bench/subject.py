@@ -101,7 +101,7 @@ def _from_config(settings: Settings, ranks: Ranks, device: torch.device) -> Subj
     from mgpt4_hpc.config.load import load_config
     from mgpt4_hpc.data.sources.prepare import prepare_source
     from mgpt4_hpc.model.bundle.bundle import open_bundle
-    from mgpt4_hpc.model.bundle.llm_check import check_llm
+    from mgpt4_hpc.model.llm_files.check import check_llm
     from mgpt4_hpc.train.inputs.loaders import open_batches
 
     config = load_config(settings.config_path, overrides={"launch.gpus": ranks.world_size}).config

@@ -74,7 +74,7 @@ def stats_command(
         check_output(sheet, kind="a contact sheet", is_own=is_own_png)
     encode = None
     if tokenizer is not None:
-        from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+        from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 
         encode = load_tokenizer(expand_toy(str(tokenizer))).encode
     left_out = left_out_of_folders(what)

@@ -16,10 +16,10 @@ from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.llm_check import check_llm
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
-from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.model.llm_files.check import check_llm
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.prompts import MODEL_TEMPLATE
 

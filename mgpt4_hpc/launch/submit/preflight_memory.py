@@ -10,9 +10,9 @@ from pathlib import Path
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import first_line
-from mgpt4_hpc.model.bundle.headers import read_header
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.estimates.memory import GIB, MemoryEstimate, count, estimate_memory
+from mgpt4_hpc.model.weight_files.headers import read_header
 
 _SIZES_GIB: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("gh200", (96, 144)),

@@ -1,1 +1,4 @@
-"""Weight files: formats, import, export, checks. Builds no modules; those are in ``nn``."""
+"""A bundle, the folder with all weights of a model: fetch, write, open, export.
+
+Builds no modules; those are in ``nn``.
+"""

@@ -18,12 +18,12 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.fingerprint import combined, fingerprint
-from mgpt4_hpc.model.bundle.importer import KeyReport, State
-from mgpt4_hpc.model.bundle.llm_folder import llm_files, read_llm_config
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
-from mgpt4_hpc.model.bundle.parts import VISION_FILE, Sources, gather, original_sources
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.conversion.importer import KeyReport, State
+from mgpt4_hpc.model.conversion.parts import VISION_FILE, Sources, gather, original_sources
+from mgpt4_hpc.model.llm_files.folder import llm_files, read_llm_config
+from mgpt4_hpc.model.weight_files.fingerprint import combined, fingerprint
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.importer import State, import_projector
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.conversion.importer import State, import_projector
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
     import torch

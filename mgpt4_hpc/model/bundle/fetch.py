@@ -20,12 +20,12 @@ from typing import TypeVar
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.headers import read_header
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
-from mgpt4_hpc.model.bundle.parts import Sources
 from mgpt4_hpc.model.bundle.published import VARIABLE, Source
-from mgpt4_hpc.model.bundle.untrusted_files import one_line
 from mgpt4_hpc.model.bundle.writer import Say, Tell, require_free, write_bundle
+from mgpt4_hpc.model.conversion.parts import Sources
+from mgpt4_hpc.model.weight_files.headers import read_header
+from mgpt4_hpc.model.weight_files.untrusted_files import one_line
 
 TRIES = 6
 _FIRST_PAUSE_S = 2.0

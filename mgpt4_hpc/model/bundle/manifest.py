@@ -10,41 +10,10 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.fingerprint import combined, fingerprint, full_hash
+from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord, combined
 
 FORMAT_VERSION = 1
 BUNDLE_FILE = "bundle.json"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """How to know one file again.
-
-    Attributes:
-        num_bytes: its size.
-        blake2b: hash of all of it.
-        fingerprint: hash of samples of it (see ``fingerprint.py``), checked at every start.
-    """
-
-    num_bytes: int
-    blake2b: str
-    fingerprint: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Record of a file as it is now, reading all of it."""
-        return cls(path.stat().st_size, full_hash(path), fingerprint(path))
-
-    def fault(self, path: Path) -> str | None:
-        """What is wrong with the file at ``path``, by size and samples; None if nothing."""
-        try:
-            size = path.stat().st_size
-            if size != self.num_bytes:
-                return f"{path} has {size:,} bytes, at import it had {self.num_bytes:,}"
-            same = fingerprint(path) == self.fingerprint
-        except OSError as error:
-            return f"{path} cannot be read: {error.strerror or error}"
-        return None if same else f"{path} has changed since it was imported"
 
 
 @dataclass(frozen=True)
@@ -53,7 +22,7 @@ class LlmRecord:
 
     path: str
     copied: bool
-    files: dict[str, FileRecord]
+    files: dict[str, WeightFileRecord]
 
 
 @dataclass(frozen=True)
@@ -72,7 +41,7 @@ class Manifest:
     """
 
     architecture: Architecture
-    files: dict[str, FileRecord]
+    files: dict[str, WeightFileRecord]
     tensors: dict[str, dict[str, list[Any]]]
     llm: LlmRecord
     sources: list[dict[str, Any]] = field(default_factory=list)
@@ -138,5 +107,5 @@ class Manifest:
         return manifest
 
 
-def _records(values: dict[str, Any]) -> dict[str, FileRecord]:
-    return {name: FileRecord(**record) for name, record in values.items()}
+def _records(values: dict[str, Any]) -> dict[str, WeightFileRecord]:
+    return {name: WeightFileRecord(**record) for name, record in values.items()}

@@ -22,13 +22,16 @@ from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.fingerprint import fingerprint
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.importer import KeyReport
-from mgpt4_hpc.model.bundle.llm_check import check_llm, read_stored
-from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, FileRecord, LlmRecord, Manifest
-from mgpt4_hpc.model.bundle.one_pass import (
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, LlmRecord, Manifest
+from mgpt4_hpc.model.conversion.importer import KeyReport
+from mgpt4_hpc.model.conversion.parts import Parts, Sources, gather
+from mgpt4_hpc.model.conversion.vicuna_delta import merge_vicuna_delta
+from mgpt4_hpc.model.llm_files.check import check_llm, read_stored
+from mgpt4_hpc.model.llm_files.folder import companion_files, llm_files
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
+from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord, fingerprint
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.one_pass import (
     Layout,
     Output,
     Reading,
@@ -38,10 +41,7 @@ from mgpt4_hpc.model.bundle.one_pass import (
     run_all,
     tensor_info,
 )
-from mgpt4_hpc.model.bundle.parts import Parts, Sources, gather
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
-from mgpt4_hpc.model.bundle.vicuna_delta import merge_vicuna_delta
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 Say = Callable[[str], None]
 Tell = Callable[[int, int], None]
@@ -93,7 +93,7 @@ def write_bundle(
     copied = llm_files(sources.llm) if sources.base is not None or llm == "copy" else []
     _require_room(out, files, copied)
     with _appearing(out, say) as folder:
-        merged: dict[str, FileRecord] | None = None
+        merged: dict[str, WeightFileRecord] | None = None
         if sources.base is not None:
             merged = merge_vicuna_delta(
                 sources.base, sources.llm, folder / "llm", finite=finite, say=say
@@ -135,7 +135,7 @@ class _Plan:
     files: Mapping[str, Mapping[str, TensorInfo]]
     llm_dir: Path
     llm: LlmMode
-    merged: Mapping[str, FileRecord] | None
+    merged: Mapping[str, WeightFileRecord] | None
     finite: bool
 
 
@@ -226,9 +226,9 @@ def _llm_readings(folder: Path, plan: _Plan) -> tuple[dict[str, Reading], dict[s
     return readings, outputs
 
 
-def _record(reading: Reading) -> FileRecord:
+def _record(reading: Reading) -> WeightFileRecord:
     path = reading.path
-    return FileRecord(path.stat().st_size, reading.blake2b, fingerprint(path))
+    return WeightFileRecord(path.stat().st_size, reading.blake2b, fingerprint(path))
 
 
 def _source(report: KeyReport, chains: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import original_digest, require_bundle
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, vision_shapes
-from mgpt4_hpc.model.bundle.llm_check import LlmCheck, check_llm
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
-from mgpt4_hpc.model.bundle.one_pass import Reading, require_finite, run_all
-from mgpt4_hpc.model.bundle.parts import gather, original_sources
-from mgpt4_hpc.model.bundle.variants import input_words, llm_words, projector_faults
+from mgpt4_hpc.model.conversion.parts import gather, original_sources
+from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projector_faults
 from mgpt4_hpc.model.estimates.memory import MemoryEstimate, estimate_memory
+from mgpt4_hpc.model.llm_files.check import LlmCheck, check_llm
+from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.one_pass import Reading, require_finite, run_all
 
 _STAGES = {"stage1": (64, 1 + 32), "stage2": (12, 1 + 30 + 160)}
 """Rows per GPU in the original, and text tokens beside the image's: begin, prompt, answer."""

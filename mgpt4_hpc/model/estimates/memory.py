@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mgpt4_hpc.model.architecture import LOGITS_AT_ONCE, Architecture
-from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, projector_shapes, vision_shapes
+from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, projector_shapes, vision_shapes
 
 GIB = 2**30
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 
 _INCOMPLETE = "\ufffd"
 """What bytes decode to that are not yet a whole character."""

@@ -16,13 +16,13 @@ from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.chat_template import chat_format
 from mgpt4_hpc.model.bundle.export import find_projector, read_projector
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
-from mgpt4_hpc.model.bundle.variants import require_projector_fits
+from mgpt4_hpc.model.conversion.variants import require_projector_fits
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts, stream
 from mgpt4_hpc.model.generation.prompt_embedding import context_length, prompt_length
+from mgpt4_hpc.model.llm_files.chat_template import chat_format
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.model.nn.preprocess import normalise

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
 from mgpt4_hpc.model.generation.prompt_embedding import Context
 from mgpt4_hpc.model.generation.sampling import Picker, Sampling
 from mgpt4_hpc.model.lazy import garbage_collector_off
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.nn.precision import autocast
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Sequence
 import torch
 
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
 from mgpt4_hpc.model.generation.answer import Answer, GrowingAnswer
 from mgpt4_hpc.model.generation.decoding import beam_search, next_tokens
 from mgpt4_hpc.model.generation.prompt_embedding import Prompt, build_context, require_room
 from mgpt4_hpc.model.generation.sampling import Picker, Sampling, row_seed
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.nn.preprocess import normalise
 

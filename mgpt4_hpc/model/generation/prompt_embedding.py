@@ -14,7 +14,7 @@ import torch
 
 from mgpt4_hpc.chat_format import Layout
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.prompts import IMAGE_SLOT, IMAGE_TAG
 

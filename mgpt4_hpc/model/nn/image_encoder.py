@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.model.bundle.bundle import Bundle
-from mgpt4_hpc.model.bundle.untrusted_files import load_error
 from mgpt4_hpc.model.nn.connector import load_connector, make_identity
 from mgpt4_hpc.model.nn.performance.cuda_graphs import ReplayedTowers
 from mgpt4_hpc.model.nn.precision import autocast, cast_matmul_weights, compute_dtype
 from mgpt4_hpc.model.nn.vision import load_vision
+from mgpt4_hpc.model.weight_files.untrusted_files import load_error
 
 
 def load_image_towers(

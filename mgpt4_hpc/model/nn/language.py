@@ -15,12 +15,12 @@ from torch import nn
 
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.untrusted_files import load_error
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
 from mgpt4_hpc.model.nn.norms import fuse_norms
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner, load_once_per_node
+from mgpt4_hpc.model.weight_files.untrusted_files import load_error
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""

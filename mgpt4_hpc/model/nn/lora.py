@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
 from mgpt4_hpc.model.lazy import quiet_transformers
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 LORA_FILE = "lora.safetensors"
 """Beside ``projector.safetensors`` in a checkpoint that was trained with LoRA."""

@@ -36,7 +36,7 @@ from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.variants import require_variant
+from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.nn.image_encoder import ImageEncoder
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.device import choose_device, choose_precision, set_up_process

@@ -11,8 +11,8 @@ import torch
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import FatalTrainingError, WeightsError
-from mgpt4_hpc.model.bundle.importer import import_projector
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.conversion.importer import import_projector
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 from mgpt4_hpc.run_dir import RunDir
 
 PROJECTOR = "projector"

@@ -24,8 +24,8 @@ from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.bundle import Bundle
-from mgpt4_hpc.model.bundle.chat_template import chat_format
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.model.llm_files.chat_template import chat_format
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.train.inputs.node_staging import NodeStaging, open_staging
 from mgpt4_hpc.train.step import forward_loss

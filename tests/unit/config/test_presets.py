@@ -8,7 +8,7 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config, unset_paths
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.model.bundle.variants import VARIANTS
+from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.resources import configs_dir, preset_names
 from tests.support.planned_model import plan_model

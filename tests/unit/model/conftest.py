@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.prompts import split_at_image
 

@@ -11,9 +11,9 @@ import torch
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.generation.generate import generate
 from mgpt4_hpc.model.lazy import quiet_transformers
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 
 SIZES = {

@@ -12,7 +12,7 @@ from bench.shapes import SHAPES
 from bench_startup import make_bundle
 
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 
 

@@ -19,7 +19,7 @@ from mgpt4_hpc.data.batching.batch import Batch, collate
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.prompts import TEMPLATES
 from mgpt4_hpc.train.optimizer import build_optimizer

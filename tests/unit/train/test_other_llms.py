@@ -20,9 +20,9 @@ from mgpt4_hpc.config.load import Resolved, load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
 from mgpt4_hpc.model.generation.generate import generate
 from mgpt4_hpc.model.lazy import quiet_transformers
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.loaders import text_spec

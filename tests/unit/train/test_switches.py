@@ -24,8 +24,8 @@ from mgpt4_hpc.data.batching.text import NO_LABEL, TextSpec, build_sequence
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.parts import QFORMER_FILE
-from mgpt4_hpc.model.bundle.tokenizer import load_tokenizer
+from mgpt4_hpc.model.conversion.parts import QFORMER_FILE
+from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.loaders import text_spec

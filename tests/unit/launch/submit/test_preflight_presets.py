@@ -12,7 +12,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.model.bundle.manifest import LlmRecord, Manifest
-from mgpt4_hpc.model.bundle.variants import VARIANTS
+from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.run_dir import RunDir
 
 

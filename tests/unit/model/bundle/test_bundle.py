@@ -17,8 +17,8 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.bundle.export import export_projector, find_projector, read_projector
-from mgpt4_hpc.model.bundle.untrusted_files import read_pth
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 
 
 def sources_of(reference, **changes) -> Sources:
@@ -245,7 +245,7 @@ def test_unknown_heads_ask_for_an_architecture(vicuna) -> None:
 
 
 def test_sizes_are_seen_in_shapes(reference, monkeypatch) -> None:
-    from mgpt4_hpc.model.bundle import detect
+    from mgpt4_hpc.model.conversion import detect
 
     arch = reference.architecture
     monkeypatch.setitem(detect.VISION_HEADS_BY_WIDTH, arch.vision_width, arch.vision_heads)

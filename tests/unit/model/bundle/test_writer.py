@@ -19,14 +19,16 @@ import torch
 from safetensors.torch import load_file
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle import one_pass, writer
+from mgpt4_hpc.model.bundle import writer
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.manifest import FileRecord, Manifest
-from mgpt4_hpc.model.bundle.one_pass import Output, Reading, is_finite, lay_out, run_all
-from mgpt4_hpc.model.bundle.parts import original_sources
+from mgpt4_hpc.model.bundle.manifest import Manifest
 from mgpt4_hpc.model.bundle.writer import write_bundle
+from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.model.weight_files import one_pass
+from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.one_pass import Output, Reading, is_finite, lay_out, run_all
 from mgpt4_hpc.resources import toy_world_dir
 
 
@@ -55,11 +57,15 @@ def test_records_are_of_what_was_written(sources, toy: Path, tmp_path: Path) -> 
     bundle = write_bundle(tmp_path / "bundle", sources, llm="copy")
     manifest = Manifest.read(bundle.path / "bundle.json")
     for name, record in manifest.files.items():
-        assert record == FileRecord.of(bundle.path / name)
+        assert record == WeightFileRecord.of(bundle.path / name)
         header = read_header(bundle.path / name)
         assert manifest.tensors[name] == {k: [i.dtype, *i.shape] for k, i in header.items()}
     for name, record in manifest.llm.files.items():
-        assert record == FileRecord.of(toy / "llm" / name) == FileRecord.of(bundle.llm_dir / name)
+        assert (
+            record
+            == WeightFileRecord.of(toy / "llm" / name)
+            == WeightFileRecord.of(bundle.llm_dir / name)
+        )
     digest = hashlib.blake2b((toy / "eva_vit_g.pth").read_bytes(), digest_size=16).hexdigest()
     assert manifest.sources[0]["files"]["eva_vit_g.pth"]["blake2b"] == digest
     assert check_bundle(bundle.path, full=True).ok
@@ -143,7 +149,7 @@ def test_large_types_come_first(tmp_path: Path) -> None:
     def made(dtype: str, count: int, start: int) -> TensorInfo:
         return TensorInfo(dtype, (count,), count * one_pass_item[dtype], tmp_path, start)
 
-    from mgpt4_hpc.model.bundle.headers import ITEM_BYTES as one_pass_item  # noqa: N811
+    from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES as one_pass_item  # noqa: N811
 
     layout = lay_out({"odd": made("F16", 99, 0), "more": made("F16", 1, 300),
                       "wide": made("F64", 2, 500), "byte": made("U8", 3, 600)})  # fmt: skip
@@ -229,10 +235,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
 def test_a_kill_in_the_middle_leaves_no_bundle(toy: Path, tmp_path: Path) -> None:
     """SIGKILL while the files are read, then the same import again."""
     slow = (
-        "import sys, time; from mgpt4_hpc.model.bundle import one_pass; real = one_pass._fill\n"
+        "import sys, time\nfrom mgpt4_hpc.model.weight_files import one_pass\n"
+        "real = one_pass._fill\n"
         "def fill(*a):\n    real(*a); print('reading', flush=True); time.sleep(0.05)\n"
         "one_pass._fill = fill\n"
-        "from pathlib import Path; from mgpt4_hpc.model.bundle.parts import original_sources\n"
+        "from pathlib import Path; from mgpt4_hpc.model.conversion.parts import original_sources\n"
         "from mgpt4_hpc.model.bundle.writer import write_bundle\n"
         "write_bundle(Path(sys.argv[2]), original_sources(Path(sys.argv[1])))"
     )

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import EVA_G_PATCHES, EVA_G_QFORMER
-from mgpt4_hpc.model.bundle.headers import read_header
-from mgpt4_hpc.model.bundle.layout import connector_shapes, projector_shapes, vision_shapes
-from mgpt4_hpc.model.bundle.llm_check import check_llm
-from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files
-from mgpt4_hpc.model.bundle.variants import projector_faults
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+from mgpt4_hpc.model.conversion.variants import projector_faults
 from mgpt4_hpc.model.estimates import memory
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.model.llm_files.check import check_llm
+from mgpt4_hpc.model.llm_files.folder import companion_files, llm_files
+from mgpt4_hpc.model.tower_shapes import connector_shapes, projector_shapes, vision_shapes
+from mgpt4_hpc.model.weight_files.headers import read_header
 from tests.support.planned_model import plan_model
 
 LLAMA_7B = {

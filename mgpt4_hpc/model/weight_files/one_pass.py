@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.fingerprint import HASH_BYTES, fingerprint
-from mgpt4_hpc.model.bundle.headers import TensorInfo
-from mgpt4_hpc.model.bundle.manifest import FileRecord
+from mgpt4_hpc.model.weight_files.fingerprint import HASH_BYTES, WeightFileRecord, fingerprint
+from mgpt4_hpc.model.weight_files.headers import TensorInfo
 
 BLOCK_BYTES = 4 * 1024 * 1024
 _MOST_FILES_AT_ONCE = 8
@@ -65,11 +64,11 @@ class Output:
         while view:
             view = view[self._file.write(view) :]
 
-    def close(self) -> FileRecord:
+    def close(self) -> WeightFileRecord:
         """Return once the file survives a power cut."""
         os.fsync(self._file.fileno())
         self._file.close()
-        return FileRecord(self._num_bytes, self._digest.hexdigest(), fingerprint(self._path))
+        return WeightFileRecord(self._num_bytes, self._digest.hexdigest(), fingerprint(self._path))
 
 
 @dataclass
@@ -226,7 +225,7 @@ class Layout:
 
 def lay_out(tensors: Mapping[str, TensorInfo]) -> Layout:
     """Order the tensors, and write the header. See https://github.com/safetensors/safetensors."""
-    from mgpt4_hpc.model.bundle.headers import ITEM_BYTES
+    from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES
 
     sums: dict[str, int] = {}
     for info in tensors.values():

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.headers import TensorInfo
-from mgpt4_hpc.model.bundle.layout import Shapes
-from mgpt4_hpc.model.bundle.untrusted_files import one_line
+from mgpt4_hpc.model.tower_shapes import Shapes
+from mgpt4_hpc.model.weight_files.headers import TensorInfo
+from mgpt4_hpc.model.weight_files.untrusted_files import one_line
 
 _SHOWN = 6
 _WIDTH = "hidden_size"

@@ -13,9 +13,9 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.blip2_folder import Blip2Folder, open_blip2_folder
-from mgpt4_hpc.model.bundle.detect import detect_architecture
-from mgpt4_hpc.model.bundle.importer import (
+from mgpt4_hpc.model.conversion.blip2_folder import Blip2Folder, open_blip2_folder
+from mgpt4_hpc.model.conversion.detect import detect_architecture
+from mgpt4_hpc.model.conversion.importer import (
     KeyReport,
     Raw,
     State,
@@ -25,8 +25,8 @@ from mgpt4_hpc.model.bundle.importer import (
     import_projector,
     import_vision,
 )
-from mgpt4_hpc.model.bundle.llm_folder import llm_width, read_llm_config
-from mgpt4_hpc.model.bundle.variants import require_projector_fits
+from mgpt4_hpc.model.conversion.variants import require_projector_fits
+from mgpt4_hpc.model.llm_files.folder import llm_width, read_llm_config
 
 VISION_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.llm_folder import companion_files, llm_files, read_llm_config
-from mgpt4_hpc.model.bundle.llm_tensors import is_buffer
-from mgpt4_hpc.model.bundle.manifest import FileRecord
-from mgpt4_hpc.model.bundle.one_pass import Output, is_finite, lay_out, tensor_info
-from mgpt4_hpc.model.bundle.untrusted_files import read_tensors
+from mgpt4_hpc.model.llm_files.folder import companion_files, llm_files, read_llm_config
+from mgpt4_hpc.model.llm_files.tensors import is_buffer
+from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.one_pass import Output, is_finite, lay_out, tensor_info
+from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ def merge_vicuna_delta(
     *,
     finite: bool = True,
     say: Callable[[str], None] = lambda _line: None,
-) -> dict[str, FileRecord]:
+) -> dict[str, WeightFileRecord]:
     """Write ``base + delta`` as a Hugging Face folder of safetensors.
 
     Args:
@@ -81,7 +81,7 @@ def _headers(folder: Path) -> dict[str, TensorInfo]:
 
 def _merge_shard(
     shard: Path, where: Mapping[str, TensorInfo], out: Path, finite: bool
-) -> tuple[list[str], FileRecord]:
+) -> tuple[list[str], WeightFileRecord]:
     """Add one shard's tensors, one after the other, into a file; returns their names."""
     described = {key: info for key, info in read_header(shard).items() if not is_buffer(key)}
     missing = sorted(set(described) - set(where))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 HASH_BYTES = 16
@@ -48,3 +49,34 @@ def combined(parts: Iterable[tuple[str, str]]) -> str:
     for name, value in sorted(parts):
         digest.update(f"{name}\0{value}\0".encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class WeightFileRecord:
+    """How to know one file again.
+
+    Attributes:
+        num_bytes: its size.
+        blake2b: hash of all of it.
+        fingerprint: hash of samples of it (see ``fingerprint``), checked at every start.
+    """
+
+    num_bytes: int
+    blake2b: str
+    fingerprint: str
+
+    @classmethod
+    def of(cls, path: Path) -> WeightFileRecord:
+        """Record of a file as it is now, reading all of it."""
+        return cls(path.stat().st_size, full_hash(path), fingerprint(path))
+
+    def fault(self, path: Path) -> str | None:
+        """What is wrong with the file at ``path``, by size and samples; None if nothing."""
+        try:
+            size = path.stat().st_size
+            if size != self.num_bytes:
+                return f"{path} has {size:,} bytes, at import it had {self.num_bytes:,}"
+            same = fingerprint(path) == self.fingerprint
+        except OSError as error:
+            return f"{path} cannot be read: {error.strerror or error}"
+        return None if same else f"{path} has changed since it was imported"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
+from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
 
 _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
 
@@ -69,8 +69,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         WeightsError: if the file is missing, truncated or of another format.
     """
     if path.suffix != ".safetensors":
-        from mgpt4_hpc.model.bundle.torch_directory import read_directory
-        from mgpt4_hpc.model.bundle.untrusted_files import tensors_of
+        from mgpt4_hpc.model.weight_files.torch_directory import read_directory
+        from mgpt4_hpc.model.weight_files.untrusted_files import tensors_of
 
         return tensors_of(read_directory(path), path)
     require_real_file(path)

@@ -16,7 +16,7 @@ from mgpt4_hpc.model.architecture import (
     VISION_HEADS_BY_WIDTH,
     Architecture,
 )
-from mgpt4_hpc.model.bundle.importer import Raw
+from mgpt4_hpc.model.conversion.importer import Raw
 
 _GIVE_IT = (
     "write an architecture.json beside the weights; its keys are those of "

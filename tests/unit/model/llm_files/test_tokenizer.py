@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.resources import toy_world_dir
 
 REFERENCE = Path(__file__).parents[3] / "reference"

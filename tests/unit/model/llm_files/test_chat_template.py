@@ -12,8 +12,8 @@ import pytest
 
 from mgpt4_hpc.chat_format import AnswerLimit
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle.chat_template import ModelFormat
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer, load_tokenizer
+from mgpt4_hpc.model.llm_files.chat_template import ModelFormat
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.prompts import Dialogue, Turn
 
 LLM = Path(__file__).parents[3] / "reference" / "llama2_tiny" / "llm"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
+from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names by which transformers finds the weights; with ``.index.json``, a list of their files."""

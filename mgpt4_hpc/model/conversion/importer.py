@@ -2,7 +2,7 @@
 
 Every key of a source is either used, dropped for a reason that is written down, or an error.
 
-Letters: the tables are those of ``layout.py``; nothing here depends on a model being built.
+Letters: the tables are those of ``tower_shapes.py``; nothing here depends on a model being built.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.layout import Shapes, connector_shapes, vision_shapes
+from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
 
 State = dict[str, Any]
 """Tensors by name, or what a file's header says of them: both have shapes and types."""

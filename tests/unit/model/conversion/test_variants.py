@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.variants import VARIANTS, find_variant, require_variant
+from mgpt4_hpc.model.conversion.variants import VARIANTS, find_variant, require_variant
 
 
 @pytest.mark.parametrize("name", list(VARIANTS))

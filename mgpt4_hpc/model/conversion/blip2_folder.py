@@ -16,10 +16,10 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.importer import KeyReport, State, convert, grid_of
-from mgpt4_hpc.model.bundle.layout import connector_shapes, vision_shapes
-from mgpt4_hpc.model.bundle.untrusted_files import require_real_file
+from mgpt4_hpc.model.conversion.importer import KeyReport, State, convert, grid_of
+from mgpt4_hpc.model.tower_shapes import connector_shapes, vision_shapes
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
 
 _UNREAD = {
     "language_model.": "BLIP-2's own language model",

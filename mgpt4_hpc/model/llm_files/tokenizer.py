@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import ConfigError, WeightsError
-from mgpt4_hpc.model.bundle.llm_folder import read_llm_config, require_tokenizer_files
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
+from mgpt4_hpc.model.llm_files.folder import read_llm_config, require_tokenizer_files
 
 PAD_TOKEN = "$$"
 """An ordinary token of LLaMA's vocabulary that the original pads with, as LLaMA has none for it."""

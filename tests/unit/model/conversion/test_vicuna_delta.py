@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.llm_check import check_llm
-from mgpt4_hpc.model.bundle.manifest import FileRecord
-from mgpt4_hpc.model.bundle.vicuna_delta import merge_vicuna_delta
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+from mgpt4_hpc.model.conversion.vicuna_delta import merge_vicuna_delta
+from mgpt4_hpc.model.llm_files.check import check_llm
+from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_delta_with_one_more_token(delta, tmp_path: Path) -> None:
     said: list[str] = []
     merged = tmp_path / "vicuna"
     records = merge_vicuna_delta(base, folder, merged, say=said.append)
-    assert records == {name: FileRecord.of(merged / name) for name in records}
+    assert records == {name: WeightFileRecord.of(merged / name) for name in records}
     ours = {}
     for path in sorted(merged.glob("*.safetensors")):
         ours |= load_file(path)

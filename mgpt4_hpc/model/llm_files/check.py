@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.llm_folder import (
+from mgpt4_hpc.model.llm_files.folder import (
     WEIGHT_FILES,
     llm_files,
     llm_width,
@@ -19,7 +18,7 @@ from mgpt4_hpc.model.bundle.llm_folder import (
     require_tokenizer_files,
     weight_map,
 )
-from mgpt4_hpc.model.bundle.llm_tensors import (
+from mgpt4_hpc.model.llm_files.tensors import (
     Gaps,
     compare_by_loading,
     compare_with_llama,
@@ -28,7 +27,8 @@ from mgpt4_hpc.model.bundle.llm_tensors import (
     llama_shapes,
     quantized_fault,
 )
-from mgpt4_hpc.model.bundle.torch_directory import flat_table, read_directory
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.torch_directory import flat_table, read_directory
 
 Look = Callable[[Path, "LlmCheck"], None]
 
@@ -192,7 +192,7 @@ def _look_at_tokenizer_files(folder: Path, _found: LlmCheck) -> None:
 
 
 def _look_at_tokenizer(folder: Path, found: LlmCheck) -> None:
-    from mgpt4_hpc.model.bundle.tokenizer import PAD_TOKEN, load_tokenizer
+    from mgpt4_hpc.model.llm_files.tokenizer import PAD_TOKEN, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
     found.vocab_size = tokenizer.vocab_size

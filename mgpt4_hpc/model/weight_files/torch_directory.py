@@ -22,8 +22,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.bundle.headers import ITEM_BYTES, TensorInfo
-from mgpt4_hpc.model.bundle.untrusted_files import broken_file, pickle_fault, require_real_file
+from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES, TensorInfo
+from mgpt4_hpc.model.weight_files.untrusted_files import (
+    broken_file,
+    pickle_fault,
+    require_real_file,
+)
 
 _STORAGE_TYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",

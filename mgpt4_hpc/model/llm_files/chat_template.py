@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mgpt4_hpc.chat_format import AnswerLimit, ChatFormat, Layout, Run, TemplateFormat
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.prompts import (
     AFTER_IMAGE,
     BEFORE_IMAGE,

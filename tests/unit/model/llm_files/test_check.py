@@ -16,14 +16,14 @@ from safetensors.torch import load_file, save_file
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.launch.submit.preflight_files import weights_faults
-from mgpt4_hpc.model.bundle.headers import TensorInfo, read_header
-from mgpt4_hpc.model.bundle.llm_check import check_llm
-from mgpt4_hpc.model.bundle.llm_tensors import compare_by_loading, compare_with_llama, llama_shapes
-from mgpt4_hpc.model.bundle.parts import original_sources
-from mgpt4_hpc.model.bundle.torch_directory import read_directory
-from mgpt4_hpc.model.bundle.untrusted_files import read_pth
 from mgpt4_hpc.model.bundle.writer import write_bundle
+from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
+from mgpt4_hpc.model.llm_files.check import check_llm
+from mgpt4_hpc.model.llm_files.tensors import compare_by_loading, compare_with_llama, llama_shapes
+from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.torch_directory import read_directory
+from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 from mgpt4_hpc.resources import toy_world_dir
 
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
