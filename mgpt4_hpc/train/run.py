@@ -89,14 +89,7 @@ def run_training(
         buckets.add(START_UP, time.time() - started_at)
     run = retry_storage(run.held)
     config = read_own_config(run.config_file).config
-    if unset := unset_paths(config):
-        raise ConfigError("the settings are not complete", faults=unset)
-    if config.train.global_batch_size < ranks.world_size:
-        raise ConfigError(
-            f"train.global_batch_size {config.train.global_batch_size} is below the "
-            f"{ranks.world_size} ranks: some would have nothing to do",
-            fix="use fewer GPUs",
-        )
+    _require_runnable(config, ranks)
     device = choose_device(config, ranks)
     set_up_process(config, ranks)
     hang_note = HangNote(run.ledger, ranks.rank)
@@ -116,25 +109,21 @@ def run_training(
         attempt = _Attempt(
             run, config, ranks, stop, device, number, recorder, buckets, watchdog, end
         )
-        try:
-            recorder.event(
-                Kind.START,
-                attempt=number,
-                processes=processes,
-                started_at=started_at,
-                device=device.type,
-                **_surroundings(claim, ranks),
-            )
-            return attempt.go()
-        except Exception as error:
-            recorder.event(
-                Kind.FAULT, what=type(error).__name__, reason=str(error), buckets=buckets.seconds
-            )
-            raise
-        finally:
-            recorder.close()
+        start = {"processes": processes, "started_at": started_at, "device": device.type}
+        return attempt.recorded(start | _surroundings(claim, ranks))
     finally:
         watchdog.close()
+
+
+def _require_runnable(config: RunConfig, ranks: Ranks) -> None:
+    if unset := unset_paths(config):
+        raise ConfigError("the settings are not complete", faults=unset)
+    if config.train.global_batch_size < ranks.world_size:
+        raise ConfigError(
+            f"train.global_batch_size {config.train.global_batch_size} is below the "
+            f"{ranks.world_size} ranks: some would have nothing to do",
+            fix="use fewer GPUs",
+        )
 
 
 def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
@@ -181,6 +170,22 @@ class _Attempt:
 
     def __post_init__(self) -> None:
         self.pacing = Pacing(self.recorder)
+
+    def recorded(self, start: Mapping[str, Any]) -> Outcome:
+        """The whole attempt, between its START and its end (or FAULT) in the ledger."""
+        try:
+            self.recorder.event(Kind.START, attempt=self.number, **start)
+            return self.go()
+        except Exception as error:
+            self.recorder.event(
+                Kind.FAULT,
+                what=type(error).__name__,
+                reason=str(error),
+                buckets=self.buckets.seconds,
+            )
+            raise
+        finally:
+            self.recorder.close()
 
     def go(self) -> Outcome:
         """From the inputs to the decision about what follows."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,28 +93,18 @@ def resume_command(
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
     mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
     """
-    from mgpt4_hpc.config.load import read_assignments
-    from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.launch.manage.branch import branch
-    from mgpt4_hpc.launch.manage.resume import change, resume_branch, resume_run
+    from mgpt4_hpc.launch.manage.resume import resume_branch, resume_run
     from mgpt4_hpc.launch.manage.resume_many import resume_many
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
 
     folder = absolute(runs_dir)
-    overrides, faults = read_assignments(assignments)
-    overrides |= {f"launch.{key}": value for key, value in asked.items() if value is not None}
     runs = find_runs(names, folder)
-    if faults:
-        # Raises, with all that is wrong.
-        change(read_config(runs[0].config_file), overrides, faults, free=new_name is not None)
+    overrides = _overrides(assignments, asked, runs[0], free=new_name is not None)
     sweeps = _sweeps(names, folder, max_parallel)
     errors: list[MgptError] = []
     told: Any
     if new_name is not None:
-        if len(runs) != 1:
-            raise ConfigError(f"--as {new_name} names one run, not {len(runs)}", fix="give one RUN")
-        wanted = change(read_config(runs[0].config_file), overrides, free=True)
-        run = branch(runs[0], new_name, folder, wanted)
+        run = _branch(runs, new_name, folder, overrides)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
         told = _as_json(done[0])
     elif len(names) == 1 and not sweeps:
@@ -132,10 +122,44 @@ def resume_command(
         for one in done:
             click.echo(_as_text(one))
     _raise_first(errors)
-    submitted = [one.run for one in done if one.submitted is not None]
-    if wait and submitted:
-        from mgpt4_hpc.launch.runs.wait import wait_for_runs
+    if wait:
+        _wait_for(done)
 
+
+def _overrides(
+    assignments: Sequence[str], options: Mapping[str, Any], run: RunDir, *, free: bool
+) -> dict[str, Any]:
+    """The settings to change, of --set and of options; ``free``: any may change."""
+    from mgpt4_hpc.config.load import read_assignments
+    from mgpt4_hpc.config.run_config_file import read_config
+    from mgpt4_hpc.launch.manage.resume import change
+
+    overrides, faults = read_assignments(assignments)
+    overrides |= {f"launch.{key}": value for key, value in options.items() if value is not None}
+    if faults:
+        # Raises an error that lists these faults and those of the values.
+        change(read_config(run.config_file), overrides, faults, free=free)
+    return overrides
+
+
+def _branch(
+    runs: Sequence[RunDir], name: str, folder: Path, overrides: Mapping[str, Any]
+) -> RunDir:
+    """The new run of --as, with its settings."""
+    from mgpt4_hpc.config.run_config_file import read_config
+    from mgpt4_hpc.launch.manage.branch import branch
+    from mgpt4_hpc.launch.manage.resume import change
+
+    if len(runs) != 1:
+        raise ConfigError(f"--as {name} names one run, not {len(runs)}", fix="give one RUN")
+    config = change(read_config(runs[0].config_file), overrides, free=True)
+    return branch(runs[0], name, folder, config)
+
+
+def _wait_for(done: Sequence[Resumption]) -> None:
+    from mgpt4_hpc.launch.runs.wait import wait_for_runs
+
+    if submitted := [one.run for one in done if one.submitted is not None]:
         wait_for_runs(submitted, say=_say)
 
 

@@ -75,23 +75,7 @@ def find_inputs(
         DataError, WeightsError: something is missing or broken.
         RunLocked: something is not what it was at the run's first start.
     """
-    indexes: dict[str, str] = {}
-    digests: dict[str, str] = {}
-    for source in config.data.sources:
-        if is_url(source.path):
-            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
-            continue
-        path = prepare_source(
-            source.name,
-            Path(source.path),
-            Path(source.index) if source.index else None,
-            run.data,
-            on_shard=lambda done, total: on_progress(),
-        )
-        index = ShardIndex.open(path)
-        indexes[source.name], digests[source.name] = str(path), index.digest
-        if index.left_out:
-            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
+    indexes, digests = _prepare_sources(run, config, recorder, on_progress)
     features = _find_features(config, bundle, indexes, digests, device)
     start = find_start_weights(config.model.projector) if config.model.projector else None
     settings = check_pins(
@@ -117,16 +101,34 @@ def find_inputs(
         foreign=lambda meta: _foreign(meta, lineage, settings),
     )
     if checkpoint is not None:
-        recorder.event(
-            Kind.RESTORE,
-            step=checkpoint.step,
-            samples_seen=int(checkpoint.meta["samples_seen"]),
-            path=checkpoint.path.name,
-        )
-        recorder.say(f"going on from {checkpoint.path.name}")
+        _report_restore(recorder, checkpoint)
     if is_streamed(config):
         _tell_of_streams(recorder, checkpoint is not None)
     return Inputs(indexes, start, checkpoint)
+
+
+def _prepare_sources(
+    run: RunDir, config: RunConfig, recorder: Recorder, on_progress: Callable[[], None]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The path and the digest of each source's index, by the source's name."""
+    indexes: dict[str, str] = {}
+    digests: dict[str, str] = {}
+    for source in config.data.sources:
+        if is_url(source.path):
+            indexes[source.name], digests[source.name] = source.path, f"stream of {source.path}"
+            continue
+        path = prepare_source(
+            source.name,
+            Path(source.path),
+            Path(source.index) if source.index else None,
+            run.data,
+            on_shard=lambda done, total: on_progress(),
+        )
+        index = ShardIndex.open(path)
+        indexes[source.name], digests[source.name] = str(path), index.digest
+        if index.left_out:
+            recorder.say(f"source {source.name}: left out: {in_words(index.left_out)}")
+    return indexes, digests
 
 
 def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
@@ -149,6 +151,16 @@ def _foreign(
     if settings is not None and digest is not None and digest not in settings:
         return f"it was made with other settings (config digest {digest})"
     return ""
+
+
+def _report_restore(recorder: Recorder, checkpoint: Checkpoint) -> None:
+    recorder.event(
+        Kind.RESTORE,
+        step=checkpoint.step,
+        samples_seen=int(checkpoint.meta["samples_seen"]),
+        path=checkpoint.path.name,
+    )
+    recorder.say(f"resuming from {checkpoint.path.name}")
 
 
 def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
