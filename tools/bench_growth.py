@@ -50,7 +50,7 @@ from mgpt4_hpc.telemetry.tensorboard import open_writer  # noqa: E402
 from mgpt4_hpc.train.optimizer import build_optimizer  # noqa: E402
 from mgpt4_hpc.train.recorder import FirstRankRecorder  # noqa: E402
 from mgpt4_hpc.train.schedule import WarmupCosine  # noqa: E402
-from mgpt4_hpc.train.step import TrainStep  # noqa: E402
+from mgpt4_hpc.train.step import StepOptions, TrainStep  # noqa: E402
 
 BATCH = 256
 _INDEXED_SAMPLES = 100_000
@@ -144,7 +144,7 @@ def training_steps(number: int) -> Work:
         subject.model.llama_proj,
         build_optimizer(subject.model.llama_proj, subject.train),
         WarmupCosine.from_config(subject.train),
-        world_size=1,
+        StepOptions(world_size=1),
         device=device,
     )
     batches = next(subject.batches)

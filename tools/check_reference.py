@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.data.batching.batch import Batch
     from mgpt4_hpc.data.batching.text import TokenSequence
     from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
-    from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+    from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions
 
 STAGES = ("stage1", "stage2")
 
@@ -131,9 +131,9 @@ def open_reference(folder: Path, path: ComputePath) -> Setup:
     bundle = open_bundle(folder, architecture=architecture)
     model = build_model(
         bundle,
-        precision="fp32",
-        attention=path.attention,
-        activation_checkpointing=path.recomputed,
+        ModelOptions(
+            precision="fp32", attention=path.attention, activation_checkpointing=path.recomputed
+        ),
     )
     if path.compiled:
         compile_layers(model)
@@ -316,7 +316,7 @@ def train_curve(
         projector,
         build_optimizer(projector, config),
         WarmupCosine.from_config(config),
-        world_size=1,
+        StepOptions(world_size=1),
         device=torch.device("cpu"),
     )
     loop = Loop(

@@ -12,7 +12,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.nn.lora import add_lora, load_lora
-from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.model.nn.performance.compile import compile_layers
 from mgpt4_hpc.model.nn.performance.fsdp import shard_layers
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner
@@ -21,7 +21,7 @@ from mgpt4_hpc.train.device import choose_precision
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 
 
 def build_run_model(
@@ -45,13 +45,15 @@ def build_run_model(
     ranks = ranks or Ranks()
     model = build_model(
         bundle,
-        precision=choose_precision(config, device),
-        vision_precision=config.model.vision_precision,
-        ln_vision=config.model.ln_vision,
-        llm_8bit=config.model.llm_8bit,
-        attention=config.model.attention,
+        ModelOptions(
+            precision=choose_precision(config, device),
+            vision_precision=config.model.vision_precision,
+            ln_vision=config.model.ln_vision,
+            llm_8bit=config.model.llm_8bit,
+            attention=config.model.attention,
+            activation_checkpointing=config.model.activation_checkpointing,
+        ),
         device=device,
-        activation_checkpointing=config.model.activation_checkpointing,
         readers=ranks if _read_together(config, device, ranks) else None,
         run_locally=run_locally,
     )
@@ -118,12 +120,14 @@ def build_step(
         projector,
         build_optimizer(trained_parameters(model), config.train),
         WarmupCosine.from_config(config.train),
-        world_size=ranks.world_size,
+        StepOptions(
+            world_size=ranks.world_size,
+            fp16=choose_precision(config, device) == "fp16",
+            loss_reduction=config.train.loss_reduction,
+            max_grad_norm=config.train.max_grad_norm,
+            num_passes=_most_passes(config, ranks.world_size) if model.sharded else 0,
+        ),
         device=device,
-        fp16=choose_precision(config, device) == "fp16",
-        loss_reduction=config.train.loss_reduction,
-        max_grad_norm=config.train.max_grad_norm,
-        num_passes=_most_passes(config, ranks.world_size) if model.sharded else 0,
     )
 
 

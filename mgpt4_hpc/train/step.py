@@ -39,6 +39,25 @@ class StepResult:
     grad_norm: torch.Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """What a step computes beside the model's loss.
+
+    Attributes:
+        world_size: ranks that train together.
+        fp16: scale the loss, as float16 gradients underflow.
+        loss_reduction: ``global_tokens`` or ``rank_mean``, see ``TrainStep``.
+        max_grad_norm: clip to it; 0 does not clip.
+        num_passes: most micro-batches of any rank if all must compute equally often; else 0.
+    """
+
+    world_size: int = 1
+    fp16: bool = False
+    loss_reduction: str = "global_tokens"
+    max_grad_norm: float = 0.0
+    num_passes: int = 0
+
+
 class TrainStep:
     """Forward, backward, update.
 
@@ -62,25 +81,17 @@ class TrainStep:
         projector: nn.Module,
         optimizer: torch.optim.AdamW,
         schedule: Callable[[int], float],
+        options: StepOptions,
         *,
-        world_size: int,
         device: torch.device,
-        fp16: bool = False,
-        loss_reduction: str = "global_tokens",
-        max_grad_norm: float = 0.0,
-        num_passes: int = 0,
     ) -> None:
         self.model = model
         self.projector = projector
         self.optimizer = optimizer
         self.schedule = schedule
-        self.world_size = world_size
+        self.options = options
         self.device = device
-        self.loss_reduction = loss_reduction
-        self.max_grad_norm = max_grad_norm
-        self.num_passes = num_passes
-        self.fp16 = fp16
-        self.loss_scale = torch.full((), _FP16_START_SCALE if fp16 else 1.0, device=device)
+        self.loss_scale = torch.full((), _FP16_START_SCALE if options.fp16 else 1.0, device=device)
         self.growth_tracker = torch.zeros((), dtype=torch.int32, device=device)
         self.nonfinite_steps = torch.zeros((), device=device)
         self.overflow_steps = torch.zeros((), device=device)
@@ -97,7 +108,7 @@ class TrainStep:
         set_lr(self.optimizer, self.schedule(step))
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros((), device=self.device)
-        for _ in range(self.num_passes - len(micro_batches)):
+        for _ in range(self.options.num_passes - len(micro_batches)):
             with self._without_reduction():
                 self.model.idle_loss(self.projector).backward()
         last = len(micro_batches) - 1
@@ -114,10 +125,10 @@ class TrainStep:
 
     def _backward(self, batch: Batch, global_tokens: int) -> torch.Tensor:
         loss_sum = forward_loss(self.model, batch, self.device, self.projector)
-        if self.loss_reduction == "rank_mean":
+        if self.options.loss_reduction == "rank_mean":
             weight = 1.0 / max(batch.num_answer_tokens, 1)
         else:
-            weight = self.world_size / max(global_tokens, 1)
+            weight = self.options.world_size / max(global_tokens, 1)
         # A loss can be infinite and its gradient finite (a label's logit at -inf). Times zero it is
         # NaN then, and with it the gradient, which tells all ranks.
         poison = loss_sum.detach() * 0.0
@@ -127,11 +138,13 @@ class TrainStep:
 
     def _update(self) -> torch.Tensor:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        if self.fp16:
+        if self.options.fp16:
             torch._foreach_div_(gradients, self.loss_scale)
         grad_norm = torch.nn.utils.get_total_norm(gradients)
-        if self.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, grad_norm)
+        if self.options.max_grad_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(
+                self._parameters, self.options.max_grad_norm, grad_norm
+            )
         found_inf = (~torch.isfinite(grad_norm)).float()
         # The attributes that torch.amp.GradScaler hands a fused optimizer.
         self.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
@@ -139,7 +152,7 @@ class TrainStep:
         overflow = found_inf * (self.loss_scale > 1.0)
         self.overflow_steps += overflow
         self.nonfinite_steps += found_inf - overflow
-        if self.fp16:
+        if self.options.fp16:
             torch._amp_update_scale_(
                 self.loss_scale, self.growth_tracker, found_inf, 2.0, 0.5, _FP16_GROWTH_INTERVAL
             )

@@ -16,7 +16,7 @@ from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.model.nn.random_weights import random_model
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 
 ARCHITECTURE = Architecture(
     image_size=56, patch_size=14, vision_width=64, vision_depth=2, vision_heads=4,
@@ -65,9 +65,8 @@ def make_step(model: MiniGPT4, **options) -> TrainStep:
         model.llama_proj,
         build_optimizer(model.llama_proj, config),
         WarmupCosine.from_config(config),
-        world_size=1,
+        StepOptions(**options),
         device=model.device,
-        **options,
     )
 
 

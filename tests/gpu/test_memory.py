@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.model.architecture import EVA_G_QFORMER
-from mgpt4_hpc.model.estimates.memory import GIB, estimate_memory
+from mgpt4_hpc.model.estimates.memory import GIB, LlmSizes, estimate_memory
 from mgpt4_hpc.model.nn.performance.packing import pack
 from mgpt4_hpc.model.nn.random_weights import random_model
 from tests.gpu.steps import ARCHITECTURE, LLM, make_batch, make_step, run
@@ -66,8 +66,7 @@ def test_seven_b_at_batch_64_fits_in_40_gib(cuda, recomputed) -> None:
     packed = pack(batch.input_ids_BT, batch.image_mask_BT, batch.labels_BT)
     estimate = estimate_memory(
         model.architecture,
-        SEVEN_B,
-        sum(p.numel() for p in model.language_model.parameters()),
+        LlmSizes(SEVEN_B, sum(p.numel() for p in model.language_model.parameters())),
         micro_batch_size=64,
         text_tokens=packed.num_tokens // 64 - 32,
         activation_checkpointing=bool(recomputed),

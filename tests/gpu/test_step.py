@@ -7,7 +7,7 @@ import torch
 
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 from mgpt4_hpc.model.nn.performance.compile import compile_layers
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.optimizer import load_optimizer_tensors, optimizer_tensors
@@ -33,7 +33,9 @@ def test_the_original_s_loss_and_gradient(cuda, folder, stage, attention) -> Non
     wanted = reference.tensors[f"{stage}.grad.llama_proj.weight"]
     limits = {"fp32": (1e-5, 1e-3), "bf16": (5e-3, 5e-2), "fp16": (1e-3, 1e-2)}
     for precision, (of_loss, of_gradient) in limits.items():
-        model = build_model(reference.bundle, precision=precision, attention=attention, device=cuda)
+        model = build_model(
+            reference.bundle, ModelOptions(precision=precision, attention=attention), device=cuda
+        )
         loss, gradient = loss_and_gradient(model, batch)
         assert loss == pytest.approx(wanted_loss, rel=of_loss), precision
         distance = (gradient - wanted).norm() / wanted.norm()

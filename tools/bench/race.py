@@ -33,7 +33,7 @@ from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 
 _DISTINCT_BATCHES = 8
 """Synthetic batches that are made; the steps go round them."""
@@ -118,9 +118,8 @@ def _train_step(
         projector,
         build_optimizer(subject.model.llama_proj, subject.train),
         WarmupCosine.from_config(subject.train),
-        world_size=ranks.world_size,
+        StepOptions(world_size=ranks.world_size, fp16=settings.precision == "fp16"),
         device=device,
-        fp16=settings.precision == "fp16",
     )
 
 

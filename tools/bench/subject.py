@@ -16,7 +16,7 @@ from bench.synthetic import synthetic_batches
 from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.model.nn.random_weights import random_model
 
 SEED = 0
@@ -127,10 +127,12 @@ def _from_config(settings: Settings, ranks: Ranks, device: torch.device) -> Subj
         closers += [opened.close, work.cleanup]
     model = build_model(
         bundle,
-        precision=settings.precision,
-        attention=settings.attention,
+        ModelOptions(
+            precision=settings.precision,
+            attention=settings.attention,
+            activation_checkpointing=settings.activation_checkpointing,
+        ),
         device=device,
-        activation_checkpointing=settings.activation_checkpointing,
     )
     llm = check_llm(bundle.llm_dir).config
     if batches is None:

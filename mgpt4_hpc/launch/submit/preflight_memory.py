@@ -11,7 +11,7 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
-from mgpt4_hpc.model.estimates.memory import GIB, MemoryEstimate, count, estimate_memory
+from mgpt4_hpc.model.estimates.memory import GIB, LlmSizes, MemoryEstimate, count, estimate_memory
 from mgpt4_hpc.model.weight_files.headers import read_header
 
 _SIZES_GIB: tuple[tuple[str, tuple[int, ...]], ...] = (
@@ -89,8 +89,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
         return None
     found = estimate_memory(
         manifest.architecture.with_llm_dim(width),
-        llm_config,
-        parameters,
+        LlmSizes(llm_config, parameters),
         micro_batch_size=config.train.micro_batch_size,
         text_tokens=_PROMPT_TOKENS[config.stage] + config.max_answer_tokens,
         precision="fp32" if config.model.precision == "fp32" else "bf16",

@@ -17,7 +17,7 @@ from mgpt4_hpc.model.bundle.bundle import original_digest, require_bundle
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.conversion.parts import gather, original_sources
 from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projector_faults
-from mgpt4_hpc.model.estimates.memory import MemoryEstimate, estimate_memory
+from mgpt4_hpc.model.estimates.memory import LlmSizes, MemoryEstimate, estimate_memory
 from mgpt4_hpc.model.llm_files.check import LlmCheck, check_llm
 from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
@@ -188,8 +188,7 @@ def _memory_table(arch: Architecture, llm: LlmCheck) -> list[dict[str, Any]]:
             for recompute in (False, True):
                 estimate = estimate_memory(
                     arch,
-                    llm.config,
-                    llm.num_parameters,
+                    LlmSizes(llm.config, llm.num_parameters),
                     micro_batch_size=batch,
                     text_tokens=text_tokens,
                     activation_checkpointing=recompute,

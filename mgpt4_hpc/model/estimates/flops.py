@@ -45,6 +45,11 @@ class StepFlops:
         return self.needed + self.recomputed
 
 
+_ATTENTION_BACKWARD = 2.0
+"""Attention's backward pass in units of its forward pass, as calculus needs; flash kernels, which
+keep no scores, execute 2.5."""
+
+
 def step_flops(
     arch: Architecture,
     llm: Mapping[str, Any],
@@ -53,7 +58,6 @@ def step_flops(
     lengths: Sequence[int],
     num_predicted: int,
     causal: bool = True,
-    attention_backward: float = 2.0,
     recomputed_part: float = 0.0,
 ) -> StepFlops:
     """Operations of one optimizer step on one rank.
@@ -65,8 +69,6 @@ def step_flops(
         lengths: tokens of each sequence that the language model computes.
         num_predicted: answer tokens.
         causal: count half of the language model's attention, as kernels that skip it compute.
-        attention_backward: attention's backward pass in units of its forward pass: 2 is what
-            calculus needs, 2.5 what flash kernels do, which keep no scores.
         recomputed_part: of the language model's layers.
     """
     layer = _language_layer(llm, lengths, causal)
@@ -77,7 +79,7 @@ def step_flops(
         vision=num_images * _vision(arch),
         qformer=num_images * _qformer(arch) if arch.qformer else 0.0,
         projector=2.0 * projector,
-        language=layers * (2.0 * layer.products + (1.0 + attention_backward) * layer.attention),
+        language=layers * (2.0 * layer.products + (1.0 + _ATTENTION_BACKWARD) * layer.attention),
         head=2.0 * head,
         recomputed=-(-layers * recomputed_part // 1) * (layer.products + layer.attention),
     )

@@ -51,10 +51,17 @@ def count(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
+@dataclass(frozen=True)
+class LlmSizes:
+    """A language model's ``config.json``, and how many numbers it has."""
+
+    config: Mapping[str, Any]
+    num_parameters: int
+
+
 def estimate_memory(
     arch: Architecture,
-    llm_config: Mapping[str, Any],
-    llm_parameters: int,
+    llm: LlmSizes,
     *,
     micro_batch_size: int,
     text_tokens: int,
@@ -66,8 +73,7 @@ def estimate_memory(
 
     Args:
         arch: sizes, with ``llm_dim``.
-        llm_config: the language model's ``config.json``.
-        llm_parameters: how many numbers it has.
+        llm: the language model.
         micro_batch_size: rows per forward.
         text_tokens: tokens per row beside the image's: begin, prompt and answer.
         precision: as in ``build_model``.
@@ -76,6 +82,7 @@ def estimate_memory(
         sharded_over: ranks over which the language model's layers are spread.
     """
     assert arch.llm_dim is not None
+    llm_config, llm_parameters = llm.config, llm.num_parameters
     size = _BYTES[precision]
     towers = count(vision_shapes(arch)) + count(connector_shapes(arch))
     tokens = micro_batch_size * (arch.num_image_tokens + text_tokens)

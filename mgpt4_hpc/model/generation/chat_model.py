@@ -24,7 +24,7 @@ from mgpt4_hpc.model.generation.prompt_embedding import context_length, prompt_l
 from mgpt4_hpc.model.llm_files.chat_template import chat_format
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
-from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.prompts import Dialogue, Template, get_template
 from mgpt4_hpc.resources import resolve_path
@@ -170,11 +170,13 @@ class ChatModel:
         target = _device(device)
         self.model = build_model(
             self.bundle,
-            precision=_precision(precision, target),
-            vision_precision=config.model.vision_precision if config else "same",
-            ln_vision=config.model.ln_vision if config else "bundle",
-            llm_8bit=config is not None and config.model.llm_8bit,
-            attention="sdpa",
+            ModelOptions(
+                precision=_precision(precision, target),
+                vision_precision=config.model.vision_precision if config else "same",
+                ln_vision=config.model.ln_vision if config else "bundle",
+                llm_8bit=config is not None and config.model.llm_8bit,
+                attention="sdpa",
+            ),
             device=target,
         )
         self.tokenizer = load_tokenizer(self.bundle.llm_dir)

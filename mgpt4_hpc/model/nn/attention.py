@@ -6,6 +6,7 @@ Shapes: N packed tokens, H query heads, K key heads, W head width, R sequences, 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,15 +62,14 @@ def packed_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    starts_R1: torch.Tensor | None = None,
-    padded_N: torch.Tensor | None = None,
-    num_rows: int = 0,
-    longest: int = 0,
-    has_flash: bool = False,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each sequence; without packed sequences (generation) plain SDPA."""
-    if starts_R1 is None or padded_N is None:
+    """Causal attention within each sequence; without packed sequences (generation) plain SDPA.
+
+    ``kwargs`` are those of ``packed_arguments``, and others that transformers adds.
+    """
+    starts_R1 = kwargs.get("starts_R1")
+    if starts_R1 is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         plain: tuple[torch.Tensor, None] = sdpa_attention_forward(
@@ -88,12 +88,10 @@ def packed_attention(
     )
     if query_NHW.device.type == "cpu":
         output_NHW = _each_sequence(query_NHW, key_NKW, value_NKW, starts_R1, scaling)
-    elif has_flash and _flash_fits(query_NHW, key_NKW, scaling):
-        output_NHW = _flash(query_NHW, key_NKW, value_NKW, starts_R1, longest)
+    elif kwargs["has_flash"] and _flash_fits(query_NHW, key_NKW, scaling):
+        output_NHW = _flash(query_NHW, key_NKW, value_NKW, starts_R1, kwargs["longest"])
     else:
-        output_NHW = _padded_sdpa(
-            query_NHW, key_NKW, value_NKW, padded_N, num_rows, longest, scaling
-        )
+        output_NHW = _padded_sdpa(query_NHW, key_NKW, value_NKW, scaling, kwargs)
     return output_NHW.unsqueeze(0), None
 
 
@@ -195,23 +193,22 @@ def _padded_sdpa(
     query_NHW: torch.Tensor,
     key_NKW: torch.Tensor,
     value_NKW: torch.Tensor,
-    padded_N: torch.Tensor,
-    num_rows: int,
-    longest: int,
     scaling: float | None,
+    packed: Mapping[str, Any],
 ) -> torch.Tensor:
-    """Spread out for attention alone, which is a small part of a layer, and gather again."""
+    """Pad for attention alone, which is a small part of a layer, and gather the tokens again."""
+    padded_N, num_rows, longest = packed["padded_N"], packed["num_rows"], packed["longest"]
 
-    def spread(packed_NHW: torch.Tensor) -> torch.Tensor:
+    def pad(packed_NHW: torch.Tensor) -> torch.Tensor:
         heads, width = packed_NHW.shape[1:]
         table = packed_NHW.new_zeros(num_rows * longest, heads, width)
         table = table.index_copy(0, padded_N, packed_NHW)
         return table.view(num_rows, longest, heads, width).transpose(1, 2)
 
     output_RHTW = nn.functional.scaled_dot_product_attention(
-        spread(query_NHW),
-        spread(key_NKW),
-        spread(value_NKW),
+        pad(query_NHW),
+        pad(key_NKW),
+        pad(value_NKW),
         is_causal=True,
         scale=scaling,
         enable_gqa=query_NHW.shape[1] != key_NKW.shape[1],

@@ -8,6 +8,7 @@ embeddings, A predicted tokens, R rows (see ``performance/packing.py``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -218,16 +219,35 @@ class MiniGPT4(nn.Module):
         return hidden_RTD.flatten(0, 1).index_select(0, packed.padded_N)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a bundle's model computes.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
+        vision_precision: another one for vision tower and connector, or ``same``.
+        ln_vision: without Q-Former: the ``bundle``'s, or ``identity`` as the original has it.
+        llm_8bit: round the language model's matrices to 8 bits (see ``int8.py``).
+        attention: ``packed`` computes no padding in the language model (families that cannot do
+            that are padded); ``sdpa`` and ``eager`` pad.
+        activation_checkpointing: part of the language model's layers, 0 to 1, that are recomputed
+            in the backward pass; all of them cost half as much again of the language model's
+            compute for a fraction of the memory.
+    """
+
+    precision: str = "fp32"
+    vision_precision: str = "same"
+    ln_vision: str = "bundle"
+    llm_8bit: bool = False
+    attention: str = "packed"
+    activation_checkpointing: float = 0.0
+
+
 def build_model(
     bundle: Bundle,
+    options: ModelOptions | None = None,
     *,
-    precision: str = "fp32",
-    vision_precision: str = "same",
-    ln_vision: str = "bundle",
-    llm_8bit: bool = False,
-    attention: str = "packed",
     device: torch.device | str = "cpu",
-    activation_checkpointing: float = 0.0,
     readers: Ranks | None = None,
     run_locally: LocalRunner = lambda read: read(),
 ) -> MiniGPT4:
@@ -238,16 +258,8 @@ def build_model(
 
     Args:
         bundle: the weights.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (see ``precision.py``).
-        vision_precision: another one for vision tower and connector, or ``same``.
-        ln_vision: without Q-Former: the ``bundle``'s, or ``identity`` as the original has it.
-        llm_8bit: round the language model's matrices to 8 bits (see ``int8.py``).
-        attention: ``packed`` computes no padding in the language model (families that cannot do
-            that are padded); ``sdpa`` and ``eager`` pad.
+        options: how it computes; the defaults of ``ModelOptions`` if None.
         device: one device for everything.
-        activation_checkpointing: part of the language model's layers, 0 to 1, that are recomputed
-            in the backward pass; all of them cost half as much again of the language model's
-            compute for a fraction of the memory.
         readers: all ranks, each of which makes this call, if one per node is to read the language
             model for its neighbours (not in 8 bits); by default every process reads for itself.
         run_locally: does each part of the reading for which no other rank is needed.
@@ -255,24 +267,26 @@ def build_model(
     Raises:
         WeightsError: if weights are missing, broken or do not fit each other.
     """
-    dtype, target = compute_dtype(precision), torch.device(device)
+    options = options or ModelOptions()
+    dtype, target = compute_dtype(options.precision), torch.device(device)
+    vision_precision = options.vision_precision
     vision_dtype = dtype if vision_precision == "same" else compute_dtype(vision_precision)
-    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "device": target}
-    # First what the ranks do together: who breaks off what follows is missed by nobody.
-    if readers is None or llm_8bit:
+    how: dict[str, Any] = {"attention": options.attention, "device": target}
+    # First what the ranks do together: no rank waits for one that is interrupted afterwards.
+    if readers is None or options.llm_8bit:
         language_model = run_locally(
-            lambda: load_language_model(bundle.llm_dir, **how, eight_bit=llm_8bit)
+            lambda: load_language_model(
+                bundle.llm_dir, dtype=dtype, **how, eight_bit=options.llm_8bit
+            )
         )
     else:
         language_model = load_shared_language_model(
-            bundle.llm_dir, **how, ranks=readers, run_locally=run_locally
+            bundle.llm_dir, dtype=dtype, **how, ranks=readers, run_locally=run_locally
         )
     vision, connector = run_locally(
-        lambda: load_image_towers(
-            bundle, vision_dtype, ln_vision=ln_vision, attention=attention, device=target
-        )
+        lambda: load_image_towers(bundle, vision_dtype, ln_vision=options.ln_vision, **how)
     )
-    recompute_layers(language_model, float(activation_checkpointing))
+    recompute_layers(language_model, float(options.activation_checkpointing))
     model = MiniGPT4(bundle.architecture, vision, connector, language_model, dtype, vision_dtype)
     if (start := bundle.projector_state()) is not None:
         model.llama_proj.load_state_dict(start, strict=True)

@@ -72,7 +72,7 @@ class Reference:
         }
 
 
-def load_reference(name: str, **build: Any) -> Reference:
+def load_reference(name: str) -> Reference:
     path = REFERENCE / name
     expected = json.loads((path / "expected.json").read_text())
     architecture = Architecture.from_dict(expected["architecture"])
@@ -82,7 +82,7 @@ def load_reference(name: str, **build: Any) -> Reference:
         expected=expected,
         tensors=load_file(path / "expected.safetensors"),
         bundle=bundle,
-        model=build_model(bundle, **build),
+        model=build_model(bundle),
         tokenizer=load_tokenizer(bundle.llm_dir),
     )
 

@@ -14,7 +14,7 @@ from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.generation.generate import generate
 from mgpt4_hpc.model.lazy import quiet_transformers
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 
 SIZES = {
     "vocab_size": 512,
@@ -88,7 +88,7 @@ def whole_logits_loss(model, batch) -> torch.Tensor:
 def test_altered_logits_are_refused(vicuna, tmp_path: Path) -> None:
     folder = folder_with("gemma2", vicuna, tmp_path, head_dim=16)
     with pytest.raises(WeightsError, match="final_logit_softcapping"):
-        build_model(open_bundle(folder), attention="eager")
+        build_model(open_bundle(folder), ModelOptions(attention="eager"))
 
 
 def test_missing_tensors_are_never_filled_at_random(vicuna, tmp_path: Path) -> None:

@@ -20,11 +20,11 @@ from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
-from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
+from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.prompts import TEMPLATES
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 from tests.support.layout import sequence_of
 
 REFERENCE = Path(__file__).parents[2] / "reference"
@@ -72,7 +72,7 @@ class Trainable:
         return collate(blank, sequences, spec.pad_id, keys=keys, positions=range(count))
 
     def step(self, stage: str, precision: str = "fp32", **settings: Any) -> TrainStep:
-        model = build_model(self.bundle, precision=precision)
+        model = build_model(self.bundle, ModelOptions(precision=precision))
         seen: Any = GivenImages(model, self.tensors[f"{stage}.images"])
         schedule = self.expected[f"{stage}.schedule"]
         config = TrainConfig(
@@ -89,10 +89,8 @@ class Trainable:
             model.llama_proj,
             build_optimizer(model.llama_proj, config),
             WarmupCosine.from_config(config),
-            world_size=1,
+            StepOptions(fp16=precision == "fp16", **settings),
             device=torch.device("cpu"),
-            fp16=precision == "fp16",
-            **settings,
         )
 
 

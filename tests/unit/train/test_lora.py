@@ -10,7 +10,7 @@ import torch
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.nn.lora import add_lora, load_lora
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 from mgpt4_hpc.train.ddp import wrap_projector
 
 pytest.importorskip("peft")
@@ -19,7 +19,7 @@ SETTINGS = {"rank": 4, "alpha": 8.0, "target_modules": ("q_proj", "v_proj"), "se
 
 
 def built(vicuna, precision: str = "fp32", **changes):
-    model = build_model(vicuna.bundle, precision=precision)
+    model = build_model(vicuna.bundle, ModelOptions(precision=precision))
     return model, add_lora(model.language_model, **(SETTINGS | changes))
 
 

@@ -15,7 +15,7 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.distributed import Ranks, rendezvous, start_group
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 from tests.support.forked import in_processes
 from tests.unit.train.fakes import FakeModel, make_batches
 
@@ -31,9 +31,8 @@ def make_step(
         projector or model.llama_proj,
         build_optimizer(model.llama_proj, CONFIG),
         lambda step: 0.01,
-        world_size=world_size,
+        StepOptions(world_size=world_size, **kwargs),
         device=CPU,
-        **kwargs,
     )
 
 

@@ -24,7 +24,7 @@ from mgpt4_hpc.model.nn import attention, loss
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
-from mgpt4_hpc.train.step import TrainStep
+from mgpt4_hpc.train.step import StepOptions, TrainStep
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
@@ -57,7 +57,7 @@ def step_of(
         projector,
         build_optimizer(subject.model.llama_proj, subject.train),
         WarmupCosine.from_config(subject.train),
-        world_size=world_size,
+        StepOptions(world_size=world_size),
         device=CPU,
     )
     batches = next(subject.batches)

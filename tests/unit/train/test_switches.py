@@ -26,7 +26,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.conversion.parts import QFORMER_FILE
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.loaders import text_spec
 from mgpt4_hpc.train.run import run_training
@@ -97,7 +97,7 @@ def test_images_are_squashed_or_letterboxed(resize: str, whites: int) -> None:
 
 @pytest.mark.parametrize("vision", ["same", "fp16", "fp32"])
 def test_the_vision_side_has_a_precision_of_its_own(trainable, vision: str) -> None:
-    model = build_model(trainable.bundle, precision="bf16", vision_precision=vision)
+    model = build_model(trainable.bundle, ModelOptions(precision="bf16", vision_precision=vision))
     dtype = {"same": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[vision]
     block = model.vision.get_submodule("blocks.1")
     residual, product = [], []
@@ -140,7 +140,9 @@ def test_the_norm_of_a_model_without_qformer(tmp_path, ln_vision: str, identity:
     assert any(
         "joins neighbouring patches" in w for r in bundle.reports for w in r.dropped.values()
     )
-    norm = build_model(bundle, ln_vision=ln_vision).connector.get_submodule("ln_vision")
+    norm = build_model(bundle, ModelOptions(ln_vision=ln_vision)).connector.get_submodule(
+        "ln_vision"
+    )
     assert norm.weight.unique().tolist() == [1.0 if identity else 2.0]
     assert norm.bias.unique().tolist() == [0.0 if identity else 0.5]
     assert not norm.weight.requires_grad
@@ -148,7 +150,7 @@ def test_the_norm_of_a_model_without_qformer(tmp_path, ln_vision: str, identity:
 
 
 def test_a_model_with_qformer_keeps_its_norm(vicuna) -> None:
-    model = build_model(vicuna.bundle, ln_vision="identity")
+    model = build_model(vicuna.bundle, ModelOptions(ln_vision="identity"))
     theirs = vicuna.bundle.qformer_state()["ln_vision.weight"]
     assert torch.equal(model.connector.get_submodule("ln_vision").weight, theirs)
 

@@ -186,14 +186,12 @@ def test_full_size_models_are_planned_without_memory(arch, config: dict, trainab
     ):
         assert {k: tuple(t.shape) for k, t in module.state_dict().items()} == shapes
     llm_parameters = sum(p.numel() for p in model.language_model.parameters())
-    estimate = memory.estimate_memory(
-        model.architecture, config, llm_parameters, micro_batch_size=12, text_tokens=191
-    )
+    llm = memory.LlmSizes(config, llm_parameters)
+    estimate = memory.estimate_memory(model.architecture, llm, micro_batch_size=12, text_tokens=191)
     assert 14 < estimate.total < 60
     smaller = memory.estimate_memory(
         model.architecture,
-        config,
-        llm_parameters,
+        llm,
         micro_batch_size=12,
         text_tokens=191,
         activation_checkpointing=True,
@@ -201,8 +199,7 @@ def test_full_size_models_are_planned_without_memory(arch, config: dict, trainab
     assert smaller.weights == estimate.weights and smaller.activations < estimate.activations / 5
     sharded = memory.estimate_memory(
         model.architecture,
-        config,
-        llm_parameters,
+        llm,
         micro_batch_size=12,
         text_tokens=191,
         sharded_over=4,

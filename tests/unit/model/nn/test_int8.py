@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 
 
 def test_the_message_where_it_is_not_installed(vicuna, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,7 @@ def test_the_message_where_it_is_not_installed(vicuna, monkeypatch: pytest.Monke
         lambda name: None if name == "bitsandbytes" else find_spec(name),
     )
     with pytest.raises(WeightsError, match=r"model\.llm_8bit needs bitsandbytes") as caught:
-        build_model(vicuna.bundle, llm_8bit=True)
+        build_model(vicuna.bundle, ModelOptions(llm_8bit=True))
     assert "mgpt4-hpc[int8]" in caught.value.fix
 
 
@@ -32,7 +32,7 @@ def test_losses_and_gradients_stay_near(vicuna, precision: str, device: str) -> 
     found = []
     for llm_8bit in (False, True):
         model = build_model(
-            vicuna.bundle, precision=precision, device=device, llm_8bit=llm_8bit
+            vicuna.bundle, ModelOptions(precision=precision, llm_8bit=llm_8bit), device=device
         ).train()
         projection = model.language_model.model.layers[0].self_attn.q_proj
         assert (projection.weight.dtype == torch.int8) == llm_8bit
@@ -53,7 +53,7 @@ def test_lora_beside_8_bit(vicuna) -> None:
     pytest.importorskip("peft")
     from mgpt4_hpc.model.nn.lora import add_lora
 
-    model = build_model(vicuna.bundle, precision="bf16", llm_8bit=True)
+    model = build_model(vicuna.bundle, ModelOptions(precision="bf16", llm_8bit=True))
     lora = add_lora(model.language_model, rank=2, alpha=4.0, target_modules=("q_proj",), seed=0)
     model.answer_loss(**vicuna.batch("stage1")).backward()
     assert lora and all(p.grad is not None and p.dtype == torch.float32 for p in lora.values())

@@ -7,7 +7,7 @@ import torch
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.nn.loss import answer_loss_sum
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 from mgpt4_hpc.model.nn.preprocess import CLIP_MEAN, CLIP_STD, normalise
 from mgpt4_hpc.model.nn.vision import fit_position_embedding
 
@@ -92,7 +92,7 @@ def test_gradients_reach_a_wrapped_projector(vicuna) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_within_two_percent(reference, precision: str) -> None:
-    model = build_model(reference.bundle, precision=precision)
+    model = build_model(reference.bundle, ModelOptions(precision=precision))
     for stage in ("stage1", "stage2"):
         loss = mean_loss(model, reference.batch(stage))
         loss.backward()
@@ -105,7 +105,7 @@ def test_half_precision_stays_within_two_percent(reference, precision: str) -> N
 
 
 def test_eager_attention_agrees(reference) -> None:
-    eager = build_model(reference.bundle, attention="eager")
+    eager = build_model(reference.bundle, ModelOptions(attention="eager"))
     batch = reference.batch("stage2")
     assert mean_loss(eager, batch).item() == pytest.approx(
         reference.expected["stage2.loss"], abs=1e-5
@@ -113,7 +113,7 @@ def test_eager_attention_agrees(reference) -> None:
 
 
 def test_activation_checkpointing_recomputes_and_changes_nothing(vicuna) -> None:
-    model = build_model(vicuna.bundle, activation_checkpointing=True)
+    model = build_model(vicuna.bundle, ModelOptions(activation_checkpointing=True))
     calls = []
     layer = model.language_model.model.layers[0].self_attn
     layer.register_forward_hook(lambda *_: calls.append(1))
@@ -169,7 +169,7 @@ def test_loss_without_any_label_is_zero(vicuna) -> None:
 
 def test_unknown_precision_is_named(vicuna) -> None:
     with pytest.raises(WeightsError, match="'float8'"):
-        build_model(vicuna.bundle, precision="float8")
+        build_model(vicuna.bundle, ModelOptions(precision="float8"))
 
 
 def test_normalise_is_clip_s() -> None:

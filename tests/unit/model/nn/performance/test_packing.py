@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mgpt4_hpc.model.nn.language import runs_packed, trunk
-from mgpt4_hpc.model.nn.minigpt4 import build_model
+from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 from mgpt4_hpc.model.nn.performance.packing import pack
 
 X = -100
@@ -60,13 +60,13 @@ def whole_loss(model, pixels_NCHW, input_ids_BT, image_mask_BT, labels_BT) -> to
 def test_loss_and_gradient_are_those_of_the_padded_batch(reference, attention, stage) -> None:
     batch = reference.batch(stage)
     batch["labels_BT"][1] = X  # a sample without an answer
-    model = build_model(reference.bundle, attention=attention)
+    model = build_model(reference.bundle, ModelOptions(attention=attention))
     assert runs_packed(model.language_model) == (attention == "packed")
     loss = model.answer_loss(**batch)
     (gradient,) = torch.autograd.grad(loss, model.llama_proj.weight)
-    plain = whole_loss(build_model(reference.bundle, attention="sdpa"), **batch)
+    plain = whole_loss(build_model(reference.bundle, ModelOptions(attention="sdpa")), **batch)
     torch.testing.assert_close(loss, plain)
-    expected = build_model(reference.bundle, attention="sdpa")
+    expected = build_model(reference.bundle, ModelOptions(attention="sdpa"))
     (wanted,) = torch.autograd.grad(whole_loss(expected, **batch), expected.llama_proj.weight)
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-5 * wanted.abs().max().item())
 
