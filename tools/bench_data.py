@@ -44,7 +44,7 @@ from PIL import Image
 
 from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.data.batching.batch import Batch, collate
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec, build_sequence
 from mgpt4_hpc.data.index.conversations import parse_conversation
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
@@ -113,11 +113,13 @@ def ours(index: ShardIndex, spec: TextSpec, workers: int, start: int) -> StepLoa
         [index],
         spec,
         SIZE,
-        global_batch_size=BATCH,
-        micro_batch_size=BATCH,
-        num_workers=workers,
-        start_position=start,
-        pin_memory=False,
+        LoaderOptions(
+            global_batch_size=BATCH,
+            micro_batch_size=BATCH,
+            num_workers=workers,
+            start_position=start,
+            pin_memory=False,
+        ),
     )
 
 

@@ -295,7 +295,7 @@ def train_curve(
     from mgpt4_hpc.train.saving import Saving
     from mgpt4_hpc.train.schedule import WarmupCosine
     from mgpt4_hpc.train.state import TrainState
-    from mgpt4_hpc.train.step import TrainStep
+    from mgpt4_hpc.train.step import StepOptions, TrainStep
     from mgpt4_hpc.train.stopping.stop import NeverStop
     from mgpt4_hpc.train.stopping.stop_schedule import Pacing
 

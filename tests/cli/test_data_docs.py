@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.cli.data.group import data_command
-from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from tests.support.shown import assert_understood, shown_commands
 from tests.unit.data.worlds import members, tar_bytes
 
@@ -52,7 +52,9 @@ def test_every_reason_that_damage_gives_is_explained(tmp_path: Path) -> None:
     link.type, link.linkname = tarfile.SYMTYPE, "other.jpg"
     with tarfile.open(tmp_path / "linked.tar", "w") as tar:
         tar.addfile(link)
-    report = build_index(sorted(tmp_path.glob("*.tar")), tmp_path / "x.index", decode=True)
+    report = build_index(
+        sorted(tmp_path.glob("*.tar")), tmp_path / "x.index", ScanOptions(decode=True)
+    )
     explained = [
         re.escape(entry).replace(r"\.\.\.", ".*").replace("jpg", "(jpg|json|txt)")
         for row in re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from tests.slurm.harness import Cluster
 from tests.support.tiny_world import TinyWorld
@@ -40,7 +40,7 @@ def test_an_index_made_in_parts_is_the_same(
     told = json.loads(made.stdout)
     # Nothing was read again to put the parts together.
     assert told["num_reused"] == told["num_shards"] == 2
-    build_index(expand_shards(shards), here / "laion.index", verify=True)
+    build_index(expand_shards(shards), here / "laion.index", ScanOptions(verify=True))
     assert out.read_bytes() == (here / "laion.index").read_bytes()
     assert not Path(f"{out}.parts").exists()
 

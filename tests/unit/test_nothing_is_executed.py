@@ -19,7 +19,7 @@ from mgpt4_hpc.checkpoint.manifest import FileRecord, Manifest, new_hash
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config, parse_assignments
 from mgpt4_hpc.config.run_config_file import read_config, write_config
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.errors import ConfigError, DataError, WeightsError
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
@@ -140,7 +140,7 @@ def test_a_shard_writes_nothing_and_runs_nothing(tmp_path: Path, bomb: bytes, tr
             link.type, link.linkname = kind, "/etc/passwd"
             tar.addfile(link)
     before = sorted(path for path in tmp_path.rglob("*"))
-    build_index([data / "00000.tar"], tmp_path / "x.index", decode=True)
+    build_index([data / "00000.tar"], tmp_path / "x.index", ScanOptions(decode=True))
     index = ShardIndex.open(tmp_path / "x.index")
     reader = SampleReader([index])
     captions = {reader.read(0, number).caption for number in range(index.num_samples)}

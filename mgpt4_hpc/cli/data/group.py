@@ -85,7 +85,7 @@ def index_command(
     With --slurm each task indexes a part of the shards into OUT.parts/, and the parts are put
     together in the end. By hand: --part 1/64 and so on, then once without --part.
     """
-    from mgpt4_hpc.data.index.index import build_index
+    from mgpt4_hpc.data.index.index import ScanOptions, build_index
     from mgpt4_hpc.data.index.index_file import is_index
     from mgpt4_hpc.data.index.shard_list import expand_shards, left_out_of_folders
     from mgpt4_hpc.launch.side_jobs.array import check_parts_folder
@@ -104,9 +104,7 @@ def index_command(
     index = partial(
         build_index,
         name=name or out.name.split(".")[0],
-        verify=verify,
-        decode=decode,
-        workers=workers,
+        options=ScanOptions(verify, decode, workers),
     )
     if part is not None:
         _tell_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
@@ -252,7 +250,7 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
     from tempfile import gettempdir
 
     from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.index.index import build_index
+    from mgpt4_hpc.data.index.index import ScanOptions, build_index
     from mgpt4_hpc.data.index.shard_list import expand_shards, left_out_of_folders
     from mgpt4_hpc.data.index.temporary_output import scratch_beside
 
@@ -264,9 +262,7 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
         report = build_index(
             paths,
             folder / "source.index",
-            verify=verify,
-            decode=decode,
-            workers=workers,
+            ScanOptions(verify=verify, decode=decode, workers=workers),
             on_shard=tell,
         )
     left_out = [*report.left_out, *left_out_of_folders(what)]

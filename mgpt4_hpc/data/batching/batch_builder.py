@@ -38,6 +38,19 @@ class Reads(Protocol):
         """Close what is open."""
 
 
+@dataclass(frozen=True)
+class InstructionChoice:
+    """Which instruction stands before a sample's text.
+
+    Attributes:
+        seed: of the choice.
+        samples_per_step: positions that share an instruction under ``prompt_per="batch"``.
+    """
+
+    seed: int
+    samples_per_step: int
+
+
 class BatchMaker:
     """Builds the micro-batch of given positions.
 
@@ -47,8 +60,7 @@ class BatchMaker:
         text_spec: tokens and instructions.
         image_size: side in pixels.
         resize: see ``decode_image``.
-        seed: of the choice of instructions.
-        samples_per_step: positions that share an instruction under ``prompt_per="batch"``.
+        instructions: how they are chosen.
         features: encoded images, which stand in for the reader and its images.
     """
 
@@ -60,8 +72,7 @@ class BatchMaker:
         image_size: int,
         *,
         resize: Resize,
-        seed: int,
-        samples_per_step: int,
+        instructions: InstructionChoice,
         features: FeatureReader | None = None,
     ) -> None:
         self._draws = draws
@@ -69,8 +80,7 @@ class BatchMaker:
         self._text = text_spec
         self._image_size = image_size
         self._resize: Resize = resize
-        self._seed = seed
-        self._samples_per_step = samples_per_step
+        self._instructions = instructions
         self._features = features
 
     def __call__(self, positions: Sequence[int]) -> Batch:
@@ -135,9 +145,14 @@ class BatchMaker:
         if len(instructions) == 1:
             return instructions[0]
         if self._text.prompt_per == "batch":
-            word = keyed_words(1, self._seed, "prompt of step", position // self._samples_per_step)
+            word = keyed_words(
+                1,
+                self._instructions.seed,
+                "prompt of step",
+                position // self._instructions.samples_per_step,
+            )
         else:
-            word = keyed_words(1, self._seed, "prompt", position)
+            word = keyed_words(1, self._instructions.seed, "prompt", position)
         return instructions[int(word[0]) % len(instructions)]
 
     def _usable(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from mgpt4_hpc.data.batching.batch import Batch, Substitution
-from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.batching.worker_stream import PREFETCH, BatchStream
 from mgpt4_hpc.data.images.decode import Resize
@@ -41,6 +42,57 @@ def step_positions(
     ]
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions:
+    """How batches are cut, and how they are prepared.
+
+    Attributes:
+        micro_batch_size: samples per forward pass, at most.
+        global_batch_size: samples per optimizer step over all ranks; not for validation.
+        rank, world_size: which slice of each global batch is ours.
+        num_workers: processes that prepare micro-batches; 0 does it in this process.
+        start_position: first position, normally the checkpoint's ``samples_seen``.
+        seed: of the choice of prompts.
+        max_bad_fraction: share of substituted samples past which the run stops.
+        resize: see ``decode_image``.
+        prefetch: micro-batches prepared ahead by each worker.
+        pin_memory: by default where CUDA is available.
+        give_up: called while storage keeps a worker's batch from coming: whether to stop waiting.
+    """
+
+    micro_batch_size: int
+    global_batch_size: int = 0
+    rank: int = 0
+    world_size: int = 1
+    num_workers: int = 0
+    start_position: int = 0
+    seed: int = 0
+    max_bad_fraction: float = 0.01
+    resize: Resize = "squash"
+    prefetch: int = PREFETCH
+    pin_memory: bool | None = None
+    give_up: Callable[[], bool] = lambda: False
+
+
+def make_stream(
+    maker: BatchMaker,
+    batches: Callable[[], Iterator[list[int]]],
+    options: LoaderOptions,
+    *,
+    again: bool = False,
+) -> BatchStream[Batch]:
+    """The stream of the batches of these positions; ``again``: it can be rewound."""
+    return BatchStream(
+        maker,
+        batches,
+        options.num_workers,
+        options.prefetch,
+        options.pin_memory,
+        again=again,
+        give_up=options.give_up,
+    )
+
+
 class StepLoader:
     """One rank's micro-batches of one optimizer step after another, for ever.
 
@@ -53,20 +105,9 @@ class StepLoader:
         indexes: of the order's sources, in the same order.
         text_spec: tokens and prompts.
         image_size: side in pixels.
-        global_batch_size: samples per optimizer step over all ranks.
-        micro_batch_size: samples per forward pass, at most.
-        rank, world_size: which slice of each global batch is ours.
-        num_workers: processes that prepare micro-batches; 0 does it in this process.
-        start_position: first position, normally the checkpoint's ``samples_seen``.
-        seed: of the choice of prompts.
-        max_bad_fraction: share of substituted samples past which the run stops.
-        resize: see ``decode_image``.
-        prefetch: micro-batches prepared ahead by each worker.
-        pin_memory: by default where CUDA is available.
+        options: sizes, slice and workers.
         features: encoded images, read in place of the shards.
         staged: copies of shards on this node, tried first.
-        give_up: asked while a worker's batch does not come, as storage is away: whether a stop
-            should not wait for it.
 
     Raises:
         ConfigError: if the settings do not fit each other.
@@ -78,21 +119,10 @@ class StepLoader:
         indexes: Sequence[ShardIndex],
         text_spec: TextSpec,
         image_size: int,
+        options: LoaderOptions,
         *,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        start_position: int = 0,
-        seed: int = 0,
-        max_bad_fraction: float = 0.01,
-        resize: Resize = "squash",
-        prefetch: int = PREFETCH,
-        pin_memory: bool | None = None,
         features: FeatureReader | None = None,
         staged: Staged | None = None,
-        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         _check_sources(order, indexes)
         maker = BatchMaker(
@@ -100,44 +130,26 @@ class StepLoader:
             SampleReader(indexes, staged=staged),
             text_spec,
             image_size,
-            resize=resize,
-            seed=seed,
-            samples_per_step=global_batch_size,
+            resize=options.resize,
+            instructions=InstructionChoice(options.seed, options.global_batch_size),
             features=features,
         )
-        self._set_up(
-            maker,
-            (global_batch_size, micro_batch_size, rank, world_size),
-            num_workers,
-            start_position,
-            max_bad_fraction,
-            prefetch,
-            pin_memory,
-            give_up,
-        )
+        self._set_up(maker, options)
 
-    def _set_up(
-        self,
-        maker: BatchMaker,
-        step_shape: tuple[int, int, int, int],
-        num_workers: int,
-        start_position: int,
-        max_bad_fraction: float,
-        prefetch: int = PREFETCH,
-        pin_memory: bool | None = None,
-        give_up: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def _set_up(self, maker: BatchMaker, options: LoaderOptions) -> None:
         """What every loader has, wherever its samples come from."""
-        global_batch_size, micro_batch_size, _, world_size = step_shape
-        _check_sizes(global_batch_size, micro_batch_size, world_size, start_position, num_workers)
-        self._step_shape = step_shape
-        self._position = start_position
-        self._max_bad_fraction = max_bad_fraction
+        _check_sizes(options)
+        self._step_shape = (
+            options.global_batch_size,
+            options.micro_batch_size,
+            options.rank,
+            options.world_size,
+        )
+        self._position = options.start_position
+        self._max_bad_fraction = options.max_bad_fraction
         self._num_seen = 0
         self._bad: list[Substitution] = []
-        self._stream = BatchStream(
-            maker, self._micro_batches, num_workers, prefetch, pin_memory, give_up=give_up
-        )
+        self._stream = make_stream(maker, self._micro_batches, options)
 
     @property
     def position(self) -> int:
@@ -206,44 +218,27 @@ class ValLoader:
         indexes: Sequence[ShardIndex],
         text_spec: TextSpec,
         image_size: int,
+        options: LoaderOptions,
         *,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
         max_samples: int | None = None,
-        seed: int = 0,
-        resize: Resize = "squash",
-        prefetch: int = PREFETCH,
-        pin_memory: bool | None = None,
         features: FeatureReader | None = None,
-        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
         _check_sources(order, indexes)
         draws = ValDraws(order)
         self.num_samples = len(draws) if max_samples is None else min(len(draws), max_samples)
         self._spread = (len(draws), self.num_samples)
-        self._micro_batch_size = micro_batch_size
-        self._slice = rank_slice(self.num_samples, rank, world_size)
+        self._micro_batch_size = options.micro_batch_size
+        self._slice = rank_slice(self.num_samples, options.rank, options.world_size)
         maker = BatchMaker(
             draws,
             SampleReader(indexes),
             text_spec,
             image_size,
-            resize=resize,
-            seed=seed,
-            samples_per_step=micro_batch_size,
+            resize=options.resize,
+            instructions=InstructionChoice(options.seed, options.micro_batch_size),
             features=features,
         )
-        self._stream = BatchStream(
-            maker,
-            self._micro_batches,
-            num_workers,
-            prefetch,
-            pin_memory,
-            again=True,
-            give_up=give_up,
-        )
+        self._stream = make_stream(maker, self._micro_batches, options, again=True)
 
     def __len__(self) -> int:
         """Batches of this rank."""
@@ -284,25 +279,21 @@ def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:
         raise ConfigError("the sample order and the indexes do not fit", faults=faults)
 
 
-def _check_sizes(
-    global_batch_size: int,
-    micro_batch_size: int,
-    world_size: int,
-    start_position: int,
-    num_workers: int,
-) -> None:
-    faults = []
-    if micro_batch_size < 1:
-        faults.append(f"micro_batch_size is {micro_batch_size}; it must be 1 or more")
-    if global_batch_size < world_size:
-        faults.append(
-            f"global_batch_size {global_batch_size} is below the {world_size} ranks: "
-            "some would have no sample"
+def _check_sizes(options: LoaderOptions) -> None:
+    faults = [
+        f"{name} is {value}; it must be {least} or more"
+        for name, value, least in (
+            ("micro_batch_size", options.micro_batch_size, 1),
+            ("start_position", options.start_position, 0),
+            ("num_workers", options.num_workers, 0),
         )
-    if start_position < 0:
-        faults.append(f"start_position is {start_position}; it must be 0 or more")
-    if num_workers < 0:
-        faults.append(f"num_workers is {num_workers}; it must be 0 or more")
+        if value < least
+    ]
+    if options.global_batch_size < options.world_size:
+        faults.append(
+            f"global_batch_size {options.global_batch_size} is below the {options.world_size} "
+            "ranks: some would have no sample"
+        )
     if faults:
         raise ConfigError("the batches cannot be laid out", faults=faults)
 

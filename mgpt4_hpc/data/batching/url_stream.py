@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from typing import Any
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
-from mgpt4_hpc.data.batching.batch_builder import BatchMaker
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec
-from mgpt4_hpc.data.images.decode import Resize
 from mgpt4_hpc.data.images.formats import READ
 from mgpt4_hpc.data.index.caption import CaptionError, text_of
 from mgpt4_hpc.data.index.shard_list import expand_urls
@@ -171,7 +170,8 @@ class StreamLoader(StepLoader):
 
     Args:
         sources: the streams.
-        text_spec, image_size: see ``StepLoader``, as all others but for the sources' order.
+        granularity: samples taken from a source before the next one's turn.
+        text_spec, image_size, options: see ``StepLoader``.
     """
 
     def __init__(
@@ -179,38 +179,26 @@ class StreamLoader(StepLoader):
         sources: Sequence[StreamSource],
         text_spec: TextSpec,
         image_size: int,
+        options: LoaderOptions,
         *,
         granularity: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_workers: int = 0,
-        start_position: int = 0,
-        seed: int = 0,
-        max_bad_fraction: float = 0.01,
-        resize: Resize = "squash",
-        give_up: Callable[[], bool] = lambda: False,
     ) -> None:
-        reader = StreamReader(
-            sources,
-            seed=seed,
-            start_position=start_position,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-        )
         maker = BatchMaker(
             StreamDraws(sources, granularity),
-            reader,
+            StreamReader(
+                sources,
+                seed=options.seed,
+                start_position=options.start_position,
+                rank=options.rank,
+                world_size=options.world_size,
+                num_workers=options.num_workers,
+            ),
             text_spec,
             image_size,
-            resize=resize,
-            seed=seed,
-            samples_per_step=global_batch_size,
+            resize=options.resize,
+            instructions=InstructionChoice(options.seed, options.global_batch_size),
         )
-        shape = (global_batch_size, micro_batch_size, rank, world_size)
-        self._set_up(maker, shape, num_workers, start_position, max_bad_fraction, give_up=give_up)
+        self._set_up(maker, options)
 
 
 def _images(sample: dict[str, Any]) -> tuple[bytes, ...]:

@@ -288,16 +288,31 @@ class ShardIndex:
         return result
 
 
+@dataclass(frozen=True)
+class ScanOptions:
+    """How shards are read for an index.
+
+    Attributes:
+        verify: store a CRC32 of every part.
+        decode: decode every image and parse every json; what fails is quarantined.
+        workers: processes.
+        storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: the
+            user looks at what was quarantined. Otherwise each of these is waited for by itself.
+    """
+
+    verify: bool = False
+    decode: bool = False
+    workers: int = 1
+    storage_may_fail: bool = True
+
+
 def build_index(
     shards: Sequence[Path],
     out: Path,
+    options: ScanOptions = ScanOptions(),
     *,
     name: str | None = None,
-    verify: bool = False,
-    decode: bool = False,
-    workers: int = 1,
     reuse: Sequence[Path] = (),
-    storage_may_fail: bool = True,
     may_be_empty: bool = True,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> IndexReport:
@@ -309,22 +324,18 @@ def build_index(
     Args:
         shards: the tars, in the order that defines sample numbers.
         out: the index file.
+        options: how the shards are read.
         name: of the source; by default the file's name without its suffix.
-        verify: store a CRC32 of every part.
-        decode: decode every image and parse every json; what fails is quarantined.
-        workers: processes.
         reuse: other indexes of the same shards, over which to look for unchanged ones before
             reading: the parts that the tasks of a Slurm array made, for example.
-        storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: a
-            person looks at what was quarantined. Otherwise each of these is waited for by itself.
         may_be_empty: write an index also if no sample is usable; a part of one may be.
         on_shard: called with (shards done, shards in all) after each scan and each reuse check.
 
     Raises:
         DataError: if no shard is there, or no usable sample and ``may_be_empty`` is not set;
             nothing changed.
-        StorageTrouble: unless ``storage_may_fail``, if a shard cannot be read for half a minute;
-            nothing changed.
+        StorageTrouble: unless ``options.storage_may_fail``, if a shard cannot be read for half a
+            minute; nothing changed.
         ConfigError: if ``out`` is there and is no index: nothing else is replaced.
     """
     if not shards:
@@ -334,12 +345,12 @@ def build_index(
     root = _common_folder(paths)
     known: dict[Path, tuple[ShardIndex, int]] = {}
     for older in (*reuse, out):
-        known |= _reusable(older, verify=verify, decode=decode)
+        known |= _reusable(older, options)
     name = name or out.name.split(".")[0]
-    how: dict[str, Any] = {"verify": verify, "decode": decode, "storage_may_fail": storage_may_fail}
-    with IndexWriter(out, name=name, root=root, verified=verify, decoded=decode) as writer:
-        jobs = _jobs(paths, root, known, storage_may_fail, on_shard)
-        scans = _scan_all(jobs, partial(_scan_job, **how), workers)
+    checked = {"verified": options.verify, "decoded": options.decode}
+    with IndexWriter(out, name=name, root=root, **checked) as writer:
+        jobs = _jobs(paths, root, known, options.storage_may_fail, on_shard)
+        scans = _scan_all(jobs, partial(_scan_job, options=options), options.workers)
         for done, (scan, (_, shard_name, _)) in enumerate(zip(scans, jobs, strict=True), start=1):
             scan.name = shard_name  # a reused one may have had another root
             writer.add(scan)
@@ -404,11 +415,14 @@ def _left_out_samples(quarantined: Iterable[tuple[int, str, str]]) -> list[LeftO
 _Job = tuple[Path, str, tuple[ShardIndex, int] | None]
 
 
-def _scan_job(
-    job: tuple[Path, str], *, verify: bool, decode: bool, storage_may_fail: bool
-) -> ShardScan:
+def _scan_job(job: tuple[Path, str], *, options: ScanOptions) -> ShardScan:
     return _waiting_for(
-        lambda: scan_shard(*job, verify=verify, decode=decode, storage_may_fail=storage_may_fail)
+        lambda: scan_shard(
+            *job,
+            verify=options.verify,
+            decode=options.decode,
+            storage_may_fail=options.storage_may_fail,
+        )
     )
 
 
@@ -436,7 +450,7 @@ def _merge(jobs: Sequence[_Job], fresh: Iterator[ShardScan]) -> Iterator[ShardSc
         yield old[0].scan_of(old[1]) if old is not None else next(fresh)
 
 
-def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[Path, tuple[ShardIndex, int]]:
+def _reusable(out: Path, options: ScanOptions) -> dict[Path, tuple[ShardIndex, int]]:
     """Shards of an index that is there, if it was checked in the same way."""
     if not out.exists():
         return {}
@@ -444,7 +458,7 @@ def _reusable(out: Path, *, verify: bool, decode: bool) -> dict[Path, tuple[Shar
         old = ShardIndex.open(out)
     except DataError:
         return {}
-    if (old.decoded, old.verified) != (decode, verify):
+    if (old.decoded, old.verified) != (options.decode, options.verify):
         return {}
     return {_absolute(old.shard_path(shard)): (old, shard) for shard in range(old.num_shards)}
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index, no_samples
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index, no_samples
 from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
@@ -63,7 +63,11 @@ def prepare_source(
         out.unlink(missing_ok=True)  # this run made it, and a power loss took its content
     try:
         build_index(
-            shards, out, name=name, workers=workers, storage_may_fail=False, on_shard=on_shard
+            shards,
+            out,
+            ScanOptions(workers=workers, storage_may_fail=False),
+            name=name,
+            on_shard=on_shard,
         )
     except StorageTrouble as error:
         raise StorageTrouble(

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import is_streamed, stream_faults
 from mgpt4_hpc.data.batching.batch import Batch
-from mgpt4_hpc.data.batching.loader import StepLoader, ValLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader, ValLoader
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamSource
 from mgpt4_hpc.data.batching.workers import StillWaiting
@@ -162,15 +161,13 @@ def open_batches(
     if features is None:
         staging = open_staging(config, run, order, opened, ranks, start_position)
     spec = text_spec(config, load_tokenizer(bundle.llm_dir), bundle)
+    options = _loader_options(config, ranks, start_position, give_up)
     training = StepLoader(
         order,
         opened,
         spec,
         bundle.architecture.image_size,
-        **_of_each_loader(config, ranks, give_up),
-        global_batch_size=config.train.global_batch_size,
-        start_position=start_position,
-        max_bad_fraction=config.data.max_bad_fraction,
+        options,
         features=features,
         staged=staging.staged,
     )
@@ -182,7 +179,7 @@ def open_batches(
             opened,
             spec,
             bundle.architecture.image_size,
-            **_of_each_loader(config, ranks, give_up),
+            options,
             max_samples=config.train.eval_samples,
             features=features,
         )
@@ -191,17 +188,21 @@ def open_batches(
     return Batches(training, held_out, staging)
 
 
-def _of_each_loader(config: RunConfig, ranks: Ranks, give_up: Callable[[], bool]) -> dict[str, Any]:
-    """What the loaders for training and for validation are given alike."""
-    return {
-        "micro_batch_size": config.train.micro_batch_size,
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-        "num_workers": config.data.num_workers,
-        "seed": config.seed,
-        "resize": config.data.resize,
-        "give_up": give_up,
-    }
+def _loader_options(
+    config: RunConfig, ranks: Ranks, start_position: int, give_up: Callable[[], bool]
+) -> LoaderOptions:
+    return LoaderOptions(
+        micro_batch_size=config.train.micro_batch_size,
+        global_batch_size=config.train.global_batch_size,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        num_workers=config.data.num_workers,
+        start_position=start_position,
+        seed=config.seed,
+        max_bad_fraction=config.data.max_bad_fraction,
+        resize=config.data.resize,
+        give_up=give_up,
+    )
 
 
 def _open_streams(
@@ -220,17 +221,8 @@ def _open_streams(
         sources,
         text_spec(config, load_tokenizer(bundle.llm_dir), bundle),
         bundle.architecture.image_size,
+        _loader_options(config, ranks, start_position, give_up),
         granularity=config.data.granularity,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        num_workers=config.data.num_workers,
-        start_position=start_position,
-        seed=config.seed,
-        max_bad_fraction=config.data.max_bad_fraction,
-        resize=config.data.resize,
-        give_up=give_up,
     )
     training.start()
     return Batches(training, None)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mgpt4_hpc.config.schema import SourceConfig
-from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.reading.reader import SampleReader
@@ -140,9 +140,8 @@ def _loss(
         SampleReader([index]),
         text_spec(config, chat_model.tokenizer, chat_model.bundle),
         chat_model.image_size,
+        instructions=InstructionChoice(seed=config.seed, samples_per_step=batch_size),
         resize=config.data.resize,
-        seed=config.seed,
-        samples_per_step=batch_size,
     )
     used = available if limit is None else min(limit, available)
     loss_sum, num_tokens = 0.0, 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.data.images.decode import decode_rgb
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
@@ -62,7 +62,7 @@ def run(*words: object) -> tuple[int, dict, str]:
 
 def captions(out: Path) -> list[str]:
     """Of all samples, read as training reads them; every image decodes to 224x224."""
-    build_index(expand_shards(out), out.with_suffix(".index"), decode=True)
+    build_index(expand_shards(out), out.with_suffix(".index"), ScanOptions(decode=True))
     index = ShardIndex.open(out.with_suffix(".index"))
     assert index.quarantined == []
     reader = SampleReader([index])

@@ -17,7 +17,7 @@ NUM_STEPS = 9
 CHILD = """
 import json, sys
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from tests.unit.data.worlds import text_spec
 
@@ -26,8 +26,10 @@ indexes = [ShardIndex.open(path) for path in paths]
 sources = [SourceSize(i.name, i.num_samples, w) for i, w in zip(indexes, (5, 2))]
 loader = StepLoader(
     SampleOrder(sources, 11, val_fraction=0.1), indexes, text_spec(), 8,
-    global_batch_size=10, micro_batch_size=3, rank=rank, world_size=world_size,
-    num_workers=workers, start_position=start, seed=11,
+    LoaderOptions(
+        global_batch_size=10, micro_batch_size=3, rank=rank, world_size=world_size,
+        num_workers=workers, start_position=start, seed=11,
+    ),
 )
 for _ in range(steps):
     step = next(loader)

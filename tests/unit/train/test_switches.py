@@ -19,7 +19,7 @@ from PIL import Image
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.batching.batch_builder import BatchMaker
+from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
 from mgpt4_hpc.data.batching.text import NO_LABEL, TextSpec, build_sequence
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.distributed import Ranks
@@ -77,7 +77,14 @@ def test_a_padding_token_in_a_caption(vicuna, faithful: bool, learned: bool) -> 
 def test_a_prompt_per_sample_or_per_batch(vicuna, faithful: bool, one: bool) -> None:
     spec = spec_of(vicuna, faithful=faithful)
     nothing: Any = None
-    maker = BatchMaker(nothing, nothing, spec, 56, resize="squash", seed=1, samples_per_step=32)
+    maker = BatchMaker(
+        nothing,
+        nothing,
+        spec,
+        56,
+        instructions=InstructionChoice(seed=1, samples_per_step=32),
+        resize="squash",
+    )
     drawn = [{maker.instruction_at(step * 32 + i) for i in range(32)} for step in range(8)]
     assert all(len(prompts) == (1 if one else 4) for prompts in drawn)
     assert len(set.union(*drawn)) > 1

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from mgpt4_hpc.chat_format import TemplateFormat
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import NO_LABEL, TooLongError, build_sequence
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.data.index.conversations import ConversationError, parse_conversation, record_of
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.scan import scan_shard
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
@@ -84,7 +84,7 @@ def packed(folder: Path, images: Path, records: Sequence[Record] = GOOD) -> Shar
     file = folder / "talk.json"
     file.write_text(json.dumps(list(records)), encoding="utf-8")
     shards = pack_conversations(file, folder / "shards", images=images, samples_per_shard=4).shards
-    build_index(shards, folder / "talk.index", verify=True)
+    build_index(shards, folder / "talk.index", ScanOptions(verify=True))
     return ShardIndex.open(folder / "talk.index")
 
 
@@ -203,7 +203,9 @@ def test_what_is_packed_is_what_is_trained_on(tmp_path: Path, images: Path) -> N
     assert (index.num_samples, index.num_shards, index.quarantined) == (len(GOOD), 2, [])
     of_record = [[0], [1, 2], [], [3], [1, 0], []]
     order = SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
-    loader = StepLoader(order, [index], text_spec(), 16, global_batch_size=6, micro_batch_size=6)
+    loader = StepLoader(
+        order, [index], text_spec(), 16, LoaderOptions(global_batch_size=6, micro_batch_size=6)
+    )
     with loader:
         (batch,) = next(loader)
     shown = iter(batch.images_NCHW)
@@ -332,7 +334,7 @@ def test_parts_of_an_index_and_its_stretches_hold_all_images(tmp_path: Path, ima
         scan = index.scan_of(shard)
         again = scan_shard(index.shard_path(shard), scan.name, verify=True)
         assert scan.digest() == again.digest() and scan.keys == again.keys
-    build_index([index.shard_path(0), index.shard_path(1)], index.path, verify=True)
+    build_index([index.shard_path(0), index.shard_path(1)], index.path, ScanOptions(verify=True))
     assert ShardIndex.open(index.path).digest == index.digest
     stretches = Stretches([index])
     for sample in range(index.num_samples):

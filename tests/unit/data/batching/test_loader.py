@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgpt4_hpc.data.batching.loader import StepLoader, ValLoader, rank_slice
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader, ValLoader, rank_slice
 from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import SampleReader
@@ -35,7 +35,8 @@ def an_order(index: ShardIndex, val_fraction: float = 0.0) -> SampleOrder:
 
 def a_loader(index: ShardIndex, **changes: object) -> StepLoader:
     settings = {"global_batch_size": 24, "micro_batch_size": 5, **changes}
-    return StepLoader(an_order(index), [index], text_spec(), 16, **settings)  # type: ignore[arg-type]
+    options = LoaderOptions(**settings)  # type: ignore[arg-type]
+    return StepLoader(an_order(index), [index], text_spec(), 16, options)
 
 
 def keys_of(loader: StepLoader, steps: int) -> list[str]:
@@ -94,8 +95,8 @@ def test_prompts_depend_on_seed_and_position(index: ShardIndex) -> None:
     def lengths(**changes: object) -> list[int]:
         spec = text_spec(instructions=asked, prompt_per=changes.pop("prompt_per", "sample"))
         loader = StepLoader(
-            an_order(index), [index], spec, 16, global_batch_size=20, **changes,  # type: ignore[arg-type]
-        )  # fmt: skip
+            an_order(index), [index], spec, 16, LoaderOptions(global_batch_size=20, **changes)
+        )  # type: ignore[arg-type]
         with loader:
             step = next(loader)
         return [
@@ -117,7 +118,11 @@ def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
     seen = []
     for rank in range(3):
         loader = ValLoader(
-            order, [index], text_spec(), 16, micro_batch_size=7, rank=rank, world_size=3
+            order,
+            [index],
+            text_spec(),
+            16,
+            LoaderOptions(micro_batch_size=7, rank=rank, world_size=3),
         )
         batches = list(loader)
         assert len(batches) == len(loader)
@@ -127,7 +132,7 @@ def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
         seen += [key for batch in batches for key in batch.keys]
     assert sorted(seen) == sorted(held_out)
     with StepLoader(
-        order, [index], text_spec(), 16, global_batch_size=240, micro_batch_size=240
+        order, [index], text_spec(), 16, LoaderOptions(global_batch_size=240, micro_batch_size=240)
     ) as train:
         assert not held_out & set(next(train)[0].keys)
 
@@ -135,7 +140,11 @@ def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_validation_may_be_broken_off_and_repeated(index: ShardIndex, num_workers: int) -> None:
     loader = ValLoader(
-        an_order(index, 0.2), [index], text_spec(), 16, micro_batch_size=4, num_workers=num_workers
+        an_order(index, 0.2),
+        [index],
+        text_spec(),
+        16,
+        LoaderOptions(micro_batch_size=4, num_workers=num_workers),
     )
     loader.start()
     whole = [batch.keys for batch in loader]
@@ -166,7 +175,12 @@ def test_closing_leaves_no_open_files(index: ShardIndex) -> None:
 
 def test_a_part_of_the_held_out_samples(index: ShardIndex) -> None:
     loader = ValLoader(
-        an_order(index, 0.2), [index], text_spec(), 16, micro_batch_size=7, max_samples=10
+        an_order(index, 0.2),
+        [index],
+        text_spec(),
+        16,
+        LoaderOptions(micro_batch_size=7),
+        max_samples=10,
     )
     assert sum(len(batch) for batch in loader) == loader.num_samples == 10
 
@@ -180,7 +194,7 @@ def test_a_shard_that_is_lost_ends_no_validation(tmp_path: Path) -> None:
     assert len(set(shards)) > 3
     lost = max(shards, key=shards.count)
     index.shard_path(lost).write_bytes(b"something else")
-    loader = ValLoader(order, [index], text_spec(), 16, micro_batch_size=16)
+    loader = ValLoader(order, [index], text_spec(), 16, LoaderOptions(micro_batch_size=16))
     batches = list(loader)
     replaced = [entry for batch in batches for entry in batch.substitutions]
     keys = {index.key(sample) for sample in held_out}
@@ -200,7 +214,8 @@ def test_bad_samples_are_replaced_counted_and_finally_fatal(tmp_path: Path) -> N
 
     def substituted(**changes: object) -> list[tuple[int, str, str]]:
         settings = {"global_batch_size": 30, "micro_batch_size": 7, **changes}
-        loader = StepLoader(an_order(index), [index], text_spec(), 16, **settings)  # type: ignore[arg-type]
+        options = LoaderOptions(**settings)  # type: ignore[arg-type]
+        loader = StepLoader(an_order(index), [index], text_spec(), 16, options)
         with loader:
             steps = [next(loader) for _ in range(4)]
         return [
@@ -321,9 +336,12 @@ def test_impossible_settings_are_told_together(index: ShardIndex) -> None:
     assert len(error.value.faults) == 3
     with pytest.raises(ConfigError, match="counts 5 samples"):
         StepLoader(
-            SampleOrder([SourceSize("toy", 5)], 0), [index], text_spec(), 16,
-            global_batch_size=1, micro_batch_size=1,
-        )  # fmt: skip
+            SampleOrder([SourceSize("toy", 5)], 0),
+            [index],
+            text_spec(),
+            16,
+            LoaderOptions(global_batch_size=1, micro_batch_size=1),
+        )
 
 
 def test_slices_cover_the_batch() -> None:
@@ -337,14 +355,14 @@ def test_slices_cover_the_batch() -> None:
 _SMALL_SHM = """
 import sys
 from pathlib import Path
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from mgpt4_hpc.errors import WorkerDied
 from tests.unit.data.worlds import make_index, text_spec
 index = make_index(Path(sys.argv[1]), 64)
 order = SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
-with StepLoader(order, [index], text_spec(), 224, global_batch_size=16, micro_batch_size=16,
-                num_workers=2) as loader:
+options = LoaderOptions(global_batch_size=16, micro_batch_size=16, num_workers=2)
+with StepLoader(order, [index], text_spec(), 224, options) as loader:
     try:
         for _ in range(4):
             next(loader)

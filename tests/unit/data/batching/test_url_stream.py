@@ -13,6 +13,7 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.streams import is_url, stream_faults
+from mgpt4_hpc.data.batching.loader import LoaderOptions
 from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamReader, StreamSource
 from mgpt4_hpc.data.reading.reader import BadSampleError
 from mgpt4_hpc.errors import DataError
@@ -78,9 +79,12 @@ def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
         StreamSource("b", server + "/b.tar"),
     ]
     with StreamLoader(
-        sources, text_spec(), 16,
-        granularity=1, global_batch_size=8, micro_batch_size=4, num_workers=2,
-    ) as loader:  # fmt: skip
+        sources,
+        text_spec(),
+        16,
+        LoaderOptions(global_batch_size=8, micro_batch_size=4, num_workers=2),
+        granularity=1,
+    ) as loader:
         batches = [batch for _ in range(3) for batch in next(loader)]
         assert loader.position == 24
     assert [len(batch) for batch in batches] == [4] * 6

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.batching.loader import StepLoader
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from mgpt4_hpc.errors import DataError, WorkerDied
@@ -43,7 +43,8 @@ if sys.argv[2] == "wait":
 def a_loader(index: ShardIndex, **changes: object) -> StepLoader:
     order = SampleOrder([SourceSize("toy", index.num_samples)], 0)
     settings = {"global_batch_size": 8, "micro_batch_size": 4, "num_workers": 2, **changes}
-    return StepLoader(order, [index], text_spec(), 8, **settings)  # type: ignore[arg-type]
+    options = LoaderOptions(**settings)  # type: ignore[arg-type]
+    return StepLoader(order, [index], text_spec(), 8, options)
 
 
 def workers_of(loader: StepLoader) -> list[int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.errors import DataError
 from tests.unit.data.worlds import jpeg, make_index, members, tar_bytes, write_shards
 
@@ -25,7 +25,7 @@ def shards(tmp_path: Path) -> list[Path]:
 
 
 def test_every_sample_is_found_where_it_lies(tmp_path: Path, shards: list[Path]) -> None:
-    report = build_index(shards, tmp_path / "toy.index", verify=True)
+    report = build_index(shards, tmp_path / "toy.index", ScanOptions(verify=True))
     assert (report.num_samples, report.num_shards, report.num_reused) == (50, 3, 0)
     assert report.quarantined == []
     index = ShardIndex.open(tmp_path / "toy.index")
@@ -53,11 +53,14 @@ def test_is_an_ordinary_safetensors_file(tmp_path: Path, shards: list[Path]) -> 
 
 def test_workers_give_the_same_index(tmp_path: Path, shards: list[Path]) -> None:
     progress: list[tuple[int, int]] = []
-    build_index(shards, tmp_path / "one.index", name="toy", verify=True, decode=True)
+    build_index(shards, tmp_path / "one.index", ScanOptions(verify=True, decode=True), name="toy")
     build_index(
-        shards, tmp_path / "two.index", name="toy", verify=True, decode=True, workers=2,
+        shards,
+        tmp_path / "two.index",
+        ScanOptions(verify=True, decode=True, workers=2),
+        name="toy",
         on_shard=lambda done, total: progress.append((done, total)),
-    )  # fmt: skip
+    )
     assert (tmp_path / "one.index").read_bytes() == (tmp_path / "two.index").read_bytes()
     assert progress == [(1, 3), (2, 3), (3, 3)]
 
@@ -82,7 +85,7 @@ def test_only_changed_and_new_shards_are_read_again(
     assert out.read_bytes() == (tmp_path / "other.index").read_bytes()
     assert afresh.num_reused == 0
     read.clear()
-    build_index(shards, out, verify=True)
+    build_index(shards, out, ScanOptions(verify=True))
     assert len(read) == 3, "an index without CRCs does not serve one with"
 
 
@@ -103,7 +106,7 @@ def test_the_digest_tells_what_defines_the_order(tmp_path: Path, shards: list[Pa
     def digest(paths: list[Path], **options: object) -> str:
         out = tmp_path / "d.index"
         out.unlink(missing_ok=True)
-        build_index(paths, out, **options)  # type: ignore[arg-type]
+        build_index(paths, out, ScanOptions(**options))  # type: ignore[arg-type]
         return ShardIndex.open(out).digest
 
     first = digest(shards)

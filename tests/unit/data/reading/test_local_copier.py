@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.batching.loader import StepLoader
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading import local_copier, local_copies
 from mgpt4_hpc.data.reading.local_copier import Stager, _Copier
 from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches, stage_folder
@@ -125,7 +125,7 @@ def test_a_full_disk_and_a_lost_shard_are_survived(
 @pytest.mark.parametrize("verified", [True, False])
 def test_a_damaged_copy_is_not_used(tmp_path: Path, folder: Path, verified: bool) -> None:
     out = tmp_path / "v.index"
-    build_index(write_shards(tmp_path / "v", 16, 16), out, verify=verified)
+    build_index(write_shards(tmp_path / "v", 16, 16), out, ScanOptions(verify=verified))
     index = ShardIndex.open(out)
     copier, _ = a_copier(folder, index, 10**9)
     while copier.step(0):
@@ -169,9 +169,13 @@ def test_a_loader_with_a_stager_reads_the_same(index: ShardIndex, folder: Path) 
         keys = {}
         for name, staged in (("staged", Staged(folder, [index])), ("plain", None)):
             with StepLoader(
-                an_order(index), [index], text_spec(), 16,
-                global_batch_size=8, micro_batch_size=8, num_workers=2, staged=staged,
-            ) as loader:  # fmt: skip
+                an_order(index),
+                [index],
+                text_spec(),
+                16,
+                LoaderOptions(global_batch_size=8, micro_batch_size=8, num_workers=2),
+                staged=staged,
+            ) as loader:
                 read = []
                 for _ in range(5):
                     batch = next(loader)[0]

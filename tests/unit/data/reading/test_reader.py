@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import PASSING, RETRY_PAUSES_S, BadSampleError, SampleReader
 from mgpt4_hpc.errors import StorageTrouble
 from tests.unit.data.worlds import jpeg, make_index, members, tar_bytes
@@ -162,7 +162,7 @@ def test_permission_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_vanished_replaced_shrunk_and_altered_shards(tmp_path: Path) -> None:
     index = make_index(tmp_path, 40, 10)
-    build_index([index.shard_path(n) for n in range(4)], index.path, verify=True)
+    build_index([index.shard_path(n) for n in range(4)], index.path, ScanOptions(verify=True))
     index = ShardIndex.open(index.path)
     index.shard_path(0).unlink()
     index.shard_path(1).write_bytes(tar_bytes(members(range(10, 13))))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mgpt4_hpc.data.index import scan
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.shard_list import (
     expand_braces,
     expand_shards,
@@ -211,7 +211,7 @@ class TestPack:
             path.with_suffix(suffix).write_bytes(data)
         packed = pack_align_folder(folder, tmp_path / "out")
         assert (packed.num_samples, packed.left_out) == (3, [])
-        build_index(packed.shards, tmp_path / "out.index", decode=True)
+        build_index(packed.shards, tmp_path / "out.index", ScanOptions(decode=True))
         assert ShardIndex.open(tmp_path / "out.index").num_samples == 3
 
     def test_files_that_do_not_fit_are_named(self, tmp_path: Path) -> None:

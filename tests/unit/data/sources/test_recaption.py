@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources import recaption as module
 from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
@@ -90,7 +90,9 @@ def test_each_image_gets_its_caption(tmp_path: Path, kind: str, by: By) -> None:
         ("the list has no caption for it", 1, "005"),
         ("recaption keeps image, json and txt", 2, "000"),
     }
-    build_index(sorted((tmp_path / "out").glob("*.tar")), tmp_path / "x.index", decode=True)
+    build_index(
+        sorted((tmp_path / "out").glob("*.tar")), tmp_path / "x.index", ScanOptions(decode=True)
+    )
     index = ShardIndex.open(tmp_path / "x.index")
     reader = SampleReader([index])
     for n in range(index.num_samples):

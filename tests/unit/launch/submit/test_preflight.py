@@ -14,7 +14,7 @@ import pytest
 from mgpt4_hpc.checkpoint import manifest as checkpoints
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.runs.shared_storage import file_system, not_shared
@@ -199,7 +199,7 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     checked = with_index(shards, index)
     assert "does not exist: make it with `mgpt4 data index`" in source_findings(checked)[0][0]
     paths = expand_shards(shards)
-    build_index(paths, index, name="laion", workers=1)
+    build_index(paths, index, ScanOptions(workers=1), name="laion")
     assert source_findings(checked)[0] == []
 
     extra = shards / "zzz.tar"
