@@ -12,10 +12,9 @@ import safetensors.torch
 import torch
 
 from mgpt4_hpc.checkpoint import reading
-from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.manifest import DamagedCheckpointError
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.errors import CheckpointError, RunLocked, StorageTrouble
+from mgpt4_hpc.errors import CheckpointError, RunLocked
 
 
 def state(step):
@@ -219,35 +218,6 @@ def test_the_run_does_not_go_back_to_what_it_went_on_without(store, monkeypatch)
     assert names(store) == ["bad-step-00000004-0003", "step-00000001", "step-00000002"]
 
 
-def test_an_outage_while_checkpoints_are_read_loses_none(store, monkeypatch):
-    """A file server that is away for some seconds, just when a requeued run looks for them."""
-    commit(store, 1, 2, 3)
-    read, slept = reading._read_file, []
-
-    def failing(*arguments, **options):
-        if sum(slept) < 2:
-            raise EIO
-        return read(*arguments, **options)
-
-    monkeypatch.setattr(reading, "_read_file", failing)
-    assert patient_store(store.folder, slept).load_newest().step == 3
-    assert store.steps() == [1, 2, 3]
-
-
-def test_a_lasting_outage_does_not_begin_the_run_anew(store, monkeypatch):
-    commit(store, 1, 2, 3)
-    damage_bit(store.path_of(1))
-    slept = []
-    with monkeypatch.context() as patch:
-        for step in (2, 3):
-            fail_reading(patch, store.path_of(step).name, EIO)
-        with pytest.raises(StorageTrouble, match=r"no checkpoint .* can be read") as caught:
-            patient_store(store.folder, slept).load_newest()
-    assert not caught.value.will_repeat
-    assert sum(slept) == 30, "once for all of them: a watchdog waits"
-    assert store.load_newest().step == 3
-
-
 def test_the_same_checkpoint_again_is_a_success(store):
     commit(store, 4)
     before = store.path_of(4).stat().st_ino
@@ -329,31 +299,6 @@ def test_nonsense_retention_is_refused(tmp_path):
         CheckpointStore(tmp_path, keep_last=0)
     with pytest.raises(ValueError, match="keep_every_steps is 0"):
         CheckpointStore(tmp_path, keep_every_steps=0)
-
-
-class FullDisk(FileSystem):
-    """Lets so many bytes through, and then none until something is removed."""
-
-    def __init__(self, free):
-        self.free = free
-
-    def write(self, fd, data):
-        if data.nbytes > self.free:
-            super().write(fd, data[: self.free])
-            raise OSError(errno.ENOSPC, "No space left on device")
-        self.free -= data.nbytes
-        super().write(fd, data)
-
-
-@pytest.mark.parametrize("free", [0, 5, 100, 300, 600, 800])
-def test_a_full_disk_is_explained_and_cleaned_up(tmp_path, free):
-    commit(CheckpointStore(tmp_path), 1)
-    store = CheckpointStore(tmp_path, filesystem=FullDisk(free))
-    with pytest.raises(CheckpointError, match="No space left") as caught:
-        commit(store, 2)
-    assert isinstance(caught.value.__cause__, OSError)
-    assert names(store) == ["step-00000001"]
-    assert store.load_newest().step == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")

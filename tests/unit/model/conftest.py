@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
+from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
 from mgpt4_hpc.prompts import split_at_image
@@ -110,3 +111,17 @@ def _fresh(name: str) -> Reference:
     opened.model.llama_proj.load_state_dict(start)
     opened.model.zero_grad()
     return opened
+
+
+@pytest.fixture
+def bundle(vicuna, tmp_path: Path) -> Path:
+    path = vicuna.path
+    sources = Sources(
+        vit=path / "eva_vit_g.pth",
+        qformer=path / "blip2_pretrained_flant5xxl.pth",
+        llm=path / "llm",
+        projector=path / "pretrained_minigpt4.pth",
+        architecture=vicuna.architecture,
+    )
+    write_bundle(tmp_path / "bundle", sources, llm="copy")
+    return tmp_path / "bundle"

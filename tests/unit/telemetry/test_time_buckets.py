@@ -35,21 +35,6 @@ def test_buckets_are_exclusive_and_add_up(clock):
     assert buckets.elapsed_s == 15
 
 
-def test_time_suspended_is_in_no_other_bucket(clock):
-    buckets = Buckets(AwakeClock(clock, clock.worked))
-    with buckets.time("productive"):
-        clock.now += 2
-        buckets.seconds  # noqa: B018 - as the clock's own thread, which reads it all the time
-        clock.now += 100
-        clock.idle += 100
-        assert buckets.seconds == {"productive": 2, "suspended": 100}
-        clock.now += 50  # a library that keeps the lock, and works
-        clock.now += 3  # shorter than what counts
-        clock.idle += 3
-    assert buckets.seconds == {"productive": 55, "suspended": 100}
-    assert buckets.elapsed_s == 55
-
-
 def test_an_exception_closes_the_bucket(clock):
     buckets = Buckets(AwakeClock(clock, clock.worked))
     with pytest.raises(ZeroDivisionError), buckets.time("validation"):

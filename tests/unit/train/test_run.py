@@ -16,7 +16,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.state import Ending, Outcome
-from mgpt4_hpc.train.stopping.stop import Interrupted, NeverStop, StopRequest
+from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
 from tests.support.tiny_world import TinyWorld
 
 
@@ -72,26 +72,6 @@ def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
     assert early == Outcome(Ending.STOPPED, first.step, first.step, first.step, "SIGTERM", 2)
     _, two = read_ledgers(run.ledger)
     assert (two.restored_step, two.last_step, two.steps_replayed) == (first.step, first.step, 0)
-
-
-@pytest.mark.parametrize("where", ["find_inputs", "build_run_model"])
-def test_indexing_and_loading_are_broken_off(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
-    stop = Stop()
-
-    def interrupted(*args: object, **kwargs: object) -> None:
-        stop.at = 0
-        raise Interrupted  # as the signal's handler does there
-
-    ends: list[Outcome] = []
-    with monkeypatch.context() as patched:
-        patched.setattr(run_module, where, interrupted)
-        early = attempt(run, stop, ends)
-    assert early == Outcome(Ending.STOPPED, 0, 0, None, "SIGTERM", 1)
-    assert ends == [early]
-    (told,) = read_ledgers(run.ledger)
-    assert told.faults == []
 
 
 def test_an_overtaken_attempt_stops_at_its_next_save_and_decides_nothing(run: RunDir) -> None:

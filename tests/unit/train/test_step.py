@@ -234,8 +234,3 @@ def test_the_scale_and_the_counts_survive_a_requeue() -> None:
     untouched = make_step(FakeModel(), fp16=True)
     untouched.load_scaler_tensors({})
     assert float(untouched.loss_scale) == 2.0**16
-
-
-def test_a_single_rank_needs_no_wrapping() -> None:
-    projector = nn.Linear(2, 2)
-    assert wrap_projector(projector, CPU, 1) is projector

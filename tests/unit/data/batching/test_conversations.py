@@ -17,10 +17,9 @@ from mgpt4_hpc.chat_format import TemplateFormat
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import NO_LABEL, TooLongError, build_sequence
 from mgpt4_hpc.data.images.decode import decode_image
-from mgpt4_hpc.data.index.conversations import ConversationError, parse_conversation, record_of
+from mgpt4_hpc.data.index.conversations import parse_conversation
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.scan import scan_shard
-from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.reading.feature_cache_file import FeatureRow, write_shard
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
@@ -31,32 +30,11 @@ from mgpt4_hpc.data.sources.pack_conversations import pack_conversations
 from mgpt4_hpc.data.sources.stats import collect_stats
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import TEMPLATES, Dialogue, Turn
+from tests.unit.data.batching.conversations_cases import Record, chat, llava, text
 from tests.unit.data.batching.test_text import REFERENCE, a_tokenizer
 from tests.unit.data.worlds import encode, jpeg, tar_bytes, text_spec
 
-Record = dict[str, Any]
-
-
-def llava(*turns: str, image: object = None, **more: object) -> Record:
-    """LLaVA's form: questions and answers in turn."""
-    said = [
-        {"from": ("human", "gpt")[number % 2], "value": text} for number, text in enumerate(turns)
-    ]
-    return {**({"image": image} if image is not None else {}), "conversations": said, **more}
-
-
-def chat(*turns: object, **more: object) -> Record:
-    """The form of messages."""
-    roles = ("user", "assistant")
-    said = [{"role": roles[n % 2], "content": content} for n, content in enumerate(turns)]
-    return {"messages": said, **more}
-
-
 IMAGE = {"type": "image"}
-
-
-def text(words: str) -> Record:
-    return {"type": "text", "text": words}
 
 
 GOOD: list[Record] = [
@@ -223,65 +201,6 @@ def test_what_is_packed_is_what_is_trained_on(tmp_path: Path, images: Path) -> N
         assert labels[attended].tolist() == alone.labels.tolist()
     assert next(shown, None) is None
     assert batch.num_answer_tokens == int((batch.labels_BT != NO_LABEL).sum())
-
-
-def test_other_files_give_the_same_shards(tmp_path: Path, images: Path) -> None:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    arrow = pytest.importorskip("pyarrow")
-    records = [chat([IMAGE, text("What?")], [text("This.")], images=["1.jpg"])] * 2
-    lines = tmp_path / "talk.jsonl"
-    lines.write_text("\ufeff" + "\n\n".join(map(json.dumps, records)), encoding="utf-8")
-    inside = [{"bytes": jpeg(1), "path": "elsewhere.jpg"}]
-    table = arrow.Table.from_pylist([{**record, "images": inside} for record in records])
-    parquet.write_table(table, tmp_path / "talk.parquet")
-    (tmp_path / "talk.json").write_text(json.dumps(records))
-    made = []
-    for name in ("talk.json", "talk.jsonl", "talk.parquet"):
-        (shard,) = pack_conversations(tmp_path / name, tmp_path / f"{name}.d", images=images).shards
-        made.append(shard.read_bytes())
-    assert made[0] == made[1] == made[2]
-
-
-def test_the_second_form_gives_the_first_back() -> None:
-    for record in GOOD:
-        dialogue = parse_conversation(record).dialogue
-        again = parse_conversation(json.loads(json.dumps(record_of(dialogue)))).dialogue
-        assert again == dialogue
-
-
-BAD: list[tuple[Record, str]] = [
-    (llava("<image> Q", "A", image="9.jpg"), "9.jpg: No such file"),
-    (llava("Q", "A", image="1.jpg"), "no question has a place for its image 1.jpg"),
-    (llava("<image> Q", "A"), "name 1 images, and 0 are listed"),
-    (llava("<image><image> Q", "A", image="1.jpg"), "name 2 images, and 1 are listed"),
-    (llava("Q", ""), "answer to question 1 is empty"),
-    (llava("Q", "A", "Q"), "last question has no answer"),
-    (llava("Q"), "last question has no answer"),
-    (llava("", "A"), "question 1 is empty"),
-    (llava("Q", "A \ud83d"), "half a surrogate pair"),
-    (llava("Q", "<image>A", image="1.jpg"), "has an image: only questions may"),
-    ({"conversations": llava("Q", "A")["conversations"][::-1]}, "roles are out of order"),
-    (llava("Q", 3), "message 2 is int, not text"),  # type: ignore[arg-type]
-    (chat([{"type": "video"}], "A"), "piece of type 'video'"),
-    (chat([{"type": "image", "image": "http://h/x.jpg"}, text("Q")], "A"), "is an address"),
-    ({"conversations": []}, "has no turns"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "is from 'tool'"),
-    (llava("<image>Q", "A", image="../talk.json"), "is outside of"),
-    ({"id": 3}, "neither conversations nor messages"),
-]  # fmt: skip
-
-
-def test_all_that_is_bad_is_named_at_once(tmp_path: Path, images: Path) -> None:
-    file = tmp_path / "talk.json"
-    file.write_text(json.dumps(GOOD[:2] + [record for record, _ in BAD]))
-    with pytest.raises(DataError) as caught:
-        pack_conversations(file, tmp_path / "out", images=images)
-    lines = str(caught.value).split("\n  - ")[1:]
-    assert len(lines) == len(BAD) and not (tmp_path / "out").exists()
-    for number, (line, (_, wanted)) in enumerate(zip(lines, BAD, strict=True)):
-        assert line.startswith(f"record {number + 2}") and wanted in line
-    made = pack_conversations(file, tmp_path / "out", images=images, leave_out_bad=True)
-    assert made.num_samples == 2 and len(made.bad) == len(BAD)
 
 
 def a_shard(folder: Path, *samples: tuple[Record | None, Sequence[int]]) -> Path:
@@ -490,18 +409,3 @@ def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
             good += 1
         reader.close()
     assert good > count / 2 and bad > count / 20
-
-
-def test_a_file_of_conversations_is_no_shard(tmp_path: Path) -> None:
-    (tmp_path / "talk.json").write_text("[]")
-    with pytest.raises(DataError, match=r"talk\.json is no shard.*") as caught:
-        expand_shards(tmp_path / "talk.json")
-    assert "mgpt4 data pack" in str(caught.value)
-
-
-def test_what_cannot_be_parsed_says_why() -> None:
-    for record, wanted in BAD:
-        try:
-            parse_conversation(record)
-        except ConversationError as error:
-            assert wanted in str(error)

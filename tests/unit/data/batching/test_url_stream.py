@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.streams import is_url, stream_faults
 from mgpt4_hpc.data.batching.loader import LoaderOptions
 from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamReader, StreamSource
 from mgpt4_hpc.data.reading.reader import BadSampleError
@@ -115,28 +113,3 @@ def test_nothing_in_a_whole_epoch_is_an_end(tmp_path: Path) -> None:
         for _ in range(5):
             with pytest.raises(BadSampleError):
                 reader.read(0, 0)
-
-
-def test_what_a_stream_cannot_have() -> None:
-    assert is_url("pipe:cat x.tar")
-    assert is_url("https://host/{0..9}.tar")
-    assert not is_url("/data/pipe:x")
-    config = load_config(
-        "toy-stage1",
-        overrides={
-            "data.sources": [
-                {"name": "a", "path": "https://host/a.tar", "index": "a.index"},
-                {"name": "b", "path": "/data/b"},
-            ],
-            "data.val_fraction": 0.1,
-            "train.eval_every_steps": 5,
-        },
-    ).config
-    told = "\n".join(stream_faults(config))
-    for part in (
-        "b is no URL",
-        "a is a URL, which has no index",
-        "eval_every_steps",
-        "val_fraction",
-    ):
-        assert part in told

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
-from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
+from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading import local_copier, local_copies
 from mgpt4_hpc.data.reading.local_copier import Stager, _Copier
-from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches, stage_folder
-from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
+from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches
+from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from tests.unit.data.worlds import make_index, text_spec, write_shards
+from tests.unit.data.worlds import make_index, text_spec
 
 
 @pytest.fixture(autouse=True)
@@ -52,18 +52,6 @@ def a_copier(folder: Path, index: ShardIndex, budget: int) -> tuple[_Copier, lis
 
 def used(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def test_stretches_cover_every_sample(index: ShardIndex) -> None:
-    stretches = Stretches([index])
-    for sample_id in range(index.num_samples):
-        found, ref = stretches.of(0, sample_id), index.locate(sample_id)
-        assert index.shard_path(found.shard) == ref.shard
-        for span in ref.parts.values():
-            assert found.begin <= span.offset
-            assert span.offset + span.length <= found.end
-    # 8 samples each, cut where a shard of 30 ends
-    assert len({stretches.of(0, sample_id).name for sample_id in range(100)}) == 16
 
 
 def test_copies_give_the_same_samples(index: ShardIndex, folder: Path) -> None:
@@ -120,35 +108,6 @@ def test_a_full_disk_and_a_lost_shard_are_survived(
         pass
     assert counts[3] >= 1
     assert counts[0] >= 3
-
-
-@pytest.mark.parametrize("verified", [True, False])
-def test_a_damaged_copy_is_not_used(tmp_path: Path, folder: Path, verified: bool) -> None:
-    out = tmp_path / "v.index"
-    build_index(write_shards(tmp_path / "v", 16, 16), out, ScanOptions(verify=verified))
-    index = ShardIndex.open(out)
-    copier, _ = a_copier(folder, index, 10**9)
-    while copier.step(0):
-        pass
-    for copy in folder.iterdir():
-        data = copy.read_bytes()
-        copy.write_bytes(bytes(len(data)) if verified else data[:-600])
-    reader, plain = SampleReader([index], staged=Staged(folder, [index])), SampleReader([index])
-    assert [reader.read(0, i) for i in range(16)] == [plain.read(0, i) for i in range(16)]
-
-
-def test_a_copy_of_a_changed_shard_is_not_used(tmp_path: Path, folder: Path) -> None:
-    index = make_index(tmp_path, 16, 16)
-    shard = index.shard_path(0)
-    shard.write_bytes(shard.read_bytes().replace(b"000000003.", b"000000777."))
-    copier, counts = a_copier(folder, index, 10**9)
-    while copier.step(0):
-        pass
-    assert counts[0] == 2
-    reader = SampleReader([index], staged=Staged(folder, [index]), pauses_s=())
-    assert reader.read(0, 2).key == "000000002"
-    with pytest.raises(BadSampleError, match="another member lies there"):
-        reader.read(0, 3)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
@@ -221,21 +180,3 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return state != "Z"
-
-
-def test_where_the_copies_lie(
-    index: ShardIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NODE_DISK", str(tmp_path))
-    monkeypatch.delenv("NO_SUCH", raising=False)
-    found = stage_folder("$NODE_DISK", [index], "/runs/a")
-    assert found is not None
-    assert found.parent == tmp_path
-    assert found != stage_folder("$NODE_DISK", [index], "/runs/b")
-    assert stage_folder("$NO_SUCH", [index], "/runs/a") is None
-    assert stage_folder(str(tmp_path / "none"), [index], "/runs/a") is None
-    found.symlink_to(tmp_path)
-    with pytest.raises(PermissionError):
-        Stager(found, an_order(index), [index], 1, 0)
-    assert found.is_symlink()  # and what it points to was left alone
-    assert index.path.exists()

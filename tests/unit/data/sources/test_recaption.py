@@ -22,24 +22,10 @@ from mgpt4_hpc.data.sources import recaption as module
 from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
 from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin, recaption, report_of
 from mgpt4_hpc.errors import DataError
+from tests.unit.data.sources.recaption_cases import shards_in
 from tests.unit.data.worlds import encoded, jpeg, tar_bytes
 
 NUM = 6
-
-
-def shards_in(folder: Path) -> list[Path]:
-    """Two shards of three samples with urls; one has another member, one no json."""
-    folder.mkdir()
-    paths = []
-    for shard in range(2):
-        entries = []
-        for n in range(3 * shard, 3 * shard + 3):
-            record = json.dumps({"url": f"http://x/{n}", "caption": "old", "width": 9})
-            entries += [(f"{n:03d}.jpg", jpeg(n)), (f"{n:03d}.json", record.encode())]
-        entries.append((f"{3 * shard:03d}.cls", b"7"))
-        paths.append(folder / f"{shard:05d}.tar")
-        paths[-1].write_bytes(tar_bytes(entries))
-    return paths
 
 
 def rows(by: str) -> list[dict[str, object]]:
@@ -138,25 +124,6 @@ def test_what_is_done_stays_and_what_changed_is_done_again(tmp_path: Path) -> No
     assert [after[name] == before[name] for name in sorted(before)] == [True, False]
     with pytest.raises(DataError, match="was begun otherwise"):
         run(tmp_path, listing, "key")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "told"),
-    [
-        ("a.json", '{"url": "x"}', "no JSON array"),
-        ("a.json", '[{"url": "x", "caption": "y"}, {"ur', "cut short"),
-        ("a.xlsx", "x", "no known kind"),
-        ("a.jsonl", "\n", "has no caption"),
-        ("a.csv", "link,text\nx,y\n", "has no url"),
-        ("a.parquet", "x", "parquet"),
-    ],
-)
-def test_lists_that_cannot_be_used(tmp_path: Path, name: str, text: str, told: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(DataError, match=told):
-        run(tmp_path, tmp_path / name, "url")
-    with pytest.raises(DataError, match=f"does not exist; beside it lies {name}"):
-        build_table(tmp_path / f"{name}x", "url", tmp_path / "table")
 
 
 KILLED = """

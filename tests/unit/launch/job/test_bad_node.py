@@ -10,7 +10,6 @@ import pytest
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.launch.job import supervisor
 from mgpt4_hpc.launch.job.bad_node import settle_bad_node
-from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes
 from mgpt4_hpc.launch.job.requeue_policy import Action
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
@@ -90,10 +89,6 @@ def test_the_supervisor_ends_what_rank_0_began(run: RunDir, scontrol: FakeScontr
     verdict = supervisor.decide_after_exit(run, JobStart("slurm", "17", 0), 71)
     assert (verdict.exit_code, verdict.again) == (71, True)
     assert scontrol.calls[-1] == "update JobId=17 ExcNodeList=n4"
-
-
-def test_an_exclusion_that_is_refused_is_told_and_not_raised(scontrol: FakeScontrol) -> None:
-    assert "n1 could not be excluded" in exclude_nodes("17", ["n1"])  # `scontrol show` fails here
 
 
 def test_in_a_container_without_slurm_the_batch_script_does_it(

@@ -12,12 +12,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
-from mgpt4_hpc.launch.job.start_check import why_leave
-from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.telemetry.ledger import Ledger
 from tests.unit.launch.fakes import FakeScontrol
 
 AGAIN = JobStart("slurm", "17", 1)
@@ -84,21 +80,3 @@ def test_a_silent_slurm_keeps_no_job_from_its_end(
     scontrol.answer.unlink()
     end_finished(run, AGAIN, {})
     assert "which jobs wait for this one is not known" in capsys.readouterr().out
-
-
-def test_a_start_of_what_is_over_is_not_wanted(run: RunDir) -> None:
-    assert why_leave(run, AGAIN) is None
-    request_cancel(run, "16")
-    assert why_leave(run, AGAIN) is None
-    request_cancel(run, "17")
-    assert why_leave(run, AGAIN) == (75, "a run was cancelled")
-    run.failed.write_text("no\n")
-    assert why_leave(run, AGAIN) == (70, "a run was given up: no\n")
-    assert why_leave(run, JobStart("slurm", "18", 0)) is None
-    Ledger(run.ledger, run.claim_attempt({"job_id": "17"})).event(
-        Kind.END, cause="finished", step=5, exit_code=0
-    )
-    assert why_leave(run, JobStart("slurm", "18", 0)) == (
-        0,
-        "a run is finished: nothing is left to do",
-    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import signal
 import time
@@ -18,7 +17,6 @@ from mgpt4_hpc.launch.job.requeue import find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.slurm.job_start import JobStart
-from mgpt4_hpc.launch.task import StageTask
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -101,11 +99,6 @@ def test_the_runs_own_stop_signals_are_taken_and_slurms_always(run: RunDir) -> N
     assert set(rank._stop_signals(run)) == {signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP}
     run.config_file.write_text("nonsense: [")
     assert set(rank._stop_signals(run)) == set(STOP_SIGNALS)
-
-
-def test_what_is_pickled_is_a_path_and_nothing_else() -> None:
-    again = pickle.loads(pickle.dumps(StageTask("/runs/x")))
-    assert vars(again) == {"run_dir": "/runs/x"}
 
 
 # -- rank 0 decides ----------------------------------------------------------------------------

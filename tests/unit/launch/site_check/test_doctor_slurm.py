@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.launch.site_check import doctor_slurm
-from mgpt4_hpc.launch.site_check.doctor import choose
 from mgpt4_hpc.launch.site_check.doctor_slurm import (
     ask_associations,
     foretell,
@@ -18,7 +17,7 @@ from mgpt4_hpc.launch.site_check.doctor_slurm import (
 )
 from mgpt4_hpc.launch.site_check.finding import Finding, Level
 from mgpt4_hpc.launch.slurm import accounting
-from mgpt4_hpc.launch.slurm.accounting import Association, parse_associations
+from mgpt4_hpc.launch.slurm.accounting import Association
 from mgpt4_hpc.launch.slurm.cluster import SlurmSite, parse_node, parse_qos, parse_slurm_site
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -189,20 +188,6 @@ def test_nodes() -> None:
     assert parse_node("NodeName=n Gres=gpu:8 State=IDLE+CLOUD+POWERED_DOWN").gpus == {"": 8}
 
 
-@pytest.mark.parametrize(
-    ("gres", "gpus"),
-    [
-        ("gpu:3090:8(S:0-1)", {"3090": 8}),
-        ("gpu:2080ti:4", {"2080ti": 4}),
-        ("gpu:1g.10gb:7(S:0),gpu:a100:2", {"1g.10gb": 7, "a100": 2}),
-        ("gpu:nvidia_a100_3g.20gb:2,nvme:1", {"nvidia_a100_3g.20gb": 2}),
-        ("gpu:8(S:0-1),mps:800", {"": 8}),
-    ],
-)
-def test_a_gpu_type_may_begin_with_a_digit(gres: str, gpus: dict[str, int]) -> None:
-    assert parse_node(f"NodeName=n Gres={gres} State=IDLE").gpus == gpus
-
-
 def test_the_settings_to_use() -> None:
     found = site(partition=("MaxTime=2-00:00:00", "MaxTime=00:04:00"))
     told_settings = foretell(found, found.partitions["a100"], []).settings
@@ -235,22 +220,6 @@ def test_running_over_the_limit(partition: str, config: str, sentence: str) -> N
         partition=("OverTimeLimit=NONE", f"OverTimeLimit={partition}"),
     )
     assert sentence in foretell(found, found.partitions["a100"], []).happens["time limit"]
-
-
-def test_which_partitions_are_looked_at() -> None:
-    found = site()
-    findings: list[Finding] = []
-    assert [one.name for one in choose(found, None, findings)] == ["a100", "a100-preempt"]
-    assert choose(found, "a10", findings) == []
-    assert "use one of: a100, a100-preempt" in told(findings, Level.FAULT)
-
-
-def test_associations() -> None:
-    rows = [["a", "", "normal,high"], ["b", "gpu", ""], [""], ["error: x"]]
-    assert parse_associations(rows) == (
-        Association("a", qos=frozenset({"normal", "high"})),
-        Association("b", "gpu"),
-    )
 
 
 @pytest.mark.parametrize(

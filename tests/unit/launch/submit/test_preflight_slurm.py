@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from typing import Any
 
 import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch.slurm import accounting, commands
+from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.accounting import Association
 from mgpt4_hpc.launch.slurm.cluster import parse_slurm_site
 from mgpt4_hpc.launch.submit.preflight_slurm import (
@@ -19,26 +17,7 @@ from mgpt4_hpc.launch.submit.preflight_slurm import (
     admission_findings,
     ask_cluster,
 )
-
-CONFIG = """\
-Configuration data as of 2026-03-01T10:00:00
-AccountingStorageEnforce = associations,limits,qos
-AccountingStorageType   = accounting_storage/slurmdbd
-ClusterName             = test
-MaxArraySize            = 11
-"""
-PARTITIONS = """\
-PartitionName=a100 Default=YES MaxTime=1-00:00:00 State=UP TotalNodes=2 AllowAccounts=ALL
-PartitionName=lab MaxTime=UNLIMITED State=UP TotalNodes=1 AllowAccounts=other AllowQos=long
-PartitionName=old MaxTime=UNLIMITED State=DOWN TotalNodes=1
-PartitionName=cpu MaxTime=UNLIMITED State=UP TotalNodes=1 DenyAccounts=mine
-"""
-NODES = """\
-NodeName=n1 CPUTot=64 AvailableFeatures=80g,ib Gres=gpu:a100:4(S:0-1) State=IDLE Partitions=a100,old
-NodeName=n2 CPUTot=64 AvailableFeatures=80g Gres=gpu:a100:4(S:0-1) State=DOWN Partitions=a100
-NodeName=n3 CPUTot=64 AvailableFeatures=(null) Gres=gpu:h100:8 State=IDLE Partitions=lab
-NodeName=n4 CPUTot=64 Gres=(null) State=IDLE Partitions=cpu
-"""
+from tests.unit.launch.submit.preflight_slurm_cases import CONFIG, NODES, PARTITIONS, answering
 
 
 @pytest.fixture(autouse=True)
@@ -165,47 +144,7 @@ def test_who_belongs_to_no_account_learns_it() -> None:
     assert "belongs to no account" in faults_of(cluster(associations=()))[0]
 
 
-def test_gpus_without_a_type() -> None:
-    seen = Cluster(parse_slurm_site(CONFIG, PARTITIONS, NODES.replace("gpu:a100", "gpu")))
-    assert faults_of(seen) == []
-    assert "the site names no types" in faults_of(seen, gpu_type="a100")[0]
-
-
 # -- asking ------------------------------------------------------------------------------------
-
-
-def answering(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> list[list[str]]:
-    asked: list[list[str]] = []
-    given = {"config": CONFIG, "partition": PARTITIONS, "node": NODES, **answers}
-
-    def run(command: list[str], **_: Any) -> str:
-        asked.append(command)
-        answer = next((given[word] for word in command if word in given), "")
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    monkeypatch.setattr("mgpt4_hpc.launch.slurm.cluster.run_slurm", run)
-    monkeypatch.setattr(accounting, "run_slurm", run)
-    return asked
-
-
-def test_accounts_and_limits_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("LOGNAME", "USER"):
-        monkeypatch.setenv(name, "somebody-else")  # as su leaves it; Slurm goes by the process
-    asked = answering(
-        monkeypatch,
-        associations="mine||normal,short\nlab|lab|long\n",
-        qos="normal|\nshort|01:00:00\n",
-    )
-    seen = ask_cluster()
-    assert seen.associations == (
-        Association("mine", "", frozenset({"normal", "short"})),
-        Association("lab", "lab", frozenset({"long"})),
-    )
-    assert seen.qos_limits_s == {"normal": None, "short": 3600.0}
-    name = pwd.getpwuid(os.getuid()).pw_name
-    assert f"user={name}" in next(c for c in asked if "associations" in c)
 
 
 def test_without_accounting_nobody_asks_for_accounts(monkeypatch: pytest.MonkeyPatch) -> None:

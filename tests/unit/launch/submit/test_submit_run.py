@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,19 +14,16 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import (
     MgptError,
-    RunLocked,
     SlurmRejected,
     SlurmUnconfirmed,
     SlurmUnreachable,
     StorageTrouble,
 )
 from mgpt4_hpc.launch.job.launcher_script import write_shim
-from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit import submit_run as submit_module
 from mgpt4_hpc.launch.submit.batch_script import setup_lines
 from mgpt4_hpc.launch.submit.submit_run import complete_run, create_run, submit_run
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
-from tests.support.forked import in_processes
 
 RESOLVED = load_config("stage1-vicuna7b")
 
@@ -177,47 +173,6 @@ def test_a_job_that_cannot_be_noted_is_told(
 
 
 # -- two commands at once ----------------------------------------------------------------------
-
-
-def test_only_one_of_many_commands_gets_hold_of_a_run(run: RunDir, tmp_path: Path) -> None:
-    go = tmp_path / "go"
-
-    def attempt() -> str:
-        while not go.exists():
-            pass
-        try:
-            with submitting(run):
-                (tmp_path / f"in-{os.getpid()}").write_text("")
-                while not (tmp_path / "enough").exists():
-                    pass
-                return "in"
-        except RunLocked:
-            (tmp_path / "enough").write_text("")
-            return "out"
-
-    go.write_text("")
-    assert sorted(in_processes([attempt, attempt])) == ["in", "out"]
-    assert len(list(tmp_path.glob("in-*"))) == 1
-
-
-def test_the_hold_ends_with_the_command_also_with_a_failed_one(run: RunDir) -> None:
-    with pytest.raises(SlurmRejected), submitting(run):
-        raise SlurmRejected("no")
-    with submitting(run):
-        pass
-
-
-def test_a_command_that_was_killed_can_be_cleared_away_and_is_after_an_hour(run: RunDir) -> None:
-    lock = run.slurm / ".submitting"
-    lock.write_text("process 7 on login1")
-    with pytest.raises(RunLocked, match="process 7 on login1") as caught, submitting(run):
-        pass
-    assert f"rm '{lock}'" in caught.value.fix
-    assert lock.exists()
-    long_ago = time.time() - 7200
-    os.utime(lock, (long_ago, long_ago))
-    with submitting(run):
-        assert lock.read_text().startswith(f"process {os.getpid()} ")
 
 
 def test_a_run_that_torchrun_made_gets_what_a_job_needs(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.errors import ConfigError, NoSuchRun, RunLocked
-from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep, find_runs, note_jobs
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.launch.submit.sweep import parse_axes, points, render_array, run_names
-from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_dir import RunDir
 
 
 def names_of(*options: str) -> list[str]:
@@ -113,30 +113,6 @@ def _two(tmp_path: Path) -> list[RunDir]:
         run.create({"name": run.name})
     create_sweep(SweepDir.of("s", tmp_path), runs, [{"seed": "1"}, {"seed": "2"}], "slurm")
     return runs
-
-
-def test_a_sweeps_name_stands_for_its_runs(two: list[RunDir], tmp_path: Path) -> None:
-    assert find_runs(["s"], tmp_path) == two
-    assert find_runs(["s-seed2", "s"], tmp_path) == [two[1], two[0]], "each once"
-    with pytest.raises(NoSuchRun):
-        find_runs(["t"], tmp_path)
-    with pytest.raises(NoSuchRun):
-        find_runs(["../.sweeps/s"], tmp_path)
-    (two[0].identity_file).unlink()
-    assert find_runs(["s"], tmp_path) == two[1:], "one that was removed is not missed"
-
-
-def test_there_is_one_of_a_name(two: list[RunDir], tmp_path: Path) -> None:
-    with pytest.raises(RunLocked, match="exists already"):
-        create_sweep(SweepDir.of("s", tmp_path), two, [{}, {}], "slurm")
-    assert find_runs(["s"], tmp_path) == two
-
-
-def test_each_run_knows_its_task(two: list[RunDir], tmp_path: Path) -> None:
-    sweep = SweepDir.of("s", tmp_path)
-    note_jobs(sweep, two, "17")
-    assert [read_json(run.slurm / "job.json")["job_id"] for run in two] == ["17_0", "17_1"]
-    assert read_json(sweep.file)["job_id"] == "17"
 
 
 def test_a_task_becomes_its_runs_own_script(two: list[RunDir], tmp_path: Path) -> None:

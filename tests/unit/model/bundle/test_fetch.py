@@ -17,7 +17,7 @@ from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle import fetch
 from mgpt4_hpc.model.bundle.fetch import fetch_bundle
-from mgpt4_hpc.model.bundle.published import Source, read_published
+from mgpt4_hpc.model.bundle.published import Source
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.resources import toy_world_dir
 from tests.support.shown import assert_schema
@@ -175,28 +175,6 @@ def test_a_call_killed_before_the_last_move_is_finished(
 
 
 # --- the file of sources ------------------------------------------------------------------------
-
-
-def test_a_site_overrides_single_sources(tmp_path: Path) -> None:
-    path = tmp_path / "mgpt4" / "weight-sources.yaml"
-    path.parent.mkdir()
-    path.write_text("sources: {eva-vit-g: {path: /shared/eva_vit_g.pth}}\n")
-    found = read_published({"XDG_CONFIG_HOME": str(tmp_path)})
-    assert found.parts("vicuna7b")["vit"].place == "/shared/eva_vit_g.pth"
-    assert found.parts("vicuna7b")["llm"].hub == "Vision-CAIR/vicuna-7b"
-    assert set(found.parts("llama2-7b")) == {"vit", "llm", "projector"}
-    for text, told in (
-        ("sources: {eva-vit-g: {url: https://x/y}}", "needs the name of its file"),
-        ("sources: {eva-vit-g: {url: https://x/y, path: /z}}", "exactly one of"),
-        ("sources: {eva-vit-g: {pfad: /z}}", "sources.eva-vit-g"),
-        ("variants: {mine: {vit: nowhere}}", "sources that are not there: ['nowhere']"),
-        ("quellen: {}", "quellen"),
-        ("[1]", "is not a table"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ConfigError) as caught:
-            read_published({"XDG_CONFIG_HOME": str(tmp_path)})
-        assert told in str(caught.value)
 
 
 def test_the_list_names_sources_sizes_and_licences(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts, generate
-from mgpt4_hpc.model.nn.preprocess import normalise
-from tests.unit.model.conftest import load_reference
+from mgpt4_hpc.model.generation.generate import generate
 
 LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. ###Assistant: "
 SHORT = "###Human: <Img><ImageHere></Img> Hi ###Assistant: "
@@ -72,25 +70,3 @@ def test_prompts_and_images_must_match(vicuna, images) -> None:
     with pytest.raises(ConfigError, match="image slots"):
         generate(vicuna.model, vicuna.tokenizer, images[:1], ["no image here"])
     assert generate(vicuna.model, vicuna.tokenizer, images[:0], []) == []
-
-
-def test_answers_of_a_compiled_model_compile_nothing(images) -> None:
-    """Each length of the cache would, and a layer has eight versions, which training needs."""
-    from torch._dynamo.utils import counters
-
-    from mgpt4_hpc.model.nn.performance.compile import compile_layers
-
-    own = load_reference("vicuna_tiny")
-    features = own.model.encode_images(normalise(images[:2]))
-    compile_layers(own.model)
-    counters.clear()
-    for beams in (1, 2):
-        answers = answer_prompts(
-            own.model,
-            own.tokenizer,
-            [LONG, SHORT],
-            list(features.unsqueeze(1)),
-            Sampling(max_new_tokens=2, num_beams=beams),
-        )
-        assert [len(answer.token_ids) for answer in answers] == [2, 2]
-    assert not counters["frames"]

@@ -20,9 +20,6 @@ from mgpt4_hpc.model.bundle.writer import write_bundle
 from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.llm_files.check import check_llm
-from mgpt4_hpc.model.llm_files.tensors import compare_by_loading, compare_with_llama, llama_shapes
-from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
-from mgpt4_hpc.model.weight_files.torch_directory import read_directory
 from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 from mgpt4_hpc.resources import toy_world_dir
 
@@ -277,63 +274,4 @@ def test_heads_of_another_width_show_in_older_files(weights: Path) -> None:
     refused(weights, ["num_attention_heads 2", "set num_attention_heads to 4"])
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"attention_bias": True, "mlp_bias": True, "head_dim": 64}, {"num_key_value_heads": 1}],
-)
-def test_the_table_is_what_transformers_builds(changes: dict[str, Any], weights: Path) -> None:
-    settings(weights / "llm", **changes)
-    config = json.loads((weights / "llm" / "config.json").read_text())
-    stored = {
-        key: TensorInfo("F16", shape, 0) for key, shape in llama_shapes(config, weights).items()
-    }
-    gaps = compare_by_loading(weights / "llm", stored)
-    assert not gaps.missing and not gaps.mismatched and not gaps.unused
-    stored.pop(NORM)
-    stored[QUERY] = TensorInfo("F16", (3, 3), 0)
-    by_loading = compare_by_loading(weights / "llm", stored)
-    assert by_loading == compare_with_llama(weights, config, stored)
-    assert by_loading.missing == [NORM] and list(by_loading.mismatched) == [QUERY]
-
-
 # --- the directory of a torch file ------------------------------------------------------------
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_directory_is_what_torch_reads(zipped: bool, tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    whole = torch.arange(24, dtype=torch.float32).reshape(4, 6)
-    content = {
-        "a": whole,
-        "view": whole[1:3],
-        "turned": whole.T,
-        "half": torch.nn.Parameter(torch.randn(5, 2).half()),
-        "brain": torch.randn(3).bfloat16(),
-        "one": torch.tensor(7),
-        "empty": torch.zeros(0, 3),
-        "step": 3,
-    }
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    found = read_directory(path)
-    assert found["step"] == 3
-    for key, tensor in content.items():
-        if key == "step":
-            continue
-        info = found[key]
-        assert info.shape == tuple(tensor.shape) and info.num_bytes == tensor.nbytes
-        if key == "turned":
-            assert info.start is None
-        else:
-            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-            assert info.read() == raw, key
-    cut(path, 3)
-    with pytest.raises(WeightsError, match="truncated"):
-        read_directory(path)
-
-
-def test_a_header_may_not_lie(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.zeros(4)}, path)
-    path.write_bytes(path.read_bytes().replace(b'"shape":[4]', b'"shape":[5]'))
-    with pytest.raises(WeightsError, match="not a safetensors file"):
-        read_header(path)

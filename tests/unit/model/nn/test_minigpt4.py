@@ -6,10 +6,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.nn.loss import answer_loss_sum
 from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
-from mgpt4_hpc.model.nn.preprocess import CLIP_MEAN, CLIP_STD, normalise
-from mgpt4_hpc.model.nn.vision import fit_position_embedding
 
 
 def mean_loss(model, batch) -> torch.Tensor:
@@ -112,53 +109,6 @@ def test_eager_attention_agrees(reference) -> None:
     )
 
 
-def test_activation_checkpointing_recomputes_and_changes_nothing(vicuna) -> None:
-    model = build_model(vicuna.bundle, ModelOptions(activation_checkpointing=True))
-    calls = []
-    layer = model.language_model.model.layers[0].self_attn
-    layer.register_forward_hook(lambda *_: calls.append(1))
-    batch = vicuna.batch("stage2")
-    mean_loss(model, batch).backward()
-    assert len(calls) == 2, "once forward, once more in the backward pass"
-    mean_loss(vicuna.model, batch).backward()
-    torch.testing.assert_close(model.llama_proj.weight.grad, vicuna.model.llama_proj.weight.grad)
-
-
-def test_chunked_loss_equals_the_whole() -> None:
-    torch.manual_seed(0)
-    output_layer = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
-    hidden = torch.randn(60, 8, requires_grad=True)
-    labels = torch.randint(0, 50, (60,))
-    whole = torch.nn.functional.cross_entropy(output_layer(hidden), labels, reduction="sum")
-    (wanted,) = torch.autograd.grad(3 * whole, hidden)
-    for chunk in (7, 60, 1000):
-        ours = answer_loss_sum(hidden, labels, output_layer, chunk_tokens=chunk)
-        torch.testing.assert_close(ours, whole)
-        torch.testing.assert_close(torch.autograd.grad(3 * ours, hidden)[0], wanted)
-    with torch.no_grad():
-        torch.testing.assert_close(answer_loss_sum(hidden, labels, output_layer), whole)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_loss_in_half_precision_is_as_good_as_autograd_s(dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    exact_layer = torch.nn.Linear(16, 4000, bias=True).requires_grad_(False)
-    exact = torch.randn(30, 16, requires_grad=True)
-    labels = torch.randint(0, 4000, (30,))
-    loss = torch.nn.functional.cross_entropy(exact_layer(exact), labels, reduction="sum")
-    (wanted,) = torch.autograd.grad(loss, exact)
-    layer = torch.nn.Linear(16, 4000, bias=True).requires_grad_(False)
-    layer.load_state_dict(exact_layer.state_dict())
-    layer = layer.to(dtype)
-    hidden = exact.detach().to(dtype).requires_grad_()
-    ours = answer_loss_sum(hidden, labels, layer, chunk_tokens=8)
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, loss, rtol=2e-3, atol=0)
-    (gradient,) = torch.autograd.grad(ours, hidden)
-    assert gradient.dtype == dtype
-    assert (gradient.float() - wanted).norm() / wanted.norm() < 2e-2
-
-
 def test_loss_without_any_label_is_zero(vicuna) -> None:
     batch = vicuna.batch("stage1")
     batch["labels_BT"].fill_(-100)
@@ -170,24 +120,3 @@ def test_loss_without_any_label_is_zero(vicuna) -> None:
 def test_unknown_precision_is_named(vicuna) -> None:
     with pytest.raises(WeightsError, match="'float8'"):
         build_model(vicuna.bundle, ModelOptions(precision="float8"))
-
-
-def test_normalise_is_clip_s() -> None:
-    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
-    wanted = (images / 255 - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(
-        3, 1, 1
-    )
-    torch.testing.assert_close(normalise(images), wanted)
-    with pytest.raises(TypeError, match="uint8"):
-        normalise(wanted)
-
-
-def test_position_embedding_for_a_larger_image() -> None:
-    old = torch.randn(1, 17, 6)
-    assert fit_position_embedding(old, 4) is old
-    new = fit_position_embedding(old.half(), 6)
-    assert new.shape == (1, 37, 6) and new.dtype == torch.float16
-    torch.testing.assert_close(new[0, 0].float(), old[0, 0], atol=2e-3, rtol=0.0)
-    grid = old.half().float()[0, 1:].reshape(1, 4, 4, 6).permute(0, 3, 1, 2)
-    wanted = torch.nn.functional.interpolate(grid, (6, 6), mode="bicubic", align_corners=False)
-    torch.testing.assert_close(new[0, 1:].float(), wanted[0].flatten(1).T, atol=2e-3, rtol=0.0)

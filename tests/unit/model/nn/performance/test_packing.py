@@ -82,17 +82,3 @@ def test_tokens_computed_are_tokens_needed(vicuna) -> None:
     model.answer_loss(**batch)
     needed = sum(int((row != X).nonzero().max()) for row in batch["labels_BT"])
     assert seen == [(1, needed, model.architecture.llm_dim)]
-
-
-def test_only_a_part_of_the_layers_is_recomputed(vicuna) -> None:
-    from mgpt4_hpc.model.nn.performance.activation_checkpointing import recompute_layers
-
-    for part, number in ((0.0, 0), (0.5, 1), (1.0, 2)):
-        model = build_model(vicuna.bundle)
-        layers = trunk(model.language_model).layers
-        assert recompute_layers(model.language_model, part) == number * len(layers) // 2
-        calls: list[int] = []
-        for layer in layers:
-            layer.self_attn.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        model.answer_loss(**vicuna.batch("stage1")).backward()
-        assert len(calls) == len(layers) + number * len(layers) // 2

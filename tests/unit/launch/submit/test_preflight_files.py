@@ -1,0 +1,90 @@
+"""Tests of ``launch/submit/preflight_files.py``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.checkpoint import manifest as checkpoints
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.index.index import ScanOptions, build_index
+from mgpt4_hpc.data.index.shard_list import expand_shards
+from mgpt4_hpc.launch.submit.preflight_files import (
+    checkpoint_fault,
+    projector_findings,
+    source_findings,
+)
+from mgpt4_hpc.resources import toy_world_dir
+
+
+def config(**changes: Any) -> RunConfig:
+    overrides = {key.replace("__", "."): value for key, value in changes.items()}
+    return load_config("toy-stage1", overrides=overrides).config
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for path in expand_shards(toy_world_dir() / "shards" / "laion"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def with_index(shards: Path, index: Path) -> RunConfig:
+    return config(data__sources=[{"name": "laion", "path": str(shards), "index": str(index)}])
+
+
+def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
+    index = tmp_path / "laion.index"
+    checked = with_index(shards, index)
+    assert "does not exist: make it with `mgpt4 data index`" in source_findings(checked)[0][0]
+    paths = expand_shards(shards)
+    build_index(paths, index, ScanOptions(workers=1), name="laion")
+    assert source_findings(checked)[0] == []
+
+    extra = shards / "zzz.tar"
+    extra.write_bytes(paths[0].read_bytes())
+    (fault,) = source_findings(checked)[0]
+    assert "lacks 1 shard (zzz.tar): make it anew" in fault
+    extra.unlink()
+    with paths[0].open("ab") as file:
+        file.write(b"\0" * 512)
+    (fault,) = source_findings(checked)[0]
+    assert "1 shard changed since indexing" in fault and paths[0].name in fault
+    index.write_bytes(b"no index")
+    assert len(source_findings(checked)[0]) == 1
+
+
+def a_checkpoint(run: Path, step: int, data: bytes = b"projector") -> Path:
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    digest = checkpoints.new_hash()
+    digest.update(data)
+    record = checkpoints.FileRecord(len(data), digest.hexdigest())
+    manifest = checkpoints.Manifest(step, {"projector": record}, {})
+    (folder / "manifest.json").write_bytes(manifest.to_bytes())
+    (folder / "projector.safetensors").write_bytes(data)
+    return folder
+
+
+def test_stage_2_starts_from_a_checkpoint_that_verifies(tmp_path: Path) -> None:
+    run = tmp_path / "one"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    checked = config(model__projector=str(run))
+    assert "has no checkpoint yet: use --after one" in projector_findings(checked)[0][0]
+    old, new = a_checkpoint(run, 5), a_checkpoint(run, 9)
+    assert projector_findings(checked) == ([], [])
+
+    (new / "projector.safetensors").write_bytes(b"projectox")
+    faults, notes = projector_findings(checked)
+    assert faults == []
+    assert notes == [f"model.projector: {checkpoint_fault(new)}: step-00000005 is taken instead"]
+    (old / "manifest.json").write_text(json.dumps({"digest": "0"}))
+    assert len(projector_findings(checked)[0]) == 2
+    assert "is damaged" in projector_findings(config(model__projector=str(new)))[0][0]

@@ -1,0 +1,44 @@
+"""Tests of ``model/nn/performance/compile.py``."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts
+from mgpt4_hpc.model.nn.preprocess import normalise
+from tests.unit.model.conftest import load_reference
+
+LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. ###Assistant: "
+
+
+SHORT = "###Human: <Img><ImageHere></Img> Hi ###Assistant: "
+
+
+@pytest.fixture
+def images(vicuna) -> torch.Tensor:
+    size = vicuna.bundle.architecture.image_size
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_answers_of_a_compiled_model_compile_nothing(images) -> None:
+    """Each length of the cache would, and a layer has eight versions, which training needs."""
+    from torch._dynamo.utils import counters
+
+    from mgpt4_hpc.model.nn.performance.compile import compile_layers
+
+    own = load_reference("vicuna_tiny")
+    features = own.model.encode_images(normalise(images[:2]))
+    compile_layers(own.model)
+    counters.clear()
+    for beams in (1, 2):
+        answers = answer_prompts(
+            own.model,
+            own.tokenizer,
+            [LONG, SHORT],
+            list(features.unsqueeze(1)),
+            Sampling(max_new_tokens=2, num_beams=beams),
+        )
+        assert [len(answer.token_ids) for answer in answers] == [2, 2]
+    assert not counters["frames"]

@@ -1,0 +1,72 @@
+"""Tests of ``train/inputs/resolve.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.train import run as run_module
+from mgpt4_hpc.train.state import Ending, Outcome
+from mgpt4_hpc.train.stopping.stop import Interrupted, NeverStop, StopRequest
+from tests.support.tiny_world import TinyWorld
+
+
+class Stop(NeverStop):
+    """Asked for at the n-th question; may do something at each."""
+
+    def __init__(self, at: int = 10**9, then: Callable[[int], object] = lambda poll: None) -> None:
+        self.polls, self.at, self.then = 0, at, then
+
+    def poll(self) -> StopRequest | None:
+        self.polls += 1
+        self.then(self.polls)
+        return StopRequest("SIGTERM", 0.0) if self.polls >= self.at else None
+
+
+@pytest.fixture
+def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
+    file = tiny_world.write_config(
+        tmp_path / "x.yaml", train__max_steps=400, train__save_every_s=0.001, data__num_workers=0
+    )
+    made = RunDir(tmp_path / "run")
+    made.create({"name": "run", "stage": 1})
+    write_config(made.config_file, load_config(file))
+    return made
+
+
+def attempt(run: RunDir, stop: Any, ends: list[Outcome] | None = None) -> Outcome:
+    return run_module.run_training(
+        run,
+        Ranks(),
+        stop,
+        claim={"job_id": "1", "restart_count": 0},
+        end=lambda outcome, recorder: (ends if ends is not None else []).append(outcome),
+    )
+
+
+@pytest.mark.parametrize("where", ["find_inputs", "build_run_model"])
+def test_indexing_and_loading_are_broken_off(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    stop = Stop()
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        stop.at = 0
+        raise Interrupted  # as the signal's handler does there
+
+    ends: list[Outcome] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, where, interrupted)
+        early = attempt(run, stop, ends)
+    assert early == Outcome(Ending.STOPPED, 0, 0, None, "SIGTERM", 1)
+    assert ends == [early]
+    (told,) = read_ledgers(run.ledger)
+    assert told.faults == []
