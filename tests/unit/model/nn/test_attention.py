@@ -38,7 +38,8 @@ def padded(*qkv: torch.Tensor) -> torch.Tensor:
     """What a GPU computes in float32, where its flash kernels have no place."""
     longest = max(LENGTHS)
     rows = [torch.arange(length) + row * longest for row, length in enumerate(LENGTHS)]
-    return attention._padded_sdpa(*qkv, torch.cat(rows), len(LENGTHS), longest, None)
+    packed = {"padded_N": torch.cat(rows), "num_rows": len(LENGTHS), "longest": longest}
+    return attention._padded_sdpa(*qkv, None, packed)
 
 
 @pytest.mark.parametrize("way", [each_sequence, padded])
