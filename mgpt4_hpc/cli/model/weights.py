@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.model.weights_export import export_weights
+from mgpt4_hpc.cli.shared.options import absolute, json_option
 from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.output_files import check_folder, check_output
+from mgpt4_hpc.output_files import check_folder
 from mgpt4_hpc.resources import expand_toy
-from mgpt4_hpc.run_dir import find_run
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.bundle.bundle import Bundle
@@ -63,17 +63,16 @@ def fetch_weights(
     check_folder(out.parent)
     with progress("fetch", "bytes") as tell:
         bundle = fetch_bundle(parts, out, architecture=sizes, say=_say, tell=tell)
-    if as_json:
-        echo_json(_bundle_facts(bundle))
-    else:
-        _print_bundle(bundle)
+    _show_bundle(bundle, as_json)
 
 
 @weights_command.command("import")
 @click.option(
+    "--hf", type=_PATH, help="A folder of `weights export --format hf`, instead of all parts."
+)
+@click.option(
     "--vit",
     type=_PATH,
-    required=True,
     help="eva_vit_g.pth, or a folder of Hugging Face's BLIP-2.",
 )
 @click.option(
@@ -98,7 +97,8 @@ def fetch_weights(
 @click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
 @json_option
 def import_weights(
-    vit: Path,
+    hf: Path | None,
+    vit: Path | None,
     qformer: Path | None,
     llm: Path | None,
     vicuna_delta: tuple[Path, Path] | None,
@@ -118,6 +118,13 @@ def import_weights(
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
 
+    if hf is not None:
+        if any((vit, qformer, llm, vicuna_delta, projector, copy, architecture)):
+            raise click.UsageError("--hf brings all parts: it goes with --out and --quick alone")
+        _show_bundle(_import_export(hf, out, quick), as_json)
+        return
+    if vit is None:
+        raise click.UsageError("give --vit, or --hf")
     if (llm is None) == (vicuna_delta is None):
         raise click.UsageError("give either --llm or --vicuna-delta")
     given = (vit, qformer, llm, projector, architecture, *(vicuna_delta or ()))
@@ -134,46 +141,19 @@ def import_weights(
         bundle = write_bundle(
             out, sources, llm="copy" if copy else "refer", finite=not quick, say=_say, tell=tell
         )
-    if as_json:
-        echo_json(_bundle_facts(bundle))
-    else:
-        _print_bundle(bundle)
+    _show_bundle(bundle, as_json)
 
 
-@weights_command.command("export")
-@click.argument("source", metavar="RUN|CHECKPOINT|FILE", type=_PATH)
-@click.option(
-    "--format",
-    "fmt",
-    type=click.Choice(["pth", "safetensors"]),
-    required=True,
-    help="pth is the original repository's layout.",
-)
-@click.option("--out", type=_PATH, required=True, help="The file to write; it must not exist.")
-@runs_dir_option
-def export_weights(source: Path, fmt: Any, out: Path, runs_dir: Path) -> None:
-    """Write the trained projector of a run or checkpoint to one file, bit for bit.
+def _import_export(folder: Path, out: Path, quick: bool) -> Bundle:
+    from mgpt4_hpc.model.huggingface.reimport import import_export
 
-    \b
-    mgpt4 weights export stage2-vicuna7b --format pth --out mine.pth
-    """
-    from mgpt4_hpc.checkpoint.store import CheckpointStore
-    from mgpt4_hpc.model.bundle.export import export_projector, find_projector, read_projector
+    out = absolute(out)
+    check_folder(out.parent)
+    with progress("import", "bytes") as tell:
+        return import_export(out, absolute(folder), finite=not quick, say=_say, tell=tell)
 
-    out = out.expanduser()
-    # A file of the same kind may be somebody's only copy of other weights: none is replaced.
-    check_output(out, kind="an exported projector")
-    found = find_projector(_located(source, absolute(runs_dir)))
-    if (found.parent / "manifest.json").is_file():
-        CheckpointStore(found.parent.parent).verify(found.parent)
-    export_projector(read_projector(found), out, fmt=fmt)
-    click.echo(f"{found} -> {out}")
-    if (found.parent / "lora.safetensors").is_file():
-        click.echo(
-            "note: it was trained together with LoRA, which is not in the file, and is of little "
-            "use without it",
-            err=True,
-        )
+
+weights_command.add_command(export_weights)
 
 
 @weights_command.command("check")
@@ -225,14 +205,15 @@ def _resolved(path: Path) -> Path:
     return Path(expand_toy(str(path))).expanduser()
 
 
-def _located(source: Path, runs_dir: Path) -> Path:
-    """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
-    path = _resolved(source)
-    return path if path.exists() else find_run(str(source), runs_dir).path
-
-
 def _say(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _show_bundle(bundle: Bundle, as_json: bool) -> None:
+    if as_json:
+        echo_json(_bundle_facts(bundle))
+    else:
+        _print_bundle(bundle)
 
 
 def _bundle_facts(bundle: Bundle) -> dict[str, Any]:

@@ -25,7 +25,11 @@ _STEP = re.compile(r"step-(\d+)$")
 
 
 def export_projector(
-    projector: Mapping[str, torch.Tensor], out: Path, *, fmt: Literal["pth", "safetensors"]
+    projector: Mapping[str, torch.Tensor],
+    out: Path,
+    *,
+    fmt: Literal["pth", "safetensors"],
+    beside: Mapping[str, torch.Tensor] | None = None,
 ) -> Path:
     """Write ``llama_proj`` bit for bit; returns ``out``, which an earlier file is replaced under.
 
@@ -33,12 +37,14 @@ def export_projector(
         projector: ``weight`` and ``bias``, with or without ``llama_proj.`` in front.
         out: the file.
         fmt: its format.
+        beside: other tensors of the original's model that belong into the file, by their names.
 
     Raises:
         WeightsError: if the tensors are not a projector's, or the format is unknown.
     """
     state = _named(projector, str(out))
     named = {f"llama_proj.{k}": t.detach().cpu().contiguous() for k, t in state.items()}
+    named.update(beside or {})
     if fmt not in ("pth", "safetensors"):
         raise WeightsError(f"unknown format {fmt!r}", fix="use pth or safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -92,7 +92,7 @@ def write_bundle(
         load_tokenizer(sources.llm)  # the rest is checked of the sum
     copied = llm_files(sources.llm) if sources.base is not None or llm == "copy" else []
     _require_room(out, files, copied)
-    with _appearing(out, say) as folder:
+    with appearing(out, say) as folder:
         merged: dict[str, WeightFileRecord] | None = None
         if sources.base is not None:
             merged = merge_vicuna_delta(
@@ -274,7 +274,7 @@ def save_parts(
     }
     reports = tuple(KeyReport("") for _ in files)
     whole = Parts({}, {}, None, reports, arch)
-    with _appearing(out, lambda _line: None) as folder:
+    with appearing(out, lambda _line: None) as folder:
         _write_all(folder, _Plan(whole, files, llm_folder, "refer", None, True), lambda *_: None)
 
 
@@ -300,7 +300,7 @@ def require_free(folder: Path, needed: int, advice: str = "") -> None:
 
 
 @contextmanager
-def _appearing(out: Path, say: Say) -> Iterator[Path]:
+def appearing(out: Path, say: Say) -> Iterator[Path]:
     """A temporary folder beside ``out`` that takes its name at the end, or vanishes.
 
     It is locked while it is written, so that the next import knows what a killed one left.

@@ -64,7 +64,7 @@ class ModelFormat:
                 fix="set text.template to vicuna_v0 or llama2, or text.prompt and text.end_symbol",
             )
         self._marks_answers = bool(_GENERATION.search(self._template))
-        self._system_apart = self._takes_a_system_prompt()
+        self.takes_system = self._takes_a_system_prompt()
         text, (answer,) = self._render(_PROBE, _PROBE)
         self.end_symbol = text[answer.words_end : answer.end].strip()
         if not self.end_symbol:
@@ -166,8 +166,8 @@ class ModelFormat:
 
     def _messages(self, dialogue: Dialogue) -> list[dict[str, str]]:
         messages = []
-        told = f"{dialogue.system}\n\n" if dialogue.system and not self._system_apart else ""
-        if dialogue.system and self._system_apart:
+        told = f"{dialogue.system}\n\n" if dialogue.system and not self.takes_system else ""
+        if dialogue.system and self.takes_system:
             messages.append({"role": "system", "content": dialogue.system})
         for turn in dialogue.turns:
             question = " ".join(piece or "" for piece in turn.question)

@@ -47,6 +47,33 @@ class TextTokenizer:
         found = self._backend(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found.input_ids), list(found.offset_mapping)
 
+    def definition(self) -> dict[str, Any]:
+        """Content of a ``tokenizer.json`` that encodes as this one does.
+
+        Raises:
+            WeightsError: if it is none of the tokenizers library.
+        """
+        fast = getattr(self._backend, "_tokenizer", None)
+        if fast is None:
+            raise WeightsError(
+                f"the tokenizer is a {type(self._backend).__name__}, which has no tokenizer.json"
+            )
+        content: dict[str, Any] = json.loads(fast.to_str())
+        return content
+
+    def special_tokens(self) -> dict[str, str]:
+        """Begin, end, padding and unknown token as they are written, by their names there."""
+        own = {key: str(value) for key, value in self._backend.special_tokens_map.items()
+               if isinstance(value, str)}  # fmt: skip
+        bos, eos = self._backend.convert_ids_to_tokens([self.bos_id, self.eos_id])
+        own |= {"bos_token": bos, "eos_token": eos}
+        return {"pad_token": own.get("unk_token", eos)} | own
+
+    def tokens(self) -> list[str]:
+        """Every token as it is written, by its id."""
+        ids = list(range(self.vocab_size))
+        return [str(token) for token in self._backend.convert_ids_to_tokens(ids)]
+
     @property
     def chat_template(self) -> str | None:
         """The tokenizer's own template for conversations, of those the one for plain chat."""

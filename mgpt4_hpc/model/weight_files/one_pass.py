@@ -224,7 +224,7 @@ class Layout:
 
 
 def lay_out(tensors: Mapping[str, TensorInfo]) -> Layout:
-    """Order the tensors, and write the header. See https://github.com/safetensors/safetensors."""
+    """Order the tensors, and write the header."""
     from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES
 
     sums: dict[str, int] = {}
@@ -239,15 +239,24 @@ def lay_out(tensors: Mapping[str, TensorInfo]) -> Layout:
     rest = sorted(set(tensors) - set(copied), key=lambda n: -ITEM_BYTES[tensors[n].dtype])
     before = [n for n in rest if ITEM_BYTES[tensors[n].dtype] > ITEM_BYTES.get(main, 0)]
     after = [n for n in rest if n not in set(before)]
+    order = [*before, *copied, *after]
+    header = safetensors_header({name: tensors[name] for name in order})
+    return Layout(header, before, copied, after)
+
+
+def safetensors_header(tensors: Mapping[str, TensorInfo]) -> bytes:
+    """A file's beginning, for tensors that follow in that order.
+
+    See https://github.com/huggingface/safetensors.
+    """
     entries, place = {}, 0
-    for name in [*before, *copied, *after]:
-        info = tensors[name]
+    for name, info in tensors.items():
         end = place + info.num_bytes
         entries[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [place, end]}
         place = end
     text = json.dumps({"__metadata__": {"format": "pt"}} | entries).encode()
     text += b" " * (-len(text) % 8)
-    return Layout(len(text).to_bytes(8, "little") + text, before, copied, after)
+    return len(text).to_bytes(8, "little") + text
 
 
 def tensor_info(tensor: Any) -> TensorInfo:

@@ -1,0 +1,150 @@
+"""``mgpt4 weights export``: a trained model in other programs' formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from mgpt4_hpc.cli.shared.options import absolute, runs_dir_option
+from mgpt4_hpc.cli.shared.progress import progress
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.output_files import check_output
+from mgpt4_hpc.resources import expand_toy
+from mgpt4_hpc.run_dir import find_run
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.nn.lora import SavedLora
+
+Format = Literal["pth", "safetensors", "hf", "peft"]
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.argument("source", metavar="RUN|CHECKPOINT|FILE", type=_PATH)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["pth", "safetensors", "hf", "peft"]),
+    required=True,
+    help="pth: the original repository's layout; hf: a folder for transformers.",
+)
+@click.option(
+    "--out", type=_PATH, required=True, help="File or folder to write; it must not exist."
+)
+@click.option("--merge-lora", is_flag=True, help="Add LoRA to the language model; pth and hf.")
+@click.option("--weights", help="Bundle of the frozen parts; hf.  [default: the run's]")
+@runs_dir_option
+def export_weights(
+    source: Path, fmt: Format, out: Path, merge_lora: bool, weights: str | None, runs_dir: Path
+) -> None:
+    """Write what a run or checkpoint trained, bit for bit, in another program's format.
+
+    \b
+    pth          the projector as the original repository loads it, one file
+    safetensors  the projector alone, one file
+    hf           the whole model as a folder that transformers loads: see docs/export.md
+    peft         the LoRA of a run as an adapter for that folder
+
+    \b
+    mgpt4 weights export stage2-vicuna7b --format pth --out mine.pth
+    mgpt4 weights export stage2-vicuna7b --format hf --out my-minigpt4
+    mgpt4 weights import --hf my-minigpt4 --out again-bundle
+    """
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+    from mgpt4_hpc.model.bundle.export import find_projector
+    from mgpt4_hpc.model.nn.lora import read_lora_beside
+
+    if merge_lora and fmt not in ("pth", "hf"):
+        raise click.UsageError("--merge-lora is for --format pth and hf")
+    out = out.expanduser()
+    # A file of the same kind may be somebody's only copy of other weights: none is replaced.
+    check_output(out, kind="an exported model")
+    found = find_projector(_located(source, absolute(runs_dir)))
+    if (found.parent / "manifest.json").is_file():
+        CheckpointStore(found.parent.parent).verify(found.parent)
+    lora = read_lora_beside(found)
+    if lora is None and (merge_lora or fmt == "peft"):
+        raise WeightsError(f"{found.parent} has no LoRA", fix="leave --merge-lora out, or use hf")
+    if fmt == "hf":
+        _export_folder(found, out, weights, lora if merge_lora else None)
+    elif fmt == "peft":
+        from mgpt4_hpc.model.huggingface.export import export_adapter
+
+        assert lora is not None
+        export_adapter(absolute(out), lora, _say)
+    else:
+        _export_file(found, out, fmt, weights, lora if merge_lora else None)
+    click.echo(f"{found} -> {out}")
+    if lora is not None and not merge_lora and fmt != "peft":
+        click.echo(
+            "note: it was trained together with LoRA, which is not in the export, and is of little "
+            "use without it: --merge-lora adds it to the language model (pth, hf), --format peft "
+            "writes it as an adapter",
+            err=True,
+        )
+
+
+def _export_file(
+    found: Path,
+    out: Path,
+    fmt: Literal["pth", "safetensors"],
+    weights: str | None,
+    lora: SavedLora | None,
+) -> None:
+    from mgpt4_hpc.model.bundle.export import export_projector, read_projector
+
+    merged = {}
+    if lora is not None:
+        from mgpt4_hpc.model.bundle.bundle import open_bundle
+        from mgpt4_hpc.model.huggingface.lora import merged_tensors
+
+        bundle = open_bundle(_source(found, weights).weights)
+        merged = {f"llama_model.{key}": t for key, t in merged_tensors(bundle, lora).items()}
+    export_projector(read_projector(found), out, fmt=fmt, beside=merged)
+
+
+def _export_folder(found: Path, out: Path, weights: str | None, lora: SavedLora | None) -> None:
+    from mgpt4_hpc.evaluation.model_card import model_card
+    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.bundle.export import read_projector
+    from mgpt4_hpc.model.huggingface.export import TrainedModel, export_model, require_exportable
+
+    source = _source(found, weights)
+    bundle = open_bundle(source.weights)
+    require_exportable(bundle.architecture)
+    card = model_card(
+        out.name,
+        bundle,
+        end_symbol=source.template.end_symbol,
+        run=source.run,
+        step=source.step,
+        merged_lora=lora is not None,
+    )
+    system = source.config.text.system if source.config else ""
+    model = TrainedModel(bundle, read_projector(found), source.template, system, lora)
+    with progress("export", "bytes") as tell:
+        export_model(absolute(out), model, card=card, say=_say, tell=tell)
+
+
+def _source(found: Path, weights: str | None) -> Source:
+    """Where everything is beside the projector; a bundle's own belongs to that bundle."""
+    from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
+    from mgpt4_hpc.model.generation.chat_model import find_source
+
+    if weights is None and (found.parent / BUNDLE_FILE).is_file():
+        weights = str(found.parent)
+    return find_source(found, weights=weights)
+
+
+def _located(source: Path, runs_dir: Path) -> Path:
+    """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
+    path = Path(expand_toy(str(source))).expanduser()
+    return path if path.exists() else find_run(str(source), runs_dir).path
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
