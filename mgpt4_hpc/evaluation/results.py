@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +57,16 @@ class TaskResult:
             name: [told.scores[name] for told in self.told if name in told.scores] for name in names
         }
 
+    def markdown(self) -> str:
+        """The answers as a table; ``read_answers`` reads it."""
+        rows = [
+            f"| {_cell(told.image)} | {_cell(told.text)} | {_cell(' / '.join(told.references))} |"
+            for told in self.told
+        ]
+        return "\n".join(
+            [f"{self.instruction}\n", "| image | answer | reference |", "|---|---|---|", *rows]
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values, with the intervals of the means."""
         intervals = {name: interval(values) for name, values in self.values().items()}
@@ -75,6 +86,25 @@ class TaskResult:
                 for told in self.told
             ],
         }
+
+
+def read_answers(markdown: str) -> dict[str, str]:
+    """Image to answer, of a table that ``TaskResult.markdown`` wrote."""
+    found = {}
+    for line in markdown.splitlines()[4:]:
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)]
+        if len(cells) > 3:
+            image, answer = (_uncell(cell) for cell in cells[1:3])
+            found[image] = answer
+    return found
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _uncell(text: str) -> str:
+    return text.replace("\\|", "|").replace("&lt;", "<")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
 from itertools import pairwise
@@ -50,6 +51,22 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def read_texts(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """Every Markdown text of a TensorBoard folder, by tag and step."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        tag: [
+            (event.step, event.tensor_proto.string_val[0].decode(errors="replace"))
+            for event in events.Tensors(tag)
+            if event.tensor_proto.string_val
+        ]
+        for tag in events.Tags()["tensors"]
+    }
+
+
 def draw_report(
     name: str, curves: Mapping[str, Curve], attempts: Sequence[Attempt], note: str = ""
 ) -> bytes:
@@ -90,22 +107,34 @@ def draw_report(
     return stream.getvalue()
 
 
-def report_page(
-    name: str, png: bytes, facts: Sequence[str], columns: Sequence[str], rows: Sequence[Any]
-) -> str:
-    """An HTML page with the picture inside, sentences, and a table."""
+@dataclass(frozen=True)
+class Table:
+    """A table of the page: its heading, column headings and rows."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+def report_page(name: str, png: bytes, facts: Sequence[str], tables: Sequence[Table]) -> str:
+    """An HTML page with the picture inside, sentences, and tables."""
     picture = base64.b64encode(png).decode()
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
     sentences = "".join(f"<p>{escape(fact)}</p>" for fact in facts)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">{GENERATOR}'
         f"<title>{escape(name)}</title><style>{_STYLE}</style></head><body><h1>{escape(name)}</h1>{sentences}"
         f'<img alt="curves of {escape(name)}" src="data:image/png;base64,{picture}">'
-        f"<h2>Attempts</h2><table><tr>{head}</tr>{body}</table></body></html>\n"
+        f"{''.join(map(_html, tables))}</body></html>\n"
     )
+
+
+def _html(table: Table) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in table.columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>"
+        for row in table.rows
+    )
+    return f"<h2>{escape(table.caption)}</h2><table><tr>{head}</tr>{body}</table>"
 
 
 def _draw_loss(panel: Axes, curves: Mapping[str, Curve]) -> None:

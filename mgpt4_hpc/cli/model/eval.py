@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
 )
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.srun_options import go_to_node
+from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -41,9 +42,12 @@ _EXAMPLES_SHOWN = 3
     show_default=True,
     help="What is measured.",
 )
+@click.option("--every-checkpoint", is_flag=True, help="Each checkpoint that the run has kept.")
 @evaluation_options
 @click.pass_context
-def eval_command(context: click.Context, model: str, suite: str, **options: Any) -> None:
+def eval_command(
+    context: click.Context, model: str, suite: str, every_checkpoint: bool, **options: Any
+) -> None:
     """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
 
     \b
@@ -53,12 +57,13 @@ def eval_command(context: click.Context, model: str, suite: str, **options: Any)
     loss     held-out loss and perplexity per source
 
     Numbers also go to the run's TensorBoard folder: under eval/ those of the run's own held-out
-    images, under eval/SET/ those of images that are named or limited.
+    images, under eval/SET/ those of images that are named or limited. `mgpt4 report` shows them.
 
     \b
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
+    mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014
     """
     eval_options = EvalOptions.of(options)
     if eval_options.node.wanted:
@@ -66,45 +71,76 @@ def eval_command(context: click.Context, model: str, suite: str, **options: Any)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
 
-    source = eval_options.locate(model)
+    sources = [eval_options.locate(model)]
+    if every_checkpoint:
+        sources = _checkpoints(sources[0], eval_options)
     if suite == "loss":
-        _loss(eval_options.chat_model(source), eval_options)
+        chat_model = eval_options.chat_model(sources[0])
+        _finish([_loss(chat_model, source, eval_options) for source in sources], eval_options)
         return
     if suite == "caption":
         require_libraries()
-    objects = word_list(eval_options.synonyms, source)
-    examples = find_examples(source, eval_options)
-    found = _evaluate(eval_options, eval_options.chat_model(source), examples, suite, objects)
-    _draw(source, eval_options, _scalars(found))
+    objects = word_list(eval_options.synonyms, sources[0])
+    examples = find_examples(sources[0], eval_options)
+    found, facts = [], []
+    for source, evaluation in _evaluate(eval_options, sources, examples, suite, objects):
+        texts = {task.task: task.markdown() for task in evaluation.tasks}
+        _draw(source, eval_options, _scalars(evaluation), texts)
+        found.append(evaluation)
+        facts.append(_facts(source, suite, evaluation))
     if eval_options.html is not None:
         _write_page(eval_options.html, suite, found, examples)
+    if not eval_options.as_json:
+        for evaluation in found:
+            _show(evaluation)
+    _finish(facts, eval_options)
+
+
+def _finish(facts: list[dict[str, Any]], eval_options: EvalOptions) -> None:
+    """For scripts: one object, or of several checkpoints the list."""
     if eval_options.as_json:
-        echo_json(_facts(source, suite, found))
-    else:
-        _show(found)
+        echo_json(facts[0] if len(facts) == 1 else {"checkpoints": facts})
+
+
+def _checkpoints(newest: Source, eval_options: EvalOptions) -> list[Source]:
+    """Every checkpoint of a run, the oldest first. Raises ConfigError for anything else."""
+    from mgpt4_hpc.checkpoint.store import CheckpointStore
+
+    if newest.run is None:
+        raise ConfigError(f"{newest.name} is of no run", fix="leave --every-checkpoint out")
+    store = CheckpointStore(newest.run.checkpoints)
+    return [eval_options.locate(str(store.path_of(step))) for step in sorted(store.steps())]
 
 
 def _evaluate(
     eval_options: EvalOptions,
-    chat_model: ChatModel,
+    sources: list[Source],
     examples: list[Example],
     suite: str,
     objects: Objects,
-) -> Evaluation:
+) -> Iterator[tuple[Source, Evaluation]]:
+    """The sources' models, one after the other; they share the images' features."""
     from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
 
+    chat_model = eval_options.chat_model(sources[0])
     size = eval_options.batch_size
-    with counting("images and answers", (1 + len(tasks_of(suite))) * len(examples)) as count:
+    asked = (1 + len(sources) * len(tasks_of(suite))) * len(examples)
+    with counting("images and answers", asked) as count:
         pictures = look_at(chat_model, examples, batch_size=size, progress=count)
-        return evaluate(
-            chat_model,
-            pictures,
-            suite,
-            eval_options.sampling,
-            objects,
-            batch_size=size,
-            progress=count,
-        )
+        for source in sources:
+            chat_model.use(source)
+            yield (
+                source,
+                evaluate(
+                    chat_model,
+                    pictures,
+                    suite,
+                    eval_options.sampling,
+                    objects,
+                    batch_size=size,
+                    progress=count,
+                ),
+            )
 
 
 def _show(found: Evaluation) -> None:
@@ -137,18 +173,25 @@ def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
     }
 
 
-def _write_page(path: Path, suite: str, found: Evaluation, examples: list[Example]) -> None:
+def _write_page(
+    path: Path, suite: str, found: Sequence[Evaluation], examples: list[Example]
+) -> None:
     from mgpt4_hpc.evaluation.page import write_page
 
+    values = [e.name for e in found] if len(found) > 1 else ["value"]
     tables = [
         (
-            task.task,
-            ("metric", "value"),
-            [(metric, shown(metric, value)) for metric, value in task.metrics.items()],
+            tasks[0].task,
+            ("metric", *values),
+            [
+                (metric, *(shown(metric, task.metrics[metric]) for task in tasks))
+                for metric in tasks[0].metrics
+                if all(metric in task.metrics for task in tasks)
+            ],
         )
-        for task in found.tasks
+        for tasks in zip(*(evaluation.tasks for evaluation in found), strict=True)
     ]
-    write_page(path, f"{found.name}: {suite} suite", tables, [found], examples)
+    write_page(path, f"{found[-1].name}: {suite} suite", tables, found, examples)
     click.echo(f"page: {path}", err=True)
 
 
@@ -160,7 +203,12 @@ def _scalars(found: Evaluation) -> dict[str, float]:
     }
 
 
-def _draw(source: Source, eval_options: EvalOptions, values: Mapping[str, float]) -> None:
+def _draw(
+    source: Source,
+    eval_options: EvalOptions,
+    values: Mapping[str, float],
+    texts: Mapping[str, str],
+) -> None:
     """Points in a TensorBoard folder of their own: the trainer may be writing into the run's."""
     if source.run is None or source.step is None:
         return
@@ -171,6 +219,8 @@ def _draw(source: Source, eval_options: EvalOptions, values: Mapping[str, float]
     folder = source.run.tensorboard / "eval"
     writer = open_writer(folder)
     writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
+    for task, text in texts.items():
+        writer.text(source.step, f"{prefix}{task}_answers", text)
     writer.close()
     click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
 
@@ -190,37 +240,38 @@ def _image_set(eval_options: EvalOptions) -> str:
     return f"{name}-{digest}/"
 
 
-def _loss(chat_model: ChatModel, eval_options: EvalOptions) -> None:
+def _loss(chat_model: ChatModel, source: Source, eval_options: EvalOptions) -> dict[str, Any]:
+    """Measure, draw and show one checkpoint; returns what ``--json`` prints of it."""
     from mgpt4_hpc.train.validation.validation_loss import held_out_losses
 
+    chat_model.use(source)
     losses = held_out_losses(
         chat_model,
         images=eval_options.images,
         limit=eval_options.limit,
         batch_size=eval_options.batch_size,
     )
-    _draw(chat_model.source, eval_options, {f"loss_{found.source}": found.loss for found in losses})
+    _draw(source, eval_options, {f"loss_{f.source}": f.loss for f in losses}, {})
     for found in losses:
         for reason in found.left_out:
             click.echo(f"left out: {reason}", err=True)
-    if eval_options.as_json:
-        sources = {
-            found.source: {
-                "loss": found.loss,
-                "perplexity": found.perplexity,
-                "num_samples": found.num_samples,
-                "num_tokens": found.num_tokens,
-                "left_out": list(found.left_out),
-            }
-            for found in losses
+    if not eval_options.as_json:
+        click.echo(f"{source.name}: held-out loss (nats per answer token)")
+        print_rows(
+            ("source", ">loss", ">perplexity", ">samples", ">tokens"),
+            [
+                (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)  # type: ignore[misc]
+                for f in losses
+            ],
+        )
+    sources = {
+        found.source: {
+            "loss": found.loss,
+            "perplexity": found.perplexity,
+            "num_samples": found.num_samples,
+            "num_tokens": found.num_tokens,
+            "left_out": list(found.left_out),
         }
-        echo_json({"model": chat_model.source.name, "suite": "loss", "sources": sources})
-        return
-    click.echo(f"{chat_model.source.name}: held-out loss (nats per answer token)")
-    print_rows(
-        ("source", ">loss", ">perplexity", ">samples", ">tokens"),
-        [
-            (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)  # type: ignore[misc]
-            for f in losses
-        ],
-    )
+        for found in losses
+    }
+    return {"model": source.name, "suite": "loss", "sources": sources}

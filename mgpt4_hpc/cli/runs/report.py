@@ -33,12 +33,14 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     """Draw a run: loss, learning rate, throughput, goodput, and where each attempt's time went.
 
     Reads the run's TensorBoard folder and ledger, also while it trains. The page holds the
-    picture, so that one file can be sent around.
+    picture, and the scores and answers of evaluated checkpoints side by side (`mgpt4 eval RUN
+    --every-checkpoint`), so that one file can be sent around.
 
     \b
     mgpt4 report stage1-vicuna7b --out reports
     """
-    from mgpt4_hpc.telemetry.report import draw_report, read_curves, report_page
+    from mgpt4_hpc.evaluation.checkpoints import checkpoint_tables
+    from mgpt4_hpc.telemetry.report import Table, draw_report, read_curves, report_page
 
     run = find_run(name, absolute(runs_dir))
     run.identity()
@@ -66,8 +68,9 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         )
         for attempt in attempts
     ]
+    tables = [Table("Attempts", _COLUMNS, rows), *checkpoint_tables(run)]
     picture.write_bytes(png)
-    page.write_text(report_page(run.name, png, facts, _COLUMNS, rows), encoding="utf-8")
+    page.write_text(report_page(run.name, png, facts, tables), encoding="utf-8")
     if as_json:
         echo_json({"run": run.name, "png": str(picture), "html": str(page)})
     else:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index.index import ShardIndex
@@ -23,7 +22,6 @@ from mgpt4_hpc.errors import DataError, StorageTrouble
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.evaluation.examples import Example, spread, toy_scenes
 from mgpt4_hpc.evaluation.objects import named_objects
-from mgpt4_hpc.evaluation.results import TaskResult
 from mgpt4_hpc.evaluation.suites import Pictures, ask_all, look_at, score, tasks_of
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.generation.answer import Answer
@@ -182,7 +180,7 @@ class HeldOutAnswers:
             result = score(task, instruction, examples, in_order, self._objects)
             scores |= {f"{task}_{metric}": value for metric, value in result.metrics.items()}
             cards[task] = _card(examples, in_order)
-            texts[task] = _table(result)
+            texts[task] = result.markdown()
         return ValidationAnswers(scores, cards, texts)
 
 
@@ -198,16 +196,3 @@ def _card(examples: list[Example], answers: list[Answer]) -> bytes:
     stream = io.BytesIO()
     contact_sheet(entries).save(stream, "PNG")
     return stream.getvalue()
-
-
-def _table(result: TaskResult) -> str:
-    def cell(text: Any) -> str:
-        return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
-
-    rows = [
-        f"| {cell(told.image)} | {cell(told.text)} | {cell(' / '.join(told.references))} |"
-        for told in result.told
-    ]
-    return "\n".join(
-        [f"{result.instruction}\n", "| image | answer | reference |", "|---|---|---|", *rows]
-    )

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from html import escape
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
+from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.data.index.index import build_index
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
+from tests.cli.synthetic import attempt
 from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
@@ -56,6 +60,33 @@ def test_points_in_tensorboard(mgpt4: Mgpt4, other: RunDir, world: TinyWorld) ->
     assert tag.startswith(f"eval/{world.align.name}-")  # other images, a curve of their own
     (point,) = events.Scalars(tag)
     assert (point.step, point.value) == (12, 1.0)
+
+
+def test_every_checkpoint_side_by_side(mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path) -> None:
+    run = make_trained_run(world, tmp_path / "runs" / "one", step=12)
+    early = load_file(run.checkpoints / "step-00000012" / "projector.safetensors")
+    late = {name: -tensor for name, tensor in early.items()}
+    CheckpointStore(run.checkpoints).commit(30, {"projector": late}, {"samples_seen": 30})
+    asked = ("--images", world.align, *SHORT)
+    ended = mgpt4("eval", "one", "--every-checkpoint", *asked, "--json", "--html", "page.html")
+    assert ended.code == 0, ended.err
+    first, last = ended.json["checkpoints"]
+    assert (first["step"], last["step"]) == (12, 30)
+    alone = mgpt4("eval", run.checkpoints / "step-00000030", *asked, "--json").json
+    assert alone == last and alone["tasks"] != first["tasks"]
+    losses = mgpt4("eval", "one", "--every-checkpoint", "--suite", "loss", *asked[:2], "--json")
+    assert [found["model"][-2:] for found in losses.json["checkpoints"]] == ["12", "30"]
+    page = Path("page.html").read_text()
+    assert "one step-00000012" in page and "one step-00000030" in page
+
+    attempt(run, 1, first=1, last=30)
+    assert mgpt4("report", "one").code == 0
+    shown = Path("one.html").read_text()
+    assert "<th>step 12</th><th>step 30</th>" in shown
+    for found in (first, last):
+        answer = " ".join(found["tasks"][0]["answers"][0]["text"].split())
+        assert answer and f"<td>{escape(answer)}</td>" in shown
+    assert re.search(r"<td>[^<]*detail_failing</td><td>1</td><td>1</td>", shown)
 
 
 def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:

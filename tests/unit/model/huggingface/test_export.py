@@ -15,6 +15,7 @@ from PIL import Image
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.evaluation.model_card import use
+from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from mgpt4_hpc.model.generation.prompt_embedding import build_context
@@ -151,7 +152,7 @@ def test_pixels_are_ours(ours: ChatModel, exported: Exported, processor, size, t
     assert torch.equal(found, expected)
     default = AutoProcessor.from_pretrained(exported.folder)
     other = default.image_processor(image, return_tensors="pt")["pixel_values"]
-    bound = 5e-7 if size == (224, 224) else 0.02
+    bound = 5e-7 if size == (224, 224) else 0.05  # three steps of 255
     torch.testing.assert_close(other, expected, rtol=0, atol=bound)
 
 
@@ -163,7 +164,9 @@ def test_generation_ends_at_the_end_symbol(exported: Exported, processor) -> Non
 
 
 def test_models_without_a_q_former_are_refused_with_the_reason(tmp_path: Path) -> None:
-    bundle = open_bundle(Path(__file__).parents[3] / "reference" / "llama2_tiny")
+    folder = Path(__file__).parents[3] / "reference" / "llama2_tiny"
+    sizes = json.loads((folder / "expected.json").read_text())["architecture"]
+    bundle = open_bundle(folder, architecture=Architecture.from_dict(sizes))
     projector = {"weight": torch.zeros(1, 1), "bias": torch.zeros(1)}
     model = TrainedModel(bundle, projector, get_template("llama2"))
     with pytest.raises(WeightsError, match=r"without Q-Former.*joins four patches"):

@@ -37,7 +37,7 @@ def own(folder: Path, content: dict[str, Any], settings: dict[str, Any]) -> Text
     folder.mkdir()
     vocabulary = max(1 + token["id"] for token in content["added_tokens"])
     rows = max(vocabulary, len(content["model"]["vocab"])) + 3
-    config = {"model_type": "llama", "vocab_size": rows, "hidden_size": 8}
+    config = {"model_type": "llama", "vocab_size": rows, "hidden_size": 64}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(content))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings

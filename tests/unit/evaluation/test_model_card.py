@@ -1,0 +1,33 @@
+"""A model card has what a run did, and no paths of the machine that did it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mgpt4_hpc.evaluation.model_card import model_card
+from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.tensorboard import open_writer
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+def test_data_settings_curve_scores_and_licences(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    run = make_trained_run(tiny_world, tmp_path / "one", 1, step=20)
+    curves = open_writer(run.tensorboard)
+    for step in range(1, 31):
+        curves.scalars(step, {tags.TRAIN_LOSS: 5 - step / 10})
+    curves.scalars(20, {tags.VAL_LOSS: 3.25})
+    curves.close()
+    scores = open_writer(run.tensorboard / "eval")
+    scores.scalars(20, {"eval/coco/detail_failing": 0.125})
+    scores.close()
+    bundle = open_bundle(tiny_world.weights)
+    card = model_card("mine", bundle, end_symbol="###", run=run, step=20)
+    assert card.startswith("---\nlibrary_name: transformers\n") and "\n# mine\n" in card
+    assert "- laion: 75%" in card and "- cc_sbu: 25%" in card
+    assert "| train.lr | 0.01 |" in card
+    assert "| 20 | 3.0000 | 3.2500 |" in card and "| 30 |" not in card
+    assert "| coco/detail_failing | 0.1250 | 20 |" in card
+    assert "for 20 steps" in card and "Licences of the parts" in card
+    assert str(tmp_path) not in card and str(tiny_world.root) not in card
