@@ -1,9 +1,10 @@
-"""What `mgpt4 weights import` and `check` cost at a real size, in a memory cgroup of 4 GiB.
+"""What `mgpt4 weights import`, `check` and `export` cost at a real size, in 4 GiB of memory.
 
     python tools/bench_weights.py --dir DIR [--shape 7b|tiny] [--keep] [--json]
 
 Random weights in the original's file formats: ViT-g, Q-Former, LLaMA-7B as two `.bin` (16 GB; the
-bundle takes 2.4 GB more). `cat FILES | b2sum` is measured first, then the import, then the check.
+bundle takes 2.4 GB more, the export 16 GB). `cat FILES | b2sum` is measured first, then the import,
+the check, and the export for transformers.
 Bytes read are what read() returned to the process, less what the same command reads for a toy;
 written bytes likewise.
 """
@@ -38,6 +39,7 @@ LIMITS = {
     "import_written_over_towers": 1.01,
     "import_over_b2sum": 0.6,
     "check_cpu_s": 20.0,
+    "export_resident_gib": 4.0,
 }
 """What issue and documentation promise: upper bounds, but for the speed."""
 
@@ -125,6 +127,20 @@ def make_sources(folder: Path, shape: str) -> list[str]:
     return ["--vit", str(vit), "--llm", str(llm), "--qformer", str(qformer)]
 
 
+def write_projector(folder: Path, bundle: Path) -> Path:
+    """A projector of random numbers that fits a bundle."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+
+    arch = Manifest.read(bundle / BUNDLE_FILE).architecture
+    layer = torch.nn.Linear(arch.projector_in, arch.llm_dim or 0)
+    path = folder / "projector.safetensors"
+    save_file({f"llama_proj.{k}": t.detach() for k, t in layer.named_parameters()}, path)
+    return path
+
+
 def cgroup() -> Path | None:
     """A new memory cgroup of `LIMIT_BYTES`; None where none can be made."""
     for root, name in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
@@ -194,8 +210,10 @@ def bench(folder: Path, shape: str) -> dict[str, float]:
         imported = measured(["weights", "import", *arguments, "--out", str(out)], group)
         towers = sum(path.stat().st_size for path in out.glob("*.safetensors"))
         checked = measured(["weights", "check", str(out)], group)
+        words = ["weights", "export", str(write_projector(folder, out)), "--weights", str(out)]
+        exported = measured([*words, "--format", "hf", "--out", str(folder / "hf")], group)
     finally:
-        for name in ("bundle", "toy-bundle"):
+        for name in ("bundle", "toy-bundle", "hf"):
             shutil.rmtree(folder / name, ignore_errors=True)
         if group is not None:
             group.rmdir()
@@ -208,6 +226,7 @@ def bench(folder: Path, shape: str) -> dict[str, float]:
         "import_written_over_towers": (imported["written"] - toy["written"]) / towers,
         "import_over_b2sum": reference_s / imported["wall_s"],
         **{f"check_{key}": checked[key] for key in ("wall_s", "cpu_s", "resident_gib")},
+        **{f"export_{key}": exported[key] for key in ("wall_s", "cpu_s", "resident_gib")},
     }
 
 
@@ -220,7 +239,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.dir.absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    needed = 20e9 if given.shape == "7b" and not (folder / "complete").exists() else 3e9
+    needed = 36e9 if given.shape == "7b" and not (folder / "complete").exists() else 3e9
     free = shutil.disk_usage(folder).free
     if free < needed:
         print(f"skipped: {folder} has {free / 1e9:.0f} GB free, {needed / 1e9:.0f} are needed")
