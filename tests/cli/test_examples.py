@@ -104,7 +104,8 @@ WITH_MATERIAL = [
     lines_of("config import"),
     [
         "mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 "
-        "--references captions_val2014.json --limit 500"
+        "--references captions_val2014.json --limit 500",
+        "mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014",
     ],
     lines_of("compare"),
     ["echo 'What is this?' | mgpt4 chat photo.jpg --checkpoint runs/stage2-vicuna7b"],

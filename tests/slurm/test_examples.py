@@ -136,7 +136,7 @@ def test_drills(cluster: Cluster, tmp_path: Path) -> None:
 
 
 *_, TENSORBOARD = lines_of("tensorboard")
-EVAL, _ = lines_of("eval")
+EVAL, *_ = lines_of("eval")
 _, CHAT, _ = lines_of("chat")
 _, SERVE = lines_of("serve")
 

@@ -76,7 +76,8 @@ def eval_command(
         sources = _checkpoints(sources[0], eval_options)
     if suite == "loss":
         chat_model = eval_options.chat_model(sources[0])
-        _finish([_loss(chat_model, source, eval_options) for source in sources], eval_options)
+        losses = [_loss(chat_model, source, eval_options) for source in sources]
+        _print_json(losses, eval_options, every_checkpoint)
         return
     if suite == "caption":
         require_libraries()
@@ -93,13 +94,13 @@ def eval_command(
     if not eval_options.as_json:
         for evaluation in found:
             _show(evaluation)
-    _finish(facts, eval_options)
+    _print_json(facts, eval_options, every_checkpoint)
 
 
-def _finish(facts: list[dict[str, Any]], eval_options: EvalOptions) -> None:
-    """For scripts: one object, or of several checkpoints the list."""
+def _print_json(facts: list[dict[str, Any]], eval_options: EvalOptions, every: bool) -> None:
+    """With ``--json`` one object, or of every checkpoint the list."""
     if eval_options.as_json:
-        echo_json(facts[0] if len(facts) == 1 else {"checkpoints": facts})
+        echo_json({"checkpoints": facts} if every else facts[0])
 
 
 def _checkpoints(newest: Source, eval_options: EvalOptions) -> list[Source]:

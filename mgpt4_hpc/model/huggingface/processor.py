@@ -169,13 +169,15 @@ def _backend(tokenizer: TextTokenizer, image: ImageToken) -> Any:
     split = {"type": "Split", "pattern": {"String": _BOUNDARY}, "behavior": "Removed",
              "invert": False}  # fmt: skip
     own = content["pre_tokenizer"]
-    steps = own["pretokenizers"] if own and own["type"] == "Sequence" else [own] if own else []
-    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, *steps]}
-    if content["normalizer"] is not None and _prepends(content["normalizer"]):
-        again = {"type": "Replace", "pattern": {"String": _BOUNDARY}, "content": f"{_BOUNDARY}▁"}
-        content["normalizer"] = {
-            "type": "Sequence", "normalizers": [content["normalizer"], again],
-        }  # fmt: skip
+    others = own["pretokenizers"] if own and own["type"] == "Sequence" else [own] if own else []
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, *others]}
+    normalizer = content["normalizer"]
+    if normalizer is not None and _prepends(normalizer):
+        # It prepends to the whole text between two special tokens: as if to each of its texts.
+        steps = (rf"\A▁{_BOUNDARY}", _BOUNDARY), (rf"{_BOUNDARY}(?!\z)", f"{_BOUNDARY}▁")
+        content["normalizer"] = {"type": "Sequence", "normalizers": [normalizer, *(
+            {"type": "Replace", "pattern": {"Regex": old}, "content": new} for old, new in steps
+        )]}  # fmt: skip
     backend = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(content)),
         extra_special_tokens={"image_token": image.text},
