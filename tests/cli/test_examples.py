@@ -105,7 +105,7 @@ WITH_MATERIAL = [
     [
         "mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 "
         "--references captions_val2014.json --limit 500",
-        "mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014",
+        "mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014 --limit 20",
     ],
     lines_of("compare"),
     ["echo 'What is this?' | mgpt4 chat photo.jpg --checkpoint runs/stage2-vicuna7b"],

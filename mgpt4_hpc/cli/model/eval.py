@@ -63,7 +63,7 @@ def eval_command(
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
-    mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014
+    mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014 --limit 20
     """
     eval_options = EvalOptions.of(options)
     if eval_options.node.wanted:
