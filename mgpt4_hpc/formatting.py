@@ -52,6 +52,16 @@ def first_line(text: str) -> str:
     return ""
 
 
+def size_text(size: float) -> str:
+    """``38 MiB`` of bytes."""
+    value, unit = float(size), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024 or unit == "TiB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+
+
 def counted(number: int, noun: str) -> str:
     """``1 shard``, ``2 shards``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -46,6 +46,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name to (module of this package, one line of help)."""
 
+COMPLETE_VARIABLE = "_MGPT4_COMPLETE"
+"""Set while a shell asks for completions; click derives it from the program's name."""
+
 
 class LazyGroup(click.Group):
     """Knows its commands by name and help line, and imports one only to run it."""
@@ -60,6 +63,10 @@ class LazyGroup(click.Group):
             return None
         module = importlib.import_module(f"mgpt4_hpc.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
+        if COMPLETE_VARIABLE in os.environ:
+            from mgpt4_hpc.cli.shared.completion import add_completion
+
+            add_completion(command)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -105,7 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["HOME"] = "/"  # as login does for a user id without an entry in passwd
     try:
         # Without standalone mode, click returns the code of a ctx.exit(); commands return nothing.
-        code = cli.main(args=None if argv is None else list(argv), standalone_mode=False)
+        arguments = None if argv is None else list(argv)
+        code = cli.main(args=arguments, prog_name="mgpt4", standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk is told, and not as Python ends
         sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:

@@ -6,7 +6,7 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -23,6 +23,8 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
     return None
 
 
+_NEAR = 0.7
+"""Likeness (difflib) from which a name is suggested: max_step is max_steps, wandb is not beta2."""
 _MOST_CHARS = 200
 """Of a wrong value in a message."""
 
@@ -53,6 +55,15 @@ def is_text(key: str) -> bool:
     kind = field.annotation
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return {_plain(kind) for kind in kinds} in ({str}, {str, type(None)})
+
+
+def choices(key: str) -> list[str]:
+    """The values of a setting that has few of them: words of a fixed list, true or false."""
+    kinds = [
+        _plain(kind) for kind in (fields()[key].annotation, *get_args(fields()[key].annotation))
+    ]
+    words = [str(word) for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+    return [*words, *(["true", "false"] if bool in kinds else [])]
 
 
 def _plain(kind: Any) -> Any:
@@ -103,15 +114,19 @@ def select(wanted: Iterable[str]) -> list[str]:
 
 
 def _suggestion(key: str) -> str:
-    known = list(fields())
-    leaves = {full.rpartition(".")[2]: full for full in known}
-    near = difflib.get_close_matches(key, known, n=1)
-    if not near:
-        near = [
-            leaves[leaf]
-            for leaf in difflib.get_close_matches(key.rpartition(".")[2], list(leaves), n=1)
-        ]
-    return f"; did you mean {near[0]}?" if near else ""
+    """The setting that was probably meant, if one has a name like it."""
+    if "wandb" in key.lower():
+        return (
+            ": mgpt4 writes TensorBoard files; docs/curves.md has the line that sends them to W&B"
+        )
+    section, _, leaf = key.rpartition(".")
+    # A shared section makes any two keys alike, so that only their last parts are compared.
+    known = {
+        full.rpartition(".")[2]: full
+        for full in sorted(fields(), key=lambda full: full.startswith(f"{section}."))
+    }
+    near = difflib.get_close_matches(leaf, known, n=1, cutoff=_NEAR)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:

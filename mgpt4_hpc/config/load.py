@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ class Resolved:
     Attributes:
         config: the values.
         origins: for each dotted key that was set, who set it; a key that is absent is a default.
+        notes: where the environment replaces what the config file has; for the user.
     """
 
     config: RunConfig
     origins: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def origin(self, key: str) -> str:
         """Who set a setting, or the entries of one that is a mapping."""
@@ -219,17 +221,32 @@ def load_config(
         path = find_site(str(site))
         layers.append((f"site {path.stem}", read_site(path)))
     faults = list(faults)
+    from_environ: dict[str, Any] = {}
     if environ is not None:
         layer, more = env_layer(environ)
+        from_environ = layer[1]
         layers.append(layer)
         faults += more
     layers.append(("flag", dict(overrides or {})))
+    notes: tuple[str, ...] = ()
     if config is not None:
         layers.insert(0, _file_layer(find_config(str(config)), layers))
-    resolved = merge(layers, faults)
+        notes = _replaced(layers[0], from_environ, overrides or {})
+    resolved = replace(merge(layers, faults), notes=notes)
     if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
         raise ConfigError("cannot use these settings", faults=faults)
     return resolved
+
+
+def _replaced(file: Layer, environ: Mapping[str, Any], flags: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where a variable, set perhaps long ago, wins over a config file that was named just now."""
+    origin, values = file
+    return tuple(
+        f"{key} is {environ[key]} as the environment has it ({ENV_PREFIX}*), and not "
+        f"{values[key]} as in {origin}"
+        for key in values
+        if key in environ and key not in flags and environ[key] != values[key]
+    )
 
 
 def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) -> list[str]:

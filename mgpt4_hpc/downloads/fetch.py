@@ -34,6 +34,7 @@ from mgpt4_hpc.downloads.transport import (
     reason_of,
 )
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.formatting import size_text
 
 _FORMAT = "mgpt4-fetch-1"
 _POLL_S = 2.0
@@ -179,8 +180,7 @@ class Fetch:
         free = shutil.disk_usage(self.out).free
         if needed > free:
             raise DataError(
-                f"{needed / 2**30:.3g} GiB are still to come, {self.out} has {free / 2**30:.3g} "
-                "GiB free",
+                f"{size_text(needed)} are still to come, {self.out} has {size_text(free)} free",
                 fix="make room, give --out elsewhere, or take fewer files with --files",
             )
 

@@ -61,11 +61,18 @@ def write_page(
         for tolds in zip(*(task.told for task in tasks), strict=True):
             names = [evaluation.name for evaluation in evaluations]
             parts.append(_card(pictures.get(tolds[0].image, ""), names, tolds))
+    parts += _left_out(evaluations[0])
     parts.append("</body></html>\n")
     try:
         path.write_text("\n".join(parts), encoding="utf-8")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _left_out(evaluation: Evaluation) -> list[str]:
+    """The images that no model was asked about, each with its reason."""
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in evaluation.left_out)
+    return [f"<h2>Left out</h2><ul>{reasons}</ul>"] if reasons else []
 
 
 def _table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -217,4 +217,8 @@ def evaluate(
             chat_model, pictures, instruction, sampling, batch_size=batch_size, progress=progress
         )
         tasks.append(score(task, instruction, pictures.examples, answers, objects))
-    return Evaluation(chat_model.source.name, tuple(tasks), tuple(pictures.left_out))
+    left_out = list(pictures.left_out)
+    if suite == "caption":
+        without = [example.name for example in pictures.examples if not example.references]
+        left_out += [f"{name} has no reference to compare with" for name in without]
+    return Evaluation(chat_model.source.name, tuple(tasks), tuple(left_out))

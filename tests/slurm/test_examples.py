@@ -153,7 +153,7 @@ def test_on_a_node(cluster: Cluster, shell: Shell, tiny_world: TinyWorld) -> Non
     evaluation = shell.start(EVAL)
     chat = shell.start(CHAT)  # nobody types anything
     chat.ends(0)
-    assert "2 image(s)" in chat.err
+    assert "2 images" in chat.err
     evaluation.ends(0)
     assert "stage2-vicuna7b step-00000012, 24 images" in evaluation.out
     assert (shell.folder / "failures.html").is_file()

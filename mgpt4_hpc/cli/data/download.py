@@ -12,6 +12,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.formatting import counted, size_text
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
@@ -158,11 +159,14 @@ def _print(report: DownloadReport) -> None:
         table.add_row("  failed for other reasons", f"{rest:,}", f"{rest / tried:.1%}")
     print_table(table)
     there = report.num_shards - len(report.missing)
-    click.echo(f"\n{report.out}: {there} of {report.num_shards} shards, "
-               f"{report.num_bytes / 2**30:.3g} GiB")  # fmt: skip
+    click.echo(f"\n{report.out}: {there} of {counted(report.num_shards, 'shard')}, "
+               f"{size_text(report.num_bytes)}")  # fmt: skip
     if report.empty:
         listed = ", ".join(map(str, report.empty[:5]))
-        click.echo(f"{len(report.empty)} shards hold no image ({listed}): run it again", err=True)
+        click.echo(
+            f"{counted(len(report.empty), 'shard')} without an image ({listed}): run it again",
+            err=True,
+        )
 
 
 def _image_settings(options: Mapping[str, Any], samples_per_shard: int) -> ImageSettings:

@@ -11,6 +11,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option, site_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.formatting import size_text
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _announce(encoding: Encoding) -> None:
     click.echo(
         f"{encoding.config.train.max_steps} steps need {len(encoding.plan):,} samples; "
         f"{encoding.num_missing:,} are to be encoded: {encoding.num_missing:,} x {image_tokens} x "
-        f"{width} {encoding.dtype} = {encoding.num_bytes / 2**30:.3g} GiB in {encoding.out}",
+        f"{width} {encoding.dtype} = {size_text(encoding.num_bytes)} in {encoding.out}",
         err=True,
     )
 
@@ -126,7 +127,7 @@ def _ask(encoding: Encoding) -> None:
         return
     if not sys.stdin.isatty():
         raise click.UsageError(
-            f"{encoding.num_bytes / 2**30:.1f} GiB would be written: say --yes if that is meant"
+            f"{size_text(encoding.num_bytes)} would be written: say --yes if that is meant"
         )
     click.confirm("go on?", abort=True, err=True)
 

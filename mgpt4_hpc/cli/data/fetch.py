@@ -12,7 +12,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.formatting import counted, size_text
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _print(report: FetchReport) -> None:
     source = f"{report.source} at {report.revision[:12]}" if report.revision else report.source
     click.echo(
         f"{report.out}: {report.num_files} of {counted(report.num_asked, 'file')} of {source}, "
-        f"{report.num_bytes / 2**30:.3g} GiB, {len(report.fetched)} fetched now"
+        f"{size_text(report.num_bytes)}, {len(report.fetched)} fetched now"
     )
     if report.unverified:
         click.echo(

@@ -335,8 +335,8 @@ def _tell_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftO
     echo_left_out(left_out)
     click.echo(
         f"{report.path}: {counted(report.num_samples, 'sample')} in "
-        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined, "
-        f"{counted(report.num_reused, 'shard')} unchanged"
+        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined"
+        + (f", {counted(report.num_reused, 'shard')} unchanged" if report.num_reused else "")
     )
 
 

@@ -13,6 +13,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
@@ -112,5 +113,5 @@ def _print(report: RecaptionReport, table: TableReport) -> None:
     share = report.num_matched / max(1, report.num_samples)
     click.echo(
         f"{report.out}: {report.num_matched:,} of {report.num_samples:,} samples ({share:.1%}) in "
-        f"{report.num_shards} shards"
+        f"{counted(report.num_shards, 'shard')}"
     )

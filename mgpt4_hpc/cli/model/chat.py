@@ -17,6 +17,7 @@ from mgpt4_hpc.cli.shared.model_options import (
 )
 from mgpt4_hpc.cli.shared.options import absolute, runs_dir_option
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
+from mgpt4_hpc.formatting import counted
 
 
 @click.command("chat", short_help="Talk with a trained model about images.")
@@ -87,7 +88,8 @@ def chat_command(
         session.add_image(image)
     shown = len(session.conversation.images)
     click.echo(
-        f"{source.name} on {chat_model.model.device}, {shown} image(s); /help, /quit", err=True
+        f"{source.name} on {chat_model.model.device}, {counted(shown, 'image')}; /help, /quit",
+        err=True,
     )
     say_toy(source)
     context.exit(converse(session))

@@ -19,6 +19,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     word_list,
 )
 from mgpt4_hpc.cli.shared.srun_options import go_to_node
+from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -70,7 +71,8 @@ def compare_command(
     if eval_options.as_json:
         _echo(sources, suite, found, rows)
         return
-    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{len(found[0].tasks[0].told)} images")
+    images = counted(len(found[0].tasks[0].told), "image")
+    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{images}")
     print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
 
 

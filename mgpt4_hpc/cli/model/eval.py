@@ -23,11 +23,12 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.srun_options import go_to_node
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
-    from mgpt4_hpc.evaluation.results import Evaluation
+    from mgpt4_hpc.evaluation.results import Evaluation, TaskResult
     from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 
 _EXAMPLES_SHOWN = 3
@@ -145,23 +146,31 @@ def _evaluate(
 
 
 def _show(found: Evaluation) -> None:
-    from mgpt4_hpc.evaluation.bootstrap import interval
-
     for task in found.tasks:
-        click.echo(f"{found.name}, {len(task.told)} images: {task.instruction}")
-        values = task.values()
-        rows = []
-        for metric, value in task.metrics.items():
-            low, high = interval(values[metric]) if metric in values else (None, None)
-            spread = f"{shown(metric, low)} to {shown(metric, high)}" if low is not None else ""  # type: ignore[arg-type]
-            rows.append((metric, shown(metric, value), spread))
-        print_rows(("metric", ">value", ">95 % interval"), rows)
+        images = counted(len(task.told), "image")
+        click.echo(f"{found.name}, {images}: {task.instruction}")
+        print_rows(("metric", ">value", ">95 % interval"), _rows(task))
         worst = [told for told in task.told if told.scores.get("failing", 1.0)]
         for told in (worst or task.told)[:_EXAMPLES_SHOWN]:
             click.echo(f"  {told.image}: {told.text[:200]!r}")
         click.echo()
     for reason in found.left_out:
         click.echo(f"left out: {reason}", err=True)
+
+
+def _rows(task: TaskResult) -> list[tuple[str, str, str]]:
+    """Metric, value and the interval of each; what is only known over all has none."""
+    from mgpt4_hpc.evaluation.bootstrap import interval
+
+    rows = []
+    values = task.values()
+    for metric, value in task.metrics.items():
+        spread = ""
+        if metric in values:
+            low, high = interval(values[metric])
+            spread = f"{shown(metric, low)} to {shown(metric, high)}"
+        rows.append((metric, shown(metric, value), spread))
+    return rows
 
 
 def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
@@ -179,19 +188,23 @@ def _write_page(
 ) -> None:
     from mgpt4_hpc.evaluation.page import write_page
 
-    values = [e.name for e in found] if len(found) > 1 else ["value"]
-    tables = [
-        (
-            tasks[0].task,
-            ("metric", *values),
-            [
-                (metric, *(shown(metric, task.metrics[metric]) for task in tasks))
-                for metric in tasks[0].metrics
-                if all(metric in task.metrics for task in tasks)
-            ],
-        )
-        for tasks in zip(*(evaluation.tasks for evaluation in found), strict=True)
-    ]
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
+    if len(found) == 1:
+        columns = ("metric", "value", "95 % interval")
+        tables = [(task.task, columns, _rows(task)) for task in found[0].tasks]
+    else:
+        tables = [
+            (
+                tasks[0].task,
+                ("metric", *(evaluation.name for evaluation in found)),
+                [
+                    (metric, *(shown(metric, task.metrics[metric]) for task in tasks))
+                    for metric in tasks[0].metrics
+                    if all(metric in task.metrics for task in tasks)
+                ],
+            )
+            for tasks in zip(*(evaluation.tasks for evaluation in found), strict=True)
+        ]
     write_page(path, f"{found[-1].name}: {suite} suite", tables, found, examples)
     click.echo(f"page: {path}", err=True)
 

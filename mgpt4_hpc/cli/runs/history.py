@@ -80,15 +80,15 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         folding=("job", "nodes"),
     )
     for attempt in attempts:
-        restart = f" (restart {attempt.restart_count})" if attempt.restart_count else ""
+        restart = f" restart {attempt.restart_count}" if attempt.restart_count else ""
         saves = str(attempt.saves)
         if attempt.save_failures:
             saves += f", {attempt.save_failures} failed"
-        started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt.start))
+        started = time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start))
         cells = (
             attempt.number,
             f"{attempt.job_id or '-'}{restart}",
-            ",".join(attempt.nodes) or "-",
+            ", ".join(attempt.nodes) or "-",
             started if attempt.start else "-",
             f"{attempt.restored_step}-{attempt.last_step}",
             attempt.cause,

@@ -10,6 +10,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.runs.history import goodput_line
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_output, is_own_page, is_own_png
 from mgpt4_hpc.run_dir import find_run
 from mgpt4_hpc.telemetry.goodput import goodput
@@ -25,7 +26,7 @@ _COLUMNS = ("attempt", "job", "steps", "replayed", "saves", "minutes", "ended")
     type=click.Path(file_okay=False, path_type=Path),
     default=".",
     show_default=True,
-    help="Folder for NAME.png and NAME.html.",
+    help="Folder for NAME.png and NAME.html; made where missing.",
 )
 @runs_dir_option
 @json_option
@@ -47,6 +48,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     attempts = read_ledgers(run.ledger)
     if not attempts:
         raise MgptError(f"{run.name} has not started yet", fix=f"see: mgpt4 status {run.name}")
+    out.mkdir(parents=True, exist_ok=True)
     picture, page = out / f"{run.name}.png", out / f"{run.name}.html"
     check_output(picture, kind="a picture of a run", is_own=is_own_png)
     check_output(page, kind="a page of a run", is_own=is_own_page)
@@ -54,7 +56,10 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     curves = read_curves(run.tensorboard)
     facts = [goodput_line(total)]
     png = draw_report(
-        run.name, curves, attempts, f"goodput {total.without_queue:.1%}, {len(attempts)} attempt(s)"
+        run.name,
+        curves,
+        attempts,
+        f"goodput {total.without_queue:.1%}, {counted(len(attempts), 'attempt')}",
     )
     rows = [
         (

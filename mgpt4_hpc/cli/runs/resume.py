@@ -108,10 +108,14 @@ def resume_command(
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
         told = _as_json(done[0])
     elif len(names) == 1 and not sweeps:
-        done = [resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift)]
+        turn = _limits(runs).get(runs[0])
+        behind = turn.next if turn is not None else ()
+        done = [
+            resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift, behind=behind)
+        ]
         told = _as_json(done[0])
     else:
-        limits = _limits(sweeps)
+        limits = _limits(runs)
         done, errors = resume_many(
             runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
         )
@@ -180,12 +184,17 @@ def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> lis
     return found
 
 
-def _limits(sweeps: Sequence[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
+def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
+    """The concurrency limits of the sweeps that these runs belong to, named or not."""
     from mgpt4_hpc.launch.manage.concurrency_limit import limits_of
+    from mgpt4_hpc.launch.runs.sweep_dir import limited_sweeps
 
+    sweeps = limited_sweeps(runs)
     for sweep in sweeps:
-        if limit := sweep.max_parallel():
-            _say(f"{sweep.name}: at most {limit} at once; --max-parallel changes that")
+        _say(
+            f"{sweep.name}: at most {sweep.max_parallel()} at once; "
+            f"`mgpt4 resume {sweep.name} --max-parallel N` changes that"
+        )
     return limits_of(sweeps)
 
 

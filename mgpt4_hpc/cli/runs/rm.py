@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.formatting import printable
+from mgpt4_hpc.formatting import counted, printable, size_text
 from mgpt4_hpc.run_dir import RunDir, list_runs
 
 if TYPE_CHECKING:
@@ -83,19 +83,10 @@ def _print_plans(plans: Sequence[Removal]) -> None:
     for plan in plans:
         step = f"{plan.step}/{plan.max_steps if plan.max_steps is not None else '?'}"
         what = (
-            f"{plan.run.path}: {plan.text}; step {step}, {plan.checkpoints} checkpoints, "
-            f"{plan.files} files, {size_text(plan.bytes)}"
+            f"{plan.run.path}: {plan.text}; step {step}, "
+            f"{counted(plan.checkpoints, 'checkpoint')}, {counted(plan.files, 'file')}, "
+            f"{size_text(plan.bytes)}"
         )
         click.echo(printable(what), err=True)
         for name in plan.needed_by:
             click.echo(printable(f"warning: {name} starts from its checkpoint"), err=True)
-
-
-def size_text(size: int) -> str:
-    """``38 MiB`` of bytes."""
-    value, unit = float(size), "B"
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024 or unit == "TiB":
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"

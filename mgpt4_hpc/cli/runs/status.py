@@ -119,7 +119,7 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
     if not rows:
         click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
         return
-    table = new_table("run", "stage", "created", ">step", ">attempts", "path")
+    table = new_table("run", "stage", "created", ">step", ">attempts", "path", folding=("path",))
     for row in rows:
         step = f"{row['step']}/{row['max_steps']}"
         created = _local_time(str(row["created"]))

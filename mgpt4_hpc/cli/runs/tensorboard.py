@@ -87,7 +87,12 @@ def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
 
 
 def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_json: bool) -> None:
-    from mgpt4_hpc.launch.side_jobs.tensorboard import FIRST_PORT, TensorBoard, until_signalled
+    from mgpt4_hpc.launch.side_jobs.tensorboard import (
+        FIRST_PORT,
+        OPENING,
+        TensorBoard,
+        until_signalled,
+    )
     from mgpt4_hpc.launch.side_jobs.tunnel import choose_port, tunnel_line
 
     named = _chosen(names, runs_dir)
@@ -98,7 +103,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
         try:
             server.start()
             told = {
-                "url": f"http://localhost:{port}/",
+                "url": f"http://localhost:{port}/{OPENING}",
                 "tunnel": tunnel_line(host, port),
                 "host": host,
                 "node": socket.gethostname(),

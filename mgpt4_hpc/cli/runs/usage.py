@@ -72,7 +72,7 @@ def _print(rows: Sequence[Usage]) -> None:
     table = new_table(
         "run", ">attempts", f">{hours_of}", ">useful", ">queue", *[">suspended"] * suspended,
         ">goodput", ">with queue",
-        folding=("run", "with queue"),
+        folding=("with queue",),
     )  # fmt: skip
     for row in rows:
         cells = (
@@ -99,7 +99,7 @@ def _print_split(rows: Sequence[Usage], hours_of: str) -> None:
     # A purpose that took nothing would be a column of zeros.
     shown = [name for name in PURPOSES if name == USEFUL or whole.gpu_hours[name]]
     headings = [name.replace("_", " ") for name in shown]
-    table = new_table(hours_of, *(f">{name}" for name in headings), folding=(hours_of, *headings))
+    table = new_table(hours_of, *(f">{name}" for name in headings), folding=headings)
     for row in rows:
         table.add_row(*map(plain, (row.name, *(_number(row.gpu_hours[name]) for name in shown))))
     total = whole.total_gpu_hours

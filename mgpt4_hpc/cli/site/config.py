@@ -171,7 +171,7 @@ def sites_command(as_json: bool) -> None:
         return
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
 
-    table = new_table("site", "chosen by", "about", "path", folding=("about",))
+    table = new_table("site", "chosen by", "about", "path", folding=("about", "path"))
     for row in rows:
         table.add_row(*(plain(row[key] or "-") for key in ("name", "chosen_by", "about", "path")))
     print_table(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,14 @@ _RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 _LONGEST_NUMBER = 18
 _COMMENT = re.compile(r"(^|\s)#.*")
 _LISTS = {".txt", ".lst", ".list"}
-_PACKED = {".gz", ".tgz", ".bz2", ".xz", ".zst"}
+_PACKED = {
+    ".gz": "gunzip",
+    ".tgz": "gunzip",
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".zst": "unzstd --rm",
+}
+"""Endings of compressed shards, and what unpacks them in place."""
 _UNPACKED = {".json", ".jsonl", ".ndjson", ".parquet"}
 _SHOWN = 5
 _GIVE = "give a folder of *.tar, a pattern such as {00000..01255}.tar or a text file of tars"
@@ -245,7 +253,7 @@ def _check(spec: str, shards: list[Path], also: str) -> None:
     if packed:
         raise DataError(
             f"{packed[0]} is compressed; its samples cannot be read by offset",
-            fix="unpack the shards to plain .tar (images are compressed already)",
+            fix=_unpacking(packed[0]),
         )
     unpacked = [shard for shard in shards if shard.suffix.lower() in _UNPACKED]
     if unpacked:
@@ -254,6 +262,13 @@ def _check(spec: str, shards: list[Path], also: str) -> None:
             fix="pack conversations first: mgpt4 data pack FILE --images DIR --out SHARDS",
         )
     _assert_no_index([shard for shard in shards if shard.suffix != ".tar"])
+
+
+def _unpacking(shard: Path) -> str:
+    """What makes plain tars of a compressed shard and those beside it."""
+    ending = "".join(shard.suffixes[-2:]) if shard.suffixes[-2:-1] == [".tar"] else shard.suffix
+    command = f"{_PACKED[shard.suffix]} {shlex.quote(str(shard.parent))}/*{ending}"
+    return f"unpack the shards to plain .tar (images are compressed already): {command}"
 
 
 def _brace_hint(spec: str) -> str:
@@ -279,6 +294,11 @@ def _assert_no_index(shards: list[Path]) -> None:
 def _folder_hint(path: Path) -> str:
     if (path / "filter_cap.json").exists():
         return f"this is a cc_sbu_align folder: pack it first (mgpt4 data pack {path} --out DIR)"
+    packed = sorted(entry for entry in path.iterdir() if entry.suffix in _PACKED)
+    if packed:
+        return f"{packed[0].name} is compressed, so its samples cannot be read by offset: " + (
+            _unpacking(packed[0])
+        )
     held = left_out_of_folders(path)
     if held:
         kinds = ", ".join(f"{entry.count} .{entry.extension or '?'}" for entry in held[:_SHOWN])

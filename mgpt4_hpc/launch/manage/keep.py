@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.job.successor import of_its_line
-from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit, limits_of
+from mgpt4_hpc.launch.manage.concurrency_limit import limits_of
 from mgpt4_hpc.launch.manage.resume import Resumption
 from mgpt4_hpc.launch.manage.resume_many import resume_many
 from mgpt4_hpc.launch.runs.run_facts import run_it_follows
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
-from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
+from mgpt4_hpc.launch.runs.sweep_dir import limited_sweeps
 from mgpt4_hpc.launch.slurm.job_start import JobStart
-from mgpt4_hpc.run_dir import RunDir, list_sweeps
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 _GONE = frozenset({RunState.STOPPED, RunState.LOST, RunState.FAILED})
@@ -59,7 +59,8 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
     gone = [run for run in runs if _is_gone(run, states[run.path], say)]
     # What waits for another run comes back with that one.
     gone = [run for run in gone if _may_start(run, states[run.path])]
-    done, errors = resume_many(gone, {}, "slurm", say=say, limits=_limits(gone), keeps_budgets=True)
+    limits = limits_of(limited_sweeps(gone))
+    done, errors = resume_many(gone, {}, "slurm", say=say, limits=limits, keeps_budgets=True)
     brought_back = [one for one in done if one.submitted is not None]
     was = {one.run.name: states[one.run.path].text for one in brought_back}
     return Kept(brought_back, was, errors)
@@ -91,14 +92,3 @@ def _may_start(run: RunDir, row: RunOverview) -> bool:
         return True
     (followed,) = look_at([first]).rows
     return followed.state is RunState.FINISHED or followed.state.is_live
-
-
-def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
-    """The limits of the sweeps that these runs belong to."""
-    sweeps: list[SweepDir] = []
-    for folder in {run.path.parent for run in runs}:
-        for name in list_sweeps(folder):
-            sweep = SweepDir.of(name, folder)
-            if sweep.max_parallel() is not None and set(sweep.runs()) & set(runs):
-                sweeps.append(sweep)
-    return limits_of(sweeps)

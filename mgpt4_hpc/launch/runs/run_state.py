@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
 from mgpt4_hpc.launch.runs.run_facts import RunFacts
-from mgpt4_hpc.launch.slurm.queue import NEVER_SATISFIED, QueuedJob
+from mgpt4_hpc.launch.slurm.queue import DEPENDENCY, NEVER_SATISFIED, QueuedJob
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
 from mgpt4_hpc.telemetry.causes import Cause
@@ -76,8 +76,8 @@ class Answer:
         asked: whether at least one of them could be asked at all.
         alive: whether the local controller lives; None where that is not the question, or
             where it runs on another machine.
-        waited_for: for a job that Slurm will not start, the run that it waited for; None if it
-            waited for none.
+        waited_for: for a job that waits for another, or that Slurm will not start, the run that
+            it waits or waited for; None if there is none.
         waited_for_finished: whether that run is finished.
     """
 
@@ -170,9 +170,11 @@ def _of_job(facts: RunFacts, answer: Answer, job: QueuedJob, now: float) -> tupl
     ):
         return RunState.STOPPED, _never_started(facts, answer)
     if job.state in (*_WAITING, *_HELD):
-        return _waiting(facts, job, now)
+        return _waiting(facts, job, now, answer.waited_for)
     if job.state in ("SUSPENDED", "STOPPED"):
         return RunState.PENDING, "suspended: it goes on where it was"
+    if job.state == "COMPLETING" and facts.cancel:
+        return RunState.RUNNING, "cancelled: ending"
     if job.state == "COMPLETING":
         came_back = job.restarts > _restarts(facts)
         return RunState.RUNNING, f"ending ({_why(facts)}{', requeued' if came_back else ''})"
@@ -194,13 +196,18 @@ def _hold(job: QueuedJob) -> str:
     return f"{why}: `scontrol release {job.job_id}`"
 
 
-def _waiting(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
+def _waiting(
+    facts: RunFacts, job: QueuedJob, now: float, waited_for: RunDir | None
+) -> tuple[RunState, str]:
     if hold := _hold(job):
         when = hold
     elif job.eligible_at is not None and job.eligible_at > now + 0.5:
         when = f"eligible in {duration(job.eligible_at - now)}"
     else:
-        when = f"pending ({job.reason or 'no reason given'})"
+        reason = job.reason or "no reason given"
+        if waited_for is not None and job.reason == DEPENDENCY:
+            reason = f"waits for {shell_word(waited_for.name)}"
+        when = f"pending ({reason})"
         if job.start_at is not None and job.start_at > now + 60:
             when += f", expected to start in {duration(job.start_at - now)}"
     if _has_run(facts):

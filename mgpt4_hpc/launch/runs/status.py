@@ -220,8 +220,8 @@ def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> Answer:
 
 
 def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
-    """Add which run the job waited for, if Slurm will not start it."""
-    if answer.job is None or answer.job.reason != queue.NEVER_SATISFIED:
+    """Add which run the job waits for, or waited for if Slurm will not start it."""
+    if answer.job is None or answer.job.reason not in (queue.DEPENDENCY, queue.NEVER_SATISFIED):
         return answer
     first = run_it_follows(facts.run)
     if first is None:

@@ -159,6 +159,17 @@ def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
     return list(dict.fromkeys(found))
 
 
+def limited_sweeps(runs: Iterable[RunDir]) -> list[SweepDir]:
+    """The sweeps with a concurrency limit that these runs belong to."""
+    runs = set(runs)
+    sweeps = [
+        SweepDir.of(name, folder)
+        for folder in sorted({run.path.parent for run in runs})
+        for name in list_sweeps(folder)
+    ]
+    return [s for s in sweeps if s.max_parallel() is not None and set(s.runs()) & runs]
+
+
 def is_sweep(name: str, runs_dir: Path) -> bool:
     """Whether that is a sweep's name; a run's path never is."""
     looks_like_one = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)

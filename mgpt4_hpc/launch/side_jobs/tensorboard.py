@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +22,14 @@ from types import FrameType
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.parent_death import die_with
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry import tags
 
 FIRST_PORT = 6006
+_PINNED = [{"plugin": "scalars", "tag": tag} for tag in (tags.TRAIN_LOSS, tags.VAL_LOSS)]
+OPENING = (
+    f"?pinnedCards={urllib.parse.quote(json.dumps(_PINNED, separators=(',', ':')))}#timeseries"
+)
+"""Of the page's address: shows the losses first, where TensorBoard begins with checkpoint/."""
 _UP_S = 120.0
 """For its imports, on a file system that thousand others use."""
 _LOOK_EVERY_S = 15.0

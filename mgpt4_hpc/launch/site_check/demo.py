@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.launch.site_check.trial_run import (
     Reporter,
     plan_one,
@@ -158,7 +159,7 @@ def _stage(
     started = time.monotonic()
     job = start(planned, "local")
     config = planned.resolved.config
-    reporter.begin(f"{preset} on {config.launch.gpus} rank(s)", config.train.max_steps)
+    reporter.begin(f"{preset} on {counted(config.launch.gpus, 'rank')}", config.train.max_steps)
     try:
         if preempt:
             _follow(job, reporter, until=int(PREEMPT_AT * config.train.max_steps))

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mgpt4_hpc.formatting import duration
+from mgpt4_hpc.formatting import duration, size_text
 from mgpt4_hpc.launch.runs.shared_storage import IN_MEMORY, file_system, not_shared
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings
 
@@ -113,7 +113,7 @@ def _type_finding(place: Path, found: Findings, *, shared: bool) -> None:
 def _space_findings(place: Path, found: Findings) -> None:
     space = os.statvfs(place)
     free = space.f_bavail * space.f_frsize
-    told = f"{free / 2**30:.1f} GiB free"
+    told = f"{size_text(free)} free"
     fix = "free some, or give another --runs-dir; a quota may allow less than this shows"
     if free < LEAST_BYTES:
         found.fault(f"{told}: too little for the checkpoints of one run", fix)

@@ -157,6 +157,8 @@ class _Drill:
     def perform(self) -> DrillResult:
         began = time.monotonic()
         disturbed = plan_one(self._request("disturbed"), self.environ)
+        for note in disturbed.resolved.notes:
+            self.reporter.say(note)
         preemptor = self._choose_blow(disturbed)
         job = self._start(disturbed)
         if self.executor == "slurm":

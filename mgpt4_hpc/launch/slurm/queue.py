@@ -56,6 +56,8 @@ _FIELDS = (
 _SQUEUE_FORMAT = ",".join(f"{name}:{width}|" for name, width in _FIELDS)
 _SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason,UID,JobName,WorkDir"
 
+DEPENDENCY = "Dependency"
+"""Reason of a job that waits for another."""
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 """Reason of a job that waits, or was cancelled by Slurm, because what it waited for failed."""
 
@@ -158,7 +160,7 @@ def parse_squeue(output: str) -> list[QueuedJob]:
         dependency, user_id, name, work_dir = row[-4:]
         if state.upper() == "CANCELLED" and dependency not in ("(null)", ""):
             # Slurm 22.05 gives this as the reason, 24.11 gives none.
-            reason = NEVER_SATISFIED if "(failed)" in dependency else "Dependency"
+            reason = NEVER_SATISFIED if "(failed)" in dependency else DEPENDENCY
         jobs.append(
             QueuedJob(
                 job_id=job_id,
@@ -185,7 +187,7 @@ def parse_sacct(output: str) -> list[QueuedJob]:
         job_id, state, code, start, end, nodes, reason, user_id, name, work_dir = row
         # "CANCELLED by 1000"; a state may also end in "+", the sign of a cut word.
         word, _, by = state.partition(" by ")
-        unstarted = reason == "Dependency" or _unix_time(start) is None
+        unstarted = reason == DEPENDENCY or _unix_time(start) is None
         if word.startswith("CANCELLED") and not by and unstarted:
             # Nobody did it, so Slurm did. 22.05 gives the reason and a start, 24.11 neither.
             reason = NEVER_SATISFIED

@@ -126,7 +126,7 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
         tuple(planned),
         executor,
         runs_dir,
-        (*notes, *more),
+        tuple(dict.fromkeys((*notes, *(n for p in planned for n in p.resolved.notes), *more))),
         tuple(dict.fromkeys(faults)),
         sweep,
         reply.unreachable,

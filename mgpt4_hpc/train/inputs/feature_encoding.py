@@ -35,6 +35,7 @@ from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, DataError
+from mgpt4_hpc.formatting import size_text
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.nn.image_encoder import ImageEncoder
@@ -147,8 +148,8 @@ class Encoding:
         free = shutil.disk_usage(self.out).free
         if self.num_bytes + _SPARE_BYTES > free:
             raise DataError(
-                f"{self.num_bytes / 2**30:.1f} GiB are to be written to {self.out}, "
-                f"where {free / 2**30:.1f} GiB are free",
+                f"{size_text(self.num_bytes)} are to be written to {self.out}, "
+                f"where {size_text(free)} are free",
                 fix="give another --out, fewer train.max_steps, or a smaller part of the run",
             )
 

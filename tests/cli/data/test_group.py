@@ -264,7 +264,7 @@ def test_encode_says_how_much_before_it_writes(
 ) -> None:
     config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
     planned = mgpt4("data", "encode", config, "--out", "features", "--dry-run", "--json")
-    assert "bf16 =" in planned.err and "GiB in" in planned.err
+    assert "bf16 = 27 KiB in" in planned.err
     assert planned.json["num_encoded"] == 0 < planned.json["num_missing"]
     made = mgpt4("data", "encode", config, "--out", "features", "--json")
     assert made.json["num_missing"] == 0

@@ -45,7 +45,7 @@ def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) 
     (answer,) = ended.out.splitlines()
     assert answer and f"> What is this?\n{answer}" in ended.err
     assert ended.err.startswith("loading two ...\n")
-    assert "two step-00000012 on cpu, 1 image(s)" in ended.err
+    assert "two step-00000012 on cpu, 1 image;" in ended.err
     assert "toy" not in ended.err
     assert "cut off at the limit" in ended.err and "no command /what" in ended.err
     assert "saved 1 turn in talk.json" in ended.err

@@ -44,6 +44,9 @@ def test_failure_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     assert set(task["metrics"]) == {"failing", "incomplete", "repetitive", "empty", "echo"}
     assert task["num_images"] == 4 and task["metrics"]["failing"] == 1.0
     page = Path("page.html").read_text()
+    assert (
+        "<th>95 % interval</th>" in page and "100.0% to 100.0%" in page and "Left out" not in page
+    )
     assert page.count("data:image/jpeg;base64,") == 8
     assert not re.search(r'(src|href)="(?!data:)', page)
     told = mgpt4("eval", run.path, "--images", images, *SHORT)
@@ -148,7 +151,9 @@ def test_a_bad_image_is_left_out_and_named(
     (folder / "a.jpg").write_bytes((world.align / "image" / "0.jpg").read_bytes())
     (folder / "b.jpg").write_bytes(b"<html>404</html>")
     Image.new("1", (20_000, 20_000)).save(folder / "c.png")  # a decompression bomb of 50 kB
-    ended = mgpt4("eval", run.path, "--images", folder, *SHORT, "--json")
+    ended = mgpt4("eval", run.path, "--images", folder, *SHORT, "--json", "--html", "page.html")
+    page = Path("page.html").read_text()
+    assert "<h2>Left out</h2>" in page and "400000000 pixels" in page
     assert ended.code == 0 and ended.json["tasks"][0]["num_images"] == 1
     assert "web page" in json.dumps(ended.json["left_out"])
     assert "400000000 pixels" in json.dumps(ended.json["left_out"])

@@ -30,7 +30,7 @@ def test_three_attempts(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert told["goodput"]["with_queue"] == pytest.approx(100 / 190)
 
     out = mgpt4("history", "one").out
-    assert "17 (restart 2)" in out
+    assert "17 restart 2" in out
     assert "goodput 74.1%" in out
     assert "queue wait 55 s" in out
 

@@ -30,7 +30,7 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
         range(1, 101)
     )
 
-    ended = mgpt4("report", "one", "--json")
+    ended = mgpt4("report", "one", "--out", "new/folder", "--json")
     assert ended.code == 0, ended.err
     with Image.open(ended.json["png"]) as image:
         assert image.format == "PNG" and min(image.size) > 600

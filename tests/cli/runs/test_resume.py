@@ -353,6 +353,13 @@ def test_a_sweep_keeps_how_many_may_be_at_work(
     assert mgpt4("resume", "s", "--max-parallel", "3").code == 0
     assert [dependency for *_, dependency in submissions.asked][:2] == [None, None]
     assert sweep.max_parallel() == 3, "and so at the next time"
+
+    submissions.asked.clear()
+    alone = mgpt4("resume", "s-a", "--json")
+    assert alone.code == 0 and alone.json["run"] == "s-a" and "s: at most 3 at once" in alone.err
+    slurm.squeue = "".join(squeue_row(f"30_{number}", "RUNNING") for number in (1, 2, 3))
+    assert mgpt4("resume", "s-a").code == 0
+    assert [dependency for *_, dependency in submissions.asked] == [None, "afterany:30_1"]
     refused = mgpt4("resume", "s-a", "--max-parallel", "3")
     assert refused.code == 2 and "--max-parallel 3 is for sweeps" in refused.err
 

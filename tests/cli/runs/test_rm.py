@@ -27,7 +27,7 @@ def test_it_says_what_goes_and_deletes_it(mgpt4: Mgpt4, run: RunDir) -> None:
     ended = mgpt4("rm", "one", "--yes")
     assert ended.code == 0
     assert ended.out == "one: removed\n"
-    assert "finished; step 100/100, 1 checkpoints" in ended.err
+    assert "finished; step 100/100, 1 checkpoint," in ended.err
     assert "3.0 MiB" in ended.err
     assert list(run.path.parent.iterdir()) == []
 

@@ -14,6 +14,7 @@ from mgpt4_hpc.config.load import (
     env_layer,
     load_config,
     parse_assignments,
+    read_assignments,
 )
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
@@ -128,6 +129,30 @@ def test_the_environment_says_which_of_its_variables_are_settings() -> None:
     assert env_layer(environ) == (("environment", expected), [])
     (fault,) = env_layer({"MGPT4_TRAIN__LRR": "1"})[1]
     assert re.match(r"MGPT4_TRAIN__LRR: unknown .* did you mean train.lr\?", fault)
+
+
+def test_a_variable_that_replaces_what_the_file_has_is_noted(file: Path) -> None:
+    environ = {"MGPT4_LR": "0.5", "MGPT4_LAUNCH__GPUS": "1"}
+    (note,) = load_config(file, environ=environ).notes
+    assert re.match(r"train.lr is 0.5 as the environment has it .*, and not \S+ as in file", note)
+    assert load_config(file, environ=environ, overrides={"train.lr": 0.1}).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("train.max_step", "did you mean train.max_steps?"),
+        ("launch.lr", "did you mean train.lr?"),
+        ("train.wandb", "docs/curves.md"),
+    ],
+)
+def test_what_a_wrong_key_probably_meant(key: str, told: str) -> None:
+    assert told in read_assignments([f"{key}=1"])[1][0]
+
+
+@pytest.mark.parametrize("key", ["train.betamax", "train.model", "launch.xyz", "wanderer"])
+def test_nothing_is_suggested_that_is_not_near(key: str) -> None:
+    assert "did you mean" not in read_assignments([f"{key}=1"])[1][0]
 
 
 # -- faults ------------------------------------------------------------------------------------

@@ -186,6 +186,20 @@ class TestJoinedAndOddNames:
         with pytest.raises(DataError, match=r"laoin does not exist; beside it lies laion"):
             expand_shards(f"{tmp_path}/laoin/00000.tar")
 
+    @pytest.mark.parametrize(
+        ("ending", "command"),
+        [("tar.gz", "gunzip"), ("tgz", "gunzip"), ("tar.xz", "unxz"), ("tar.zst", "unzstd --rm")],
+    )
+    def test_compressed_shards_are_named_with_what_unpacks_them(
+        self, tmp_path: Path, ending: str, command: str
+    ) -> None:
+        for name in ("a", "b"):
+            (tmp_path / f"{name}.{ending}").write_bytes(b"x")
+        for spec in (tmp_path, f"{tmp_path}/*.{ending}", tmp_path / f"a.{ending}"):
+            with pytest.raises(DataError, match=rf"a\.{ending} is compressed") as refused:
+                expand_shards(spec)
+            assert f"{command} {tmp_path}/*.{ending}" in str(refused.value)
+
     def test_what_else_lies_in_a_folder(self, tmp_path: Path) -> None:
         write_shards(tmp_path, 1, 1)
         for name in ("a.tar.gz", "b.tgz", "00000.parquet", "c.TAR"):

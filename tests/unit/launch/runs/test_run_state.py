@@ -43,6 +43,21 @@ SILENT = Answer(asked=False)
 TOO_OFTEN = "held after too many requeues by Slurm (MaxBatchRequeue): `scontrol release 17`"
 
 
+def test_a_job_that_waits_names_the_run_it_waits_for(run: RunDir) -> None:
+    waits = Answer(
+        QueuedJob("17", "PENDING", reason="Dependency"),
+        Source.SQUEUE,
+        waited_for=RunDir(Path("/r/a")),
+    )
+    assert said(run, waits) == ("pending", "pending (waits for a)")
+
+
+def test_a_cancelled_job_that_ends_is_not_said_to_be_killed(run: RunDir) -> None:
+    attempt(run, 1, first=1, last=9)
+    request_cancel(run, "17")
+    assert said(run, squeue("COMPLETING", restarts=1)) == ("running", "cancelled: ending")
+
+
 def test_never_submitted(tmp_path: Path) -> None:
     assert said(make_run(tmp_path), UNKNOWN_JOB) == (
         "stopped",

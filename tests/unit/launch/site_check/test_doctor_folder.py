@@ -65,7 +65,7 @@ def test_who_may_write(tmp_path: Path, mode: int, level: str) -> None:
     ("blocks", "files", "favail", "level", "expected"),
     [
         (2**18, 10**7, 10**7, "fault", "1.0 GiB free"),
-        (10 * 2**18, 10**7, 10**7, "warning", "10.0 GiB free"),
+        (10 * 2**18, 10**7, 10**7, "warning", "10 GiB free"),
         (2**30, 10**7, 500, "fault", "500 files"),
         (2**30, 10**7, 5000, "warning", "5,000 files"),
     ],
