@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class _Job:
     copied: list[torch.cuda.Event]
     meta: Mapping[str, Any]
     asked_at: float
+    keep: Collection[int]
 
 
 class AsyncSaver:
@@ -124,6 +125,7 @@ class AsyncSaver:
         meta: Mapping[str, Any],
         *,
         block: bool = True,
+        keep: Collection[int] = (),
     ) -> bool:
         """Copy the state now; write it in the background, then prune.
 
@@ -132,6 +134,7 @@ class AsyncSaver:
             files: entry to named tensors; they may change as soon as this returns.
             meta: JSON values; must not change afterwards.
             block: wait for a free buffer when two saves are still being written.
+            keep: steps that the pruning behind this save leaves.
 
         Returns:
             Whether the state was taken; False if no buffer was free, or no memory for one.
@@ -154,7 +157,7 @@ class AsyncSaver:
             self._report_failure(step, error)
             return False
         with self._changed:
-            self._jobs.append(_Job(step, slot, copied, dict(meta), asked_at))
+            self._jobs.append(_Job(step, slot, copied, dict(meta), asked_at, frozenset(keep)))
             if self._thread is None:
                 # A daemon, because a write that hangs in a dead mount must not hold the process.
                 self._thread = threading.Thread(
@@ -211,7 +214,7 @@ class AsyncSaver:
             self._changed.notify_all()
         if self._on_durable is not None:
             _call(self._on_durable, job.step, path, seconds)
-        self.store.prune()
+        self.store.prune(job.keep)
 
     def _report_failure(self, step: int, error: Exception) -> None:
         log.error("the checkpoint of step %d failed: %s", step, error)

@@ -19,7 +19,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -246,11 +246,11 @@ class CheckpointStore:
             return f" (and it could not be moved aside: {trouble})"
         return ""
 
-    def prune(self) -> list[int]:
+    def prune(self, keep: Collection[int] = ()) -> list[int]:
         """Delete what retention does not ask for, once something newer has been read back.
 
-        Kept are the newest `keep_last` that verify, everything newer than these, and multiples
-        of `keep_every_steps`.
+        Kept are the newest `keep_last` that verify, everything newer than these, multiples of
+        `keep_every_steps`, and the steps in `keep`.
 
         Returns:
             The steps deleted.
@@ -271,7 +271,9 @@ class CheckpointStore:
             return []
         every = self.keep_every_steps
         victims = [
-            step for step in steps if step < oldest_kept and not (every and step % every == 0)
+            step
+            for step in steps
+            if step < oldest_kept and step not in keep and not (every and step % every == 0)
         ]
         if victims:
             try:

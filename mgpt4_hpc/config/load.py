@@ -16,6 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.epochs import ConvertEpochs, StepCount
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import RunConfig
@@ -82,6 +83,8 @@ NOT_IN_DIGEST: Any = {
     },
     "train": {
         "log_every_steps": True,
+        "max_epochs": True,
+        "early_stop": True,
         "eval_every_steps": True,
         "eval_samples": True,
         "eval_suites": True,
@@ -201,6 +204,7 @@ def load_config(
     site: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
     strict_paths: bool = True,
+    convert_epochs: ConvertEpochs | None = None,
 ) -> Resolved:
     """Resolve one run's configuration.
 
@@ -212,6 +216,7 @@ def load_config(
         site: site profile, by name or path (see ``config/sites.py``).
         environ: environment to read; None reads nothing.
         strict_paths: refuse a flag that gives the path of a source that the run does not have.
+        convert_epochs: makes ``train.max_steps`` of ``train.max_epochs``.
 
     Raises:
         ConfigError: with every fault at once.
@@ -232,7 +237,8 @@ def load_config(
     if config is not None:
         layers.insert(0, _file_layer(find_config(str(config)), layers))
         notes = _replaced(layers[0], from_environ, overrides or {})
-    resolved = replace(merge(layers, faults), notes=notes)
+    resolved = merge(layers, faults, convert_epochs)
+    resolved = replace(resolved, notes=(*notes, *resolved.notes))
     if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
         raise ConfigError("cannot use these settings", faults=faults)
     return resolved
@@ -273,23 +279,31 @@ def _file_layer(path: Path, above: list[Layer]) -> Layer:
     return f"file {path.name}", import_original(nested, path, gpus=known).settings
 
 
-def merge(layers: Iterable[Layer], faults: Sequence[str] = ()) -> Resolved:
+def merge(
+    layers: Iterable[Layer],
+    faults: Sequence[str] = (),
+    convert_epochs: ConvertEpochs | None = None,
+) -> Resolved:
     """Lay ``layers`` over one another, the last on top, and validate the result.
 
     Args:
         layers: settings by their origin.
         faults: what is known to be wrong already; told with what is found here.
+        convert_epochs: makes ``train.max_steps`` of ``train.max_epochs``.
 
     Raises:
         ConfigError: with every fault at once.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    counts = StepCount()
     for origin, flat in layers:
         for key, value in keys.split_mappings(flat).items():
             values[key] = value
             origins[key] = origin
+        counts.see(flat)
     apply_faithful(values, origins)
+    faults = [*faults, *counts.settle(values, origins, convert_epochs)]
     try:
         config = RunConfig.model_validate(keys.unflatten(values))
     except ValidationError as error:
@@ -300,7 +314,7 @@ def merge(layers: Iterable[Layer], faults: Sequence[str] = ()) -> Resolved:
             faults=faults,
             fix="`mgpt4 config keys` lists every setting",
         )
-    return Resolved(with_absolute_paths(config), origins)
+    return Resolved(with_absolute_paths(config), origins, counts.notes)
 
 
 _ANY: dict[str, Any] = {

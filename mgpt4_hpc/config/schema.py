@@ -22,6 +22,7 @@ from pydantic import (
 
 from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
 from mgpt4_hpc.prompts import (
+    CUSTOM,
     MODEL_TEMPLATE,
     STAGE1_END_SYMBOL,
     STAGE2_INSTRUCTIONS,
@@ -138,7 +139,7 @@ class TextConfig(_Section):
     """How captions become tokens."""
 
     template: str = "vicuna_v0"
-    """Conversation format: vicuna_v0, llama2, or `model` for the language model's own template."""
+    """Conversation format: vicuna_v0, llama2, llama3, qwen, mistral, gemma, or `model`'s own."""
     system: str = ""
     """System prompt of conversations that have none of their own, in training and in chat."""
     prompt: str | None = None
@@ -181,6 +182,8 @@ class TrainConfig(_Section):
     """Samples per rank and forward pass; accumulation is derived."""
     max_steps: Positive
     """Optimizer steps of the whole run."""
+    max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """The same in passes over all sources, converted at submission; each needs an index."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
     min_lr: _Rate = 0.0
@@ -209,6 +212,8 @@ class TrainConfig(_Section):
     """Held-out samples per evaluation."""
     eval_suites: tuple[Literal["failure", "caption"], ...] = ()
     """Suites of `mgpt4 eval` asked with each held-out loss, about images never trained on."""
+    early_stop: NonNegative = 0
+    """Held-out losses in a row without a new lowest after which the run is finished; 0 is never."""
     eval_images: Positive = 8
     """Images that they ask about, over all ranks; shown in TensorBoard with the answers."""
     eval_answer_tokens: Positive = 160
@@ -228,12 +233,16 @@ class TrainConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """How many checkpoints stay."""
+    """Which steps are saved, beside `train.save_every_s`, and how many checkpoints stay."""
 
+    save_every_steps: NonNegative = 0
+    """Save at multiples of this too; 0 saves by the clock alone."""
     keep_last: Positive = 3
     """Newest checkpoints kept."""
     keep_every_steps: NonNegative = 0
-    """Checkpoints at multiples of this stay for ever; 0 keeps none."""
+    """Each multiple of this is saved and stays for ever; 0 keeps none."""
+    keep_best: Literal["val/loss"] | None = None
+    """The checkpoint of the lowest held-out loss is saved and stays; none keeps none."""
 
 
 _LINE = r"^[^\x00-\x1f\x7f]+$"
@@ -404,6 +413,9 @@ class RunConfig(_Section):
             )
         if self.train.eval_every_steps and not self.data.val_fraction:
             faults.append("train.eval_every_steps needs data.val_fraction above 0")
+        for key in ("train.early_stop", "checkpoint.keep_best"):
+            if self._setting(key) and not self.train.eval_every_steps:
+                faults.append(f"{key} needs a held-out loss: set train.eval_every_steps")
         if self.train.eval_suites and not self.train.eval_every_steps:
             faults.append("train.eval_suites are never asked: train.eval_every_steps is 0")
         if self.launch.gpus % self.launch.nodes:
@@ -507,7 +519,7 @@ class RunConfig(_Section):
     def template(self) -> Template:
         """How the language model is spoken to in stage 2."""
         if self.text.prompt is not None:
-            return Template("custom", self.text.prompt, self.text.end_symbol or "")
+            return Template(CUSTOM, self.text.prompt, self.text.end_symbol or "")
         template = get_template(self.text.template)
         if self.stage == 2 and self.text.end_symbol is not None:
             return replace(template, end_symbol=self.text.end_symbol)

@@ -176,7 +176,7 @@ def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:
 
 
 _WITH_STEP = (Kind.FIRST_STEP, Kind.STEPS, Kind.SAVE, Kind.STOP_REQUESTED, Kind.END)
-_WITH_SECONDS = (Kind.STEPS, Kind.FAULT, Kind.END)
+_WITH_SECONDS = (Kind.FIRST_STEP, Kind.STEPS, Kind.FAULT, Kind.END)
 
 
 def _tells_seconds(record: Record) -> bool:

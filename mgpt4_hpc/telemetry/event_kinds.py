@@ -10,8 +10,8 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | | | `world_size`, `device` ("cpu", "cuda"), `hostname`, `processes` (rank, host, pid of each), `started_at` (unix time of the process), `versions` (object), `submitted_at` (unix time) |
 | `restore` | a checkpoint was loaded | `step`, `samples_seen`, `path` |
 | `damaged` | a checkpoint failed verification | `path`, `reason` |
-| `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s` |
-| `steps` | every so often | `step`, `samples_seen`, `loss`, |
+| `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s`, `buckets` |
+| `steps` | every so often, at each save (without a loss), and after the last step | `step`, `samples_seen`, `loss`, |
 | | | `buckets` (seconds in each since the attempt's start) |
 | `save` | a checkpoint is durable | `step`, `durable_s`, `stall_s` |
 | `save_failed` | it is not | `step`, `reason` |

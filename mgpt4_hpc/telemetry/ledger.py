@@ -180,15 +180,6 @@ def read_ledgers(folder: Path) -> list[Attempt]:
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 
 
-def is_validated(folder: Path, step: int) -> bool:
-    """Whether any attempt recorded the held-out loss of ``step``."""
-    return any(
-        record.get("kind") == Kind.VALIDATION and record.get("step") == step
-        for path in sorted(Path(folder).glob("attempt-*.jsonl"), reverse=True)
-        for record in read_records(path)
-    )
-
-
 def read_records(path: Path) -> list[Record]:
     """The lines of one ledger file that are whole, as dictionaries with at least a time."""
     return _parse(_lines(path))

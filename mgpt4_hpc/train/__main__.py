@@ -19,6 +19,7 @@ from mgpt4_hpc.config.load import (
     unset_paths,
 )
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
+from mgpt4_hpc.data.sources.epochs import steps_of_epochs
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
 from mgpt4_hpc.ownership import assert_owned
@@ -51,7 +52,15 @@ def command(
         "launch.nodes": max(1, ranks.world_size // ranks.local_world_size),
         **settings,
     }
-    resolved = load_config(config, overrides=overrides, faults=faults, environ=os.environ)
+    resolved = load_config(
+        config,
+        overrides=overrides,
+        faults=faults,
+        environ=os.environ,
+        convert_epochs=steps_of_epochs,
+    )
+    for note in resolved.notes if ranks.is_first else ():
+        click.echo(note, err=True)
     # Here and not earlier: until now nothing has begun that a signal could damage. A Ctrl-C counts
     # as well, for this is somebody's terminal.
     signals = stop_signals((*resolved.config.launch.stop_signals, "INT"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from mgpt4_hpc.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mgpt4_hpc.train.state import TrainState
 from mgpt4_hpc.train.step import TrainStep
 
+_COUNTERS = tuple(field.name for field in fields(TrainState) if field.name != "step")
+
 
 def restore(checkpoint: Checkpoint, state: TrainState, model: MiniGPT4, step: TrainStep) -> None:
     """Put a checkpoint's state into counters, model, optimizer and loss scale.
@@ -40,9 +43,10 @@ def restore(checkpoint: Checkpoint, state: TrainState, model: MiniGPT4, step: Tr
     load_optimizer_tensors(step.optimizer, trained_parameters(model), saved)
     step.load_scaler_tensors(saved)
     state.step = checkpoint.step
-    state.samples_seen = int(checkpoint.meta["samples_seen"])
-    # Older checkpoints do not count them.
-    state.samples_replaced = int(checkpoint.meta.get("samples_replaced", 0))
+    # Older checkpoints do not have them.
+    known = {name: checkpoint.meta[name] for name in _COUNTERS if name in checkpoint.meta}
+    for name, value in known.items():
+        setattr(state, name, value)
 
 
 def snapshot(model: MiniGPT4, step: TrainStep) -> dict[str, dict[str, torch.Tensor]]:
@@ -85,8 +89,4 @@ def describe(
         "attempt": attempt,
         "world_size": ranks.world_size,
     }
-    return lambda state: {
-        **fixed,
-        "samples_seen": state.samples_seen,
-        "samples_replaced": state.samples_replaced,
-    }
+    return lambda state: {**fixed, **{name: getattr(state, name) for name in _COUNTERS}}

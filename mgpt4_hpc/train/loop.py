@@ -9,6 +9,7 @@ from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.time_buckets import (
@@ -80,7 +81,7 @@ def train(loop: Loop) -> tuple[Ending, str]:
     """Train until the last step or until any rank wants to stop; then save.
 
     Returns:
-        how it ended, and what asked for the stop.
+        how it ended, and what asked for the stop, or ended the run before its last step.
 
     Raises:
         FatalTrainingError: the loss is hopeless.
@@ -90,6 +91,9 @@ def train(loop: Loop) -> tuple[Ending, str]:
     ending, reason = _steps(loop, progress)
     with loop.buckets.time(CHECKPOINT_STALL), loop.watchdog.phase("last save"):
         loop.saving.save_now(loop.state)
+    # No line of a step may have come since the last one, or ever: where the seconds went.
+    seconds = loop.buckets.seconds
+    loop.recorder.event(Kind.STEPS, step=loop.state.step, buckets=seconds)
     with loop.watchdog.phase("waiting for the last save"):
         loop.ranks.barrier()  # patiently: storage may be slow, where a step's collective may not
     return ending, reason
@@ -100,6 +104,8 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
     if loop.evaluate_first and not _validate(loop, progress):
         return Ending.STOPPED, _reason(loop)
     while state.step < config.max_steps:
+        if 0 < config.early_stop <= state.num_worse:
+            return Ending.FINISHED, _why_early(state)
         with buckets.time(DATA_WAIT):
             micro_batches = _next_batches(loop)
         with buckets.time(PRODUCTIVE):
@@ -119,7 +125,9 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
         if due and (wish.asked or not _validate(loop, progress)):
             return Ending.STOPPED, _reason(loop)
         with buckets.time(CHECKPOINT_STALL):
-            loop.saving.save_if_due(state)
+            saved = loop.saving.save_if_due(state)
+        if saved:  # a kill then leaves no second before it unexplained
+            loop.recorder.event(Kind.STEPS, step=state.step, buckets=buckets.seconds)
         loop.recorder.beat(state.step)
         loop.watchdog.beat(state.step)
     return Ending.FINISHED, ""
@@ -177,6 +185,14 @@ def _reason(loop: Loop) -> str:
     return ANOTHER_RANK if request is None else request.reason
 
 
+def _why_early(state: TrainState) -> str:
+    lowest = "no held-out loss was a number"
+    if state.best_loss is not None:
+        lowest = f"the lowest, {state.best_loss:.4f}, is of step {state.best_step}"
+    validations = counted(state.num_worse, "validation")
+    return f"no new lowest held-out loss in the last {validations}; {lowest}"
+
+
 def _validate(loop: Loop, progress: _Progress) -> bool:
     """Record held-out loss and answers; False, on every rank, if a stop put an end to them."""
     assert loop.evaluate is not None
@@ -217,7 +233,10 @@ class _Progress:
         if self.first:
             self.first = False
             loop.recorder.event(
-                Kind.FIRST_STEP, step=loop.state.step, since_start_s=loop.buckets.elapsed_s
+                Kind.FIRST_STEP,
+                step=loop.state.step,
+                since_start_s=loop.buckets.elapsed_s,
+                buckets=loop.buckets.seconds,
             )
 
     def report(self, result: StepResult, micro_batches: Sequence[Batch]) -> None:
@@ -267,6 +286,7 @@ class _Progress:
     def report_validation(self, loss: float, answers: ValidationAnswers) -> None:
         """Record the held-out loss, and what was said about held-out images."""
         step = self.loop.state.step
+        lowest = " (the lowest so far)" if self.loop.state.validated(loss) else ""
         scores = {"scores": dict(answers.scores)} if answers.scores else {}
         self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss, **scores)
         failing = [f"{n} {v:.0%}" for n, v in answers.scores.items() if n.endswith("_failing")]
@@ -274,7 +294,7 @@ class _Progress:
             step,
             {tags.VAL_LOSS: loss, **{f"{tags.EVAL}{n}": v for n, v in answers.scores.items()}},
             self.loop.buckets.seconds,
-            "  ".join([f"step {step}  held-out loss {loss:.4f}", *failing]),
+            "  ".join([f"step {step}  held-out loss {loss:.4f}{lowest}", *failing]),
         )
         self.loop.recorder.answered(step, answers.cards, answers.texts)
         self.watch.lap()  # not a part of the next step

@@ -30,7 +30,7 @@ from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.telemetry.ledger import is_validated, read_ledgers
+from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.telemetry.time_buckets import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
 from mgpt4_hpc.train.build import build_run_model, build_step, uniform_loss
 from mgpt4_hpc.train.checkpoint_state import describe, restore, snapshot
@@ -47,7 +47,7 @@ from mgpt4_hpc.train.inputs.resolve import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.mfu import utilisation
 from mgpt4_hpc.train.recorder import FirstRankRecorder, HangNote, Recorder, say_at_each_rank
-from mgpt4_hpc.train.saving import FirstRankSaving, Saving
+from mgpt4_hpc.train.saving import FirstRankSaving, SavePolicy, Saving
 from mgpt4_hpc.train.state import Ending, Outcome, TrainState
 from mgpt4_hpc.train.step import TrainStep
 from mgpt4_hpc.train.stopping.stop import ANOTHER_RANK, Interrupted, StopSource, unless_stopped
@@ -290,6 +290,8 @@ class _Attempt:
         loop = self._loop(bundle, model, built, saving)
         try:
             ending, reason = train(loop)
+            if ending is Ending.FINISHED and reason:
+                self.recorder.say(f"finished early: {reason}")
             if staged := built.batches.staging.facts:
                 self.recorder.event(Kind.STAGING, **staged)
             step, durable = built.state.step, saving.durable_step
@@ -327,8 +329,10 @@ class _Attempt:
         answer = None
         if config.train.eval_suites:
             answer = HeldOutAnswers(config, inputs.indexes, bundle, model, ranks, self._gives_up)
-        left_out = evaluate is not None and self._left_out_validation(inputs.restored_step)
-        return _Built(state, step, batches, evaluate, answer, evaluate_first=left_out)
+        # The last attempt may have stopped where a validation was due, before it was made.
+        at = state.step if state.step != state.validated_step else 0
+        left_out = evaluate is not None and at and at % config.train.eval_every_steps == 0
+        return _Built(state, step, batches, evaluate, answer, evaluate_first=bool(left_out))
 
     def _first_rank_saving(
         self, saver: AsyncSaver, bundle: Bundle, inputs: Inputs, model: MiniGPT4, built: _Built
@@ -338,7 +342,7 @@ class _Attempt:
             lambda: snapshot(model, built.step),
             describe(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
             self.recorder,
-            save_every_s=self.config.train.save_every_s,
+            policy=SavePolicy.of(self.config),
             restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
             longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
         )
@@ -373,15 +377,6 @@ class _Attempt:
         """Asked between the batches of a validation, and between the tokens of its answers."""
         self.watchdog.beat()
         return self.stop.poll() is not None
-
-    def _left_out_validation(self, step: int) -> bool:
-        """Whether the last attempt stopped where a validation was due, before it was made."""
-        if not step or step % self.config.train.eval_every_steps:
-            return False
-        left_out: bool = self.ranks.broadcast(
-            self.ranks.is_first and not is_validated(self.run.ledger, step)
-        )
-        return left_out
 
     def _open_saver(self, store: CheckpointStore) -> AsyncSaver:
         saver = AsyncSaver(

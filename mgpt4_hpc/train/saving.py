@@ -1,20 +1,53 @@
-"""Checkpoints as the loop sees them: due by the clock, written in the background by rank 0."""
+"""Checkpoints as the loop sees them: due by clock or step, written in the background by rank 0."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from mgpt4_hpc.checkpoint.interval import SaveInterval
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import CheckpointError, Overtaken
 from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.state import TrainState
 
 Snapshot = Callable[[], dict[str, dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """Which states are saved on the way, and which of them stay.
+
+    Attributes:
+        every_s: most seconds of work that a kill can cost.
+        every_steps: multiples of any of these are saved.
+        keep_best: the state of the lowest held-out loss is saved, and kept until there is a lower.
+    """
+
+    every_s: float
+    every_steps: tuple[int, ...] = ()
+    keep_best: bool = False
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SavePolicy:
+        """The policy of a run's settings."""
+        kept = config.checkpoint
+        every_steps = tuple(filter(None, (kept.save_every_steps, kept.keep_every_steps)))
+        return cls(config.train.save_every_s, every_steps, kept.keep_best is not None)
+
+    def wants(self, state: TrainState) -> bool:
+        """Whether this very state must be saved, whatever the clock says."""
+        best = self.keep_best and state.best_step == state.step == state.validated_step
+        return best or any(state.step % steps == 0 for steps in self.every_steps)
+
+    def kept(self, state: TrainState) -> frozenset[int]:
+        """Steps that no pruning removes, beside those of the store's own rules."""
+        return frozenset({state.best_step} if self.keep_best and state.best_step else ())
 
 
 class Saving:
@@ -23,8 +56,9 @@ class Saving:
     def start_clock(self) -> None:
         """Have no clock."""
 
-    def save_if_due(self, state: TrainState) -> None:
+    def save_if_due(self, state: TrainState) -> bool:
         """Save nothing."""
+        return False
 
     def save_now(self, state: TrainState) -> None:
         """Save nothing."""
@@ -48,7 +82,7 @@ class FirstRankSaving(Saving):
         snapshot: the tensors to save, as they are now.
         meta: of a state: what the manifest says beside the tensors.
         recorder: told of stalls.
-        save_every_s: most seconds of work that a kill can cost.
+        policy: what to save, and when.
         restored_step: step that needs no saving, as it was loaded.
         longest_s: seconds of the longest save of earlier attempts; 0 if there was none.
     """
@@ -60,7 +94,7 @@ class FirstRankSaving(Saving):
         meta: Callable[[TrainState], dict[str, Any]],
         recorder: Recorder,
         *,
-        save_every_s: float,
+        policy: SavePolicy,
         restored_step: int | None,
         longest_s: float = 0.0,
     ) -> None:
@@ -68,26 +102,32 @@ class FirstRankSaving(Saving):
         self._snapshot = snapshot
         self._meta = meta
         self._recorder = recorder
-        self._save_every_s = save_every_s
-        self._interval = SaveInterval(save_every_s, started_at=time.monotonic())
+        self._policy = policy
+        self._interval = SaveInterval(policy.every_s, started_at=time.monotonic())
         self._restored_step = restored_step
         self._longest_s = longest_s
 
     def start_clock(self) -> None:
         """Begin to count: what passed until now was no training that could be lost."""
-        self._interval = SaveInterval(self._save_every_s, started_at=time.monotonic())
+        self._interval = SaveInterval(self._policy.every_s, started_at=time.monotonic())
 
-    def save_if_due(self, state: TrainState) -> None:
-        """Start a save if the interval has passed; costs the copy, never the disk.
+    def save_if_due(self, state: TrainState) -> bool:
+        """Start a save if the interval has passed, or this step is wanted; whether it did.
+
+        Costs the copy, never the disk, but for a step that is wanted while two are being written.
 
         Raises:
             Overtaken: an earlier save found that a newer attempt owns the run.
         """
         self._give_up_if_overtaken()
         now = time.monotonic()
-        if self._interval.next_save_due(now):
-            self._save(state)
-            self._interval.saved(now, self.saver.last_stall_s or 0.0)
+        wanted = self._policy.wants(state)
+        if not (wanted or self._interval.next_save_due(now)):
+            return False
+        # A disk slower than the interval must not hold the loop up: then that save is left out.
+        taken = self._save(state, block=wanted)
+        self._interval.saved(now, self.saver.last_stall_s or 0.0)
+        return taken
 
     def _give_up_if_overtaken(self) -> None:
         # Every other failure may pass; this one never does, and training on would be for nothing.
@@ -95,9 +135,9 @@ class FirstRankSaving(Saving):
             if isinstance(failure.error, Overtaken):
                 raise failure.error
 
-    def _save(self, state: TrainState) -> None:
-        # A disk slower than the interval must not hold the loop up: then this save is left out.
-        self.saver.save(state.step, self._snapshot(), self._meta(state), block=False)
+    def _save(self, state: TrainState, *, block: bool = True) -> bool:
+        meta, keep = self._meta(state), self._policy.kept(state)
+        return self.saver.save(state.step, self._snapshot(), meta, block=block, keep=keep)
 
     def save_now(self, state: TrainState) -> None:
         """Save and wait until it is durable.
@@ -112,7 +152,7 @@ class FirstRankSaving(Saving):
         for _ in range(2):
             if self.durable_step == state.step:
                 return
-            self.saver.save(state.step, self._snapshot(), self._meta(state))
+            self._save(state)
             self.saver.wait()
             self._give_up_if_overtaken()
         if self.durable_step == state.step:

@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 @dataclass
 class TrainState:
-    """All counters are in every checkpoint; the first two are all that is needed to go on exactly.
+    """All are in every checkpoint; the first two are all that is needed for the same weights.
 
     Attributes:
         step: optimizer steps completed.
         samples_seen: samples consumed over all ranks; the whole state of the data pipeline.
         samples_replaced: bad samples among them, for people.
+        validated_step: step of the newest held-out loss; 0 if there is none.
+        best_step, best_loss: of the lowest one.
+        num_worse: held-out losses since then.
     """
 
     step: int = 0
     samples_seen: int = 0
     samples_replaced: int = 0
+    validated_step: int = 0
+    best_step: int = 0
+    best_loss: float | None = None
+    num_worse: int = 0
 
     def advance(self, samples: int, replaced: int = 0) -> None:
         """One more step is complete."""
         self.step += 1
         self.samples_seen += samples
         self.samples_replaced += replaced
+
+    def validated(self, loss: float) -> bool:
+        """Note the held-out loss of this step; whether it is the lowest so far."""
+        self.validated_step = self.step
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
+            self.best_step, self.best_loss, self.num_worse = self.step, loss, 0
+            return True
+        self.num_worse += 1
+        return False
 
 
 class Ending(StrEnum):
@@ -43,7 +60,8 @@ class Outcome:
         step: steps completed and saved.
         restored_step: where this attempt began.
         durable_step: step of the newest durable checkpoint, None if there is none.
-        reason: what asked for the stop, as ``SIGTERM``; empty if finished.
+        reason: what asked for the stop, as ``SIGTERM``; of a finished run why it ended early, or
+            empty.
         attempt: number of this attempt.
     """
 

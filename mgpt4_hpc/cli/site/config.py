@@ -187,6 +187,7 @@ def resolve_settings(
     """
     from mgpt4_hpc.config.load import find_config, load_config, read_assignments
     from mgpt4_hpc.config.run_config_file import read_config
+    from mgpt4_hpc.data.sources.epochs import steps_of_epochs
     from mgpt4_hpc.errors import NoSuchRun
     from mgpt4_hpc.launch.submit.site_profile import choose_site
     from mgpt4_hpc.resources import preset_names
@@ -208,7 +209,14 @@ def resolve_settings(
     find_config(what)
     chosen = choose_site(site)
     path = chosen.path if chosen is not None else None
-    return load_config(what, overrides=overrides, faults=faults, site=path, environ=os.environ)
+    return load_config(
+        what,
+        overrides=overrides,
+        faults=faults,
+        site=path,
+        environ=os.environ,
+        convert_epochs=steps_of_epochs,
+    )
 
 
 def _origin(resolved: Resolved, key: str) -> str:

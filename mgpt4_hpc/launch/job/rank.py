@@ -217,7 +217,13 @@ def _settle(
 
     if outcome.ending is Ending.FINISHED:
         recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
-        tell(run, start, FINISHED, Cause.FINISHED, f"all {outcome.step} steps are done")
+        tell(
+            run,
+            start,
+            FINISHED,
+            Cause.FINISHED,
+            outcome.reason or f"all {outcome.step} steps are done",
+        )
         return 0
     run.assert_newest(outcome.attempt)
     request = stop.poll()

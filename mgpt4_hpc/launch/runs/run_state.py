@@ -122,7 +122,8 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
     """
     now = time.time() if now is None else now
     if facts.last is not None and facts.last.cause == Cause.FINISHED:
-        return Status(RunState.FINISHED, "finished", Source.FOLDER)
+        early = facts.max_steps is not None and 0 < facts.step < facts.max_steps
+        return Status(RunState.FINISHED, "finished early" if early else "finished", Source.FOLDER)
     if facts.job is None and facts.job_is_lost:
         return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", Source.FOLDER)
     if facts.copied_from is not None:

@@ -54,6 +54,8 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
 
 
 def _make(run: RunDir, config: str, assignments: Sequence[str]) -> None:
+    from mgpt4_hpc.data.sources.epochs import steps_of_epochs
+
     settings, faults = read_assignments(assignments)
     overrides = {
         "launch.gpus": int(os.environ["SLURM_NTASKS"]),
@@ -65,7 +67,12 @@ def _make(run: RunDir, config: str, assignments: Sequence[str]) -> None:
     site = choose_site(None)
     path = site.path if site is not None else None
     resolved = load_config(
-        config, overrides=overrides, faults=faults, site=path, environ=os.environ
+        config,
+        overrides=overrides,
+        faults=faults,
+        site=path,
+        environ=os.environ,
+        convert_epochs=steps_of_epochs,
     )
     preflight(resolved.config, run.path.parent, executor="none")
     create_run(run, resolved)

@@ -197,6 +197,7 @@ class _Resolver:
             faults=self.faults,
             site=self.site,
             environ=self.environ,
+            convert_epochs=_steps_of_epochs,
             strict_paths=False,  # looked at for all runs together: each stage has its own sources
         )
         if stage is not None and resolved.config.stage != stage:
@@ -206,6 +207,12 @@ class _Resolver:
                 fix=f"choose a preset for stage {stage}",
             )
         return resolved
+
+
+def _steps_of_epochs(values: Mapping[str, Any]) -> tuple[int, str]:
+    from mgpt4_hpc.data.sources.epochs import steps_of_epochs  # NumPy, which few submissions need
+
+    return steps_of_epochs(values)
 
 
 def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> list[PlannedRun]:

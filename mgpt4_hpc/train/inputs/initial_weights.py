@@ -14,6 +14,8 @@ from mgpt4_hpc.errors import FatalTrainingError, WeightsError
 from mgpt4_hpc.model.conversion.importer import import_projector
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.causes import Cause
+from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 PROJECTOR = "projector"
 """Entry of the projector in a checkpoint."""
@@ -68,7 +70,9 @@ def _from_run(run: RunDir) -> StartWeights:
     store = CheckpointStore(run.checkpoints)
     steps = store.steps()
     last = steps[-1] if steps else 0
-    if last < max_steps:
+    # A run that stopped early is finished, too.
+    attempts = read_ledgers(run.ledger)
+    if last < max_steps and not (last and attempts and attempts[-1].cause == Cause.FINISHED):
         raise FatalTrainingError(
             f"the run {run.name} is at step {last} of {max_steps}, so its projector is not final",
             fix=f"finish it (`mgpt4 resume {run.path}`), or name one of its checkpoints "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mgpt4_hpc.config.load import (
     config_digest,
     env_layer,
     load_config,
+    merge,
     parse_assignments,
     read_assignments,
 )
@@ -319,3 +321,54 @@ def test_gpus_may_be_asked_for_in_a_way_of_ones_own() -> None:
     overrides = {"launch.gpu_request": "none", "launch.sbatch.gpus-per-node": "a100:2"}
     launch = load_config("toy-stage1", overrides=overrides).config.launch
     assert launch.sbatch == {"gpus-per-node": "a100:2"}
+
+
+# -- epochs ------------------------------------------------------------------------------------
+
+
+def convert(values: Mapping[str, object]) -> tuple[int, str]:
+    return 30 * int(str(values["train.max_epochs"])), "told"
+
+
+@pytest.mark.parametrize(
+    ("layers", "steps", "epochs"),
+    [
+        ([{"train.max_steps": 5}, {"train.max_epochs": 2}], 60, 2),
+        ([{"train.max_epochs": 2}], 60, 2),
+        ([{"train.max_epochs": 2}, {"train.max_steps": 5}], 5, None),
+        # A run's own settings have both, and stay as they are.
+        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.lr": 0.1}], 5, 2),
+        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.max_steps": 7}], 7, None),
+        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.max_epochs": 3}], 90, 3),
+        ([{"train.max_steps": 5}, {"train.max_epochs": None}], 5, None),
+    ],
+)
+def test_epochs_and_steps_hold_as_they_were_set_last(
+    layers: list[dict[str, object]], steps: int, epochs: float | None
+) -> None:
+    base = {
+        "stage": 1,
+        "data.sources": [{"name": "a"}],
+        "train.global_batch_size": 1,
+        "train.micro_batch_size": 1,
+        "train.lr": 0.1,
+    }
+    resolved = merge([("base", base), *(("layer", layer) for layer in layers)], (), convert)
+    assert (resolved.config.train.max_steps, resolved.config.train.max_epochs) == (steps, epochs)
+    assert resolved.notes == (("told",) if steps in (60, 90) else ())
+    if resolved.notes:
+        assert resolved.origin("train.max_steps") == f"train.max_epochs {epochs}"
+        with pytest.raises(ConfigError, match=r"train\.max_steps here"):
+            merge([("base", base), *(("layer", layer) for layer in layers)])
+
+
+def test_what_stops_a_run_is_no_part_of_its_digest_and_needs_a_held_out_loss(file: Path) -> None:
+    plain = load_config(file, overrides={"data.val_fraction": 0.1})
+    changes = {"train.early_stop": 3, "checkpoint.keep_best": "val/loss", "data.val_fraction": 0.1}
+    faults = faults_of(file, overrides=changes)
+    assert [fault.split(" needs")[0] for fault in faults] == [
+        "train.early_stop",
+        "checkpoint.keep_best",
+    ]
+    with_both = load_config(file, overrides={**changes, "train.eval_every_steps": 5})
+    assert config_digest(with_both.config) == config_digest(plain.config)

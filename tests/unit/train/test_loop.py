@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import CheckpointError, FatalTrainingError
 from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.saving import Saving
@@ -51,8 +54,9 @@ class NotingSaving(Saving):
     def start_clock(self) -> None:
         self.notes.append("clock")
 
-    def save_if_due(self, state: TrainState) -> None:
+    def save_if_due(self, state: TrainState) -> bool:
         self.notes.append(("due?", state.step))
+        return False
 
     def save_now(self, state: TrainState) -> None:
         self.notes.append(("save", state.step, state.samples_seen))
@@ -157,7 +161,7 @@ def test_a_whole_run_in_its_order() -> None:
         ("batch", 4), ("step", 3), ("log", 4), ("due?", 4), ("beat", 4),
         ("save", 4),
     ]  # fmt: skip
-    assert loop.state == TrainState(4, 40)
+    assert (loop.state.step, loop.state.samples_seen, loop.state.best_step) == (4, 40, 3)
     logged = next(note[2] for note in notes if note[:2] == ("log", 4))
     assert logged[tags.TRAIN_LOSS] == 2.0
     assert logged[tags.TRAIN_LR] == pytest.approx(0.4), "of the update that made this step"
@@ -223,6 +227,50 @@ def test_close_to_the_end_no_validation_begins_and_the_next_attempt_makes_it() -
     again = make_loop(notes, state=TrainState(3, 30), evaluate_first=True)
     assert train(again) == (Ending.FINISHED, "")
     assert names(notes)[1:4] == ["validate", ("log", 3), ("batch", 1)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "ends_at"),
+    [
+        ([3.0, 2.0, 2.5, 2.0, 1.0], 4),  # as low as before is no new lowest
+        ([3.0, float("nan"), 2.0, 4.0, 4.0], 5),
+        ([float("nan")] * 5, 2),
+        ([5.0, 4.0, 3.0, 3.5, 2.0], 6),
+    ],
+)
+def test_a_held_out_loss_that_no_longer_falls_ends_the_run(
+    losses: list[float], ends_at: int
+) -> None:
+    coming = iter(losses)
+    notes: Notes = []
+    settings = {"max_steps": 6, "eval_every_steps": 1, "early_stop": 2}
+    loop = make_loop(notes, config=settings, evaluate=lambda: next(coming, 0.0))
+    ending, reason = train(loop)
+    assert (ending, loop.state.step) == (Ending.FINISHED, ends_at)
+    assert ("in the last 2 validations" in reason) == (ends_at < 6)
+    assert notes[-1] == ("save", ends_at, 10 * ends_at)
+
+    # And a start of the finished run finds that it is.
+    again = make_loop([], config=settings, state=loop.state, evaluate=None)
+    assert train(again) == (Ending.FINISHED, reason) and again.state.step == ends_at
+
+
+def test_a_stop_before_the_first_line_of_a_step_leaves_no_second_unexplained(
+    tmp_path: Path,
+) -> None:
+    class Recording(NotingRecorder):
+        def event(self, kind: Kind, **fields: object) -> None:
+            ledger.event(kind, **fields)
+
+    ledger = Ledger(tmp_path, 1)
+    ledger.event(Kind.START)
+    loop = make_loop([], stop_at=4, config={"log_every_steps": 100}, recorder=Recording([]))
+    assert train(loop)[0] is Ending.STOPPED and loop.state.step == 3
+    ledger.event(Kind.END, cause="preempted", step=3)
+    ledger.close()
+    (seen,) = read_ledgers(tmp_path)
+    trained_s = loop.buckets.seconds["productive"]
+    assert seen.last_step == 3 and seen.buckets["productive"] == pytest.approx(trained_s) != 0
 
 
 def test_a_validation_that_was_broken_off_is_not_recorded() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
@@ -72,6 +73,41 @@ def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
     assert early == Outcome(Ending.STOPPED, first.step, first.step, first.step, "SIGTERM", 2)
     _, two = read_ledgers(run.ledger)
     assert (two.restored_step, two.last_step, two.steps_replayed) == (first.step, first.step, 0)
+
+
+def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_interrupted(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    file = tiny_world.write_config(
+        tmp_path / "x.yaml",
+        train__max_steps=60,
+        train__lr=0.5,
+        train__eval_every_steps=2,
+        train__eval_samples=8,
+        train__early_stop=1,
+        data__val_fraction=0.2,
+        data__num_workers=0,
+        checkpoint={"keep_best": "val/loss", "keep_last": 1},
+    )
+
+    def finish(name: str, *stops_at: int) -> tuple[int, list[int], str]:
+        made = RunDir(tmp_path / name)
+        made.create({"name": name, "stage": 1})
+        write_config(made.config_file, load_config(file))
+        for at in stops_at:
+            assert attempt(made, Stop(at)).ending is Ending.STOPPED
+        outcome = attempt(made, NeverStop())
+        assert outcome.ending is Ending.FINISHED and "in the last 1 validation" in outcome.reason
+        again = attempt(made, NeverStop())
+        assert (again.ending, again.step) == (Ending.FINISHED, outcome.step)
+        store = CheckpointStore(made.checkpoints)
+        kept = store.steps()
+        return outcome.step, kept, store.verify(store.path_of(kept[-1])).content
+
+    alone = finish("alone")
+    assert alone[0] < 60 and len(alone[1]) == 2, "the best, and the last"
+    # Polls fall between steps and inside of validations.
+    assert finish("interrupted", 9, 11, 17) == alone
 
 
 def test_an_overtaken_attempt_stops_at_its_next_save_and_decides_nothing(run: RunDir) -> None:

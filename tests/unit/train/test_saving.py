@@ -13,7 +13,7 @@ from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import CheckpointError, Overtaken
 from mgpt4_hpc.train.recorder import Recorder
-from mgpt4_hpc.train.saving import FirstRankSaving, Saving
+from mgpt4_hpc.train.saving import FirstRankSaving, SavePolicy, Saving
 from mgpt4_hpc.train.state import TrainState
 
 
@@ -38,17 +38,22 @@ def make(tmp_path: Path):
     def made(
         *errors: Exception,
         save_every_s: float = 1e9,
+        every_steps: tuple[int, ...] = (),
+        keep_best: bool = False,
+        keep_last: int = 9,
         restored_step: int | None = None,
         filesystem: FileSystem | None = None,
     ):
-        store = CheckpointStore(tmp_path / "checkpoints", keep_last=9, filesystem=filesystem)
+        store = CheckpointStore(
+            tmp_path / "checkpoints", keep_last=keep_last, filesystem=filesystem
+        )
         savers.append(AsyncSaver(store, guard=Guard(*errors)))
         saving = FirstRankSaving(
             savers[-1],
             lambda: {"projector": {"weight": torch.ones(2)}},
             lambda state: {"samples_seen": state.samples_seen},
             Recorder(),
-            save_every_s=save_every_s,
+            policy=SavePolicy(save_every_s, every_steps, keep_best),
             restored_step=restored_step,
         )
         return saving, store
@@ -143,6 +148,38 @@ def test_it_is_not_due_before_its_time(make: Make) -> None:
     assert store.steps() == []
 
 
+def test_each_multiple_is_saved_however_fast_the_steps_are(make: Make) -> None:
+    saving, store = make(every_steps=(3, 4))
+    saving.start_clock()
+    taken = [step for step in range(1, 13) if saving.save_if_due(TrainState(step, 10 * step))]
+    saving.saver.wait()
+    assert taken == store.steps() == [3, 4, 6, 8, 9, 12]
+
+
+def test_the_best_stays_until_a_better_one_is_durable(make: Make) -> None:
+    saving, store = make(every_steps=(1,), keep_best=True, keep_last=1)
+    losses = [3.0, 2.0, 2.5, 2.5, float("nan"), 1.0, 4.0, 4.0]
+    state, kept = TrainState(), []
+    for loss in losses:
+        state.advance(10)
+        state.validated(loss)
+        saving.save_if_due(state)
+        saving.saver.wait()
+        kept.append(store.steps())
+    assert kept == [[1], [2], [2, 3], [2, 4], [2, 5], [6], [6, 7], [6, 8]]
+
+
+def test_a_better_loss_is_saved_at_its_own_step(make: Make) -> None:
+    saving, store = make(keep_best=True)
+    state = TrainState(5, 50)
+    state.validated(2.0)
+    assert saving.save_if_due(state)
+    state.advance(10)
+    assert not saving.save_if_due(state), "the best is of another step"
+    saving.saver.wait()
+    assert store.steps() == [5]
+
+
 def test_what_was_restored_or_never_trained_needs_no_save(make: Make) -> None:
     saving, store = make(restored_step=4)
     saving.save_now(TrainState(4, 40))
@@ -155,6 +192,6 @@ def test_what_was_restored_or_never_trained_needs_no_save(make: Make) -> None:
 def test_other_ranks_save_nothing() -> None:
     saving = Saving()
     saving.start_clock()
-    saving.save_if_due(TrainState(1, 1))
+    assert not saving.save_if_due(TrainState(1, 1))
     saving.save_now(TrainState(1, 1))
     assert saving.durable_step is None
