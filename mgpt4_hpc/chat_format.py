@@ -83,7 +83,7 @@ class TemplateFormat:
 
     def lay_out(self, dialogue: Dialogue, limit: AnswerLimit | None = None) -> Layout:
         """See ``ChatFormat``."""
-        layout: Layout = [Run((self._bos_id,), (False,))]
+        layout: Layout = [Run((self._bos_id,), (False,))] if self._template.has_bos else []
         for number, turn in enumerate(dialogue.turns):
             system = "" if number else dialogue.system
             texts = self._template.opening(turn.question, system=system, later=number > 0)

@@ -80,6 +80,8 @@ class Template:
         end_symbol: what ends an answer in stage 2, and stops generation.
         system: a system prompt, in place of its ``{}``.
         system_inside: it stands before the first question, and not before the conversation.
+        between: stands between an answer's end symbol and the next question.
+        has_bos: whether the conversation begins with the tokenizer's begin token.
     """
 
     name: str
@@ -87,6 +89,8 @@ class Template:
     end_symbol: str
     system: str = PROMPT_SLOT
     system_inside: bool = False
+    between: str = ""
+    has_bos: bool = True
 
     def render(self, instruction: str) -> str:
         """Full prompt for one image and one instruction."""
@@ -114,7 +118,7 @@ class Template:
         texts[0] = before + told + texts[0] if self.system_inside else told + before + texts[0]
         texts[-1] += after
         if later:
-            texts[0] = texts[0].removeprefix(self.end_symbol)
+            texts[0] = self.between + texts[0].removeprefix(self.end_symbol)
         return texts
 
 
@@ -129,11 +133,39 @@ TEMPLATES: dict[str, Template] = {
             system="<<SYS>>\n{}\n<</SYS>>\n\n",
             system_inside=True,
         ),
+        # As the models' own chat templates write them, without a system prompt of their own.
+        Template(
+            "llama3",
+            "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            "<|eot_id|>",
+            system="<|start_header_id|>system<|end_header_id|>\n\n{}<|eot_id|>",
+        ),
+        Template(
+            "qwen",
+            "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_end|>",
+            system="<|im_start|>system\n{}<|im_end|>\n",
+            between="\n",
+            has_bos=False,
+        ),
+        Template("mistral", "[INST] {} [/INST]", "</s>", system="{}\n\n", system_inside=True),
+        Template(
+            "gemma",
+            "<start_of_turn>user\n{}<end_of_turn>\n<start_of_turn>model\n",
+            "<end_of_turn>",
+            system="{}\n\n",
+            system_inside=True,
+            between="\n",
+        ),
     )
 }
 
 MODEL_TEMPLATE = Template("model", PROMPT_SLOT, "")
 """Stands for the chat template of the language model's own tokenizer."""
+
+CUSTOM = "custom"
+"""Name of a format that a run's own settings write out."""
 
 STAGE1_END_SYMBOL = "\n"
 

@@ -76,7 +76,7 @@ def address(typed: Typed) -> str:
 
     def told() -> bool:
         assert typed.process.poll() is None, typed.err
-        found[:] = re.findall(r"http://\S+", typed.out)
+        found[:] = re.findall(r"http://[^\s?]+", typed.out)
         return bool(found)
 
     wait_until(told, UP_S, f"{typed.line} says its address")

@@ -146,7 +146,7 @@ def test_on_a_node(cluster: Cluster, shell: Shell, tiny_world: TinyWorld) -> Non
     for name in ("stage1-vicuna7b", "stage2-vicuna7b"):
         make_trained_run(tiny_world, shell.folder / "runs" / name)
     told = shell.run(TENSORBOARD)
-    (url,) = re.findall(r"http://\S+", told.out)
+    (url,) = re.findall(r"http://[^\s?]+", told.out)
     assert json.loads(get(f"{url}data/environment"))["window_title"] == "mgpt4"
 
     serve = shell.start(SERVE, terminal=True)

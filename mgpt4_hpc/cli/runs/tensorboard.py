@@ -20,6 +20,7 @@ from mgpt4_hpc.cli.shared.options import (
     runs_dir_option,
 )
 from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
 
@@ -89,7 +90,6 @@ def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
 def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_json: bool) -> None:
     from mgpt4_hpc.launch.side_jobs.tensorboard import (
         FIRST_PORT,
-        OPENING,
         TensorBoard,
         until_signalled,
     )
@@ -103,7 +103,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
         try:
             server.start()
             told = {
-                "url": f"http://localhost:{port}/{OPENING}",
+                "url": f"http://localhost:{port}/",
                 "tunnel": tunnel_line(host, port),
                 "host": host,
                 "node": socket.gethostname(),
@@ -166,7 +166,9 @@ def _in_a_job(
 
 
 def _tell(told: dict[str, object]) -> None:
+    from mgpt4_hpc.launch.side_jobs.tensorboard import OPENING
+
     runs = told["runs"]
     assert isinstance(runs, list)
-    click.echo(f"TensorBoard of {len(runs)} run{'s' if len(runs) != 1 else ''}: {told['url']}")
+    click.echo(f"TensorBoard of {counted(len(runs), 'run')}: {told['url']}{OPENING}")
     click.echo(f"on your own machine, first: {told['tunnel']}")

@@ -28,7 +28,7 @@ _MODEL_OPTIONS = (
     ),
     click.option(
         "--template",
-        help="Conversation format (vicuna_v0, llama2, model); default: the run's, or the bundle's.",
+        help="Conversation format, as text.template; default: the run's, or the bundle's.",
     ),
     click.option(
         "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:NUMBER."

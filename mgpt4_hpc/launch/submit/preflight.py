@@ -20,6 +20,7 @@ from mgpt4_hpc.launch.submit.preflight_features import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
     projector_findings,
     source_findings,
+    template_notes,
     weights_faults,
 )
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
@@ -69,6 +70,7 @@ def preflight(
     faults += hook_faults
     notes += hook_notes
     notes += unmounted(config)
+    notes += template_notes(config)
     if is_streamed(config):
         notes.append(f"this run cannot resume exactly: {WARNING}")
     if executor == "slurm":

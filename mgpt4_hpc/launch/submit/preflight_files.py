@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
@@ -20,8 +19,9 @@ from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
 from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.llm_files.check import check_llm
+from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template
 from mgpt4_hpc.nearby import beside
-from mgpt4_hpc.prompts import MODEL_TEMPLATE
+from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
 
 _SHOWN = 3
 
@@ -56,18 +56,23 @@ def weights_faults(config: RunConfig) -> list[str]:
 
 def _template_faults(config: RunConfig, llm_dir: Path) -> list[str]:
     """Whether a chat template that the run is to use is there; only the job can render it."""
-    if config.template.name != MODEL_TEMPLATE.name or (llm_dir / "chat_template.jinja").is_file():
-        return []
-    try:
-        settings = json.loads((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        settings = None
-    if isinstance(settings, dict) and settings.get("chat_template"):
+    if config.template.name != MODEL_TEMPLATE.name or own_chat_template(llm_dir):
         return []
     return [
         f"text.template is model, and the tokenizer in {llm_dir} has no chat template: set it to "
-        "vicuna_v0 or llama2, or set text.prompt and text.end_symbol"
+        f"{', '.join(TEMPLATES)}, or set text.prompt and text.end_symbol"
     ]
+
+
+def template_notes(config: RunConfig) -> list[str]:
+    """That the run speaks to its language model in another model's format."""
+    folder = Path(config.model.weights)
+    try:
+        llm_dir = Manifest.read(folder / BUNDLE_FILE).llm_dir(folder)
+    except MgptError:
+        llm_dir = folder / "llm"  # of the original's own files
+    note = format_note(llm_dir, config.template.name)
+    return [note] if note else []
 
 
 def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:

@@ -27,7 +27,12 @@ from mgpt4_hpc.model.conversion.importer import KeyReport
 from mgpt4_hpc.model.conversion.parts import Parts, Sources, gather
 from mgpt4_hpc.model.conversion.vicuna_delta import merge_vicuna_delta
 from mgpt4_hpc.model.llm_files.check import check_llm, read_stored
-from mgpt4_hpc.model.llm_files.folder import companion_files, llm_files
+from mgpt4_hpc.model.llm_files.folder import (
+    companion_files,
+    format_note,
+    llm_files,
+    original_format,
+)
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord, fingerprint
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
@@ -103,7 +108,10 @@ def write_bundle(
         _write_all(folder, _Plan(parts, files, sources.llm, llm, merged, finite), tell)
     if sources.base is None and llm == "move":
         sources.llm.rename(out / "llm")  # last: a killed call can be finished, see fetch.py
-    return open_bundle(out)
+    bundle = open_bundle(out)
+    if note := format_note(bundle.llm_dir, original_format(bundle.architecture)):
+        say(f"note: {note}")
+    return bundle
 
 
 def _require_sound(llm_dir: Path) -> None:

@@ -19,6 +19,7 @@ from mgpt4_hpc.model.conversion.parts import gather, original_sources
 from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projector_faults
 from mgpt4_hpc.model.estimates.memory import LlmSizes, MemoryEstimate, estimate_memory
 from mgpt4_hpc.model.llm_files.check import LlmCheck, check_llm
+from mgpt4_hpc.model.llm_files.folder import format_note, original_format
 from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.one_pass import Reading, require_finite, run_all
@@ -85,6 +86,8 @@ def check_bundle(
     llm = check_llm(llm_dir, torch_free=torch_free)
     found.faults += llm.faults
     found.notes += llm.notes
+    if note := format_note(llm_dir, original_format(arch)):
+        found.notes.append(note)
     _describe(found, arch, llm_dir, llm)
     if llm.width and llm.num_parameters:
         found.memory = _memory_table(arch.with_llm_dim(llm.width), llm)

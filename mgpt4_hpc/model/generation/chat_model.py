@@ -22,6 +22,7 @@ from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts, stream
 from mgpt4_hpc.model.generation.prompt_embedding import context_length, prompt_length
 from mgpt4_hpc.model.llm_files.chat_template import chat_format
+from mgpt4_hpc.model.llm_files.folder import original_format, own_format
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
@@ -325,7 +326,7 @@ def _step(projector: Path | None) -> int | None:
 
 
 def _template_of(bundle: Bundle) -> Template:
-    return get_template("vicuna_v0" if bundle.architecture.qformer else "llama2")
+    return get_template(own_format(bundle.llm_dir) or original_format(bundle.architecture))
 
 
 def _device(wanted: str) -> torch.device:

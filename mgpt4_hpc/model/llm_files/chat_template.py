@@ -17,6 +17,7 @@ from mgpt4_hpc.prompts import (
     AFTER_IMAGE,
     BEFORE_IMAGE,
     MODEL_TEMPLATE,
+    TEMPLATES,
     Dialogue,
     Template,
     Turn,
@@ -61,7 +62,8 @@ class ModelFormat:
         if not self._template:
             raise ConfigError(
                 "the language model's tokenizer has no chat template",
-                fix="set text.template to vicuna_v0 or llama2, or text.prompt and text.end_symbol",
+                fix=f"set text.template to {', '.join(TEMPLATES)}, or set text.prompt and "
+                "text.end_symbol",
             )
         self._marks_answers = bool(_GENERATION.search(self._template))
         self.takes_system = self._takes_a_system_prompt()

@@ -7,10 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
+from mgpt4_hpc.prompts import CUSTOM, MODEL_TEMPLATE
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names by which transformers finds the weights; with ``.index.json``, a list of their files."""
+
+_MARKS = (
+    ("<|start_header_id|>", "llama3"),
+    ("<|im_start|>", "qwen"),
+    ("<start_of_turn>", "gemma"),
+    ("<<SYS>>", "llama2"),
+    ("[INST]", "mistral"),
+)
+"""What a chat template contains, and which of our formats that is."""
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
@@ -37,6 +48,46 @@ def read_llm_config(llm_dir: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} is not a model's configuration")
     return config
+
+
+def own_chat_template(llm_dir: Path) -> str:
+    """The text of the chat template that the folder's tokenizer has; "" if it has none."""
+    try:
+        return (llm_dir / "chat_template.jinja").read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        pass
+    try:
+        settings = json.loads((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+        found = settings.get("chat_template")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if isinstance(found, list):  # several, each with a name
+        found = "\n".join(str(one.get("template", "")) for one in found if isinstance(one, dict))
+    return found if isinstance(found, str) else ""
+
+
+def own_format(llm_dir: Path) -> str:
+    """The value of ``text.template`` for the folder's own chat template; "" if it has none."""
+    text = own_chat_template(llm_dir)
+    known = (name for mark, name in _MARKS if mark in text)
+    return next(known, MODEL_TEMPLATE.name) if text else ""
+
+
+def original_format(arch: Architecture) -> str:
+    """The format in which the original speaks to the language model of this vision side."""
+    return "vicuna_v0" if arch.qformer else "llama2"
+
+
+def format_note(llm_dir: Path, used: str) -> str:
+    """That another format than the language model's own is used with it; "" if it is not."""
+    own = own_format(llm_dir)
+    if not own or used in (own, MODEL_TEMPLATE.name, CUSTOM):
+        return ""
+    choice = own if own == MODEL_TEMPLATE.name else f"{own}, or to {MODEL_TEMPLATE.name}"
+    return (
+        f"the language model in {llm_dir} has a chat template of its own; text.template {used} is "
+        f"another model's format: set it to {choice}"
+    )
 
 
 def llm_width(config: dict[str, Any], llm_dir: Path) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,29 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
     (held,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(held) == Path(ended.json["png"]).read_bytes()
     assert "<td>preempted</td>" in page and "goodput" in page
+
+
+def test_the_lines_of_the_page_copy_each_step_once_to_wandb(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "curves.md").read_text()
+    (script,) = re.findall(r"```python\n# to_wandb.py\n(.*?)```", page, re.DOTALL)
+    run = make_run(tmp_path / "runs")
+    for purge, steps in ((None, range(1, 6)), (4, range(4, 9))):
+        writer = open_writer(run.tensorboard, purge_step=purge)
+        for step in steps:
+            writer.scalars(step, {tags.TRAIN_LOSS: step / 10, tags.TRAIN_LR: 1e-4})
+        writer.close()
+    # The real library wants a server of its own; this one takes what it would be given.
+    (tmp_path / "wandb.py").write_text(
+        "from contextlib import contextmanager\n"
+        "class Board:\n    def log(self, values, step): print(step, sorted(values))\n"
+        "@contextmanager\ndef init(**options):\n    assert options['mode'] == 'offline'\n"
+        "    yield Board()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(run.path)],
+        capture_output=True, text=True, cwd=tmp_path, check=True,
+    )  # fmt: skip
+    assert ended.stdout.splitlines() == [f"{n} ['train/loss', 'train/lr']" for n in range(1, 9)]
 
 
 def test_a_run_without_curves_is_drawn_too(mgpt4: Mgpt4, tmp_path: Path) -> None:

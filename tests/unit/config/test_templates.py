@@ -33,7 +33,7 @@ def test_braces_of_the_format_itself_stay() -> None:
         ({"text.prompt": "{} {}", "text.end_symbol": "#"}, "has 2 places {}"),
         ({"text.prompt": "<ImageHere>{}", "text.end_symbol": "#"}, "leave it out"),
         ({"text.end_symbol": ""}, "an answer would never end"),
-        ({"text.template": "qwen"}, "give your own as text.prompt"),
+        ({"text.template": "falcon"}, "give your own as text.prompt"),
     ],
 )
 def test_faults(overrides: dict, told: str) -> None:

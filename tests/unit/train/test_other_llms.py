@@ -39,6 +39,7 @@ VOCABULARY = 512
 class Family:
     """What one family of language models brings along."""
 
+    template: str
     model_type: str
     sizes: dict
     specials: tuple[str, ...]
@@ -49,6 +50,7 @@ class Family:
 
 FAMILIES = {
     "llama3": Family(
+        "llama3",
         "llama",
         {
             "num_key_value_heads": 2,
@@ -68,6 +70,7 @@ FAMILIES = {
         "<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
     "qwen": Family(
+        "qwen",
         "qwen3",
         {"num_key_value_heads": 2, "head_dim": 32, "tie_word_embeddings": True},
         ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
@@ -122,7 +125,7 @@ def make_run(
     weights = tmp_path / "weights"
     shutil.copytree(world.weights, weights, ignore=shutil.ignore_patterns("llm"))
     write_llm(weights / "llm", family)
-    text = {"prompt": family.prompt, "end_symbol": family.eos, "max_answer_tokens": 24}
+    text = {"template": family.template, "end_symbol": family.eos, "max_answer_tokens": 24}
     config = world.write_config(
         tmp_path / "run.yaml", stage, text=text, data__num_workers=0, train__lr=0.03
     )

@@ -13,6 +13,7 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight_files import template_notes
 from mgpt4_hpc.resources import toy_world_dir
 
 
@@ -89,6 +90,29 @@ def test_a_models_own_chat_template_must_be_there(bundle: Path, tmp_path: Path) 
     assert "has no chat template: set it to vicuna_v0" in fault
     (bundle / "llm" / "chat_template.jinja").write_text("{{ messages }}")
     assert preflight(checked, tmp_path, executor="local") == []
+
+
+@pytest.mark.parametrize(
+    ("own", "chosen", "told"),
+    [
+        ("{{ '<|start_header_id|>' + role }}", "vicuna_v0", "set it to llama3, or to model"),
+        ("<|im_start|>{{ role }}", "llama3", "set it to qwen, or to model"),
+        ("{{ messages }}", "vicuna_v0", "set it to model"),
+        ("<|start_header_id|>", "llama3", ""),
+        ("<|start_header_id|>", "model", ""),
+        ("[INST] <<SYS>>", "llama2", ""),
+        ("[INST]", "llama2", "set it to mistral"),
+        ("", "vicuna_v0", ""),
+    ],
+)
+def test_a_format_that_is_another_models_is_noted(
+    own: str, chosen: str, told: str, bundle: Path, tmp_path: Path
+) -> None:
+    (bundle / "llm" / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}))
+    notes = template_notes(config(model__weights=str(bundle), text__template=chosen))
+    assert told in " ".join(notes) and bool(notes) == bool(told)
+    own_words = config(model__weights=str(bundle), text__prompt="Q: {} A:", text__end_symbol="#")
+    assert template_notes(own_words) == []
 
 
 # -- hooks and containers ----------------------------------------------------------------------
