@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
+from mgpt4_hpc.cli.main import main
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.examples import Shell, Typed
@@ -29,7 +33,28 @@ SMALL = {
 """What makes the page's runs ones of seconds; all else is as it says."""
 
 
-def test_the_page_from_the_first_line_to_the_last(tiny_world: TinyWorld, tmp_path: Path) -> None:
+def type_line(line: str, shell: Shell, capfd: pytest.CaptureFixture[str]) -> str:
+    """What a line prints; one that needs no shell and starts no job runs in this process."""
+    if "|" not in line and "--wait" not in line:
+        words = shlex.split(line.replace("submit", "submit --executor local"))[1:]
+        with pytest.raises(SystemExit) as left:
+            main(words)
+        printed = capfd.readouterr()
+        assert left.value.code == 0, (line, printed)
+        return printed.out + printed.err
+    # The machine of the tests may have a Slurm, for which there are tests of their own.
+    line = line.replace("submit", "submit --executor local")
+    typed = Typed(line, shell, subprocess.DEVNULL)
+    typed.ends(0, timeout_s=300)
+    return typed.out + typed.err
+
+
+def test_the_page_from_the_first_line_to_the_last(
+    tiny_world: TinyWorld,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     shell = Shell(tmp_path, SMALL)
     write_llm(tmp_path / "my-llm", FAMILIES["llama3"])
     (tmp_path / "my-llm" / "chat_template.jinja").write_text("{{ '<|start_header_id|>' }}")
@@ -42,19 +67,12 @@ def test_the_page_from_the_first_line_to_the_last(tiny_world: TinyWorld, tmp_pat
     for name, settings in re.findall(r"```yaml\n# (\S+)\n(.*?)```", PAGE, re.DOTALL):
         (tmp_path / name).write_text(settings)
 
-    printed: dict[str, str] = {}
-    for block in re.findall(
-        r"```\n(.*?)```", re.sub(r"```yaml.*?```", "", PAGE, flags=re.DOTALL), re.DOTALL
-    ):
-        for line in block.splitlines():
-            # The machine of the tests may have a Slurm, for which there is a test of its own.
-            typed = Typed(
-                line.replace("mgpt4 submit", "mgpt4 submit --executor local"),
-                shell,
-                subprocess.DEVNULL,
-            )
-            typed.ends(0, timeout_s=300)
-            printed[line] = typed.out + typed.err
+    monkeypatch.chdir(tmp_path)
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    shown = re.sub(r"```yaml.*?```", "", PAGE, flags=re.DOTALL)
+    lines = "".join(re.findall(r"```\n(.*?)```", shown, re.DOTALL)).splitlines()
+    printed = {line: type_line(line, shell, capfd) for line in lines}
 
     told = {line.split(" --")[0]: text for line, text in printed.items()}
     for line in ("mgpt4 weights import", "mgpt4 weights check my-bundle"):

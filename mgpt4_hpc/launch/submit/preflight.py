@@ -69,8 +69,7 @@ def preflight(
     hook_faults, hook_notes = _hook_findings(config)
     faults += hook_faults
     notes += hook_notes
-    notes += unmounted(config)
-    notes += template_notes(config)
+    notes += [*unmounted(config), *template_notes(config)]
     if is_streamed(config):
         notes.append(f"this run cannot resume exactly: {WARNING}")
     if executor == "slurm":
