@@ -37,7 +37,6 @@ def slurm(monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     """No Slurm command is started; what they would say is set by the test."""
     fake = FakeSlurm()
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.queue.run_slurm", fake)
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.cancel.run_slurm", fake)
     real = commands.run_slurm
 
     def answer(command: list[str], **options: Any) -> str:

@@ -35,7 +35,7 @@ class Node:
 
     Attributes:
         wanted: whether to go there at all.
-        partition, gpus, time_min, extra: as ``launch.interactive.srun_command`` takes them.
+        partition, gpus, time_min, extra: as ``launch.slurm.srun.srun_command`` takes them.
     """
 
     wanted: bool
@@ -76,7 +76,7 @@ def go_to_node(node: Node, context: click.Context, *, terminal: bool) -> None:
     Raises:
         SlurmUnreachable: if there is no srun, or Slurm does not answer.
     """
-    from mgpt4_hpc.launch.side_jobs.interactive import become, srun_command
+    from mgpt4_hpc.launch.slurm.srun import become, srun_command
 
     arguments = _without_slurm(sys.argv[1:])
     assert context.info_name in arguments

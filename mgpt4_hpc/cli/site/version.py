@@ -66,9 +66,9 @@ def torch_cuda() -> str | None:
 
 def slurm_version() -> str | None:
     """As ``sbatch --version`` says it; None where Slurm is not installed."""
-    from mgpt4_hpc.launch.slurm.commands import run_slurm
+    from mgpt4_hpc.launch.slurm import commands
 
     try:
-        return run_slurm(["sbatch", "--version"], timeout_s=5).strip() or None
+        return commands.version() or None
     except MgptError:
         return None

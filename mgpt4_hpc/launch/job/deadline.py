@@ -9,9 +9,9 @@ from dataclasses import replace
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.job.requeue_policy import classify
-from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.train.stopping.stop import SignalStop, StopRequest
 
@@ -68,7 +68,7 @@ class DeadlineStop:
         signals: SignalStop,
         start: JobStart,
         signal_before_s: float,
-        ask: Callable[[str], JobFacts] = lambda job_id: commands.job_facts(job_id, timeout_s=ASK_S),
+        ask: Callable[[str], JobFacts] = lambda job_id: scheduler().facts(job_id, timeout_s=ASK_S),
     ) -> None:
         self._signals = signals
         self._start = start

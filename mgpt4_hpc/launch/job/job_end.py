@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.dependencies import (
     JobName,
     after_success,
@@ -25,6 +24,7 @@ from mgpt4_hpc.launch.slurm.dependencies import (
     waiting_jobs,
 )
 from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir
 
 _ASK_S = 10.0
@@ -56,7 +56,7 @@ def end_unfinished(start: JobStart) -> None:
 def _stay_away(start: JobStart) -> None:
     """Let Slurm not start this job again, however it counts its end."""
     try:
-        commands.forbid_requeue(start.job_id, timeout_s=_ASK_S)
+        scheduler().forbid_requeue(start.job_id, timeout_s=_ASK_S)
     except MgptError as error:
         print(f"Slurm may start this job once more: {error.what}", flush=True)
 
@@ -98,7 +98,7 @@ def _may_be_marked(start: JobStart) -> bool:
     if start.restart_count:
         return True
     try:
-        return commands.job_facts(start.job_id, timeout_s=_ASK_S).preempt_time is not None
+        return scheduler().facts(start.job_id, timeout_s=_ASK_S).preempt_time is not None
     except MgptError:
         return False
 

@@ -6,21 +6,17 @@ and on the lost one nothing lives. Accounting remembers.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.job.requeue_policy import LOST_NODE_STATES
-from mgpt4_hpc.launch.slurm.commands import run_slurm
 from mgpt4_hpc.launch.slurm.job_start import JobStart
+from mgpt4_hpc.launch.slurm.queue import ended_starts
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
-
-ASK_S = 5.0
-"""Patience with accounting: nothing but the history depends on its answer."""
 
 _UNEXPLAINED = frozenset({UNKNOWN_CAUSE, RUNNING_CAUSE, Cause.REQUEUED})
 """The newest attempt counts as running until somebody says that it ended."""
@@ -40,19 +36,16 @@ def explain_last_end(
         start: of the job that is starting now.
         ask: for the output of sacct, times in unix seconds; replaced by tests.
     """
-    command = ("sacct", "-D", "-X", "-n", "-P", "-j", start.job_id, "-o", "End,State")
     try:
         unexplained = _unexplained(run, start)
         if not unexplained:
             return
-        rows = [row.split("|") for row in (ask or _ask)(command).splitlines()]
-        ended = [row for row in rows if len(row) == 2 and row[0][:1].isdigit()]
-        # One row a start, oldest first; accounting may have lost the oldest.
+        ended = ended_starts(start.job_id, ask)
         for restarts, (when, state) in zip(
             range(start.restart_count - 1, -1, -1), reversed(ended), strict=False
         ):
-            if restarts in unexplained and state.split()[0] in LOST_NODE_STATES:
-                _note(run, start, unexplained[restarts], state.split()[0], float(when))
+            if restarts in unexplained and state in LOST_NODE_STATES:
+                _note(run, start, unexplained[restarts], state, when)
     except (MgptError, OSError, IndexError, ValueError) as error:
         print(f"why the last attempt ended is not known: {error}", flush=True)
 
@@ -67,11 +60,6 @@ def _note(run: RunDir, start: JobStart, lost: Attempt, state: str, ended_at: flo
         restart_count=lost.restart_count,
         ended_at=ended_at,
     )
-
-
-def _ask(command: Sequence[str]) -> str:
-    environ = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
-    return run_slurm(command, timeout_s=ASK_S, environ=environ)
 
 
 def _unexplained(run: RunDir, start: JobStart) -> dict[int, Attempt]:

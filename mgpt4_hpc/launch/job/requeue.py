@@ -18,14 +18,14 @@ from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
 from mgpt4_hpc.launch.job.event_hooks import event_of, tell
-from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.job.successor import submit_successor
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
-from mgpt4_hpc.launch.slurm.queue import ask_sacct
+from mgpt4_hpc.launch.slurm.node_exclusion import exclude_nodes
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
@@ -132,7 +132,7 @@ def _ask_slurm(
 def _facts(start: JobStart, wait_s: float) -> tuple[JobFacts | None, bool]:
     """What Slurm says of the job, and whether it has forgotten it."""
     try:
-        return commands.job_facts(start.job_id, timeout_s=wait_s), False
+        return scheduler().facts(start.job_id, timeout_s=wait_s), False
     except SlurmRejected as error:
         if _FORGOTTEN.search(error.what):
             return None, True
@@ -142,7 +142,7 @@ def _facts(start: JobStart, wait_s: float) -> tuple[JobFacts | None, bool]:
 def _cause_of_forgotten(start: JobStart, signal_name: str | None) -> Cause:
     """A controller that lost its state; but whom a person has cancelled stays away."""
     try:
-        recorded = ask_sacct([start.job_id]).get(start.job_id)
+        recorded = scheduler().accounted([start.job_id]).get(start.job_id)
     except MgptError:
         recorded = None
     if recorded is not None and recorded.state == "CANCELLED":
@@ -327,7 +327,7 @@ def _requeue(start: JobStart, until: float | None) -> MgptError | None:
     refusal = None
     for pause_s, wait_s in _tries(until):
         try:
-            commands.requeue(start.job_id, timeout_s=wait_s)
+            scheduler().requeue(start.job_id, timeout_s=wait_s)
             return None
         except MgptError as error:
             refusal = error
@@ -341,7 +341,7 @@ def _requeue(start: JobStart, until: float | None) -> MgptError | None:
 
 def _is_requeued(start: JobStart, wait_s: float) -> bool:
     try:
-        return commands.job_facts(start.job_id, timeout_s=wait_s).restarts > start.restart_count
+        return scheduler().facts(start.job_id, timeout_s=wait_s).restarts > start.restart_count
     except MgptError:
         return False
 

@@ -26,7 +26,7 @@ from mgpt4_hpc.launch.slurm.dependencies import (
     waiting_jobs,
 )
 from mgpt4_hpc.launch.slurm.job_start import JobStart
-from mgpt4_hpc.launch.slurm.sbatch import submit_script
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 _ASK_S = 10.0
@@ -84,7 +84,7 @@ def submit_successor(
         for line in _move(name, successor, waiting):
             print(line, flush=True)
     try:
-        commands.forbid_requeue(start.job_id, timeout_s=_ASK_S)
+        scheduler().forbid_requeue(start.job_id, timeout_s=_ASK_S)
     except MgptError:
         pass  # that it may not be requeued is why we are here
     return successor
@@ -129,7 +129,7 @@ def _submit(
         f"--begin=now+{_FORGOTTEN_S}" if is_forgotten else f"--dependency=afterany:{start.job_id}"
     )
     options = [wait, *([f"--exclude={','.join(exclude)}"] if exclude else [])]
-    return submit_script(script, options, _environment(run, environ), timeout_s=_ASK_S)
+    return scheduler().submit(script, options, _environment(run, environ), timeout_s=_ASK_S)
 
 
 def _environment(run: RunDir, environ: Mapping[str, str]) -> dict[str, str]:

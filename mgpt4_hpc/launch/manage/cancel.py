@@ -14,7 +14,7 @@ from mgpt4_hpc.launch.runs.job_ref import JobRef
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
-from mgpt4_hpc.launch.slurm.commands import forbid_requeue, other_cluster, run_slurm
+from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 
@@ -101,11 +101,11 @@ def _scancel(job: JobRef, save: bool, *, must_hold: bool) -> str:
     """Tell Slurm; ``must_hold``: no mark keeps the job from coming back after it saved."""
     job_id, cluster = job.job_id, other_cluster(job.cluster)
     if not save:
-        run_slurm(["scancel", job_id], cluster=cluster)
+        scheduler().cancel(job_id, cluster=cluster)
         return f"job {job_id} is cancelled"
     # The mark may reach the node's view of the file system late; this reaches Slurm at once.
     try:
-        forbid_requeue(job_id, cluster=cluster)
+        scheduler().forbid_requeue(job_id, cluster=cluster)
     except SlurmRejected as error:
         # Some sites allow no such change: then the mark alone must do.
         if must_hold:
@@ -114,8 +114,7 @@ def _scancel(job: JobRef, save: bool, *, must_hold: bool) -> str:
                 f"and {error.what}",
                 fix="free some space and cancel again, or leave out --save",
             ) from error
-    # Without --batch or --full the signal goes to the ranks, and not to the batch script.
-    run_slurm(["scancel", "--signal=USR2", job_id], cluster=cluster)
+    scheduler().signal_ranks(job_id, "USR2", cluster=cluster)
     return f"job {job_id} was asked to save and end"
 
 

@@ -13,7 +13,7 @@ from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
-from mgpt4_hpc.launch.slurm.commands import run_slurm
+from mgpt4_hpc.launch.slurm.dependencies import wait_for
 from mgpt4_hpc.run_dir import RunDir, list_runs
 
 # `write_config` puts one setting on a line; reading the YAML of hundreds of runs would take long.
@@ -59,10 +59,10 @@ def _dependents(run: RunDir) -> list[RunDir]:
 def _move(
     other: RunDir, seen: RunOverview, run: RunDir, job_id: str, say: Callable[[str], None]
 ) -> None:
-    if seen.executor != "slurm" or seen.cluster is not None:
+    if seen.executor != "slurm" or seen.job_id is None or seen.cluster is not None:
         return
     try:
-        run_slurm(["scontrol", "update", f"JobId={seen.job_id}", f"Dependency=afterok:{job_id}"])
+        wait_for(seen.job_id, job_id)
     except MgptError as error:
         say(
             f"{other.name} waits for the old job of {run.name}: mgpt4 cancel {other.name}, then "

@@ -22,7 +22,7 @@ from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
-from mgpt4_hpc.launch.slurm.queue import ask_squeue
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 
@@ -118,7 +118,7 @@ def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[s
         and last.end > since
     ]
     try:
-        return {job_id for job_id, job in ask_squeue(asked).items() if job.is_active}
+        return {job_id for job_id, job in scheduler().queued(asked).items() if job.is_active}
     except SlurmRejected as error:  # a squeue that crashes tells no more than one that is silent
         raise SlurmUnreachable(error.what, why=error.why, fix=error.fix) from error
 

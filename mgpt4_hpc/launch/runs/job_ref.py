@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir, write_json
 
 
@@ -87,7 +87,7 @@ def note_job(
             # A copy of this folder takes this file along, and is another folder.
             "folder": str(run.path.resolve()),
             "inode": run.path.stat().st_ino,
-            "cluster": commands.cluster_name() if executor == "slurm" else "",
+            "cluster": scheduler().cluster_name() if executor == "slurm" else "",
             "name": name,
             "user_id": str(os.getuid()),
             "work_dir": str(work_dir) if work_dir is not None else "",

@@ -12,8 +12,9 @@ from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts, run_it_follows
 from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
-from mgpt4_hpc.launch.slurm import commands, queue
+from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
+from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.goodput import goodput
@@ -125,7 +126,7 @@ def _ask_clusters(all_facts: Sequence[RunFacts]) -> dict[str, _SlurmAnswers]:
 
 
 def _cluster(facts: RunFacts) -> str:
-    return commands.other_cluster(facts.job.cluster) if facts.job is not None else ""
+    return other_cluster(facts.job.cluster) if facts.job is not None else ""
 
 
 def _ask_slurm(all_facts: Sequence[RunFacts], cluster: str) -> _SlurmAnswers:
@@ -140,12 +141,12 @@ def _ask_slurm(all_facts: Sequence[RunFacts], cluster: str) -> _SlurmAnswers:
     answers = _SlurmAnswers({}, {}, True, [])
     if not ids:
         return answers
-    found, answers.squeue_answered = _ask(queue.ask_squeue, ids, answers, cluster)
+    found, answers.squeue_answered = _ask(scheduler().queued, ids, answers, cluster)
     answers.squeue = found
     # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
     told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
     if untold := ids - told:
-        answers.sacct, _ = _ask(queue.ask_sacct, untold, answers, cluster)
+        answers.sacct, _ = _ask(scheduler().accounted, untold, answers, cluster)
     return answers
 
 
@@ -163,10 +164,10 @@ def _ask(
         return ask(ids, cluster), True
     except MgptError as error:
         # Many sites have no accounting; while squeue answers that is no news for anybody.
-        if ask is queue.ask_squeue or not answers.squeue_answered:
+        if ask == scheduler().queued or not answers.squeue_answered:
             answers.warnings.append(error.what)
         if answers.error is None:
-            answers.error = _as_unreachable(error, ask is queue.ask_squeue)
+            answers.error = _as_unreachable(error, ask == scheduler().queued)
             if cluster and answers.error is not None:
                 answers.error = _not_from_here(cluster, answers.error)
         return {}, False
@@ -174,7 +175,8 @@ def _ask(
 
 def _not_from_here(cluster: str, error: SlurmUnreachable) -> SlurmUnreachable:
     return SlurmUnreachable(
-        f"the job is on the cluster {cluster}, and this is {commands.cluster_name()}: {error.what}",
+        f"the job is on the cluster {cluster}, and this is "
+        f"{scheduler().cluster_name()}: {error.what}",
         why="a job of the same number here would be another's",
         fix=f"give the same command on a login node of {cluster}; if that cluster is no more, "
         "remove slurm/job.json from the run's folder",

@@ -20,9 +20,11 @@ from typing import TypeVar
 from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.runs.run_state import LAG_S
-from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern, run_slurm
-from mgpt4_hpc.launch.slurm.queue import QueuedJob, ask_sacct, ask_squeue
+from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern
+from mgpt4_hpc.launch.slurm.queue import QueuedJob
+from mgpt4_hpc.launch.slurm.sbatch import submit
 from mgpt4_hpc.launch.slurm.sbatch_options import without_rivals
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 
 T = TypeVar("T")
 
@@ -230,11 +232,11 @@ def _all_lost(states: Mapping[int, QueuedJob | None]) -> bool:
 
 
 def _ask(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
-    jobs = ask_squeue(job_ids)
+    jobs = scheduler().queued(job_ids)
     forgotten = [job_id for job_id in job_ids if job_id not in jobs]
     if forgotten:
         try:
-            jobs |= ask_sacct(forgotten)
+            jobs |= scheduler().accounted(forgotten)
         except (SlurmRejected, SlurmUnreachable):
             pass  # a site without accounting: the marks tell what ended well
     return jobs
@@ -287,5 +289,4 @@ def _script(name: str, wants: Wants, options: Mapping[str, object], command: str
 def _sbatch(path: Path, script: str) -> str:
     path.write_text(script)
     environ = clean_environment(os.environ)
-    told = run_slurm(["sbatch", "--parsable", str(path)], environ=environ)
-    return told.strip().split(";")[0]
+    return submit([str(path)], environ)

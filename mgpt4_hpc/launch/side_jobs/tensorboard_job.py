@@ -14,8 +14,9 @@ from typing import Any
 
 from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.formatting import first_line
-from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern, run_slurm
-from mgpt4_hpc.launch.slurm.queue import ask_squeue
+from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern
+from mgpt4_hpc.launch.slurm.sbatch import submit
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.resources import slurm_dir
 
 _POLL_S = 1.0
@@ -43,8 +44,8 @@ class TensorBoardJob:
     sbatch: Mapping[str, str] = field(default_factory=dict)
 
 
-def sbatch_command(job: TensorBoardJob) -> list[str]:
-    """The sbatch that submits it."""
+def sbatch_words(job: TensorBoardJob) -> list[str]:
+    """What sbatch is given to submit it."""
     told: dict[str, object] = {
         "partition": job.partition,
         "account": job.account,
@@ -55,7 +56,7 @@ def sbatch_command(job: TensorBoardJob) -> list[str]:
     }
     options = [f"--{key}={value}" for key, value in told.items() if value is not None]
     script = str(slurm_dir() / "tensorboard.sbatch")
-    return ["sbatch", "--parsable", *options, script, *job.arguments]
+    return [*options, script, *job.arguments]
 
 
 def submit_tensorboard(job: TensorBoardJob) -> str:
@@ -75,7 +76,7 @@ def submit_tensorboard(job: TensorBoardJob) -> str:
     # The job's environment is this one's, so that it finds this very installation.
     environ = {**clean_environment(os.environ), "MGPT4_PYTHON": sys.executable}
     try:
-        return run_slurm(sbatch_command(job), environ=environ).strip().partition(";")[0]
+        return submit(sbatch_words(job), environ)
     except MgptError:
         with suppress(OSError):  # it holds the logs of others
             job.log.parent.rmdir()
@@ -97,7 +98,7 @@ def wait_until_up(
         if told is not None:
             return told
         try:  # a queue that nobody can read says nothing of the job, which has been submitted
-            found = ask_squeue([job_id]).get(job_id)
+            found = scheduler().queued([job_id]).get(job_id)
             text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
             answered = True
         except (SlurmRejected, SlurmUnreachable) as error:

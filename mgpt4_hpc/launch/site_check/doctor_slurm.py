@@ -13,9 +13,14 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptEr
 from mgpt4_hpc.formatting import duration, first_line
 from mgpt4_hpc.launch.job.requeue_policy import SIGNAL_EARLY_S
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings
-from mgpt4_hpc.launch.slurm.accounting import Association, read_associations, slurm_user
+from mgpt4_hpc.launch.slurm.accounting import (
+    Association,
+    read_associations,
+    require_sacct,
+    slurm_user,
+)
 from mgpt4_hpc.launch.slurm.cluster import Partition, SlurmSite
-from mgpt4_hpc.launch.slurm.commands import run_slurm
+from mgpt4_hpc.launch.slurm.sbatch import refusal_of
 
 SAVING_S = 10
 """Seconds that the step in progress and its save should have between a signal and the kill."""
@@ -154,7 +159,7 @@ def ask_associations(site: SlurmSite) -> tuple[Sequence[Association], list[Findi
         return [], found
     try:
         mine = read_associations()
-        run_slurm(["sacct", "--noheader", "--allocations", "--starttime=now-1minutes"])
+        require_sacct()
     except MgptError as error:
         found.warn(
             f"accounting is on and does not answer: {first_line(error.what)}",
@@ -280,22 +285,20 @@ def _node_findings(partition: Partition, found: Findings) -> None:
 def accepts_finding(
     partition: Partition, account: str | None, qos: str | None, *, device: str
 ) -> Finding:
-    """Whether Slurm would take a job there: ``sbatch --test-only`` submits nothing."""
+    """Whether Slurm would take a job there: nothing is submitted."""
     found = Findings(f"partition {partition.name}")
-    command = ["sbatch", "--test-only", "--requeue", f"--partition={partition.name}"]
-    command += ["--nodes=1", "--ntasks=1", f"--time={_TEST_MINUTES}", "--wrap=true"]
-    command += [f"--account={account}"] if account else []
-    command += [f"--qos={qos}"] if qos else []
-    command += ["--gpus-per-node=1"] if partition.has_gpus and device != "cpu" else []
-    try:
-        run_slurm(command)
-        found.ok("Slurm would take a job of yours")
-    except MgptError as error:
-        reason = error.what.partition("was refused: ")[2] or error.what
+    options = ["--requeue", f"--partition={partition.name}"]
+    options += ["--nodes=1", "--ntasks=1", f"--time={_TEST_MINUTES}"]
+    options += [f"--account={account}"] if account else []
+    options += [f"--qos={qos}"] if qos else []
+    options += ["--gpus-per-node=1"] if partition.has_gpus and device != "cpu" else []
+    if refusal := refusal_of(options):
         found.fault(
-            f"Slurm would refuse a job of yours: {first_line(reason)}",
+            f"Slurm would refuse a job of yours: {refusal}",
             "give --account and --qos as your site wants them, or use another partition",
         )
+    else:
+        found.ok("Slurm would take a job of yours")
     return found[0]
 
 

@@ -29,7 +29,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
     start,
     stop_local,
 )
-from mgpt4_hpc.launch.slurm.commands import job_facts, requeue, run_slurm
+from mgpt4_hpc.launch.slurm.commands import cancel, job_facts, requeue
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest
 from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor, uninterrupted
@@ -366,7 +366,7 @@ class _Drill:
     def _end_helpers(self) -> None:
         for helper in self.helpers:
             try:
-                run_slurm(["scancel", "--quiet", helper])
+                cancel(helper, or_over=True)
             except MgptError as error:
                 self.reporter.say(f"job {helper} could not be cancelled: {error.what}")
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from mgpt4_hpc.errors import MgptError, PreflightError
 from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.slurm.cluster import Partition, SlurmSite, read_slurm_site
-from mgpt4_hpc.launch.slurm.commands import run_slurm
+from mgpt4_hpc.launch.slurm.commands import hostnames
+from mgpt4_hpc.launch.slurm.sbatch import refusal_of, submit
 
 JOB_NAME = "mgpt4-drill-preempts"
 DEFAULT_QOS = "normal"
@@ -52,20 +53,13 @@ class Preemptor:
         """
         assert self.partition is not None
         wanted = [*self._where(self.partition), f"--nodelist={nodes}", "--exclusive"]
-        quiet = ["--parsable", "--output=/dev/null", "--error=/dev/null", "--chdir=/"]
-        told = run_slurm(
-            ["sbatch", *quiet, *wanted, f"--nodes={count_nodes(nodes)}", "--wrap=sleep 1"]
-        )
-        return told.strip().split(";")[0]
+        quiet = ["--output=/dev/null", "--error=/dev/null", "--chdir=/"]
+        return submit([*quiet, *wanted, f"--nodes={count_nodes(nodes)}", "--wrap=sleep 1"])
 
     def is_allowed(self) -> str:
         """Why Slurm would refuse such a job; empty if it would take it."""
         assert self.partition is not None
-        try:
-            run_slurm(["sbatch", "--test-only", "--wrap=true", *self._where(self.partition)])
-        except MgptError as error:
-            return first_line(error.what.partition("was refused: ")[2] or error.what)
-        return ""
+        return refusal_of(self._where(self.partition))
 
     def _where(self, partition: str) -> list[str]:
         options = [f"--partition={partition}", f"--job-name={JOB_NAME}", f"--time={_MINUTES}"]
@@ -137,4 +131,4 @@ def count_nodes(nodes: str) -> int:
     """How many nodes a list as ``node[1-3,7],gpu9`` names."""
     if not re.search(r"[\[,]", nodes):
         return 1
-    return len(run_slurm(["scontrol", "show", "hostnames", nodes]).split())
+    return len(hostnames(nodes))

@@ -53,6 +53,11 @@ def parse_associations(rows: Iterable[list[str]]) -> tuple[Association, ...]:
     )
 
 
+def require_sacct() -> None:
+    """Ask accounting for jobs of this minute. Raises SlurmUnreachable or SlurmRejected."""
+    run_slurm(["sacct", "--noheader", "--allocations", "--starttime=now-1minutes"])
+
+
 def ask_sacctmgr(*words: str) -> list[list[str]]:
     """Rows of ``sacctmgr show``, which may change nothing.
 

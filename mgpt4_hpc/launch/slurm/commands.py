@@ -61,9 +61,9 @@ def log_pattern(path: Path) -> str:
     return str(path).replace("%", "%%")
 
 
-def has_scontrol() -> bool:
+def has_scontrol(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether Slurm can be asked about jobs here; in a container it mostly cannot."""
-    return shutil.which("scontrol") is not None
+    return shutil.which("scontrol", path=environ.get("PATH")) is not None
 
 
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -177,6 +177,16 @@ def parse_record(line: str) -> dict[str, str]:
     return record
 
 
+def show_config(*, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+    """The controller's settings, a line each. Raises SlurmUnreachable or SlurmRejected."""
+    return run_slurm(["scontrol", "show", "config"], timeout_s=timeout_s)
+
+
+def version() -> str:
+    """As ``sbatch --version`` prints it. Raises SlurmUnreachable or SlurmRejected."""
+    return run_slurm(["sbatch", "--version"], timeout_s=5).strip()
+
+
 _CLUSTER = re.compile(r"^ClusterName\s*=\s*(\S+)", re.MULTILINE)
 _names: dict[str, str] = {}
 """Name of the cluster by the configuration in use, once known."""
@@ -187,18 +197,13 @@ def cluster_name() -> str:
     conf = os.environ.get("SLURM_CONF", "")
     if conf not in _names:
         try:
-            found = _CLUSTER.search(run_slurm(["scontrol", "show", "config"]))
+            found = _CLUSTER.search(show_config())
         except (SlurmRejected, SlurmUnreachable):
             found = None
         if found is None:
             return ""
         _names[conf] = found[1]
     return _names[conf]
-
-
-def other_cluster(name: str) -> str:
-    """``name`` if that is another cluster than this one, else ""."""
-    return name if name and cluster_name() not in ("", name) else ""
 
 
 @dataclass(frozen=True)
@@ -294,6 +299,23 @@ def forbid_requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S, cluster
     """Let nobody requeue a job, Slurm included. Raises SlurmUnreachable or SlurmRejected."""
     command = ["scontrol", "update", f"JobId={job_id}", "Requeue=0"]
     run_slurm(command, timeout_s=timeout_s, cluster=cluster)
+
+
+def cancel(job_id: str, *, cluster: str = "", or_over: bool = False) -> None:
+    """End a job; ``or_over``: one that ended already is no error.
+
+    Raises:
+        SlurmUnreachable, SlurmRejected: as Slurm says.
+    """
+    run_slurm(["scancel", *(["--quiet"] if or_over else []), job_id], cluster=cluster)
+
+
+def signal_ranks(job_id: str, name: str, *, cluster: str = "") -> None:
+    """Send a signal to a job's ranks. Raises SlurmUnreachable or SlurmRejected.
+
+    Without --batch or --full it goes to the ranks alone, and not to the batch script.
+    """
+    run_slurm(["scancel", f"--signal={name}", job_id], cluster=cluster)
 
 
 def partitions() -> dict[str, dict[str, str]]:

@@ -207,6 +207,15 @@ def _squeue(options: Sequence[str], timeout_s: float) -> list[tuple[str, str]]:
     return [(first, second) for first, bar, second in rows if bar]
 
 
+def wait_for(job_id: str, other: str) -> None:
+    """Let a job start after the success of ``other``, and after nothing else.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says.
+    """
+    run_slurm(["scontrol", "update", f"JobId={job_id}", f"Dependency=afterok:{other}"])
+
+
 def update_dependency(job_id: str, dependency: Dependency, *, timeout_s: float) -> None:
     """Let a waiting job wait for something else. Raises SlurmUnreachable or SlurmRejected."""
     command = ["scontrol", "update", f"JobId={job_id}", f"Dependency={dependency}"]

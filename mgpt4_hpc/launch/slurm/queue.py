@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -150,6 +150,34 @@ def ask_sacct(job_ids: Iterable[str], cluster: str = "") -> dict[str, QueuedJob]
     output = _run(command, cluster)
     jobs = _understood("sacct", output, parse_sacct(output))
     return {job.job_id: job for job in jobs if job.job_id in wanted}
+
+
+_ENDS_TIMEOUT_S = 5.0
+
+
+def ended_starts(
+    job_id: str, ask: Callable[[Sequence[str]], str] | None = None
+) -> list[tuple[float, str]]:
+    """(unix time, state) of the end of each of a job's earlier starts, oldest first, by accounting.
+
+    Args:
+        job_id: of the job; accounting may have lost its oldest starts.
+        ask: for the output of sacct, times in unix seconds; replaced by tests.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: accounting does not answer.
+        ValueError: its answer cannot be understood.
+    """
+    command = ("sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", "End,State")
+    rows = [row.split("|") for row in (ask or _ask_ends)(command).splitlines()]
+    ended = [row for row in rows if len(row) == 2 and row[0][:1].isdigit()]
+    return [(float(when), state.split()[0]) for when, state in ended]
+
+
+def _ask_ends(command: Sequence[str]) -> str:
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    # Nothing but the history depends on this answer.
+    return run_slurm(command, timeout_s=_ENDS_TIMEOUT_S, environ=environ)
 
 
 def parse_squeue(output: str) -> list[QueuedJob]:

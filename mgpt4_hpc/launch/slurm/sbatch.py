@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnconfirmed, SlurmUnreachable
+from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.slurm import commands
 
 _COMPLAINTS = (
@@ -23,6 +25,11 @@ _COMPLAINTS = (
 )
 """Words of sbatch's complaints, the options that each is about, and where valid values are told."""
 
+_ESTIMATE = re.compile(
+    r"to start at (?P<start>\S+)"
+    r"(?: (?:a job )?using (?P<processors>\d+) processors)?"
+    r"(?: on nodes? (?P<nodes>\S+))?(?: in partition (?P<partition>\S+))?"
+)
 _ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
 
 
@@ -50,6 +57,52 @@ def translate(message: str, script: str) -> MgptError:
     return SlurmRejected(
         f"sbatch refused the job: {text}", fix="see `sinfo` and `sacctmgr show assoc user=$USER`"
     )
+
+
+def submit(words: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+    """Submit what sbatch takes: options, then a script and its arguments; the job's id.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says.
+    """
+    told = commands.run_slurm(["sbatch", "--parsable", *words], environ=environ)
+    return told.strip().partition(";")[0]
+
+
+def refusal_of(options: Sequence[str]) -> str:
+    """Why Slurm would refuse a job with these options; "" if it would take it. Submits nothing."""
+    try:
+        commands.run_slurm(["sbatch", "--test-only", "--wrap=true", *options])
+    except MgptError as error:
+        return first_line(error.what.partition("was refused: ")[2] or error.what)
+    return ""
+
+
+def estimate_start(script: str) -> dict[str, str | None]:
+    """When and where Slurm would start a job with this script; submits nothing.
+
+    Returns:
+        ``start`` (local time as 2026-03-01T10:00:00), ``processors``, ``nodes`` and ``partition``;
+        None where Slurm does not print it.
+
+    Raises:
+        SlurmRejected, SlurmUnreachable: as Slurm says.
+    """
+    with tempfile.TemporaryDirectory(prefix="mgpt4-") as folder:
+        path = Path(folder) / "job.sbatch"
+        path.write_text(script, encoding="utf-8")
+        try:
+            answer = commands.run_slurm(
+                ["sbatch", "--test-only", str(path)],
+                environ=commands.clean_environment(os.environ),
+                with_stderr=True,
+            )
+        except SlurmRejected as error:
+            raise translate(error.what, script) from error
+    match = _ESTIMATE.search(answer)
+    if match is None:
+        raise SlurmUnreachable(f"sbatch --test-only cannot be understood: {answer.strip()!r}")
+    return match.groupdict()
 
 
 def submit_script(

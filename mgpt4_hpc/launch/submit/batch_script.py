@@ -15,6 +15,7 @@ from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
 from mgpt4_hpc.launch.submit.integrity import seal_lines
 from mgpt4_hpc.ownership import shell_check
@@ -29,6 +30,9 @@ class BatchExecutor(submitit.SlurmExecutor):
     def affinity(cls) -> int:
         """Always usable: whether Slurm is here is asked before submitting, not before rendering."""
         return 1
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return scheduler().submission(submission_file_path)
 
     def render(self, command: str | None = None) -> str:
         """The batch script's text, as it would be submitted; ``command`` replaces submitit's."""

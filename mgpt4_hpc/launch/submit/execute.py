@@ -8,9 +8,7 @@ from collections.abc import Callable
 from mgpt4_hpc.errors import MgptError, PreflightError, SlurmUnconfirmed, StorageTrouble
 from mgpt4_hpc.launch.runs.job_ref import read_ref
 from mgpt4_hpc.launch.runs.sweep_dir import create_sweep, note_jobs, remove_sweep
-from mgpt4_hpc.launch.slurm import commands
-from mgpt4_hpc.launch.slurm.queue import ask_squeue
-from mgpt4_hpc.launch.slurm.sbatch import submit_script
+from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
 from mgpt4_hpc.launch.submit.plan import Plan, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
@@ -124,7 +122,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
         tasks = [(item.run, item.resolved.config) for item in plan.runs]
         with uninterrupted("slurm"):
             write_scripts(folder, script, tasks)
-            job_id = submit_script(folder.script)
+            job_id = scheduler().submit(folder.script)
             submitted += [Submitted(run, "slurm", f"{job_id}_{n}") for n, run in enumerate(runs)]
             note_jobs(folder, runs, job_id)
     except BaseException as error:
@@ -168,7 +166,7 @@ def _dependency(follows: RunDir) -> str | None:
         # Of a run that was preempted once Slurm may remember the end as another preemption.
         return None
     ref = read_ref(job, 0.0, "")
-    if cluster := commands.other_cluster(ref.cluster):
+    if cluster := other_cluster(ref.cluster):
         raise PreflightError(
             f"{follows.name} is a job of the cluster {cluster}",
             why="no job of this cluster can wait for it",
@@ -176,7 +174,7 @@ def _dependency(follows: RunDir) -> str | None:
         )
     # The controller forgets finished jobs after minutes; a dependency on one would be refused, and
     # one on a stranger's job of the same number would hold.
-    queued = ask_squeue([ref.job_id]).get(ref.job_id)
+    queued = scheduler().queued([ref.job_id]).get(ref.job_id)
     return f"afterok:{ref.job_id}" if queued is not None and ref.is_job(queued) else None
 
 

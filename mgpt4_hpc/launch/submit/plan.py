@@ -12,7 +12,7 @@ from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
-from mgpt4_hpc.launch.slurm import commands
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import join_dependencies
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, ask_cluster
@@ -323,7 +323,7 @@ class SlurmReply:
         """
         if executor != "slurm":
             return cls(executor)
-        if dry_run and not commands.has_slurm():
+        if dry_run and not scheduler().is_here():
             return cls("none")
         try:
             return cls(executor, ask_cluster())

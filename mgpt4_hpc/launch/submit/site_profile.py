@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +80,10 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str:
             continue
         if found:
             return found[1].lower()
-    if shutil.which("scontrol", path=environ.get("PATH")) is None:
+    if not commands.has_scontrol(environ):
         return ""
     try:
-        told = commands.run_slurm(["scontrol", "show", "config"], timeout_s=_ASK_TIMEOUT_S)
+        told = commands.show_config(timeout_s=_ASK_TIMEOUT_S)
     except MgptError:
         return ""
     found = _CLUSTER_NAME.search(told)

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import tempfile
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
-from mgpt4_hpc.launch.slurm import commands
-from mgpt4_hpc.launch.slurm.sbatch import translate
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.launch.slurm.sbatch import estimate_start
 from mgpt4_hpc.launch.submit.plan import Plan, render_plan
-
-_ANSWER = re.compile(
-    r"to start at (?P<start>\S+)"
-    r"(?: (?:a job )?using (?P<processors>\d+) processors)?"
-    r"(?: on nodes? (?P<nodes>\S+))?(?: in partition (?P<partition>\S+))?"
-)
 
 
 @dataclass(frozen=True)
@@ -64,35 +53,20 @@ def estimate_starts(plan: Plan) -> list[StartEstimate]:
     # A dependency on a job that is not there yet would be refused.
     for name, script in render_plan(plan, with_dependencies=False).items():
         before = follows.get(name) or (plan.runs[0].follows if plan.sweep is not None else None)
-        found.append(_parse(name, _ask(script), before.name if before is not None else None))
+        found.append(_estimate(name, script, before.name if before is not None else None))
     return found
 
 
-def _ask(script: str) -> str:
-    with tempfile.TemporaryDirectory(prefix="mgpt4-") as folder:
-        path = Path(folder) / "job.sbatch"
-        path.write_text(script, encoding="utf-8")
-        try:
-            return commands.run_slurm(
-                ["sbatch", "--test-only", str(path)],
-                environ=commands.clean_environment(os.environ),
-                with_stderr=True,
-            )
-        except SlurmRejected as error:
-            raise translate(error.what, script) from error
-
-
-def _parse(job: str, told: str, after: str | None) -> StartEstimate:
-    match = _ANSWER.search(told)
-    if match is None:
-        raise SlurmUnreachable(f"sbatch --test-only cannot be understood: {told.strip()!r}")
-    start = time.mktime(time.strptime(match["start"], "%Y-%m-%dT%H:%M:%S"))
+def _estimate(job: str, script: str, after: str | None) -> StartEstimate:
+    found = estimate_start(script)
+    start, processors = str(found["start"]), found["processors"]
+    begin = time.mktime(time.strptime(start, "%Y-%m-%dT%H:%M:%S"))
     return StartEstimate(
         job=job,
-        start=match["start"],
-        in_s=max(0.0, start - time.time()),
-        processors=int(match["processors"]) if match["processors"] else None,
-        nodes=match["nodes"],
-        partition=match["partition"],
+        start=start,
+        in_s=max(0.0, begin - time.time()),
+        processors=int(processors) if processors else None,
+        nodes=found["nodes"],
+        partition=found["partition"],
         after=after,
     )

@@ -28,6 +28,7 @@ from mgpt4_hpc.launch.job.launcher_script import write_shim
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.sbatch import translate
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
 from mgpt4_hpc.launch.submit.container import lines_inside, rank_python
@@ -56,7 +57,7 @@ def choose_executor(wanted: str) -> str:
     """``auto`` is Slurm where sbatch is installed."""
     if wanted != "auto":
         return wanted
-    return "slurm" if commands.has_slurm() else "local"
+    return "slurm" if scheduler().is_here() else "local"
 
 
 def complete_run(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.cli.shared.model_options import say_toy
-from mgpt4_hpc.launch.side_jobs.interactive import srun_command
+from mgpt4_hpc.launch.slurm.srun import srun_command
 from mgpt4_hpc.model.generation.chat_model import find_source
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
@@ -179,7 +179,7 @@ def test_on_a_node_of_a_cluster_that_does_not_answer(
 
 def test_on_a_node_it_starts_itself(monkeypatch: pytest.MonkeyPatch, mgpt4: Mgpt4) -> None:
     started: list[list[str]] = []
-    monkeypatch.setattr("mgpt4_hpc.launch.side_jobs.interactive.become", started.append)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.srun.become", started.append)
     words = [
         "chat", "a b.jpg", "--checkpoint", "two", "--slurm", "--partition", "a100", "--time=30",
         "--srun", "--qos=short", "--temperature", "1",

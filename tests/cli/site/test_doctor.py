@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import SlurmUnreachable
-from mgpt4_hpc.launch.site_check import doctor, doctor_slurm
+from mgpt4_hpc.launch.site_check import doctor
 from tests.cli.fakes import Mgpt4
 from tests.cli.test_main import HEAVY, PROBE
 from tests.support.shown import assert_schema
@@ -25,7 +25,12 @@ def with_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
         "mgpt4_hpc.launch.site_check.doctor_machine.torch_build", lambda: ("2.14", "13.0")
     )
     answers = {"sacctmgr": "dev||normal\n"}
-    monkeypatch.setattr(doctor_slurm, "run_slurm", lambda words: answers.get(words[0], ""))
+
+    def answer(words: list[str], **_: object) -> str:
+        return answers.get(words[0], "")
+
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", answer)
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.accounting.run_slurm", answer)
 
 
 @pytest.mark.usefixtures("with_slurm")
@@ -61,7 +66,8 @@ def test_what_the_site_profile_names_is_examined(
     profile.write_text(f"launch: {{runs_dir: {folder}, account: vision, qos: long}}\n")
     asked: list[list[str]] = []
     monkeypatch.setattr(
-        doctor_slurm, "run_slurm", lambda words: str(asked.append(list(words)) or "")
+        "mgpt4_hpc.launch.slurm.commands.run_slurm",
+        lambda words, **_: str(asked.append(list(words)) or ""),
     )
     monkeypatch.delenv("MGPT4_RUNS_DIR", raising=False)
     ended = mgpt4("doctor", "--site", str(profile))

@@ -227,7 +227,6 @@ def test_running_over_the_limit(partition: str, config: str, sentence: str) -> N
     [("dev||normal\n", "ok", "you may charge: dev"), ("", "fault", "belongs to no account")],
 )
 def test_accounts(monkeypatch: pytest.MonkeyPatch, answer: str, level: str, expected: str) -> None:
-    monkeypatch.setattr(doctor_slurm, "run_slurm", lambda *_: "")
     monkeypatch.setattr(accounting, "run_slurm", lambda *_: answer)
     _, findings = ask_associations(site())
     assert expected in told(findings, Level(level))

@@ -9,6 +9,7 @@ import pytest
 from mgpt4_hpc.errors import PreflightError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.site_check import preemptor
 from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor, count_nodes
+from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.cluster import parse_qos
 from tests.unit.launch.site_check.test_doctor_slurm import site
 
@@ -20,7 +21,7 @@ class Slurm:
         self.refused = refused
         self.calls: list[list[str]] = []
 
-    def __call__(self, command: list[str]) -> str:
+    def __call__(self, command: list[str], **_: object) -> str:
         self.calls.append(command)
         for name in self.refused:
             if f"--partition={name}" in command:
@@ -31,7 +32,7 @@ class Slurm:
 def chosen(
     monkeypatch: pytest.MonkeyPatch, slurm: Slurm, partition: str | None, by: str = "auto"
 ) -> Preemptor:
-    monkeypatch.setattr(preemptor, "run_slurm", slurm)
+    monkeypatch.setattr(commands, "run_slurm", slurm)
     monkeypatch.setattr(preemptor, "read_slurm_site", site)
     return choose_preemptor(by, partition, account="mine", qos=None)
 
@@ -64,7 +65,7 @@ def test_requeued_elsewhere_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_preempted_by_a_higher_qos(monkeypatch: pytest.MonkeyPatch) -> None:
     by_qos = site(config=("preempt/partition_prio", "preempt/qos"))
     slurm = Slurm()
-    monkeypatch.setattr(preemptor, "run_slurm", slurm)
+    monkeypatch.setattr(commands, "run_slurm", slurm)
     monkeypatch.setattr(preemptor, "read_slurm_site", lambda: by_qos)
     assert "nobody" in choose_preemptor("auto", "a100", account=None, qos=None).why
     by_qos = replace(by_qos, qos=parse_qos("normal||cluster|00:00:00\nurgent|normal|cluster|"))
@@ -83,5 +84,5 @@ def test_settings_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nodes_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemptor, "run_slurm", Slurm())
+    monkeypatch.setattr(commands, "run_slurm", Slurm())
     assert (count_nodes("node1"), count_nodes("node[1-2]"), count_nodes("a,b")) == (1, 2, 2)

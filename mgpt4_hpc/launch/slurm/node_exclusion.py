@@ -20,10 +20,7 @@ def exclude_nodes(job_id: str, nodes: Sequence[str]) -> str:
         better than none, so nothing is raised.
     """
     try:
-        record = commands.parse_record(
-            commands.run_slurm(["scontrol", "show", "job", "-o", job_id])
-        )
-        excluded = record.get("ExcNodeList", "")
+        excluded = commands.job_record(job_id).get("ExcNodeList", "")
         before = [] if excluded in ("", "(null)") else commands.hostnames(excluded)
         new = [node for node in nodes if node not in before]
         if new:

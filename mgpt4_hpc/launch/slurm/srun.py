@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from mgpt4_hpc.errors import SlurmUnreachable
-from mgpt4_hpc.launch.slurm.commands import has_scontrol, run_slurm
+from mgpt4_hpc.launch.slurm.commands import has_scontrol, show_config
 
 
 def srun_command(
@@ -60,5 +60,5 @@ def become(command: Sequence[str]) -> None:
             fix="start this on a machine of the cluster, or leave --slurm out",
         )
     if has_scontrol():
-        run_slurm(["scontrol", "show", "config"])
+        show_config()
     os.execv(path, list(command))

@@ -1,8 +1,8 @@
-"""Tests of ``launch/job/node_exclusion.py``."""
+"""Tests of ``launch/slurm/node_exclusion.py``."""
 
 from __future__ import annotations
 
-from mgpt4_hpc.launch.job.node_exclusion import exclude_nodes
+from mgpt4_hpc.launch.slurm.node_exclusion import exclude_nodes
 from tests.unit.launch.fakes import FakeScontrol
 
 
