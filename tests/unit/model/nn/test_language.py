@@ -14,6 +14,8 @@ from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.generation.generate import generate
 from mgpt4_hpc.model.lazy import quiet_transformers
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
+from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS
+from mgpt4_hpc.model.nn.language import runs_packed
 from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 
 SIZES = {
@@ -101,3 +103,21 @@ def test_missing_tensors_are_never_filled_at_random(vicuna, tmp_path: Path) -> N
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(WeightsError, match="do not fill the model"):
         build_model(open_bundle(folder))
+
+
+def test_a_family_from_outside(vicuna, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING.md's recipe: one that transformers loads trains, and packed once it is listed."""
+    from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    config = type("OwnConfig", (LlamaConfig,), {"model_type": "own_family"})
+    AutoConfig.register("own_family", config)
+    own = type("OwnForCausalLM", (LlamaForCausalLM,), {"config_class": config})
+    AutoModelForCausalLM.register(config, own)
+    bundle = open_bundle(folder_with("own_family", vicuna, tmp_path))
+    batch = vicuna.batch("stage2")
+    padded = build_model(bundle)
+    listed = PACKABLE_MODELS | {"own_family"}
+    monkeypatch.setattr("mgpt4_hpc.model.nn.language.PACKABLE_MODELS", listed)
+    packed = build_model(bundle)
+    assert [runs_packed(model.language_model) for model in (padded, packed)] == [False, True]
+    torch.testing.assert_close(packed.answer_loss(**batch), padded.answer_loss(**batch))
