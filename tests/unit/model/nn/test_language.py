@@ -106,7 +106,7 @@ def test_missing_tensors_are_never_filled_at_random(vicuna, tmp_path: Path) -> N
 
 
 def test_a_family_from_outside(vicuna, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONTRIBUTING.md's recipe: one that transformers loads trains, and packed once it is listed."""
+    """CONTRIBUTING.md's recipe: what transformers loads trains, and packed once it is listed."""
     from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
     config = type("OwnConfig", (LlamaConfig,), {"model_type": "own_family"})
