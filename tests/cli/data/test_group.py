@@ -1,16 +1,12 @@
 """``data``: convert, index, stats, pack and check on a few samples."""
 
-import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from PIL import Image
 
 from tests.cli.fakes import Mgpt4
 from tests.support.tiny_world import TinyWorld
-from tests.support.trained import make_trained_run
 
 
 @pytest.fixture
@@ -71,66 +67,6 @@ def test_a_cut_shard_is_quarantined_by_shard_and_reason(mgpt4: Mgpt4, shards: Pa
     told = mgpt4("data", "check", shards, "--json").json
     assert {entry["shard"] for entry in told["quarantined"]} == {"00001.tar"}
     assert 8 <= told["num_samples"] < 16
-
-
-def test_convert(mgpt4: Mgpt4, tmp_path: Path) -> None:
-    rows = [{"url": f"http://a.org/{n}", "caption": "a dog"} for n in range(200)]
-    (tmp_path / "list.json").write_text(json.dumps([*rows, {"url": "http://a.org/x"}]))
-    made = mgpt4("data", "convert", "list.json", "--out", "all", "--json").json
-    assert (made["num_rows"], made["num_written"], made["num_bad"]) == (201, 200, 1)
-    assert made["reasons"] == {"it has no caption": 1}
-    assert made["bad_rows"][0]["row"] == 200
-    part = mgpt4("data", "convert", "list.json", "--out", "part", "--fraction", "0.3", "--seed", 5)
-    assert "of 201 rows in 1 file," in part.out
-    assert "1 bad: it has no caption" in part.out
-    assert str(Path("part") / "bad_rows.jsonl") in part.err
-    again = mgpt4("data", "convert", "list.json", "--out", "part")
-    assert again.code == 1
-    assert "is not an empty folder" in again.err
-    gone = mgpt4("data", "convert", "nope.json", "--out", "none").err
-    assert gone.count("nope.json") == 1 and "No such file" in gone
-
-
-def test_encode_takes_a_run_by_its_name_and_a_sites_paths(
-    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_trained_run(world, tmp_path / "runs" / "two")
-    told = mgpt4("data", "encode", "two", "--out", "features", "--dry-run", "--json")
-    assert told.code == 0, told.err
-    assert told.json["num_missing"] == told.json["num_needed"] > 0
-    ended = mgpt4("data", "encode", "two", "--out", "f", "--set", "seed=3")
-    assert ended.code == 2 and "settings are fixed" in ended.err
-    site = tmp_path / "here.yaml"
-    site.write_text(f"model: {{weights: {world.weights}}}\n"
-                    f"data: {{paths: {{cc_sbu_align: {world.align}}}}}\n")  # fmt: skip
-    monkeypatch.setenv("MGPT4_SITE", str(site))
-    preset = mgpt4("data", "encode", "stage2-vicuna7b", "--out", "g", "--dry-run", "--json")
-    assert preset.code == 0, preset.err
-
-
-def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
-    mgpt4("data", "index", shards, "--out", "laion.index")
-    ended = mgpt4("data", "stats", "laion.index", "--contact-sheet", "sheet.png")
-    assert "16 of 16 samples read" in ended.out
-    assert "most frequent sizes: 56x56 (16)" in ended.out
-    assert "--tokenizer LLM_DIR" in ended.err
-    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
-    told = mgpt4(
-        "data", "stats", shards, "--tokenizer", world.weights / "llm", "--limit", "4", "--json"
-    ).json
-    assert (told["num_samples"], told["num_read"]) == (16, 4)
-    assert told["tokens"]["stage1"]["minimum"] >= 2
-    assert set(told["truncated"]) == {"stage1", "stage2"}
-    assert sorted(path.name for path in Path().iterdir()) == ["laion", "laion.index", "sheet.png"]
-
-
-def test_stats_of_shards_that_are_gone(mgpt4: Mgpt4, shards: Path) -> None:
-    mgpt4("data", "index", shards, "--out", "laion.index")
-    shutil.rmtree(shards)
-    ended = mgpt4("data", "stats", "laion.index")
-    assert ended.code == 1
-    assert "no sample can be read" in ended.err
-    assert "No such file" in ended.out
 
 
 def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:
@@ -235,55 +171,8 @@ def test_parts_are_put_together_and_nothing_else_is_removed(mgpt4: Mgpt4, shards
     assert not Path("laion.index.parts").exists()
 
 
-def test_a_contact_sheet_is_drawn_over_an_earlier_one_only(mgpt4: Mgpt4, shards: Path) -> None:
-    Image.new("RGB", (8, 8)).save("photo.png")
-    Path("list.png").write_text("no picture")
-    Path("list.json").write_text("[]")
-    for name, told in (
-        ("photo.png", "is not a contact sheet that mgpt4 wrote"),
-        ("list.png", "is not a contact sheet that mgpt4 wrote"),
-        ("list.json", "end its name in .png"),
-    ):
-        before = Path(name).read_bytes()
-        ended = mgpt4("data", "stats", shards, "--contact-sheet", name)
-        assert ended.code == 2 and told in ended.err
-        assert Path(name).read_bytes() == before
-    for _ in range(2):
-        assert mgpt4("data", "stats", shards, "--contact-sheet", "sheet.png").code == 0
-
-
 def test_what_is_no_index(mgpt4: Mgpt4, tmp_path: Path) -> None:
     (tmp_path / "x.index").write_text("no index at all")
     ended = mgpt4("data", "check", "x.index")
     assert ended.code == 1
     assert "is not a usable shard index" in ended.err
-
-
-def test_encode_says_how_much_before_it_writes(
-    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
-    planned = mgpt4("data", "encode", config, "--out", "features", "--dry-run", "--json")
-    assert "bf16 = 27 KiB in" in planned.err
-    assert planned.json["num_encoded"] == 0 < planned.json["num_missing"]
-    made = mgpt4("data", "encode", config, "--out", "features", "--json")
-    assert made.json["num_missing"] == 0
-    assert made.json["num_encoded"] == planned.json["num_needed"]
-    again = mgpt4("data", "encode", config, "--out", "features")
-    assert "0 are to be encoded" in again.err and ", 0 missing" in again.out
-    from mgpt4_hpc.train.inputs import feature_encoding
-
-    monkeypatch.setattr(feature_encoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    full = mgpt4("data", "encode", config, "--out", "elsewhere")
-    assert full.code == 1 and "0.0 GiB are free" in full.err
-    monkeypatch.undo()
-
-
-def test_encode_asks_before_it_writes_much(
-    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mgpt4_hpc.cli.data.encode._ASK_FROM_BYTES", 1)
-    config = world.write_config(tmp_path / "run.yaml", 1, data__num_workers=0)
-    ended = mgpt4("data", "encode", config, "--out", "features")
-    assert ended.code == 2 and "--yes" in ended.err
-    assert not list(Path("features").glob("*.safetensors"))

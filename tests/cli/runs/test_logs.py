@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.launch.runs.logs import split_starts
 from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
@@ -137,13 +136,3 @@ def test_follow_ends_when_the_run_has_failed(mgpt4: Mgpt4, slurm: FakeSlurm, run
     assert ended.code == 0
     assert "failed: too many crashes" in ended.err
     assert ended.out.endswith("second\n")
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "no start\n", START, START + "a\n" + START + "b\n", "before\n" + START + "a", "\n\n"],
-)
-def test_cutting_loses_nothing(text: str) -> None:
-    parts = split_starts(text.encode())
-    assert b"".join(parts) == text.encode()
-    assert len(parts) == max(text.count("Starting with") + text.startswith("before"), bool(text))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.report import _smoothed, read_curves
+from mgpt4_hpc.telemetry.report import read_curves
 from mgpt4_hpc.telemetry.tensorboard import open_writer
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
@@ -100,10 +100,3 @@ def test_refused(
     make_run(tmp_path / "runs")
     ended = mgpt4("report", *arguments)
     assert ended.code == code and told in ended.err
-
-
-def test_the_moving_mean_is_one() -> None:
-    points = [(step, float(step % 2)) for step in range(100)]
-    smooth = _smoothed(points)
-    assert smooth[0] == (0, 0.0)
-    assert all(abs(value - 0.5) < 0.15 for _, value in smooth[10:])

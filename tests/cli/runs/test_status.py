@@ -295,17 +295,6 @@ def test_names_are_text_and_not_markup(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path:
     assert "\x1b" not in out
 
 
-def test_a_long_ledger_is_not_read_whole(tmp_path: Path) -> None:
-    from mgpt4_hpc.launch.runs.run_facts import read_facts
-    from mgpt4_hpc.telemetry.ledger import read_ledgers
-
-    run = make_run(tmp_path)
-    attempt(run, 1, first=1, last=3000, cause="preempted")
-    (whole,) = read_ledgers(run.ledger)
-    (edges,) = read_facts(run).attempts
-    assert edges == whole
-
-
 def test_a_squeue_that_crashes_is_no_answer(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 import yaml
 
 import mgpt4_hpc
-from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.describe import describe_keys
 from mgpt4_hpc.config.load import env_layer, load_config
 from mgpt4_hpc.config.sites import SITES_VARIABLE, find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError
@@ -136,36 +133,6 @@ def test_a_shipped_profile_renders_what_it_says(name: str, preset: str) -> None:
 
 
 # -- the documentation -------------------------------------------------------------------------
-
-
-BEGIN = (
-    "<!-- made from the schema: MGPT4_UPDATE_DOCS=1 pytest tests/unit/config/test_sites.py -->\n"
-)
-END = "<!-- end -->"
-
-
-def table_of_keys() -> str:
-    rows = ["| key | default | |", "|---|---|---|"]
-    for one in describe_keys():
-        if one.key.startswith(("launch.", "container.")):
-            default = one.default_text.replace("|", "\\|")
-            rows.append(f"| `{one.key}` | `{default}` | {one.doc} |")
-    return "\n".join(rows) + "\n"
-
-
-def test_the_docs_describe_every_key_as_the_schema_does() -> None:
-    text = DOCS.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    wanted = f"{before}{BEGIN}\n{table_of_keys()}{END}{after}"
-    if os.environ.get("MGPT4_UPDATE_DOCS"):
-        DOCS.write_text(wanted)
-    assert DOCS.read_text() == wanted
-
-
-def test_the_docs_name_no_key_that_does_not_exist() -> None:
-    for key in re.findall(r"`((?:launch|container|data|model)\.[a-z_]+)`", DOCS.read_text()):
-        assert keys.resolve(key)[1] == "", key
 
 
 def test_the_variables_of_tools_are_no_settings_unless_the_docs_say_so() -> None:

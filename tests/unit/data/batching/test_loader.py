@@ -5,13 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader, ValLoader, rank_slice
 from mgpt4_hpc.data.batching.workers import StillWaiting
@@ -44,23 +40,6 @@ def keys_of(loader: StepLoader, steps: int) -> list[str]:
         return [key for _ in range(steps) for batch in next(loader) for key in batch.keys]
 
 
-def test_batches_hold_what_they_promise(index: ShardIndex) -> None:
-    with a_loader(index) as loader:
-        step = next(loader)
-    assert [len(batch) for batch in step] == [5, 5, 5, 5, 4]
-    batch = step[0]
-    assert batch.images_NCHW.shape == (5, 3, 16, 16)
-    assert batch.images_NCHW.dtype == torch.uint8
-    learned = batch.labels_BT != -100
-    assert torch.equal(batch.labels_BT[learned], batch.input_ids_BT[learned])
-    assert int(learned.sum()) == batch.num_answer_tokens
-    assert batch.image_mask_BT.sum(dim=1).tolist() == [4] * 5
-    assert not (learned & ~batch.attention_mask_BT).any()
-    assert not (learned & batch.image_mask_BT).any()
-    assert batch.attention_mask_BT[:, -1].any(), "padding is trimmed to the longest"
-    assert batch.positions == (0, 1, 2, 3, 4)
-
-
 @pytest.mark.parametrize("num_workers", [1, 2, 4])
 def test_workers_do_not_change_the_sequence(index: ShardIndex, num_workers: int) -> None:
     alone = keys_of(a_loader(index), 4)
@@ -87,29 +66,6 @@ def test_resuming_continues_where_it_stopped(index: ShardIndex) -> None:
         position = first.position
     assert position == 48
     assert keys_of(a_loader(index, start_position=position), 2) == keys_of(a_loader(index), 4)[48:]
-
-
-def test_prompts_depend_on_seed_and_position(index: ShardIndex) -> None:
-    asked = ("a", "bb", "ccc", "dddd")
-
-    def lengths(**changes: object) -> list[int]:
-        spec = text_spec(instructions=asked, prompt_per=changes.pop("prompt_per", "sample"))
-        loader = StepLoader(
-            an_order(index), [index], spec, 16, LoaderOptions(global_batch_size=20, **changes)
-        )  # type: ignore[arg-type]
-        with loader:
-            step = next(loader)
-        return [
-            int((row & ~learned).sum())
-            for batch in step
-            for row, learned in zip(batch.attention_mask_BT, batch.labels_BT != -100, strict=True)
-        ]
-
-    drawn = lengths(micro_batch_size=20, seed=1)
-    assert len(set(drawn)) > 1
-    assert lengths(micro_batch_size=3, seed=1, num_workers=1) == drawn
-    assert lengths(micro_batch_size=20, seed=2) != drawn
-    assert len(set(lengths(micro_batch_size=20, seed=1, prompt_per="batch"))) == 1
 
 
 def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
@@ -311,25 +267,6 @@ def test_a_stop_does_not_wait_for_a_batch_that_does_not_come(
     os.close(reads)
 
 
-def test_close_ends_a_worker_that_hangs(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    parent = os.getpid()
-
-    def hang(*_: object) -> None:
-        assert os.getpid() != parent
-        signal.pthread_sigmask(signal.SIG_BLOCK, range(1, signal.NSIG))
-        while True:
-            signal.pause()
-
-    monkeypatch.setattr("mgpt4_hpc.data.reading.reader.SampleReader.read", hang)
-    loader = a_loader(index, num_workers=2)
-    loader.start()
-    workers = list(loader._stream._batches._workers)  # type: ignore[union-attr]
-    assert all(worker.is_alive() for worker in workers)
-    loader.close()
-    loader.close()
-    assert [worker.exitcode for worker in workers] == [-signal.SIGKILL] * 2
-
-
 def test_impossible_settings_are_told_together(index: ShardIndex) -> None:
     with pytest.raises(ConfigError) as error:
         a_loader(index, global_batch_size=2, micro_batch_size=0, world_size=3, start_position=-1)
@@ -350,37 +287,3 @@ def test_slices_cover_the_batch() -> None:
         assert [begin for begin, _ in slices[1:]] == [end for _, end in slices[:-1]]
         sizes = {end - begin for begin, end in slices}
         assert max(sizes) - min(sizes) <= 1
-
-
-_SMALL_SHM = """
-import sys
-from pathlib import Path
-from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from mgpt4_hpc.errors import WorkerDied
-from tests.unit.data.worlds import make_index, text_spec
-index = make_index(Path(sys.argv[1]), 64)
-order = SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
-options = LoaderOptions(global_batch_size=16, micro_batch_size=16, num_workers=2)
-with StepLoader(order, [index], text_spec(), 224, options) as loader:
-    try:
-        for _ in range(4):
-            next(loader)
-    except WorkerDied as error:
-        print(error)
-"""
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_a_small_shared_memory_is_an_error_with_the_fix(tmp_path: Path) -> None:
-    """A real /dev/shm of 1 MiB; the queue's own thread would fail in silence, for ever."""
-    mount = 'mount -t tmpfs -o size=1m none /dev/shm && exec "$@"'
-    ours = [sys.executable, "-c", _SMALL_SHM, str(tmp_path)]
-    probe = ["unshare", "-m", "sh", "-c", mount, "sh"]
-    if subprocess.run([*probe, "true"], capture_output=True).returncode:
-        pytest.skip("this sandbox mounts nothing")
-    done = subprocess.run(
-        [*probe, *ours], capture_output=True, text=True, timeout=240, cwd=Path(__file__).parents[4]
-    )
-    assert done.returncode == 0, done.stderr
-    assert "no shared memory" in done.stdout and "lower data.num_workers" in done.stdout

@@ -87,61 +87,10 @@ def test_each_kind_of_incomplete_sample_is_named(tmp_path: Path) -> None:
     assert result.num_ignored == 2
 
 
-def test_whatever_is_left_out_is_counted_with_an_example(tmp_path: Path) -> None:
-    entries = [
-        *[(f"v1.{n}.{kind}", jpeg()) for n in range(3) for kind in ("jpg", "txt")],
-        ("x/v2.0.PNG", jpeg()),
-        ("phone.HEIC", jpeg()),
-        ("logo.svg", b"<svg/>"),
-        ("readme", b"x"),
-        ("x/.DS_Store", b"x"),
-        ("._a.jpg", b"x"),
-        ("a.jpg", jpeg()),
-        ("a.txt", b"a cat"),
-        ("a.cls", b"7"),
-        ("b.cls", b"7"),
-        ("a.tif", jpeg()),
-    ]
-    result = scan(tmp_path, entries)
-    assert result.keys == [b"a"]
-    assert not result.quarantined
-    dotted = "its name has a dot before the extension, where webdataset ends the key"
-    assert {(e.reason, e.extension): (e.count, e.example) for e in result.left_out} == {
-        (dotted, "jpg"): (3, "v1.0.jpg"),
-        (dotted, "txt"): (3, "v1.0.txt"),
-        (dotted, "png"): (1, "x/v2.0.PNG"),
-        ("its image format is not read", "heic"): (1, "phone.HEIC"),
-        ("its image format is not read", "svg"): (1, "logo.svg"),
-        ("its name has no extension", ""): (1, "readme"),
-        ("its name begins with a dot", ""): (2, "x/.DS_Store"),
-        ("training reads no such members", "cls"): (2, "a.cls"),
-        ("its sample has another image", "tif"): (1, "a.tif"),
-    }
-    assert result.num_ignored + 2 == len(entries)
-
-
 def test_an_index_stays_small_whatever_names_end_in(tmp_path: Path) -> None:
     result = scan(tmp_path, [(f"x.{n:x}", b"x") for n in range(500)])
     assert len(result.left_out) <= 65
     assert result.num_ignored == 500
-
-
-@pytest.mark.parametrize(
-    ("extension", "form"),
-    [("gif", "GIF"), ("bmp", "BMP"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("jfif", "JPEG"),
-     ("JPE", "JPEG"), ("avif", "AVIF"), ("jp2", "JPEG2000"), ("ppm", "PPM"), ("JPEG", "JPEG")],
-)  # fmt: skip
-def test_images_of_other_formats_are_samples(tmp_path: Path, extension: str, form: str) -> None:
-    image = encoded(Image.new("RGB", (8, 8), "red"), form)
-    pairs = [("a.txt", b"a cat"), (f"a.{extension}", image)]
-    for entries in (pairs, pairs[::-1]):
-        result = scan(tmp_path, entries, decode=True)
-        assert (result.keys, result.quarantined, result.left_out) == ([b"a"], [], [])
-    # Beside an ordinary image it is something else, and changes no index that was made before.
-    mask = scan(tmp_path, [*pairs, ("a.jpg" if extension != "JPEG" else "b.jpg", jpeg())])
-    assert mask.keys == [b"a"]
-    twice = scan(tmp_path, [*pairs, ("a.tga", image)])
-    assert bool(twice.keys) == (extension == "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -209,19 +158,6 @@ def test_decode_drops_what_cannot_be_used(tmp_path: Path) -> None:
     assert reasons["list"] == "its caption is list, not text"
     assert reasons["blank"] == "its caption is empty"
     assert reasons["broken"] == "its json cannot be parsed"
-
-
-def test_a_damaged_text_does_not_cost_a_whole_sample(tmp_path: Path) -> None:
-    data = bytearray(tar_bytes(members(range(2))))
-    result = scan(tmp_path, members(range(2)))
-    at = int(result.blocks[0, 2]) * 512 - 512
-    data[at + 110] ^= 1  # the txt's header; the json says the same
-    path = tmp_path / "s.tar"
-    path.write_bytes(data)
-    damaged = scan_shard(path, "s.tar")
-    assert damaged.keys == result.keys
-    assert damaged.lengths[0, 2] == 0
-    assert [entry.key for entry in damaged.quarantined] == [f"@{at}"]
 
 
 def test_an_unreadable_shard_is_one_entry(tmp_path: Path) -> None:
