@@ -41,7 +41,7 @@ class AnswerLimit:
     keep_end_symbol: bool = True
 
     def cut(self, ids: Sequence[int], num_end: int) -> Sequence[int]:
-        """An answer's ids, the last ``num_end`` of which are its end symbol's, without too many."""
+        """An answer's ids cut to the limit; the last ``num_end`` ids are the end symbol's."""
         if len(ids) <= self.max_tokens or not self.keep_end_symbol:
             return ids[: self.max_tokens]
         end = ids[len(ids) - num_end :][-self.max_tokens :]
@@ -68,7 +68,7 @@ class ChatFormat(Protocol):
 
 
 class TemplateFormat:
-    """A ``Template``, whose texts are tokenized by themselves, as the original does.
+    """A ``Template``: each of its texts is tokenized alone, as the original does.
 
     Texts end at an image, at the beginning of an answer, and behind its end symbol.
     """

@@ -1,7 +1,7 @@
 """Ranks: who am I, how do we meet, what do we agree on.
 
 Launchers describe a rank with torchrun's variables (RANK, LOCAL_RANK, WORLD_SIZE,
-LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT); whoever starts ranks otherwise translates to them.
+LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT); other launchers are translated to them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _patient: torch.distributed.ProcessGroup | None = None
 _PORT_RANGE = (20000, 32000)  # below Linux's ephemeral ports, so that no client socket sits there
 _NUM_PORTS = 16
 _KNOCK_S = 10.0
-"""Patience with whoever listens on a candidate port."""
+"""Patience with the process that listens on a candidate port."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def rendezvous(
 ) -> TCPStore:
     """Meet at ``host``: rank 0 listens on the first free candidate port, the others find it.
 
-    A port may be taken by a stranger, so whoever connects asks for the token, and tries the next
+    Another program may hold a port, so a rank that connects asks for the token, and tries the next
     port if the answer is not ours.
 
     Raises:

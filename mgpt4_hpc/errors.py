@@ -8,7 +8,7 @@ command that it ends::
     ├── PreflightError         3   something the job needs is missing
     ├── SlurmRejected          4   Slurm refused the job
     ├── SlurmUnreachable       5   Slurm does not answer
-    │   └── SlurmUnconfirmed   5   it was told something, and may have done it
+    │   └── SlurmUnconfirmed   5   no confirmation: Slurm may have done it
     ├── NoSuchRun              6   no run of that name or path
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
     │   ├── RunAlive           7   a job of the run waits or runs
@@ -86,7 +86,7 @@ def _rebuild(cls: type[MgptError], args: tuple[object, ...]) -> MgptError:
 
 
 class FaultList(MgptError):
-    """Several independent faults, told together.
+    """Several independent faults in one error.
 
     A researcher must not learn of a second mistake after a second night in the queue.
     """
@@ -125,7 +125,7 @@ class SlurmUnreachable(MgptError):
 
 
 class SlurmUnconfirmed(SlurmUnreachable):
-    """Slurm was told something and fell silent: it may have done it, or still do it."""
+    """Slurm received a request and did not confirm it: it may have done it, or may still do it."""
 
 
 class NoSuchRun(MgptError):
@@ -149,7 +149,7 @@ class RunDamaged(RunLocked):
 
 
 class Overtaken(RunLocked):
-    """A newer attempt owns the run: this one must write nothing more, and nobody requeues it."""
+    """A newer attempt owns the run: this one must write nothing more, and is not requeued."""
 
 
 class Displaced(Overtaken):

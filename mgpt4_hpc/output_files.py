@@ -1,7 +1,7 @@
 """May a command write here? One rule for every output file, asked before the work begins.
 
 A file is made new, or takes the place of an earlier one of the same kind that this package made.
-Anything else that has the name stays: a mistyped ``--out`` must not cost anybody a file. Folders
+Anything else that has the name stays: a mistyped ``--out`` must not cost a user a file. Folders
 are not made either, as a mistyped one would go unnoticed. Where two would write at once, a lock.
 """
 
@@ -57,7 +57,7 @@ def check_replaced(out: Path, *, kind: str, is_own: Callable[[Path], bool] | Non
         ConfigError: if something else has the name.
     """
     out = out.expanduser()
-    if not os.path.lexists(out):  # a link to nowhere is somebody's, too
+    if not os.path.lexists(out):  # a dangling link has an owner, too
         return
     if is_own is None:
         what = f"{out} exists already"
@@ -85,7 +85,7 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
 
     Args:
         file: unlocked again when it is closed.
-        wait: until whoever has the lock gives it back.
+        wait: until the lock is free.
 
     Returns:
         False if another process has it.

@@ -1,8 +1,8 @@
 """May what lies in a run's folder be executed? Asked before anything of it is.
 
-The folder holds a pickled job, a launcher and a copy of the package: whoever can write there can
+The folder holds a pickled job, a launcher and a copy of the package: a user who can write there can
 run programs as its owner, at the next requeue. So everything must belong to the user (or to root,
-who can do anything anyway), and nobody else may be able to write or exchange it.
+who can do anything anyway), and no other user may be able to write or exchange it.
 
 The batch script asks the same of its first lines, in shell, before the first Python starts.
 """
@@ -28,7 +28,7 @@ def assert_owned(run: Path, *, user: int | None = None) -> None:
 
     Args:
         run: the run's folder.
-        user: whose things are trusted; this process's user if None.
+        user: owner of what is trusted; this process's user if None.
 
     Raises:
         UnsafeRun: naming the first files, why, and the command that mends it.
@@ -53,7 +53,7 @@ def assert_owned(run: Path, *, user: int | None = None) -> None:
 
 
 def _parent_faults(run: Path) -> list[str]:
-    """Folders above in which anybody may exchange what lies in them; sticky ones, as /tmp, may be.
+    """Folders above in which any user may exchange entries; sticky ones, as /tmp, may be.
 
     A group's shared project folder is common and stays allowed: what a colleague puts in the
     run's place belongs to the colleague, and is refused for that.
@@ -68,7 +68,7 @@ def _parent_faults(run: Path) -> list[str]:
 def _faults(run: Path, trusted: set[int]) -> list[str]:
     top = run.stat()
     faults = []
-    # Nobody gets at what lies inside but through the folder, so its own bits come first: files
+    # What lies inside is reached through the folder alone, so its own bits come first: files
     # made under a umask of 002 in a folder of 0700 are as safe as others.
     reachable = 0
     for write, search in _WRITE.items():

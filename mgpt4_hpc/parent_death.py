@@ -1,4 +1,4 @@
-"""Processes that must not outlive whoever started them."""
+"""Processes that must not outlive the process that started them."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def die_with(parent: int) -> None:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the request: nobody will tell us any more
+    if os.getppid() != parent:  # it ended before the request: no signal will come
         os._exit(1)

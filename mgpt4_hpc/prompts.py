@@ -101,7 +101,7 @@ class Template:
     ) -> list[str]:
         """The texts around the images of a question, from its beginning to where the answer begins.
 
-        ``later`` is for a turn behind an answer, whose end symbol may be how a turn begins, as in
+        ``later`` is for a turn behind an answer: its end symbol may be how a turn begins, as in
         ``###Human:``.
         """
         texts = [""]

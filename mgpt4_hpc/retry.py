@@ -2,7 +2,7 @@
 
 A server that fails over, a stale handle, a mount that comes back late: the same read works a moment
 later. What still fails then is reported as trouble of the storage, so that the job comes back,
-instead of as a missing file, after which nobody would try again.
+instead of as a missing file, after which no caller would try again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def retry_storage(
         action: may be done twice; raises OSError, or a MgptError that came from one.
         vanished: whether something is missing now that was there before: then any failure is
             the storage's.
-        say: told of each new try.
+        say: called with a sentence before each new try.
         pauses_s: seconds between the tries.
         sleep: waits.
 

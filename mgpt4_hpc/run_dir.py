@@ -42,7 +42,7 @@ from mgpt4_hpc.identity import Hold, identity_in, new_identity
 
 FORMAT_VERSION = 1
 CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
-"""In the claim of an attempt whose tasks never began, made only to count it."""
+"""Marks the claim of an attempt that never started a task; it only counts."""
 _ATTEMPT = re.compile(r"\d{4,}")
 
 
@@ -132,12 +132,12 @@ class RunDir:
 
     @property
     def resubmit_needed(self) -> Path:
-        """Left behind when nobody could requeue; holds the command to run."""
+        """Left behind when no process could requeue; holds the command to run."""
         return self.root / "RESUBMIT_NEEDED"
 
     @property
     def drift_accepted(self) -> Path:
-        """Left by a person: the next start may go on though something changed."""
+        """Left by the user: the next start may resume though something changed."""
         return self.root / "ACCEPT_DRIFT"
 
     @property
@@ -260,7 +260,7 @@ class RunDir:
         return identity
 
     def damaged(self, file: Path, fix: str = "") -> RunDamaged:
-        """The error about one of the run's files that cannot be read; ``fix`` is another way on."""
+        """The error for an unreadable file of the run; ``fix`` names another remedy."""
         anew = f"mgpt4 submit --set model.projector={shlex.quote(str(self.path))} ..."
         fix = f"{fix}; or" if fix else "restore it from a backup, or"
         return RunDamaged(
@@ -290,7 +290,7 @@ class RunDir:
         # The start's own mark: a job and its number may come twice.
         text = json.dumps({**claim, "run": self.run_id, "start": new_identity()})
         while True:
-            # Counted on and not listed anew: NFS may show another start's claim a minute late.
+            # Counted up, not listed again: NFS may show another start's claim a minute late.
             number += 1
             path = self.attempts / f"{number:04d}"
             try:
@@ -307,12 +307,12 @@ class RunDir:
             return number
 
     def clear_markers(self) -> None:
-        """Take away what an earlier attempt left for people: somebody brought the run back."""
+        """Remove the markers of an earlier attempt: the run was started again."""
         for marker in (self.resubmit_needed, self.failed):
             marker.unlink(missing_ok=True)
 
     def is_gone(self) -> bool:
-        """Whether somebody removed or moved it: its parent can be read, and knows no such name.
+        """Whether it was removed or moved: its parent can be read and has no such name.
 
         Where a mount is away the parent cannot be read either.
         """
@@ -324,7 +324,7 @@ class RunDir:
     def overtaken_by(self, attempt: int) -> int | None:
         """Number of the newest writer, if that is another than ``attempt``.
 
-        The claim of a supervisor for a start whose tasks never began is no writer's.
+        A supervisor's claim for a start without tasks is no writer's.
         """
         newer = [number for number in self.attempt_numbers() if number > attempt]
         writers = [n for n in newer if CLAIMED_BY_SUPERVISOR not in self._claim(n)]

@@ -6,7 +6,7 @@ A folder under way::
       a.tar                              a file; it appears when it is whole and its hash is right
       .fetch/source.json                 what is fetched, fixed by the first start
       .fetch/done/a.tar.json             size, time and key of a file that was verified
-      .fetch/partial/a.tar.KEY.HOST.PID  what somebody has of it up to now (see ``partial``)
+      .fetch/partial/a.tar.KEY.HOST.PID  what one process has of it up to now (see ``partial``)
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class FetchReport:
 
 
 class Fetch:
-    """One folder into which a listing is fetched, begun or gone on with.
+    """One folder into which a listing is fetched, new or resumed.
 
     Any number of processes, on any number of machines, may work on one folder: each file is
     fetched by one of them.
@@ -188,7 +188,7 @@ class Fetch:
         return lambda file: self._fetch(file, counter)
 
     def _fetch(self, file: RemoteFile, counter: _Counter) -> str:
-        """How it ended: got, busy (somebody else does it), stopped, or why it cannot be had."""
+        """How it ended: got, busy (another process does it), stopped, or why it cannot be had."""
         pauses, others = iter(PAUSES_S), 0
         while not self._stop.is_set():
             partial, before = None, 0
@@ -196,7 +196,7 @@ class Fetch:
                 partial = self._partials.claim(file)
                 if partial is None:
                     return _BUSY
-                if self._is_there(file, counter):  # somebody was through with it just now
+                if self._is_there(file, counter):  # another process finished it just now
                     partial.unlink()
                     return _BUSY
                 before = partial.stat().st_size
@@ -225,7 +225,7 @@ class Fetch:
 
         with partial.open("r+b") as raw:
             sink = _Sink(raw, file, counter, self._stop)
-            # Without hash and ETag nothing tells whether it is still the same file.
+            # Without hash and ETag a change of the file cannot be seen.
             is_known = bool(file.hash or file.etag)
             if sink.size and (not is_known or (file.size is not None and sink.size > file.size)):
                 sink.seek(0)
@@ -276,7 +276,7 @@ def begun_with(out: Path) -> tuple[str, str] | None:
 
 
 class _Stopped(Exception):
-    """The caller wants to stop; what was begun is gone on with later."""
+    """The caller wants to stop; partial files are resumed later."""
 
 
 class _Counter:
@@ -292,7 +292,7 @@ class _Counter:
         self._lock = threading.Lock()
 
     def at(self, file: RemoteFile, size: int) -> None:
-        """A file has so many bytes now."""
+        """Note the bytes that a file has now."""
         with self._lock:
             self._sum += size - self._sizes.get(file.name, 0)
             self._sizes[file.name] = size

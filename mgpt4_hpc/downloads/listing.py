@@ -35,7 +35,7 @@ class RemoteFile:
     Attributes:
         name: where it goes, relative to the folder, with forward slashes.
         url: where it comes from.
-        size: in bytes; None if the server does not tell.
+        size: in bytes; None if the server does not send it.
         hash: ``sha256:HEX`` or ``git:HEX`` (a git blob's SHA-1); empty if unknown.
         etag: the server's name for this content, for files without a hash; may be empty.
     """
@@ -143,7 +143,7 @@ def list_urls(path: Path, patterns: Sequence[str] = ()) -> Listing:
 def _chosen(
     source: str, files: Sequence[RemoteFile], patterns: Sequence[str]
 ) -> tuple[RemoteFile, ...]:
-    """The files whose names fit a pattern; no name leads out of the folder."""
+    """The files with names that fit a pattern; no name leads out of the folder."""
     for file in files:
         parts = PurePosixPath(file.name).parts
         if file.name.startswith("/") or ".." in parts or parts[:1] == (WORK_FOLDER,):
@@ -165,13 +165,13 @@ def _chosen(
 
 
 def _asked_server(file: RemoteFile) -> RemoteFile:
-    """A file behind a URL, with the size and ETag that its server tells."""
+    """A file behind a URL, with its server's size and ETag."""
     from huggingface_hub.utils import get_session
 
     def ask() -> Any:
         headers = {"Accept-Encoding": "identity"}
         answer = get_session().head(file.url, headers=headers, follow_redirects=True, timeout=30)
-        if answer.status_code != 405:  # a server without HEAD tells nothing before
+        if answer.status_code != 405:  # a server without HEAD sends nothing before
             answer.raise_for_status()
         return answer.headers if answer.status_code != 405 else {}
 

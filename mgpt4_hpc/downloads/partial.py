@@ -14,7 +14,7 @@ from pathlib import Path
 from mgpt4_hpc.downloads.listing import RemoteFile
 
 _STALE_S = 180.0
-"""A partial file of another machine that nobody wrote to for so long is taken over: longer than
+"""A partial file of another machine is taken over after this time without a write: longer than
 the waits within one try."""
 
 
@@ -41,7 +41,7 @@ class Partials:
         return [(path, path.name.removeprefix(start)) for path in found]
 
     def claim(self, file: RemoteFile) -> Path | None:
-        """A partial file that is ours alone, old or new; None if somebody else works on it."""
+        """A partial file that is ours alone, old or new; None if another process works on it."""
         mine = self._folder / f"{flat(file.name)}.{file.key}.{own_name()}"
         if mine.exists():
             return mine
@@ -69,7 +69,7 @@ class Partials:
                 path.unlink(missing_ok=True)
 
     def _is_dead(self, partial: Path, owner: str) -> bool:
-        """Whether nobody works on a partial file any more."""
+        """Whether no process works on a partial file any more."""
         host, _, pid = owner.rpartition(".")
         if host == socket.gethostname():
             return not _lives(pid)

@@ -48,7 +48,7 @@ def is_fatal(error: BaseException) -> bool:
 
 
 def is_another_content(error: BaseException) -> bool:
-    """Whether what was begun cannot become the file: it must come anew from its first byte."""
+    """Whether the partial file cannot be resumed: the download must start from its first byte."""
     # The library's check of the size raises an OSError of its own, without a number.
     own_check = type(error) is OSError and error.errno is None
     return isinstance(error, OtherContent) or own_check or _status(error) == 416

@@ -59,7 +59,7 @@ class Answerer:
             prompt: full prompt with one image slot.
             stop: symbol that ends an answer.
             max_new_tokens: limit per answer.
-            on_batch: told how many answers each batch brought.
+            on_batch: called with the number of answers of each batch.
         """
         tensors, _ = import_projector(read_tensors(projector), str(projector))
         self._model.llama_proj.load_state_dict(dict(tensors))

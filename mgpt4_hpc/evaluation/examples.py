@@ -70,7 +70,7 @@ def load_examples(
         images: what ``data.shards.expand_shards`` knows, an index of shards, or a folder.
         references: COCO's caption JSON (``images`` and ``annotations``), or an object that maps
             file names to a caption or a list of them; adds to what the images bring along.
-        limit: take so many, evenly spread over all.
+        limit: number to take, evenly spread over all.
 
     Raises:
         DataError: if there are no images, or the references fit none of them.

@@ -19,13 +19,13 @@ PATCHES_PER_TOKEN = 4
 """Neighbouring patch tokens joined into one when there is no Q-Former (the Llama-2 variant)."""
 
 LOGITS_AT_ONCE = 1024
-"""Tokens whose logits exist at the same time on a GPU; the memory estimate counts with them."""
+"""Number of tokens that have logits on a GPU at a time; the memory estimate uses it."""
 
 EVA_MLP_RATIO = 4.3637
 """EVA-CLIP ViT-g's: int(1408 x 4.3637) = 6144 hidden units."""
 
 VISION_HEADS_BY_WIDTH: dict[int, int] = {1408: 16}
-"""Tensor shapes do not tell the number of heads; these widths are known models (EVA ViT-g)."""
+"""Tensor shapes do not show the number of heads; these widths are known models (EVA ViT-g)."""
 
 QFORMER_HEADS_BY_WIDTH: dict[int, int] = {768: 12}
 """BERT-base, which every published BLIP-2 Q-Former is."""

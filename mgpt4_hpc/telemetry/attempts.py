@@ -14,12 +14,12 @@ Record = Mapping[str, Any]
 
 @dataclass
 class Attempt:
-    """One start of a run's job, as its ledger tells it.
+    """One start of a run's job, by its ledger.
 
     Attributes:
         number: from 1.
         job_id, restart_count, nodes, hostname, world_size, device, versions: as at its start
-            (restart_count also where only a supervisor could tell it).
+            (restart_count also where only a supervisor recorded it).
         start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
@@ -33,11 +33,11 @@ class Attempt:
         exit_code: of the process, where known.
         steps_replayed: steps that an earlier attempt had done already and this one did again.
         buckets: seconds per bucket of time_buckets.py, `productive` among them; what is missing to
-            `end - start` nobody accounted for.
+            `end - start` that no bucket holds.
         saves, save_failures: how many.
         last_saved_step: newest durable checkpoint of this attempt.
         substitutions, signals, faults, damaged: as recorded.
-        hangs: of each rank that could tell of a hang, what it told.
+        hangs: the reports of ranks that hung.
         save_s: longest time from asking for a checkpoint to having it on disk.
         requeue: the line about the successor, where there is one.
         supervisor: all fields of the supervisor's notes, later ones winning.
@@ -83,7 +83,7 @@ class Attempt:
 
     @property
     def productive_s(self) -> float:
-        """Seconds spent on steps that nobody had done before."""
+        """Seconds spent on steps that no earlier attempt had done."""
         return self.buckets.get(PRODUCTIVE, 0.0)
 
     @property
@@ -158,10 +158,10 @@ def _end_told_by(note: Record) -> float:
 
 
 def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:
-    """Name the time of which no line gives the seconds, where it is plain what it was.
+    """Attribute unlogged time to start-up or wind-down.
 
-    An attempt that never told its seconds was starting up until its first step. One that wrote
-    its own end was winding down since it last told them. What passed before a kill stays open.
+    An attempt without logged seconds was starting up until its first step. One that wrote
+    its own end was winding down since its last log. Time before a kill stays unattributed.
     """
     told_at = max((float(r["t"]) for r in records if _tells_seconds(r)), default=None)
     if told_at is None:

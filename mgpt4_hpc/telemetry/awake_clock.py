@@ -23,7 +23,7 @@ _MAX_BUSY = 0.1
 class AwakeClock:
     """Seconds, monotonic, without those in which this process was suspended.
 
-    Whoever reads it first after such a time finds the gap, so no reader sees a jump.
+    The first reader after such a time finds the gap, so no reader sees a jump.
 
     Args:
         clock: seconds, monotonic, whether suspended or not.

@@ -28,7 +28,7 @@ REOPEN_S = 30.0
 _MOST = 10_000
 """Events kept in memory; a refusal that lasts longer costs the oldest."""
 _PATIENCE_S = 5.0
-"""For whoever waits for the disk: a mount may hang."""
+"""Longest wait for the disk: a mount may hang."""
 
 
 class EventFiles(threading.Thread):

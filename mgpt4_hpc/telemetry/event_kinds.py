@@ -2,7 +2,7 @@
 """What a ledger line can say.
 
 Every line is one JSON object: `t` (unix time in seconds), `kind`, and the fields below. A field
-may be missing where it is not known; fields that nobody here knows are kept and ignored.
+may be missing where it is not known; unknown fields are kept and ignored.
 
 | kind | written when | fields |
 |---|---|---|
@@ -21,7 +21,7 @@ may be missing where it is not known; fields that nobody here knows are kept and
 | `substitution` | a bad sample was replaced | `position`, `key`, `reason`, `replaced_by` |
 | `staging` | training ended; of rank 0's node | `folder`, `samples_read` (by rank 0 from copies), `copied` (stretches of samples), |
 | | | `bytes_copied`, `removed`, `failed` |
-| `drift` | the run goes on though something changed | `what` (list), `accepted` (by a person) |
+| `drift` | the run continues though something changed | `what` (list), `accepted` (by the user) |
 | `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
@@ -61,4 +61,4 @@ SYNCED = frozenset({Kind.START, Kind.RESTORE, Kind.SAVE, Kind.REQUEUE, Kind.END}
 UNKNOWN_CAUSE = "unknown"
 """Cause of an attempt that left no `end` and about which no supervisor left a note."""
 RUNNING_CAUSE = "running"
-"""Cause of the newest attempt while nothing tells that it ended."""
+"""Cause of the newest attempt until an end is recorded."""

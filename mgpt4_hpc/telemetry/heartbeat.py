@@ -1,4 +1,4 @@
-"""`heartbeat.json`: the step a run is at, for whoever looks from outside."""
+"""`heartbeat.json`: the step a run is at, for processes outside of the job."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Ledger:
 
     Args:
         folder: RUN/ledger; made where missing.
-        attempt: this attempt's number, claimed by nobody else.
+        attempt: this attempt's number; no other attempt has it.
         run_id: identity of the run, part of each line.
         clock: unix time in seconds; replaced by tests.
     """
@@ -60,7 +60,7 @@ class Ledger:
         """Append one line; on return a kind in `SYNCED` survives a power cut.
 
         Args:
-            kind: event_kinds.py tells which fields belong to it.
+            kind: event_kinds.py lists its fields.
             fields: JSON values; anything else is written as its `str`.
         """
         record = {"t": self._clock(), "kind": str(kind), **self._run, **fields}

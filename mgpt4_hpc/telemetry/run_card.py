@@ -26,7 +26,7 @@ _LEFT_OUT = ("launch", "name", "checkpoint", "train.log_every_steps", "train.sav
 def hyperparameters(
     settings: Mapping[str, Any], changed: Sequence[str]
 ) -> dict[str, bool | float | str]:
-    """The settings that tell one run from another: the usual ones, and all that somebody set.
+    """The settings that distinguish runs: the usual ones, and all that the user set.
 
     Args:
         settings: every setting by its dotted key.
@@ -51,7 +51,7 @@ def text_card(
     settings: Mapping[str, Any],
     origins: Mapping[str, str],
 ) -> str:
-    """What runs here, with which code, where, and what somebody set: in Markdown.
+    """What runs here, with which code, where, and the user's settings: in Markdown.
 
     Args:
         name: of the run.

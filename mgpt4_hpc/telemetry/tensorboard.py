@@ -97,7 +97,7 @@ class TensorBoardWriter:
         self._add(Event(wall_time=time.time(), step=step, summary=summary))
 
     def finished(self, step: int) -> None:
-        """Tell the HParams page that the run is done.
+        """Mark the run as done on the HParams page.
 
         It believes the first word about a run's end, so an attempt that comes back says nothing.
         """

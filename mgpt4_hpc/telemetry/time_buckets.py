@@ -124,7 +124,7 @@ class Throughput:
         self._steps: deque[tuple[float, float]] = deque(maxlen=window)
 
     def add(self, samples: float, seconds: float) -> None:
-        """A step of so many samples took so many seconds."""
+        """Record the samples and the seconds of a step."""
         self._steps.append((samples, seconds))
 
     @property

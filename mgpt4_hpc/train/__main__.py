@@ -42,7 +42,7 @@ from mgpt4_hpc.train.stopping.stop import SignalStop, log_signals, stop_signals
 def command(
     config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
 ) -> None:
-    """Train one run, or go on with it if its directory exists."""
+    """Train one run, or resume it if its directory exists."""
     started_at = time.time()
     ranks = Ranks.from_environment(os.environ)
     # A device belongs to torchrun's ranks; the run's world is what torchrun made of it.
@@ -62,7 +62,7 @@ def command(
     for note in resolved.notes if ranks.is_first else ():
         click.echo(note, err=True)
     # Here and not earlier: until now nothing has begun that a signal could damage. A Ctrl-C counts
-    # as well, for this is somebody's terminal.
+    # as well, for this is a user's terminal.
     signals = stop_signals((*resolved.config.launch.stop_signals, "INT"))
     log_signals(signals, lambda line: print(line, flush=True))
     stop = SignalStop(signals).install()

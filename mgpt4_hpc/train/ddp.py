@@ -33,9 +33,9 @@ def wrap_projector(
     world_size: int,
     lora: Sequence[nn.Parameter] = (),
 ) -> nn.Module:
-    """Projector whose gradients are averaged over the ranks, settled for bit-identical resumes.
+    """Projector with gradients averaged over the ranks, settled for bit-identical resumes.
 
-    DDP lays its gradient buckets out anew after the first backward pass, in the order in which
+    DDP rearranges its gradient buckets after the first backward pass, in the order in which
     gradients arrived. A process that resumed at step 1,000 would make its first step with the
     early layout where the uninterrupted run used the late one, and would sum in another order.
     Two discarded passes before the first real step bring both to the same layout.

@@ -44,8 +44,8 @@ class Loop:
             StillWaiting instead, and no more of them, if a stop is wanted and they do not come.
         step: forward, backward, update.
         ranks: this process among the others.
-        stop: whether somebody wants us to stop.
-        pacing: when to stop, once somebody wants us to; asked on the first rank.
+        stop: requests to stop.
+        pacing: when to stop after a request; used on the first rank.
         saving: checkpoints; does nothing on ranks other than the first.
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.
@@ -55,7 +55,7 @@ class Loop:
         utilisation: of a step's micro-batches and seconds, the share of the device's peak.
         buckets: where the seconds go.
         uniform_loss: ln(vocabulary), what a model loses that knows nothing; None if unknown.
-        watchdog: told that we live.
+        watchdog: gets a sign of life at each step.
     """
 
     state: TrainState

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 
 class LossyStream:
-    """A text stream whose writes never fail: what the disk or a dead srun refuses is gone.
+    """A text stream that never fails to write: what the disk or a dead srun refuses is lost.
 
     Args:
         stream: where the text goes.

@@ -1,4 +1,4 @@
-"""What rank 0 tells the world: curves, ledger, heartbeat and a line on stdout.
+"""What rank 0 records: curves, ledger, heartbeat and a line on stdout.
 
 The other ranks hold a recorder that is silent, so that the loop has no branches by rank.
 """

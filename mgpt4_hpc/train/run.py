@@ -82,7 +82,7 @@ def run_training(
             happens next; the other ranks wait for it.
 
     Raises:
-        MgptError: with the fix, for everything that a person can mend.
+        MgptError: with the fix, for everything that the user can mend.
     """
     buckets = Buckets()
     if started_at is not None:
@@ -128,7 +128,7 @@ def _require_runnable(config: RunConfig, ranks: Ranks) -> None:
 
 def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
     number = run.claim_attempt(dict(claim))
-    run.clear_markers()  # somebody started it again, perhaps with scontrol
+    run.clear_markers()  # it was started again, perhaps with scontrol
     return number
 
 
@@ -265,7 +265,7 @@ class _Attempt:
             )
 
     def _stopped_early(self, inputs: Inputs | None, store: CheckpointStore) -> Outcome:
-        """End before the first step. No line of a step tells the seconds, so one here does."""
+        """End before the first step; log its seconds, which no line of a step holds."""
         if inputs is None:
             step = self.ranks.first_does(lambda: max(store.steps(), default=0))
         else:
@@ -399,7 +399,7 @@ class _Attempt:
                 f"{outcome.step}/{self.config.train.max_steps}: rank {self.ranks.rank} leaves ==="
             )
             self.recorder.flush()
-            # Nobody leaves before rank 0 has saved and decided: the first to go takes the others
+            # No rank leaves before rank 0 has saved and decided: the first to go takes the others
             # along.
             self.ranks.barrier()
 

@@ -14,7 +14,7 @@ class WarmupCosine:
 
     The original's ``LinearWarmupCosineLRScheduler``: the cosine is not shifted by the warm-up, so
     right after it the rate is already below its peak (1e-4 becomes 9.71e-5 at step 5,000 of
-    20,000). The original starts its warm-up anew in each epoch that is shorter than it; its own
+    20,000). The original restarts its warm-up in each epoch that is shorter than it; its own
     settings never are, and this schedule knows no epochs.
     """
 

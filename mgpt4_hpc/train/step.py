@@ -67,7 +67,7 @@ class TrainStep:
     its own tokens and does not divide by the accumulation, which is what the original does.
 
     A loss or gradient that is not finite skips the update on the device (fused AdamW's
-    ``found_inf``) and is counted there; nobody waits for it. With fp16 the loss scale is searched
+    ``found_inf``) and is counted there, asynchronously. With fp16 the loss scale is searched
     by overflowing now and then: those steps are skipped too, but counted by themselves, as they
     say nothing about the training.
 
@@ -130,7 +130,7 @@ class TrainStep:
         else:
             weight = self.options.world_size / max(global_tokens, 1)
         # A loss can be infinite and its gradient finite (a label's logit at -inf). Times zero it is
-        # NaN then, and with it the gradient, which tells all ranks.
+        # NaN then, and with it the gradient of all ranks.
         poison = loss_sum.detach() * 0.0
         with strict_determinism():
             (loss_sum * (weight * self.loss_scale + poison)).backward()
@@ -178,7 +178,7 @@ def forward_loss(
     model: MiniGPT4, batch: Batch, device: torch.device, projector: nn.Module | None = None
 ) -> torch.Tensor:
     """Cross entropy of ``batch``, summed over its answer tokens; float32 scalar."""
-    # Only the pixels go to the device here: the model counts tokens on the CPU, where nobody waits.
+    # Only the pixels go to the device here: the model counts tokens on the CPU, without waiting.
     if batch.features_NIQ is not None:
         # In float32 as the towers leave them: whatever they were rounded to for storage, the
         # projector rounds them as it would have.

@@ -100,7 +100,7 @@ class BatchMaker:
     def without_substitutes(
         self, positions: Sequence[int]
     ) -> tuple[Batch | None, dict[int, BadSampleError]]:
-        """The batch of those positions whose own samples can be used, if any; and the others.
+        """The batch of the positions with usable samples, if any; and the faults of the others.
 
         Raises:
             StorageTrouble: if shards cannot be read just now.

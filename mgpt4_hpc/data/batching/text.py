@@ -90,7 +90,7 @@ class TextSpec:
 
 
 class TooLongError(Exception):
-    """A conversation whose first turn alone is beyond the limit; the message says by how much."""
+    """The first turn of a conversation exceeds the limit; the message says by how much."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class TokenSequence:
         input_ids: int64[T], ``pad_id`` in image slots.
         image_mask: bool[T], True in image slots.
         labels: int64[T], the token itself where it is learned, NO_LABEL elsewhere.
-        num_images: of the sample's images, the first so many have slots.
+        num_images: number of the sample's first images that have slots.
         num_cut: turns that were left out at the end.
     """
 

@@ -69,7 +69,7 @@ class StreamDraws:
         ]
 
     def substitute(self, source_id: int, position: int, attempt: int) -> int:
-        """The next sample again; which one it is nobody can know."""
+        """The next sample again; which one that is cannot be known."""
         return position
 
 
@@ -79,8 +79,8 @@ class StreamReader:
     Args:
         sources: the streams; the position in this list is the source id.
         seed: of the shuffling.
-        start_position: where the run began this time; another one shuffles anew.
-        rank, world_size, num_workers: among whom the shards are shared.
+        start_position: where this attempt began; another one gives another shuffle.
+        rank, world_size, num_workers: the readers that share the shards.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ def _images(sample: dict[str, Any]) -> tuple[bytes, ...]:
 
 
 def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """All samples of the shards; one that breaks off ends with a sample that tells the fault."""
+    """All samples of the shards; a truncated shard ends with a sample that holds the fault."""
     for url in urls:
         faults: list[Exception] = []
 

@@ -62,7 +62,7 @@ class _Failure:
 def _share(batch: Any) -> None:
     """Move a batch's tensors to shared memory here, where a failure is an answer.
 
-    The queue does it otherwise, in a thread whose errors reach nobody: the trainer waits for ever.
+    The queue would do it in a thread and lose its errors: the trainer would wait for ever.
     """
     try:
         for field in fields(batch):

@@ -174,7 +174,7 @@ def substitutes(
 def _lacking(
     plan: EncodePlan, rows: Sequence[int] | Int64, state: Callable[[int, int], bool | None]
 ) -> Iterator[tuple[int, int, int]]:
-    """What ``substitutes`` tells, with the row of the bad sample before each."""
+    """What ``substitutes`` returns, with the row of the bad sample before each."""
     for row, draws, position in plan.uses(rows):
         source_id = int(plan.source[row])
         for attempt in range(1, MAX_SUBSTITUTES + 1):

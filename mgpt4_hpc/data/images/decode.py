@@ -127,7 +127,7 @@ def _is_turned(jpeg: bytes) -> bool:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(jpeg)) as image:
                 return _orientation(image) != 1
-    except Exception:  # noqa: BLE001 - whoever decodes it words the reason
+    except Exception:  # noqa: BLE001 - the decoder words the reason
         return False
 
 

@@ -1,4 +1,4 @@
-"""Pictures that a person names: checked before they are decoded, refused with a reason."""
+"""Images that a user names: checked before they are decoded, refused with a reason."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def require_few_pixels(data: bytes, max_pixels: int, name: str = "the image") ->
         size = f"{width}x{height}"
     except Image.DecompressionBombError:
         width, height, size = max_pixels + 1, 1, "far too many"
-    except Exception:  # noqa: BLE001 - whoever decodes it will say what is the matter
+    except Exception:  # noqa: BLE001 - the decoder words the reason
         return
     if width * height > max_pixels:
         raise DataError(

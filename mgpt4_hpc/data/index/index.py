@@ -1,7 +1,7 @@
 """The shard index: which samples a source has and where their bytes lie.
 
 Built once (``mgpt4 data index``) by walking every tar's headers; training then reads samples by
-offset, in any order, from plain webdataset shards that nobody had to convert.
+offset, in any order, from plain webdataset shards without conversion.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ShardIndex:
         return cls(path, where, arrays, meta)
 
     def __reduce__(self) -> tuple[Callable[..., ShardIndex], tuple[Path, Path]]:
-        return (ShardIndex.open, (self.path, self.root))  # mapped anew in the other process
+        return (ShardIndex.open, (self.path, self.root))  # mapped again in the other process
 
     @property
     def num_samples(self) -> int:
@@ -318,7 +318,7 @@ def build_index(
 ) -> IndexReport:
     """Index tar shards into the file ``out``, atomically.
 
-    An index that is there already is brought up to date: only shards that are new or whose size
+    An existing index is brought up to date: only shards that are new or differ in size
     or modification time changed are read again.
 
     Args:
@@ -428,7 +428,7 @@ def _scan_job(job: tuple[Path, str], *, options: ScanOptions) -> ShardScan:
 
 def _waiting_for(action: Callable[[], _T]) -> _T:
     """What is read of one shard; who calls again would read all those before it once more."""
-    # Not to stdout, which may be somebody's JSON.
+    # Not to stdout, which may be JSON for a script.
     return retry_storage(action, say=lambda told: print(told, file=sys.stderr))
 
 

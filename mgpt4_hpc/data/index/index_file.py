@@ -1,4 +1,4 @@
-"""The index file: a safetensors file whose arrays are mapped into memory, not read.
+"""The index file: a safetensors file; its arrays are mapped into memory, not read.
 
 Written once per shard list, in one pass with flat memory, onto a temporary name; a killed writer
 leaves no index. Arrays, for n samples in s shards:

@@ -45,7 +45,7 @@ _NUMBERED_IMAGE = re.compile(
     rb"([1-9][0-9]{0,3})\.(?:" + b"|".join(map(str.encode, formats.READ)) + rb")"
 )
 _MOST_EXTENSIONS = 64
-"""Told apart in one shard; a name may end in anything."""
+"""Kept apart in one shard; a name may end in anything."""
 _PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
 """Names of nothing but these need no closer look."""
 _MAX_LENGTH = 2**32 - 1
@@ -58,7 +58,7 @@ class Quarantined:
     """A sample, or a byte range, that training will not see.
 
     Attributes:
-        key: of the sample; ``@OFFSET`` for a byte range of which no name is left.
+        key: of the sample; ``@OFFSET`` for a byte range without a readable name.
         reason: for people.
     """
 
@@ -101,7 +101,7 @@ class ShardScan:
     Attributes:
         name: the shard's path relative to the index's root.
         size: in bytes.
-        mtime_ns: with the size, tells whether the shard changed since.
+        mtime_ns: with the size, shows whether the shard changed since.
         keys: of the samples, UTF-8.
         blocks: uint32[n, 3], where each of PARTS begins, in 512-byte blocks; 0 if absent.
         lengths: uint32[n, 3], in bytes; 0 if absent.
@@ -490,7 +490,7 @@ def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
 
 
 def _decode_all(fd: int, scan: ShardScan) -> None:
-    """Drop the samples whose images are unusable."""
+    """Drop the samples with unusable images."""
     from mgpt4_hpc.data.images.decode import ImageError, check_image
 
     bad: dict[int, str] = {}

@@ -48,7 +48,7 @@ def expand_shards(spec: str | Path, *, also: str = "") -> list[Path]:
             paths count from the file's folder), or a tar; several of them joined with ``::``;
             ``toy:shards/laion`` lies in the shipped toy world. A file of that very name comes
             before what a pattern or joint would mean.
-        also: what else the caller takes, to be told where nothing is found.
+        also: what else the caller takes; named in the error if nothing is found.
 
     Raises:
         DataError: if nothing is found, something named is missing or named twice, or a pattern

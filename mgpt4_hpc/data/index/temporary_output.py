@@ -18,7 +18,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
     """An empty hidden folder on the file system of ``out``, from where things are renamed to it.
 
     What processes of this host left there that live no more is removed first; this process's
-    folder is removed in the end. Of other hosts nobody here knows whether they still write.
+    folder is removed in the end. Whether another host still writes cannot be seen from here.
     """
     remove_leftovers(out)
     folder = scratch_path(out)
@@ -30,7 +30,7 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
 
 def scratch_path(out: Path) -> Path:
-    """A hidden name beside ``out`` that tells who writes it; nobody else makes it."""
+    """A hidden name beside ``out`` that names its writer; no other process makes it."""
     number = 0
     while True:
         name = f".{out.name}.{socket.gethostname()}.{os.getpid()}.{number}{_SUFFIX}"

@@ -120,7 +120,7 @@ class FeatureCache:
         return cls(folder)
 
     def refresh(self) -> None:
-        """Look which shards are there by now."""
+        """List the shards that are there."""
         paths = sorted(self.folder.glob("*.safetensors"))
         self.shards = [FeatureShard(path, self.dtype) for path in paths]
         keys = [_keys(shard.source, shard.sample) for shard in self.shards]
@@ -146,7 +146,7 @@ class FeatureCache:
 
     @property
     def content(self) -> str:
-        """What a run is held to: equal for caches whose features may replace each other."""
+        """What a run is pinned to: equal for caches that may replace each other."""
         parts = [f"{key}={value}" for key, value in sorted(self.binding.items())]
         return f"{self.dtype} of {', '.join(parts)}"
 

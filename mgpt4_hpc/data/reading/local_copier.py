@@ -59,14 +59,14 @@ class Stager:
     """A process that copies ahead of the run's position and removes what is behind it.
 
     Args:
-        folder: from ``stage_folder``; made anew, so that nothing is left of a killed attempt.
+        folder: from ``stage_folder``; emptied first, as a killed attempt may have used it.
         order: which sample stands at which position.
         indexes: of the order's sources.
         budget: bytes that the copies may have.
         position: where the run begins.
 
     Raises:
-        OSError: if the folder cannot be made, or is somebody else's.
+        OSError: if the folder cannot be made, or belongs to another user.
     """
 
     def __init__(

@@ -34,7 +34,7 @@ MAX_OPEN_SHARDS = 160
 """More than the 64 blocks, hence at most 64 shards, of one window, for two sources."""
 RETRY_PAUSES_S = (0.1, 0.5, *PAUSES_S)
 _FELLOWS_PAUSE_S = 2.0
-"""The longest pause for a missing shard, once another one is known to be gone for good."""
+"""The longest pause for a missing shard, once another one is known to be deleted."""
 _SHUN_S = 60.0
 """For how long a shard that cannot be used is not asked again."""
 _MAX_GAP = 64 * 1024
@@ -187,7 +187,7 @@ class SampleReader:
 
     def _may_pass(self, where: tuple[int, int], error: OSError, pause_s: float) -> bool:
         if error.errno == errno.ENOENT and self._gone:
-            # Once one shard proved to be gone for good, half a minute for each of its fellows would
+            # Once one shard proved to be deleted, half a minute for each of its fellows would
             # cost more than the samples are worth; but none is given up for a moment's absence.
             return where not in self._gone and pause_s <= _FELLOWS_PAUSE_S
         return error.errno in PASSING or error.errno == errno.ENOENT

@@ -89,7 +89,7 @@ def keyed_choice(size: int, count: int, *key: object) -> Int64:
 
 
 def _numbered_words(size: int, key: tuple[object, ...]) -> tuple[NDArray[np.uint64], np.uint64]:
-    """Random words whose low bits are their own numbers, and the mask of those bits.
+    """Random words with their own numbers in the low bits, and the mask of those bits.
 
     So all are distinct, and no sorting algorithm can change the order in which they come out.
     """

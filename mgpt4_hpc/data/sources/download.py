@@ -38,7 +38,7 @@ _DRIVER = Path(__file__).with_name("download_driver.py")
 _OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"  # as the driver has it, which cannot be imported here
 _POLL_S = 0.2
 _LOOK_EVERY_S = 10.0
-"""For new shards, where somebody wants to know: a shared file system has better things to do."""
+"""Pause between looks for new shards, so that polling does not load a shared file system."""
 _LOG_LINES = 5
 _SHARD_DIGITS = 5
 _MOST_SHARDS = 10**_SHARD_DIGITS
@@ -114,7 +114,7 @@ class DownloadReport:
 
 
 class Download:
-    """One download folder, made or gone on with.
+    """One download folder, new or resumed.
 
     Args:
         sources: parquet files, or folders of them.
@@ -328,7 +328,7 @@ class Download:
         return stats is not None and stats["successes"] > 0
 
     def _teller(self, shards: range, on_progress: Callable[[int, int], None]) -> Callable[[], None]:
-        """Tells the rows of the shards that are there; one that was found is not looked for."""
+        """Counts the rows of the finished shards; a known shard is not looked for again."""
         missing = {shard: self.rows_of(range(shard, shard + 1)) for shard in shards}
         total = self.rows_of(shards)
 

@@ -25,7 +25,7 @@ from img2dataset.downloader import Downloader
 from img2dataset.reader import Reader
 
 OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"
-"""Names the folder of finished shards; in the environment, as workers are started anew."""
+"""Names the folder of finished shards; in the environment, as workers are spawned."""
 _PR_SET_PDEATHSIG = 1
 _PARTS = (".parquet", "_stats.json", ".tar")
 """Of a shard, in the order of their publication: where the tar is, the others are."""
@@ -39,7 +39,7 @@ def end_with(parent: int) -> None:
 
 
 class PartReader(Reader):
-    """Reads several files whose shards have numbers given from outside."""
+    """Reads several files; the caller numbers their shards."""
 
     order: dict[str, Any]
 

@@ -38,7 +38,7 @@ def ensure_environment(folder: Path, *, say: Callable[[str], None] = lambda text
 
     Args:
         folder: a virtual environment; one that has img2dataset is used as it is.
-        say: told before the minute that an installation takes.
+        say: called before the installation, which takes a minute.
 
     Raises:
         DataError: if it cannot be made, or is there with another version; with the commands to
@@ -67,7 +67,7 @@ def ensure_environment(folder: Path, *, say: Callable[[str], None] = lambda text
 
 
 def driver_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables for programs of that environment: none of ours, and nobody is called home."""
+    """Variables for programs of that environment: none of ours, and no telemetry."""
     kept = {key: value for key, value in environ.items() if not key.startswith("PYTHON")}
     return {**kept, **_QUIET}
 
@@ -91,7 +91,7 @@ def _install(folder: Path) -> None:
     existing = folder.exists() and any(folder.iterdir())
     if existing and not (folder / "pyvenv.cfg").is_file():
         raise DataError(f"{folder} is no virtual environment", fix="give another --env")
-    if existing:  # one whose installation was killed
+    if existing:  # its installation was killed
         shutil.rmtree(folder)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     for command in (

@@ -33,7 +33,7 @@ from mgpt4_hpc.retry import is_transient
 from mgpt4_hpc.text_files import NotUtf8, decode_utf8
 
 _AT_ONCE = 256
-"""Samples whose images are read and decoded by threads before the next ones are parsed."""
+"""Samples per batch: threads read and decode their images before the next are parsed."""
 _SHOWN = 50
 _DATA_URI = re.compile(r"data:[\w/+.-]*;base64,", re.ASCII)
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.I)

@@ -87,7 +87,7 @@ def _usable(path: Path, name: str) -> Path:
 
 
 def _packed(source: Path, out: Path) -> list[Path]:
-    """Shards of a folder, packed anew if it changed since."""
+    """Shards of a folder, packed again if it changed."""
     fingerprint = _fingerprint(source)
     mark = out / _FINGERPRINT
     if mark.is_file() and mark.read_bytes() == f"{fingerprint}\n{_sizes(out)}".encode():

@@ -105,7 +105,7 @@ def recaption(
 
 
 def begin(shards: Sequence[Path], captions: Path, by: By, out: Path, size: int | None) -> Path:
-    """Make the output's folder, or go on with it; the folder of its table.
+    """Make or resume the output's folder; returns the folder of its table.
 
     Raises:
         DataError: if it was begun otherwise, or two shards have one name.

@@ -85,7 +85,7 @@ class Repeated:
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Samples whose bytes occurred before.
+    """Samples that repeat earlier bytes.
 
     Attributes:
         surplus: samples that could go without losing a content.
@@ -134,7 +134,7 @@ class SourceStats:
         tokens: per stage, of the answer with its end symbol; empty without a tokenizer.
         truncated: per stage, share of captions over the stage's limit.
         sizes: (width, height, images), the most frequent first.
-        bad_images: whose header gives no size.
+        bad_images: images without a size in their header.
         conversations: what is counted of conversations alone; None if there are none.
     """
 
@@ -194,7 +194,7 @@ def collect_stats(
         seed: chooses them.
         on_progress: called with (samples read, samples to read) now and then.
 
-    Images are opened, not decoded: whether they decode is what ``mgpt4 data check`` tells.
+    Images are opened, not decoded; ``mgpt4 data check`` decodes them.
     """
     if limit and limit < index.num_samples:
         chosen = spread_choice(index.num_samples, limit, seed, "stats")

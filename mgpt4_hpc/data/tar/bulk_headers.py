@@ -31,7 +31,7 @@ def collect_headers(
         headers: to add to.
         buffer: begins with a header.
         base: offset of the buffer, which is the file's present window.
-        crcs: to be told of the members.
+        crcs: collects the members' checksums.
 
     Returns:
         Where in the buffer the next header begins.

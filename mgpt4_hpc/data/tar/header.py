@@ -152,7 +152,7 @@ def parse_pax(data: bytes, extension: Extension) -> None:
 
 
 class Headers:
-    """Headers met by a walk, whose checksums and names are worked out all at once.
+    """Headers met by a walk; their checksums and names are computed all at once.
 
     Attributes:
         num: headers taken in by ``add_many``; those of ``pending`` count on from there.

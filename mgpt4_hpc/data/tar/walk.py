@@ -1,7 +1,7 @@
 """Where the members of a tar lie, read from its headers alone.
 
 Python's ``tarfile`` does this ten times slower and gives up, or silently stops, at the first
-damage. This walk checks each header, finds the next good one behind damage, and tells of every
+damage. This walk checks each header, finds the next good one behind damage, and reports every
 byte range that it could not make sense of.
 
 Understood: ustar (with prefix), GNU long names, pax headers (path and size), base-256 sizes, old
@@ -197,7 +197,7 @@ class _Walk:
         return ""
 
     def _learn(self, header: bytes | bytearray, data: bytes | bytearray, size: int) -> bool:
-        """Take in how a pax header begins that tells nothing but a time; False if nothing new.
+        """Note how a pax header begins that holds only a time; False if that is known.
 
         webdataset's writer puts one before each member, all alike but for the time: one good
         checksum speaks for all of them. ``times`` has what they begin with, up to the time

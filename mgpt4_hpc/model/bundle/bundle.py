@@ -7,7 +7,7 @@ and safetensors). The other has the original's own files::
     blip2_pretrained_flant5xxl.pth   ln_vision and Q-Former; absent in the Llama-2 variant
     pretrained_minigpt4.pth          llama_proj; absent before the first training
     llm/                             the language model in Hugging Face layout
-    architecture.json                sizes; may be absent where the shapes tell them
+    architecture.json                sizes; may be absent where the shapes show them
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -
 
     Args:
         path: the folder.
-        architecture: overrides the folder's ``architecture.json`` and what shapes tell.
+        architecture: overrides the folder's ``architecture.json`` and the shapes.
 
     Raises:
         WeightsError: on anything missing, broken or of another model, naming file and key.

@@ -55,9 +55,9 @@ def fetch_bundle(
     Args:
         parts: sources by part: ``vit``, ``llm``, and optionally ``qformer`` and ``projector``.
         out: the new bundle's folder.
-        architecture: sizes, where the shapes do not tell them.
+        architecture: sizes, where the shapes do not show them.
         say: called with a line before each slow step.
-        tell: called with the bytes of the current step, and all that there are.
+        tell: called with the bytes of the current step, done and in all.
 
     Raises:
         WeightsError: with the fix, if a file cannot be had or is not what it should be; what was

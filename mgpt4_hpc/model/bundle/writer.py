@@ -74,7 +74,7 @@ def write_bundle(
             one that is merged with a base becomes part of the bundle in any case.
         finite: look for NaN and infinity in every tensor.
         say: called with a line before each slow step.
-        tell: called with the bytes read, and all that there are.
+        tell: called with the bytes read, and those in all.
 
     Raises:
         WeightsError: on anything missing, broken, unexplained or unfitting, on NaN and infinity, or
@@ -253,7 +253,7 @@ def _source(report: KeyReport, chains: Mapping[str, Sequence[Reading]]) -> dict[
 def _resolved(
     files: Mapping[str, tuple[Mapping[str, TensorInfo], KeyReport]],
 ) -> dict[str, dict[str, TensorInfo]]:
-    """Tensors whose numbers are not contiguous in their file, which only torch reads, in memory."""
+    """Tensors that are not contiguous in their file, read by torch into memory."""
     found: dict[str, dict[str, TensorInfo]] = {}
     for name, (tensors, report) in files.items():
         found[name] = dict(tensors)

@@ -206,7 +206,7 @@ def convert(
 
     Args:
         raw: the source's tensors.
-        expected: our keys and shapes, all of which must be filled.
+        expected: our keys and shapes; all must be filled.
         place: the source's key -> ours, or None where it has no place.
         why_dropped: the source's key -> why it is not needed, or None. Asked only about keys
             that fill nothing.

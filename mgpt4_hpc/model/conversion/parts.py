@@ -45,7 +45,7 @@ class Sources:
         qformer: ``blip2_pretrained_flant5xxl.pth``, or a BLIP-2 folder; None for the Llama-2
             variant.
         projector: a MiniGPT-4 checkpoint to start from, or None.
-        architecture: sizes, where the shapes do not tell them.
+        architecture: sizes, where the shapes do not show them.
         base: LLaMA's folder, where ``llm`` is Vicuna's published difference to it.
     """
 
@@ -138,7 +138,7 @@ def _open(path: Path, read: Callable[[Path], Raw]) -> Raw | Blip2Folder:
 
 
 def _beside(vit: Path) -> Architecture | None:
-    """Sizes in an architecture.json beside the file, for models whose shapes do not tell them."""
+    """Sizes in an architecture.json beside the file, for models with ambiguous shapes."""
     file = vit.parent / ARCHITECTURE_FILE
     return Architecture.from_file(file) if vit.is_file() and file.is_file() else None
 

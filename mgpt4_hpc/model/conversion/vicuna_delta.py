@@ -40,7 +40,7 @@ def merge_vicuna_delta(
 
     Args:
         base: LLaMA's folder.
-        delta: the difference's folder, whose tokenizer and configuration the result gets.
+        delta: the difference's folder; the result gets its tokenizer and configuration.
         out: the new folder; it must not exist.
         finite: refuse sums that hold NaN or infinity.
         say: called with a line per shard, and once about the vocabulary if it differs.

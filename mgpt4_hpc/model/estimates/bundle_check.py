@@ -1,6 +1,6 @@
 """Look a bundle over before a night in the queue depends on it (``mgpt4 weights check``).
 
-No model is built: shapes come from file headers, hashes from the files. All faults are told
+No model is built: shapes come from file headers, hashes from the files. All faults are listed
 together.
 """
 

@@ -1,7 +1,7 @@
 """How much GPU memory a training step takes, from sizes alone.
 
 An estimate to plan by, within about a fifth: weights are counted exactly, activations from what
-autograd keeps of a LLaMA layer whose own weights are frozen.
+autograd keeps of a LLaMA layer with frozen weights.
 
 Letters in comments: D language width, F its MLP width, T tokens of the micro-batch (all rows).
 """
@@ -77,7 +77,7 @@ def estimate_memory(
         micro_batch_size: rows per forward.
         text_tokens: tokens per row beside the image's: begin, prompt and answer.
         precision: as in ``build_model``.
-        activation_checkpointing: part of the layers of which only the input is kept, beside one
+        activation_checkpointing: part of the layers that keep their input alone, beside one
             layer's inside at a time.
         sharded_over: ranks over which the language model's layers are spread.
     """

@@ -256,7 +256,7 @@ def _prefix_fault(stored: Stored, missing: list[str]) -> str:
 
 
 def _head_faults(folder: Path, config: Mapping[str, Any], stored: Stored) -> list[str]:
-    """Constants in older files tell the width of a head, which no weight's shape does."""
+    """Constants in older files show the width of a head, which no weight's shape does."""
     heads, width = config.get("num_attention_heads"), config.get(_WIDTH)
     held = next((i for key, i in stored.items() if key.endswith("rotary_emb.inv_freq")), None)
     if held is None or not isinstance(heads, int) or not isinstance(width, int) or heads < 1:

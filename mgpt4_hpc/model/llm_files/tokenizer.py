@@ -225,7 +225,7 @@ def _pad_id(backend: Any, eos_id: int, own: int | None) -> int:
 
 
 def _first(*values: Any) -> int | None:
-    """The first that is given; some configurations list several end tokens, of which the first."""
+    """The first that is given; of several end tokens the first."""
     for value in values:
         if isinstance(value, list) and value:
             value = value[0]

@@ -40,7 +40,7 @@ def register() -> None:
 def packed_arguments(packed: Packed, device: torch.device) -> dict[str, Any]:
     """What a language model with ``PACKED`` attention is called with beside its embeddings.
 
-    The mask has four dimensions, which transformers takes as made by somebody who knows better:
+    The mask has four dimensions, which transformers uses as it is:
     otherwise it would look for the sequences in the positions, and build a mask of N x N.
     """
     return {
@@ -177,7 +177,7 @@ def _plain(
 def _sdpa(
     query_HTW: torch.Tensor, key_KTW: torch.Tensor, value_KTW: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """Torch's own, whose memory does not grow with T x T."""
+    """Torch's own; its memory does not grow with T x T."""
     output_HTW: torch.Tensor = nn.functional.scaled_dot_product_attention(
         query_HTW.unsqueeze(0),
         key_KTW.unsqueeze(0),

@@ -75,7 +75,7 @@ class PatchConnector(nn.Module):
 
 
 def make_identity(norm: nn.Module) -> None:
-    """Weight 1 and bias 0, whatever it had: what a norm is that nobody ever trained."""
+    """Weight 1 and bias 0, whatever it had: a norm that was never trained."""
     assert isinstance(norm, nn.LayerNorm)
     # New tensors, not in place: the old ones may be mapped from a file.
     norm.weight = nn.Parameter(torch.ones_like(norm.weight), requires_grad=False)

@@ -107,7 +107,7 @@ class MiniGPT4(nn.Module):
     def encode_images(self, pixels_NCHW: torch.Tensor) -> torch.Tensor:
         """Features (N, I, Q) of normalised pixels; no gradient, as both towers are frozen.
 
-        Not in inference mode, whose tensors could not enter the projector's backward pass.
+        Not in inference mode: its tensors could not enter the projector's backward pass.
         """
         if not len(pixels_NCHW):  # kernels need not take an empty batch
             arch = self.architecture
@@ -260,7 +260,7 @@ def build_model(
         bundle: the weights.
         options: how it computes; the defaults of ``ModelOptions`` if None.
         device: one device for everything.
-        readers: all ranks, each of which makes this call, if one per node is to read the language
+        readers: all ranks (each makes this call) if one per node is to read the language
             model for its neighbours (not in 8 bits); by default every process reads for itself.
         run_locally: does each part of the reading for which no other rank is needed.
 

@@ -1,6 +1,6 @@
 """RMS norms in one kernel, forward and backward.
 
-transformers writes them as half a dozen operations, each of which keeps or rereads a float32 copy
+transformers writes them as half a dozen operations; each keeps or rereads a float32 copy
 of the hidden states: a fifth of a frozen layer's backward pass, and of its memory.
 """
 
@@ -15,7 +15,7 @@ from torch import nn
 def fuse_norms(model: nn.Module) -> int:
     """Let every RMS norm of a transformers model compute with torch's own; returns how many.
 
-    Only for families whose norms multiply by their plain weight (``PACKABLE_MODELS`` do).
+    Only for families with norms that multiply by their plain weight (``PACKABLE_MODELS`` do).
     """
     norms = [
         module
@@ -23,7 +23,7 @@ def fuse_norms(model: nn.Module) -> int:
         if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon")
     ]
     for norm in norms:
-        # A method, not a closure: compiled layers tell functions apart and would compile each anew.
+        # A method, not a closure: torch.compile would compile each closure again.
         norm.forward = MethodType(_forward, norm)
     return len(norms)
 

@@ -1,4 +1,4 @@
-"""Tell whether a weight file is still the one that it was, in milliseconds or thoroughly.
+"""Detect whether a weight file has changed, in milliseconds or thoroughly.
 
 BLAKE2b as everywhere in this project (twice as fast as SHA-256 without special instructions). A
 *fingerprint* covers the size and 64 samples of 64 KiB, so it costs the same for 1 MB and 26 GB and

@@ -30,7 +30,7 @@ _EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0_0000_0000_0000),
     "F8_E5M2": ("u1", 0x7C),
 }
-"""IEEE 754: a number whose exponent bits are all set is infinite or NaN."""
+"""IEEE 754: a number with all exponent bits set is infinite or NaN."""
 
 Advance = Callable[[int], None]
 """Called with a number of bytes that were read, from any thread."""
@@ -155,7 +155,7 @@ def run_all(
     Args:
         chains: readings that append to the same output belong into one chain.
         finite: look for NaN and infinity.
-        tell: called with the bytes read, and all that there are.
+        tell: called with the bytes read, and those in all.
 
     Raises:
         WeightsError, OSError: the first that a reading raises; the others stop.
@@ -210,7 +210,7 @@ class Layout:
 
     Large types come first, as each number must lie at a multiple of its size. The tensors of the
     type that takes most of the bytes are copied in the order in which their files hold them; the
-    others, and those whose numbers are not contiguous, go through memory.
+    others, and those that are not contiguous, go through memory.
 
     Attributes:
         header: the file's beginning.

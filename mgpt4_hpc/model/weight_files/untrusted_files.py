@@ -52,7 +52,7 @@ def read_pth(path: Path) -> dict[str, Any]:
 
     Raises:
         WeightsError: if it is truncated, no torch file, or holds anything but tensors and plain
-            values (nothing of which is executed).
+            values (nothing is executed).
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""An alarm clock that ends this process, with the stacks of its threads, whoever holds its lock.
+"""End this process after a time, with the stacks of its threads, even if one holds its lock.
 
 The kernel's timers also run while a process is suspended, and would end it as it wakes. So there
 are two stages: the first to expire starts the second, and a thread that wakes has that long to wind

@@ -17,7 +17,7 @@ class Health:
     """Warns of a loss that says "uniform output", and stops a run of broken steps.
 
     Args:
-        recorder: told of what is wrong; silent on all ranks but the first.
+        recorder: prints and records what is wrong; silent on all ranks but the first.
         max_nonfinite_steps: broken steps that are forgiven over the whole run.
         uniform_loss: ln(vocabulary), the loss of a model that knows nothing; None where unknown.
     """

@@ -120,7 +120,7 @@ def gpu_faults(config: RunConfig, ranks: Ranks, *, gpu_allotted: bool = False) -
 
 
 def _compute_faults(device: torch.device) -> list[str]:
-    """A product whose result is known exactly: every entry is the number of its terms."""
+    """A product with a known exact result: every entry is the number of its terms."""
     size = 256
     ones = torch.ones(size, size, device=device)
     wrong = int((ones @ ones != size).sum().item())

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 CHECK_TIMEOUT_S = 180.0
-"""A rank that has not answered by then hangs in a driver or on a dead mount."""
+"""A rank that has not answered after this time hangs in a driver or on a dead mount."""
 _LEAVE_S = 60.0
 """Beyond what a rank may take itself, how long the others wait for it; one that is gone is noticed
 at once."""
 _SETTLE_S = 360.0
 """Longest that the others wait while rank 0 requeues the job: a busy controller answers late, and
-whoever leaves meanwhile ends rank 0 between the requeue and the exclusion of the node."""
+a rank that leaves meanwhile ends rank 0 between the requeue and the exclusion of the node."""
 
 _PREFIX = "mgpt4/node"
 
@@ -87,7 +87,7 @@ class NodeConsensus:
         return _error_of(self._get("verdict", 2 * self._timeout_s + _LEAVE_S))
 
     def first_does(self, action: Callable[[], object]) -> None:
-        """Let rank 0 act on a bad verdict while the others wait, and nobody leave before.
+        """Let rank 0 act on a bad verdict while the others wait; no rank leaves before.
 
         A rank that leaves with a bad code gets the others killed; rank 0 takes the store along.
         """
@@ -103,7 +103,7 @@ class NodeConsensus:
         finally:
             if self._store is not None:
                 self._set("settled", True)
-                self._missing("heard", _LEAVE_S)  # nobody may lose the store in mid-sentence
+                self._missing("heard", _LEAVE_S)  # no rank may lose the store in mid-sentence
 
     def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
         if absent := self._missing("host", self._arrive_s):
@@ -112,7 +112,7 @@ class NodeConsensus:
             self._set("called", True)
             return error
         began = time.time()
-        self._set("called", True)  # whoever reads its clock after this reads it after `began`
+        self._set("called", True)  # a rank that reads its clock after this reads it after `began`
         found = {0: check()}
         missing = self._missing("found", self._timeout_s)
         self._others -= missing
@@ -189,7 +189,7 @@ def judge(
 
     Args:
         found: one per rank; rank 0's first.
-        began: rank 0's clock before anybody read theirs.
+        began: rank 0's clock before any other rank read its own.
         ended: the same afterwards.
     """
     faults: dict[str, list[str]] = {}
@@ -216,7 +216,7 @@ def judge(
 
 
 def _clock_faults(found: Sequence[Findings], began: float, ended: float) -> dict[str, str]:
-    """Whose clock is off; rank 0's, where most other nodes are off from it to the same side."""
+    """The nodes with a wrong clock; rank 0's, if most others differ from it to the same side."""
     first = found[0].node
     off_s = {
         one.node: one.time - (began if one.time < began else ended)

@@ -1,9 +1,9 @@
 """Ends a process in which nothing moves any more, and says where it stood.
 
 Every rank has its own: when one hangs, the others soon wait for it in a collective, and all of
-them write their stacks, so that the logs tell who waits for whom. Then the process ends with
-:data:`~mgpt4_hpc.errors.EXIT_HUNG`, and whoever started the ranks decides whether they come back.
-A rank that was stopped (SIGSTOP) or whose node froze writes nothing; the others end, and with them
+them write their stacks, which show the rank that the others wait for. Then the process ends with
+:data:`~mgpt4_hpc.errors.EXIT_HUNG`, and the supervisor decides whether the ranks come back.
+A stopped rank (SIGSTOP), or one on a frozen node, writes nothing; the others end, and with them
 the job. Time in which the process itself was suspended does not count: Slurm suspends all ranks.
 
 A thread keeps the time. A hang inside a C call that holds the interpreter's lock keeps that thread
@@ -62,7 +62,7 @@ class Watchdog:
         step_s: longest silence between steps; 0 watches nothing.
         slow_s: the same until the first step is done, which may compile, and in the phases that
             :meth:`phase` names: loading, validating.
-        note: told of a hang, in another thread and with little time; may fail or hang itself.
+        note: called at a hang, in another thread and with little time; may fail or hang itself.
         stream: where the stacks go; stderr's own descriptor if it has none (in a notebook, say).
         clock: seconds, monotonic, that stops while the process is suspended.
     """
@@ -79,7 +79,7 @@ class Watchdog:
         self.step_s = step_s
         self.slow_s = max(slow_s, step_s)
         self.note = note
-        # Its descriptor: the stream's own lock may be in the hands of whoever hangs.
+        # Its descriptor: the stream's own lock may be held by the thread that hangs.
         self._fd = _descriptor(stream or sys.stderr)
         self._clock = clock or awake_clock()
         self._step: int | None = None

@@ -76,7 +76,7 @@ class Encoding:
 
     Args:
         config: of the run.
-        out: the cache's folder; one that was begun is gone on with.
+        out: the cache's folder; an unfinished cache is continued.
         dtype: of the stored features, ``bf16`` or ``fp32``.
         samples_per_shard: a kill costs at most this many.
 

@@ -149,7 +149,7 @@ def open_batches(
 ) -> Batches:
     """Loaders over the run's sources, from sample ``start_position`` on; workers start here.
 
-    ``run`` is the run's path, by which its copies on a node are told from another run's;
+    ``run`` is the run's path, which identifies its copies on a node;
     ``give_up`` says whether a stop was asked for, while storage keeps a batch from coming.
     """
     if is_streamed(config):

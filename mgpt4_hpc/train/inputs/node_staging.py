@@ -24,7 +24,7 @@ class NodeStaging:
     Attributes:
         staged: to read from.
         stager: this node's, on its first rank.
-        told: for the log: where, or why not.
+        told: a sentence for the log: where, or why not.
     """
 
     staged: Staged | None = None

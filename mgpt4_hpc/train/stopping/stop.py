@@ -42,7 +42,7 @@ T = TypeVar("T")
 class Interrupted(BaseException):
     """Raised in the main thread by a stop signal, inside :meth:`StopSource.interrupting` only.
 
-    No Exception, so that nobody on the way takes it for a fault and goes on.
+    No Exception, so that no handler takes it for a fault and continues.
     """
 
 
@@ -196,7 +196,7 @@ class SignalStop:
     def request(self, reason: str) -> None:
         """Wish to stop without a signal; changes nothing once one came.
 
-        A peer's wish gives way to an own signal, which may be a step late: that one tells why, and
+        A local signal, even a step late, replaces a peer's request: it carries the reason, and
         so by when.
         """
         if self._request is None or (

@@ -38,7 +38,7 @@ class Pacing:
     """Decides, on the first rank, whether the moment to stop has come; says so once.
 
     Args:
-        recorder: told of each new request.
+        recorder: records each new request.
         clock: seconds since the epoch.
     """
 

@@ -1,7 +1,7 @@
 """What the model says about held-out images while it is being trained: scores, and a picture.
 
 Everything is greedy and nothing is drawn at random, the towers are frozen and no gradient exists:
-training goes on with the same bits as without. Each rank answers about a part of the images.
+training continues with the same bits as without. Each rank answers about a part of the images.
 """
 
 from __future__ import annotations

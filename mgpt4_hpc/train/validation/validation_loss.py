@@ -81,11 +81,11 @@ def held_out_losses(
 
     Args:
         chat_model: with a source that has a run's settings.
-        images: shards (or their index, or an aligned folder) that nobody trained on; None takes
+        images: shards (or their index, or an aligned folder) never trained on; None takes
             the samples that ``data.val_fraction`` kept back.
         limit: samples per source at most, evenly spread.
         batch_size: samples per forward pass.
-        progress: told the size of each batch.
+        progress: called with the size of each batch.
 
     Raises:
         ConfigError: if there is no run, or it kept nothing back and no shards are given.

@@ -26,7 +26,7 @@ _MOST_GRAPHS = 2
 class ReplayedTowers:
     """Calls ``encode``, from the third time that a shape is seen as a graph.
 
-    The weights must stay where they are in memory; whoever moves them calls :meth:`forget`.
+    The weights must stay where they are in memory; code that moves them calls :meth:`forget`.
     """
 
     def __init__(self, encode: Encode) -> None:
@@ -49,7 +49,7 @@ class ReplayedTowers:
         return len(self._graphs)
 
     def forget(self) -> None:
-        """Throw the graphs away; they are recorded anew."""
+        """Drop the graphs; the next call records them again."""
         self._graphs.clear()
 
 

@@ -48,7 +48,7 @@ def load_once_per_node(
     failure: BaseException | None = None
     try:
         module = run_locally(load) if ranks.rank == reader else _emptied(plan(), device)
-    except BaseException as error:  # noqa: BLE001 - told to every rank, and raised there
+    except BaseException as error:  # noqa: BLE001 - sent to every rank, and raised there
         failure = error
     ranks.raise_any(failure)
     assert module is not None

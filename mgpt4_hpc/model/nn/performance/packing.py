@@ -60,7 +60,7 @@ class Packed:
         return self.starts_R1.diff().tolist()
 
     def to(self, device: torch.device) -> Packed:
-        """On ``device``, in a single copy that nobody waits for."""
+        """On ``device``, in a single asynchronous copy."""
         if self.token_ids_N.device == device:
             return self
         names = [f.name for f in dataclasses.fields(self) if f.type == "torch.Tensor"]
