@@ -1,5 +1,5 @@
 """Everything that knows Slurm: submission, the job, steering and watching runs, site checks.
 
-Here stand only the entry points whose names stored runs call; :mod:`.task` says why. New code goes
+Here stand only the entry points that stored runs call by name; :mod:`.task` says why. New code goes
 into a folder.
 """

@@ -1,7 +1,7 @@
 """``python -m mgpt4_hpc.launch.task RUN_DIR``: a rank, under the name that stored runs call.
 
 The batch script and the pickled job of a run name this module. They may be older than the code that
-they meet, and ``mgpt4 resume`` renders them anew for a code snapshot that is older than itself: the
+they meet, and ``mgpt4 resume`` renders them again for a code snapshot older than itself: the
 name has to exist in both, so it stays. The code is in :mod:`mgpt4_hpc.launch.job.rank`.
 """
 
@@ -17,7 +17,7 @@ from mgpt4_hpc.launch.job.rank import run_task
 class StageTask:
     """The callable that submitit pickles. It holds a path and nothing else.
 
-    Whoever unpickles it, however late, reads what to do from the run directory.
+    The process that unpickles it reads what to do from the run directory.
     """
 
     def __init__(self, run_dir: str) -> None:

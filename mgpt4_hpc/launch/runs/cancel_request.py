@@ -1,4 +1,4 @@
-"""The mark by which a person takes a run out of the queue for good: ``RUN/CANCEL``.
+"""The mark of a cancelled run, which never returns to the queue: ``RUN/CANCEL``.
 
 A signal alone cannot say it: to the ranks USR2 looks like the warning before a time limit, after
 which they save and come back. The mark names the job that it is meant for, so that one left over
@@ -18,7 +18,7 @@ from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 PAUSES_S = (0.5, 1.0, 2.0)
-"""Short: whoever asks may be killed in half a minute, and has to requeue the job before that."""
+"""Short: the caller may be killed in half a minute, and must requeue the job before."""
 
 
 def cancel_mark(run: RunDir) -> Path:
@@ -34,7 +34,7 @@ def request_cancel(run: RunDir, job_id: str) -> None:
 def cancel_requested(
     run: RunDir, job_id: str | None = None, *, pauses_s: Sequence[float] = PAUSES_S
 ) -> bool:
-    """Whether a person asked for it. Where storage does not say, nobody did.
+    """Whether the user cancelled the run; False if storage does not answer.
 
     Args:
         run: the run.
@@ -46,12 +46,12 @@ def cancel_requested(
     except ValueError:
         return True  # made by hand with `touch`: the wish is plain
     except (OSError, StorageTrouble):
-        return False  # Slurm knows of a cancel, too; an error of storage is no wish of a person
+        return False  # Slurm knows of a cancel, too; an error of storage is no cancel
     return job_id is None or marked is None or marked == job_id
 
 
 def is_cancelled(run: RunDir, start: JobStart, *, pauses_s: Sequence[float] = PAUSES_S) -> bool:
-    """Whether a person asked it of this job, or of one that it succeeds."""
+    """Whether the user cancelled this job, or one that it succeeds."""
     jobs = (start.job_id, *start.succeeds)
     return any(cancel_requested(run, job_id, pauses_s=pauses_s) for job_id in jobs)
 

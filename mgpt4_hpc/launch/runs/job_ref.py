@@ -1,6 +1,6 @@
 """Which job works on a run: ``RUN/slurm/job.json``, and whether a job in the queue is that one.
 
-A job's id is used again: by another cluster, and by a controller that was set up anew. A folder is
+A job's id is used again: by another cluster, and by a controller that was set up again. A folder is
 copied together with its ``job.json``. Neither the id nor the file alone says that a job is a run's.
 """
 
@@ -113,7 +113,7 @@ def read_ref(noted: Mapping[str, Any], since: float, hostname: str) -> JobRef:
 
 
 def copied_from(run: RunDir, noted: Mapping[str, Any]) -> str | None:
-    """The folder whose job a ``job.json`` names, where that is another folder than the run's.
+    """The folder that a ``job.json`` belongs to, if it is another than the run's.
 
     A folder that was moved keeps its inode, and its job follows it. One that was copied, or moved
     to another file system, is a run without a job.

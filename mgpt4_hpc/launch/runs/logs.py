@@ -45,7 +45,7 @@ def log_files(run: RunDir) -> list[LogFile]:
         if match:
             found.append(LogFile(path, match["job"], int(match["rank"])))
     newest = newest_job(run)
-    # Process ids wrap around, so a job's number does not tell its age; its file's time does.
+    # Process ids wrap around, so a job's number does not show its age; its file's time does.
     return sorted(found, key=lambda log: (log.job_id == newest, log.path.stat().st_mtime))
 
 
@@ -120,7 +120,7 @@ def attempt_bytes(run: RunDir, rank: int, number: int) -> bytes:
 
 
 def split_starts(data: bytes) -> list[bytes]:
-    """A log cut where a task started anew, or, without submitit's line, where it says so itself."""
+    """A log cut where a task restarted, or, without submitit's line, where its own line says so."""
     cuts = [0]
     position = 0
     introduced = False  # submitit's line has come, and the banner after it not yet
@@ -162,7 +162,7 @@ class Follower:
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._position:
-                    self._position = 0  # truncated: a job that does not append started anew
+                    self._position = 0  # truncated: a job that does not append restarted
                 file.seek(self._position)
                 while chunk := file.read(_CHUNK):
                     self._position += len(chunk)

@@ -1,4 +1,4 @@
-"""Processes of this machine that belong to a run, told apart from others with a reused id."""
+"""Processes of this machine that belong to a run, distinguished from others with a reused id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a folder can be seen by other nodes, as far as its file system's type tells."""
+"""Whether other nodes can see a folder, as far as its file system's type shows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 """Types that no other node sees and that a reboot empties."""
 _OF_ONE_MACHINE = frozenset({"overlay", "aufs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
-"""Disks of one machine; whoever exports one over NFS mounts it as nfs on the other nodes."""
+"""Disks of one machine; one that is exported over NFS is nfs on the other nodes."""
 
 _MOUNTS = Path("/proc/mounts")
 

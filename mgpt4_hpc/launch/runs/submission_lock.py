@@ -1,4 +1,4 @@
-"""One submission of a run at a time, by a person, by ``mgpt4 keep``, or by the run's own job."""
+"""One submission of a run at a time, by the user, by ``mgpt4 keep``, or by the run's own job."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def submitting(run: RunDir) -> Iterator[None]:
 
 
 def _remove_stale(lock: Path) -> None:
-    """A command that was killed must not keep `mgpt4 keep` from the run for good."""
+    """A killed command must not keep `mgpt4 keep` from the run for ever."""
     try:
         if time.time() - lock.stat().st_mtime > _STALE_S:
             lock.unlink()

@@ -26,7 +26,7 @@ def wait_for_runs(
 
     Args:
         runs: to wait for.
-        say: told each change of a run's state.
+        say: called with each change of a run's state.
         poll_s: seconds between two looks.
         look: replaced by tests.
 

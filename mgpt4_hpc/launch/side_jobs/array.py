@@ -1,4 +1,4 @@
-"""Work in parts: a plain Slurm array whose task I of N runs ``mgpt4 ... --part I/N``.
+"""Work in parts: a plain Slurm array; task I of N runs ``mgpt4 ... --part I/N``.
 
 For work without a run directory (indexing, downloading, encoding). Each part must write its result
 atomically and skip what is there already: then a requeued task, or the whole command given again,
@@ -238,7 +238,7 @@ def _ask(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
         try:
             jobs |= scheduler().accounted(forgotten)
         except (SlurmRejected, SlurmUnreachable):
-            pass  # a site without accounting: the marks tell what ended well
+            pass  # a site without accounting: the marks show what ended well
     return jobs
 
 

@@ -86,7 +86,7 @@ def submit_tensorboard(job: TensorBoardJob) -> str:
 def wait_until_up(
     job: TensorBoardJob, job_id: str, *, say: Callable[[str], None], poll_s: float = _POLL_S
 ) -> dict[str, Any]:
-    """Wait until the job's server answers; what the job told of itself.
+    """Wait until the job's server answers; returns what the job printed.
 
     Raises:
         MgptError: if the job ends instead, with its last words.
@@ -97,7 +97,7 @@ def wait_until_up(
         told = _told(job.log)
         if told is not None:
             return told
-        try:  # a queue that nobody can read says nothing of the job, which has been submitted
+        try:  # an unreadable queue says nothing about the job, which has been submitted
             found = scheduler().queued([job_id]).get(job_id)
             text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
             answered = True

@@ -16,7 +16,7 @@ _TRIED = 50
 
 
 def choose_port(host: str, wanted: int | None, first: int) -> int:
-    """A port of this machine that nobody listens on.
+    """A free port of this machine.
 
     Args:
         host: address to listen on.
@@ -30,7 +30,7 @@ def choose_port(host: str, wanted: int | None, first: int) -> int:
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
             with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # As servers do: a port whose connections are just closing is free.
+                # As servers do: a port with connections that are just closing is free.
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
                 return probe.getsockname()[1]
@@ -50,7 +50,7 @@ def tunnel_line(host: str, port: int, environ: Mapping[str, str] = os.environ) -
     Args:
         host: address that the server listens on.
         port: its port.
-        environ: tells whether this is a Slurm job, and of which login node.
+        environ: shows whether this is a Slurm job, and of which login node.
     """
     user, here = user_name(), _name()
     login = environ.get("SLURM_SUBMIT_HOST", "") if "SLURM_JOB_ID" in environ else ""

@@ -33,7 +33,7 @@ from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 MIN_RIGHT = 0.90
-"""Share of held-out scenes whose main object must be right after stage 2."""
+"""Share of held-out scenes with the right main object that stage 2 must reach."""
 
 PREEMPT_AT = 0.4
 """Part of stage 1 after which it is preempted."""

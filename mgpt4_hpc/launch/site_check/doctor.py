@@ -125,7 +125,7 @@ def _accepts(
     qos: str | None,
     device: str,
 ) -> list[Finding]:
-    # Why it would refuse is told already, better than sbatch does.
+    # The reason is in the findings already, clearer than sbatch's.
     if not partition.is_up or not any(node.is_usable for node in partition.nodes):
         return []
     if account is None and (allowed := partition.allows("Accounts")) is not None:

@@ -1,6 +1,6 @@
 """Whether a folder for runs can be relied on: every file operation that a run needs, tried there.
 
-What only another node could tell (does it see the same folder?) is told by `mgpt4 drill`.
+What only another node can show (does it see the same folder?) is checked by `mgpt4 drill`.
 """
 
 from __future__ import annotations

@@ -367,7 +367,7 @@ def _preempted(site: SlurmSite, partition: Partition, qos: str, back: str) -> st
 
 
 def own_qos(mine: Sequence[Association]) -> str:
-    """The QOS that a job gets if none is named, as far as the user's associations tell."""
+    """The QOS that a job gets if none is named, as far as the user's associations show."""
     names = {name for one in mine for name in one.qos}
     return "normal" if "normal" in names or not names else min(names)
 

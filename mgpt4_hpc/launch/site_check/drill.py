@@ -45,7 +45,7 @@ STRIKE_AT = 0.25
 _BATCH = 16
 """Samples of a step, or as many below it as the ranks can share evenly."""
 _PREEMPTION_PATIENCE_S = 120.0
-"""A scheduler that has not preempted by now will hardly do so before the run is over."""
+"""A scheduler that has not preempted after this time will hardly do so before the run is over."""
 _TOO_LATE = 0.8
 _JOB_END_PATIENCE_S = 90.0
 _POLL_S = 0.5
@@ -271,7 +271,7 @@ class _Drill:
         }
         launch: dict[str, object] = {"gpus": ask.gpus, "nodes": ask.nodes}
         if self.executor == "slurm":
-            # Whole nodes, so that the job which takes them away hits nobody else's.
+            # Whole nodes, so that the job which takes them hits no other user's job.
             launch |= {"time_min": ask.time_min, "exclusive": True}
             launch |= {"gpu_request": "none"} if ask.device == "cpu" else {}
             given = {"partition": ask.partition, "account": ask.account, "qos": ask.qos}
@@ -292,7 +292,7 @@ class _Drill:
     def _preempt_run(
         self, job: Submitted, watch: Watch, preemptor: Preemptor | None, before: int
     ) -> str:
-        """Do it; what was done, as a person says it."""
+        """Do it; returns a sentence about what was done."""
         if preemptor is None:
             self.reporter.say("preempting it: SIGTERM")
             preempt_local(job)
@@ -342,7 +342,7 @@ class _Drill:
 
     @contextmanager
     def leaving_nothing_behind(self) -> Iterator[Callable[[], None]]:
-        """End all jobs; remove the runs too unless told to keep them or something went wrong."""
+        """End all jobs; remove the runs too unless they are to be kept or something went wrong."""
         kept = [self.request.keep]
 
         def keep() -> None:

@@ -35,7 +35,7 @@ class Preemptor:
 
     @property
     def text(self) -> str:
-        """As a person says it."""
+        """A sentence for the user."""
         if self.partition is None:
             return f"scontrol requeue ({self.why})"
         return f"a job {self.where}, which may preempt it"

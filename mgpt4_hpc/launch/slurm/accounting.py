@@ -27,7 +27,7 @@ class Association:
 
 
 def slurm_user() -> str:
-    """Who submits, as Slurm sees it: whose process it is, whatever su has left in $USER."""
+    """The submitting user as Slurm sees it: the process's owner, whatever su left in $USER."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:  # a container that does not know its user

@@ -129,7 +129,7 @@ class Qos:
 
     Attributes:
         name: its name.
-        preempts: those whose jobs its jobs may preempt.
+        preempts: the QOS that its jobs may preempt.
         modes: what happens to its own preempted jobs; None means as the cluster's PreemptMode.
         grace_s: seconds between the signal of a preemption and the kill; 0 means KillWait.
     """
@@ -145,7 +145,7 @@ class PreemptionRisk:
     """What preemption means to a job.
 
     Attributes:
-        preemptors: partitions or QOS whose jobs may take its nodes.
+        preemptors: partitions or QOS with jobs that may take its nodes.
         modes: REQUEUE, CANCEL, SUSPEND, GANG.
         grace_s: seconds between signal and kill; 0 means KillWait.
     """
@@ -234,7 +234,7 @@ class SlurmSite:
         return 0
 
     def preemptors(self, partition: Partition) -> list[Partition]:
-        """Partitions whose jobs may take nodes away from jobs of this one."""
+        """Partitions with jobs that may take nodes away from jobs of this one."""
         if self.preempt_type != "partition_prio" or "OFF" in partition.preempt_modes:
             return []
         mine = {node.name for node in partition.nodes}
@@ -247,7 +247,7 @@ class SlurmSite:
         ]
 
     def preemption_risk(self, partition: Partition, qos: str) -> PreemptionRisk | None:
-        """Who may preempt a job of this partition and QOS, and how; None if nobody."""
+        """What may preempt a job of this partition and QOS, and how; None if nothing."""
         if self.preempt_type != "qos":
             names = tuple(f"partition {other.name}" for other in self.preemptors(partition))
             return (
@@ -283,7 +283,7 @@ def read_slurm_site() -> SlurmSite:
             ]
         )
     except MgptError:
-        return site  # told by whoever asks for the accounting
+        return site  # reported where accounting is read
     return replace(site, qos=parse_qos(told))
 
 

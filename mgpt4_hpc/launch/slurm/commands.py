@@ -1,6 +1,6 @@
 """Questions to Slurm's own commands, and their answers as plain data.
 
-Every command is run without a shell, with a time-out, and its failure is told apart: Slurm said
+Every command is run without a shell, with a time-out, and failures are distinguished: Slurm said
 no (:class:`SlurmRejected`) or does not answer (:class:`SlurmUnreachable`).
 """
 
@@ -48,7 +48,7 @@ def has_slurm() -> bool:
 
 
 def log_pattern(path: Path) -> str:
-    """What ``--output`` takes for a file whose path means itself.
+    """A path as ``--output`` takes it literally.
 
     Raises:
         ConfigError: a backslash, which Slurm drops; the job would end before its first line.
@@ -98,7 +98,7 @@ def run_slurm(
                 list(command),
                 capture_output=True,
                 encoding="utf-8",
-                errors="replace",  # somebody's job comment in another encoding is no reason to fail
+                errors="replace",  # a job comment in another encoding is no reason to fail
                 timeout=timeout_s,
                 env=environ,
                 check=False,
@@ -213,7 +213,7 @@ class JobFacts:
     Attributes:
         state: as RUNNING (also while it is signalled or resized), COMPLETING, PENDING, TIMEOUT.
         reason: Slurm's word for the state, as TimeLimit.
-        restarts: how often it was requeued, whoever did it.
+        restarts: how often it was requeued, by Slurm or a user.
         preempt_time: set while it is being preempted.
         end_time: when this start ends or ended.
         run_time_s: seconds since this start.
@@ -296,7 +296,7 @@ def requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
 
 
 def forbid_requeue(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S, cluster: str = "") -> None:
-    """Let nobody requeue a job, Slurm included. Raises SlurmUnreachable or SlurmRejected."""
+    """Forbid every requeue of a job. Raises SlurmUnreachable or SlurmRejected."""
     command = ["scontrol", "update", f"JobId={job_id}", "Requeue=0"]
     run_slurm(command, timeout_s=timeout_s, cluster=cluster)
 

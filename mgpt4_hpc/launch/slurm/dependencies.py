@@ -68,7 +68,7 @@ class JobName:
     """The ids under which a dependency may name a job.
 
     Attributes:
-        job: its own id. Of an array's task that is an id which Slurm rarely shows.
+        job: its own id; for an array's task an id that Slurm rarely shows.
         array: id of its array, empty if it is in none.
         task: its number in the array.
     """
@@ -79,7 +79,7 @@ class JobName:
 
     @classmethod
     def of(cls, job_id: str, environ: Mapping[str, str] = os.environ) -> JobName:
-        """The job ``job_id`` (``17`` or ``17_3``), of which this process is a part."""
+        """The job ``job_id`` (``17`` or ``17_3``) that this process belongs to."""
         array, _, task = job_id.partition("_")
         return cls(environ.get("SLURM_JOB_ID", ""), array, task) if task else cls(job_id)
 

@@ -1,4 +1,4 @@
-"""Which start of which job something happened in."""
+"""One start of a job, as what happened in it refers to it."""
 
 from __future__ import annotations
 

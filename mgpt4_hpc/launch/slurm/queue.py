@@ -52,7 +52,7 @@ _FIELDS = (
     # The last: a path may hold the sign that separates the fields.
     ("WorkDir", 1024),
 )
-# squeue -O cuts a field at its width (20 unless told), so every width is generous.
+# squeue -O cuts a field at its width (default 20), so every width is generous.
 _SQUEUE_FORMAT = ",".join(f"{name}:{width}|" for name, width in _FIELDS)
 _SACCT_FORMAT = "JobID,State,ExitCode,Start,End,NodeList,Reason,UID,JobName,WorkDir"
 
@@ -83,7 +83,7 @@ class QueuedJob:
         restarts: how often it was requeued; sacct does not know and says 0.
         exit_code: ``CODE:SIGNAL``, empty where not known.
         cancelled_by: user id of who cancelled it; sacct alone knows.
-        user_id, name, work_dir: whose it is, and what identifies it among them.
+        user_id, name, work_dir: its owner, and what identifies it among the owner's jobs.
     """
 
     job_id: str
@@ -217,7 +217,7 @@ def parse_sacct(output: str) -> list[QueuedJob]:
         word, _, by = state.partition(" by ")
         unstarted = reason == DEPENDENCY or _unix_time(start) is None
         if word.startswith("CANCELLED") and not by and unstarted:
-            # Nobody did it, so Slurm did. 22.05 gives the reason and a start, 24.11 neither.
+            # No user did it, so Slurm did. 22.05 gives the reason and a start, 24.11 neither.
             reason = NEVER_SATISFIED
         jobs.append(
             QueuedJob(
@@ -289,7 +289,7 @@ def _run(command: list[str], cluster: str) -> str:
         with _plain_environment():
             output = run_slurm(command, cluster=cluster) if cluster else run_slurm(command)
     except (SlurmRejected, SlurmUnreachable) as error:
-        # Whom the format string of this command would help reads the code.
+        # The format string of this command helps only readers of the code.
         what = first_line(error.what.replace(" ".join(command), command[0]))
         raise type(error)(what, why=error.why, fix=error.fix) from None
     # Where a cluster is named, squeue heads its rows with the name, whatever --noheader.

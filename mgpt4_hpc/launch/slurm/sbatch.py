@@ -23,7 +23,7 @@ _COMPLAINTS = (
     ("reservation", ("reservation",), "`scontrol show reservation` lists them"),
     ("license", ("licenses",), "`scontrol show license` lists them"),
 )
-"""Words of sbatch's complaints, the options that each is about, and where valid values are told."""
+"""Words of sbatch's complaints, the options that each is about, and how to list valid values."""
 
 _ESTIMATE = re.compile(
     r"to start at (?P<start>\S+)"
