@@ -1,1 +1,1 @@
-"""Jobs that do not train: arrays over data, srun sessions, TensorBoard."""
+"""Jobs that do not train: arrays over data, TensorBoard."""

@@ -1,1 +1,4 @@
-"""Talks to Slurm; the only package that parses the answers of its commands."""
+"""Talks to Slurm: the only package that runs its commands and parses their answers.
+
+Other packages use ``scheduler.py`` for jobs.
+"""
