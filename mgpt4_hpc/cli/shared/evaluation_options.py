@@ -17,7 +17,7 @@ from mgpt4_hpc.cli.shared.model_options import (
     sampling_options,
 )
 from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
-from mgpt4_hpc.cli.shared.srun_options import Node, slurm_options, split_slurm
+from mgpt4_hpc.cli.shared.srun_options import NodeRequest, slurm_options, split_slurm
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.output_files import check_output, is_own_page
 
@@ -84,7 +84,7 @@ class EvalOptions:
     precision: str
     runs_dir: Path
     sampling: Sampling
-    node: Node
+    node: NodeRequest
     as_json: bool
 
     @classmethod

@@ -30,7 +30,7 @@ _TAKES_VALUE = {"--partition", "--time", "--gpus", "--srun"}
 
 
 @dataclass(frozen=True)
-class Node:
+class NodeRequest:
     """What ``--slurm`` and its companions said.
 
     Attributes:
@@ -52,10 +52,10 @@ def slurm_options(function: F) -> F:
     return function
 
 
-def split_slurm(options: Mapping[str, Any]) -> tuple[Node, dict[str, Any]]:
+def split_slurm(options: Mapping[str, Any]) -> tuple[NodeRequest, dict[str, Any]]:
     """The options above as one value, and the rest."""
     rest = dict(options)
-    node = Node(
+    node = NodeRequest(
         wanted=rest.pop("slurm"),
         partition=rest.pop("partition"),
         gpus=rest.pop("gpus"),
@@ -65,7 +65,7 @@ def split_slurm(options: Mapping[str, Any]) -> tuple[Node, dict[str, Any]]:
     return node, rest
 
 
-def go_to_node(node: Node, context: click.Context, *, terminal: bool) -> None:
+def go_to_node(node: NodeRequest, context: click.Context, *, terminal: bool) -> None:
     """Become the srun that runs this very command line, without ``--slurm``.
 
     Args:

@@ -32,7 +32,7 @@ def is_align_folder(path: Path) -> bool:
     return (path / CAPTION_FILE).is_file()
 
 
-class Packed(NamedTuple):
+class PackedShards(NamedTuple):
     """What packing made.
 
     Attributes:
@@ -54,7 +54,7 @@ def require_empty(out: Path) -> None:
 
 def pack_align_folder(
     src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD
-) -> Packed:
+) -> PackedShards:
     """Pack a folder in cc_sbu_align's layout into shards under ``out``.
 
     Every image is decoded once to see that it can be. The same folder gives the same bytes.
@@ -86,7 +86,7 @@ def pack_align_folder(
         folder.mkdir()
         _write(folder, samples, samples_per_shard)
         folder.rename(out)
-    return Packed(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
+    return PackedShards(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
 
 
 def read_annotations(src: Path) -> list[Any]:

@@ -26,7 +26,7 @@ from mgpt4_hpc.data.index.conversations import (
     record_of,
 )
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
-from mgpt4_hpc.data.sources.pack import SAMPLES_PER_SHARD, Packed, require_empty
+from mgpt4_hpc.data.sources.pack import SAMPLES_PER_SHARD, PackedShards, require_empty
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import Dialogue
 from mgpt4_hpc.retry import is_transient
@@ -76,7 +76,7 @@ def pack_conversations(
     leave_out_bad: bool = False,
     samples_per_shard: int = SAMPLES_PER_SHARD,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Packed:
+) -> PackedShards:
     """Pack conversations into shards under ``out``.
 
     Every image is decoded once to see that it can be. The same input gives the same bytes. A
@@ -118,7 +118,7 @@ def pack_conversations(
         if len(faults) == total or (faults and not leave_out_bad):
             raise _unusable(src, faults, total)
         fresh.rename(out)
-    return Packed(sorted(out.glob("*.tar")), shards.num_samples, bad=faults)
+    return PackedShards(sorted(out.glob("*.tar")), shards.num_samples, bad=faults)
 
 
 def _unusable(src: Path, faults: list[str], total: int) -> DataError:

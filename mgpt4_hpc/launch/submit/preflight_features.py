@@ -7,7 +7,7 @@ from typing import Any
 
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 
 
 def feature_faults(config: RunConfig) -> list[str]:
@@ -36,7 +36,7 @@ def _known_binding(config: RunConfig) -> dict[str, Any]:
     if precision == "same":
         precision = config.model.precision  # type: ignore[assignment]
     bundle_file = Path(config.model.weights) / BUNDLE_FILE
-    bundle = Manifest.read(bundle_file) if bundle_file.exists() else None
+    bundle = BundleManifest.read(bundle_file) if bundle_file.exists() else None
     binding = binding_of(
         bundle=bundle.digest if bundle else "",
         image_size=bundle.architecture.image_size if bundle else 0,

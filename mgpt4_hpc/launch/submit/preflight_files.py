@@ -15,7 +15,7 @@ from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.llm_files.check import check_llm
@@ -41,7 +41,7 @@ def weights_faults(config: RunConfig) -> list[str]:
                 sizes = Architecture.from_dict(found.facts["architecture"])
                 require_variant(config.model.variant, sizes, weights)
             return [f"model.weights: {fault}" for fault in found.faults]
-        manifest = Manifest.read(folder / BUNDLE_FILE)
+        manifest = BundleManifest.read(folder / BUNDLE_FILE)
         require_variant(config.model.variant, manifest.architecture, weights)
         # Sizes and samples of each file: the towers' shapes were checked when it was imported.
         llm_dir = manifest.llm_dir(folder)

@@ -10,7 +10,7 @@ from pathlib import Path
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import first_line
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.estimates.memory import GIB, LlmSizes, MemoryEstimate, count, estimate_memory
 from mgpt4_hpc.model.weight_files.headers import read_header
 
@@ -79,7 +79,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
     manifest_file = Path(config.model.weights) / BUNDLE_FILE
     if config.train.device == "cpu" or not manifest_file.is_file():
         return None
-    manifest = Manifest.read(manifest_file)
+    manifest = BundleManifest.read(manifest_file)
     llm = manifest.llm_dir(Path(config.model.weights))
     try:
         llm_config = json.loads((llm / "config.json").read_text(encoding="utf-8"))
@@ -102,7 +102,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
     return found
 
 
-def _count_parameters(llm: Path, manifest: Manifest) -> int:
+def _count_parameters(llm: Path, manifest: BundleManifest) -> int:
     files = manifest.llm.files
     held = sum(
         count({key: info.shape for key, info in read_header(llm / name).items()})

@@ -18,7 +18,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.conversion.importer import KeyReport, State
 from mgpt4_hpc.model.conversion.parts import VISION_FILE, Sources, gather, original_sources
 from mgpt4_hpc.model.llm_files.folder import llm_files, read_llm_config
@@ -96,7 +96,7 @@ def require_bundle(folder: Path) -> None:
 
 def _open_written(folder: Path, architecture: Architecture | None) -> Bundle:
     """A folder that an import wrote, if its files are still those that it wrote."""
-    manifest = Manifest.read(folder / BUNDLE_FILE)
+    manifest = BundleManifest.read(folder / BUNDLE_FILE)
     llm_dir = manifest.llm_dir(folder)
     if not llm_dir.is_dir():
         raise WeightsError(

@@ -21,7 +21,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
-from mgpt4_hpc.model.bundle.published import VARIABLE, Source
+from mgpt4_hpc.model.bundle.published import VARIABLE, PublishedSource
 from mgpt4_hpc.model.bundle.writer import Say, Tell, require_free, write_bundle
 from mgpt4_hpc.model.conversion.parts import Sources
 from mgpt4_hpc.model.weight_files.headers import read_header
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def fetch_bundle(
-    parts: Mapping[str, Source],
+    parts: Mapping[str, PublishedSource],
     out: Path,
     *,
     architecture: Architecture | None = None,
@@ -98,7 +98,7 @@ def fetch_bundle(
 # --- web servers and Google Drive ---------------------------------------------------------------
 
 
-def _from_web(source: Source, target: Path, say: Say, tell: Tell) -> Path:
+def _from_web(source: PublishedSource, target: Path, say: Say, tell: Tell) -> Path:
     import gdown
 
     if target.exists():
@@ -136,7 +136,7 @@ def _from_web(source: Source, target: Path, say: Say, tell: Tell) -> Path:
     return target
 
 
-def _require_hash(path: Path, source: Source) -> None:
+def _require_hash(path: Path, source: PublishedSource) -> None:
     """Compare with the hash of ``sources.yaml``, or with what Google's storage publishes."""
     if source.sha256:
         _compare(path, "sha256", source.sha256)
@@ -176,7 +176,7 @@ def _compare(path: Path, kind: str, wanted: str) -> None:
 # --- the Hugging Face hub -----------------------------------------------------------------------
 
 
-def _from_hub(source: Source, folder: Path, say: Say) -> Path:
+def _from_hub(source: PublishedSource, folder: Path, say: Say) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
 
@@ -228,7 +228,7 @@ def _from_hub(source: Source, folder: Path, say: Say) -> Path:
 # --- servers that stumble or refuse ---------------------------------------------------------------
 
 
-def _insistently(action: Callable[[], T], source: Source, say: Say) -> T:
+def _insistently(action: Callable[[], T], source: PublishedSource, say: Say) -> T:
     """What ``action`` returns, tried again while the server is busy or the connection breaks.
 
     Raises:
@@ -257,7 +257,7 @@ def _insistently(action: Callable[[], T], source: Source, say: Say) -> T:
     raise AssertionError("unreachable")
 
 
-def _refusal(source: Source, error: Exception) -> WeightsError | None:
+def _refusal(source: PublishedSource, error: Exception) -> WeightsError | None:
     """The error for an answer that will not change; None where trying again may help."""
     import gdown
     from huggingface_hub.errors import OfflineModeIsEnabled

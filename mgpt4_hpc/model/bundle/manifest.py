@@ -26,7 +26,7 @@ class LlmRecord:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class BundleManifest:
     """Content of ``bundle.json``.
 
     Attributes:
@@ -73,7 +73,7 @@ class Manifest:
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: Path) -> BundleManifest:
         """Read it back.
 
         Raises:

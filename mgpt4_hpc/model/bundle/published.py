@@ -17,7 +17,7 @@ _BUILT_IN = Path(__file__).with_name("sources.yaml")
 _NAME = "mgpt4/weight-sources.yaml"
 
 
-class Source(BaseModel):
+class PublishedSource(BaseModel):
     """One entry of the file, which documents its keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -32,7 +32,7 @@ class Source(BaseModel):
     gated: str = ""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Source:
+    def _one_place(self) -> PublishedSource:
         if sum(value is not None for value in (self.url, self.hub, self.path)) != 1:
             raise ValueError("a source has exactly one of url, hub and path")
         if self.url is not None and (not self.file or "/" in self.file):
@@ -51,9 +51,9 @@ class Published(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variants: dict[str, dict[str, str]] = {}
-    sources: dict[str, Source] = {}
+    sources: dict[str, PublishedSource] = {}
 
-    def parts(self, variant: str) -> dict[str, Source]:
+    def parts(self, variant: str) -> dict[str, PublishedSource]:
         """A variant's sources by part: vit, qformer, llm, projector. Raises ConfigError."""
         if variant not in self.variants:
             known = ", ".join(self.variants)

@@ -22,7 +22,7 @@ from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, LlmRecord, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest, LlmRecord
 from mgpt4_hpc.model.conversion.importer import KeyReport
 from mgpt4_hpc.model.conversion.parts import Parts, Sources, gather
 from mgpt4_hpc.model.conversion.vicuna_delta import merge_vicuna_delta
@@ -168,7 +168,7 @@ def _write_all(folder: Path, plan: _Plan, tell: Tell) -> None:
         for name, reading in language.items()
     }
     inside = plan.llm != "refer" or plan.merged is not None
-    manifest = Manifest(
+    manifest = BundleManifest(
         plan.parts.architecture,
         records,
         {name: {key: [info.dtype, *info.shape] for key, info in tensors.items()}

@@ -14,7 +14,7 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import original_digest, require_bundle
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.conversion.parts import gather, original_sources
 from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projector_faults
 from mgpt4_hpc.model.estimates.memory import LlmSizes, MemoryEstimate, estimate_memory
@@ -96,7 +96,7 @@ def check_bundle(
 
 def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     """Hashes and shapes of a bundle that an import wrote."""
-    manifest = Manifest.read(found.path / BUNDLE_FILE)
+    manifest = BundleManifest.read(found.path / BUNDLE_FILE)
     arch, llm_dir = manifest.architecture, manifest.llm_dir(found.path)
     found.faults += manifest.faults(found.path) or _read_through(found.path, manifest, full)
     if not manifest.finite_checked and not full:
@@ -124,7 +124,7 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     return arch, llm_dir
 
 
-def _read_through(folder: Path, manifest: Manifest, full: bool) -> list[str]:
+def _read_through(folder: Path, manifest: BundleManifest, full: bool) -> list[str]:
     """Faults of the bundle's own bytes; ``full``: of the language model's too, and of numbers."""
     records = {folder / name: record for name, record in manifest.files.items()}
     if full:

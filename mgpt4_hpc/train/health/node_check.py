@@ -51,7 +51,7 @@ _NO_FAULT_OF_THE_NODE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @dataclass(frozen=True)
-class Findings:
+class NodeFindings:
     """What one rank found on its node.
 
     Attributes:
@@ -70,7 +70,7 @@ class Findings:
 
 def check_node(
     config: RunConfig, ranks: Ranks, run: Path, node: str = "", *, gpu_allotted: bool = False
-) -> Findings:
+) -> NodeFindings:
     """Look at everything a rank needs here; takes milliseconds on a CPU, seconds with a GPU.
 
     Args:
@@ -90,7 +90,7 @@ def check_node(
         *shared_memory_faults(config, ranks),
     ]
     storage, clock = run_folder_faults(run, ranks.rank)
-    return Findings(node or socket.gethostname(), (*faults, *clock), storage, time.time())
+    return NodeFindings(node or socket.gethostname(), (*faults, *clock), storage, time.time())
 
 
 def gpu_faults(config: RunConfig, ranks: Ranks, *, gpu_allotted: bool = False) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.distributed import RENDEZVOUS_TIMEOUT_S, Ranks
 from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
-from mgpt4_hpc.train.health.node_check import CLOCK_TOLERANCE_S, Findings
+from mgpt4_hpc.train.health.node_check import CLOCK_TOLERANCE_S, NodeFindings
 
 if TYPE_CHECKING:
     from torch.distributed import TCPStore
@@ -62,7 +62,7 @@ class NodeConsensus:
         self._others = set(range(1, ranks.world_size))
         """Ranks that are heard; rank 0's book."""
 
-    def verdict(self, check: Callable[[], Findings]) -> MgptError | None:
+    def verdict(self, check: Callable[[], NodeFindings]) -> MgptError | None:
         """Look at the own node, hear of the others; the same answer on every rank.
 
         Args:
@@ -105,7 +105,7 @@ class NodeConsensus:
                 self._set("settled", True)
                 self._missing("heard", _LEAVE_S)  # no rank may lose the store in mid-sentence
 
-    def _preside(self, check: Callable[[], Findings]) -> MgptError | None:
+    def _preside(self, check: Callable[[], NodeFindings]) -> MgptError | None:
         if absent := self._missing("host", self._arrive_s):
             error = self._absence(absent)
             self._set("verdict", _plain(error))
@@ -120,10 +120,10 @@ class NodeConsensus:
             if rank in missing:
                 node = str(self._get(f"host/{rank}", self._timeout_s))
                 fault = f"rank {rank} did not finish looking at it within {self._timeout_s:.0f} s"
-                found[rank] = Findings(node, (fault,), "", began)
+                found[rank] = NodeFindings(node, (fault,), "", began)
             else:
                 told = self._get(f"found/{rank}", self._timeout_s)
-                found[rank] = Findings(
+                found[rank] = NodeFindings(
                     told["node"], tuple(told["faults"]), told["storage"], told["time"]
                 )
         verdict = judge([found[rank] for rank in sorted(found)], began, time.time())
@@ -183,7 +183,7 @@ class NodeConsensus:
 
 
 def judge(
-    found: Sequence[Findings], began: float = 0.0, ended: float = float("inf")
+    found: Sequence[NodeFindings], began: float = 0.0, ended: float = float("inf")
 ) -> MgptError | None:
     """What all findings together say.
 
@@ -215,7 +215,7 @@ def judge(
     return None
 
 
-def _clock_faults(found: Sequence[Findings], began: float, ended: float) -> dict[str, str]:
+def _clock_faults(found: Sequence[NodeFindings], began: float, ended: float) -> dict[str, str]:
     """The nodes with a wrong clock; rank 0's, if most others differ from it to the same side."""
     first = found[0].node
     off_s = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.manifest import LlmRecord, Manifest
+from mgpt4_hpc.model.bundle.manifest import BundleManifest, LlmRecord
 from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
 from mgpt4_hpc.resources import toy_world_dir
 
@@ -24,6 +24,6 @@ def bundle(tmp_path: Path) -> Path:
     files = {"vision.safetensors": WeightFileRecord.of(folder / "vision.safetensors")}
     llm = {path.name: WeightFileRecord.of(path) for path in sorted((folder / "llm").iterdir())}
     architecture = Architecture.from_file(toy / "architecture.json")
-    made = Manifest(architecture, files, {}, LlmRecord("llm", copied=True, files=llm))
+    made = BundleManifest(architecture, files, {}, LlmRecord("llm", copied=True, files=llm))
     made.write(folder / "bundle.json")
     return folder

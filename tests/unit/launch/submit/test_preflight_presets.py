@@ -11,7 +11,7 @@ from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight
-from mgpt4_hpc.model.bundle.manifest import LlmRecord, Manifest
+from mgpt4_hpc.model.bundle.manifest import BundleManifest, LlmRecord
 from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.run_dir import RunDir
 
@@ -44,7 +44,7 @@ def test_weights_of_another_model_are_refused_before_the_job_waits(tmp_path: Pat
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     architecture = VARIANTS["vicuna13b"].architecture
-    Manifest(architecture, {}, {}, LlmRecord("llm", True, {})).write(bundle / "bundle.json")
+    BundleManifest(architecture, {}, {}, LlmRecord("llm", True, {})).write(bundle / "bundle.json")
     faults = faults_of(tmp_path, "stage1-vicuna7b", model__weights=str(bundle))
     assert any("are of vicuna13b, these settings are for vicuna7b" in fault for fault in faults)
 

@@ -17,7 +17,7 @@ from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle import fetch
 from mgpt4_hpc.model.bundle.fetch import fetch_bundle
-from mgpt4_hpc.model.bundle.published import Source
+from mgpt4_hpc.model.bundle.published import PublishedSource
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.resources import toy_world_dir
 from tests.support.shown import assert_schema
@@ -45,12 +45,12 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightsS
         yield running
 
 
-def parts(server: WeightsServer, **changes: Any) -> dict[str, Source]:
+def parts(server: WeightsServer, **changes: Any) -> dict[str, PublishedSource]:
     known = {
-        "vit": Source(url=f"{server.url}/files/{VIT}", file=VIT),
-        "qformer": Source(url=f"{server.url}/files/{QFORMER}", file=QFORMER),
-        "projector": Source(url=f"{server.url}/files/projector.pth", file="projector.pth"),
-        "llm": Source(hub="some/llm"),
+        "vit": PublishedSource(url=f"{server.url}/files/{VIT}", file=VIT),
+        "qformer": PublishedSource(url=f"{server.url}/files/{QFORMER}", file=QFORMER),
+        "projector": PublishedSource(url=f"{server.url}/files/projector.pth", file="projector.pth"),
+        "llm": PublishedSource(hub="some/llm"),
     }
     return known | changes
 
@@ -118,7 +118,7 @@ def test_what_does_not_pass_is_named(
 
 
 def test_hashes_are_compared(server: WeightsServer, tmp_path: Path) -> None:
-    wrong = Source(url=f"{server.url}/files/{VIT}", file=VIT, sha256="ab" * 32)
+    wrong = PublishedSource(url=f"{server.url}/files/{VIT}", file=VIT, sha256="ab" * 32)
     with pytest.raises(WeightsError, match=r"sha256 is .* abab.* is published"):
         fetched(server, tmp_path / "bundle", vit=wrong)
 
@@ -127,7 +127,7 @@ def test_a_gated_model_names_its_licence_and_keeps_no_token(
     server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.token = "hf_secret"
-    gated = Source(hub="some/llm", gated="https://example.org/licence", licence="Llama 2")
+    gated = PublishedSource(hub="some/llm", gated="https://example.org/licence", licence="Llama 2")
     with pytest.raises(WeightsError, match="accepted its licence") as caught:
         fetched(server, tmp_path / "bundle", llm=gated)
     assert "https://example.org/licence" in str(caught.value) and "HF_TOKEN" in str(caught.value)
@@ -140,13 +140,13 @@ def test_a_gated_model_names_its_licence_and_keeps_no_token(
 
 
 def test_a_local_folder_or_file_is_used_where_it_is(server: WeightsServer, tmp_path: Path) -> None:
-    local = {"vit": Source(path=TOY / VIT), "llm": Source(path=TOY / "llm")}
+    local = {"vit": PublishedSource(path=TOY / VIT), "llm": PublishedSource(path=TOY / "llm")}
     fetched(server, tmp_path / "bundle", **local)
     assert check_bundle(tmp_path / "bundle").ok and not server.asked[f"/files/{VIT}"]
     manifest = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
     assert manifest["llm"]["path"] == str((TOY / "llm").resolve())
     with pytest.raises(WeightsError, match="not there: /nowhere/x"):
-        fetched(server, tmp_path / "other", vit=Source(path=Path("/nowhere/x")))
+        fetched(server, tmp_path / "other", vit=PublishedSource(path=Path("/nowhere/x")))
 
 
 def test_json_has_the_fields_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle import writer
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.manifest import Manifest
+from mgpt4_hpc.model.bundle.manifest import BundleManifest
 from mgpt4_hpc.model.bundle.writer import write_bundle
 from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
@@ -52,7 +52,7 @@ def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:
 
 def test_records_are_of_what_was_written(sources, toy: Path, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", sources, llm="copy")
-    manifest = Manifest.read(bundle.path / "bundle.json")
+    manifest = BundleManifest.read(bundle.path / "bundle.json")
     for name, record in manifest.files.items():
         assert record == WeightFileRecord.of(bundle.path / name)
         header = read_header(bundle.path / name)

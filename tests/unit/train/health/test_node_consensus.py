@@ -12,7 +12,7 @@ from typing import Any
 
 from mgpt4_hpc.distributed import Ranks, rendezvous
 from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
-from mgpt4_hpc.train.health.node_check import Findings
+from mgpt4_hpc.train.health.node_check import NodeFindings
 from mgpt4_hpc.train.health.node_consensus import NodeConsensus, judge
 from mgpt4_hpc.train.stopping.stop import Interrupted, SignalStop
 from tests.support.forked import in_processes
@@ -25,23 +25,27 @@ def nodes_of(error: MgptError | None) -> dict[str, str]:
 
 def test_each_node_is_named_once_with_all_its_faults() -> None:
     found = [
-        Findings("a", time=5.0),
-        Findings("b", ("x", "y"), time=5.0),
-        Findings("b", ("y", "z"), time=5.0),
+        NodeFindings("a", time=5.0),
+        NodeFindings("b", ("x", "y"), time=5.0),
+        NodeFindings("b", ("y", "z"), time=5.0),
     ]
     assert nodes_of(judge(found)) == {"b": "x; y; z"}
     assert judge(found[:1]) is None
 
 
 def test_a_folder_that_nobody_can_write_is_no_nodes_fault() -> None:
-    cut_off = Findings("a", storage="cannot be written: Stale file handle", time=5.0)
+    cut_off = NodeFindings("a", storage="cannot be written: Stale file handle", time=5.0)
     assert isinstance(judge([cut_off]), StorageTrouble)
-    both = [cut_off, Findings("b", time=5.0)]
+    both = [cut_off, NodeFindings("b", time=5.0)]
     assert nodes_of(judge(both)) == {"a": "cannot be written: Stale file handle"}
 
 
 def test_a_clock_is_held_to_rank_0s() -> None:
-    found = [Findings("a", time=1000.0), Findings("b", time=900.0), Findings("c", time=1095.0)]
+    found = [
+        NodeFindings("a", time=1000.0),
+        NodeFindings("b", time=900.0),
+        NodeFindings("c", time=1095.0),
+    ]
     told = nodes_of(judge(found, began=1000.0, ended=1030.0))
     assert told == {
         "b": "its clock is -100 s off that of a",
@@ -50,7 +54,11 @@ def test_a_clock_is_held_to_rank_0s() -> None:
 
 
 def test_a_wrong_clock_of_rank_0_is_not_its_peers_fault() -> None:
-    found = [Findings("a", time=1300.0), Findings("b", time=1000.0), Findings("c", time=1001.0)]
+    found = [
+        NodeFindings("a", time=1300.0),
+        NodeFindings("b", time=1000.0),
+        NodeFindings("c", time=1001.0),
+    ]
     assert nodes_of(judge(found, began=1300.0, ended=1301.0)) == {
         "a": "its clock is +300 s off that of most others"
     }
@@ -60,7 +68,7 @@ def test_a_wrong_clock_of_rank_0_is_not_its_peers_fault() -> None:
 
 
 def agree(
-    findings: list[Findings | None], tmp_path: Path, *, late: int = 0, arrive_s: float = 20
+    findings: list[NodeFindings | None], tmp_path: Path, *, late: int = 0, arrive_s: float = 20
 ) -> list[Any]:
     """Each rank's verdict and whether rank 0 had acted when it left; None never answers.
 
@@ -80,7 +88,7 @@ def agree(
             store = rendezvous(ranks, "127.0.0.1", token, timeout_s=20)
             alive.append(store)  # as in a job, which goes on
 
-            def check() -> Findings:
+            def check() -> NodeFindings:
                 mine = findings[rank]
                 while mine is None:
                     time.sleep(60)
@@ -114,7 +122,7 @@ def _forked(action: Callable[[], Any]) -> int:
 
 def test_all_ranks_hear_the_same_and_wait_for_rank_0(tmp_path: Path) -> None:
     now = time.time()
-    fit, unfit = Findings("n0", time=now), Findings("n1", ("no GPU",), time=now)
+    fit, unfit = NodeFindings("n0", time=now), NodeFindings("n1", ("no GPU",), time=now)
     answers = agree([fit, unfit, fit], tmp_path)
     assert len({text for text, _ in answers}) == 1
     assert "bad node: n1: no GPU" in answers[0][0]
@@ -124,18 +132,22 @@ def test_all_ranks_hear_the_same_and_wait_for_rank_0(tmp_path: Path) -> None:
 def test_fit_nodes_go_on(tmp_path: Path) -> None:
     now = time.time()
     assert (
-        agree([Findings("a", time=now), Findings("b", time=now)], tmp_path) == [(None, False)] * 2
+        agree([NodeFindings("a", time=now), NodeFindings("b", time=now)], tmp_path)
+        == [(None, False)] * 2
     )
 
 
 def test_a_rank_that_hangs_while_it_looks_makes_its_node_unfit(tmp_path: Path) -> None:
-    answers = agree([Findings("n0", time=time.time()), None], tmp_path)
+    answers = agree([NodeFindings("n0", time=time.time()), None], tmp_path)
     assert "n1: rank 1 did not finish looking at it" in answers[0][0]
 
 
 def test_a_node_that_is_slow_to_come_is_not_blamed(tmp_path: Path) -> None:
     now = time.time()
-    findings: list[Findings | None] = [Findings("n0", time=now), Findings("n1", time=now)]
+    findings: list[NodeFindings | None] = [
+        NodeFindings("n0", time=now),
+        NodeFindings("n1", time=now),
+    ]
     assert agree(findings, tmp_path, late=1) == [(None, False)] * 2
 
 
@@ -147,7 +159,7 @@ def test_a_rank_that_never_comes_is_told_by_its_number(tmp_path: Path) -> None:
         "n0",
         arrive_s=0.1,
     )
-    error = alone.verdict(lambda: Findings("n0", time=now))
+    error = alone.verdict(lambda: NodeFindings("n0", time=now))
     assert isinstance(error, RendezvousError)
     assert "did not come within 0 s: 1, 2" in str(error)
 
@@ -160,7 +172,7 @@ def test_a_stop_signal_is_heard_while_ranks_wait_for_each_other() -> None:
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
         try:
             with stop.interrupting():
-                consensus.verdict(lambda: Findings("n0"))
+                consensus.verdict(lambda: NodeFindings("n0"))
         except Interrupted:
             return "interrupted"
         return "not interrupted"
