@@ -1,4 +1,4 @@
-"""When to save: every so many seconds, less often only where saving costs too much."""
+"""When to save: at a fixed interval, less often only where saving costs too much."""
 
 from __future__ import annotations
 

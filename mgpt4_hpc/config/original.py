@@ -1,6 +1,6 @@
 """The original's ``train_configs/*.yaml`` as our settings, key by key.
 
-Every key is used, left out for a reason that is told, or an error because the run would be another
+Every key is used, left out for a stated reason, or an error because the run would be another
 one without it. Site-specific values that the original keeps inside its own checkout (shard paths,
 under ``minigpt4/configs``) are read from there if the file still lies in a checkout.
 """
@@ -22,7 +22,7 @@ from mgpt4_hpc.prompts import IMAGE_TAG, STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS,
 from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 GPUS = {1: 4, 2: 1}
-"""The batch size in the original's files is per GPU; on so many GPUs each stage was trained."""
+"""GPUs that each stage was trained on: the batch size in the original's files is per GPU."""
 
 MAX_ANSWER_TOKENS = 32
 """The original's default in either stage; only its stage-2 files say 160."""

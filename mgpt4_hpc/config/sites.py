@@ -33,7 +33,7 @@ _PATHS = (
     "container.image",
     "container.mounts",
 )
-"""Settings in which a profile may write ``$USER``: whoever shares it has a folder of his own."""
+"""Settings in which a profile may write ``$USER``: each of its users has a folder of his own."""
 
 
 def site_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:

@@ -41,7 +41,7 @@ def progress(label: str, unit: Literal["bytes", "samples", "shards", "parts"]) -
 
 
 def _lines(label: str) -> Tell:
-    """Tells every half minute, so that short commands stay silent."""
+    """Prints every half minute, so that short commands stay silent."""
     told_at = time.monotonic()
 
     def tell(done: int, total: int) -> None:

@@ -1,4 +1,4 @@
-"""The end of an attempt whose nodes were judged unfit before it began: record, requeue, exclude."""
+"""The end of an attempt on nodes that were judged unfit: record, requeue, exclude."""
 
 from __future__ import annotations
 

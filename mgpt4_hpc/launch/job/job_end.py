@@ -35,7 +35,7 @@ _LOCK_STALE_S = 30.0
 def end_finished(run: RunDir, start: JobStart, environ: Mapping[str, str] = os.environ) -> None:
     """Let go of the jobs that wait for a finished run, then stay away.
 
-    Whoever is killed in between starts again, finds the run finished and comes here: to let go
+    A job killed in between starts again, finds the run finished and comes here: to let go
     twice does no harm, and a dependent that started found a finished run.
     """
     if not _may_be_marked(start):

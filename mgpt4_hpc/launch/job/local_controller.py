@@ -26,7 +26,7 @@ from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 
 KILL_WAIT_S = 30.0
-"""From TERM to KILL for ranks whose peer died; Slurm's KillWait default."""
+"""Seconds from TERM to KILL for the peers of a dead rank; Slurm's KillWait default."""
 
 _POLL_S = 0.05
 
@@ -79,7 +79,7 @@ class LocalExecutor(submitit.LocalExecutor):
         run = RunDir(Path(self.parameters["run_dir"]))
         gpus = self.parameters.get("gpus_per_node", 0)
         extra = self.parameters.get("env", {})
-        # Its own log: with our stdout it would hold up whoever reads that to its end.
+        # Its own log: with our stdout it would hold up a process that reads that to its end.
         with (self.folder / "controller.log").open("ab") as log:
             process = subprocess.Popen(
                 controller_command(run),
@@ -116,7 +116,7 @@ class RestartingController(Controller):
         signal.signal(signal.SIGINT, self._cancel)
 
     def _cancel(self, number: int, frame: object) -> None:
-        # As scancel: the tasks may save, but nobody brings them back. The rest is done outside of
+        # As scancel: the tasks may save, but are not started again. The rest is done outside of
         # the handler, which may have interrupted anything, also the moment between two starts.
         self._interrupted = True
 

@@ -19,7 +19,7 @@ from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 
 _UNEXPLAINED = frozenset({UNKNOWN_CAUSE, RUNNING_CAUSE, Cause.REQUEUED})
-"""The newest attempt counts as running until somebody says that it ended."""
+"""The newest attempt counts as running until its end is recorded."""
 
 
 def explain_last_end(
@@ -63,7 +63,7 @@ def _note(run: RunDir, start: JobStart, lost: Attempt, state: str, ended_at: flo
 
 
 def _unexplained(run: RunDir, start: JobStart) -> dict[int, Attempt]:
-    """This job's attempts whose end nobody knows, by their restart count.
+    """This job's attempts without a known end, by their restart count.
 
     Also older ones: accounting may not have answered, or not known it yet, at the start after one.
     """

@@ -3,18 +3,18 @@
 What a job sees of itself in ``scontrol show job`` (measured on Slurm 22.05):
 
 =========================================  =========================================
-Restarts above SLURM_RESTART_COUNT         somebody requeued it already
+Restarts above SLURM_RESTART_COUNT         it was requeued already
 RUNNING with PreemptTime                   being preempted, in its grace time
 COMPLETING, PreemptTime about EndTime      preempted without grace, or the grace is over, and
                                            PreemptMode=CANCEL: a requeue of its own still works
 COMPLETING, Reason=TimeLimit               timed out; a requeue still works
 RUNNING, warned shortly before TimeLimit   about to time out
-COMPLETING otherwise                       cancelled by a person: never resurrect it
-unreadable                                 nobody knows: leave the command behind
+COMPLETING otherwise                       cancelled by a user: never start it again
+unreadable                                 unknown: leave the command behind
 =========================================  =========================================
 
 A cancel, a requeue, a time-out and the end of a grace time all show COMPLETING, so the state
-alone tells nothing; and PreemptTime stays set when a person cancels during the grace time.
+alone proves nothing; and PreemptTime stays set when a user cancels during the grace time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Action(StrEnum):
 
     REQUEUE = "requeue"
     RESUBMIT = "resubmit"
-    """Nobody may requeue the job: it submits another that goes on."""
+    """The job may not be requeued: it submits another that continues."""
     LEAVE = "leave"
     GIVE_UP = "give up"
     ASK = "ask"

@@ -1,4 +1,4 @@
-"""A job's successor, where nobody may requeue the job: the same script, submitted from inside it.
+"""A job's successor, if the job may not be requeued: the same script, submitted from inside it.
 
 It waits until this job has ended, in whatever way, so that no two jobs of the run are at work. What
 waited for this job waits for the successor from then on. The run's budgets are those of both:
@@ -61,7 +61,7 @@ def submit_successor(
     is_forgotten: bool = False,
     environ: Mapping[str, str] = os.environ,
 ) -> str:
-    """Submit the job that goes on with the run; its id. Done twice it finds the first one.
+    """Submit the job that continues the run; its id. Done twice it finds the first one.
 
     Args:
         run: the run.
@@ -163,7 +163,7 @@ def _note(run: RunDir, start: JobStart, successor: str) -> None:
     }
     try:
         write_json(run.slurm / "job.json", job)
-    except OSError as error:  # its own ledger will tell
+    except OSError as error:  # its own ledger will show it
         print(f"that job {successor} succeeds this one cannot be noted: {error}", flush=True)
 
 

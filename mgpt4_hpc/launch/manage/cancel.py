@@ -68,7 +68,7 @@ def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
     try:
         return _scancel(job, save, must_hold=bool(unmarked)) + unmarked
     except MgptError as error:
-        # Told that it failed, nobody expects the job to stay away after its next preemption.
+        # After an error the user does not expect the job to stay away after its next preemption.
         if not unmarked:
             withdraw_cancel(run)
         if isinstance(error, SlurmUnreachable):
@@ -77,7 +77,7 @@ def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
 
 
 def _mark(run: RunDir, job_id: str) -> str:
-    """Leave the mark; why it could not be, to be told behind the rest, empty if it was."""
+    """Write the cancel marker; return an error suffix, or "" on success."""
     try:
         request_cancel(run, job_id)
     except OSError as error:  # a full quota, often the very reason to cancel
@@ -98,7 +98,7 @@ def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnre
 
 
 def _scancel(job: JobRef, save: bool, *, must_hold: bool) -> str:
-    """Tell Slurm; ``must_hold``: no mark keeps the job from coming back after it saved."""
+    """Cancel by Slurm; ``must_hold``: no mark keeps the job from coming back after it saved."""
     job_id, cluster = job.job_id, other_cluster(job.cluster)
     if not save:
         scheduler().cancel(job_id, cluster=cluster)

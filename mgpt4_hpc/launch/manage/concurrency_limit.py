@@ -1,4 +1,4 @@
-"""At most so many of a sweep's jobs at once, where each is a job of its own.
+"""Concurrency limit for a sweep's separate jobs.
 
 Slurm holds an array to its ``%N``. What is resumed is no array, so that there each job waits for
 others of the sweep to end (``afterany``), in N rows that advance independently.
@@ -15,7 +15,7 @@ from mgpt4_hpc.run_dir import RunDir
 
 
 class ConcurrencyLimit:
-    """Whom the next job of a sweep must wait for.
+    """The jobs that the next job of a sweep must wait for.
 
     Args:
         most: jobs that may run at once.
@@ -40,10 +40,10 @@ class ConcurrencyLimit:
 
 
 def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
-    """The turns of each run whose sweep has a limit; runs of one sweep share theirs.
+    """The limit of each run in a sweep that has one; runs of one sweep share it.
 
     Raises:
-        SlurmUnreachable: nobody knows how many are at work.
+        SlurmUnreachable: the number of running jobs is unknown.
         NoSuchRun: if a sweep is broken.
     """
     found: dict[RunDir, ConcurrencyLimit] = {}

@@ -1,6 +1,6 @@
 """Runs that wait for another run's end, when that one comes back as a new job.
 
-A dependency names a job. Slurm cancels whoever waited for one that failed
+A dependency names a job. Slurm cancels the jobs that waited for one that failed
 (``--kill-on-invalid-dep=yes``), and where it does not, the job would wait for ever.
 """
 
@@ -26,10 +26,10 @@ def repoint(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> list
     Args:
         run: the run that was submitted again, or is finished.
         job_id: its new Slurm job; None if it needs none.
-        say: told what was done, and what could not be.
+        say: called with what was done, and what could not be.
 
     Returns:
-        runs whose jobs Slurm has cancelled, and which need a new one.
+        runs with jobs that Slurm has cancelled, which need new ones.
     """
     waiting = _dependents(run)
     cancelled = []

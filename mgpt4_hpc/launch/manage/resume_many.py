@@ -1,4 +1,4 @@
-"""Going on with several runs at once: a sweep of which some were lost, or a handful of names."""
+"""Resume several runs at once: the lost runs of a sweep, or a handful of names."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def resume_many(
             continue
         except MgptError as error:
             say(f"{run.name} could not be resumed")
-            # What is wrong with the command itself is wrong for every run, and told once.
+            # What is wrong with the command itself is wrong for every run, and printed once.
             if str(error) not in map(str, errors):
                 errors.append(error)
             continue

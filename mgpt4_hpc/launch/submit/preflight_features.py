@@ -14,7 +14,7 @@ def feature_faults(config: RunConfig) -> list[str]:
     """What is wrong with ``data.feature_cache``, as far as it can be known before the job.
 
     A source without an index is indexed by the job, and only then is it known which samples it
-    needs: the job's own first look tells of the rest.
+    needs: the job's own first look reports the rest.
     """
     if config.data.feature_cache is None:
         return []

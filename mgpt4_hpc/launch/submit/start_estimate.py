@@ -16,7 +16,7 @@ class StartEstimate:
     """What ``sbatch --test-only`` said of one job.
 
     Attributes:
-        job: name of the run, or of the sweep whose first task is meant.
+        job: name of the run, or of the sweep, for its first task.
         start: local time, as 2026-03-01T10:00:00.
         in_s: seconds from now.
         processors, nodes, partition: that it would get; None where Slurm does not say.

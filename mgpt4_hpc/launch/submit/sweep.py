@@ -119,7 +119,7 @@ def points(axes: Sequence[Axis]) -> list[Point]:
 
 
 def run_names(sweep: str, all_points: Sequence[Point]) -> list[str]:
-    """A name for each run that tells its values, as far as a name can; all differ."""
+    """A name for each run that shows its values, as far as a name can; all differ."""
     names: list[str] = []
     for number, point in enumerate(all_points):
         told = [_in_a_name(key.rpartition(".")[2], text) for key, text in point.texts.items()]
