@@ -132,9 +132,9 @@ def write_projector(folder: Path, bundle: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, Manifest
+    from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 
-    arch = Manifest.read(bundle / BUNDLE_FILE).architecture
+    arch = BundleManifest.read(bundle / BUNDLE_FILE).architecture
     layer = torch.nn.Linear(arch.projector_in, arch.llm_dim or 0)
     path = folder / "projector.safetensors"
     save_file({f"llama_proj.{k}": t.detach() for k, t in layer.named_parameters()}, path)
