@@ -52,13 +52,12 @@ def _sites(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> l
 
 def _partitions(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     from mgpt4_hpc.errors import MgptError
-    from mgpt4_hpc.launch.slurm.commands import run_slurm
+    from mgpt4_hpc.launch.slurm.commands import partition_names
 
     try:
-        told = run_slurm(["sinfo", "--noheader", "--format=%R"], timeout_s=2.0)
+        return partition_names(timeout_s=2.0)
     except MgptError:
         return []
-    return sorted(set(told.split()))
 
 
 def _settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -68,7 +68,7 @@ def template_notes(config: RunConfig) -> list[str]:
     """That the run speaks to its language model in another model's format."""
     folder = Path(config.model.weights)
     try:
-        llm_dir = Manifest.read(folder / BUNDLE_FILE).llm_dir(folder)
+        llm_dir = BundleManifest.read(folder / BUNDLE_FILE).llm_dir(folder)
     except MgptError:
         llm_dir = folder / "llm"  # of the original's own files
     note = format_note(llm_dir, config.template.name)
