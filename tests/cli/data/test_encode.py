@@ -43,7 +43,7 @@ def test_encode_says_how_much_before_it_writes(
 
     monkeypatch.setattr(feature_encoding.shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
     full = mgpt4("data", "encode", config, "--out", "elsewhere")
-    assert full.code == 1 and "0.0 GiB are free" in full.err
+    assert full.code == 1 and "0 B are free" in full.err
     monkeypatch.undo()
 
 
