@@ -5,14 +5,52 @@ Training and chat lay out a conversation by the same code, so a model is asked a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from mgpt4_hpc.prompts import Dialogue, Template
+from mgpt4_hpc.prompts import Dialogue, Template, Turn
 
 Encode = Callable[[str], list[int]]
+
+LITERAL = "\ufdd0"
+"""Stands before each character that must not become part of a control token.
+
+A noncharacter of Unicode: no text has it, and ``TextTokenizer`` takes it out.
+"""
+
+
+class Literally:
+    """Protects texts that spell control tokens, such as ``</s>`` in a caption.
+
+    Args:
+        spellings: of control tokens, and of what divides a conversation; none leave texts as they
+            are.
+    """
+
+    def __init__(self, spellings: Collection[str] = ()) -> None:
+        self.spellings = tuple(sorted(spellings, key=lambda spelling: (-len(spelling), spelling)))
+        self._pattern = re.compile("|".join(map(re.escape, self.spellings)) or "(?!)")
+
+    def text(self, text: str) -> str:
+        """The text with ``LITERAL`` before each character of a spelling in it."""
+        return self._pattern.sub(lambda found: "".join(LITERAL + char for char in found[0]), text)
+
+    def dialogue(self, dialogue: Dialogue) -> Dialogue:
+        """The same of every text of a conversation."""
+        turns = tuple(
+            Turn(
+                tuple(None if piece is None else self.text(piece) for piece in turn.question),
+                None if turn.answer is None else self.text(turn.answer),
+            )
+            for turn in dialogue.turns
+        )
+        return Dialogue(turns, self.text(dialogue.system))
+
+    def __reduce__(self) -> tuple[type[Literally], tuple[tuple[str, ...]]]:
+        return (Literally, (self.spellings,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +92,12 @@ class ChatFormat(Protocol):
     Attributes:
         name: of the format.
         end_symbol: text that ends an answer beside the tokenizer's end token.
+        literally: protects what users and captions write.
     """
 
     name: str
     end_symbol: str
+    literally: Literally
 
     def lay_out(self, dialogue: Dialogue, limit: AnswerLimit | None = None) -> Layout:
         """The conversation from its first token on.
@@ -73,9 +113,16 @@ class TemplateFormat:
     Texts end at an image, at the beginning of an answer, and behind its end symbol.
     """
 
-    def __init__(self, template: Template, encode: Encode, bos_id: int) -> None:
+    def __init__(
+        self,
+        template: Template,
+        encode: Encode,
+        bos_id: int,
+        literally: Literally | None = None,
+    ) -> None:
         self.name = template.name
         self.end_symbol = template.end_symbol
+        self.literally = literally or Literally()
         self._template = template
         self._encode = encode
         self._bos_id = bos_id
@@ -83,6 +130,7 @@ class TemplateFormat:
 
     def lay_out(self, dialogue: Dialogue, limit: AnswerLimit | None = None) -> Layout:
         """See ``ChatFormat``."""
+        dialogue = self.literally.dialogue(dialogue)
         layout: Layout = [Run((self._bos_id,), (False,))] if self._template.has_bos else []
         for number, turn in enumerate(dialogue.turns):
             system = "" if number else dialogue.system
@@ -97,8 +145,8 @@ class TemplateFormat:
                 layout.append(Run(answer, (True,) * len(answer)))
         return layout
 
-    def __reduce__(self) -> tuple[type[TemplateFormat], tuple[Template, Encode, int]]:
-        return (TemplateFormat, (self._template, self._encode, self._bos_id))
+    def __reduce__(self) -> tuple[type[TemplateFormat], tuple[Template, Encode, int, Literally]]:
+        return (TemplateFormat, (self._template, self._encode, self._bos_id, self.literally))
 
 
 def answer_ids(

@@ -9,7 +9,6 @@ handle, so that it cannot write into another folder that has taken the path.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import Displaced
+from mgpt4_hpc.text_files import parse_json
 
 RUN_ID_VARIABLE = "MGPT4_RUN_ID"
 """In a job's environment: identity of the run that the job was submitted for."""
@@ -45,7 +45,7 @@ def identity_in(run_json: Mapping[str, Any]) -> str:
 
 def identity_at(folder: Path) -> str:
     """Identity of the run in a folder. Raises OSError or ValueError."""
-    found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    found = parse_json((folder / "run.json").read_text(encoding="utf-8"))
     if not isinstance(found, dict):
         raise ValueError(f"{folder / 'run.json'} holds no JSON object")
     return identity_in(found)

@@ -6,6 +6,7 @@ answers only in the format that it was fine-tuned in.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,9 @@ STAGE2_INSTRUCTIONS: tuple[str, ...] = (
     "Could you describe the contents of this image for me?",
 )
 
+
+_BRACKETED = re.compile(r"[\[<]+\|?/?\w+\|?[\]>]+")
+"""What divides a conversation in most formats: ``[INST]``, ``<</SYS>>``, ``<|im_end|>``."""
 
 Piece = str | None
 """Part of a question: a text, or None for the next image."""
@@ -92,6 +96,12 @@ class Template:
     between: str = ""
     has_bos: bool = True
 
+    @property
+    def separators(self) -> frozenset[str]:
+        """Texts that divide a conversation, which nobody's words may be taken for."""
+        own = {BEFORE_IMAGE, AFTER_IMAGE, self.end_symbol.strip()} - {""}
+        return separators_in(self.prompt + self.system) | own
+
     def render(self, instruction: str) -> str:
         """Full prompt for one image and one instruction."""
         return IMAGE_SLOT.join(self.opening((None, instruction)))
@@ -120,6 +130,11 @@ class Template:
         if later:
             texts[0] = self.between + texts[0].removeprefix(self.end_symbol)
         return texts
+
+
+def separators_in(text: str) -> frozenset[str]:
+    """What divides a conversation in the text of one."""
+    return frozenset(_BRACKETED.findall(text))
 
 
 TEMPLATES: dict[str, Template] = {

@@ -39,6 +39,7 @@ from mgpt4_hpc.errors import (
     did_you_mean,
 )
 from mgpt4_hpc.identity import Hold, identity_in, new_identity
+from mgpt4_hpc.text_files import parse_json
 
 FORMAT_VERSION = 1
 CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
@@ -358,7 +359,7 @@ class RunDir:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Object in a JSON file. Raises OSError or ValueError."""
-    loaded = json.loads(path.read_text(encoding="utf-8"))
+    loaded = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(loaded, dict):
         raise ValueError(f"{path} holds no JSON object")
     return loaded

@@ -1,9 +1,11 @@
-"""Text that people's editors and programs wrote: UTF-8, with or without a byte order mark."""
+"""Text and JSON that people and programs wrote: UTF-8, with or without a byte order mark."""
 
 from __future__ import annotations
 
 import codecs
+import json
 from pathlib import Path
+from typing import Any
 
 _OTHER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -46,3 +48,15 @@ def decode_utf8(data: bytes) -> str:
 def read_utf8(path: Path) -> str:
     """A file's text without its byte order mark. Raises OSError and NotUtf8."""
     return decode_utf8(path.read_bytes())
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: if it is none, also where it is nested deeper than Python parses.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.data.batching.batch import Batch
     from mgpt4_hpc.data.batching.text import TokenSequence
     from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
-    from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions
+    from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
 STAGES = ("stage1", "stage2")
 
@@ -123,7 +123,7 @@ def open_reference(folder: Path, path: ComputePath) -> Setup:
     from mgpt4_hpc.model.architecture import Architecture
     from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
-    from mgpt4_hpc.model.nn.minigpt4 import build_model
+    from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
     from mgpt4_hpc.model.nn.performance.compile import compile_layers
 
     expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))

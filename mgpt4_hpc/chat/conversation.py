@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.output_files import check_output
 from mgpt4_hpc.prompts import Dialogue, Template
 from mgpt4_hpc.run_dir import write_json
+from mgpt4_hpc.text_files import parse_json
 
 FORMAT_VERSION = 1
 
@@ -130,7 +130,7 @@ class Conversation:
 
 def _read(path: Path) -> tuple[str, list[Turn], list[str]]:
     """Format, turns and pending images of a file; raises whatever reading and parsing raise."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = parse_json(path.read_text(encoding="utf-8"))
     turns = [
         Turn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
         for turn in saved["turns"]

@@ -98,7 +98,7 @@ NOT_IN_DIGEST: Any = {
 }
 """Settings that leave every weight as it is; a run may go on with others."""
 
-_NEWER = {"text": ("system", "max_tokens")}
+_NEWER = {"text": ("system", "max_tokens", "parse_control_tokens")}
 """Settings that older runs do not have. A default leaves their digests as they were."""
 
 

@@ -19,6 +19,7 @@ ORIGINAL_VALUES: dict[str, Any] = {
     "text.prompt_per": "batch",
     "text.keep_end_symbol": False,
     "text.learn_padding_token": False,
+    "text.parse_control_tokens": True,
     "train.loss_reduction": "rank_mean",
     "train.max_grad_norm": 0.0,
 }
@@ -43,10 +44,10 @@ def contradictions(found: dict[str, Any]) -> list[str]:
     """Settings that somebody set to something else than ``faithful: true`` means.
 
     Args:
-        found: value of each of the settings above.
+        found: values of those of the settings above that somebody set.
     """
     return [
         f"{key} is {found[key]!r}, but faithful: true means {value!r} (leave one of them out)"
         for key, value in ORIGINAL_VALUES.items()
-        if found[key] != value
+        if key in found and found[key] != value
     ]

@@ -160,6 +160,8 @@ class TextConfig(_Section):
     """A truncated answer keeps its end symbol; the original cuts it off, and so never stops."""
     learn_padding_token: bool = True
     """Learn the padding token (`$$`) where a caption contains it; the original leaves it out."""
+    parse_control_tokens: bool = False
+    """Read `</s>` and `###` in a caption as the tokens of that name, as the original does."""
 
 
 class LoraConfig(_Section):
@@ -397,7 +399,9 @@ class RunConfig(_Section):
             )
         faults += self._text_faults()
         if self.faithful:
-            faults += contradictions({key: self._setting(key) for key in ORIGINAL_VALUES})
+            # A stored run may be older than a setting, and then did what its default does.
+            given = (key for key in ORIGINAL_VALUES if self._is_given(key))
+            faults += contradictions({key: self._setting(key) for key in given})
         if frozen := {"lm_head", "embed_tokens"} & set(self.lora.target_modules):
             faults.append(f"lora.target_modules has {', '.join(sorted(frozen))}, which stay frozen")
         if self.model.shard_llm:
@@ -483,6 +487,10 @@ class RunConfig(_Section):
     def _setting(self, key: str) -> Any:
         section, _, leaf = key.partition(".")
         return getattr(getattr(self, section), leaf)
+
+    def _is_given(self, key: str) -> bool:
+        section, _, leaf = key.partition(".")
+        return leaf in getattr(self, section).model_fields_set
 
     def _text_faults(self) -> list[str]:
         faults = []

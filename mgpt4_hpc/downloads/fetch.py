@@ -35,6 +35,7 @@ from mgpt4_hpc.downloads.transport import (
 )
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import size_text
+from mgpt4_hpc.text_files import parse_json
 
 _FORMAT = "mgpt4-fetch-1"
 _POLL_S = 2.0
@@ -377,7 +378,7 @@ def _size(path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return told if isinstance(told, dict) else None

@@ -24,7 +24,7 @@ from mgpt4_hpc.data.sources.pack import (
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.resources import expand_toy
-from mgpt4_hpc.text_files import NotUtf8, read_utf8
+from mgpt4_hpc.text_files import NotUtf8, parse_json, read_utf8
 
 SCENES_FILE = "scenes.json"
 T = TypeVar("T")
@@ -102,7 +102,7 @@ def read_references(path: Path) -> dict[str, tuple[str, ...]]:
         DataError: if the file is neither COCO's layout nor a plain mapping.
     """
     try:
-        raw = json.loads(read_utf8(path))
+        raw = parse_json(read_utf8(path))
         if not isinstance(raw, dict):
             raise _Misfit("it is no object of names and captions")
         return _coco(raw) if "annotations" in raw else _mapping(raw)
@@ -160,7 +160,7 @@ def _with_references(found: list[Example], path: Path | None) -> list[Example]:
 
 
 def _of_scenes(folder: Path) -> list[Example]:
-    scenes = json.loads((folder / SCENES_FILE).read_text(encoding="utf-8"))
+    scenes = parse_json((folder / SCENES_FILE).read_text(encoding="utf-8"))
     return [
         Example(scene["image"], folder / IMAGE_FOLDER / scene["image"], (scene["reference"],))
         for scene in scenes

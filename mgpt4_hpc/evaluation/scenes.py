@@ -6,13 +6,13 @@ A scene is a record of ``heldout/scenes.json``: ``image`` (file), ``main`` (the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.evaluation.failures import is_incomplete, is_repetitive, words_of
+from mgpt4_hpc.text_files import parse_json
 
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "pink", "cyan")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -20,7 +20,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 
 def load_scenes(path: Path) -> list[dict[str, Any]]:
     """The held-out truth, in the order of its images."""
-    scenes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    scenes: list[dict[str, Any]] = parse_json(path.read_text(encoding="utf-8"))
     return scenes
 
 

@@ -6,7 +6,6 @@ Names of the fields are those of ``architecture.json`` beside a set of weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.text_files import parse_json
 
 PATCHES_PER_TOKEN = 4
 """Neighbouring patch tokens joined into one when there is no Q-Former (the Llama-2 variant)."""
@@ -136,7 +136,7 @@ class Architecture:
     def from_file(cls, path: Path) -> Architecture:
         """Architecture from a JSON file. Raises WeightsError where it is not one."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise WeightsError(f"cannot read {path}: {error}") from error
         if not isinstance(values, dict):

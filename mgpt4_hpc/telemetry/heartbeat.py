@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mgpt4_hpc.text_files import parse_json
+
 log = logging.getLogger(__name__)
 
 EVERY_S = 5.0
@@ -79,7 +81,7 @@ class Heartbeat:
 def read_heartbeat(path: Path) -> Beat | None:
     """The newest beat, or None where there is none to be read."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = parse_json(Path(path).read_text())
         return Beat(
             step=int(data["step"]),
             time=float(data["time"]),

@@ -131,8 +131,10 @@ def build_sequence(
     if instruction is not None:
         layout = spec.lay_out(Dialogue((Turn((None, instruction), caption),)))
     else:
-        answer = answer_ids(spec.encode, caption, spec.end_symbol, spec.limit)
-        layout = [Run((spec.bos_id,), (False,)), None, Run(answer, (True,) * len(answer))]
+        answer = spec.chat_format.literally.text(caption)
+        answer_tokens = answer_ids(spec.encode, answer, spec.end_symbol, spec.limit)
+        answer_run = Run(answer_tokens, (True,) * len(answer_tokens))
+        layout = [Run((spec.bos_id,), (False,)), None, answer_run]
     return _sequence(spec, layout)[0]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -12,7 +11,7 @@ from mgpt4_hpc.data.index.conversations import (
     parse_conversation,
 )
 from mgpt4_hpc.prompts import Dialogue
-from mgpt4_hpc.text_files import NotUtf8, decode_utf8
+from mgpt4_hpc.text_files import NotUtf8, decode_utf8, parse_json
 
 BYTE_ORDER_MARK = "\ufeff"
 
@@ -94,10 +93,10 @@ def is_visible(text: str) -> bool:
 
 def _parsed(data: bytes) -> Any:
     try:
-        return json.loads(data)
+        return parse_json(data)
     except UnicodeDecodeError:
         raise CaptionError("its json is not UTF-8, perhaps Latin-1 or Windows-1252") from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise CaptionError("its json cannot be parsed") from None
 
 

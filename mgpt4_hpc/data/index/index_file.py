@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from mgpt4_hpc.data.index.scan import ShardScan
 from mgpt4_hpc.data.index.temporary_output import remove_leftovers, scratch_path
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.text_files import parse_json
 
 FORMAT = "mgpt4-index-1"
 _FAMILY = FORMAT.rstrip("0123456789")
@@ -225,7 +226,7 @@ def is_index(path: Path) -> bool:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > _MOST_HEADER_BYTES:
                 return False
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
             return str(header["__metadata__"]["format"]).startswith(_FAMILY)
     except (OSError, struct.error, ValueError, KeyError, TypeError):
         return False
@@ -250,7 +251,7 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         ) from None
     (length,) = struct.unpack("<Q", memory[:8])
     try:
-        header: dict[str, Any] = json.loads(memory[8 : 8 + length])
+        header: dict[str, Any] = parse_json(memory[8 : 8 + length])
         meta: dict[str, str] = header.pop("__metadata__")
         if meta["format"] != FORMAT:
             found = meta["format"]
@@ -280,7 +281,7 @@ def _map_array(
 
 def _check_arrays(arrays: dict[str, NDArray[Any]], meta: dict[str, str]) -> None:
     """Raise ValueError or KeyError unless the arrays fit each other."""
-    first, listing = arrays["shard_first"], json.loads(bytes(arrays["listing"]))
+    first, listing = arrays["shard_first"], parse_json(bytes(arrays["listing"]))
     num_shards, num_samples = len(listing["shards"]), int(first[-1])
     per_shard = [len(first) - 1, *(len(arrays[f"shard_{x}"]) for x in ("size", "mtime", "digest"))]
     per_sample = [len(arrays[x]) for x in ("key_end", "blocks", "lengths")]

@@ -33,6 +33,7 @@ from mgpt4_hpc.data.index.conversations import parse_conversation, record_of
 from mgpt4_hpc.data.index.index_file import sync_folder
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import Dialogue
+from mgpt4_hpc.text_files import parse_json
 
 STORED: dict[str, tuple[str, np.dtype[Any]]] = {
     "bf16": ("BF16", np.dtype("<u2")),
@@ -136,7 +137,7 @@ class FeatureShard:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
                 self._data = 8 + length
-                header = json.loads(file.read(length))
+                header = parse_json(file.read(length))
                 last = max(entry["data_offsets"][1] for entry in header.values())
                 if os.fstat(file.fileno()).st_size != self._data + last:
                     raise ValueError("it is cut short")
@@ -151,7 +152,7 @@ class FeatureShard:
 
                 self.source, self.sample = read("source"), read("sample")
                 self._text_end, self._crc = read("text_end"), read("crc")
-                self.bad = [BadRow(*entry) for entry in json.loads(bytes(read("bad")))]
+                self.bad = [BadRow(*entry) for entry in parse_json(bytes(read("bad")))]
                 self._image_end = (
                     read("image_end")
                     if "image_end" in header
@@ -183,7 +184,7 @@ class FeatureShard:
         text = os.pread(fd, int(self._text_end[row]) - begin, self._text + begin)
         if zlib.crc32(text, zlib.crc32(data)) != int(self._crc[row]):
             raise _damaged(self.path, f"the bytes of its row {row} are not those written (CRC32)")
-        key, stored = json.loads(text)
+        key, stored = parse_json(text)
         told = stored if isinstance(stored, str) else parse_conversation(stored).dialogue
         features = np.frombuffer(data, self._bits).reshape(num_images, *self.shape)
         return FeatureRow(int(self.source[row]), int(self.sample[row]), key, told, features)

@@ -27,6 +27,7 @@ from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sources.convert import array_entries, encodes
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.text_files import parse_json
 
 By = Literal["url", "key"]
 NAMES: dict[By, tuple[str, ...]] = {"url": ("url",), "key": ("key", "__key__", "image_id", "id")}
@@ -65,7 +66,7 @@ class CaptionTable:
         rows: NDArray[np.uint64] = np.load(folder / _HASHES, mmap_mode="r")
         self._low, self._high, self._at = rows
         self._text = (folder / _TEXT).open("rb")
-        self.report = TableReport(**json.loads((folder / _META).read_text())["report"])
+        self.report = TableReport(**parse_json((folder / _META).read_text())["report"])
 
     def __reduce__(self) -> tuple[type[CaptionTable], tuple[Path]]:
         return (CaptionTable, (self._folder,))
@@ -107,7 +108,7 @@ def build_table(
     """
     identity = {"format": _FORMAT, "by": by, "files": _identity(captions)}
     try:
-        stored = json.loads((folder / _META).read_text())
+        stored = parse_json((folder / _META).read_text())
         if {key: stored.get(key) for key in identity} == identity:
             return CaptionTable(folder)
     except (OSError, ValueError):
@@ -244,8 +245,8 @@ def _of_lines(path: Path) -> Iterator[tuple[Mapping[str, Any], int, int]]:
             if not line.strip():
                 continue
             try:
-                entry = json.loads(line)
-            except (ValueError, RecursionError):
+                entry = parse_json(line)
+            except ValueError:
                 entry = None
             yield entry if isinstance(entry, dict) else {}, done, total
 

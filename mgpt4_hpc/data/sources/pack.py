@@ -19,7 +19,7 @@ from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.retry import is_transient
-from mgpt4_hpc.text_files import NotUtf8, read_utf8
+from mgpt4_hpc.text_files import NotUtf8, parse_json, read_utf8
 
 CAPTION_FILE = "filter_cap.json"
 IMAGE_FOLDER = "image"
@@ -93,7 +93,7 @@ def read_annotations(src: Path) -> list[Any]:
     """The entries of ``filter_cap.json``, as they stand there. Raises DataError if it has none."""
     path = src / CAPTION_FILE
     try:
-        content = json.loads(read_utf8(path))
+        content = parse_json(read_utf8(path))
         annotations = content["annotations"]
     except OSError as error:
         raise DataError(
@@ -102,7 +102,7 @@ def read_annotations(src: Path) -> list[Any]:
         ) from None
     except NotUtf8 as error:
         raise DataError(f"{path} is {error} (byte {error.byte})", fix="save it as UTF-8") from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise DataError(f'{path} is not JSON of the form {{"annotations": [...]}}') from None
     if not isinstance(annotations, list) or not annotations:
         raise DataError(f"{path} has no annotations")

@@ -32,6 +32,7 @@ from mgpt4_hpc.data.sources.caption_table import By, CaptionTable
 from mgpt4_hpc.data.tar.header import LARGE_WINDOW, WindowedFile
 from mgpt4_hpc.data.tar.walk import walk_tar
 from mgpt4_hpc.errors import DataError
+from mgpt4_hpc.text_files import parse_json
 
 WORK_FOLDER = ".recaption"
 _FORMAT = "mgpt4-recaption-1"
@@ -118,7 +119,7 @@ def begin(shards: Sequence[Path], captions: Path, by: By, out: Path, size: int |
     try:
         (out / WORK_FOLDER / "done").mkdir(parents=True, exist_ok=True)
         if path.exists():
-            begun = json.loads(path.read_text())
+            begun = parse_json(path.read_text())
             if begun != plan:
                 raise DataError(f"{out} was begun otherwise: {begun}", fix="give another --out")
         elif strange := list(out.glob("*.tar")):
@@ -136,7 +137,7 @@ def report_of(shards: Sequence[Path], table: CaptionTable, out: Path) -> Recapti
     left_out: list[LeftOut] = []
     for shard in shards:
         try:
-            done = json.loads(_note(out, shard).read_text())
+            done = parse_json(_note(out, shard).read_text())
         except (OSError, ValueError):
             continue
         report.num_shards += 1
@@ -153,7 +154,7 @@ def _note(out: Path, shard: Path) -> Path:
 
 def _is_done(job: _Job) -> bool:
     try:
-        done = json.loads(_note(job.out, job.shard).read_text())
+        done = parse_json(_note(job.out, job.shard).read_text())
     except (OSError, ValueError):
         return False
     there = (job.out / job.shard.name).exists() or not done["num_matched"]
@@ -237,7 +238,7 @@ class _Unmatched(Exception):
 
 def _record(data: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(data)
+        record = parse_json(data)
         json.dumps(record, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         raise _Unmatched("its json cannot be parsed") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from pathlib import Path
 from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.runs.shared_storage import not_shared
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings
+from mgpt4_hpc.text_files import parse_json
 
 OLDEST_PYTHON = (3, 11)
 FEW_FILES = 1024
@@ -206,7 +206,7 @@ def _torch_findings(found: Findings) -> None:
         )
         return
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        told = parse_json(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         lines = done.stderr.strip().splitlines()
         found.fault(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.estimates.memory import GIB, LlmSizes, MemoryEstimate, count, estimate_memory
 from mgpt4_hpc.model.weight_files.headers import read_header
+from mgpt4_hpc.text_files import parse_json
 
 _SIZES_GIB: tuple[tuple[str, tuple[int, ...]], ...] = (
     ("gh200", (96, 144)),
@@ -82,7 +82,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
     manifest = BundleManifest.read(manifest_file)
     llm = manifest.llm_dir(Path(config.model.weights))
     try:
-        llm_config = json.loads((llm / "config.json").read_text(encoding="utf-8"))
+        llm_config = parse_json((llm / "config.json").read_text(encoding="utf-8"))
         width = int(llm_config["hidden_size"])
         parameters = _count_parameters(llm, manifest)
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord, combined
+from mgpt4_hpc.text_files import parse_json
 
 FORMAT_VERSION = 1
 BUNDLE_FILE = "bundle.json"
@@ -80,7 +81,7 @@ class BundleManifest:
             WeightsError: if it is damaged, edited or of a newer format.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_text(encoding="utf-8"))
             version = values["format"]
             if version != FORMAT_VERSION:
                 raise WeightsError(

@@ -7,7 +7,6 @@ Its language model, a T5, is neither needed nor read.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from mgpt4_hpc.model.conversion.importer import KeyReport, State, convert, grid_
 from mgpt4_hpc.model.tower_shapes import connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
+from mgpt4_hpc.text_files import parse_json
 
 _UNREAD = {
     "language_model.": "BLIP-2's own language model",
@@ -118,7 +118,7 @@ def _architecture(path: Path) -> Architecture:
     config_path = path / "config.json"
     require_real_file(config_path)
     try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
+        config = parse_json(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"cannot read {config_path}: {error}") from None
     if config.get("model_type") != "blip-2":

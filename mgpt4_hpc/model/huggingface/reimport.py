@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from mgpt4_hpc.model.huggingface.export import LANGUAGE, OURS, RECORD_FILE
 from mgpt4_hpc.model.huggingface.shards import WEIGHTS_FILE, Entry, stored, write_shards
 from mgpt4_hpc.model.huggingface.tensors import without_last_row
 from mgpt4_hpc.model.weight_files.headers import read_header
+from mgpt4_hpc.text_files import parse_json
 
 _PROJECTION = "language_projection."
 
@@ -78,7 +78,7 @@ def _part(entries: dict[str, Entry], prefix: str) -> dict[str, Entry]:
 def _record(folder: Path) -> dict[str, Any]:
     path = folder / OURS / RECORD_FILE
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         if record["format"] != 1:
             raise ValueError(f"format {record['format']}")
         return {key: record[key] for key in ("architecture", "with_image_row")}

@@ -10,7 +10,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mgpt4_hpc.chat_format import AnswerLimit, ChatFormat, Layout, Run, TemplateFormat
+from mgpt4_hpc.chat_format import (
+    AnswerLimit,
+    ChatFormat,
+    Layout,
+    Literally,
+    Run,
+    TemplateFormat,
+)
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.prompts import (
@@ -21,6 +28,7 @@ from mgpt4_hpc.prompts import (
     Dialogue,
     Template,
     Turn,
+    separators_in,
 )
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -28,15 +36,25 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _PROBE = Dialogue((Turn(("Hi",), "Yes"),))
 
 
-def chat_format(template: Template, tokenizer: TextTokenizer) -> ChatFormat:
+def chat_format(
+    template: Template, tokenizer: TextTokenizer, *, parse_control_tokens: bool = False
+) -> ChatFormat:
     """How a language model reads conversations in a template.
+
+    Args:
+        template: the format.
+        tokenizer: the model's.
+        parse_control_tokens: read what spells a control token in a caption or a message as that
+            token, as the original does, and not as text.
 
     Raises:
         ConfigError: if it is to be the model's own, and that cannot be used.
     """
+    spellings = template.separators | tokenizer.control_tokens
+    literally = Literally(() if parse_control_tokens else spellings)
     if template.name == MODEL_TEMPLATE.name:
-        return ModelFormat(tokenizer)
-    return TemplateFormat(template, tokenizer.encode, tokenizer.bos_id)
+        return ModelFormat(tokenizer, literally)
+    return TemplateFormat(template, tokenizer.encode, tokenizer.bos_id, literally)
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class ModelFormat:
         ConfigError: if it has none, or an answer has no end in it.
     """
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer, literally: Literally | None = None) -> None:
         self.name = MODEL_TEMPLATE.name
         self._tokenizer = tokenizer
         self._template = tokenizer.chat_template
@@ -75,9 +93,13 @@ class ModelFormat:
                 why="a model that is trained in it would never stop",
                 fix="write the format as text.prompt and text.end_symbol",
             )
+        protected = literally.spellings if literally else ()
+        dividing = {self.end_symbol} | separators_in(text)
+        self.literally = Literally(dividing.union(protected) if protected else ())
 
     def lay_out(self, dialogue: Dialogue, limit: AnswerLimit | None = None) -> Layout:
         """See ``ChatFormat``."""
+        dialogue = self.literally.dialogue(dialogue)
         mark = _mark_beside(dialogue)
         text, answers = self._render(_with_marks(dialogue, mark), dialogue)
         layout: Layout = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from mgpt4_hpc.model.llm_files.tensors import (
 )
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.torch_directory import flat_table, read_directory
+from mgpt4_hpc.text_files import parse_json
 
 Look = Callable[[Path, "LlmCheck"], None]
 
@@ -146,7 +146,7 @@ def read_stored(path: Path) -> dict[str, TensorInfo]:
 def _require_indexed(index: Path, held: Mapping[str, TensorInfo]) -> None:
     """Every shard that the index names is there, and holds what it should."""
     files = weight_map(index)
-    if "metadata" not in json.loads(index.read_text(encoding="utf-8")):
+    if "metadata" not in parse_json(index.read_text(encoding="utf-8")):
         raise WeightsError(
             f'{index} has no "metadata"',
             why="transformers reads it before the weights, and ends without it",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
 from mgpt4_hpc.prompts import CUSTOM, MODEL_TEMPLATE
+from mgpt4_hpc.text_files import parse_json
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names by which transformers finds the weights; with ``.index.json``, a list of their files."""
@@ -38,7 +38,7 @@ def read_llm_config(llm_dir: Path) -> dict[str, Any]:
     if not llm_dir.is_dir():
         raise WeightsError(f"no language model folder at {llm_dir}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WeightsError(
             f"{llm_dir} has no config.json", fix="give the folder in Hugging Face layout"
@@ -57,7 +57,7 @@ def own_chat_template(llm_dir: Path) -> str:
     except (OSError, ValueError):
         pass
     try:
-        settings = json.loads((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = parse_json((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
         found = settings.get("chat_template")
     except (OSError, ValueError, AttributeError):
         return ""
@@ -121,7 +121,7 @@ def llm_files(llm_dir: Path) -> list[Path]:
 def weight_map(index: Path) -> dict[str, str]:
     """Which file holds which tensor, by an index. Raises WeightsError if it cannot be read."""
     try:
-        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
         return {str(key): str(name) for key, name in files.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise WeightsError(f"cannot read {index}: {error}") from None

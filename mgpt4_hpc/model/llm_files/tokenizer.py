@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.chat_format import LITERAL
 from mgpt4_hpc.errors import ConfigError, WeightsError
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
 from mgpt4_hpc.model.llm_files.folder import read_llm_config, require_tokenizer_files
+from mgpt4_hpc.prompts import separators_in
 
 PAD_TOKEN = "$$"
 """An ordinary token of LLaMA's vocabulary that the original pads with, as LLaMA has none for it."""
@@ -38,14 +40,58 @@ class TextTokenizer:
     without_row: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of one text segment, without begin or end."""
+        """Ids of one text segment, without begin or end.
+
+        Characters behind ``LITERAL`` get a token each, which no control token has.
+        """
+        if LITERAL in text:
+            return self.encode_with_offsets(text)[0]
         ids: list[int] = self._backend(text, add_special_tokens=False).input_ids
         return ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The same ids, and where in the text each stands: begin and end."""
-        found = self._backend(text, add_special_tokens=False, return_offsets_mapping=True)
-        return list(found.input_ids), list(found.offset_mapping)
+        places = [place for place, char in enumerate(text) if char != LITERAL]
+        plain = text.replace(LITERAL, "")
+        found = self._backend(plain, add_special_tokens=False, return_offsets_mapping=True)
+        if len(plain) == len(text):
+            return list(found.input_ids), list(found.offset_mapping)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for id, (low, high) in zip(found.input_ids, found.offset_mapping, strict=True):
+            there = places[low:high]
+            is_literal = any(place and text[place - 1] == LITERAL for place in there)
+            new = self._characters(id) if is_literal else [id]
+            ids += new
+            offsets += [(there[0], there[-1] + 1) if there else (len(text), len(text))] * len(new)
+        return ids, offsets
+
+    def _characters(self, id: int) -> list[int]:
+        """A token's text as one token for each character, or for each of its bytes."""
+        piece = str(self._backend.convert_ids_to_tokens(id))
+        if _BYTE.fullmatch(piece):
+            return [id]
+        known = self._backend.get_vocab()
+        # Other pieces are written in the vocabulary's alphabet, which for bytes is its own.
+        is_plain = piece in self._backend.get_added_vocab()
+        ids: list[int] = []
+        for char in piece:
+            spelt = [f"<0x{byte:02X}>" for byte in char.encode()]
+            if char in known and (char.isascii() or not is_plain):
+                spelt = [char]
+            ids += [known[p] for p in spelt] if spelt[0] in known else self.encode(char)
+        return ids
+
+    @property
+    def control_tokens(self) -> frozenset[str]:
+        """Texts that the tokenizer reads as control tokens wherever they stand, such as ``</s>``.
+
+        Added tokens that are words, such as ``$$``, are not among them.
+        """
+        added = self._backend.added_tokens_decoder.values()
+        return frozenset(
+            token.content for token in added if token.special or separators_in(token.content)
+        )
 
     def definition(self) -> dict[str, Any]:
         """Content of a ``tokenizer.json`` that encodes as this one does.

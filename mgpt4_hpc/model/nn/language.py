@@ -6,7 +6,6 @@ label and nowhere else.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
 from mgpt4_hpc.model.nn.norms import fuse_norms
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner, load_once_per_node
 from mgpt4_hpc.model.weight_files.untrusted_files import load_error
+from mgpt4_hpc.text_files import parse_json
 
 _LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
 """Settings of other models that alter logits after the output matrix, where the loss is blind."""
@@ -88,7 +88,7 @@ def load_shared_language_model(
     """
 
     def plan() -> nn.Module:
-        config = json.loads((llm_dir / "config.json").read_text(encoding="utf-8"))
+        config = parse_json((llm_dir / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             return build_language_model(config, dtype=dtype, attention=attention)
 

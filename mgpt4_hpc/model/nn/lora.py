@@ -6,7 +6,6 @@ float32 whatever the layers compute in, as the projector is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -19,6 +18,7 @@ from torch import nn
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.lazy import quiet_transformers
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
+from mgpt4_hpc.text_files import parse_json
 
 LORA_FILE = "lora.safetensors"
 """Beside ``projector.safetensors`` in a checkpoint that was trained with LoRA."""
@@ -169,7 +169,7 @@ def use_lora_beside(language_model: nn.Module, projector: Path) -> bool:
 
 def _settings(manifest: Path) -> dict[str, Any]:
     try:
-        settings: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))["meta"]["lora"]
+        settings: dict[str, Any] = parse_json(manifest.read_text(encoding="utf-8"))["meta"]["lora"]
         return {name: settings[name] for name in ("rank", "alpha", "target_modules")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(

@@ -7,7 +7,6 @@ Either way a truncated file is recognised by its size alone.
 
 from __future__ import annotations
 
-import json
 import math
 import struct
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
+from mgpt4_hpc.text_files import parse_json
 
 _MAX_HEADER_BYTES = 100 * 1024 * 1024  # the format's own limit
 
@@ -80,7 +80,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(size, _MAX_HEADER_BYTES):
                 raise ValueError("the header is longer than the file")
-            header = json.loads(file.read(length))
+            header = parse_json(file.read(length))
         header.pop("__metadata__", None)
         tensors = {key: _described(entry, path, 8 + length) for key, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)

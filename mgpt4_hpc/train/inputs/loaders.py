@@ -41,7 +41,9 @@ def text_spec(config: RunConfig, tokenizer: TextTokenizer, bundle: Bundle) -> Te
         num_image_tokens=bundle.architecture.num_image_tokens,
         max_answer_tokens=config.max_answer_tokens,
         end_symbol=config.end_symbol,
-        chat_format=chat_format(config.template, tokenizer),
+        chat_format=chat_format(
+            config.template, tokenizer, parse_control_tokens=config.text.parse_control_tokens
+        ),
         keep_end_symbol=config.text.keep_end_symbol,
         max_tokens=min(limits),
         system=config.text.system,

@@ -47,3 +47,11 @@ def test_agreeing_with_it_is_no_contradiction() -> None:
     overrides = {"faithful": True, "text.keep_end_symbol": False}
     resolved = load_config("stage2-vicuna7b", overrides=overrides)
     assert resolved.origin("text.keep_end_symbol") == "flag"
+
+
+def test_a_run_older_than_a_switch_can_go_on(tmp_path) -> None:
+    path = tmp_path / "config.yaml"
+    write_config(path, load_config("stage2-vicuna7b", overrides={"faithful": True}))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if "parse_control_tokens" not in line))
+    assert not read_config(path).config.text.parse_control_tokens

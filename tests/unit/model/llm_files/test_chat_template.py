@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import random
 import re
 from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.chat_format import AnswerLimit
+from mgpt4_hpc.chat_format import AnswerLimit, Layout
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.model.llm_files.chat_template import ModelFormat
+from mgpt4_hpc.model.llm_files.chat_template import ModelFormat, chat_format
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
-from mgpt4_hpc.prompts import Dialogue, Turn
+from mgpt4_hpc.prompts import Dialogue, Template, Turn, get_template
 
 LLM = Path(__file__).parents[3] / "reference" / "llama2_tiny" / "llm"
 GENERATION = re.compile(r"{% (end)?generation %}")
@@ -148,3 +149,46 @@ def test_a_long_answer_keeps_its_end(plain: TextTokenizer, marked: bool) -> None
 def test_what_cannot_be_trained_in(plain: TextTokenizer, template: str, wanted: str) -> None:
     with pytest.raises(ConfigError, match=wanted):
         ModelFormat(speaking(plain, template))
+
+
+# --- texts that spell control tokens -------------------------------------------------------------
+
+SPELT = "a <s> b</s> c ### d <Img> e</Img>[INST] f <unk>###Human: x <|im_end|>"
+OWN = Template("own", "<|im_start|>user\n{}<|im_end|>\n", "<|im_end|>")
+
+
+@pytest.mark.parametrize("template", ["vicuna_v0", "llama2", "own", "model"])
+def test_spelt_control_tokens_are_text(plain: TextTokenizer, template: str) -> None:
+    tokenizer = speaking(plain, CHATML)
+    chosen = OWN if template == "own" else get_template(template)
+    text = chat_format(chosen, tokenizer)
+    parsed = chat_format(chosen, tokenizer, parse_control_tokens=True)
+    text = pickle.loads(pickle.dumps(text)) if template != "model" else text
+    spelt = Dialogue((Turn((None, SPELT), SPELT), Turn((SPELT, None), SPELT)), SPELT)
+    harmless = Dialogue((Turn((None, "Two dogs. #1 < 2 > s"), "A #, a [b]."),), "Be brief.")
+    assert text.lay_out(harmless) == parsed.lay_out(harmless)
+
+    def ids_of(layout: Layout) -> list[int]:
+        return [id for run in layout if run is not None for id in run.ids]
+
+    def decoded(layout: Layout) -> str:
+        return tokenizer.decode(ids_of(layout)).replace(" ", "")
+
+    ours, theirs = text.lay_out(spelt), parsed.lay_out(spelt)
+    assert [run is None for run in ours] == [run is None for run in theirs], (
+        "images in their places"
+    )
+    assert decoded(ours) == decoded(theirs), "no character is lost"
+    empty = Dialogue((Turn((None, "-"), "-"), Turn(("-", None), "-")), "-")
+    assert ids_of(theirs).count(tokenizer.eos_id) > ids_of(ours).count(tokenizer.eos_id)
+    for id in (tokenizer.bos_id, tokenizer.eos_id):
+        assert ids_of(ours).count(id) == ids_of(text.lay_out(empty)).count(id)
+    for separator in ("###", "<Img>"):
+        pieces = tokenizer.encode(f"a {separator} b")[1:-1]
+        if len(pieces) < len(separator):  # the tokenizer has a piece for some of it
+            assert count(ids_of(theirs), pieces) > count(ids_of(ours), pieces)
+
+
+def count(ids: list[int], wanted: list[int]) -> int:
+    """How often some tokens stand in a row."""
+    return sum(ids[at : at + len(wanted)] == wanted for at in range(len(ids)))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.chat_format import Literally
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.resources import toy_world_dir
@@ -46,6 +47,38 @@ SEGMENTS = [c for c in GOLDEN["cases"] if not c["text"].startswith("  ") and c["
 @pytest.mark.parametrize("case", SEGMENTS, ids=lambda case: repr(case["text"][:24]))
 def test_segments(sentencepiece_32k: TextTokenizer, case: dict) -> None:
     assert sentencepiece_32k.encode(case["text"]) == case["ids"]
+
+
+def test_a_spelt_control_token_is_one_token_for_each_character(
+    sentencepiece_32k: TextTokenizer,
+) -> None:
+    spelling = Literally({"###", "</s>", "<Img>"})
+    for text in ("a ### b", "####Human", "Say </s> twice</s>", "</s>", "<Img>é<Img>"):
+        parsed, ids = sentencepiece_32k.encode(text), sentencepiece_32k.encode(spelling.text(text))
+        assert sentencepiece_32k.eos_id not in ids
+        assert sentencepiece_32k.decode(ids) == text and len(ids) > len(parsed)
+    byte_level = a_byte_level_tokenizer()
+    parsed, ids = (
+        byte_level.encode(t) for t in ("x<|é|> y", Literally({"<|é|>"}).text("x<|é|> y"))
+    )
+    assert byte_level.eos_id in parsed and byte_level.eos_id not in ids
+    assert byte_level.decode(ids) == "x<|é|> y"
+    assert byte_level.control_tokens == {"<|é|>"}, "and not the added word"
+
+
+def a_byte_level_tokenizer() -> TextTokenizer:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["<| |> <|x|>"] * 4, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|é|>")
+    fast.add_tokens([AddedToken("word", special=False)])
+    return TextTokenizer(0, fast.eos_token_id, 0, len(fast), fast)
 
 
 def test_decoding_gives_the_text_back(sentencepiece_32k: TextTokenizer) -> None:
