@@ -18,8 +18,8 @@ class Attempt:
 
     Attributes:
         number: from 1.
-        job_id, restart_count, nodes, hostname, world_size, device, versions: as at its start
-            (restart_count also where only a supervisor recorded it).
+        job_id, cluster, restart_count, nodes, hostname, world_size, device, versions: as at its
+            start (cluster and restart_count also where only a supervisor recorded them).
         start: unix time in seconds of its process's start, or of its first line.
         end: unix time of its end, or of the last thing known of it.
         ended: whether it, or a supervisor, said that it is over.
@@ -45,6 +45,7 @@ class Attempt:
 
     number: int
     job_id: str = ""
+    cluster: str = ""
     restart_count: int = 0
     nodes: list[str] = field(default_factory=list)
     hostname: str = ""
@@ -187,6 +188,7 @@ def _apply(attempt: Attempt, record: Record) -> None:
     kind = record.get("kind")
     if kind == Kind.START:
         attempt.job_id = str(record.get("job_id") or "")
+        attempt.cluster = str(record.get("cluster") or "")
         attempt.restart_count = _int(record.get("restart_count")) or 0
         attempt.nodes = _strings(record.get("nodes"))
         attempt.hostname = str(record.get("hostname") or "")
@@ -237,6 +239,7 @@ def _apply_supervisor(attempt: Attempt) -> None:
     if not note:
         return
     if not attempt.job_id:
+        attempt.cluster = str(note.get("cluster") or "")
         attempt.restart_count = _int(note.get("restart_count")) or 0
     attempt.last_step = max(attempt.last_step, _int(note.get("step")) or 0)
     # In a container a rank may not be able to ask why, and leave it to the batch script outside.

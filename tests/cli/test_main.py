@@ -45,18 +45,39 @@ def test_help_of(mgpt4: Mgpt4, words: tuple[str, ...]) -> None:
     assert ended.err == ""
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_every_option_has_a_line_of_help(words: tuple[str, ...]) -> None:
+def command_of(words: tuple[str, ...]) -> click.Command:
     command: click.Command = cli
     for word in words:
         assert isinstance(command, click.Group)
         found = command.get_command(ROOT, word)
         assert found is not None
         command = found
+    return command
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_every_option_has_a_line_of_help(words: tuple[str, ...]) -> None:
+    command = command_of(words)
     assert command.help
     for option in command.params:
         if isinstance(option, click.Option):
             assert option.help, f"{' '.join(words)} {option.opts[0]}"
+
+
+def test_every_number_is_finite(mgpt4: Mgpt4) -> None:
+    floats = 0
+    for words in commands():
+        for option in command_of(words).params:
+            if isinstance(option.type, click.types.FloatParamType):
+                floats += 1
+                for value in ("nan", "inf", "-inf", "1e400"):
+                    with pytest.raises(click.BadParameter):
+                        option.type.convert(value, option, ROOT)
+            if option.name == "seed":
+                assert isinstance(option.type, click.IntRange) and option.type.min == 0
+    assert floats > 10, "they are looked at"
+    ended = mgpt4("chat", "--temperature", "nan", "photo.jpg")
+    assert ended.code == 2 and "'nan' is not a finite number" in ended.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

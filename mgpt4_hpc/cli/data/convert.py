@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import SEED, Number, json_option
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_folder
 
@@ -22,13 +22,13 @@ from mgpt4_hpc.output_files import check_folder
 )
 @click.option(
     "--fraction",
-    type=click.FloatRange(min=0.0, max=1.0, min_open=True),
+    type=Number(min=0.0, max=1.0, min_open=True),
     default=1.0,
     show_default=True,
     help="Share of the rows to take.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Chooses which rows a fraction takes."
+    "--seed", type=SEED, default=0, show_default=True, help="Chooses which rows a fraction takes."
 )
 @click.option(
     "--rows-per-file",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import SEED, json_option
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.output_files import check_output, is_own_png
 from mgpt4_hpc.resources import expand_toy
@@ -49,7 +49,7 @@ _WIDTH = 60
     metavar="FILE.png",
     help="Also draw 24 random samples with their captions.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Chooses the samples.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Chooses the samples.")
 @json_option
 def stats_command(
     what: str, tokenizer: Path | None, limit: int, sheet: Path | None, seed: int, as_json: bool

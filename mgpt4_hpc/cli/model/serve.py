@@ -18,7 +18,7 @@ from mgpt4_hpc.cli.shared.model_options import (
     sampling_options,
     say_toy,
 )
-from mgpt4_hpc.cli.shared.options import absolute, runs_dir_option
+from mgpt4_hpc.cli.shared.options import Number, absolute, runs_dir_option
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.errors import ConfigError
 
@@ -49,14 +49,14 @@ _SHORTEST_TOKEN = 8
 )
 @click.option(
     "--max-upload-mib",
-    type=click.FloatRange(0.1, 1024),
+    type=Number(0.1, 1024),
     default=20,
     show_default=True,
     help="Size of an image.",
 )
 @click.option(
     "--max-megapixels",
-    type=click.FloatRange(0.01, 100),
+    type=Number(0.01, 100),
     default=50,
     show_default=True,
     help="Width times height of an image, in millions.",

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.options import (
+    Number,
+    absolute,
+    complete_runs,
+    json_option,
+    runs_dir_option,
+)
 from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table, terminal_width, visible
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import printable
@@ -41,7 +47,7 @@ _OLD = "dim yellow"
 @click.option(
     "--every",
     "every_s",
-    type=click.FloatRange(min=1.0),
+    type=Number(min=1.0),
     default=5.0,
     show_default=True,
     help="Seconds between two looks with --watch.",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mgpt4_hpc.cli.shared.options import SEED, Number
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import find_run, list_runs
@@ -44,33 +45,41 @@ _MODEL_OPTIONS = (
 
 _SAMPLING_OPTIONS = (
     click.option(
-        "--max-new-tokens", type=int, default=300, show_default=True, help="Limit of an answer."
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        default=300,
+        show_default=True,
+        help="Limit of an answer.",
     ),
     click.option(
         "--temperature",
-        type=float,
+        type=Number(min=0),
         default=0.0,
         show_default=True,
         help="0 always takes the likeliest token; the original's demo draws with 1.",
     ),
     click.option(
         "--top-p",
-        type=float,
+        type=Number(0, 1, min_open=True),
         default=0.9,
         show_default=True,
         help="Draw among the likeliest tokens of this total probability.",
     ),
     click.option(
-        "--beams", type=int, default=1, show_default=True, help="Beams; at temperature 0 only."
+        "--beams",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Beams; at temperature 0 only.",
     ),
     click.option(
         "--repetition-penalty",
-        type=float,
+        type=Number(min=0, min_open=True),
         default=1.0,
         show_default=True,
         help="Above 1 makes tokens that were said less likely; the original's demo has 1.05.",
     ),
-    click.option("--seed", type=int, default=42, show_default=True, help="Of the draws."),
+    click.option("--seed", type=SEED, default=42, show_default=True, help="Of the draws."),
 )
 
 

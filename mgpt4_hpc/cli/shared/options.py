@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,22 @@ RUNS_DIR_VARIABLES = ("MGPT4_RUNS_DIR", "MGPT4_LAUNCH__RUNS_DIR")
 """The first that is set counts; the second is the setting's own."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+SEED = click.IntRange(0, 2**63 - 1)
+"""Type of each ``--seed``: what every generator takes."""
+
+
+class Number(click.FloatRange):
+    """Type of each option that takes a float: within its bounds, never nan or infinite."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; a usage error where it is none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
 
 
 def _default_runs_dir() -> Path:

@@ -13,7 +13,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.bars import bars
-from mgpt4_hpc.cli.shared.options import DurationMin, absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.options import DurationMin, Number, absolute, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @click.option(
     "--patience",
     "patience_min",
-    type=click.FloatRange(min=0.1),
+    type=Number(min=0.1),
     default=15.0,
     show_default=True,
     help="Minutes to wait for each thing: the start, the stop, the return, the end.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -46,7 +47,7 @@ def find_deadline(
     if cause not in (Cause.PREEMPTED, Cause.TIME_LIMIT):
         return None
     try:
-        return time.mktime(time.strptime(facts.end_time, "%Y-%m-%dT%H:%M:%S"))
+        return calendar.timegm(time.strptime(facts.end_time, "%Y-%m-%dT%H:%M:%S"))
     except (ValueError, OverflowError):
         return None
 

@@ -32,6 +32,7 @@ class JobEnvironment:
         master_host: where rank 0 listens.
         node: this process's node, as the scheduler names it.
         gpu_allotted: whether the scheduler gave this process a GPU.
+        cluster: Slurm's, "" elsewhere.
     """
 
     executor: str
@@ -42,11 +43,13 @@ class JobEnvironment:
     master_host: str
     node: str
     gpu_allotted: bool = False
+    cluster: str = ""
 
     @property
     def token(self) -> str:
         """Names this start of this job; ranks of another start must not meet ours."""
-        return f"{self.executor}-{self.job_id}-{self.restart_count}"
+        whose = f"{self.executor}-{self.cluster}" if self.cluster else self.executor
+        return f"{whose}-{self.job_id}-{self.restart_count}"
 
     @property
     def claim(self) -> dict[str, object]:
@@ -54,6 +57,7 @@ class JobEnvironment:
         return {
             "executor": self.executor,
             "job_id": self.job_id,
+            "cluster": self.cluster,
             "restart_count": self.restart_count,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -112,6 +116,7 @@ def _slurm(environ: Mapping[str, str]) -> JobEnvironment:
         master_host=host or "127.0.0.1",
         node=environ.get("SLURMD_NODENAME", socket.gethostname()),
         gpu_allotted=environ.get("CUDA_VISIBLE_DEVICES", "") not in _NO_GPU,
+        cluster=_cluster(environ),
     )
 
 
@@ -126,7 +131,11 @@ def _first_address(environ: Mapping[str, str]) -> str:
 
 def start_of(environ: Mapping[str, str]) -> JobStart:
     """The start of the Slurm job in which this process runs."""
-    return JobStart("slurm", job_id_of(environ), _restarts(environ))
+    return JobStart("slurm", job_id_of(environ), _restarts(environ), cluster=_cluster(environ))
+
+
+def _cluster(environ: Mapping[str, str]) -> str:
+    return environ.get("SLURM_CLUSTER_NAME", "")
 
 
 def _restarts(environ: Mapping[str, str]) -> int:

@@ -124,7 +124,9 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     from mgpt4_hpc.train.state import Ending
 
     config = read_own_config(run.config_file).config
-    start = of_its_line(run, JobStart(job.executor, job.job_id, job.restart_count))
+    start = of_its_line(
+        run, JobStart(job.executor, job.job_id, job.restart_count, cluster=job.cluster)
+    )
     try:
         # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
         with stop.interrupting():

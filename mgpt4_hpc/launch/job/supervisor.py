@@ -162,6 +162,7 @@ def _note(
             exit_code=code,
             reason=decision.reason,
             job_id=start.job_id,
+            cluster=start.cluster,
             restart_count=start.restart_count,
         )
     except OSError as error:

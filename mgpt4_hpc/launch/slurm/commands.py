@@ -214,8 +214,8 @@ class JobFacts:
         state: as RUNNING (also while it is signalled or resized), COMPLETING, PENDING, TIMEOUT.
         reason: Slurm's word for the state, as TimeLimit.
         restarts: how often it was requeued, by Slurm or a user.
-        preempt_time: set while it is being preempted.
-        end_time: when this start ends or ended.
+        preempt_time: set while it is being preempted; UTC, as Slurm writes it.
+        end_time: when this start ends or ended, the same.
         run_time_s: seconds since this start.
         time_limit_s: seconds allowed, None if unlimited.
         requeue_allowed: whether ``scontrol requeue`` may bring it back.
@@ -232,10 +232,15 @@ class JobFacts:
 
 
 def job_record(job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> dict[str, str]:
-    """What the controller shows of a job. Raises SlurmUnreachable or SlurmRejected."""
+    """What the controller shows of a job, its times in UTC.
+
+    Raises:
+        SlurmUnreachable, SlurmRejected: it does not.
+    """
     command = ["scontrol", "show", "job", "-o", job_id]
-    # A user may like to see times written otherwise.
-    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard"}
+    # A user may like to see times written otherwise, and local ones are ambiguous when the clocks
+    # go back.
+    environ = {**os.environ, "SLURM_TIME_FORMAT": "standard", "TZ": "UTC"}
     return parse_record(run_slurm(command, timeout_s=timeout_s, environ=environ))
 
 

@@ -16,21 +16,27 @@ class JobStart:
         job_id: as the executor names it.
         restart_count: requeues before this start.
         succeeds: jobs that this one was submitted to go on for, oldest first.
+        cluster: whose job it is, "" if not known: two clusters may count the same ids.
     """
 
     executor: str
     job_id: str
     restart_count: int
     succeeds: tuple[str, ...] = ()
+    cluster: str = ""
 
     def is_of(self, attempt: Attempt) -> bool:
         """Whether ``attempt`` ran in this start."""
-        same_job = _job_of(attempt) == self.job_id
-        return same_job and attempt.restart_count == self.restart_count
+        return self._is_here(attempt) and (
+            (_job_of(attempt), attempt.restart_count) == (self.job_id, self.restart_count)
+        )
 
     def is_of_job(self, attempt: Attempt) -> bool:
         """Whether ``attempt`` ran in this job, in whichever start, or in one that it succeeds."""
-        return _job_of(attempt) in (self.job_id, *self.succeeds)
+        return self._is_here(attempt) and _job_of(attempt) in (self.job_id, *self.succeeds)
+
+    def _is_here(self, attempt: Attempt) -> bool:
+        return not attempt.cluster or attempt.cluster == (self.cluster or attempt.cluster)
 
 
 def _job_of(attempt: Attempt) -> str:

@@ -27,7 +27,8 @@ from mgpt4_hpc.data.batching.worker_stream import (
     SHARED_MEMORY,
 )
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import BadNode, ConfigError, StorageTrouble
+from mgpt4_hpc.errors import BadNode, ConfigError, MgptError, StorageTrouble
+from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.train.device import choose_device
 
@@ -43,8 +44,8 @@ GPU_PATIENCE_S = 30.0
 CLOCK_TOLERANCE_S = 60.0
 """Beyond this, Slurm's credentials and the ledger's times are soon worth nothing."""
 
-_SAMPLE_BYTES = 3 * 224 * 224
-"""An image as it is handed over; the largest part of a sample, and the published models' size."""
+_PUBLISHED_SIZE = 224
+"""Side of the published models' images, in pixels."""
 _PROBE_BYTES = MIB
 _NO_FAULT_OF_THE_NODE = frozenset({errno.ENOSPC, errno.EDQUOT})
 """A full shared disk is full on every node; training goes on without saving."""
@@ -189,7 +190,7 @@ def shared_memory_faults(
     """Whether the data workers of all ranks here find room for the batches that they hand over."""
     loaders = 2 if config.train.eval_every_steps else 1
     ahead = ranks.local_world_size * config.data.num_workers * PREFETCH * loaders
-    needed = ahead * config.train.micro_batch_size * _SAMPLE_BYTES
+    needed = ahead * config.train.micro_batch_size * _sample_bytes(config)
     if not needed or not folder.is_dir():
         return []
     free = shutil.disk_usage(folder).free
@@ -200,6 +201,17 @@ def shared_memory_faults(
         f"({ahead} batches of {config.train.micro_batch_size} images): {MORE_SHARED_MEMORY}, or "
         "lower data.num_workers (0 needs none)"
     ]
+
+
+def _sample_bytes(config: RunConfig) -> int:
+    """Bytes of an image, or of its features, as a worker hands them over: most of a sample."""
+    try:
+        sizes = open_bundle(config.model.weights).architecture
+    except MgptError:  # the load reports it
+        return 3 * _PUBLISHED_SIZE**2
+    if config.data.feature_cache is not None:
+        return 2 * sizes.num_image_tokens * sizes.projector_in
+    return 3 * sizes.image_size**2
 
 
 def run_folder_faults(

@@ -29,7 +29,7 @@ FACTS = JobFacts(
 
 def deadline(signal_name: str = "SIGTERM", **changes: object) -> str | None:
     found = find_deadline(replace(FACTS, **changes), 0, signal_name, 120.0)
-    return None if found is None else time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(found))
+    return None if found is None else time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(found))
 
 
 def test_a_warned_job_lives_to_its_limit_and_a_preempted_one_through_its_grace() -> None:
@@ -51,6 +51,17 @@ def test_a_warned_job_lives_to_its_limit_and_a_preempted_one_through_its_grace()
 )
 def test_everything_else_stops_at_once(changes: dict[str, object]) -> None:
     assert deadline("SIGTERM", **changes) is None
+
+
+def test_the_hour_that_comes_twice_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        ends = [deadline("SIGUSR2", end_time=f"2026-10-25T0{hour}:30:00") for hour in (0, 1)]
+    finally:
+        monkeypatch.delenv("TZ")
+        time.tzset()
+    assert ends == ["2026-10-25T00:30:00", "2026-10-25T01:30:00"], "both are 02:30 in Berlin"
 
 
 def test_an_early_warning_by_a_person_is_none() -> None:

@@ -33,11 +33,18 @@ START = JobStart("slurm", "17", 0)
 PREEMPTED = {"preempt": "2026-03-01T10:00:00"}
 
 
-def attempt(run: RunDir, *, job: str = "17", restart: int = 0, saved: int | None = 5) -> Ledger:
+def attempt(
+    run: RunDir,
+    *,
+    job: str = "17",
+    restart: int = 0,
+    saved: int | None = 5,
+    cluster: str = "",
+) -> Ledger:
     """An attempt that began at step 0, as its ledger has it."""
     number = run.claim_attempt({"job_id": job})
     ledger = Ledger(run.ledger, number)
-    ledger.event(Kind.START, job_id=job, restart_count=restart)
+    ledger.event(Kind.START, job_id=job, restart_count=restart, cluster=cluster)
     if saved is not None:
         ledger.event(Kind.SAVE, step=saved)
     return ledger
@@ -263,6 +270,17 @@ def test_a_person_who_submits_again_starts_with_full_budgets(
     attempt(run, job="18")
     scontrol.says()
     assert decide_after_exit(run, JobStart("slurm", "18", 0), 137).again
+
+
+@pytest.mark.parametrize(("there", "code"), [("alpha", 70), ("", 70), ("beta", 75)])
+def test_a_job_of_the_same_id_on_another_cluster_is_another_job(
+    run: RunDir, scontrol: FakeScontrol, there: str, code: int
+) -> None:
+    end(attempt(run, cluster=there), "crashed")
+    attempt(run, restart=1, cluster="alpha")
+    scontrol.says(restarts=1)
+    here = JobStart("slurm", "17", 1, cluster="alpha")
+    assert decide_after_exit(run, here, 137).exit_code == code, "1 crash is allowed for each job"
 
 
 # -- rank 0 decided and died before its requeue ------------------------------------------------

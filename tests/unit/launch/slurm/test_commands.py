@@ -81,6 +81,17 @@ def test_facts_of_a_job(scontrol: FakeScontrol) -> None:
     assert scontrol.calls == ["show job -o 17"]
 
 
+def test_times_are_in_utc_wherever_the_user_lives(
+    scontrol: FakeScontrol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    monkeypatch.setenv("SLURM_TIME_FORMAT", "relative")
+    scontrol.answer.with_name("scontrol").write_text(
+        "#!/bin/sh\necho JobId=17 EndTime=$(date -d @1792888200 +%Y-%m-%dT%H:%M:%S)\n"
+    )
+    assert commands.job_facts("17").end_time == "2026-10-25T00:30:00"
+
+
 @pytest.mark.parametrize("state", ["SIGNALING", "RESIZING"])
 def test_a_job_runs_while_slurm_signals_or_resizes_it(scontrol: FakeScontrol, state: str) -> None:
     # A rank that has its TERM already asks while other nodes have not answered yet.

@@ -80,6 +80,9 @@ def test_shared_memory_is_measured_against_what_the_workers_hand_over(
     if mib:
         (fault,) = faults(mib - 1)
         assert f"need {mib:.1f} MiB" in fault and "data.num_workers" in fault
+        larger = SimpleNamespace(architecture=SimpleNamespace(image_size=448))
+        monkeypatch.setattr(node_check, "open_bundle", lambda weights: larger)
+        assert f"need {4 * mib:.1f} MiB" in faults(mib)[0], "at twice the side"
 
 
 @pytest.mark.parametrize(
