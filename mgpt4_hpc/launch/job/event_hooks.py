@@ -87,7 +87,8 @@ def tell(run: RunDir, start: JobStart, event: str | None, cause: str, reason: st
 def _first_to_tell(run: RunDir, start: JobStart, event: str) -> bool:
     """Whether nobody told this event of this start yet: rank 0 and the batch script both may."""
     folder = run.slurm / "told"
-    mark = folder / f"{start.job_id}-{start.restart_count}-{event}"
+    whose = f"{start.cluster}-" if start.cluster else ""
+    mark = folder / f"{whose}{start.job_id}-{start.restart_count}-{event}"
     try:
         folder.mkdir(exist_ok=True)
         os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))

@@ -6,6 +6,7 @@ local controller), so that exactly one of them requeues.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import time
@@ -106,6 +107,9 @@ def find_decision(
         requeue_allowed=requeue_allowed,
         bad_nodes=len(nodes_found_bad(mine)),
     )
+    if cause is Cause.UNKNOWN and start.executor == "slurm" and not commands.has_scontrol():
+        reason = f"{decision.reason}: there is no scontrol in PATH on {os.uname().nodename}"
+        decision = replace(decision, reason=reason)
     if decision.action is Action.REQUEUE and run.hold is not None and run.hold.is_moved:
         moved = f"{cause}, and the run's folder is {run.place} now, where its job does not look"
         return replace(decision, action=Action.ASK, reason=moved)

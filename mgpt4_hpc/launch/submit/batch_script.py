@@ -150,6 +150,7 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
     return [
         *shell_check(shlex.quote(str(run.path))),
         *_identity_lines(run),
+        "submitted_path=$PATH",
         *module_lines(launch),
         *(f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()),
         *launch.setup,
@@ -157,6 +158,10 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "set +e",
         "# nor may a signal to this script end it before them: bash waits for srun, then goes on",
         f"trap : {' '.join(STOP_SIGNALS)}",
+        "# the lines above may have taken Slurm's commands out of PATH",
+        'command -v scontrol >/dev/null || PATH="$PATH:$submitted_path"',
+        "command -v scontrol >/dev/null || echo "
+        '"warning: no scontrol on $SLURMD_NODENAME: the job cannot requeue itself"',
         *seal_lines(run, shlex.quote(str(run.path))),
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',

@@ -165,6 +165,15 @@ def test_a_silent_slurm_leaves_the_command_for_a_person(
     assert run.resubmit_needed.read_text().endswith(f"\n\nmgpt4 resume '{run.path}'\n")
 
 
+def test_an_end_that_nobody_can_ask_about_names_the_missing_scontrol(
+    run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt(run)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert not decide_after_exit(run, START, 137).again
+    assert "there is no scontrol in PATH" in run.resubmit_needed.read_text()
+
+
 def test_a_person_who_asked_for_its_end_gets_it(run: RunDir, scontrol: FakeScontrol) -> None:
     attempt(run)
     scontrol.says(**PREEMPTED)

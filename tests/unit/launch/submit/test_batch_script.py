@@ -97,6 +97,13 @@ def test_the_supervisor_learns_how_srun_ended_and_has_the_last_word(
     )
 
 
+def test_slurms_commands_are_found_whatever_setup_made_of_the_path(tmp_path: Path) -> None:
+    script = script_of("one-gpu").replace("\nset +e\n", "\nPATH=/nowhere\nset +e\n")
+    assert "PATH=/nowhere" in script
+    _, calls = execute(script, tmp_path, "exit 1")
+    assert calls[1].startswith("scontrol  show node") and calls[2].startswith("srun 10.0.0.7")
+
+
 def test_a_start_of_a_run_that_is_over_ends_before_srun(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     script = script_of("one-gpu", str(runs)).replace("exec PYTHON", "exec false")
