@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _STOP_S = 3
 """Seconds that open connections get when the server stops; browsers hold theirs for ever."""
 _SWEEP_S = 60
+_REQUEST_S = 20.0
+"""Time for the head of a request, which is some hundred bytes."""
 _UPLOAD_AGE_S = 600.0
 """An upload that nobody asked about goes after so long."""
 _BODY_SLACK = 2**20
@@ -134,6 +137,36 @@ def build_application(
     return GradioAllowlist(page, uploads)
 
 
+def _protocol() -> type[asyncio.Protocol]:
+    """Uvicorn's HTTP, without connections that never finish a request's head.
+
+    Each holds a file descriptor, and without this a thousand of them shut everybody else out.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Impatient(H11Protocol):
+        _seen: object = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._look_later()
+
+        def _look_later(self) -> None:
+            self.loop.call_later(_REQUEST_S, self._look)
+
+        def _look(self) -> None:
+            if self.transport.is_closing():
+                return
+            idle = self.cycle is None or self.cycle.response_complete
+            if idle and self.cycle is self._seen:
+                self.transport.close()
+                return
+            self._seen = self.cycle
+            self._look_later()
+
+    return Impatient
+
+
 def _run(
     guard: Guard,
     shared_model: SharedModel,
@@ -163,6 +196,7 @@ def _run(
         guard,
         host=host,
         port=port,
+        http=_protocol(),
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -171,6 +205,8 @@ def _run(
         timeout_notify=_SWEEP_S,
         callback_notify=sweep,
     )
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with _signals_end_quietly():
         Server(config).run()
 
