@@ -1,6 +1,7 @@
 """Wrong input to `submit`: the right exit code, a sentence with the fix, and nothing written."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.cli.fakes import Mgpt4
+from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.tiny_world import TinyWorld
 
 
@@ -20,6 +22,34 @@ def stage1(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def stage2(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.write_config(tmp_path_factory.mktemp("config") / "stage2.yaml", 2)
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "file", ["run.json", "config.yaml", "pins.json", "heartbeat.json", "slurm/job.json", "CANCEL"]
+)
+def test_a_file_of_a_run_that_is_nested_too_deeply(mgpt4: Mgpt4, file: str) -> None:
+    run = make_run(Path("runs"))
+    submitted(run)
+    attempt(run, 1, first=1, last=3)
+    (run.path / file).write_text(DEEP)
+    for command in ("status", "history", "config show", "cancel", "resume", "rm --yes", "keep"):
+        ended = mgpt4(*command.split(), "one")
+        assert "Traceback" not in ended.err and "RecursionError" not in ended.err, command
+
+
+@pytest.mark.parametrize(
+    "file", ["architecture.json", "llm/config.json", "llm/tokenizer_config.json"]
+)
+def test_a_bundles_file_that_is_nested_too_deeply(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(world.weights, tmp_path / "weights")
+    (tmp_path / "weights" / file).write_text(DEEP)
+    ended = mgpt4("weights", "check", tmp_path / "weights")
+    assert ended.code == 1 and "nested too deeply" in ended.err + ended.out
 
 
 @pytest.fixture(autouse=True)
