@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from mgpt4_hpc.data.images.decode import ImageError, decode_image
 from mgpt4_hpc.data.index.index import ShardIndex
@@ -15,15 +19,15 @@ from mgpt4_hpc.data.index.scan import ShardScan, scan_shard
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.tar.header import LARGE_WINDOW, SMALL_WINDOW, WindowedFile
 from mgpt4_hpc.data.tar.walk import TarFault, _Walk, walk_tar
-from tests.unit.data.worlds import members, tar_bytes
+from tests.unit.data.worlds import encoded, jpeg, members, tar_bytes
 
-NUM_TARS = 2400
 PER_INDEX = 40
 NUM_WALKED = 150
 SAMPLES = 8
 
 
-def originals() -> list[tuple[bytes, set[str]]]:
+def captions() -> list[tuple[bytes, set[str]]]:
+    """Img2dataset's tars, and their keys."""
     usual = members(range(SAMPLES))
     long = [("n" * 120 + name, content) for name, content in usual]
     result = []
@@ -36,6 +40,30 @@ def originals() -> list[tuple[bytes, set[str]]]:
         keys = {name.split(".")[0] for name, _ in entries}
         result.append((tar_bytes(entries, form, mtime), keys))
     return result
+
+
+def conversations() -> list[tuple[bytes, set[str]]]:
+    """Tars of conversations with no image, one and several, among members that are no samples."""
+    entries: list[tuple[str, bytes]] = []
+    for number in range(SAMPLES):
+        key, count = f"talk{number}", number % 4
+        names = [f"{key}.{end}" for end in ("jpg", "1.PNG", "2.jpeg")[:count]]
+        entries += [
+            (name, jpeg(10 * number + at) if name.endswith("g") else png(10 * number + at))
+            for at, name in enumerate(names)
+        ]
+        turns = [
+            {"role": "user", "content": "<image>" * count + f"question {number}"},
+            {"role": "assistant", "content": f"answer {number}"},
+        ]
+        entries.append((f"{key}.json", json.dumps({"messages": turns}).encode()))
+        entries += [(f"{key}.cls", b"3"), (".hidden", b"x")] if number % 3 == 0 else []
+    keys = {f"talk{number}" for number in range(SAMPLES)}
+    return [(tar_bytes(entries, form), keys) for form in (tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT)]
+
+
+def png(number: int) -> bytes:
+    return encoded(Image.open(io.BytesIO(jpeg(number))), "PNG")
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
@@ -85,13 +113,17 @@ def lost_silently(scan: ShardScan, keys: set[str], data: bytes) -> set[str]:
     return {key for key in missing if key.encode() + b"." in rest}
 
 
-def test_no_mutated_tar_crashes_or_loses_silently(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [600, pytest.param(2400, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("sources", [captions, conversations])
+def test_no_mutated_tar_crashes_loses_silently_or_pairs_wrongly(
+    tmp_path: Path, sources: Callable[[], list[tuple[bytes, set[str]]]], count: int
+) -> None:
     rng = random.Random(20260)
     num_damaged = num_read = 0
     scans: list[ShardScan] = []
-    sources = originals()
-    for number in range(NUM_TARS):
-        data, keys = sources[number % len(sources)]
+    whole = sources()
+    for number in range(count):
+        data, keys = whole[number % len(whole)]
         mutated = mutate(data, rng)
         path = tmp_path / f"{number % PER_INDEX}.tar"
         path.write_bytes(mutated)
@@ -108,12 +140,12 @@ def test_no_mutated_tar_crashes_or_loses_silently(tmp_path: Path) -> None:
             num_read += read_all(scans, tmp_path)
             scans.clear()
     assert not scans
-    assert num_read > NUM_TARS
-    assert num_damaged > NUM_TARS // 3, "the mutations are to be noticed at all"
+    assert num_read > count
+    assert num_damaged > count // 3, "the mutations are to be noticed at all"
 
 
 def read_all(scans: list[ShardScan], folder: Path) -> int:
-    """Every indexed sample reads, or says why not; how many read."""
+    """Read every indexed sample or its error; how many are whole, with what a tar holds of them."""
     out = folder / "m.index"
     with IndexWriter(out, name="m", root=folder, verified=False, decoded=False) as writer:
         for scan in scans:
@@ -121,16 +153,46 @@ def read_all(scans: list[ShardScan], folder: Path) -> int:
         writer.commit()
     index = ShardIndex.open(out)
     assert index.num_samples == sum(len(scan.keys) for scan in scans)
+    shards = [scan.name for scan in scans for _ in scan.keys]
+    held = {scan.name: contents(folder / scan.name) for scan in scans}
     reader = SampleReader([index], pauses_s=())
     num_read = 0
-    for sample in range(index.num_samples):
+    for sample_id, shard in enumerate(shards):
         try:
-            decode_image(reader.read(0, sample).images[0], 8)
-            num_read += 1
+            sample = reader.read(0, sample_id)
+            for image in sample.images:
+                decode_image(image, 8)
         except (BadSampleError, ImageError) as error:
             assert str(error)
+            continue
+        num_read += 1
+        own = held[shard]
+        if own is not None:
+            parts = [data for name, data in own if name.startswith(f"{sample.key}.")]
+            assert set(sample.images) <= set(parts), (shard, sample.key)
+            text = sample.text
+            words = text if isinstance(text, str) else text.turns[-1].answer
+            assert any(words.encode() in part for part in parts), (shard, sample.key)
     reader.close()
     return num_read
+
+
+def contents(path: Path) -> list[tuple[str, bytes]] | None:
+    """Each member's name and content as tarfile reads them; None if it gives up before the end.
+
+    Or if names of GNU's kind stand in it: of two in a row it takes the first, GNU tar the last.
+    """
+    data = path.read_bytes()
+    if b"@LongLink" in data:
+        return None
+    try:
+        with tarfile.open(path) as tar:
+            files = [(member.name, tar.extractfile(member)) for member in tar]
+            if data[tar.offset :].strip(b"\0"):
+                return None
+            return [(name, file.read()) for name, file in files if file is not None]
+    except (tarfile.TarError, OSError, ValueError):
+        return None
 
 
 def test_all_walks_agree_on_mutated_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +200,7 @@ def test_all_walks_agree_on_mutated_tars(tmp_path: Path, monkeypatch: pytest.Mon
     rng = random.Random(11)
     times = [1700000000.25, 1700000001.125, 1700000002.0, 1700000003]
     entries = members(range(16))
-    sources = [tar_bytes(entries, tarfile.PAX_FORMAT, times), originals()[3][0]]
+    sources = [tar_bytes(entries, tarfile.PAX_FORMAT, times), captions()[3][0]]
     num_members = num_faults = 0
     for number in range(NUM_WALKED):
         path = tmp_path / "walked.tar"
