@@ -7,6 +7,7 @@ equally accurate, not identical. Vision and language are trained side by side, o
     python tools/build_toy_world.py --out /tmp/toy            # everything
     python tools/build_toy_world.py --out /tmp/toy --only data
     python tools/build_toy_world.py --out mgpt4_hpc/toy_world --only probe
+    python tools/build_toy_world.py --out /tmp/toy --only questions   # for a third stage
 """
 
 from __future__ import annotations
@@ -36,6 +37,13 @@ def build_data(seed: int, out: Path) -> None:
     from toy_world.shards import write_data
 
     write_data(seed, out)
+
+
+def build_questions(seed: int, out: Path) -> None:
+    """Conversations for a third stage; the package does not ship them."""
+    from toy_world.questions import write_questions
+
+    write_questions(seed, out)
 
 
 def build_vision(seed: int, out: Path) -> None:
@@ -72,6 +80,7 @@ def run_probe(seed: int, out: Path) -> None:
 
 PARTS: dict[str, Callable[[int, Path], None]] = {
     "data": build_data,
+    "questions": build_questions,
     "vision": build_vision,
     "llm": build_llm,
     "probe": run_probe,
@@ -112,13 +121,15 @@ def _side_by_side(names: list[str], seed: int, out: Path) -> None:
     "--only",
     type=click.Choice(list(PARTS)),
     multiple=True,
-    help="Build these parts only; may be repeated. Default: all, then probe them.",
+    help="Build these parts only; may be repeated. Default: all but the questions.",
 )
 def main(out: Path, seed: int, only: tuple[str, ...]) -> None:
     parts = list(only or PARTS)
     if "data" in parts:
         build_data(seed, out)
         write_hashes(out)
+    if "questions" in only:
+        build_questions(seed, out)
     towers = [name for name in ("vision", "llm") if name in parts]
     if towers:
         _side_by_side(towers, seed, out)
