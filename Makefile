@@ -34,17 +34,18 @@ quick: install  ## the short tests alone
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
 	$(BIN)/python -m pytest $(SELECT) -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
-lint: install  ## ruff, mypy, import contracts
+lint: install  ## ruff, mypy, import contracts, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/make_cli_docs.py --check
 
 format: install  ## let ruff put the code in order
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: install  ## write docs/cli.md from the commands
+docs: install  ## write docs/cli.md and configs/schema.json from the code
 	$(BIN)/python tools/make_cli_docs.py
 
 soak: install  ## the long tests; writes docs/reliability.md

@@ -1,6 +1,6 @@
 """Write docs/cli.md from the commands themselves and docs/cli.yaml.
 
-python tools/make_cli_docs.py            write it
+python tools/make_cli_docs.py            write it, and configs/schema.json
 python tools/make_cli_docs.py --check    exit 1 if it is not what would be written
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -21,9 +22,12 @@ import click
 import yaml
 
 from mgpt4_hpc.cli.main import cli
+from mgpt4_hpc.config.describe import json_schema
+from mgpt4_hpc.resources import configs_dir
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE, CONTRACTS = DOCS / "cli.md", DOCS / "cli.yaml"
+SCHEMA = configs_dir() / "schema.json"
 _ROOT = click.Context(cli, info_name="mgpt4")
 _INTRODUCTION = """\
 <!-- Written by tools/make_cli_docs.py from the commands and docs/cli.yaml; `make docs` -->
@@ -149,10 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    text = page()
+    made = {PAGE: page(), SCHEMA: json.dumps(json_schema(), indent=2, sort_keys=True) + "\n"}
+    old = [path for path, text in made.items() if path.read_text() != text]
     if options.check:
-        sys.exit(0 if PAGE.read_text() == text else f"{PAGE} is out of date: run `make docs`")
-    PAGE.write_text(text)
+        sys.exit(f"{old[0]} is out of date: run `make docs`" if old else 0)
+    for path in old:
+        path.write_text(made[path])
 
 
 if __name__ == "__main__":

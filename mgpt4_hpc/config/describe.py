@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.schema import RunConfig, SourceConfig
 from mgpt4_hpc.resources import configs_dir, preset_names
 
 _BOUNDS = (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<="))
@@ -64,6 +65,24 @@ def describe_keys() -> list[Setting]:
                 for leaf, leaf_field in inner.model_fields.items()
             ]
     return settings
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a file with settings: a config file or a site profile.
+
+    No setting is required, as a file may leave any to another one; a data source is complete.
+    """
+    schema = RunConfig.model_json_schema()
+    for section in (schema, *schema["$defs"].values()):
+        if section["title"] != SourceConfig.__name__:
+            section.pop("required", None)
+        for field in section["properties"].values():
+            field.pop("title", None)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "mgpt4 settings",
+    }
 
 
 def describe_presets() -> list[tuple[str, Path, str]]:

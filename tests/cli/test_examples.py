@@ -29,7 +29,8 @@ OF_RUNS = [
     *("mgpt4 status", "mgpt4 logs -f", "mgpt4 logs stage1-vicuna7b --rank 3 --attempt 2"),
     *("mgpt4 cancel stage1-vicuna7b --save", *lines_of("resume", "keep", "report", "version")),
     *lines_of("history", "usage", "ls", "completion"),
-    *lines_of("config keys", "config presets", "config sites", "config show", "config explain"),
+    *lines_of("config keys", "config presets", "config sites", "config schema"),
+    *lines_of("config show", "config explain"),
     "mgpt4 rm stage1-vicuna7b --dry-run",
     "mgpt4 rm first-try second-try --yes",
 ]

@@ -79,6 +79,18 @@ def presets_command(as_json: bool) -> None:
     print_table(table)
 
 
+@config_command.command("schema")
+def schema_command() -> None:
+    """The JSON Schema of config files and site profiles, by which editors complete YAML.
+
+    \b
+    mgpt4 config schema > mgpt4.schema.json
+    """
+    from mgpt4_hpc.config.describe import json_schema
+
+    echo_json(json_schema())
+
+
 @config_command.command("show")
 @click.argument("what", metavar="PRESET|FILE|RUN")
 @_set_option

@@ -1,14 +1,17 @@
 """``config``: every setting described, and what is shown can be used again."""
 
+import json
+import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, write_config
-from mgpt4_hpc.resources import preset_names
+from mgpt4_hpc.resources import configs_dir, preset_names
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import make_run
 from tests.support.tiny_world import TinyWorld
@@ -35,6 +38,19 @@ def test_keys_describe_every_setting(mgpt4: Mgpt4) -> None:
     assert rows["model.precision"]["type"] == "auto | bf16 | fp16 | fp32"
     assert rows["data.sources[].weight"]["default"] == 1
     assert "train.lr" in mgpt4("config", "keys").out
+
+
+def test_the_schema_takes_what_is_shipped_and_names_a_fault(mgpt4: Mgpt4) -> None:
+    schema = mgpt4("config", "schema").json
+    validator = jsonschema.Draft202012Validator(schema)
+    files = [*configs_dir().glob("*.yaml"), *configs_dir().glob("sites/*.yaml")]
+    for path in files:
+        assert not [*validator.iter_errors(yaml.safe_load(path.read_text()))], path
+        (pointer,) = re.findall(r"^# yaml-language-server: \$schema=(.*)$", path.read_text(), re.M)
+        assert json.loads((path.parent / pointer).read_text()) == schema, "run `make docs`"
+    for wrong in ({"train": {"lrr": 1}}, {"train": {"lr": "high"}}, {"stage": 4}):
+        assert [*validator.iter_errors(wrong)], wrong
+    assert schema["$defs"]["TrainConfig"]["properties"]["lr"]["description"]
 
 
 def test_presets(mgpt4: Mgpt4) -> None:
