@@ -6,12 +6,11 @@ Shapes: N packed tokens, H query heads, K key heads, W head width, R sequences, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention.varlen import varlen_attn
 
 from mgpt4_hpc.model.lazy import garbage_collector_off
 from mgpt4_hpc.model.nn.performance.packing import Packed
@@ -97,7 +96,28 @@ def packed_attention(
 
 def _has_flash(device: torch.device) -> bool:
     """Whether the device can run torch's flash kernels: Ampere or later, so no V100 and no T4."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    _load_varlen_attention()
+    return True
+
+
+def _load_varlen_attention() -> None:
+    """Import torch's attention over sequences of different lengths, where a GPU uses it.
+
+    Its module imports torch._dynamo and sympy. Not where it is called, which may be compiled. The
+    argument for causality changed between torch 2.10 and 2.12.
+    """
+    global _varlen_attn, _CAUSAL
+    from torch.nn.attention import varlen
+
+    _varlen_attn = varlen.varlen_attn
+    has_window = "window_size" in inspect.signature(_varlen_attn).parameters
+    _CAUSAL = {"window_size": (-1, 0)} if has_window else {"is_causal": True}
+
+
+_varlen_attn: Callable[..., Any]
+_CAUSAL: dict[str, Any]
 
 
 def _flash_fits(query_NHW: torch.Tensor, key_NKW: torch.Tensor, scaling: float | None) -> bool:
@@ -112,13 +132,6 @@ def _flash_fits(query_NHW: torch.Tensor, key_NKW: torch.Tensor, scaling: float |
     )
 
 
-def _causal_flag() -> dict[str, Any]:
-    """Causality in the words of the installed torch, which changed them between 2.10 and 2.12."""
-    if "window_size" in inspect.signature(varlen_attn).parameters:
-        return {"window_size": (-1, 0)}
-    return {"is_causal": True}
-
-
 def _flash(
     query_NHW: torch.Tensor,
     key_NHW: torch.Tensor,
@@ -126,17 +139,22 @@ def _flash(
     starts_R1: torch.Tensor,
     longest: int,
 ) -> torch.Tensor:
-    output_NHW = varlen_attn(
+    output_NHW = _varlen_attn(
         query_NHW, key_NHW, value_NHW, starts_R1, starts_R1, longest, longest, **_CAUSAL
     )
     assert isinstance(output_NHW, torch.Tensor)
     return output_NHW
 
 
-_CAUSAL = _causal_flag()
+def exclude_from_compilation() -> None:
+    """Keep the compiler out of the CPU's attention: it would make a kernel per sequence count.
+
+    Not a decorator: that imports torch._dynamo and sympy (4 s of CPU) in every run.
+    """
+    global _each_sequence
+    _each_sequence = torch.compiler.disable(_each_sequence)
 
 
-@torch.compiler.disable
 def _each_sequence(
     query_NHW: torch.Tensor,
     key_NKW: torch.Tensor,
@@ -147,8 +165,7 @@ def _each_sequence(
     """One sequence after the other, as a CPU likes it: no padding, and all of it in its cache.
 
     In float32 whatever the type: torch's 16-bit backward takes two to three times as long on a CPU
-    as the conversions and the float32 one together. The compiler is kept out, as it would make
-    another kernel for each number of sequences.
+    as the conversions and the float32 one together.
     """
     lengths = starts_R1.diff().tolist()
     parts = (x_NHW.float().split(lengths) for x_NHW in (query_NHW, key_NKW, value_NKW))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from mgpt4_hpc.model.nn.attention import exclude_from_compilation
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
 
@@ -16,6 +17,7 @@ def compile_layers(model: MiniGPT4) -> int:
     """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    exclude_from_compilation()
     blocks = [*model.vision.get_submodule("blocks").children()]
     layers = [
         module

@@ -12,8 +12,6 @@ nothing to learn, has to keep up with passes of its own (``MiniGPT4.idle_loss``)
 from __future__ import annotations
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.nn.language import trunk
@@ -30,6 +28,8 @@ def shard_layers(model: MiniGPT4, device: torch.device, world_size: int) -> int:
     """
     if world_size == 1:
         return 0
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     llm = model.language_model
