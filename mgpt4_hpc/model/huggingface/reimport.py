@@ -45,7 +45,8 @@ def import_export(
     language = _part(entries, LANGUAGE)
     for name in record["with_image_row"]:
         language[name] = without_last_row(language[name])
-    parts = out.with_name(f"{out.name}.parts")
+    parts = out.with_name(f".{out.name}.parts")
+    shutil.rmtree(parts, ignore_errors=True)  # of an import that was killed
     try:
         with appearing(parts, say) as new:
             say("taking the language model and the projector out")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from mgpt4_hpc.data.images.decode import decode_image
 from mgpt4_hpc.errors import WeightsError
@@ -22,9 +23,13 @@ from mgpt4_hpc.model.generation.prompt_embedding import build_context
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.huggingface.export import TrainedModel, export_model
 from mgpt4_hpc.model.huggingface.processor import messages_of
+from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.prompts import STAGE2_INSTRUCTIONS, Dialogue, Turn, get_template
-from tests.unit.model.huggingface.conftest import Exported
+from tests.unit.model.huggingface.conftest import Exported, weights
+from tests.unit.model.nn.test_language import folder_with
+
+GPT2 = {"n_embd": 64, "n_layer": 2, "n_head": 4}
 
 
 @pytest.fixture(scope="module")
@@ -193,3 +198,33 @@ def test_the_documentation_shows_what_answers(
     features = ours.encode(torch.from_numpy(pixels)[None])
     (answer,) = ours.answers([ours.prompt(dialogue)], [features], Sampling(max_new_tokens=300))
     assert capsys.readouterr().out.strip() == answer.text
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("qwen2", {"tie_word_embeddings": True}), ("gpt2", {}), ("mistral", {})]
+)
+def test_other_language_models(family: str, changes: dict, vicuna, tmp_path: Path) -> None:
+    """Tied matrices, other names, and an embedding with spare rows for the image token."""
+    from transformers import AutoModelForImageTextToText
+
+    folder = folder_with(family, vicuna, tmp_path, **GPT2 if family == "gpt2" else changes)
+    bundle = open_bundle(folder)
+    projector = bundle.projector_state() or {}
+    model = TrainedModel(bundle, projector, get_template("vicuna_v0"))
+    export_model(tmp_path / "out", model, card="")
+    theirs, info = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "out", dtype="float32", output_loading_info=True
+    )
+    assert not any(info.values()), info
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        found = theirs.language_model(ids).logits
+        expected = build_model(bundle).language_model(ids).logits
+    assert found.shape == expected.shape and theirs.config.image_token_id < expected.shape[-1]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    weights("import", "--hf", tmp_path / "out", "--out", tmp_path / "again")
+    before, after = (
+        load_file(llm / "model.safetensors") for llm in (bundle.llm_dir, tmp_path / "again" / "llm")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
