@@ -109,8 +109,9 @@ class TextTokenizer:
 
     def special_tokens(self) -> dict[str, str]:
         """Begin, end, padding and unknown token as they are written, by their names there."""
+        known = set(self.tokens())  # without those that have no row
         own = {key: str(value) for key, value in self._backend.special_tokens_map.items()
-               if isinstance(value, str)}  # fmt: skip
+               if isinstance(value, str) and value in known}  # fmt: skip
         bos, eos = self._backend.convert_ids_to_tokens([self.bos_id, self.eos_id])
         own |= {"bos_token": bos, "eos_token": eos}
         return {"pad_token": own.get("unk_token", eos)} | own

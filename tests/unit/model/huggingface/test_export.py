@@ -204,7 +204,7 @@ def test_the_documentation_shows_what_answers(
     ("family", "changes"), [("qwen2", {"tie_word_embeddings": True}), ("gpt2", {}), ("mistral", {})]
 )
 def test_other_language_models(family: str, changes: dict, vicuna, tmp_path: Path) -> None:
-    """Tied matrices, other names, and an embedding with spare rows for the image token."""
+    """Tied matrices, other names, and special tokens for which there is no row."""
     from transformers import AutoModelForImageTextToText
 
     folder = folder_with(family, vicuna, tmp_path, **GPT2 if family == "gpt2" else changes)
@@ -220,8 +220,7 @@ def test_other_language_models(family: str, changes: dict, vicuna, tmp_path: Pat
     with torch.no_grad():
         found = theirs.language_model(ids).logits
         expected = build_model(bundle).language_model(ids).logits
-    assert found.shape == expected.shape and theirs.config.image_token_id < expected.shape[-1]
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[..., :-1], expected, rtol=0, atol=1e-4)
     weights("import", "--hf", tmp_path / "out", "--out", tmp_path / "again")
     before, after = (
         load_file(llm / "model.safetensors") for llm in (bundle.llm_dir, tmp_path / "again" / "llm")
