@@ -109,7 +109,7 @@ def export_model(
     config = _config(bundle, image, _ends(tokenizer, model.template.end_symbol), language)
     say("building the model without its numbers, to check the names")
     skeleton = _skeleton(config)
-    longer = _extended(skeleton, bundle.llm_config, image)
+    longer = [n for n in _extended(skeleton, bundle.llm_config, image) if n in language]
     language = {
         name: with_mean_row(entry) if name in longer else entry
         for name, entry in (language | merged).items()
