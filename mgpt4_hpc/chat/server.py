@@ -8,6 +8,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +51,7 @@ def serve(
     limits: Limits,
     *,
     host: str,
-    port: int,
+    listener: socket.socket,
     token: str | None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
@@ -60,11 +61,12 @@ def serve(
         shared_model: answers.
         sampling: where the sliders stand at first.
         limits: what a visitor may send.
-        host: address to listen on.
-        port: a free one.
+        host: address that it listens on.
+        listener: listens already; closed at the end.
         token: without it nobody gets in; None lets everybody in who reaches the port.
         on_ready: called once the page can be opened.
     """
+    port = listener.getsockname()[1]
     with _uploads_folder() as uploads:
         try:
             guard = Guard(
@@ -76,7 +78,7 @@ def serve(
                 max_body=MAX_IMAGES * limits.max_bytes + _BODY_SLACK,
                 cookie=f"mgpt4_token_{port}",
             )
-            _run(guard, shared_model, uploads, host, port, on_ready)
+            _run(guard, shared_model, uploads, listener, on_ready)
         finally:
             shared_model.close()
 
@@ -171,11 +173,10 @@ def _run(
     guard: Guard,
     shared_model: SharedModel,
     uploads: Path,
-    host: str,
-    port: int,
+    listener: socket.socket,
     on_ready: Callable[[], None],
 ) -> None:
-    """Listen until a signal comes."""
+    """Answer until a signal comes."""
     import uvicorn
 
     async def sweep() -> None:
@@ -194,8 +195,6 @@ def _run(
     logging.getLogger("uvicorn.error").addFilter(_not_a_stop)
     config = uvicorn.Config(
         guard,
-        host=host,
-        port=port,
         http=_protocol(),
         log_level="warning",
         access_log=False,
@@ -208,7 +207,7 @@ def _run(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with _signals_end_quietly():
-        Server(config).run()
+        Server(config).run(sockets=[listener])
 
 
 def delete_older(folder: Path, age_s: float) -> None:

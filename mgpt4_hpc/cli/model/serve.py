@@ -98,29 +98,28 @@ def serve_command(
         return
     from mgpt4_hpc.chat.limits import Limits
     from mgpt4_hpc.chat.server import require_gradio, serve
-    from mgpt4_hpc.launch.side_jobs.tunnel import choose_port
+    from mgpt4_hpc.launch.side_jobs.tunnel import listen
 
     require_gradio()
     token = _own_or_made_token(token, host)
-    choose_port(host, port, FIRST_PORT)  # whatever is wrong with it is told before the loading
+    # Held from here on: loading takes its time, and others on a login node start servers too.
+    listener = listen(host, port, FIRST_PORT)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = [place(name) for name in models or (None,)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
-    # Again: loading took its time, and others on a login node start servers too.
-    chosen = choose_port(host, port, FIRST_PORT)
 
     def tell() -> None:
         names = ", ".join(shared_model.speakers)
         click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
         say_toy(sources[0])
-        _tell_address(host, chosen, token)
+        _tell_address(host, listener.getsockname()[1], token)
 
     serve(
         shared_model,
         settings,
         Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model)),
         host=host,
-        port=chosen,
+        listener=listener,
         token=token,
         on_ready=tell,
     )
@@ -155,7 +154,7 @@ def _tell_address(host: str, port: int, token: str | None) -> None:
             "the page is not encrypted: on a network you do not trust use the line above", err=True
         )
     # What listens on every address is reached under this machine's own.
-    name = "127.0.0.1" if host in LOOPBACK or host in ("0.0.0.0", "::") else host
+    name = "127.0.0.1" if host in ("localhost", "0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name
     query = f"?token={token}" if token else ""
     click.echo(f"http://{name}:{port}/{query}")

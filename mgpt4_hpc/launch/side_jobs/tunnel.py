@@ -15,25 +15,24 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _TRIED = 50
 
 
-def choose_port(host: str, wanted: int | None, first: int) -> int:
-    """A free port of this machine.
+def listen(host: str, wanted: int | None, first: int) -> socket.socket:
+    """A listening socket. Its port stays ours until it is closed, however long a start takes.
 
     Args:
         host: address to listen on.
-        wanted: this one and no other; None is the first free one from ``first`` upwards.
+        wanted: this port and no other, 0 for any; None is the first free one from ``first`` upwards.
         first: where the search begins.
 
     Raises:
-        MgptError: if the wanted one is taken, or the address is not this machine's.
+        MgptError: if the wanted port is taken, or the address is not this machine's.
     """
     for port in [wanted] if wanted is not None else range(first, first + _TRIED):
         try:
-            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                # As servers do: a port with connections that are just closing is free.
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(address)
-                return probe.getsockname()[1]
+            addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # "localhost" has two addresses; the printed URL has the one of IPv4.
+            family, *_, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
+            # It sets SO_REUSEADDR: a port whose connections are just closing is free.
+            return socket.create_server(address[:2], family=family)
         except OSError as error:
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise MgptError(
@@ -42,6 +41,12 @@ def choose_port(host: str, wanted: int | None, first: int) -> int:
                 ) from error
     taken = f"port {wanted} is" if wanted is not None else f"ports {first} and up are"
     raise MgptError(f"{taken} taken on {socket.gethostname()}", fix="choose another --port")
+
+
+def choose_port(host: str, wanted: int | None, first: int) -> int:
+    """As ``listen``, for a server that opens its port itself: one that is free at this moment."""
+    with listen(host, wanted, first) as probe:
+        return int(probe.getsockname()[1])
 
 
 def tunnel_line(host: str, port: int, environ: Mapping[str, str] = os.environ) -> str:

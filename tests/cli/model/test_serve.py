@@ -26,8 +26,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     calls: list[dict[str, Any]] = []
 
     def serve(shared_model: Any, sampling: Any, limits: Any, **options: Any) -> None:
-        calls.append(options)
-        options["on_ready"]()
+        with options["listener"] as listener:
+            port = listener.getsockname()[1]
+            socket.create_connection(("127.0.0.1", port)).close()  # nobody else can have taken it
+            calls.append({**options, "port": port})
+            options["on_ready"]()
 
     monkeypatch.setattr("mgpt4_hpc.chat.server.serve", serve)
     monkeypatch.delenv("MGPT4_SERVE_TOKEN", raising=False)

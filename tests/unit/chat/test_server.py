@@ -40,14 +40,15 @@ def test_images_that_are_dropped_together(monkeypatch: pytest.MonkeyPatch) -> No
             statuses.append(asyncio.run(upload(sizes)))
 
     monkeypatch.setattr(server, "_run", run)
-    server.serve(
-        SimpleNamespace(speakers=["one"], close=lambda: None),  # type: ignore[arg-type]
-        Sampling(),
-        Limits(MIB, 10**6, 64),
-        host="127.0.0.1",
-        port=1,
-        token=None,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server.serve(
+            SimpleNamespace(speakers=["one"], close=lambda: None),  # type: ignore[arg-type]
+            Sampling(),
+            Limits(MIB, 10**6, 64),
+            host="127.0.0.1",
+            listener=listener,
+            token=None,
+        )
     assert statuses == [200, 200, 413, 413]
 
 

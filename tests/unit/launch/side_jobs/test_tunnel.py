@@ -5,7 +5,7 @@ import pytest
 
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.side_jobs import tunnel
-from mgpt4_hpc.launch.side_jobs.tunnel import choose_port, tunnel_line
+from mgpt4_hpc.launch.side_jobs.tunnel import choose_port, listen, tunnel_line
 
 USER = getpass.getuser()
 
@@ -55,6 +55,15 @@ def test_a_taken_port_is_passed_over_or_refused() -> None:
         assert choose_port("127.0.0.1", None, port) > port
         with pytest.raises(MgptError, match=f"port {port} is taken on node7"):
             choose_port("127.0.0.1", port, 6006)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_port_is_held_from_its_choice_on(host: str) -> None:
+    with listen(host, 0, 6006) as held:
+        port = held.getsockname()[1]
+        with pytest.raises(MgptError, match=f"port {port} is taken"):
+            listen(host, port, 6006)
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
 
 
 def test_an_address_of_another_machine() -> None:
