@@ -12,8 +12,9 @@ from typing import Any
 
 import gradio as gr
 
+from mgpt4_hpc.chat.engine import MAX_ROWS, Busy, Closing
 from mgpt4_hpc.chat.limits import Limits
-from mgpt4_hpc.chat.shared_model import Closing, SharedModel, Visitor
+from mgpt4_hpc.chat.shared_model import SharedModel, Visitor
 from mgpt4_hpc.data.images.image_file import read_picture, require_few_pixels, thumbnail
 from mgpt4_hpc.errors import DataError, MgptError
 from mgpt4_hpc.model.generation.answer import Answer
@@ -80,7 +81,7 @@ def build_page(
         widgets = _lay_out(shared_model.speakers, start, limits)
         _connect(widgets, _answering(shared_model, start, limits, uploads))
     # Not open: a question that is sent past the queue would not wait for its turn.
-    page.queue(max_size=_WAITING, api_open=False)
+    page.queue(max_size=_WAITING, api_open=False, default_concurrency_limit=MAX_ROWS)
     page.state_session_capacity = _VISITS
     return page
 
@@ -309,3 +310,5 @@ def _told() -> Iterator[None]:
         gr.Warning(said, duration=20, title="Not answered")
     except Closing:
         gr.Warning("The server is being stopped.", title="Not answered")
+    except Busy:
+        gr.Warning("Too many questions wait already. Try again soon.", title="Not answered")

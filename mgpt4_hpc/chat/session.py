@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -17,8 +18,9 @@ from mgpt4_hpc.chat_format import Layout
 from mgpt4_hpc.data.images.image_file import picture_pixels, read_picture
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import ChatModel
+from mgpt4_hpc.model.generation.chat_model import Source
 from mgpt4_hpc.model.generation.generate import Sampling
+from mgpt4_hpc.prompts import Dialogue
 
 MIN_ANSWER_TOKENS = 16
 """With less room than this the conversation is full; a shorter answer would be a fragment."""
@@ -40,16 +42,42 @@ class Ways:
 TERMINAL = Ways(add="add one: /image FILE", anew="begin a new one with /reset")
 
 
+class Answering(Protocol):
+    """What a session needs of a model: a ``ChatModel``, or a place at one that others use too."""
+
+    @property
+    def source(self) -> Source:
+        """The checkpoint that answers."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are brought to, in pixels."""
+
+    def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
+        """See ``ChatModel.encode``."""
+
+    def prompt(self, dialogue: Dialogue) -> Layout:
+        """See ``ChatModel.prompt``."""
+
+    def max_answer_tokens(self, prompt: Layout) -> int | None:
+        """See ``ChatModel.max_answer_tokens``."""
+
+    def stream(
+        self, prompt: Layout, features_NIQ: torch.Tensor, sampling: Sampling
+    ) -> Generator[str, None, Answer]:
+        """See ``ChatModel.stream``."""
+
+
 class ChatSession:
     """Images in, questions in, answers out, piece by piece.
 
     Args:
-        chat_model: the model; several sessions may share one, but not at the same moment.
+        chat_model: answers.
         sampling: how it answers.
         ways: what errors tell to do.
     """
 
-    def __init__(self, chat_model: ChatModel, sampling: Sampling, ways: Ways = TERMINAL) -> None:
+    def __init__(self, chat_model: Answering, sampling: Sampling, ways: Ways = TERMINAL) -> None:
         self.chat_model = chat_model
         self.sampling = sampling
         self.ways = ways
@@ -118,13 +146,21 @@ class ChatSession:
 
     def _fitting(self, prompt: Layout) -> Sampling:
         """The sampling, shortened to what is left of the context."""
-        max_answer_tokens = self.chat_model.max_answer_tokens(prompt)
-        if max_answer_tokens is None or max_answer_tokens >= self.sampling.max_new_tokens:
-            return self.sampling
-        if max_answer_tokens < MIN_ANSWER_TOKENS:
-            raise ConfigError(
-                f"the conversation fills the language model's context: {max(max_answer_tokens, 0)} "
-                f"tokens are left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
-                fix=f"{self.ways.anew}, or ask something shorter",
-            )
-        return dataclasses.replace(self.sampling, max_new_tokens=max_answer_tokens)
+        return fitting(self.sampling, self.chat_model.max_answer_tokens(prompt), self.ways)
+
+
+def fitting(sampling: Sampling, room: int | None, ways: Ways) -> Sampling:
+    """The sampling with an answer no longer than ``room`` tokens; None is no limit.
+
+    Raises:
+        ConfigError: if the room is too small for an answer.
+    """
+    if room is None or room >= sampling.max_new_tokens:
+        return sampling
+    if room < MIN_ANSWER_TOKENS:
+        raise ConfigError(
+            f"the conversation fills the language model's context: {max(room, 0)} "
+            f"tokens are left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
+            fix=f"{ways.anew}, or ask something shorter",
+        )
+    return dataclasses.replace(sampling, max_new_tokens=room)

@@ -20,7 +20,7 @@ def listen(host: str, wanted: int | None, first: int) -> socket.socket:
 
     Args:
         host: address to listen on.
-        wanted: this port and no other, 0 for any; None is the first free one from ``first`` upwards.
+        wanted: this port only, 0 for any; None is the first free one from ``first`` upwards.
         first: where the search begins.
 
     Raises:

@@ -30,11 +30,12 @@ class GrowingAnswer:
 
     Args:
         tokenizer: turns them into text.
-        stop: text that ends the answer beside the end token; empty for none.
+        stop: text that ends the answer beside the end token, or several; empty for none.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, stop: str = "") -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    def __init__(self, tokenizer: TextTokenizer, stop: str | tuple[str, ...] = "") -> None:
+        self.tokenizer = tokenizer
+        self.stops = tuple(filter(None, (stop,) if isinstance(stop, str) else stop))
         self.tokens: list[int] = []
         self.stopped = False
         self._shown = ""
@@ -46,19 +47,18 @@ class GrowingAnswer:
         self.tokens.append(token)
         ended = token == self.tokenizer.eos_id
         # The whole answer is decoded: some tokens change their text with what stands before them.
-        self.stopped = ended or bool(self.stop and self.stop in self._decoded())
+        self.stopped = ended or bool(self.stops and self._first_stop(self._decoded()) is not None)
 
     def answer(self) -> Answer:
         """The answer as far as it goes."""
         text = self._decoded()
-        if self.stop:
-            text = text.split(self.stop, 1)[0]
+        text = text[: self._first_stop(text)]
         return Answer(text.strip(), self.stopped, tuple(self.tokens))
 
     def piece(self, last: bool = False) -> str:
         """Text that was not handed out before and that no later token can take back.
 
-        What may be the beginning of the stop symbol, of a character, or white space at the end
+        What may be the beginning of a stop text, of a character, or white space at the end
         waits for what follows it. The pieces together are ``answer().text``.
 
         Args:
@@ -68,6 +68,10 @@ class GrowingAnswer:
         new = text[len(self._shown) :]
         self._shown += new
         return new
+
+    def _first_stop(self, text: str) -> int | None:
+        """Where the first of the stop texts begins, if any does."""
+        return min((text.index(stop) for stop in self.stops if stop in text), default=None)
 
     def _decoded(self) -> str:
         tokens = self.tokens
@@ -81,8 +85,10 @@ class GrowingAnswer:
         while end and self.tokenizer.is_byte(self.tokens[end - 1]):
             end -= 1
         text = self.tokenizer.decode(self.tokens[:end]).rstrip(_INCOMPLETE)
-        for length in range(min(len(self.stop), len(text)), 0, -1):
-            if self.stop.startswith(text[-length:]):
-                text = text[:-length]
-                break
-        return text.strip()
+        begun = [
+            length
+            for stop in self.stops
+            for length in range(1, min(len(stop), len(text)) + 1)
+            if stop.startswith(text[-length:])
+        ]
+        return text[: len(text) - max(begun, default=0)].strip()

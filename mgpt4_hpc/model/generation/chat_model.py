@@ -182,7 +182,7 @@ class ChatModel:
         )
         self.tokenizer = load_tokenizer(self.bundle.llm_dir)
         self.source = source
-        self._format: tuple[Template, ChatFormat] | None = None
+        self._formats: dict[Template, ChatFormat] = {}
         self.use(source)
 
     @classmethod
@@ -193,7 +193,7 @@ class ChatModel:
         chat_model.model = model
         chat_model.tokenizer = load_tokenizer(bundle.llm_dir)
         chat_model.source = source
-        chat_model._format = None
+        chat_model._formats = {}
         return chat_model
 
     @property
@@ -237,16 +237,25 @@ class ChatModel:
     @property
     def format(self) -> ChatFormat:
         """How the model that answers was taught to read conversations."""
-        if self._format is None or self._format[0] != self.source.template:
-            self._format = self.source.template, chat_format(self.source.template, self.tokenizer)
-        return self._format[1]
+        return self.format_of(self.source)
 
-    def prompt(self, dialogue: Dialogue) -> Layout:
-        """A conversation whose last question is open, as the model reads it."""
-        config = self.source.config
-        if config is not None and config.text.system and not dialogue.system:
-            dialogue = Dialogue(dialogue.turns, config.text.system)
-        return self.format.lay_out(dialogue)
+    def format_of(self, source: Source) -> ChatFormat:
+        """How the checkpoint was taught to read conversations."""
+        if source.template not in self._formats:
+            self._formats[source.template] = chat_format(source.template, self.tokenizer)
+        return self._formats[source.template]
+
+    def prompt(self, dialogue: Dialogue, source: Source | None = None) -> Layout:
+        """A conversation whose last question is open, as the model reads it.
+
+        Args:
+            dialogue: the conversation.
+            source: the checkpoint that will answer; None is the one in use.
+        """
+        source = source or self.source
+        if source.config is not None and source.config.text.system and not dialogue.system:
+            dialogue = Dialogue(dialogue.turns, source.config.text.system)
+        return self.format_of(source).lay_out(dialogue)
 
     def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
         """The towers' features (N, I, Q) of uint8 pixels of the model's image size."""
@@ -285,8 +294,11 @@ class ChatModel:
         limit = context_length(self.model)
         if limit is None:
             return None
-        slots = self.bundle.architecture.num_image_tokens
-        return limit - prompt_length(prompt, slots)
+        return limit - self.prompt_length(prompt)
+
+    def prompt_length(self, prompt: Layout) -> int:
+        """Positions that a prompt takes, images included."""
+        return prompt_length(prompt, self.bundle.architecture.num_image_tokens)
 
 
 def _require_weights(file: Path) -> None:

@@ -6,6 +6,7 @@ Shapes: B prompts, T positions, K vocabulary, D language width.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,28 +23,59 @@ from mgpt4_hpc.model.nn.precision import autocast
 @torch.no_grad()
 def next_tokens(model: MiniGPT4, context: Context, pick: Picker) -> Iterator[list[int]]:
     """The next token of each prompt, again and again; the caller decides when it is enough."""
-    inputs: dict[str, Any] = {"inputs_embeds": context.embeds_BTD}
+    inputs = {"inputs_embeds": context.embeds_BTD}
     attention_BT = context.attention_BT
     # Padding on the left must not shift the positions that the text is seen at.
     positions_BT = (attention_BT.long().cumsum(1) - 1).clamp_(min=0)
     taken_BT = torch.zeros(len(attention_BT), 0, dtype=torch.long, device=attention_BT.device)
+    cache = None
     while True:
-        with _one_token_at_a_time(model):
-            output = model.language_model(
-                **inputs,
-                attention_mask=attention_BT,
-                position_ids=positions_BT,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        next_B = pick(output.logits[:, -1].float(), taken_BT)
+        logits_BK, cache = forward(model, inputs, attention_BT, positions_BT, cache)
+        next_B = pick(logits_BK, taken_BT)
         yield next_B.tolist()
-        # By the name that the model has for it, which transformers changed in 5.24.
-        cache = next(name for name in ("cache", "past_key_values") if name in output)
         taken_BT = torch.cat([taken_BT, next_B.unsqueeze(1)], dim=1)
-        inputs = {"input_ids": next_B.unsqueeze(1), cache: output[cache]}
+        inputs = {"input_ids": next_B.unsqueeze(1)}
         attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(next_B), 1)], dim=1)
         positions_BT = positions_BT[:, -1:] + 1
+
+
+def forward(
+    model: MiniGPT4,
+    inputs: dict[str, torch.Tensor],
+    attention_BT: torch.Tensor,
+    positions_BT: torch.Tensor,
+    cache: Any,
+) -> tuple[torch.Tensor, Any]:
+    """Logits (B, K), float32, behind the last position, and the cache with the inputs in it.
+
+    Args:
+        model: the model.
+        inputs: ``input_ids`` or ``inputs_embeds``.
+        attention_BT: over all columns of the cache, those of the inputs included.
+        positions_BT: of the inputs.
+        cache: of what stands before them; None is the model's own kind, empty.
+    """
+    # transformers 5.24 renamed it.
+    known = inspect.signature(model.language_model.forward).parameters
+    name = "cache" if "cache" in known else "past_key_values"
+    with _one_token_at_a_time(model):
+        output = model.language_model(
+            **inputs,
+            **({} if cache is None else {name: cache}),
+            attention_mask=attention_BT,
+            position_ids=positions_BT,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return output.logits[:, -1].float(), output[name]
+
+
+def new_cache() -> Any:
+    """An empty cache whose layers keep every column, also those beyond a sliding window."""
+    with garbage_collector_off():
+        from transformers import DynamicCache
+
+    return DynamicCache()
 
 
 @torch.no_grad()

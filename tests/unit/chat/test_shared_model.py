@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.chat.engine import Closing
 from mgpt4_hpc.chat.session import ChatSession
-from mgpt4_hpc.chat.shared_model import MAX_IMAGES, Closing, SharedModel
+from mgpt4_hpc.chat.shared_model import MAX_IMAGES, SharedModel
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.generation.chat_model import ChatModel, Source, find_source
 from mgpt4_hpc.model.generation.sampling import Sampling
