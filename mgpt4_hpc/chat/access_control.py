@@ -1,8 +1,9 @@
-"""Who may talk to the web page, and how much they may send: an ASGI layer around everything."""
+"""Who may talk to page and API, and how much they may send: an ASGI layer around everything."""
 
 from __future__ import annotations
 
 import hmac
+import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from html import escape
 from http.cookies import CookieError, SimpleCookie
@@ -14,6 +15,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+API_PREFIX = "/v1/"
+"""Below it programs ask, in JSON (``chat.api``)."""
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 # Gradio's page is made of inline scripts and evaluates its own templates. What matters is that
@@ -82,18 +85,19 @@ class Guard:
         host = headers.get(b"host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             known = ", ".join(sorted(self._hosts))
-            await _reply(send, 421, f"this server answers to {known}, not to {_name(host)!r}\n")
+            told = f"this server answers to {known}, not to {_name(host)!r}"
+            await _refuse(scope, send, 421, told)
             return
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            await _reply(send, 403, "requests from other sites are not answered\n")
+            await _refuse(scope, send, 403, "requests from other sites are not answered")
             return
         if self._token is not None and not self._knows(headers):
             await self._let_in(scope, send)
             return
         length = headers.get(b"content-length", "0")
         if not length.isdigit() or int(length) > self._max_body:
-            await _reply(send, 413, self._too_much())
+            await _refuse(scope, send, 413, self._too_much())
             return
         await self._pass_on(scope, receive, send)
 
@@ -112,6 +116,9 @@ class Guard:
         return hmac.compare_digest(given.encode(), (self._token or "").encode())
 
     async def _let_in(self, scope: MutableMapping[str, Any], send: Send) -> None:
+        if _is_api(scope):
+            await _refuse(scope, send, 401, "the token is wrong or missing", "invalid_api_key")
+            return
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
         if given and self._is_token(given[-1]):
             cookie = f"{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Lax"
@@ -123,7 +130,7 @@ class Guard:
         await _reply(send, 401, _ASK.format(said=escape(said)), kind="text/html")
 
     def _too_much(self) -> str:
-        return f"a request may have {self._max_body / 2**20:.0f} MiB at most\n"
+        return f"a request may have {self._max_body / 2**20:.0f} MiB at most"
 
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         taken, begun = 0, False
@@ -147,7 +154,21 @@ class Guard:
             await self._app(scope, counted, dressed)
         except _TooMuch:
             if not begun:
-                await _reply(send, 413, self._too_much())
+                await _refuse(scope, send, 413, self._too_much())
+
+
+async def _refuse(
+    scope: MutableMapping[str, Any], send: Send, status: int, text: str, code: str | None = None
+) -> None:
+    if not _is_api(scope):
+        await _reply(send, status, f"{text}\n")
+        return
+    error = {"message": text, "type": "invalid_request_error", "param": None, "code": code}
+    await _reply(send, status, json.dumps({"error": error}), kind="application/json")
+
+
+def _is_api(scope: MutableMapping[str, Any]) -> bool:
+    return bool(scope["path"].startswith(API_PREFIX))
 
 
 async def _reply(

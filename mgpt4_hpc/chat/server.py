@@ -1,4 +1,4 @@
-"""The web page on a port, until a signal comes; nothing of it is left behind."""
+"""The web page and the API on a port, until a signal comes; nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.chat.access_control import LOOPBACK_NAMES, Guard
 from mgpt4_hpc.chat.limits import Limits
@@ -45,40 +46,69 @@ def require_gradio() -> None:
         raise PreflightError("the web page needs gradio", fix="pip install 'mgpt4-hpc[web]'")
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where the server is reached, and by whom.
+
+    Attributes:
+        host: address that it listens on.
+        listener: listens already; closed at the end.
+        token: without it nobody gets in; None lets everybody in who reaches the port.
+    """
+
+    host: str
+    listener: socket.socket
+    token: str | None
+
+    @property
+    def port(self) -> int:
+        """The listener's."""
+        return int(self.listener.getsockname()[1])
+
+
 def serve(
     shared_model: SharedModel,
     sampling: Sampling,
     limits: Limits,
+    endpoint: Endpoint,
     *,
-    host: str,
-    listener: socket.socket,
-    token: str | None,
+    page: bool = True,
+    api: bool = False,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve the page until TERM, INT or HUP; then break off, close and clean up.
+    """Serve page, API or both until TERM, INT or HUP; then break off, close and clean up.
 
     Args:
         shared_model: answers.
-        sampling: where the sliders stand at first.
+        sampling: where the sliders stand at first, and what API requests leave open.
         limits: what a visitor may send.
-        host: address that it listens on.
-        listener: listens already; closed at the end.
-        token: without it nobody gets in; None lets everybody in who reaches the port.
-        on_ready: called once the page can be opened.
+        endpoint: where and to whom.
+        page: with the page.
+        api: with the API.
+        on_ready: called once it answers.
     """
-    port = listener.getsockname()[1]
+    from starlette.applications import Starlette
+
+    from mgpt4_hpc.chat.api.app import Api, WithApi
+
+    host, port = endpoint.host, endpoint.port
     with _uploads_folder() as uploads:
         try:
+            app: Any = Starlette()  # answers 404
+            if page:
+                app = build_application(shared_model, sampling, limits, uploads, host, port)
+            if api:
+                app = WithApi(Api(shared_model, sampling, limits).application(), app)
             guard = Guard(
-                build_application(shared_model, sampling, limits, uploads, host, port),
-                token=token,
+                app,
+                token=endpoint.token,
                 hosts=LOOPBACK_NAMES if host in LOOPBACK_NAMES else None,
                 # Images that are dropped together come together; Gradio writes them to files, and
                 # holds each to its own limit.
                 max_body=MAX_IMAGES * limits.max_bytes + _BODY_SLACK,
                 cookie=f"mgpt4_token_{port}",
             )
-            _run(guard, shared_model, uploads, listener, on_ready)
+            _run(guard, shared_model, uploads, endpoint.listener, on_ready)
         finally:
             shared_model.close()
 

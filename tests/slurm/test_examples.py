@@ -157,9 +157,11 @@ def test_on_a_node(cluster: Cluster, shell: Shell, tiny_world: TinyWorld) -> Non
     evaluation.ends(0)
     assert "stage2-vicuna7b step-00000012, 24 images" in evaluation.out
     assert (shell.folder / "failures.html").is_file()
-    cluster.wait_until(lambda: re.search(r"http://\S+\s", serve.out), 120, "the page's address")
-    (url,) = re.findall(r"http://\S+", serve.out)
-    assert "gradio" in get(url)
+    ready = r"base_url: (http://\S+)\s+(http://\S+)\s"  # the API's address, and the page's
+    cluster.wait_until(lambda: re.search(ready, serve.out), 120, "the addresses")
+    ((api, url),) = re.findall(ready, serve.out)
+    assert "ssh -N -L" in serve.out and "gradio" in get(url)
+    assert json.loads(get(f"{api}/models"))["data"][0]["id"] == "stage2-vicuna7b"
     serve.interrupt()
     serve.ends(0)
     cluster.wait_until(lambda: len(cluster.squeue()) == 1, 60, "only TensorBoard is left")

@@ -1,4 +1,4 @@
-"""``mgpt4 serve``: a conversation about images in a web browser."""
+"""``mgpt4 serve``: a conversation about images in a web browser, or by OpenAI's API."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_s
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
+    from mgpt4_hpc.chat.server import Endpoint
     from mgpt4_hpc.chat.shared_model import SharedModel
     from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 
@@ -31,7 +32,9 @@ FIRST_PORT = 7860
 _SHORTEST_TOKEN = 8
 
 
-@click.command("serve", short_help="A web page to talk with a trained model about images.")
+@click.command(
+    "serve", short_help="A web page and an API to talk with a trained model about images."
+)
 @click.argument("models", nargs=-1, metavar="[RUN|CHECKPOINT|FILE]...")
 @click.option(
     "--host",
@@ -47,6 +50,8 @@ _SHORTEST_TOKEN = 8
     envvar="MGPT4_SERVE_TOKEN",
     help="Asked of every visitor; better given as MGPT4_SERVE_TOKEN, which `ps` does not show.",
 )
+@click.option("--api", is_flag=True, help="Answer OpenAI's chat completions API below /v1 too.")
+@click.option("--no-page", is_flag=True, help="With --api: without the page.")
 @click.option(
     "--max-upload-mib",
     type=Number(0.1, 1024),
@@ -72,6 +77,8 @@ def serve_command(
     host: str,
     port: int | None,
     token: str | None,
+    api: bool,
+    no_page: bool,
     max_upload_mib: float,
     max_megapixels: float,
     weights: str | None,
@@ -87,23 +94,28 @@ def serve_command(
     the projector in the bundle (--weights) answers. The page listens on this machine only: the
     printed ssh line brings it to yours. Ctrl-C stops it. Uploads are not kept.
 
+    With --api, clients of OpenAI's API use the printed address as base_url, and the token, where
+    there is one, as api_key. Answers of several requests are computed in one batch.
+
     \b
     mgpt4 serve stage1-vicuna7b stage2-vicuna7b
-    mgpt4 serve stage2-vicuna7b --slurm --partition a100
+    mgpt4 serve stage2-vicuna7b --api --slurm --partition a100
     """
+    if no_page and not api:
+        raise ConfigError("--no-page leaves nothing to serve", fix="give --api too")
     node, sampling = split_slurm(others)
     settings = make_sampling(**sampling)
     if node.wanted:
         go_to_node(node, context, terminal=sys.stdin.isatty())
         return
     from mgpt4_hpc.chat.limits import Limits
-    from mgpt4_hpc.chat.server import require_gradio, serve
+    from mgpt4_hpc.chat.server import Endpoint, require_gradio, serve
     from mgpt4_hpc.launch.side_jobs.tunnel import listen
 
     require_gradio()
     token = _own_or_made_token(token, host)
     # Held from here on: loading takes its time, and others on a login node start servers too.
-    listener = listen(host, port, FIRST_PORT)
+    endpoint = Endpoint(host, listen(host, port, FIRST_PORT), token)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = [place(name) for name in models or (None,)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
@@ -112,15 +124,15 @@ def serve_command(
         names = ", ".join(shared_model.speakers)
         click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
         say_toy(sources[0])
-        _tell_address(host, listener.getsockname()[1], token)
+        _tell_address(endpoint, page=not no_page, api=api)
 
     serve(
         shared_model,
         settings,
         Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model)),
-        host=host,
-        listener=listener,
-        token=token,
+        endpoint,
+        page=not no_page,
+        api=api,
         on_ready=tell,
     )
     click.echo("stopped", err=True)
@@ -145,19 +157,25 @@ def _longest(chat_model: Any) -> int:
     return max(16, min(2048, (context_length(chat_model.model) or 2048) // 2))
 
 
-def _tell_address(host: str, port: int, token: str | None) -> None:
+def _tell_address(endpoint: Endpoint, *, page: bool, api: bool) -> None:
+    """How to reach it on stderr; on stdout the page's URL, or the API's where there is no page."""
     from mgpt4_hpc.launch.side_jobs.tunnel import LOOPBACK, tunnel_line
 
+    host, port, token = endpoint.host, endpoint.port, endpoint.token
     click.echo(f"from your own machine:  {tunnel_line(host, port)}", err=True)
     if host not in LOOPBACK:
         click.echo(
-            "the page is not encrypted: on a network you do not trust use the line above", err=True
+            "the connection is not encrypted: on a network you do not trust use the line above",
+            err=True,
         )
     # What listens on every address is reached under this machine's own.
     name = "127.0.0.1" if host in ("localhost", "0.0.0.0", "::") else host
-    name = f"[{name}]" if ":" in name else name
+    url = f"http://{f'[{name}]' if ':' in name else name}:{port}/"
+    if api:
+        key = f"  api_key: {token}" if token else ""
+        click.echo(f"for OpenAI's clients:  base_url: {url}v1{key}", err=True)
     query = f"?token={token}" if token else ""
-    click.echo(f"http://{name}:{port}/{query}")
+    click.echo(f"{url}{query}" if page else f"{url}v1")
 
 
 def _own_or_made_token(token: str | None, host: str) -> str | None:

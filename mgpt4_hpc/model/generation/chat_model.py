@@ -261,6 +261,12 @@ class ChatModel:
         """The towers' features (N, I, Q) of uint8 pixels of the model's image size."""
         return self.model.encode_images(normalise(images_u8_NCHW, self.model.device))
 
+    def encode_each(self, images_u8_1CHW: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As ``encode``, one image after the other, as a conversation does; there may be none."""
+        sizes = self.bundle.architecture
+        none = torch.empty(0, sizes.num_image_tokens, sizes.projector_in)
+        return torch.cat([none.to(self.model.device), *map(self.encode, images_u8_1CHW)])
+
     def answers(
         self,
         prompts: Sequence[Layout],
@@ -291,10 +297,13 @@ class ChatModel:
 
     def max_answer_tokens(self, prompt: Layout) -> int | None:
         """Tokens that an answer to the prompt may have at most; None if the model has no limit."""
-        limit = context_length(self.model)
-        if limit is None:
-            return None
-        return limit - self.prompt_length(prompt)
+        limit = self.context_length
+        return None if limit is None else limit - self.prompt_length(prompt)
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions that the language model was made for; None if it does not say."""
+        return context_length(self.model)
 
     def prompt_length(self, prompt: Layout) -> int:
         """Positions that a prompt takes, images included."""

@@ -25,11 +25,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Nothing is served; what would have been is noted, and announced."""
     calls: list[dict[str, Any]] = []
 
-    def serve(shared_model: Any, sampling: Any, limits: Any, **options: Any) -> None:
-        with options["listener"] as listener:
-            port = listener.getsockname()[1]
+    def serve(shared_model: Any, sampling: Any, limits: Any, endpoint: Any, **options: Any) -> None:
+        with endpoint.listener:
+            port = endpoint.port
             socket.create_connection(("127.0.0.1", port)).close()  # nobody else can have taken it
-            calls.append({**options, "port": port})
+            calls.append({**options, "host": endpoint.host, "port": port, "token": endpoint.token})
             options["on_ready"]()
 
     monkeypatch.setattr("mgpt4_hpc.chat.server.serve", serve)
@@ -68,6 +68,18 @@ def test_a_token_of_ones_own(
     assert served[0]["token"] == "from-the-environment"
 
 
+def test_the_api_with_and_without_the_page(
+    mgpt4: Mgpt4, run: RunDir, served: list[dict[str, Any]]
+) -> None:
+    ended = mgpt4("serve", run.path, "--port", 0, "--api", "--token", "open-sesame-42")
+    base = f"http://127.0.0.1:{served[0]['port']}"
+    assert ended.out == f"{base}/?token=open-sesame-42\n"
+    assert f"base_url: {base}/v1  api_key: open-sesame-42\n" in ended.err
+    ended = mgpt4("serve", run.path, "--port", 0, "--api", "--no-page")
+    assert ended.out == f"http://127.0.0.1:{served[1]['port']}/v1\n"
+    assert [(call["page"], call["api"]) for call in served] == [(True, True), (False, True)]
+
+
 def test_a_port_that_is_taken(mgpt4: Mgpt4, run: RunDir, served: list[dict[str, Any]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = mgpt4("serve", run.path, "--port", taken.getsockname()[1])
@@ -97,6 +109,7 @@ def test_checkpoints_of_two_bundles(
         (("RUN", "--max-megapixels", "0"), 2, "--max-megapixels"),
         (("RUN", "--temperature", "-1"), 2, "temperature is -1.0"),
         (("RUN", "--device", "cuda"), 2, "no GPU here"),
+        (("RUN", "--no-page"), 2, "give --api too"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )

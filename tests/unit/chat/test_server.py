@@ -45,9 +45,7 @@ def test_images_that_are_dropped_together(monkeypatch: pytest.MonkeyPatch) -> No
             SimpleNamespace(speakers=["one"], close=lambda: None),  # type: ignore[arg-type]
             Sampling(),
             Limits(MIB, 10**6, 64),
-            host="127.0.0.1",
-            listener=listener,
-            token=None,
+            server.Endpoint("127.0.0.1", listener, None),
         )
     assert statuses == [200, 200, 413, 413]
 

@@ -1,0 +1,1 @@
+"""The endpoint that clients of OpenAI's chat completions API talk to."""
