@@ -12,7 +12,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -147,11 +147,10 @@ class Engine:
                 raise Closing
             self._calls.append(run)
             self._changed.notify_all()
-        while True:
-            with suppress(TimeoutError):
-                return future.result(timeout=1)
+        while not wait([future], timeout=1).done:
             if self.closed and not self._thread.is_alive():
                 raise Closing
+        return future.result()
 
     def pieces(
         self, trained: Trained, prompt: Layout, features_NIQ: torch.Tensor, sampling: Sampling
