@@ -6,6 +6,8 @@ import base64
 import json
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from mgpt4_hpc.chat.session import ChatSession
 from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.resources import resolve_path
+from tests.support.runs import ENVIRONMENT
 from tests.support.serving import Serving
 
 DESCRIBE, COLOUR = "Describe this image in detail.", "What colour is it?"
@@ -276,3 +279,18 @@ def test_a_stop_in_the_middle_of_an_answer(trained: Path, tmp_path: Path) -> Non
             list(stream)
     finally:
         server.close()
+
+
+@pytest.mark.soak
+def test_what_batches_are_worth(trained: Path) -> None:
+    """Three times the tokens per second, at most three times the wait for the first one."""
+    told = subprocess.run(
+        [sys.executable, "tools/bench_serve.py", str(trained / "toy-stage2"), "--json"],
+        cwd=Path(__file__).parents[2],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    result = json.loads(told)
+    assert result["equal"] == result["requests"] == 16
+    assert result["speedup"] >= 3 and result["delay"] <= 3, result
