@@ -11,8 +11,11 @@ from xdist.scheduler import LoadFileScheduling
 
 from tests.support.tiny_world import TinyWorld, build_tiny_world
 
-_WITH = {"tests/integration/test_serve.py": "tests/integration/test_demo.py"}
-"""A file's tests share fixtures; these two files share a minute of training as well."""
+_WITH = dict.fromkeys(
+    ("tests/integration/test_serve.py", "tests/integration/test_api.py"),
+    "tests/integration/test_demo.py",
+)
+"""A file's tests share fixtures; these three share a minute of training as well."""
 
 
 class _ByFile(LoadFileScheduling):

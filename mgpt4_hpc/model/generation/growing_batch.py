@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from mgpt4_hpc.model.bundle.tokenizer import TextTokenizer
 from mgpt4_hpc.model.generation.answer import GrowingAnswer
 from mgpt4_hpc.model.generation.decoding import forward, new_cache
 from mgpt4_hpc.model.generation.prompt_embedding import Prompt, build_context, require_room
 from mgpt4_hpc.model.generation.sampling import Picker, Sampling, row_seed
+from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
 
