@@ -76,11 +76,10 @@ def test_silent_clients_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) 
         finally:
             os.kill(os.getpid(), signal.SIGINT)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
     visitor = threading.Thread(target=visit)
     model = SimpleNamespace(close=lambda: None)
-    server._run(page, model, Path("/nowhere"), "127.0.0.1", port, visitor.start)  # type: ignore[arg-type]
+    server._run(page, model, Path("/nowhere"), listener, visitor.start)  # type: ignore[arg-type]
     visitor.join(timeout=30)
     assert seen == ["page", "closed"]
