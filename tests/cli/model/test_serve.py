@@ -107,7 +107,7 @@ def test_checkpoints_of_two_bundles(
         (("RUN", "--token", "short"), 2, "at least 8 letters"),
         (("RUN", "--token", "with a space in it"), 2, "at least 8 letters"),
         (("RUN", "--max-megapixels", "0"), 2, "--max-megapixels"),
-        (("RUN", "--temperature", "-1"), 2, "temperature is -1.0"),
+        (("RUN", "--temperature", "-1"), 2, "-1.0 is not in the range"),
         (("RUN", "--device", "cuda"), 2, "no GPU here"),
         (("RUN", "--no-page"), 2, "give --api too"),
     ],
