@@ -16,7 +16,7 @@ PRECISION = "model.vision_precision"
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        ("submit --config toy", {"toy-stage1", "toy-stage2"}),
+        ("submit --config toy", {"toy-stage1", "toy-stage2", "toy-stage3"}),
         ("submit --after on", {"one"}),
         ("chat --checkpoint o", {"one"}),
         ("compare one o", {"one"}),

@@ -26,7 +26,7 @@ from mgpt4_hpc.telemetry.time_buckets import CHECKPOINT_STALL, DATA_WAIT, Bucket
 from mgpt4_hpc.train.checkpoint_state import snapshot
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.recorder import FirstRankRecorder, Recorder
-from mgpt4_hpc.train.saving import FirstRankSaving, Saving
+from mgpt4_hpc.train.saving import FirstRankSaving, SavePolicy, Saving
 from mgpt4_hpc.train.state import TrainState
 from mgpt4_hpc.train.step import TrainStep
 from mgpt4_hpc.train.stopping.stop import NeverStop
@@ -61,7 +61,7 @@ def around_steps(
                 lambda: snapshot(model, step),
                 lambda state: {"samples_seen": state.samples_seen},
                 recorder,
-                save_every_s=config.save_every_s,
+                policy=SavePolicy(config.save_every_s),
                 restored_step=None,
             )
         loop = Loop(

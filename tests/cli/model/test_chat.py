@@ -105,7 +105,7 @@ def test_a_pipe_learns_of_failures_by_the_exit_code(mgpt4: Mgpt4, run: RunDir, t
         (("--checkpoint", "TEXT"), 1, "notes.txt is no weight file"),
         (("--checkpoint", "RUN", "--template", "klingon"), 2, "vicuna_v0"),
         (("--checkpoint", "RUN", "--device", "cuda"), 2, "no GPU here"),
-        (("--temperature", "-1", "--top-p", "2"), 2, "temperature is -1.0"),
+        (("--temperature", "-1", "--top-p", "2"), 2, "-1.0 is not in the range"),
         (("--slurm",), 5, "srun is not installed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
