@@ -24,7 +24,6 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,6 @@ from mgpt4_hpc.errors import (
     Overtaken,
     RunDamaged,
     RunLocked,
-    did_you_mean,
 )
 from mgpt4_hpc.identity import Hold, identity_in, new_identity
 from mgpt4_hpc.text_files import parse_json
@@ -375,45 +373,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     fsync_folder(path.parent)
-
-
-def find_run(name: str, runs_dir: Path) -> RunDir:
-    """Run of that name under ``runs_dir``, or at that path.
-
-    Raises:
-        NoSuchRun: with the names that exist.
-    """
-    for path in (Path(name).expanduser(), runs_dir / name):
-        try:
-            if (path / "run.json").is_file():
-                return RunDir(path.absolute())
-        except OSError:
-            continue  # longer than a file name may be, say
-    raise _no_such_run(name, runs_dir)
-
-
-def _no_such_run(name: str, runs_dir: Path) -> NoSuchRun:
-    if not runs_dir.is_dir():
-        return NoSuchRun(f"no run {name!r}: the folder {runs_dir} does not exist", fix=FIX_NO_RUNS)
-    runs, sweeps = [run.name for run in list_runs(runs_dir)], list_sweeps(runs_dir)
-    if name in sweeps:
-        return NoSuchRun(
-            f"{name!r} is a sweep, and this wants one run",
-            fix=f"give one of its runs: `mgpt4 status {name}` shows them",
-        )
-    fix = f"give a path or one of the runs there: {_first_names(runs)}"
-    fix += f"; sweeps: {_first_names(sweeps)}" if sweeps else ""
-    near = did_you_mean(name, [*runs, *sweeps])
-    return NoSuchRun(f"no run {name!r} in {runs_dir}{near}", fix=fix)
-
-
-_SHOWN = 10
-
-
-def _first_names(names: Sequence[str]) -> str:
-    """The first names; of the others how many there are."""
-    more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more if names else "none"
 
 
 FIX_NO_RUNS = "start one with `mgpt4 submit`, or say where they are: --runs-dir, MGPT4_RUNS_DIR"

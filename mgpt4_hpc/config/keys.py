@@ -28,8 +28,9 @@ _NEAR = 0.7
 _MOST_CHARS = 200
 """Of a wrong value in a message."""
 
-MAPPINGS = ("launch.sbatch", "launch.env", "data.paths")
+MAPPINGS = ("launch.sbatch", "launch.env", "data.paths", "data.shares")
 """Settings that are mappings themselves: their entries are set one by one."""
+_OF_NUMBERS = "data.shares."
 
 
 @cache
@@ -51,7 +52,8 @@ def is_text(key: str) -> bool:
     """Whether a setting's value is a text (or nothing), and not something that YAML must read."""
     field = fields().get(key)
     if field is None:
-        return key.startswith(tuple(f"{mapping}." for mapping in MAPPINGS))
+        of_mapping = key.startswith(tuple(f"{mapping}." for mapping in MAPPINGS))
+        return of_mapping and not key.startswith(_OF_NUMBERS)
     kind = field.annotation
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     return {_plain(kind) for kind in kinds} in ({str}, {str, type(None)})

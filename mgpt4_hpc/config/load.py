@@ -25,6 +25,7 @@ from mgpt4_hpc.config.streams import is_url, split_joined
 from mgpt4_hpc.config.yaml_file import parse_yaml, read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
+from mgpt4_hpc.run_reference import located_path
 
 ENV_PREFIX = "MGPT4_"
 _NO_SETTINGS = frozenset({"MGPT4_PYTHON"})
@@ -75,6 +76,7 @@ NOT_IN_DIGEST: Any = {
     # What a feature cache holds is pinned; where it lies decides nothing.
     "data": {
         "paths": True,
+        "shares": True,
         "num_workers": True,
         "max_bad_fraction": True,
         "feature_cache": True,
@@ -98,18 +100,61 @@ NOT_IN_DIGEST: Any = {
 }
 """Settings that leave every weight as it is; a run may go on with others."""
 
-_NEWER = {"text": ("system", "max_tokens", "parse_control_tokens")}
+_NEWER = {
+    "text": ("system", "max_tokens", "parse_control_tokens"),
+    "train": ("lr_steps",),
+}
 """Settings that older runs do not have. A default leaves their digests as they were."""
 
 
 def config_digest(config: RunConfig) -> str:
-    """Hex digest of the settings that decide a run's result."""
+    """Hex digest of the settings that decide a run's result, as runs have always been named.
+
+    It has the paths of weights and data and the last step in it, see :func:`settings_digest`.
+    """
+    return _hash(_decisive(config))
+
+
+def settings_digest(config: RunConfig) -> str:
+    """Hex digest of the settings that decide what each step does: what a run is held to.
+
+    Where weights and data lie is left out, for their content is pinned; and so is ``max_steps``,
+    for a run that goes further does the same steps before.
+    """
+    return _hash(step_settings(config))
+
+
+def step_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide what each step does, by their dotted keys."""
+    nested = _decisive(config)
+    for source in nested["data"]["sources"]:
+        del source["path"], source["index"]
+    del nested["model"]["weights"], nested["model"]["projector"], nested["train"]["max_steps"]
+    nested["train"]["lr_steps"] = config.train.cosine_steps
+    return keys.flatten(nested)
+
+
+def keep_schedule(old: RunConfig, new: Resolved, origin: str) -> Resolved:
+    """A run that goes further keeps its cosine's length, unless another is asked for."""
+    train = new.config.train
+    if train.lr_steps is not None or train.max_steps == old.train.max_steps:
+        return new
+    train = train.model_copy(update={"lr_steps": old.train.cosine_steps})
+    config = new.config.model_copy(update={"train": train})
+    return replace(new, config=config, origins={**new.origins, "train.lr_steps": origin})
+
+
+def _decisive(config: RunConfig) -> dict[str, Any]:
     decisive = config.model_dump(mode="json", exclude=NOT_IN_DIGEST)
     for section, names in _NEWER.items():
         defaults = type(getattr(config, section)).model_fields
         for name in names:
             if getattr(getattr(config, section), name) == defaults[name].default:
                 del decisive[section][name]
+    return decisive
+
+
+def _hash(decisive: Mapping[str, Any]) -> str:
     text = json.dumps(decisive, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -205,6 +250,8 @@ def load_config(
     environ: Mapping[str, str] | None = None,
     strict_paths: bool = True,
     convert_epochs: ConvertEpochs | None = None,
+    runs_dir: Path | None = None,
+    base: Layer | None = None,
 ) -> Resolved:
     """Resolve one run's configuration.
 
@@ -217,17 +264,19 @@ def load_config(
         environ: environment to read; None reads nothing.
         strict_paths: refuse a flag that gives the path of a source that the run does not have.
         convert_epochs: makes ``train.max_steps`` of ``train.max_epochs``.
+        runs_dir: where a run is looked for that ``model.projector`` names; None is ``runs``.
+        base: all settings of another run; takes the place of config, site and environment.
 
     Raises:
         ConfigError: with every fault at once.
     """
-    layers: list[Layer] = []
-    if site is not None:
+    layers: list[Layer] = [] if base is None else [base]
+    if site is not None and base is None:
         path = find_site(str(site))
         layers.append((f"site {path.stem}", read_site(path)))
     faults = list(faults)
     from_environ: dict[str, Any] = {}
-    if environ is not None:
+    if environ is not None and base is None:
         layer, more = env_layer(environ)
         from_environ = layer[1]
         layers.append(layer)
@@ -237,6 +286,8 @@ def load_config(
     if config is not None:
         layers.insert(0, _file_layer(find_config(str(config)), layers))
         notes = _replaced(layers[0], from_environ, overrides or {})
+    for _, flat in layers:
+        locate_projector(flat, runs_dir or Path("runs"))
     resolved = merge(layers, faults, convert_epochs)
     resolved = replace(resolved, notes=(*notes, *resolved.notes))
     if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
@@ -255,17 +306,29 @@ def _replaced(file: Layer, environ: Mapping[str, Any], flags: Mapping[str, Any])
     )
 
 
+def locate_projector(flat: dict[str, Any], runs_dir: Path) -> None:
+    """Replace a run or a checkpoint that ``model.projector`` names by its path."""
+    text = flat.get("model.projector")
+    if isinstance(text, str):
+        flat["model.projector"] = located_path(text, runs_dir)
+
+
 def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) -> list[str]:
-    """Flags that give the path of a source that none of the runs has, each with what there is.
+    """Flags that name a source that none of the runs has, each with what there is.
 
     A site or the environment may name more sources than a run reads; who types a flag means one.
     """
     known = [source.name for one in resolved for source in one.config.data.sources]
-    named = dict(overrides.get("data.paths") or {})
-    named |= {key: None for key in overrides if key.startswith("data.paths.")}
-    wrong = [name for name in (n.removeprefix("data.paths.") for n in named) if name not in known]
     listed = ", ".join(dict.fromkeys(known))
-    return [f"data.paths.{name}: there is no data source {name!r}, only {listed}" for name in wrong]
+    named = [key for key in keys.split_mappings(overrides) if key.startswith(_BY_SOURCE)]
+    return [
+        f"{key}: there is no data source {name!r}, only {listed}"
+        for key in named
+        if (name := key.split(".", 2)[2]) not in known
+    ]
+
+
+_BY_SOURCE = ("data.paths.", "data.shares.")
 
 
 def _file_layer(path: Path, above: list[Layer]) -> Layer:
@@ -357,7 +420,7 @@ def _all_faults(
 def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration with every path made absolute, for jobs run elsewhere.
 
-    ``data.paths`` becomes the paths of the sources that it names.
+    ``data.paths`` becomes the paths of the sources that it names, ``data.shares`` their weights.
     """
     paths = {name: _absolute(path) for name, path in config.data.paths.items()}
     sources = tuple(
@@ -365,6 +428,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
             update={
                 "path": paths.get(source.name) or _absolute(source.path),
                 "index": resolve_path(source.index) if source.index else None,
+                "weight": config.data.shares.get(source.name, source.weight),
             }
         )
         for source in config.data.sources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,20 @@ _END = "..."
 _ORIGIN = re.compile(r"^(?P<indent>\s*)(?P<key>[\w.-]+):.*?  # (?P<origin>[^#\n]+)$")
 
 
-def write_config(path: Path, resolved: Resolved) -> None:
-    """Write every setting, also the defaults, with who set it as a comment on its line."""
+def write_config(path: Path, resolved: Resolved, known: Container[str] | None = None) -> None:
+    """Write every setting, also the defaults, with who set it as a comment on its line.
+
+    Args:
+        path: the file.
+        resolved: the settings.
+        known: those that whoever reads it knows; a default is left out beside them. None is all.
+    """
     lines = [_HEAD]
     section = ""
     dumped = keys.flatten(resolved.config.model_dump(mode="json"))
     for key, value in dumped.items():
+        if known is not None and key not in known and resolved.origin(key) == "default":
+            continue
         parent, _, leaf = key.rpartition(".")
         if parent != section:
             lines.append(f"{parent}:")
@@ -41,12 +49,20 @@ def write_config(path: Path, resolved: Resolved) -> None:
 
 
 def rewrite_config(path: Path, resolved: Resolved) -> None:
-    """Put a new configuration in place of the old one, whole."""
+    """Put a new configuration in place of the old one, whole.
+
+    Settings that are newer than the run's own code, which would refuse them, stay away.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_config(temporary, resolved)
+    write_config(temporary, resolved, known=stored_keys(path))
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def stored_keys(path: Path) -> frozenset[str]:
+    """The settings that a run's file has: all that the code knew that made the run."""
+    return frozenset(keys.flatten(read_yaml(path)))
 
 
 class _OneLineDumper(yaml.SafeDumper):

@@ -72,7 +72,7 @@ class ModelConfig(_Section):
     weights: str = ""
     """Bundle, or a folder with the original's own files; `toy:weights` is the shipped toy."""
     projector: str | None = None
-    """Start `llama_proj` from here: a run, a checkpoint, or `pretrained_minigpt4.pth`."""
+    """Start `llama_proj` from here: RUN, RUN@STEP, a checkpoint, or `pretrained_minigpt4.pth`."""
     variant: Literal["any", "vicuna7b", "vicuna13b", "llama2-7b"] = "any"
     """Published model that these settings are for; weights of another published one are refused."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -117,6 +117,8 @@ class DataConfig(_Section):
     """The datasets, mixed by weight."""
     paths: dict[str, str] = {}
     """Where the sources lie, by name, as a site knows it; stands above a source's own path."""
+    shares: dict[str, Positive] = {}
+    """Shares of the sources, by name; stands above a source's own weight."""
     granularity: Positive = 1
     """Samples taken from one source before the next draw; the original changes source per batch."""
     val_fraction: Fraction = 0.0
@@ -186,6 +188,8 @@ class TrainConfig(_Section):
     """Optimizer steps of the whole run."""
     max_epochs: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """The same in passes over all sources, converted at submission; each needs an index."""
+    lr_steps: Positive | None = None
+    """Steps of the cosine; none is `max_steps`. Beyond them the rate stays at `min_lr`."""
     lr: Annotated[float, Field(gt=0, le=1)]
     """Peak learning rate."""
     min_lr: _Rate = 0.0
@@ -232,6 +236,11 @@ class TrainConfig(_Section):
     """`auto` is the GPU where there is one."""
     num_threads: NonNegative = 0
     """CPU threads per rank; 0 shares the cores that the job may use among its ranks."""
+
+    @property
+    def cosine_steps(self) -> int:
+        """Length of the learning rate's cosine in steps."""
+        return self.lr_steps if self.lr_steps is not None else self.max_steps
 
 
 class CheckpointConfig(_Section):
@@ -410,10 +419,11 @@ class RunConfig(_Section):
             faults.append("lora.rank is set, but the original's MiniGPT-4 has no LoRA")
         if self.train.min_lr > self.train.lr:
             faults.append(f"train.min_lr {self.train.min_lr} is above train.lr {self.train.lr}")
-        if self.train.warmup_steps > self.train.max_steps:
+        if self.train.warmup_steps > self.train.cosine_steps:
+            limit = "max_steps" if self.train.lr_steps is None else "lr_steps"
             faults.append(
-                f"train.warmup_steps {self.train.warmup_steps} is beyond train.max_steps "
-                f"{self.train.max_steps}: the peak learning rate would never be reached"
+                f"train.warmup_steps {self.train.warmup_steps} is beyond train.{limit} "
+                f"{self.train.cosine_steps}: the peak learning rate would never be reached"
             )
         if self.train.eval_every_steps and not self.data.val_fraction:
             faults.append("train.eval_every_steps needs data.val_fraction above 0")

@@ -22,10 +22,11 @@ may be missing where it is not known; unknown fields are kept and ignored.
 | `staging` | training ended; of rank 0's node | `folder`, `samples_read` (by rank 0 from copies), `copied` (stretches of samples), |
 | | | `bytes_copied`, `removed`, `failed` |
 | `drift` | the run continues though something changed | `what` (list), `accepted` (by the user) |
+| `changed` | settings are not those of the start before | `what` (list: setting, old and new value), `step` (where it is known) |
 | `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
-| `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets` |
+| `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets`, `all_steps` (of a finished run: how many there were) |
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Kind(StrEnum):
     SUBSTITUTION = "substitution"
     STAGING = "staging"
     DRIFT = "drift"
+    CHANGED = "changed"
     HANG = "hang"
     FAULT = "fault"
     REQUEUE = "requeue"

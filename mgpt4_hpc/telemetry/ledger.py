@@ -180,6 +180,18 @@ def read_ledgers(folder: Path) -> list[Attempt]:
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 
 
+def read_changes(folder: Path) -> list[str]:
+    """A line for each change of a setting that the ledgers note, oldest first."""
+    found = []
+    for path in sorted(Path(folder).glob("attempt-*.jsonl")):
+        for record in _parse([line for line in _lines(path) if b'"changed"' in line]):
+            if record.get("kind") == Kind.CHANGED and isinstance(record.get("what"), list):
+                when = f"attempt {int(path.stem.removeprefix('attempt-'))}"
+                when += f", step {record['step']}" if "step" in record else ""
+                found += [f"{when}: {what}" for what in record["what"]]
+    return found
+
+
 def read_records(path: Path) -> list[Record]:
     """The lines of one ledger file that are whole, as dictionaries with at least a time."""
     return _parse(_lines(path))

@@ -13,9 +13,11 @@ import click
 from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import (
     Resolved,
+    keep_schedule,
     load_config,
     missing_start,
     read_assignments,
+    settings_digest,
     unset_paths,
 )
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
@@ -111,6 +113,7 @@ def _run(
             cause="finished" if finished else "signalled",
             step=outcome.step,
             exit_code=0 if finished else EXIT_RESUMABLE,
+            all_steps=outcome.step if finished else None,
         )
         if not finished:
             recorder.say(
@@ -133,7 +136,9 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
     if run.identity_file.exists():
         run.identity()
         assert_owned(run.path)
-        same = read_config(run.config_file).digest == resolved.digest
+        stored = read_config(run.config_file)
+        resolved = keep_schedule(stored.config, resolved, "run")
+        same = settings_digest(stored.config) == settings_digest(resolved.config)
         if not same and not accept:
             raise RunLocked(
                 f"the run {run.path} exists already, with other settings",
@@ -142,7 +147,7 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
             )
         if accept:
             pins.accept_drift(run)
-        if not same:
+        if stored.digest != resolved.digest:
             rewrite_config(run.config_file, resolved)
         return
     if faults := unset_paths(resolved.config) + missing_start(resolved.config):

@@ -11,7 +11,7 @@ from torch import nn
 
 from mgpt4_hpc import __version__
 from mgpt4_hpc.checkpoint.store import Checkpoint
-from mgpt4_hpc.config.load import config_digest
+from mgpt4_hpc.config.load import config_digest, settings_digest
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.bundle.bundle import Bundle
@@ -82,8 +82,9 @@ def describe(
         "stage": config.stage,
         "max_steps": config.train.max_steps,
         "config_digest": config_digest(config),
+        "settings_digest": settings_digest(config),
         "bundle_digest": bundle.digest,
-        "start": inputs.start.content if inputs.start else None,
+        "start": inputs.start_content,
         "lora": config.lora.model_dump(mode="json") if config.lora.rank else None,
         "code_version": __version__,
         "attempt": attempt,

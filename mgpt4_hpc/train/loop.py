@@ -47,6 +47,8 @@ class Loop:
         stop: requests to stop.
         pacing: when to stop after a request; used on the first rank.
         saving: checkpoints; does nothing on ranks other than the first.
+        planned_steps: how many steps the run's settings ask for by now, which may have changed
+            while it trains; asked on the first rank.
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.
         answer: what is said about held-out images; None as of ``evaluate``. Or no function.
@@ -67,6 +69,7 @@ class Loop:
     pacing: Pacing
     saving: Saving
     recorder: Recorder
+    planned_steps: Callable[[], int] | None = None
     evaluate: Callable[[], float | None] | None = None
     answer: Callable[[], ValidationAnswers | None] | None = None
     evaluate_first: bool = False
@@ -75,6 +78,16 @@ class Loop:
     buckets: Buckets = field(default_factory=Buckets)
     uniform_loss: float | None = None
     watchdog: Watchdog = field(default_factory=NoWatchdog)
+
+    def __post_init__(self) -> None:
+        self.max_steps = self.config.max_steps
+        """Where the run ends, the same on all ranks."""
+
+    def follow_plan(self) -> None:
+        """Take over, on all ranks, the number of steps that is asked for now."""
+        if self.planned_steps is not None:
+            planned = self.planned_steps() if self.ranks.is_first else 0
+            self.max_steps = int(self.ranks.sum_on_cpu([planned])[0])
 
 
 def train(loop: Loop) -> tuple[Ending, str]:
@@ -103,7 +116,7 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
     state, config, buckets = loop.state, loop.config, loop.buckets
     if loop.evaluate_first and not _validate(loop, progress):
         return Ending.STOPPED, _reason(loop)
-    while state.step < config.max_steps:
+    while not _all_steps_done(loop):
         if 0 < config.early_stop <= state.num_worse:
             return Ending.FINISHED, _why_early(state)
         with buckets.time(DATA_WAIT):
@@ -118,7 +131,7 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
             progress.note()
             if wish.replaced:
                 progress.tell_substitutions(micro_batches)
-            if state.step % config.log_every_steps == 0 or state.step == config.max_steps:
+            if state.step % config.log_every_steps == 0 or state.step == loop.max_steps:
                 progress.report(result, micro_batches)
         # Once the end is near, the next attempt validates: here it would not be finished.
         due = loop.evaluate is not None and state.step % config.eval_every_steps == 0
@@ -131,6 +144,14 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
         loop.recorder.beat(state.step)
         loop.watchdog.beat(state.step)
     return Ending.FINISHED, ""
+
+
+def _all_steps_done(loop: Loop) -> bool:
+    """Whether the run ends here; at its last step the ranks look whether it goes further."""
+    if loop.state.step < loop.max_steps:
+        return False
+    loop.follow_plan()
+    return loop.state.step >= loop.max_steps
 
 
 @dataclass(frozen=True)
@@ -248,6 +269,7 @@ class _Progress:
         loss_sum, tokens, cut_turns = loop.ranks.sum_on_cpu(
             [result.loss_sum.item(), result.num_tokens, cut_here]
         )
+        loop.follow_plan()
         loss = loss_sum / max(tokens, 1.0)
         lr = loop.step.schedule(step - 1)
         rate = self.throughput.samples_per_s
@@ -269,9 +291,9 @@ class _Progress:
         peak = loop.peak_memory_gib()
         if peak:
             values[tags.PEAK_GIB] = peak
-        left = (loop.config.max_steps - step) * self.throughput.median_step_s
+        left = max(loop.max_steps - step, 0) * self.throughput.median_step_s
         line = (
-            f"step {step}/{loop.config.max_steps}  loss {loss:.4f}  lr {lr:.3g}  "
+            f"step {step}/{loop.max_steps}  loss {loss:.4f}  lr {lr:.3g}  "
             f"{rate:.1f} samples/s  {_clock(left)} left"
         )
         loop.recorder.logged(step, values, loop.buckets.seconds, line)

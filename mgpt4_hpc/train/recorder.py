@@ -20,7 +20,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
-from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
+from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_changes, read_ledgers
 from mgpt4_hpc.telemetry.run_card import hyperparameters, text_card
 from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter, open_writer
 from mgpt4_hpc.telemetry.time_buckets import PRODUCTIVE
@@ -64,6 +64,9 @@ class Recorder:
 
     def open_curves(self, restored_step: int) -> None:
         """Open nothing."""
+
+    def changed(self, step: int, what: Sequence[str]) -> None:
+        """Note nothing."""
 
     def flush(self) -> None:
         """Have nothing to write."""
@@ -148,6 +151,18 @@ class FirstRankRecorder(Recorder):
         identity = self.run.identity()
         card = text_card(self.run.name, identity, self._start, settings, origins)
         curves.text(restored_step, tags.CARD, card)
+        self._draw_changes(restored_step)
+
+    def changed(self, step: int, what: Sequence[str]) -> None:
+        """Note settings that a person changed while the run trains."""
+        self.event(Kind.CHANGED, step=step, what=list(what))
+        self.say(f"settings changed: {'; '.join(what)}")
+        self._draw_changes(step)
+
+    def _draw_changes(self, step: int) -> None:
+        """Show all changes of settings so far: a later point replaces an earlier one's text."""
+        if noted := read_changes(self.run.ledger):
+            self._drawn.text(step, tags.CHANGES, "\n".join(f"- {line}" for line in noted))
 
     def flush(self) -> None:
         """Bring all points to the file. Called before a checkpoint becomes official.

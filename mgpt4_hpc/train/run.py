@@ -43,6 +43,7 @@ from mgpt4_hpc.train.device import (
 )
 from mgpt4_hpc.train.health.watchdog import Watchdog
 from mgpt4_hpc.train.inputs.loaders import Batches, open_batches
+from mgpt4_hpc.train.inputs.planned_steps import PlannedSteps
 from mgpt4_hpc.train.inputs.resolve import Inputs, find_inputs, inputs_vanished
 from mgpt4_hpc.train.loop import Loop, train
 from mgpt4_hpc.train.mfu import utilisation
@@ -358,6 +359,7 @@ class _Attempt:
             pacing=self.pacing,
             saving=saving,
             recorder=self.recorder,
+            planned_steps=PlannedSteps(self.run, self.config, self.recorder, built.state),
             evaluate=built.evaluate,
             answer=built.answer,
             evaluate_first=built.evaluate_first,

@@ -10,7 +10,7 @@ from mgpt4_hpc.config.schema import TrainConfig
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear warm-up, then a cosine over *all* steps.
+    """Linear warm-up, then a cosine over *all* of ``lr_steps``, then ``min_lr``.
 
     The original's ``LinearWarmupCosineLRScheduler``: the cosine is not shifted by the warm-up, so
     right after it the rate is already below its peak (1e-4 becomes 9.71e-5 at step 5,000 of
@@ -22,7 +22,7 @@ class WarmupCosine:
     min_lr: float
     warmup_start_lr: float
     warmup_steps: int
-    max_steps: int
+    lr_steps: int
 
     @classmethod
     def from_config(cls, config: TrainConfig) -> WarmupCosine:
@@ -32,7 +32,7 @@ class WarmupCosine:
             config.min_lr,
             config.warmup_start_lr,
             config.warmup_steps,
-            config.max_steps,
+            config.cosine_steps,
         )
 
     def __call__(self, step: int) -> float:
@@ -42,5 +42,6 @@ class WarmupCosine:
                 self.warmup_start_lr + (self.lr - self.warmup_start_lr) * step / self.warmup_steps
             )
             return min(self.lr, risen)
-        cosine = 0.5 * (1.0 + math.cos(math.pi * step / self.max_steps))
+        done = min(step, self.lr_steps)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * done / self.lr_steps))
         return self.min_lr + (self.lr - self.min_lr) * cosine

@@ -6,6 +6,7 @@ hide, and becomes the rank; what is real is Slurm, the signals and the batch scr
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import preempt, wait_finished, wait_for_step
+from tests.slurm.jobs import mgpt4, preempt, wait_finished, wait_for_step
 from tests.support.runs import assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 
@@ -81,3 +82,23 @@ def test_a_preempted_run_comes_back_from_within_a_container(
     assert_every_step_once(run, STEPS)
     options = (tmp_path / "options").read_text().splitlines()[0]
     assert f"exec --bind {run.parent} --bind {tiny_world.root} /images/mgpt4.sif" in options
+
+
+def test_a_runtime_that_the_nodes_lack_is_what_status_tells(
+    cluster: Cluster, tiny_world: TinyWorld, runs_dir: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "mgpt4.sif"
+    container = {"runtime": "singularity", "image": str(image), "python": sys.executable}
+    config = tiny_world.write_config(
+        tmp_path / "c.yaml", container=container, launch__max_stalled_attempts=1
+    )
+    asked = ("submit", "--config", str(config), "--name", "one")
+    refused = mgpt4(cluster, runs_dir, *asked, check=False)
+    assert refused.returncode == 3 and f"container.image {image} does not exist" in refused.stderr
+    image.touch()
+    assert "singularity is not in PATH here" in mgpt4(cluster, runs_dir, *asked).stderr
+    cluster.wait_until((runs_dir / "one" / "FAILED").exists, 120, "it was given up")
+    cluster.wait_until(lambda: not cluster.squeue(), 60, "its job has ended")
+    (seen,) = json.loads(mgpt4(cluster, runs_dir, "status", "one", "--json").stdout)
+    assert seen["state"] == "failed"
+    assert "singularity: No such file or directory; 1 attempts in a row" in seen["text"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import MgptError, NoSuchRun, Overtaken, RunDamaged, RunLocked
-from mgpt4_hpc.run_dir import RunDir, find_run, list_runs, read_json, write_json
+from mgpt4_hpc.run_dir import RunDir, list_runs, read_json, write_json
 from tests.support.forked import in_processes
 
 
@@ -157,10 +157,7 @@ def test_json_is_replaced_whole(run: RunDir, tmp_path: Path) -> None:
         read_json(tmp_path / "list")
 
 
-def test_runs_are_found_by_name_and_by_path(run: RunDir, tmp_path: Path) -> None:
+def test_runs_are_listed(run: RunDir, tmp_path: Path) -> None:
     runs_dir = run.path.parent
-    assert find_run("one", runs_dir) == find_run(str(run.path), tmp_path) == run
     assert list_runs(runs_dir) == [run]
     assert list_runs(tmp_path / "nowhere") == []
-    with pytest.raises(NoSuchRun, match="one of the runs there: one"):
-        find_run("two", runs_dir)

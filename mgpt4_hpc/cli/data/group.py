@@ -189,7 +189,7 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     """Show what training will not see, by shard and reason; exit 1 if data is missing.
 
     Of an INDEX: what it quarantined, and whether its shards are still as they were. Of SHARDS:
-    they are scanned now, without writing an index.
+    they are scanned now, captions included, without writing an index; --decode reads the images.
 
     \b
     mgpt4 data check cc_sbu.index
@@ -262,7 +262,7 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
         report = build_index(
             paths,
             folder / "source.index",
-            ScanOptions(verify=verify, decode=decode, workers=workers),
+            ScanOptions(verify=verify, decode=decode, texts=True, workers=workers),
             on_shard=tell,
         )
     left_out = [*report.left_out, *left_out_of_folders(what)]

@@ -12,7 +12,7 @@ from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.output_files import check_output
 from mgpt4_hpc.resources import expand_toy
-from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.run_reference import find_reference
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.generation.chat_model import Source
@@ -143,7 +143,7 @@ def _source(found: Path, weights: str | None) -> Source:
 def _located(source: Path, runs_dir: Path) -> Path:
     """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
     path = Path(expand_toy(str(source))).expanduser()
-    return path if path.exists() else find_run(str(source), runs_dir).path
+    return path if path.exists() else find_reference(str(source), runs_dir).path
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.formatting import printable, shell_word
-from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import BAD_NODE
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput

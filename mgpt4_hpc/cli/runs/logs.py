@@ -12,7 +12,8 @@ from mgpt4_hpc.cli.shared.options import absolute, complete_runs, runs_dir_optio
 from mgpt4_hpc.errors import ConfigError, MgptError, NoSuchRun
 from mgpt4_hpc.formatting import printable, shell_word
 from mgpt4_hpc.ownership import assert_owned
-from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, find_run, list_runs, told_no_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
+from mgpt4_hpc.run_reference import find_run
 
 _POLL_S = 0.5
 _LOOK_EVERY_S = 5.0

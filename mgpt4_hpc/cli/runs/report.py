@@ -12,7 +12,7 @@ from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, r
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_output, is_own_page, is_own_png
-from mgpt4_hpc.run_dir import find_run
+from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.goodput import goodput
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 

@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from mgpt4_hpc.run_dir import RunDir
 
 
+_NO_STEP = (
+    "a run goes on from its newest checkpoint; from another one a new run does: "
+    "mgpt4 submit --from RUN@STEP --continue --name NEW"
+)
+
+
 @click.command("resume", short_help="Submit an unfinished run again.")
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any setting that does not decide the result, as launch.max_crashes=9.",
+    help="A setting that may change, as launch.max_crashes=9 or train.max_steps=9000.",
 )
 @click.option(
     "--executor",
@@ -81,13 +87,16 @@ def resume_command(
 ) -> None:
     """Submit unfinished runs again; each goes on from its last checkpoint.
 
-    Any number of GPUs will do: the samples and their order stay the same. Settings that decide the
-    result cannot change. A sweep's name stands for those of its runs that neither are finished nor
-    at work; each becomes a job of its own, and waits for others to end where the sweep was
-    submitted with --max-parallel.
+    Any number of GPUs will do: the samples and their order stay the same. --set train.max_steps=N
+    makes a run longer or shorter, whether it is finished, at work or neither. Learning rate, batch
+    size, weight decay and data shares change with --accept-drift; what else decides the result
+    cannot.
 
-    With --as a new run goes on from RUN's newest checkpoint, with a history of its own. A folder
-    that was copied needs that: the job belongs to the original. Any setting may change then.
+    A sweep's name stands for those of its runs that neither are finished nor at work; each becomes
+    a job of its own, and waits for others to end where the sweep was submitted with --max-parallel.
+
+    With --as a new run goes on from RUN's checkpoint, with a history of its own and any settings. A
+    folder that was copied needs that: the job belongs to the original.
 
     \b
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
@@ -98,13 +107,14 @@ def resume_command(
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
 
     folder = absolute(runs_dir)
-    runs = find_runs(names, folder)
-    overrides = _overrides(assignments, asked, runs[0], free=new_name is not None)
+    free = new_name is not None
+    runs = find_runs(names, folder, no_step="" if free else _NO_STEP)
+    overrides = _overrides(assignments, asked, runs[0], free=free, accept=accept_drift)
     sweeps = _sweeps(names, folder, max_parallel)
     errors: list[MgptError] = []
     told: Any
     if new_name is not None:
-        run = _branch(runs, new_name, folder, overrides)
+        run = _branch(names, new_name, folder, overrides)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
         told = _as_json(done[0])
     elif len(names) == 1 and not sweeps:
@@ -131,33 +141,30 @@ def resume_command(
 
 
 def _overrides(
-    assignments: Sequence[str], options: Mapping[str, Any], run: RunDir, *, free: bool
+    assignments: Sequence[str], options: Mapping[str, Any], run: RunDir, *, free: bool, accept: bool
 ) -> dict[str, Any]:
     """The settings to change, of --set and of options; ``free``: any may change."""
     from mgpt4_hpc.config.load import read_assignments
-    from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.launch.manage.resume import change
+    from mgpt4_hpc.launch.manage.changes import change
 
     overrides, faults = read_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in options.items() if value is not None}
     if faults:
         # Raises an error that lists these faults and those of the values.
-        change(read_config(run.config_file), overrides, faults, free=free)
+        change(run, overrides, faults, free=free, accept=accept)
     return overrides
 
 
-def _branch(
-    runs: Sequence[RunDir], name: str, folder: Path, overrides: Mapping[str, Any]
-) -> RunDir:
+def _branch(names: Sequence[str], name: str, folder: Path, overrides: Mapping[str, Any]) -> RunDir:
     """The new run of --as, with its settings."""
-    from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.launch.manage.branch import branch
-    from mgpt4_hpc.launch.manage.resume import change
+    from mgpt4_hpc.launch.manage.changes import change
+    from mgpt4_hpc.launch.submit.branch import Branching, branch
+    from mgpt4_hpc.run_reference import find_reference
 
-    if len(runs) != 1:
-        raise ConfigError(f"--as {name} names one run, not {len(runs)}", fix="give one RUN")
-    config = change(read_config(runs[0].config_file), overrides, free=True)
-    return branch(runs[0], name, folder, config)
+    if len(names) != 1:
+        raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
+    source = Branching.of(find_reference(names[0], folder))
+    return branch(source, name, folder, change(source.run, overrides, free=True))
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:
@@ -214,6 +221,8 @@ def _as_text(one: Resumption) -> str:
     job = one.submitted
     if job is None:
         return f"{one.run.name} is finished already: nothing to resume"
+    if not one.is_new:
+        return f"{one.run.name}: its {job.executor} job {job.job_id} goes to the new last step"
     return f"{one.run.name}  {job.executor} job {job.job_id}  {one.run.path}"
 
 

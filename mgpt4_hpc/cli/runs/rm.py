@@ -16,6 +16,8 @@ from mgpt4_hpc.run_dir import RunDir, list_runs
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.manage.remove import Removal
 
+_NO_STEP = "give the run to delete all of it; `checkpoint.keep_last` decides which steps stay"
+
 
 @click.command("rm", short_help="Delete runs that are over.")
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
@@ -42,7 +44,7 @@ def rm_command(
 
     runs_dir = absolute(runs_dir)
     # Twice the same run, by name and by path, is one run.
-    runs = list({run.path: run for run in find_runs(names, runs_dir)}.values())
+    runs = list({run.path: run for run in find_runs(names, runs_dir, no_step=_NO_STEP)}.values())
     others = [run for run in list_runs(runs_dir) if run not in runs]
     seen = look_at(runs)  # Slurm is asked about these alone
     if seen.unreachable is not None:

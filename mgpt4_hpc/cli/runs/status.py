@@ -114,7 +114,7 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
             "step": one.step,
             "max_steps": one.max_steps,
             "attempts": len(one.attempts),
-            "finished": one.last is not None and one.last.cause == "finished",
+            "finished": one.finished,
             "path": str(one.run.path),
         }
         for one in facts

@@ -58,7 +58,19 @@ if TYPE_CHECKING:
     "--after",
     "after_name",
     metavar="RUN",
-    help="Start when that run has finished, from its projector.",
+    help="Start when that run has finished, from its projector, on its bundle.",
+)
+@click.option(
+    "--from",
+    "origin",
+    metavar="RUN[@STEP]",
+    help="A new run with that run's settings, from its projector.",
+)
+@click.option(
+    "--continue",
+    "continues",
+    is_flag=True,
+    help="With --from: take over its optimizer and position, too.",
 )
 @click.option(
     "--set",
@@ -106,6 +118,8 @@ def submit_command(
     config_names: tuple[str, ...],
     name: str | None,
     after_name: str | None,
+    origin: str | None,
+    continues: bool,
     assignments: tuple[str, ...],
     sweep: tuple[str, ...],
     max_parallel: int | None,
@@ -120,6 +134,11 @@ def submit_command(
     **asked: Any,
 ) -> None:
     """Submit a stage, or both, to Slurm or to this machine.
+
+    RUN is a run's name or path, or one of its checkpoints: RUN@STEP, RUN/checkpoints/step-N.
+    With --after the model is RUN's: its bundle and conversation format. With --from all settings
+    are RUN's, but for those of --set; the new run starts from RUN's projector, or with --continue
+    goes on from RUN's step as RUN would have.
 
     \b
     mgpt4 submit --stage both --gpus 4 --nodes 2 --partition a100-preempt
@@ -142,8 +161,10 @@ def submit_command(
         max_parallel=max_parallel,
         site=site,
         after=after_name,
+        origin=origin,
+        continues=continues,
         executor=executor,
-        runs_dir=given_runs_dir(context),
+        runs_dir=given_runs_dir(context) if origin is None else absolute(runs_dir),
         dry_run=dry_run,
     )
     plan = make_plan(request, os.environ)

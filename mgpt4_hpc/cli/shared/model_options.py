@@ -11,7 +11,8 @@ import click
 from mgpt4_hpc.cli.shared.options import SEED, Number
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
 from mgpt4_hpc.ownership import assert_owned
-from mgpt4_hpc.run_dir import find_run, list_runs
+from mgpt4_hpc.run_dir import list_runs
+from mgpt4_hpc.run_reference import find_reference
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.generation.chat_model import Source
@@ -193,7 +194,7 @@ def _path(name: str | None, runs_dir: Path) -> Path | None:
     if path.exists():
         return path
     try:
-        return find_run(name, runs_dir).path
+        return find_reference(name, runs_dir).path
     except NoSuchRun as error:
         raise NoSuchRun(
             f"{name!r} is neither a run in {runs_dir}, a checkpoint nor a file", fix=error.fix

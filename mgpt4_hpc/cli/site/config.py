@@ -203,7 +203,7 @@ def resolve_settings(
     from mgpt4_hpc.errors import NoSuchRun
     from mgpt4_hpc.launch.submit.site_profile import choose_site
     from mgpt4_hpc.resources import preset_names
-    from mgpt4_hpc.run_dir import find_run
+    from mgpt4_hpc.run_reference import find_run
 
     overrides, faults = read_assignments(assignments)
     if what not in preset_names():

@@ -295,6 +295,7 @@ class ScanOptions:
     Attributes:
         verify: store a CRC32 of every part.
         decode: decode every image and parse every json; what fails is quarantined.
+        texts: parse every text, though no image is decoded. Nothing of an index is reused then.
         workers: processes.
         storage_may_fail: quarantine shards that cannot be read, also for reasons that may pass: the
             user looks at what was quarantined. Otherwise each of these is waited for by itself.
@@ -304,6 +305,7 @@ class ScanOptions:
     decode: bool = False
     workers: int = 1
     storage_may_fail: bool = True
+    texts: bool = False
 
 
 def build_index(
@@ -344,7 +346,7 @@ def build_index(
     paths = [_absolute(shard) for shard in shards]
     root = _common_folder(paths)
     known: dict[Path, tuple[ShardIndex, int]] = {}
-    for older in (*reuse, out):
+    for older in () if options.texts else (*reuse, out):
         known |= _reusable(older, options)
     name = name or out.name.split(".")[0]
     checked = {"verified": options.verify, "decoded": options.decode}
@@ -421,6 +423,7 @@ def _scan_job(job: tuple[Path, str], *, options: ScanOptions) -> ShardScan:
             *job,
             verify=options.verify,
             decode=options.decode,
+            texts=options.texts,
             storage_may_fail=options.storage_may_fail,
         )
     )

@@ -165,6 +165,7 @@ def scan_shard(
     *,
     verify: bool = False,
     decode: bool = False,
+    texts: bool = False,
     storage_may_fail: bool = True,
 ) -> ShardScan:
     """Read one shard's headers and group its members into samples.
@@ -174,6 +175,7 @@ def scan_shard(
         name: to record it under.
         verify: also compute the CRC32 of every part.
         decode: also decode every image and parse every text.
+        texts: also parse every text.
         storage_may_fail: a shard that cannot be read yields no samples and one quarantine entry,
             whatever the reason.
 
@@ -187,7 +189,7 @@ def scan_shard(
             window = LARGE_WINDOW if verify else SMALL_WINDOW
             listing = walk_tar(WindowedFile(fd, stat.st_size, window), with_crcs=verify)
             scan = _group(listing, name, stat.st_size, stat.st_mtime_ns)
-            _check_texts(fd, scan, every=decode)
+            _check_texts(fd, scan, every=decode or texts)
             if decode:
                 _decode_all(fd, scan)
             return scan

@@ -218,7 +218,9 @@ def _settle(
     from mgpt4_hpc.train.state import Ending
 
     if outcome.ending is Ending.FINISHED:
-        recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0)
+        # A run that early_stop ended is finished whatever its last step was to be.
+        done = {} if outcome.reason else {"all_steps": outcome.step}
+        recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **done)
         tell(
             run,
             start,

@@ -22,6 +22,8 @@ from mgpt4_hpc.launch.job.event_hooks import event_of, tell
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.job.successor import submit_successor
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
+from mgpt4_hpc.launch.runs.logs import last_error
+from mgpt4_hpc.launch.runs.run_state import LAST_FAULT
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
@@ -113,8 +115,10 @@ def find_decision(
     if decision.action is Action.REQUEUE and run.hold is not None and run.hold.is_moved:
         moved = f"{cause}, and the run's folder is {run.place} now, where its job does not look"
         return replace(decision, action=Action.ASK, reason=moved)
-    if decision.action is Action.GIVE_UP and (fault := _last_fault(mine)):
-        return replace(decision, reason=f"{decision.reason}; the last fault: {fault}")
+    if decision.action is Action.GIVE_UP and (
+        fault := _last_fault(mine) or last_error(run, start.job_id)
+    ):
+        return replace(decision, reason=f"{decision.reason}{LAST_FAULT}{fault}")
     return decision
 
 

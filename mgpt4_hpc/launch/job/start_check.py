@@ -16,11 +16,10 @@ from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.job.successor import of_its_line
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
+from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.causes import Cause
-from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 GO_ON = 3
 """Our own exit code where the start is wanted; any but 0 has the batch script go on."""
@@ -33,8 +32,7 @@ def why_leave(run: RunDir, start: JobStart) -> tuple[int, str] | None:
     Raises:
         OSError, StorageTrouble: the run's folder cannot be read.
     """
-    attempts = read_ledgers(run.ledger)
-    if attempts and attempts[-1].cause == Cause.FINISHED:
+    if read_facts(run).finished:
         return 0, f"{run.name} is finished: nothing is left to do"
     # A first start is a person's wish to try again; only this job's own verdict keeps it away.
     if start.restart_count and run.failed.exists():

@@ -24,7 +24,6 @@ from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.causes import Cause
 
 ENDING_S = 600.0
 """So long after a run's last step its job may still be ending, with work in the folder."""
@@ -213,8 +212,7 @@ def _removal(run: RunDir, row: RunOverview, waiting: Sequence[tuple[str, Path]])
 
 
 def _is_finished(run: RunDir) -> bool:
-    last = read_facts(run).last
-    return last is not None and last.cause == Cause.FINISHED
+    return read_facts(run).finished
 
 
 def _starts_from(run: RunDir) -> Path | None:

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.load import Resolved, config_digest, merge
+from mgpt4_hpc.config.load import Resolved, settings_digest
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.errors import (
-    ConfigError,
     MgptError,
     PreflightError,
     RunAlive,
@@ -23,15 +21,17 @@ from mgpt4_hpc.errors import (
     SlurmUnconfirmed,
     StorageTrouble,
 )
-from mgpt4_hpc.formatting import shell_word, time_limit
-from mgpt4_hpc.launch.manage.branch import take_new_identity
+from mgpt4_hpc.formatting import shell_word
+from mgpt4_hpc.launch.manage.changes import change, differences, input_drift, shown
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
+from mgpt4_hpc.launch.submit.branch import take_new_identity
 from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight_features import feature_faults
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     choose_executor,
@@ -42,9 +42,6 @@ from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, version_drift
 
-ORIGIN = "resume"
-"""Origin of a setting that was changed on the way."""
-
 
 @dataclass(frozen=True)
 class Resumption:
@@ -53,14 +50,16 @@ class Resumption:
     Attributes:
         run: the run.
         finished: nothing was left to do.
-        submitted: the new job; None if finished.
+        submitted: its job; None if finished.
         changes: setting to (old, new) value.
+        is_new: whether the job is new; else it is the live one.
     """
 
     run: RunDir
     finished: bool
     submitted: Submitted | None = None
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    is_new: bool = True
 
 
 def resume_run(
@@ -144,30 +143,35 @@ def _resume(
     behind: Sequence[str],
     succeeds: Sequence[str],
 ) -> Resumption:
+    if set(overrides) == {"train.max_steps"}:
+        seen = look_at([run]).rows[0]
+        if seen.state.is_live:
+            return _lengthen_live(run, seen, overrides, say)
     seen = _assert_free(run)
     _own_the_copy(run)
     resolved = read_config(run.config_file)
-    changed = change(resolved, overrides)
-    if seen.state is RunState.FINISHED:
+    changed = change(run, overrides, accept=accept)
+    changes = differences(resolved, changed)
+    longer = "train.max_steps" in changes and changed.config.train.max_steps > seen.step
+    if seen.state is RunState.FINISHED and not longer:
         if seen.executor == "slurm":
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
     executor = choose_executor(executor or seen.executor or "auto")
-    changes = _differences(resolved, changed)
-    for key, (old, new) in changes.items():
-        say(f"{run.name}: {key} {_shown(key, old)} -> {_shown(key, new)}")
+    _say_changes(run, changes, say)
     # A container has versions of its own, which only the job sees.
     drift = (
         version_drift(run, accepted=accept) if changed.config.container.runtime == "none" else []
     )
+    drift += input_drift(run, changed.config, changes)
     if drift and not accept:
         raise drifted(run, drift)
-    dependency = _wait_for_start(changed, executor)
+    # Beyond its first checkpoint nobody reads it; before, it may be that of a live job.
+    dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
     notes = preflight(
         changed.config,
         run.path.parent,
         executor=executor,
-        # Beyond the first checkpoint nobody reads it; before, it may be that of a live job.
         projector_follows=dependency is not None or seen.checkpoint_step is not None,
         new=False,
     )
@@ -180,6 +184,8 @@ def _resume(
         complete_run(run, changed.config)
         if accept:
             accept_drift(run)
+        elif settings_digest(changed.config) != settings_digest(resolved.config):
+            accept_drift(run, settings_digest(changed.config))
         if changes:
             rewrite_config(run.config_file, changed)
         withdraw_cancel(run)
@@ -187,6 +193,31 @@ def _resume(
     if executor == "slurm":
         _resume_dependents(run, submitted.job_id, say)
     return Resumption(run, False, submitted, changes)
+
+
+def _say_changes(
+    run: RunDir, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], None]
+) -> None:
+    for key, (old, new) in changes.items():
+        say(f"{run.name}: {key} {shown(key, old)} -> {shown(key, new)}")
+    if changes.get("train.lr_steps", ("set", 0))[0] is None:
+        length = changes["train.lr_steps"][1]
+        say(f"the cosine has {length} steps; --set train.lr_steps=N gives it another length")
+
+
+def _lengthen_live(
+    run: RunDir, seen: RunOverview, overrides: Mapping[str, Any], say: Callable[[str], None]
+) -> Resumption:
+    """Let a job that waits or runs go to another last step: it looks at each line of its log."""
+    resolved = read_config(run.config_file)
+    changed = change(run, overrides)
+    if faults := feature_faults(changed.config):
+        raise PreflightError("this job would fail", faults=faults)
+    changes = differences(resolved, changed)
+    _say_changes(run, changes, say)
+    rewrite_config(run.config_file, changed)
+    job = Submitted(run, seen.executor or "slurm", seen.job_id or "")
+    return Resumption(run, False, job, changes, is_new=False)
 
 
 def _resume_dependents(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> None:
@@ -236,83 +267,6 @@ def _own_the_copy(run: RunDir) -> None:
             fix=f"make it a run of its own: mgpt4 resume {shlex.quote(str(run.path))} --as NAME",
         )
     take_new_identity(run)
-
-
-def change(
-    resolved: Resolved,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str] = (),
-    *,
-    free: bool = False,
-) -> Resolved:
-    """The configuration with some settings changed.
-
-    What may change is what does not decide the result: the digest that a run is pinned to.
-
-    Args:
-        resolved: the run's.
-        overrides: settings to change, by dotted key.
-        faults: what is wrong with the options already, to be told with the rest.
-        free: settings that decide the result may change, too: it is a new run.
-
-    Raises:
-        ConfigError: naming every setting that may not change, or has a wrong value.
-    """
-    if not overrides and not faults:
-        return resolved
-    old = keys.flatten(resolved.config.model_dump(mode="json"))
-    try:
-        changed = merge([("run", old), (ORIGIN, dict(overrides))])
-    except ConfigError as error:
-        told = [*faults, *error.faults]
-        raise ConfigError("the options have faults", faults=told, fix=error.fix) from None
-    faults = list(faults)
-    for key, (was, wanted) in _differences(resolved, changed).items():
-        if key == "name":
-            faults.append("name: a run keeps its name, for its folder and its curves carry it")
-        elif not free and _is_decisive(resolved, changed, key):
-            faults.append(f"{key}: {was!r} decides the result, so it cannot become {wanted!r}")
-    if changed.config.launch.gpus > changed.config.train.global_batch_size:
-        faults.append(
-            f"launch.gpus: {changed.config.launch.gpus} GPUs cannot share "
-            f"train.global_batch_size {changed.config.train.global_batch_size} samples"
-        )
-    if faults:
-        raise ConfigError(
-            "a run that goes on cannot change this",
-            faults=faults,
-            fix="start a new run with it, from this one's projector: "
-            "mgpt4 submit --set model.projector=RUN ...",
-        )
-    origins = dict(resolved.origins)
-    origins.update(
-        {key: ORIGIN for key, (was, new) in _differences(resolved, changed).items() if was != new}
-    )
-    return Resolved(changed.config, origins)
-
-
-def _differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
-    before = keys.flatten(old.config.model_dump(mode="json"))
-    after = keys.flatten(new.config.model_dump(mode="json"))
-    return {
-        key: (before.get(key), after.get(key))
-        for key in sorted({*before, *after})
-        if before.get(key) != after.get(key)
-    }
-
-
-def _shown(key: str, value: Any) -> str:
-    """A setting's value; a time limit also as --time takes it and squeue shows it."""
-    return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
-
-
-def _is_decisive(old: Resolved, new: Resolved, key: str) -> bool:
-    """Whether this one change alters the digest."""
-    section, _, leaf = key.partition(".")
-    value = getattr(new.config, section)
-    if leaf:
-        value = getattr(old.config, section).model_copy(update={leaf: getattr(value, leaf)})
-    return config_digest(old.config.model_copy(update={section: value})) != old.digest
 
 
 def _wait_for_start(resolved: Resolved, executor: str) -> str | None:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from mgpt4_hpc.errors import ConfigError, MgptError
-from mgpt4_hpc.formatting import shell_word
+from mgpt4_hpc.formatting import first_line, shell_word
 from mgpt4_hpc.run_dir import RunDir, read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
@@ -47,6 +47,29 @@ def log_files(run: RunDir) -> list[LogFile]:
     newest = newest_job(run)
     # Process ids wrap around, so a job's number does not show its age; its file's time does.
     return sorted(found, key=lambda log: (log.job_id == newest, log.path.stat().st_mtime))
+
+
+_ERROR = re.compile(r"\b(?:error|fatal): |^[\w.]+(?:Error|Exception): ", re.IGNORECASE)
+_CONSEQUENCE = re.compile(r"^srun: |CANCELLED|Terminated|Killed|submitit ERROR")
+"""Lines about an error that say nothing of its cause."""
+
+
+def last_error(run: RunDir, job_id: str) -> str:
+    """The last line of a job's logs that names an error; "" without one.
+
+    Ranks that never came to write a ledger leave nothing else: a missing program, an import.
+    """
+    for log in reversed([one for one in log_files(run) if one.job_id == job_id]):
+        try:
+            with log.path.open("rb") as file:
+                file.seek(max(0, log.path.stat().st_size - _CHUNK))
+                lines = file.read().decode(errors="replace").splitlines()
+        except OSError:
+            continue
+        for line in reversed(lines):
+            if _ERROR.search(line) and not _CONSEQUENCE.search(line):
+                return first_line(line).removeprefix("slurmstepd: ").removeprefix("error: ")
+    return ""
 
 
 def newest_job(run: RunDir) -> str | None:

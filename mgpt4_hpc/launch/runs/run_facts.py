@@ -15,6 +15,7 @@ from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.runs.job_ref import JobRef, copied_from, read_ref
 from mgpt4_hpc.run_dir import RunDir, read_json
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
+from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Beat, read_heartbeat
 from mgpt4_hpc.telemetry.ledger import summary_records
@@ -75,6 +76,16 @@ class RunFacts:
     def last(self) -> Attempt | None:
         """The newest attempt."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, as many as its settings ask for by now."""
+        last = self.last
+        if last is None or last.cause != Cause.FINISHED:
+            return False
+        if self.max_steps is None or last.finished_at is None:
+            return True
+        return self.max_steps <= last.finished_at
 
     @property
     def step(self) -> int:

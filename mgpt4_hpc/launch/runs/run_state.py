@@ -24,6 +24,10 @@ LAG_S = 60.0
 """A job so young may not be known everywhere yet."""
 
 
+LAST_FAULT = "; the last fault: "
+"""Between the count of a run that was given up and what went wrong each time."""
+
+
 class RunState(StrEnum):
     """The word, for scripts."""
 
@@ -121,7 +125,7 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         now: unix time; replaced by tests.
     """
     now = time.time() if now is None else now
-    if facts.last is not None and facts.last.cause == Cause.FINISHED:
+    if facts.finished:
         early = facts.max_steps is not None and 0 < facts.step < facts.max_steps
         return Status(RunState.FINISHED, "finished early" if early else "finished", Source.FOLDER)
     if facts.job is None and facts.job_is_lost:
@@ -316,7 +320,9 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
 def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
     """What whoever ended the run wrote for people to find."""
     if facts.failed is not None:
-        return RunState.FAILED, f"failed: {first_line(facts.failed) or 'no reason given'}"
+        count, _, fault = first_line(facts.failed).partition(LAST_FAULT)
+        told = f"{fault}; {count}" if fault else count or "no reason given"
+        return RunState.FAILED, f"failed: {told}"
     cancelled = facts.last is not None and facts.last.cause == Cause.CANCELLED
     if facts.cancel or cancelled:
         return RunState.CANCELLED, "cancelled"

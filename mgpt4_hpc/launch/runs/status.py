@@ -16,7 +16,6 @@ from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.goodput import goodput
 
 _READERS = 8
@@ -134,9 +133,7 @@ def _ask_slurm(all_facts: Sequence[RunFacts], cluster: str) -> _SlurmAnswers:
     ids = {
         facts.job.job_id
         for facts in all_facts
-        if facts.job is not None
-        and facts.job.executor == "slurm"
-        and not (facts.last is not None and facts.last.cause == "finished")
+        if facts.job is not None and facts.job.executor == "slurm" and not facts.finished
     }
     answers = _SlurmAnswers({}, {}, True, [])
     if not ids:
@@ -228,9 +225,7 @@ def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
     first = run_it_follows(facts.run)
     if first is None:
         return answer
-    last = read_facts(first).last
-    finished = last is not None and last.cause == Cause.FINISHED
-    return replace(answer, waited_for=first, waited_for_finished=finished)
+    return replace(answer, waited_for=first, waited_for_finished=read_facts(first).finished)
 
 
 def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:

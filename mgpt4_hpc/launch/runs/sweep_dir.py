@@ -20,7 +20,8 @@ from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
 from mgpt4_hpc.launch.runs.job_ref import note_job
-from mgpt4_hpc.run_dir import SWEEPS, RunDir, find_run, list_sweeps, read_json, write_json
+from mgpt4_hpc.run_dir import SWEEPS, RunDir, list_sweeps, read_json, write_json
+from mgpt4_hpc.run_reference import find_run, find_whole_run
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,14 @@ def remove_empty_sweeps(runs_dir: Path) -> None:
             continue  # broken, and so not known to be empty
 
 
-def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
+def find_runs(names: Iterable[str], runs_dir: Path, *, no_step: str = "") -> list[RunDir]:
     """The runs of these names; a sweep's name stands for all of its runs.
+
+    Args:
+        names: of runs, also by one of their checkpoints, and of sweeps.
+        runs_dir: where they are.
+        no_step: for a command that would change the whole run: what to do where a checkpoint is
+            named, which is refused then.
 
     Raises:
         NoSuchRun: with the names that exist.
@@ -155,7 +162,8 @@ def find_runs(names: Iterable[str], runs_dir: Path) -> list[RunDir]:
         if is_sweep(name, runs_dir):
             found += SweepDir.of(name, runs_dir).runs()
         else:
-            found.append(find_run(name, runs_dir))
+            whole = find_whole_run(name, runs_dir, no_step) if no_step else None
+            found.append(whole or find_run(name, runs_dir))
     return list(dict.fromkeys(found))
 
 

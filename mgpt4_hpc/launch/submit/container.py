@@ -6,10 +6,12 @@ The batch script and its last lines, the supervisor, stay outside, where Slurm's
 from __future__ import annotations
 
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
+from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -56,6 +58,33 @@ def lines_inside(run: RunDir, config: RunConfig) -> list[str]:
         f'export PYTHONPATH={shlex.quote(str(run.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         "export PYTHONSAFEPATH=1",
     ]
+
+
+def container_findings(container: ContainerConfig) -> tuple[list[str], list[str]]:
+    """Faults and notes about the image and the program that runs it.
+
+    An image is a file unless it is the address of one that the runtime fetches. Where not even its
+    folder is there, both may be on the nodes alone.
+    """
+    runtime, image = container.runtime, container.image
+    if runtime == "none":
+        return [], []
+    faults, notes = [], []
+    path = Path(image)
+    if runtime == "pyxis":
+        is_file = image.startswith(("/", "./", "../")) or path.suffix == ".sqsh"
+    else:
+        is_file = "://" not in image
+    if is_file and not path.exists() and not path.parent.exists():
+        notes.append(f"container.image: {path.parent} is not here; is {image} on the nodes?")
+    elif is_file and not path.exists():
+        faults.append(f"container.image {image} does not exist{beside(path)}")
+    elif is_file and not path.is_absolute():
+        # The ranks start in the run's folder.
+        faults.append(f"container.image {image} must be an absolute path: {path.absolute()}")
+    if runtime != "pyxis" and shutil.which(runtime) is None:
+        notes.append(f"container.runtime: {runtime} is not in PATH here; is it on the nodes?")
+    return faults, notes
 
 
 def unmounted(config: RunConfig) -> list[str]:

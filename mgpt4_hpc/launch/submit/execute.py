@@ -7,19 +7,20 @@ from collections.abc import Callable
 
 from mgpt4_hpc.errors import MgptError, PreflightError, SlurmUnconfirmed, StorageTrouble
 from mgpt4_hpc.launch.runs.job_ref import read_ref
+from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
+from mgpt4_hpc.launch.submit.branch import branch
 from mgpt4_hpc.launch.submit.plan import Plan, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
+    complete_run,
     create_run,
     submit_run,
     uninterrupted,
 )
 from mgpt4_hpc.launch.submit.sweep import render_array, write_scripts
 from mgpt4_hpc.run_dir import RunDir, read_json
-from mgpt4_hpc.telemetry.causes import Cause
-from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 Say = Callable[[str], None]
 
@@ -88,12 +89,25 @@ def _submit_chain(plan: Plan, submitted: list[Submitted], say: Say, wait: bool) 
 
 def _submit_one(item: PlannedRun, executor: str) -> Submitted:
     dependency = _dependency(item.follows) if item.follows and executor == "slurm" else None
-    create_run(item.run, item.resolved)
+    _make(item)
     try:
         return submit_run(item.run, item.resolved, executor, dependency=dependency)
     except (SlurmUnconfirmed, StorageTrouble):
         raise  # a job may be there, and needs the folder
     except MgptError:
+        _remove(item.run)
+        raise
+
+
+def _make(item: PlannedRun, code_of: RunDir | None = None) -> None:
+    """Make the run's folder, with another's state where it continues one."""
+    if item.continues is None:
+        create_run(item.run, item.resolved, code_of=code_of)
+        return
+    branch(item.continues, item.run.name, item.run.path.parent, item.resolved)
+    try:
+        complete_run(item.run, item.resolved.config, code_of=code_of)
+    except BaseException:
         _remove(item.run)
         raise
 
@@ -110,7 +124,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
     create_sweep(folder, runs, texts, "slurm", max_parallel=most)
     try:
         for item in plan.runs:
-            create_run(item.run, item.resolved, code_of=made[0] if made else None)
+            _make(item, code_of=made[0] if made else None)
             made.append(item.run)
         script = render_array(
             folder,
@@ -161,8 +175,7 @@ def _dependency(follows: RunDir) -> str | None:
         job = read_json(job_file)
     except (OSError, ValueError):
         return None  # a finished run that was made by torchrun has none
-    attempts = read_ledgers(follows.ledger)
-    if job.get("executor") != "slurm" or (attempts and attempts[-1].cause == Cause.FINISHED):
+    if job.get("executor") != "slurm" or read_facts(follows).finished:
         # Of a run that was preempted once Slurm may remember the end as another preemption.
         return None
     ref = read_ref(job, 0.0, "")

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config.load import Resolved, load_config, read_assignments, unknown_paths
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import (
+    Layer,
+    Resolved,
+    keep_schedule,
+    load_config,
+    read_assignments,
+    unknown_paths,
+)
+from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
-from mgpt4_hpc.launch.runs.run_state import RunState
-from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import join_dependencies
-from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.branch import Branching
+from mgpt4_hpc.launch.submit.preflight import after_faults, existing_faults, preflight
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, ask_cluster
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import choose_executor, render, render_local
 from mgpt4_hpc.launch.submit.sweep import Point, parse_axes, points, render_array, run_names
 from mgpt4_hpc.resources import resolve_path
-from mgpt4_hpc.run_dir import RunDir, find_run
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_reference import (
+    RunReference,
+    find_reference,
+    newest_checkpoint,
+    step_of,
+)
+from mgpt4_hpc.train.inputs.pins import version_drift
 
 DEFAULT_PRESETS = {1: "stage1-vicuna7b", 2: "stage2-vicuna7b"}
 
@@ -39,6 +55,8 @@ class SubmitRequest:
     max_parallel: int | None = None
     site: str | None = None
     after: str | None = None
+    origin: str | None = None
+    continues: bool = False
     executor: str = "auto"
     runs_dir: Path | None = None
     dry_run: bool = False
@@ -46,11 +64,18 @@ class SubmitRequest:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run to be made, and the run whose projector it starts from."""
+    """One run to be made.
+
+    Attributes:
+        run, resolved: its folder and settings.
+        follows: the run whose projector it starts from, and whose job it waits for.
+        continues: the run whose state it takes over.
+    """
 
     run: RunDir
     resolved: Resolved
     follows: RunDir | None = None
+    continues: Branching | None = None
 
 
 @dataclass(frozen=True)
@@ -107,26 +132,36 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
         notes.append(f"site profile {site.name}, chosen by {site.why}")
     resolver = _Resolver(request, str(site.path) if site is not None else None, environ)
     runs_dir = _runs_dir(request, resolver)
-    after = find_run(request.after, runs_dir) if request.after else None
+    resolver.runs_dir = runs_dir
+    after = find_reference(request.after, runs_dir) if request.after else None
+    if request.origin is not None:
+        resolver.begin_from(find_reference(request.origin, runs_dir), runs_dir)
     sweep: PlannedSweep | None = None
     if request.sweep:
         sweep, planned = _plan_sweep(resolver, runs_dir, after)
     else:
         planned = _plan_stages(resolver, runs_dir, after)
+    if request.continues:
+        planned = [replace(item, continues=resolver.continues) for item in planned]
     faults = unknown_paths(resolver.flags, [item.resolved for item in planned])
     if faults:
         raise ConfigError("cannot use these settings", faults=faults)
     reply = SlurmReply.of(executor, dry_run=request.dry_run)
     faults, more = _preflight(planned, sweep, reply, runs_dir)
-    if after is not None and (fault := _after_fault(after, executor)):
-        faults.append(fault)
+    faults += resolver.drift
+    if after is not None and after.run is not None and after.checkpoint is None:
+        faults += after_faults(after.run, executor)
     if executor == "slurm":
         faults += _dependency_faults(planned)
     plan = Plan(
         tuple(planned),
         executor,
         runs_dir,
-        tuple(dict.fromkeys((*notes, *(n for p in planned for n in p.resolved.notes), *more))),
+        tuple(
+            dict.fromkeys(
+                (*notes, *(n for p in planned for n in p.resolved.notes), *resolver.notes, *more)
+            )
+        ),
         tuple(dict.fromkeys(faults)),
         sweep,
         reply.unreachable,
@@ -173,6 +208,13 @@ class _Resolver:
         self.request = request
         self.site = site
         self.environ = environ
+        self.start: dict[str, Any] = {}
+        self.parent: Resolved | None = None
+        self.runs_dir: Path | None = None
+        self.notes: list[str] = []
+        self.base: Layer | None = None
+        self.continues: Branching | None = None
+        self.drift: list[str] = []
         self.flags: dict[str, Any]
         self.flags, self.faults = read_assignments(request.assignments)
         self.flags |= {f"launch.{key}": value for key, value in request.launch.items()}
@@ -184,12 +226,13 @@ class _Resolver:
         self,
         stage: int | None,
         config_name: str | None,
-        follows: RunDir | None,
+        follows: RunReference | None,
         changes: Mapping[str, Any],
     ) -> Resolved:
         """The configuration of one run, with ``changes`` above the order's own flags."""
-        overrides = {**self.flags, **changes}
+        overrides = {**self.start, **self.flags, **changes}
         if follows is not None:
+            overrides = {**self._taken_over(follows, overrides), **overrides}
             overrides["model.projector"] = str(follows.path)
         resolved = load_config(
             config_name,
@@ -199,7 +242,11 @@ class _Resolver:
             environ=self.environ,
             convert_epochs=_steps_of_epochs,
             strict_paths=False,  # looked at for all runs together: each stage has its own sources
+            runs_dir=self.runs_dir,
+            base=self.base,
         )
+        if self.continues is not None and self.parent is not None:
+            resolved = keep_schedule(self.parent.config, resolved, "--from")
         if stage is not None and resolved.config.stage != stage:
             raise ConfigError(
                 f"--stage {stage} was asked for, {config_name} is for stage "
@@ -208,6 +255,46 @@ class _Resolver:
             )
         return resolved
 
+    def begin_from(self, origin: RunReference, runs_dir: Path) -> None:
+        """Take another run's settings, and its weights or all of its state.
+
+        Raises:
+            ConfigError: the reference is no run, or the run has no checkpoint yet.
+        """
+        source = Branching.of(origin)
+        checkpoint = origin.checkpoint or newest_checkpoint(source.run)
+        if checkpoint is None:
+            raise ConfigError(
+                f"--from {source.run.name}: it has no checkpoint yet",
+                fix="wait for its first, or start a run with its settings alone: "
+                f"--config {source.run.config_file}",
+            )
+        step = step_of(checkpoint)
+        self.parent = read_config(source.run.config_file)
+        flat = keys.flatten(self.parent.config.model_dump(mode="json"))
+        self.base = f"run {source.run.name}", {**flat, "name": _free_name(source.run, runs_dir)}
+        if self.request.continues:
+            self.continues = replace(source, step=step, with_code=False)
+            self.drift = version_drift(source.run)
+            self.notes.append(f"continues {source.run.name} from step {step}")
+        else:
+            self.start["model.projector"] = str(checkpoint)
+            self.notes.append(f"starts from the projector of {source.run.name}, step {step}")
+
+    def _taken_over(self, follows: RunReference, flags: Mapping[str, Any]) -> dict[str, Any]:
+        """Bundle and conversation format of an earlier run, for its projector fits no other."""
+        if follows.run is None or not follows.run.config_file.is_file():
+            return {}  # it is made together with this one, or a checkpoint has no run around it
+        flat = keys.flatten(read_config(follows.run.config_file).config.model_dump(mode="json"))
+        wanted = [*_BUNDLE, "text.template", "text.system", "text.prompt"]
+        if flat["text.prompt"] is not None:
+            wanted.append("text.end_symbol")
+        taken = {key: flat[key] for key in wanted if key not in flags}
+        told = ", ".join(f"{key} {taken[key]}" for key in wanted if taken.get(key))
+        if told:
+            self.notes.append(f"as in {follows.run.name}: {told}")
+        return taken
+
 
 def _steps_of_epochs(values: Mapping[str, Any]) -> tuple[int, str]:
     from mgpt4_hpc.data.sources.epochs import steps_of_epochs  # NumPy, which few submissions need
@@ -215,11 +302,21 @@ def _steps_of_epochs(values: Mapping[str, Any]) -> tuple[int, str]:
     return steps_of_epochs(values)
 
 
-def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> list[PlannedRun]:
+_BUNDLE = ("model.weights", "model.variant")
+
+
+def _free_name(run: RunDir, runs_dir: Path) -> str:
+    """The first of NAME-2, NAME-3, ... that no run has."""
+    return next(n for i in count(2) if not (runs_dir / (n := f"{run.name}-{i}")).exists())
+
+
+def _plan_stages(
+    resolver: _Resolver, runs_dir: Path, after: RunReference | None
+) -> list[PlannedRun]:
     request = resolver.request
     planned: list[PlannedRun] = []
     for stage, config_name in _stages(request):
-        follows = planned[-1].run if planned else after
+        follows = RunReference(planned[-1].run) if planned else after
         changes: dict[str, Any] = {}
         if request.stage == "both" and stage == 2:
             # The second stage is 200 times smaller; the job's GPUs were asked for the first.
@@ -229,12 +326,18 @@ def _plan_stages(resolver: _Resolver, runs_dir: Path, after: RunDir | None) -> l
             both = request.stage == "both"
             changes["name"] = f"{request.name}-stage{stage}" if both else request.name
         resolved = resolver.resolve(stage, config_name, follows, changes)
-        planned.append(PlannedRun(RunDir(runs_dir / resolved.config.name), resolved, follows))
+        run = RunDir(runs_dir / resolved.config.name)
+        planned.append(PlannedRun(run, resolved, _job_to_wait_for(follows)))
     return planned
 
 
+def _job_to_wait_for(follows: RunReference | None) -> RunDir | None:
+    """The run that must finish first; a checkpoint that is named is there already."""
+    return follows.run if follows is not None and follows.checkpoint is None else None
+
+
 def _plan_sweep(
-    resolver: _Resolver, runs_dir: Path, after: RunDir | None
+    resolver: _Resolver, runs_dir: Path, after: RunReference | None
 ) -> tuple[PlannedSweep, list[PlannedRun]]:
     request = resolver.request
     if request.stage == "both":
@@ -257,7 +360,8 @@ def _plan_sweep(
             told = error.faults or [error.what]
             faults += [f"{run_name}: {fault}" for fault in told]
         else:
-            planned.append(PlannedRun(RunDir(runs_dir / run_name), resolved, after))
+            run = RunDir(runs_dir / run_name)
+            planned.append(PlannedRun(run, resolved, _job_to_wait_for(after)))
     if faults:
         raise ConfigError("some runs of the sweep cannot be", faults=faults)
     folder = SweepDir.of(name, runs_dir)
@@ -268,6 +372,15 @@ def _stages(request: SubmitRequest) -> list[tuple[int | None, str | None]]:
     configs = list(request.configs)
     if request.max_parallel is not None and not request.sweep:
         raise ConfigError("--max-parallel is given without --sweep", fix="leave it out")
+    if request.continues and request.origin is None:
+        raise ConfigError("--continue is given without --from", fix="say --from RUN which run")
+    if request.origin is not None:
+        if configs or request.after or request.stage == "both":
+            raise ConfigError(
+                "--from excludes --config, --after and --stage both",
+                fix="the settings are those of the run; change them with --set",
+            )
+        return [(int(request.stage) if request.stage else None, None)]
     if request.stage == "both":
         if configs and len(configs) != 2:
             raise ConfigError(
@@ -340,7 +453,7 @@ def _preflight(
     runs_dir: Path,
 ) -> tuple[list[str], list[str]]:
     """Everything that would stop these runs, and what is worth knowing."""
-    faults = _existing_faults([item.run for item in planned])
+    faults = existing_faults([item.run for item in planned])
     if sweep is not None and sweep.folder.path.exists():
         faults.append(
             f"the sweep {sweep.folder.name} exists already: `mgpt4 status {sweep.folder.name}` "
@@ -359,51 +472,13 @@ def _preflight(
                 item.resolved.config,
                 runs_dir,
                 executor=reply.executor,
-                projector_follows=item.follows is not None,
+                projector_follows=item.follows is not None or item.continues is not None,
                 cluster=reply.cluster,
                 array_tasks=len(planned) if sweep is not None else 0,
             )
         except PreflightError as error:
             faults += error.faults
     return faults, list(dict.fromkeys(notes))
-
-
-def _existing_faults(runs: Sequence[RunDir]) -> list[str]:
-    there = [run for run in runs if run.path.exists()]
-    if not there:
-        return []
-    rows = {row.path: row for row in look_at([r for r in there if r.identity_file.is_file()]).rows}
-    return [_existing_fault(run, rows.get(str(run.path))) for run in there]
-
-
-def _existing_fault(run: RunDir, row: RunOverview | None) -> str:
-    if row is None:
-        return f"{run.path} exists already, and is no run: --name starts another"
-    if row.state is RunState.FINISHED:
-        told = f"and is finished ({row.step} steps): nothing is left to do in it"
-    elif row.state.is_live:
-        told = (
-            f"and its job {row.job_id} is alive ({row.text}): `mgpt4 logs -f {run.name}` follows "
-            f"it, `mgpt4 cancel {run.name}` ends it"
-        )
-    else:
-        told = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` goes on with it"
-    return f"the run {run.path} exists already, {told}; --name starts another"
-
-
-def _after_fault(after: RunDir, executor: str) -> str:
-    """Why a job behind that run would start without its projector, or never."""
-    seen = look_at([after])
-    row = seen.rows[0]
-    trained = row.max_steps is not None and (row.checkpoint_step or 0) >= row.max_steps
-    if row.state is RunState.FINISHED or trained:
-        return ""
-    if seen.unreachable is not None:
-        raise seen.unreachable
-    if row.state.is_live and row.executor == executor == "slurm":
-        return ""
-    mend = "wait for it" if row.state.is_live else f"finish it first: mgpt4 resume {after.name}"
-    return f"--after {after.name}: that run is not finished ({row.text}): {mend}"
 
 
 # -- shown ------------------------------------------------------------------------------------

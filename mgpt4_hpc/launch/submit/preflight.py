@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,17 +14,20 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.evaluation.captions import require_libraries
+from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.shared_storage import not_shared
+from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
-from mgpt4_hpc.launch.submit.container import unmounted
+from mgpt4_hpc.launch.submit.container import container_findings, unmounted
 from mgpt4_hpc.launch.submit.preflight_features import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
     projector_findings,
     source_findings,
     template_notes,
-    weights_faults,
+    weights_findings,
 )
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.run_dir import RunDir
 
 
 def preflight(
@@ -55,10 +59,11 @@ def preflight(
         SlurmUnreachable: if the scheduler cannot be asked.
     """
     data_faults, notes = source_findings(config)
-    faults = [*unset_paths(config), *weights_faults(config), *data_faults]
+    weights_faults, sizes = weights_findings(config)
+    faults = [*unset_paths(config), *weights_faults, *data_faults]
     faults += feature_faults(config)
     if not projector_follows:
-        more, told = projector_findings(config)
+        more, told = projector_findings(config, sizes)
         faults += more
         notes += told
     faults += _extra_faults(config)
@@ -75,17 +80,23 @@ def preflight(
     if executor == "slurm":
         more, told = admission_findings(config, cluster or ask_cluster(), array_tasks)
         faults += more
-        notes += told
-        if why := not_shared(runs_dir):
-            notes.append(
-                f"the runs directory {runs_dir} {why}: every node of the job must see it under "
-                "this name"
-            )
+        notes += [*told, *_unshared(runs_dir)]
     elif executor == "local":
         faults += _local_faults(config)
+    if executor != "none":
+        more, told = container_findings(config.container)
+        faults += more
+        notes += told
     if faults:
         raise PreflightError("this job would fail", faults=faults)
     return notes
+
+
+def _unshared(runs_dir: Path) -> list[str]:
+    if why := not_shared(runs_dir):
+        where = "every node of the job must see it under this name"
+        return [f"the runs directory {runs_dir} {why}: {where}"]
+    return []
 
 
 def _extra_faults(config: RunConfig) -> list[str]:
@@ -175,3 +186,45 @@ def _local_faults(config: RunConfig) -> list[str]:
     elif runtime != "none" and shutil.which(runtime) is None:
         faults.append(f"container.runtime {runtime} is not installed on this machine")
     return faults
+
+
+# -- other runs -----------------------------------------------------------------------------------
+
+
+def existing_faults(runs: Sequence[RunDir]) -> list[str]:
+    """That folders of runs to be made are there already, and what to do with each."""
+    there = [run for run in runs if run.path.exists()]
+    if not there:
+        return []
+    rows = {row.path: row for row in look_at([r for r in there if r.identity_file.is_file()]).rows}
+    return [_existing_fault(run, rows.get(str(run.path))) for run in there]
+
+
+def _existing_fault(run: RunDir, row: RunOverview | None) -> str:
+    if row is None:
+        return f"{run.path} exists already, and is no run: --name starts another"
+    if row.state is RunState.FINISHED:
+        told = f"and is finished ({row.step} steps): nothing is left to do in it"
+    elif row.state.is_live:
+        told = (
+            f"and its job {row.job_id} is alive ({row.text}): `mgpt4 logs -f {run.name}` follows "
+            f"it, `mgpt4 cancel {run.name}` ends it"
+        )
+    else:
+        told = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` goes on with it"
+    return f"the run {run.path} exists already, {told}; --name starts another"
+
+
+def after_faults(after: RunDir, executor: str) -> list[str]:
+    """Why a job behind that run would start without its projector, or never."""
+    seen = look_at([after])
+    row = seen.rows[0]
+    trained = row.max_steps is not None and (row.checkpoint_step or 0) >= row.max_steps
+    if row.state is RunState.FINISHED or trained:
+        return []
+    if seen.unreachable is not None:
+        raise seen.unreachable
+    if row.state.is_live and row.executor == executor == "slurm":
+        return []
+    mend = "wait for it" if row.state.is_live else f"finish it first: mgpt4 resume {after.name}"
+    return [f"--after {after.name}: that run is not finished ({row.text}): {mend}"]

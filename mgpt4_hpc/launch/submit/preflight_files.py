@@ -16,42 +16,86 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
-from mgpt4_hpc.model.conversion.variants import require_variant
+from mgpt4_hpc.model.conversion.parts import LLM_FOLDER
+from mgpt4_hpc.model.conversion.variants import (
+    VARIANTS,
+    find_variant,
+    projector_faults,
+    require_variant,
+)
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.llm_files.check import check_llm
-from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template
+from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template, read_llm_config
+from mgpt4_hpc.model.weight_files.headers import read_header
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
 
 _SHOWN = 3
+_SPARE_TOKENS = 64
+"""Tokens that copies of one language model add to its vocabulary, as Vicuna v0 its padding."""
 
 
 def weights_faults(config: RunConfig) -> list[str]:
     """What is wrong with the bundle: another model's, not what was imported, or not loadable."""
+    return weights_findings(config)[0]
+
+
+def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]:
+    """Faults of the bundle, and its sizes where they are known."""
     weights = config.model.weights
     if not weights:
-        return []  # told already
+        return [], None  # told already
     folder = Path(weights)
     if not folder.is_dir():
-        return [f"model.weights {weights} is no folder: make it with `mgpt4 weights import`"]
+        near = beside(folder)
+        return [
+            f"model.weights {weights} is no folder{near}: `mgpt4 weights import` makes one"
+        ], None
     try:
         if not (folder / BUNDLE_FILE).exists():
             found = check_bundle(folder, torch_free=True)
+            sizes = None
             if "architecture" in found.facts:
                 sizes = Architecture.from_dict(found.facts["architecture"])
                 require_variant(config.model.variant, sizes, weights)
-            return [f"model.weights: {fault}" for fault in found.faults]
+            faults = [f"model.weights: {fault}" for fault in found.faults]
+            faults += _other_llm_faults(config, sizes, folder / LLM_FOLDER)
+            return faults, None if faults else sizes
         manifest = BundleManifest.read(folder / BUNDLE_FILE)
         require_variant(config.model.variant, manifest.architecture, weights)
         # Sizes and samples of each file: the towers' shapes were checked when it was imported.
         llm_dir = manifest.llm_dir(folder)
         faults = manifest.faults(folder) or check_llm(llm_dir, torch_free=True).faults
-        return [
-            *(f"model.weights: {fault}" for fault in faults),
-            *_template_faults(config, llm_dir),
-        ]
+        faults = [f"model.weights: {fault}" for fault in faults]
+        faults += _other_llm_faults(config, manifest.architecture, llm_dir)
+        return [*faults, *_template_faults(config, llm_dir)], manifest.architecture
     except MgptError as error:
-        return [f"{error.what} ({error.fix})"]
+        return [f"{error.what} ({error.fix})"], None
+
+
+def _other_llm_faults(config: RunConfig, sizes: Architecture | None, llm_dir: Path) -> list[str]:
+    """Whether a language model has only the width of the one that the settings are for."""
+    wanted = VARIANTS.get(config.model.variant)
+    if wanted is None or sizes is None or find_variant(sizes) != wanted:
+        return []
+    try:
+        llm = read_llm_config(llm_dir)
+    except MgptError:
+        return []  # told already
+    others = [
+        f"{key} {llm[key]} instead of {size}"
+        for key, size in wanted.llm_config.items()
+        if isinstance(size, int)
+        and isinstance(llm.get(key), int)
+        and abs(llm[key] - size) > (_SPARE_TOKENS if key == "vocab_size" else 0)
+    ]
+    if not others:
+        return []
+    return [
+        f"model.weights: these settings are for {wanted.name}, and the language model in {llm_dir} "
+        f"is another one ({', '.join(others)}): use --set model.variant=any, and as text.template "
+        "the conversation format of that model"
+    ]
 
 
 def _template_faults(config: RunConfig, llm_dir: Path) -> list[str]:
@@ -132,34 +176,68 @@ def _some(paths: set[Path]) -> str:
     return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
 
 
-def projector_findings(config: RunConfig) -> tuple[list[str], list[str]]:
-    """Faults and notes about what stage 2 starts from."""
+def projector_findings(
+    config: RunConfig, sizes: Architecture | None = None
+) -> tuple[list[str], list[str]]:
+    """Faults and notes about the projector to start from.
+
+    Args:
+        config: of the run.
+        sizes: of its bundle, which the projector must fit; None if they are not known.
+    """
     projector = config.model.projector
     if projector is None:
         return missing_start(config), []
     path = Path(projector)
     if not path.exists():
-        return [f"model.projector {projector} does not exist"], []
+        return [f"model.projector {projector} does not exist{beside(path)}"], []
+    faults: list[str] = []
+    notes: list[str] = []
     if (path / "run.json").exists():
-        return _run_findings(path)
-    if (path / "manifest.json").exists():
+        faults, notes, path = _run_findings(path)
+    elif (path / "manifest.json").exists():
         fault = checkpoint_fault(path)
-        return ([f"model.projector {fault}"] if fault else []), []
-    return [], []
+        faults = [f"model.projector {fault}"] if fault else []
+    elif path.is_dir():
+        faults = [f"model.projector {projector} is neither a run, a checkpoint nor a file"]
+    return faults or _width_faults(path, sizes), notes
 
 
-def _run_findings(run: Path) -> tuple[list[str], list[str]]:
-    """A run's newest checkpoint that verifies counts; one that does not is passed over."""
+def _width_faults(path: Path, sizes: Architecture | None) -> list[str]:
+    """Whether a checkpoint's or a file's projector fits the bundle; only its header is read."""
+    if sizes is None or sizes.llm_dim is None:
+        return []
+    file = path / file_name("projector") if path.is_dir() else path
+    try:
+        header = read_header(file)
+    except MgptError as error:
+        return [f"model.projector: {error.what}"]
+    shapes = [
+        info.shape for name, info in header.items() if f".{name}".endswith(".llama_proj.weight")
+    ]
+    if not shapes:
+        return [f"model.projector: {file} holds no llama_proj.weight"]
+    if len(shapes[0]) != 2:
+        return [f"model.projector: the llama_proj.weight in {file} is no matrix"]
+    return [
+        f"model.projector {path}: {fault}"
+        for fault in projector_faults(sizes, sizes.llm_dim, (shapes[0][0], shapes[0][1]))
+    ]
+
+
+def _run_findings(run: Path) -> tuple[list[str], list[str], Path]:
+    """Faults, notes, and the newest checkpoint that verifies; one that does not is passed over."""
     steps = sorted(run.glob("checkpoints/step-*"), reverse=True)
     if not steps:
-        return [f"model.projector: the run {run} has no checkpoint yet: use --after {run.name}"], []
+        fault = f"model.projector: the run {run} has no checkpoint yet: use --after {run.name}"
+        return [fault], [], run
     damaged: list[str] = []
     for step in steps:
         fault = checkpoint_fault(step)
         if not fault:
-            return [], [f"{one}: {step.name} is taken instead" for one in damaged]
+            return [], [f"{one}: {step.name} is taken instead" for one in damaged], step
         damaged.append(f"model.projector: {fault}")
-    return damaged, []
+    return damaged, [], run
 
 
 def checkpoint_fault(path: Path) -> str:

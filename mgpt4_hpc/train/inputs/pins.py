@@ -26,6 +26,11 @@ NOTED = ("numpy", "pillow", "simplejpeg", "safetensors", "tokenizers")
 """Libraries whose change is worth a line and no more: their results are pinned by tests."""
 
 _ABOUT, _NOTED = "about", "noted"
+_CONFIG, _SETTINGS = "config", "settings"
+"""Digests of the settings: with paths and last step as older runs have it, and without."""
+_VALUES = "values"
+"""Among what is kept for people: the settings themselves, to name those that changed."""
+_NO_INPUTS = frozenset({_CONFIG, _SETTINGS, _ABOUT, _NOTED})
 _EARLIER = "earlier configs"
 """Among what is kept for people: digests of the settings before a person accepted others."""
 
@@ -53,15 +58,17 @@ def check_pins(
     found: Mapping[str, Any],
     about: Mapping[str, Any],
     tell: Callable[[list[str], bool], None],
+    note_changes: Callable[[list[str]], None] = lambda changes: None,
 ) -> frozenset[str] | None:
     """Pin a run at its first start, and compare at every other. Called by rank 0.
 
     Args:
         run: the run.
         found: hashes of everything outside the run that decides its result.
-        about: where these things were, for people; files may move.
+        about: where these things were, for people; files may move. Under ``values`` the settings.
         tell: told of differences that the run goes on with, and whether a person accepted them
             (else they matter little).
+        note_changes: told once which settings are not those of the last start.
 
     Returns:
         Digests of the settings under which the run's checkpoints may have been made; None if a
@@ -79,21 +86,62 @@ def check_pins(
         _write(run, found, about, noted)
     else:
         minor = _differences(pinned.get(_NOTED, {}), noted, _same_keys)
-        changed = _differences(pinned, found, _grown)
-        if changed and accepted is None:
+        values = changed_values(pinned, about.get(_VALUES, {}))
+        changed = _drift(pinned, found, values)
+        if changed and not _is_accepted(accepted, pinned, found):
             raise drifted(run, changed)
         if changed:
-            tell([*changed, f"accepted by {accepted}"], True)
+            tell([*changed, f"accepted by {(accepted or {}).get('by', 'a person')}"], True)
         if minor:
             tell(minor, False)
+        if values:
+            note_changes(values)
         earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))
-        if pinned.get("config") != found.get("config"):
-            earlier.append(str(pinned.get("config")))
-            about = {**about, _EARLIER: earlier}
-        if {**pinned, _ABOUT: None} != {**found, _NOTED: noted, _ABOUT: None}:
-            _write(run, found, {**pinned.get(_ABOUT, {}), **about}, noted)
+        digests = [str(pinned[key]) for key in (_CONFIG, _SETTINGS) if key in pinned]
+        earlier += [one for one in digests if one not in (*earlier, *found.values())]
+        about = {**about, _EARLIER: earlier} if earlier else about
+        about = {**pinned.get(_ABOUT, {}), **about}
+        if pinned != {**found, _NOTED: noted, _ABOUT: about}:
+            _write(run, found, about, noted)
     run.drift_accepted.unlink(missing_ok=True)  # for this start, not for ever
-    return None if accepted is not None else frozenset([str(found.get("config")), *earlier])
+    now = [str(found[key]) for key in (_CONFIG, _SETTINGS) if key in found]
+    return None if accepted is not None else frozenset([*now, *earlier])
+
+
+def changed_values(pinned: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Which settings are not those of the last start; none where an older release pinned it."""
+    return _differences(pinned.get(_ABOUT, {}).get(_VALUES, {}), values, _same_keys)
+
+
+def repin_values(run: RunDir, values: Mapping[str, Any]) -> None:
+    """Note settings that changed while the run trains, so that the next start finds none new."""
+    pinned = read_json(run.pins_file)
+    write_json(run.pins_file, {**pinned, _ABOUT: {**pinned.get(_ABOUT, {}), _VALUES: values}})
+
+
+def _drift(pinned: Mapping[str, Any], found: Mapping[str, Any], values: list[str]) -> list[str]:
+    """What decides the result and is not what it was; of settings their names, where known."""
+    inputs = _differences(
+        {key: value for key, value in pinned.items() if key not in _NO_INPUTS},
+        {key: value for key, value in found.items() if key not in _NO_INPUTS},
+        _grown,
+    )
+    digest = _SETTINGS if _SETTINGS in pinned else _CONFIG
+    if pinned.get(digest) == found.get(digest):
+        return inputs
+    digests = f"config was {pinned.get(_CONFIG)}, is {found.get(_CONFIG)}"
+    return [digests, *values, *inputs]
+
+
+def _is_accepted(
+    accepted: Mapping[str, Any] | None, pinned: Mapping[str, Any], found: Mapping[str, Any]
+) -> bool:
+    """Whether a person accepts what changed: all of it, or the settings alone."""
+    if accepted is None or accepted.get(_SETTINGS) is None:
+        return accepted is not None
+    return accepted[_SETTINGS] == found.get(_SETTINGS) and not _drift(
+        {**pinned, _SETTINGS: found.get(_SETTINGS)}, found, []
+    )
 
 
 def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:
@@ -144,18 +192,22 @@ def drifted(run: RunDir, changed: list[str]) -> RunLocked:
     )
 
 
-def accept_drift(run: RunDir) -> None:
-    """Let the next start go on though something changed; the ledger will name who said so."""
-    write_json(run.drift_accepted, {"by": user_name(), "time": time.time()})
+def accept_drift(run: RunDir, settings: str | None = None) -> None:
+    """Let the next start go on though something changed; the ledger will name who said so.
+
+    ``settings`` is the digest of those that are accepted, where nothing else may differ.
+    """
+    marker = {"by": user_name(), "time": time.time(), _SETTINGS: settings}
+    write_json(run.drift_accepted, marker)
 
 
-def _accepted_by(run: RunDir) -> str | None:
+def _accepted_by(run: RunDir) -> dict[str, Any] | None:
     try:
-        return str(read_json(run.drift_accepted).get("by", "a person"))
+        return read_json(run.drift_accepted)
     except FileNotFoundError:
         return None
     except ValueError:
-        return "a person"  # made by hand with `touch`: the wish is plain
+        return {}  # made by hand with `touch`: the wish is plain
 
 
 def _differences(

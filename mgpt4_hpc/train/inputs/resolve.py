@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mgpt4_hpc.checkpoint.store import Checkpoint, CheckpointStore
-from mgpt4_hpc.config.load import config_digest
+from mgpt4_hpc.config.load import config_digest, settings_digest, step_settings
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed, is_url
 from mgpt4_hpc.data.encoding.plan import missing_from, plan_encoding, sample_order
@@ -24,7 +24,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
-from mgpt4_hpc.train.inputs.pins import check_pins
+from mgpt4_hpc.train.inputs.pins import check_pins, drifted, read_pins
 from mgpt4_hpc.train.recorder import Recorder
 
 
@@ -34,12 +34,14 @@ class Inputs:
 
     Attributes:
         indexes: path of each source's index, by the source's name.
-        start: weights to start from; None where the bundle or the seed decides.
+        start: weights to start from; None where the bundle, the seed or a checkpoint decides.
+        start_content: hash of the weights that the run started from; None where it had none.
         checkpoint: to go on from; None at a fresh start.
     """
 
     indexes: dict[str, str]
     start: StartWeights | None
+    start_content: str | None
     checkpoint: Checkpoint | None
 
     @property
@@ -77,22 +79,25 @@ def find_inputs(
     """
     indexes, digests = _prepare_sources(run, config, recorder, on_progress)
     features = _find_features(config, bundle, indexes, digests, device)
-    start = find_start_weights(config.model.projector) if config.model.projector else None
+    start, content = _find_start(run, config, store)
     settings = check_pins(
         run,
         {
             "bundle": bundle.digest,
             "config": config_digest(config),
+            "settings": settings_digest(config),
             **{f"index {name}": digest for name, digest in digests.items()},
-            "projector": start.content if start else None,
+            "projector": content,
             "features": features,
         },
         about={
-            "projector": start.source if start else None,
+            "projector": start.source if start else config.model.projector,
             "features": config.data.feature_cache,
+            "values": pinned_values(config),
             **indexes,
         },
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
+        note_changes=lambda changes: recorder.event(Kind.CHANGED, what=changes),
     )
     store.clean_stale()
     lineage = run.lineage
@@ -100,11 +105,43 @@ def find_inputs(
         on_bad=lambda path, why: _report_bad(recorder, path, why),
         foreign=lambda meta: _foreign(meta, lineage, settings),
     )
+    if checkpoint is None and content is not None and start is None:
+        start = _start_after_all(run, config, content)
     if checkpoint is not None:
         _report_restore(recorder, checkpoint)
     if is_streamed(config):
         _tell_of_streams(recorder, checkpoint is not None)
-    return Inputs(indexes, start, checkpoint)
+    return Inputs(indexes, start, content, checkpoint)
+
+
+def pinned_values(config: RunConfig) -> dict[str, Any]:
+    """The settings whose change is noted: what decides a step, and how many steps there are."""
+    return {**step_settings(config), "train.max_steps": config.train.max_steps}
+
+
+def _find_start(
+    run: RunDir, config: RunConfig, store: CheckpointStore
+) -> tuple[StartWeights | None, str | None]:
+    """The projector to start from and the hash of its content.
+
+    A run with a checkpoint of its own does not need it again: only the hash is told then.
+    """
+    if config.model.projector is None:
+        return None, None
+    accepted = run.drift_accepted.exists()
+    pinned = (read_pins(run, accepted=accepted) or {}).get("projector")
+    if pinned is not None and store.steps():
+        return None, pinned
+    start = find_start_weights(config.model.projector)
+    return start, start.content
+
+
+def _start_after_all(run: RunDir, config: RunConfig, content: str) -> StartWeights:
+    """The projector to start from where no checkpoint can be used; it must be the pinned one."""
+    start = find_start_weights(config.model.projector or "")
+    if start.content != content:
+        raise drifted(run, [f"projector was {content}, is {start.content}"])
+    return start
 
 
 def _prepare_sources(
@@ -147,7 +184,7 @@ def _foreign(
     other = meta.get("run")
     if other is not None and other not in lineage:
         return f"it is of another run, {other}"
-    digest = meta.get("config_digest")
+    digest = meta.get("settings_digest", meta.get("config_digest"))
     if settings is not None and digest is not None and digest not in settings:
         return f"it was made with other settings (config digest {digest})"
     return ""

@@ -1,6 +1,8 @@
 """``data``: convert, index, stats, pack and check on a few samples."""
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,18 @@ def test_a_cut_shard_is_quarantined_by_shard_and_reason(mgpt4: Mgpt4, shards: Pa
     told = mgpt4("data", "check", shards, "--json").json
     assert {entry["shard"] for entry in told["quarantined"]} == {"00001.tar"}
     assert 8 <= told["num_samples"] < 16
+
+
+def test_a_check_without_decoding_looks_for_captions_too(mgpt4: Mgpt4, shards: Path) -> None:
+    with tarfile.open(shards / "00002.tar", "w") as tar:
+        for name, data in (("1.jpg", b"no image"), ("1.json", b"{}"), ("2.jpg", b"no image"),
+                           ("2.txt", b"a dog")):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    told = mgpt4("data", "check", shards, "--json").json
+    assert [(entry["shard"], entry["key"]) for entry in told["quarantined"]] == [("00002.tar", "1")]
+    assert "caption" in told["quarantined"][0]["reason"] and told["num_samples"] == 17
 
 
 def test_pack(mgpt4: Mgpt4, world: TinyWorld) -> None:

@@ -1,13 +1,15 @@
 """``resume``: whether a run is free, what may change, and what is left if no job can be had."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mgpt4_hpc.config.load import Resolved
+from mgpt4_hpc.config.load import Resolved, settings_digest
 from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.errors import MgptError, SlurmRejected
 from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
 from mgpt4_hpc.launch.manage.resume import Resumption
@@ -15,9 +17,10 @@ from mgpt4_hpc.launch.manage.resume_many import resume_many
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested, request_cancel
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.launch.submit.submit_run import Submitted
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
+from tests.support.tiny_world import TinyWorld
 
 
 class Submissions:
@@ -102,8 +105,9 @@ def test_allowed_changes_are_recorded(
     ("arguments", "told"),
     [
         (["--set", "lr=0.1"], "train.lr: 0.01 decides the result"),
-        (["--set", "max_steps=200"], "train.max_steps: 100 decides the result"),
-        (["--set", "seed=1"], "seed: 42 decides the result"),
+        (["--set", "weight_decay=0.1"], "--accept-drift makes it 0.1"),
+        (["--set", "seed=1"], "seed: 42 decides the result and can never change"),
+        (["--set", "seed=1", "--accept-drift"], "seed: 42 decides the result"),
         (["--set", "stage=2"], "stage: 1 decides the result"),
         (["--set", "name=other"], "a run keeps its name"),
         (["--set", "lrr=1"], "did you mean train.lr?"),
@@ -402,3 +406,119 @@ def test_several_runs_here_follow_each_other(
     assert told == ["begin a", "end a", "begin b", "end b", "begin c"]
     assert [one.run for one in done] == runs
     assert [error.what for error in errors] == ["a did not finish"]
+
+
+# -- going further -----------------------------------------------------------------------------
+
+
+def finish(run: RunDir, at: int) -> None:
+    """As today's trainer ends a run: with the number of its steps."""
+    attempt(run, 2, first=21, last=at, cause="finished")
+    file = run.ledger / "attempt-0002.jsonl"
+    *lines, end = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, json.dumps({**json.loads(end), "all_steps": at}), ""]))
+
+
+def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    run.resubmit_needed.unlink()
+    finish(run, at=100)
+    held = settings_digest(read_config(run.config_file).config)
+    for fewer in ("100", "50"):
+        ended = mgpt4("resume", "one", "--set", f"max_steps={fewer}", "--json")
+        assert ended.json["finished"] is True and submissions.asked == []
+    ended = mgpt4("resume", "one", "--set", "max_steps=300")
+    assert ended.code == 0, ended.err
+    assert "the cosine has 100 steps" in ended.err
+    config = read_config(run.config_file).config
+    assert (config.train.max_steps, config.train.lr_steps) == (300, 100)
+    assert settings_digest(config) == held and not run.drift_accepted.exists()
+    (row,) = mgpt4("status", "one", "--json").json
+    assert row["state"] != "finished", "it has 200 steps to go"
+    # Another length of the cosine changes the steps to come, and nothing else may have changed.
+    ended = mgpt4("resume", "one", "--set", "max_steps=400", "--set", "lr_steps=400")
+    assert ended.code == 0, ended.err
+    config = read_config(run.config_file).config
+    assert read_json(run.drift_accepted)["settings"] == settings_digest(config) != held
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
+def test_a_job_that_waits_or_trains_is_given_more_steps(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
+) -> None:
+    slurm.squeue = squeue_row("17", state)
+    ended = mgpt4("resume", "one", "--set", "max_steps=300", "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["job_id"], ended.json["finished"]) == ("17", False)
+    assert read_config(run.config_file).config.train.max_steps == 300
+    assert submissions.asked == []
+    assert "its slurm job 17" in mgpt4("resume", "one", "--set", "max_steps=200").out
+    for more in (["--set", "max_steps=400", "--gpus", "2"], ["--set", "lr_steps=10"]):
+        assert mgpt4("resume", "one", *more).code == 7, "only a new job reads that"
+
+
+def test_what_decides_the_steps_to_come_changes_when_a_person_accepts_it(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    changes = ["--set", "lr=0.001", "--set", "global_batch_size=4", "--set", "data.shares.laion=3"]
+    ended = mgpt4("resume", "one", *changes)
+    assert ended.code == 2 and submissions.asked == []
+    for key in ("train.lr", "train.global_batch_size", "data.s"):
+        assert key in ended.err
+    assert "mgpt4 submit --from RUN" in ended.err
+    ended = mgpt4("resume", "one", *changes, "--accept-drift")
+    assert ended.code == 0, ended.err
+    config = read_config(run.config_file).config
+    assert (config.train.lr, config.data.sources[0].weight) == (0.001, 3)
+
+
+def test_a_run_of_older_code_is_written_nothing_that_it_does_not_know(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith(("  lr_steps:", "  shares:"))]
+    run.config_file.write_text("".join(older))
+    assert mgpt4("resume", "one", "--set", "launch.max_crashes=9").code == 0
+    text = run.config_file.read_text()
+    assert "max_crashes: 9" in text and "lr_steps" not in text and "shares" not in text
+    ended = mgpt4("resume", "one", "--set", "max_steps=200")
+    assert ended.code == 2 and "train.lr_steps: the run's own code" in ended.err
+    ended = mgpt4("resume", "one", "--set", "model.weights=/elsewhere")
+    assert ended.code == 2 and "model.weights" in ended.err
+
+
+def test_paths_are_where_to_look_and_content_is_compared(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    world: TinyWorld,
+    tmp_path: Path,
+) -> None:
+    moved = ["--set", "model.weights=/new/weights", "--set", "data.paths.laion=/new/laion"]
+    assert mgpt4("resume", "one", *moved).code == 0
+    assert read_config(run.config_file).config.data.sources[0].path == "/new/laion"
+    shards = sorted(world.shards("laion").glob("*.tar"))
+    for number, held_to, code in ((1, None, 0), (2, "another", 7)):
+        index = tmp_path / f"{number}.index"
+        build_index(shards, index, name="laion")
+        write_json(run.pins_file, {"index laion": held_to or ShardIndex.open(index).digest})
+        source = f"[{{name: laion, path: {world.shards('laion')}, index: {index}}}]"
+        ended = mgpt4("resume", "one", "--set", f"data.sources={source}")
+        assert ended.code == code, ended.err
+    assert "index laion was another" in ended.err
+
+
+def test_a_checkpoint_is_no_run_to_resume_or_remove(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    (run.checkpoints / "step-00000020").mkdir(exist_ok=True)
+    (run.checkpoints / "step-00000020" / "manifest.json").write_text("{}")
+    for command in ("resume", "rm"):
+        for name in ("one@20", "one/checkpoints/step-20", "one/checkpoints/step-00000020"):
+            ended = mgpt4(command, name)
+            assert ended.code == 6 and "is one checkpoint" in ended.err
+    for command in ("status", "history", "usage", "logs", "config show"):
+        whole, part = (mgpt4(*command.split(), name) for name in ("one", "one@20"))
+        assert (part.code, part.out.replace("one@20", "one")) == (whole.code, whole.out)

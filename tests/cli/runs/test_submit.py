@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.checkpoint.store import CheckpointStore
+from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import SlurmUnreachable
 from mgpt4_hpc.launch.slurm.cluster import parse_slurm_site
 from mgpt4_hpc.launch.submit import execute, plan
@@ -18,6 +20,7 @@ from mgpt4_hpc.run_dir import RunDir, read_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
 
 PARTITIONS = "PartitionName=a100 Default=YES MaxTime=2-00:00:00 State=UP TotalNodes=1\n"
 NODES = "NodeName=n1 CPUTot=64 Gres=gpu:a100:4 State=IDLE Partitions=a100\n"
@@ -350,3 +353,78 @@ def test_the_runs_lie_where_explain_says(
     if flag is None:
         (told,) = mgpt4("config", "explain", config, "launch.runs_dir", "--json").json
         assert told["value"] == expected
+
+
+# -- from another run, and behind one ------------------------------------------------------------
+
+
+def test_a_run_from_another_has_its_settings_and_its_weights(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    sbatch: Path,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = make_trained_run(world, tmp_path / "runs" / "one", 1, train__lr=0.003)
+    monkeypatch.setenv("MGPT4_TRAIN__LR", "0.5")
+    ended = mgpt4("submit", "--from", "one", "--set", "weight_decay=0.1", "--json")
+    assert ended.code == 0, ended.err
+    assert [job["run"] for job in ended.json] == ["one-2"]
+    config = read_config(Path("runs/one-2/config.yaml")).config
+    assert (config.train.lr, config.train.weight_decay) == (0.003, 0.1)
+    assert config.model.projector == str(one.checkpoints / "step-00000012")
+    ended = mgpt4("submit", "--from", "one@12", "--name", "two", "--sweep", "lr=0.1,0.2", "--json")
+    assert ended.code == 0 and len(ended.json) == 2
+    for wrong, code in (
+        (["one@13"], 6), (["other"], 6), (["one", "--config", "toy-stage1"], 2),
+        (["one", "--after", "one"], 2), (["one", "--stage", "2"], 2),
+    ):  # fmt: skip
+        assert mgpt4("submit", "--from", *wrong).code == code
+    assert mgpt4("submit", "--config", "toy-stage1", "--continue").code == 2
+
+
+def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
+    mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    one = make_trained_run(world, tmp_path / "runs" / "one", 1, step=9)
+    CheckpointStore(one.checkpoints).commit(12, {"projector": {}}, {"samples_seen": 12})
+    one.record_identity()
+    submitted(one, "17")
+    (one.slurm / "17_0_log.out").write_text("its log")
+    before = sorted(one.path.rglob("*"))
+    ended = mgpt4(
+        "submit", "--from", "one@9", "--continue", "--name", "two", "--set", "max_steps=40"
+    )
+    assert ended.code == 0, ended.err
+    two = RunDir(Path("runs/two").absolute())
+    assert [path.name for path in two.checkpoints.iterdir()] == ["step-00000009"]
+    assert two.run_id != one.run_id and one.run_id in two.lineage
+    assert (two.code / "mgpt4_hpc").is_dir() and not list(two.slurm.glob("*log*"))
+    train = read_config(two.config_file).config.train
+    assert (train.max_steps, train.lr_steps) == (40, 12)
+    assert sorted(one.path.rglob("*")) == before
+
+
+def test_a_second_stage_takes_over_bundle_and_conversation_format(
+    mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    format_ = {"text__prompt": "<user>{}<bot>", "text__end_symbol": "</s>"}
+    make_trained_run(world, tmp_path / "runs" / "one", 1, step=13, **format_)
+    attempt(RunDir(tmp_path / "runs" / "one"), 1, first=1, last=12, cause="finished")
+    sources = f"data.paths.cc_sbu_align={world.align}"
+    ended = mgpt4("submit", "--config", "toy-stage2", "--set", sources, "--after", "one")
+    assert ended.code == 0, ended.err
+    assert f"as in one: model.weights {world.weights}" in ended.err
+    config = read_config(Path("runs/toy-stage2/config.yaml")).config
+    assert (config.model.weights, config.text.prompt) == (str(world.weights), "<user>{}<bot>")
+    other = ("--name", "two", "--set", "text.prompt=###{}", "--set", "text.end_symbol=###")
+    assert (
+        mgpt4(
+            "submit", "--config", "toy-stage2", "--set", sources, "--after", "one@13", *other
+        ).code
+        == 0
+    )
+    config = read_config(Path("runs/two/config.yaml")).config
+    assert config.text.prompt == "###{}"
+    assert (config.model.projector or "").endswith("one/checkpoints/step-00000013")

@@ -13,10 +13,12 @@ import yaml
 from mgpt4_hpc.config.load import (
     config_digest,
     env_layer,
+    keep_schedule,
     load_config,
     merge,
     parse_assignments,
     read_assignments,
+    settings_digest,
 )
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
@@ -372,3 +374,43 @@ def test_what_stops_a_run_is_no_part_of_its_digest_and_needs_a_held_out_loss(fil
     ]
     with_both = load_config(file, overrides={**changes, "train.eval_every_steps": 5})
     assert config_digest(with_both.config) == config_digest(plain.config)
+
+
+def test_a_run_is_held_to_what_its_steps_do_and_not_to_paths_or_their_number(file: Path) -> None:
+    base = load_config(file)
+    held = settings_digest(base.config)
+    for same in (
+        {"model.weights": "/elsewhere"},
+        {"model.projector": "/elsewhere.pth"},
+        {"data.paths.laion": "/elsewhere"},
+        {"train.max_steps": 40, "train.lr_steps": base.config.train.max_steps},
+        {"data.shares.laion": base.config.data.sources[0].weight},
+    ):
+        assert settings_digest(load_config(file, overrides=same).config) == held, same
+    for other in (
+        {"train.max_steps": 40},
+        {"train.lr_steps": 9},
+        {"train.lr": 0.02},
+        {"seed": 1},
+        {"data.shares.laion": 5},
+    ):
+        assert settings_digest(load_config(file, overrides=other).config) != held, other
+
+
+def test_shares_stand_above_the_sources_own_weights(file: Path) -> None:
+    overrides, faults = read_assignments(["data.shares.laion=5"])
+    assert faults == []
+    assert load_config(file, overrides=overrides).config.data.sources[0].weight == 5
+    for wrong, told in (("nobody=1", "no data source 'nobody'"), ("laion=0", "greater than 0")):
+        overrides, _ = read_assignments([f"data.shares.{wrong}"])
+        with pytest.raises(ConfigError, match=told):
+            load_config(file, overrides=overrides)
+
+
+def test_a_longer_run_keeps_the_length_of_its_cosine(file: Path) -> None:
+    old = load_config(file).config
+    longer = keep_schedule(old, load_config(file, overrides={"train.max_steps": 99}), "resume")
+    assert longer.config.train.lr_steps == old.train.max_steps
+    assert longer.origin("train.lr_steps") == "resume"
+    asked = load_config(file, overrides={"train.max_steps": 99, "train.lr_steps": 50})
+    assert keep_schedule(old, asked, "resume").config.train.lr_steps == 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +323,18 @@ def test_bad_samples_are_told_before_the_save_and_counted_since_the_run_began() 
     (logged,) = [note[2] for note in notes if note[0] == "log"]
     assert logged[tags.SKIPPED] == 8.0
     assert loop.state == TrainState(3, 30, samples_replaced=9), "not what was never trained on"
+
+
+@pytest.mark.parametrize(
+    ("plan", "last"),
+    [([4, 4, 7, 7, 7, 7], 7), ([4, 6, 6, 6], 6), ([3, 3], 3), ([1], 2)],
+    ids=["more at the end", "more on the way", "fewer", "fewer than there are"],
+)
+def test_a_run_follows_a_plan_that_changes(plan: list[int], last: int) -> None:
+    """Asked with each line of the log (every second step and the last), and before it ends."""
+    notes: Notes = []
+    answers = chain(plan, repeat(plan[-1]))
+    loop = make_loop(notes, planned_steps=lambda: next(answers))
+    assert train(loop) == (Ending.FINISHED, "")
+    assert [note[1] for note in notes if note[0] == "step"] == list(range(last))
+    assert notes[-1] == ("save", last, 10 * last)

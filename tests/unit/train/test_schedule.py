@@ -46,3 +46,10 @@ def test_a_start_above_the_peak_is_cut_to_it() -> None:
 def test_it_is_read_from_the_settings() -> None:
     config = load_config("stage1-vicuna7b").config.train
     assert WarmupCosine.from_config(config) == STAGE1
+
+
+def test_beyond_its_cosine_a_run_has_the_lowest_rate() -> None:
+    config = load_config("stage1-vicuna7b", overrides={"train.max_steps": 50000}).config.train
+    longer = WarmupCosine.from_config(config.model_copy(update={"lr_steps": 20000}))
+    assert longer == STAGE1
+    assert longer(20000) == longer(35000) == longer(49999) == 8e-5

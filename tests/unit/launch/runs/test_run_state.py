@@ -1,5 +1,6 @@
 """What a run is said to be doing, whatever squeue, sacct and its folder hold."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,20 @@ def test_what_was_left_behind(run: RunDir) -> None:
     assert said(run, SILENT) == ("stopped", f"stopped: {RESUME}")
     run.failed.write_text("crashed 6 times, launch.max_crashes allows 5\n")
     assert said(run, over) == ("failed", "failed: crashed 6 times, launch.max_crashes allows 5")
+    run.failed.write_text("crashed 6 times; the last fault: CUDA error: out of memory\n")
+    assert said(run, over) == ("failed", "failed: CUDA error: out of memory; crashed 6 times")
+
+
+def test_the_first_of_two_goals_is_not_the_end(run: RunDir) -> None:
+    """Finished, and given more steps afterwards: what Slurm knows of its job counts again."""
+    attempt(run, 1, first=1, last=100, cause="finished")
+    file = run.ledger / "attempt-0001.jsonl"
+    *lines, end = file.read_text().splitlines()
+    for steps, state in ((99, "stopped"), (100, "finished"), (101, "finished")):
+        file.write_text(
+            "\n".join([*lines, json.dumps({**json.loads(end), "all_steps": steps}), ""])
+        )
+        assert said(run, squeue("COMPLETED"))[0] == state
 
 
 def test_a_reason_with_terminal_escapes_is_harmless(run: RunDir) -> None:

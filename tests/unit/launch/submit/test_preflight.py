@@ -13,6 +13,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import PreflightError
+from mgpt4_hpc.launch.submit.container import container_findings
 from mgpt4_hpc.launch.submit.preflight import preflight
 from mgpt4_hpc.launch.submit.preflight_files import template_notes
 from mgpt4_hpc.resources import toy_world_dir
@@ -137,3 +138,24 @@ def test_paths_outside_of_the_containers_mounts_are_told(tmp_path: Path) -> None
     assert preflight(mounted, tmp_path, executor="none") == []
     pyxis = config(**{**contained, "container__runtime": "pyxis"})
     assert "pyxis is a part of srun" in faults_of(pyxis, tmp_path)[0]
+
+
+def test_an_image_and_its_runtime_are_looked_for(tmp_path: Path) -> None:
+    def contained(image: object, runtime: str = "apptainer") -> RunConfig:
+        return config(container__runtime=runtime, container__image=str(image))
+
+    image = tmp_path / "mgpt4.sif"
+    (tmp_path / "mgpt4.sqsh").touch()
+    for runtime in ("apptainer", "singularity", "pyxis"):
+        faults, _ = container_findings(contained(image, runtime).container)
+        assert faults == [f"container.image {image} does not exist; beside it lies mgpt4.sqsh"]
+    assert f"container.image {image} does not exist" in faults_of(contained(image), tmp_path)[-1]
+    faults, notes = container_findings(contained("/no/such/folder/i.sif").container)
+    assert faults == [] and "is /no/such/folder/i.sif on the nodes?" in notes[0]
+    assert "apptainer is not in PATH here" in notes[1]
+    for runtime, address in (
+        ("apptainer", "docker://nvcr.io/nvidia/pytorch:25.01-py3"),
+        ("pyxis", "nvcr.io#nvidia/pytorch:25.01-py3"),
+    ):
+        assert container_findings(contained(address, runtime).container)[0] == []
+    assert container_findings(config().container) == ([], [])

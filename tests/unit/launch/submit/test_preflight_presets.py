@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight_files import weights_faults
 from mgpt4_hpc.model.bundle.manifest import BundleManifest, LlmRecord
 from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.run_dir import RunDir
@@ -47,6 +49,35 @@ def test_weights_of_another_model_are_refused_before_the_job_waits(tmp_path: Pat
     BundleManifest(architecture, {}, {}, LlmRecord("llm", True, {})).write(bundle / "bundle.json")
     faults = faults_of(tmp_path, "stage1-vicuna7b", model__weights=str(bundle))
     assert any("are of vicuna13b, these settings are for vicuna7b" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"vocab_size": 128256, "intermediate_size": 14336}, "vocab_size 128256 instead of 32000"),
+        ({"intermediate_size": 14336}, "intermediate_size 14336 instead of 11008"),
+        ({"vocab_size": 32001}, ""),
+        ({"rms_norm_eps": 1e-5}, ""),
+    ],
+    ids=["llama-3", "mistral", "vicuna v0", "another epsilon"],
+)
+def test_another_language_model_of_the_same_width_is_refused(
+    tmp_path: Path, sizes: dict[str, float], told: str
+) -> None:
+    bundle = tmp_path / "bundle"
+    (bundle / "llm").mkdir(parents=True)
+    known = VARIANTS["vicuna7b"]
+    (bundle / "llm" / "config.json").write_text(json.dumps({**known.llm_config, **sizes}))
+    BundleManifest(known.architecture, {}, {}, LlmRecord("llm", True, {})).write(
+        bundle / "bundle.json"
+    )
+    for variant, expected in (("vicuna7b", told), ("any", "")):
+        config = load_config(
+            "stage1-vicuna7b",
+            overrides={"model.weights": str(bundle), "model.variant": variant},
+        ).config
+        about = [fault for fault in weights_faults(config) if "is another one" in fault]
+        assert bool(about) == bool(expected) and expected in "".join(about)
 
 
 def test_the_trainer_itself_refuses_too(tmp_path: Path) -> None:

@@ -182,3 +182,57 @@ def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
         run_module, "retry_storage", partial(retry.retry_storage, pauses_s=(1.0,), sleep=comes_back)
     )
     start()
+
+
+# -- settings that change on the way -----------------------------------------------------------
+
+
+def start(run: RunDir, lr: float, settings: str, **found: str) -> tuple[list[str], list[str]]:
+    """What a start with this rate is told of, and which changes are noted."""
+    told: list[str] = []
+    noted: list[str] = []
+    check_pins(
+        run,
+        {**FOUND, "config": f"c{lr}", "settings": settings, **found},
+        {"values": {"train.lr": lr}},
+        lambda what, accepted: told.extend(what),
+        noted.extend,
+    )
+    return told, noted
+
+
+def test_a_change_is_named_and_noted_once(run: RunDir) -> None:
+    assert start(run, 0.1, "s1") == ([], [])
+    with pytest.raises(RunLocked, match=r"config was c0\.1, is c0\.2; train\.lr was 0\.1, is 0\.2"):
+        start(run, 0.2, "s2")
+    accept_drift(run)
+    told, noted = start(run, 0.2, "s2")
+    assert noted == ["train.lr was 0.1, is 0.2"] and "accepted by" in told[-1]
+    assert start(run, 0.2, "s2") == ([], [])
+    assert read_json(run.pins_file)["about"]["earlier configs"] == ["c0.1", "s1"]
+
+
+def test_what_leaves_the_steps_as_they_are_is_noted_and_needs_nobody(run: RunDir) -> None:
+    start(run, 0.1, "s1")
+    assert start(run, 0.2, "s1") == ([], ["train.lr was 0.1, is 0.2"])
+
+
+def test_settings_alone_may_be_accepted(run: RunDir) -> None:
+    start(run, 0.1, "s1")
+    for settings, found in (("s3", {}), ("s2", {"bundle": "b2"})):
+        accept_drift(run, "s2")
+        with pytest.raises(RunLocked):
+            start(run, 0.2, settings, **found)
+    assert start(run, 0.2, "s2")[1] == ["train.lr was 0.1, is 0.2"]
+
+
+def test_a_run_that_an_older_release_pinned_goes_on(run: RunDir) -> None:
+    hold(run)
+    told: list[str] = []
+    found = {**FOUND, "settings": "s1"}
+    for _ in range(2):
+        check_pins(run, found, {"values": {}}, lambda what, accepted: told.extend(what))
+    assert told == [] and read_json(run.pins_file)["settings"] == "s1"
+    write_json(run.pins_file, {**FOUND, "config": "c0"})
+    with pytest.raises(RunLocked, match="config was c0, is c1"):
+        check_pins(run, found, {}, lambda what, accepted: None)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from mgpt4_hpc import __version__
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, merge
-from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
-from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
+from mgpt4_hpc.errors import ConfigError, MgptError, RunLocked
 from mgpt4_hpc.formatting import shell_word
 from mgpt4_hpc.identity import new_identity
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_reference import RunReference
 from mgpt4_hpc.train.inputs.pins import accept_drift
 
 _ORIGIN = "resume --as"
@@ -33,14 +36,39 @@ _OF_ITS_JOBS = frozenset(
 """What belongs to a run's jobs and not to its state."""
 
 
-def branch(run: RunDir, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
-    """Make a new run from another's state: settings, pins, code, data, curves, checkpoints.
+@dataclass(frozen=True)
+class Branching:
+    """Where a run branches off.
 
-    The new one begins at the other's newest checkpoint, with a history of its own. Where its folder
-    is the other's, which must be a copy, that becomes the new run.
+    Attributes:
+        run: the other run, or a copy of one; it may be at work.
+        step: at this checkpoint alone; None takes all of its checkpoints along.
+        with_code: the new run has the other's code, and not the one of today.
+    """
+
+    run: RunDir
+    step: int | None = None
+    with_code: bool = True
+
+    @classmethod
+    def of(cls, reference: RunReference) -> Branching:
+        """What the reference names. Raises ConfigError for a checkpoint that lies in no run."""
+        if reference.run is None:
+            raise ConfigError(
+                f"{reference.path} lies in no run, so nobody knows its settings",
+                fix="start from its projector: --set model.projector=FOLDER",
+            )
+        return cls(reference.run, reference.step)
+
+
+def branch(source: Branching, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
+    """Make a new run from another's state: settings, pins, data, curves, checkpoints.
+
+    The new one begins at the other's checkpoint, with a history of its own. Where its folder is the
+    other's, which must be a copy, that becomes the new run.
 
     Args:
-        run: the run, or a copy of one; it may be at work.
+        source: the other run, and where to leave it.
         name: of the new run.
         runs_dir: where its folder is made.
         wanted: its settings, which may differ from the other's.
@@ -51,6 +79,7 @@ def branch(run: RunDir, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
         RunLocked: if there is one of that name.
         MgptError: if the folder cannot be copied.
     """
+    run = source.run
     run.identity()
     assert_owned(run.path)
     target = RunDir(runs_dir / name)
@@ -70,11 +99,11 @@ def branch(run: RunDir, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
     partial = RunDir(runs_dir / f".{name}.partial")
     shutil.rmtree(partial.path, ignore_errors=True)
     try:
-        shutil.copytree(run.path, partial.path, symlinks=True, ignore=_left_out(run.path))
+        shutil.copytree(run.path, partial.path, symlinks=True, ignore=_left_out(source))
         partial.path.chmod(0o700)
         for folder in (partial.slurm, partial.ledger, partial.attempts):
             folder.mkdir()
-        _become(partial, renamed)
+        _become(partial, renamed, with_code=source.with_code)
         partial.path.rename(target.path)
     except (OSError, shutil.Error) as error:
         shutil.rmtree(partial.path, ignore_errors=True)
@@ -85,13 +114,18 @@ def branch(run: RunDir, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
     return target
 
 
-def _become(run: RunDir, wanted: Resolved) -> None:
+def _become(run: RunDir, wanted: Resolved, *, with_code: bool = True) -> None:
     """Give a folder new settings and a new identity."""
     # The pins were taken with the settings that it had.
     if read_config(run.config_file).digest != wanted.digest:
         accept_drift(run)
-    rewrite_config(run.config_file, wanted)
-    take_new_identity(run, name=wanted.config.name, config_digest=wanted.digest)
+    changed = {"name": wanted.config.name, "config_digest": wanted.digest}
+    if with_code:
+        rewrite_config(run.config_file, wanted)
+    else:
+        write_config(run.config_file, wanted)
+        changed |= {"code_version": __version__}
+    take_new_identity(run, **changed)
 
 
 def take_new_identity(run: RunDir, **changed: str) -> None:
@@ -105,10 +139,15 @@ def take_new_identity(run: RunDir, **changed: str) -> None:
     (run.slurm / "job.json").unlink(missing_ok=True)
 
 
-def _left_out(top: Path) -> Callable[[str, list[str]], set[str]]:
+def _left_out(source: Branching) -> Callable[[str, list[str]], set[str]]:
+    top = source.run.path
+    at_top = _OF_ITS_JOBS if source.with_code else _OF_ITS_JOBS | {"code", "executed.b2"}
+
     def ignore(folder: str, names: list[str]) -> set[str]:
         if Path(folder) == top:
-            return {name for name in names if name in _OF_ITS_JOBS}
+            return {name for name in names if name in at_top}
+        if Path(folder) == source.run.checkpoints and source.step is not None:
+            return {name for name in names if name != f"step-{source.step:08d}"}
         return {name for name in names if name.startswith((".tmp-", "bad-step-"))}
 
     return ignore

@@ -1,0 +1,203 @@
+"""Which settings of a run may change on the way, and what must be said for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.load import (
+    Resolved,
+    config_digest,
+    keep_schedule,
+    locate_projector,
+    merge,
+    settings_digest,
+)
+from mgpt4_hpc.config.run_config_file import read_config, stored_keys
+from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.formatting import time_limit
+from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.train.inputs.pins import read_pins
+
+ORIGIN = "resume"
+"""Origin of a setting that was changed on the way."""
+
+ADJUSTABLE = (
+    "train.lr",
+    "train.min_lr",
+    "train.warmup_start_lr",
+    "train.warmup_steps",
+    "train.weight_decay",
+    "train.beta1",
+    "train.beta2",
+    "train.eps",
+    "train.max_grad_norm",
+    "train.global_batch_size",
+    "train.micro_batch_size",
+    "data.shares",
+)
+"""Settings that decide the steps to come and may change with ``--accept-drift``."""
+
+_SCHEDULE = ("train.max_steps", "train.lr_steps")
+"""What makes a run longer or shorter; may change without further ado, and is noted."""
+
+
+def change(
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    faults: Sequence[str] = (),
+    *,
+    free: bool = False,
+    accept: bool = False,
+) -> Resolved:
+    """A run's configuration with some settings changed.
+
+    Args:
+        run: the run.
+        overrides: settings to change, by dotted key.
+        faults: what is wrong with the options already, to be told with the rest.
+        free: settings that decide the result may change, too: it is a new run.
+        accept: those of :data:`ADJUSTABLE` may change.
+
+    Raises:
+        ConfigError: naming every setting that may not change, or has a wrong value.
+    """
+    resolved = read_config(run.config_file)
+    if not overrides and not faults:
+        return resolved
+    old = keys.flatten(resolved.config.model_dump(mode="json"))
+    wanted = dict(overrides)
+    locate_projector(wanted, run.path.parent)
+    try:
+        changed = merge([("run", old), (ORIGIN, wanted)])
+    except ConfigError as error:
+        told = [*faults, *error.faults]
+        raise ConfigError("the options have faults", faults=told, fix=error.fix) from None
+    if not free:
+        changed = keep_schedule(resolved.config, changed, ORIGIN)
+    found = differences(resolved, changed)
+    faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in found)]
+    if not free:
+        faults += _refusals(run, resolved, changed, found, accept)
+    if faults:
+        raise ConfigError(
+            "a run that goes on cannot change this",
+            faults=faults,
+            fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
+            "this one's projector; --continue keeps optimizer and position too",
+        )
+    origins = {**resolved.origins, **dict.fromkeys(found, ORIGIN)}
+    return Resolved(changed.config, origins)
+
+
+def differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
+    """Setting to (old, new) value, of those that differ."""
+    before = keys.flatten(old.config.model_dump(mode="json"))
+    after = keys.flatten(new.config.model_dump(mode="json"))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    }
+
+
+def input_drift(
+    run: RunDir, config: RunConfig, changes: Mapping[str, tuple[Any, Any]]
+) -> list[str]:
+    """What lies where weights and data are said to be now, if it is not what the run began with.
+
+    Told by the digests of bundles and indexes; an index that is not there yet is made by the job,
+    which compares it then.
+
+    Raises:
+        MgptError: the bundle or an index cannot be opened.
+    """
+    pinned = read_pins(run, accepted=False) or {}
+    found = {}
+    manifest = Path(config.model.weights) / BUNDLE_FILE
+    if "model.weights" in changes and manifest.is_file():
+        found["bundle"] = BundleManifest.read(manifest).digest
+    if "data.sources" in changes:
+        for source in config.data.sources:
+            if source.index and Path(source.index).is_file():
+                found[f"index {source.name}"] = ShardIndex.open(source.index).digest
+    return [
+        f"{key} was {pinned[key]}, is {value}"
+        for key, value in found.items()
+        if key in pinned and pinned[key] != value
+    ]
+
+
+def shown(key: str, value: Any) -> str:
+    """A setting's value; a time limit also as --time takes it and squeue shows it."""
+    return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
+
+
+def _refusals(
+    run: RunDir,
+    old: Resolved,
+    new: Resolved,
+    found: Mapping[str, tuple[Any, Any]],
+    accept: bool,
+) -> list[str]:
+    known = stored_keys(run.config_file)
+    faults = []
+    for key, (was, wanted) in found.items():
+        if key == "name":
+            faults.append("name: a run keeps its name, for its folder and its curves carry it")
+        elif key not in known:
+            faults.append(f"{key}: the run's own code, of an earlier version, does not know it")
+        elif not _is_decisive(old, new, key, by_content="train.lr_steps" in known):
+            continue
+        elif key in ADJUSTABLE or (key == "data.sources" and _only_shares(old, new)):
+            if not accept:
+                faults.append(
+                    f"{key}: {was!r} decides the result; --accept-drift makes it {wanted!r} from "
+                    "the run's newest checkpoint on"
+                )
+        elif key not in _SCHEDULE:
+            faults.append(
+                f"{key}: {was!r} decides the result and can never change in a run, so it cannot "
+                f"become {wanted!r}"
+            )
+    return faults
+
+
+def _batch_faults(config: RunConfig, batch_changed: bool) -> list[str]:
+    faults = []
+    if config.launch.gpus > config.train.global_batch_size:
+        faults.append(
+            f"launch.gpus: {config.launch.gpus} GPUs cannot share "
+            f"train.global_batch_size {config.train.global_batch_size} samples"
+        )
+    if batch_changed and config.data.feature_cache is not None:
+        faults.append(
+            "train.global_batch_size: the samples in data.feature_cache were chosen with it"
+        )
+    return faults
+
+
+def _only_shares(old: Resolved, new: Resolved) -> bool:
+    def without(source: SourceConfig) -> SourceConfig:
+        return source.model_copy(update={"weight": 1, "path": "", "index": None})
+
+    before, after = old.config.data.sources, new.config.data.sources
+    return list(map(without, before)) == list(map(without, after))
+
+
+def _is_decisive(old: Resolved, new: Resolved, key: str, *, by_content: bool) -> bool:
+    """Whether this one change alters the digest that the run is pinned to.
+
+    A run that older code trains is pinned to paths, too.
+    """
+    digest = settings_digest if by_content else config_digest
+    section, _, leaf = key.partition(".")
+    value = getattr(new.config, section)
+    if leaf:
+        value = getattr(old.config, section).model_copy(update={leaf: getattr(value, leaf)})
+    return digest(old.config.model_copy(update={section: value})) != digest(old.config)

@@ -1,0 +1,159 @@
+"""What RUN means on a command line and in a setting, whichever command reads it.
+
+A run's name, its path, ``RUN@STEP``, ``RUN/checkpoints/step-N``, and the folder of a checkpoint
+that lies elsewhere. A command that needs a whole run takes the run that the reference names; one
+that needs weights takes the checkpoint, by default the run's newest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mgpt4_hpc.errors import NoSuchRun, did_you_mean
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps
+
+_STEP = re.compile(r"(?:step-)?(\d+)")
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """A run, one of its checkpoints, or the folder of a checkpoint without a run.
+
+    Attributes:
+        run: None for a checkpoint's folder that lies outside of any run.
+        checkpoint: the folder of the step that is named; None means the run's newest.
+    """
+
+    run: RunDir | None
+    checkpoint: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """Folder of the checkpoint, or of the run."""
+        if self.checkpoint is not None:
+            return self.checkpoint
+        assert self.run is not None
+        return self.run.path
+
+    @property
+    def step(self) -> int | None:
+        """The step that is named; None means the newest."""
+        return step_of(self.checkpoint) if self.checkpoint is not None else None
+
+
+def find_reference(text: str, runs_dir: Path) -> RunReference:
+    """What ``text`` names: a run under ``runs_dir``, a path, or a checkpoint of either.
+
+    Raises:
+        NoSuchRun: with the runs or the steps that exist.
+    """
+    if found := _look_up(text, runs_dir):
+        return found
+    name, at, step = text.rpartition("@")
+    if at and (found := _look_up(name, runs_dir)) and found.run is not None:
+        return _at_step(found.run, step)
+    folder, _, step = text.rpartition("/checkpoints/")
+    if folder and (found := _look_up(folder, runs_dir)) and found.run is not None:
+        return _at_step(found.run, step)
+    raise _no_such_run(name if at else text, runs_dir)
+
+
+def find_run(text: str, runs_dir: Path) -> RunDir:
+    """The run that ``text`` names, itself or by one of its checkpoints.
+
+    Raises:
+        NoSuchRun: with the names that exist, or for a checkpoint outside of any run.
+    """
+    found = find_reference(text, runs_dir)
+    if found.run is None:
+        raise NoSuchRun(
+            f"{text} is a checkpoint that lies in no run", fix="give a run's name or its path"
+        )
+    return found.run
+
+
+def find_whole_run(text: str, runs_dir: Path, instead: str) -> RunDir:
+    """The run, for a command that would change all of it where one step is named.
+
+    Raises:
+        NoSuchRun: if a step is named; ``instead`` says what to do then.
+    """
+    found = find_reference(text, runs_dir)
+    if found.run is None or found.checkpoint is not None:
+        raise NoSuchRun(f"{text} is one checkpoint, and this wants a run", fix=instead)
+    return found.run
+
+
+def newest_checkpoint(run: RunDir) -> Path | None:
+    """Folder of a run's newest checkpoint; None as long as there is none."""
+    found = [file.parent for file in run.checkpoints.glob("step-*/manifest.json")]
+    return max(found, key=lambda folder: step_of(folder) or 0, default=None)
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint's folder; None if it has another name."""
+    found = _STEP.fullmatch(checkpoint.name)
+    return int(found[1]) if found else None
+
+
+def located_path(text: str, runs_dir: Path) -> str:
+    """The path that a reference stands for; ``text`` itself where it is a file or names nothing."""
+    if Path(text).expanduser().is_file():
+        return text
+    try:
+        return str(find_reference(text, runs_dir).path)
+    except NoSuchRun:
+        return text
+
+
+def _look_up(text: str, runs_dir: Path) -> RunReference | None:
+    for path in (Path(text).expanduser(), runs_dir / text):
+        path = path.absolute()
+        try:
+            if (path / "run.json").is_file():
+                return RunReference(RunDir(path))
+            if (path / "manifest.json").is_file():
+                run = path.parent.parent
+                inside = path.parent.name == "checkpoints" and (run / "run.json").is_file()
+                return RunReference(RunDir(run) if inside else None, path)
+        except OSError:
+            continue  # longer than a file name may be, say
+    return None
+
+
+def _at_step(run: RunDir, text: str) -> RunReference:
+    number = _STEP.fullmatch(text.rstrip("/"))
+    folder = run.checkpoints / f"step-{int(number[1]):08d}" if number else None
+    if folder is not None and (folder / "manifest.json").is_file():
+        return RunReference(run, folder)
+    found = sorted(run.checkpoints.glob("step-*/manifest.json"))
+    steps = ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in found) or "none"
+    raise NoSuchRun(
+        f"{run.name} has no checkpoint of step {text}",
+        fix=f"its checkpoints are of these steps: {steps}; without @STEP it is the newest",
+    )
+
+
+def _no_such_run(name: str, runs_dir: Path) -> NoSuchRun:
+    if not runs_dir.is_dir():
+        return NoSuchRun(f"no run {name!r}: the folder {runs_dir} does not exist", fix=FIX_NO_RUNS)
+    runs, sweeps = [run.name for run in list_runs(runs_dir)], list_sweeps(runs_dir)
+    if name in sweeps:
+        return NoSuchRun(
+            f"{name!r} is a sweep, and this wants one run",
+            fix=f"give one of its runs: `mgpt4 status {name}` shows them",
+        )
+    fix = f"give a path or one of the runs there: {_first_names(runs)}"
+    fix += f"; sweeps: {_first_names(sweeps)}" if sweeps else ""
+    near = did_you_mean(name, [*runs, *sweeps])
+    return NoSuchRun(f"no run {name!r} in {runs_dir}{near}", fix=fix)
+
+
+def _first_names(names: Sequence[str]) -> str:
+    """The first names; of the others how many there are."""
+    more = f" ... and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
