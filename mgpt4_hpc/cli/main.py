@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("model.compare", "Two checkpoints on the same images, with intervals."),
     "report": ("runs.report", "A run's curves and attempts as a picture and a page."),
     "chat": ("model.chat", "Talk with a trained model about images."),
-    "serve": ("model.serve", "A web page to talk with a trained model about images."),
+    "serve": ("model.serve", "A web page and an API to talk with a trained model about images."),
     "train": ("runs.train", "Train without a scheduler, in this process."),
     "version": ("site.version", "Versions of all that matters here."),
     "completion": ("site.completion", "Completion for bash, zsh or fish."),
