@@ -163,7 +163,7 @@ def preempted_after_a_controller_restart(victim: Victim) -> None:
 
 
 def time_limit_reached(victim: Victim) -> None:
-    """Let the run stand still until its limit is near, so that few steps bring it there.
+    """Let the run stand still until its limit is so near that it cannot finish before.
 
     Slurm's CONT, which comes with the warning, wakes it each time.
     """
@@ -175,7 +175,7 @@ def time_limit_reached(victim: Victim) -> None:
             os.kill(pid, signal.SIGSTOP)
         except ProcessLookupError:
             return True  # the warning came early, and it has stopped already
-        return _run_time_s(victim) >= TIME_LIMIT_S * 0.6
+        return _run_time_s(victim) >= TIME_LIMIT_S * 0.9
 
     try:
         victim.cluster.wait_until(near_its_end, TIME_LIMIT_S, "the time limit is near")

@@ -84,6 +84,7 @@ TABLE = [
     Row("config import ORIGINAL"),
     Row("config keys"),
     Row("config presets"),
+    Row("config schema"),
     Row("config sites"),
     Row("data check SHARDS"),
     Row("data check EMPTY", 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,14 @@ from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.conftest import own_cluster
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import begin_mgpt4, mgpt4, submit, wait_finished, wait_for_checkpoints
+from tests.slurm.jobs import (
+    begin_mgpt4,
+    mgpt4,
+    pid_of_rank,
+    submit,
+    wait_finished,
+    wait_for_checkpoints,
+)
 from tests.support.runs import final_projector
 from tests.support.tiny_world import TinyWorld
 
@@ -157,8 +165,10 @@ def test_a_run_of_another_cluster_is_neither_removed_nor_cancelled_nor_resumed(
 def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
     cluster: Cluster, config: Path, runs_dir: Path
 ) -> None:
-    job = submit(cluster, runs_dir, config, "one", ranks=1)
+    job = submit(cluster, runs_dir, config, "one", "--set", "train.max_steps=1500", ranks=1)
     wait_for_checkpoints(cluster, runs_dir / "one")
+    rank = pid_of_rank(runs_dir / "one", 0)
+    os.kill(rank, signal.SIGSTOP)  # so that it does not finish meanwhile
     subprocess.run(["cp", "-a", runs_dir / "one", runs_dir / "backup"], check=False)
     done = mgpt4(cluster, runs_dir, "cancel", "backup")
     assert f"a copy of {runs_dir / 'one'}" in done.stdout
@@ -171,14 +181,15 @@ def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
         refused = mgpt4(cluster, runs_dir, *command.split(), "backup", check=False)
         assert refused.returncode == 7 and "belongs to user 54321" in refused.stderr, command
     assert job in cluster.squeue()
+    os.kill(rank, signal.SIGCONT)
     subprocess.run(["chown", "-R", str(os.getuid()), runs_dir / "backup"], check=True)
     wait_finished(cluster, runs_dir / "one")
-    mgpt4(cluster, runs_dir, "resume", "backup", "--as", "variant", "--set", "train.max_steps=160")
+    mgpt4(cluster, runs_dir, "resume", "backup", "--as", "variant", "--set", "train.max_steps=1510")
     variant = RunDir(runs_dir / "variant")
     wait_finished(cluster, variant.path)
     assert variant.run_id not in {RunDir(runs_dir / n).run_id for n in ("one", "backup")}
     attempt = read_ledgers(variant.ledger)[0]
-    assert attempt.number == 1 and attempt.restored_step > 0 and attempt.last_step == 160
+    assert attempt.number == 1 and attempt.restored_step > 0 and attempt.last_step == 1510
 
 
 def test_what_a_run_does_is_looked_at_again_after_the_answer(
