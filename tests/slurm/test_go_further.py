@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, submit, wait_finished, wait_for_step
+from tests.slurm.jobs import mgpt4, pid_of_rank, preempt, submit, wait_finished, wait_for_step
 from tests.support.runs import assert_every_step_once, curve, final_projector, last_step
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 200
+STEPS = 400
 EARLY = 20
 PREEMPTIBLE = ("--partition", "a100-preempt")
 
@@ -32,10 +36,22 @@ def config(tiny_world: TinyWorld, tmp_path: Path) -> Path:
     )
 
 
+@contextmanager
+def standing_still(run: Path) -> Iterator[None]:
+    """Keep the run's only rank from finishing meanwhile."""
+    pid = pid_of_rank(run, 0)
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGCONT)
+
+
 def preempted(cluster: Cluster, run: Path, step: int) -> None:
     """Take the run's node once it is at ``step``, and wait until it trains again."""
     wait_for_step(cluster, run, step)
     starts = len(read_ledgers(run / "ledger"))
+    # It must not finish before Slurm comes, whose CONT at a preemption wakes it.
+    os.kill(pid_of_rank(run, 0), signal.SIGSTOP)
     preempt(cluster)
 
     def trains_again() -> bool:
@@ -62,7 +78,9 @@ def test_a_longer_run_equals_one_that_was_long_from_the_beginning(
     job = submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
     preempted(cluster, run, EARLY)
     # While it trains, it is given more steps: its job goes on.
-    longer = mgpt4(cluster, runs_dir, "resume", "one", "--set", f"max_steps={2 * STEPS}", "--json")
+    more = ("--set", f"max_steps={2 * STEPS}", "--json")
+    with standing_still(run):
+        longer = mgpt4(cluster, runs_dir, "resume", "one", *more)
     assert json.loads(longer.stdout)["job_id"] == job
     wait_for_end(cluster, run, 2 * STEPS)
     # Finished, it is given more again.
