@@ -205,17 +205,18 @@ class Download:
             DataError: if img2dataset fails, or another process does this part.
         """
         mine = self.shards_of(part, parts)
-        done = {shard for shard in mine if self._got(shard)}
-        tell = self._teller(mine, on_progress) if on_progress is not None else lambda: None
-        tell()
-        todo = [shard for shard in mine if shard not in done]
-        if not todo:
-            return
         name = f"{mine.start:0{_SHARD_DIGITS}d}-{mine.stop:0{_SHARD_DIGITS}d}"
         folder = self.out / WORK_FOLDER
         with _alone(folder / f"{name}.lock"), contextlib.ExitStack() as stack:
-            for left in folder.glob(f"{name}.*.work"):  # of a start that was killed
+            # A killed start leaves its folder, even where it had written the last shard.
+            for left in folder.glob(f"{name}.*.work"):
                 shutil.rmtree(left, ignore_errors=True)
+            done = {shard for shard in mine if self._got(shard)}
+            tell = self._teller(mine, on_progress) if on_progress is not None else lambda: None
+            tell()
+            todo = [shard for shard in mine if shard not in done]
+            if not todo:
+                return
             work = tempfile.mkdtemp(prefix=f"{name}.", suffix=".work", dir=folder)
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             order = self._order(todo, Path(work), effort)

@@ -121,3 +121,12 @@ def test_a_shard_that_was_found_is_not_looked_for_again(
     with pytest.raises(DataError, match="2 of 4 shards could not"):
         download.run(python, Effort(1, 1))
     assert looked.count("00000.tar") == looked.count("00002.tar") == 1
+
+
+def test_what_a_killed_start_left_goes_though_every_shard_is_done(tmp_path: Path) -> None:
+    download = Download([write_list(tmp_path / "0.parquet", 10)], tmp_path / "out", SMALL)
+    finish(download, 0, 10)
+    left = download.out / ".download" / "00000-00001.abc.work"
+    left.mkdir(parents=True)
+    download.run(Path("/no/python"), Effort(1, 1))
+    assert not left.exists() and download.report().num_got == 10
