@@ -1,9 +1,13 @@
 """Stand-ins: a command that ended, and a Slurm that says what it is told."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from mgpt4_hpc.errors import SlurmUnreachable
 
@@ -42,6 +46,13 @@ class FakeSlurm:
 
     def called(self, name: str) -> list[list[str]]:
         return [command for command in self.calls if command[0] == name]
+
+
+def replace_sleep(
+    monkeypatch: pytest.MonkeyPatch, module: str, sleep: Callable[[float], object]
+) -> None:
+    """Replace ``time.sleep`` in one module alone: other threads of this process sleep too."""
+    monkeypatch.setattr(f"{module}.time", SimpleNamespace(**{**vars(time), "sleep": sleep}))
 
 
 def squeue_row(job_id: str, state: str, reason: str = "None", **changed: object) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.run_dir import RunDir, write_json
-from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.fakes import FakeSlurm, Mgpt4, replace_sleep, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
 
 START = "submitit INFO (2026-11-22 15:26:43,760) - Starting with JobEnvironment(job_id=17)\n"
@@ -122,7 +122,7 @@ def test_follow_across_a_new_job_until_finished(
         attempt(run, 3, first=10, last=100, job_id="18", cause="finished")
 
     chapters = iter([more, resumed, finished])
-    monkeypatch.setattr("mgpt4_hpc.cli.runs.logs.time.sleep", lambda seconds: next(chapters)())
+    replace_sleep(monkeypatch, "mgpt4_hpc.cli.runs.logs", lambda seconds: next(chapters)())
     ended = mgpt4("logs", "one", "-f", "-n", "1")
     assert ended.code == 0
     assert ended.out == "second\nthird\n" + one_start(3, "fourth")

@@ -13,7 +13,7 @@ from mgpt4_hpc.formatting import clock_time
 from mgpt4_hpc.launch.runs.status import look_at
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import read_json, write_json
-from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.fakes import FakeSlurm, Mgpt4, replace_sleep, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 
@@ -270,7 +270,7 @@ def test_watch_ends_with_ctrl_c(
         if len(looks) > 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("mgpt4_hpc.cli.runs.status.time.sleep", interrupt)
+    replace_sleep(monkeypatch, "mgpt4_hpc.cli.runs.status", interrupt)
     ended = mgpt4("status", "--watch", "--every", "2")
     assert ended.code == 0
     assert looks == [2.0, 2.0]
