@@ -36,11 +36,13 @@ PARTS = {
         for name in ("faults", "end_after_preemption", "many_preemptions", "successor")
     ],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
-    "identity": ["tests/slurm/test_identity.py", "tests/slurm/test_schedules.py"],
+    "identity": [
+        f"tests/slurm/test_{name}.py" for name in ("identity", "folder_faults", "schedules")
+    ],
     "others": [
         *("-m", "soak"),
         *("--ignore=tests/unit/checkpoint", "--ignore=tests/slurm/test_faults.py"),
-        "--ignore=tests/slurm/test_schedules.py",
+        *("--ignore=tests/slurm/test_schedules.py", "--ignore=tests/slurm/test_folder_faults.py"),
     ],
 }
 """What pytest is given for each."""
@@ -97,7 +99,8 @@ def run_part(part: str, arguments: list[str], release: str = "") -> int:
         environment = {**os.environ, "MGPT4_ASSERT_TIMES": "1", "MGPT4_SLURM": release}
         code = subprocess.run(command, cwd=REPO, env=environment, check=False).returncode
         cases = read_cases(report) if report.exists() else []
-    cases = [{**case, "commit": commit} for case in cases]
+    date = time.strftime("%Y-%m-%d", time.localtime(started))
+    cases = [{**case, "commit": commit, "date": date} for case in cases]
     file = results_file(part, release)
     if arguments and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))["cases"]

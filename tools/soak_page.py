@@ -38,11 +38,15 @@ than the last one reported durable.
 IDENTITY = """\
 ## A run and its folder
 
-Folders that are deleted, moved and copied while jobs run, names that are used again, two Slurm
-clusters on one file system. In a random schedule such actions, and submissions, resumes, requeues
-and kills, come in any order. It passes if no checkpoint of one run is in another's folder, no job
-without a folder lives on, no job was cancelled that nobody asked to cancel, no running run was
-deleted, and every finished projector is, to the bit, that of an undisturbed run of its settings.
+Folders that are deleted, moved and copied while jobs run, names that are used again, and two Slurm
+clusters on one file system; then storage, memory, processors, ports and clocks that fail. Each of
+these faults ends with the projector of a run that was left alone, to the bit, or, for `scancel`,
+with a saved and cancelled run. `tests/slurm/folder_faults.py` has what is done in each.
+
+In a random schedule submissions, resumes, requeues, kills, deletions, moves and copies come in any
+order. It passes if no checkpoint of one run is in another's folder, no job without a folder lives
+on, no job was cancelled that nobody asked to cancel, no running run was deleted, and every finished
+projector is, to the bit, that of an undisturbed run of its settings.
 """
 
 OTHERS = """\
@@ -139,16 +143,27 @@ def _plain(cases: Sequence[Case]) -> str:
 
 
 def _identity(cases: Sequence[Case]) -> str:
-    """The random schedules are one row, and a row for each that failed."""
+    """A row for each fault; the random schedules are one row, and a row for each that failed."""
     drawn = [case for case in cases if ".test_schedules." in case["name"]]
     passed = [case for case in drawn if case["result"] == "passed"]
-    table = _plain([case for case in cases if case not in passed])
+    lines = [_row("what was done", "what happened", "seconds", "date", "commit"), "|---" * 5 + "|"]
+    for case in cases:
+        if case not in passed:
+            done = case["told"].get("fault") or _words(case["name"])
+            lines.append(_row(done, _cell(case), f"{case['seconds']:.0f}", *_when([case])))
     if drawn:
         seconds = f"{sum(case['seconds'] for case in drawn):.0f}"
-        commits = ", ".join(dict.fromkeys(str(case["commit"]) for case in drawn))
         name = f"{len(drawn)} random schedules"
-        table += _row(name, f"{len(passed)} passed", seconds, commits) + "\n"
-    return table
+        lines.append(_row(name, f"{len(passed)} passed", seconds, *_when(drawn)))
+    return "\n".join(lines) + "\n"
+
+
+def _when(cases: Sequence[Case]) -> tuple[str, str]:
+    """Dates and commits of these tests."""
+    return (
+        ", ".join(dict.fromkeys(case["date"] for case in cases)),
+        ", ".join(dict.fromkeys(case["commit"] for case in cases)),
+    )
 
 
 def _result(case: Case) -> str:

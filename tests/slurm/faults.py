@@ -93,6 +93,8 @@ class Fault:
         site: flags of ``devcluster up``; none is the cluster that all tests share.
         settings: of the run.
         small_disk: give the run's folder a file system of its own.
+        preloaded: its processes get libfaults.c, whose faults are switched on by files in the
+            folder ``faults`` beside the runs.
         replays: whether steps may be done twice: where nobody was told to save in time.
         ends: "finished", or how it stops cleanly.
         other_ranks: it ends on another number of ranks, so that losses agree to 1e-4 only.
@@ -107,6 +109,7 @@ class Fault:
     site: tuple[str, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
     small_disk: bool = False
+    preloaded: bool = False
     replays: bool = False
     ends: str = "finished"
     other_ranks: bool = False
@@ -131,17 +134,17 @@ class Fault:
 
 def preempted(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
-    _preempt_now(victim)
+    preempt_now(victim)
 
 
 def preempted_thrice(victim: Victim) -> None:
     for number in (1, 2, 3):
         _wait_for_start(victim, number)
         wait_for_step(victim.cluster, victim.run, last_step(victim.run) + EARLY_STEP)
-        _preempt_now(victim)
+        preempt_now(victim)
 
 
-def _preempt_now(victim: Victim) -> None:
+def preempt_now(victim: Victim) -> None:
     """Preempt it at this step, though Slurm thinks for seconds; its CONT wakes the ranks."""
     for rank in range(victim.ranks):
         os.kill(pid_of_rank(victim.run, rank), signal.SIGSTOP)
@@ -151,7 +154,7 @@ def _preempt_now(victim: Victim) -> None:
 def preempted_while_starting(victim: Victim) -> None:
     # Its processes are there and still importing torch: that takes them seconds.
     victim.cluster.wait_until(
-        lambda: _processes_of(victim, "python"), 60, "the ranks' processes are there"
+        lambda: processes_of(victim, "python"), 60, "the ranks' processes are there"
     )
     preempt(victim.cluster)
 
@@ -159,7 +162,7 @@ def preempted_while_starting(victim: Victim) -> None:
 def preempted_after_a_controller_restart(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
     victim.cluster.devcluster("restart-controller")
-    _preempt_now(victim)
+    preempt_now(victim)
 
 
 def time_limit_reached(victim: Victim) -> None:
@@ -250,7 +253,7 @@ def data_worker_killed(victim: Victim) -> None:
 
 def srun_killed(victim: Victim) -> None:
     # It forks a helper; the first is the one that the batch script waits for.
-    _kill(victim, lambda: _processes_of(victim, "srun")[0])
+    _kill(victim, lambda: processes_of(victim, "srun")[0])
 
 
 def _kill(victim: Victim, pid: Callable[[], int]) -> None:
@@ -403,7 +406,7 @@ def _run_time_s(victim: Victim) -> int:
     return (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
 
 
-def _processes_of(victim: Victim, name: str) -> list[int]:
+def processes_of(victim: Victim, name: str) -> list[int]:
     """Processes of the job's tasks and script with this name, oldest first."""
     wanted = {
         f"SLURM_JOB_ID={victim.job}".encode(),
@@ -416,8 +419,8 @@ def _processes_of(victim: Victim, name: str) -> list[int]:
                 environment = set((folder / "environ").read_bytes().split(b"\0"))
                 if wanted <= environment:
                     found.append(int(folder.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it ended, or is not a job's
     return sorted(found)
 
 

@@ -102,10 +102,21 @@ def test_fault(
     runs: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
+    run_fault(fault, site(fault.site), undisturbed(fault.ranks), config, runs, record_property)
+
+
+def run_fault(
+    fault: Fault,
+    cluster: Cluster,
+    alone: Path,
+    config: Path,
+    runs: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Submit a run, let the fault strike, and hold what came of it against a run left alone."""
     record_property("fault", fault.name)
-    alone = undisturbed(fault.ranks)
-    cluster = site(fault.site)
-    settings = chain.from_iterable(("--set", f"{k}={v}") for k, v in fault.settings.items())
+    chosen = {**fault.settings, **(_preloaded(runs) if fault.preloaded else {})}
+    settings = chain.from_iterable(("--set", f"{k}={v}") for k, v in chosen.items())
     job = submit(
         cluster, runs, config, "run", "--partition", "a100-preempt", *settings, ranks=fault.ranks
     )
@@ -128,9 +139,22 @@ def test_fault(
         _assert_stopped(victim, fault.ends)
     if fault.check is not None:
         fault.check(victim)
-    if os.environ.get("MGPT4_ASSERT_TIMES") == "1":
+    if os.environ.get("MGPT4_ASSERT_TIMES") == "1" and not fault.preloaded:
         assert (seen.durable_s or 0) <= MAX_DURABLE_S, "from the signal to the durable checkpoint"
         assert (seen.first_step_s or 0) <= MAX_FIRST_STEP_S, "from the restart to its first step"
+
+
+def _preloaded(runs: Path) -> dict[str, str]:
+    """Settings that load libfaults.c into a run's processes."""
+    library = runs.with_name("libfaults.so")
+    source = Path(__file__).with_name("libfaults.c")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    runs.with_name("faults").mkdir()
+    folder = runs.with_name("faults")
+    return {"launch.env": f"{{LD_PRELOAD: {library}, FAULT_DIR: {folder}}}"}
 
 
 def _assert_as_alone(run: Path, alone: Path, *, exactly: bool) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -162,10 +163,33 @@ def test_a_run_of_another_cluster_is_neither_removed_nor_cancelled_nor_resumed(
     beta.run(["scancel", stranger])
 
 
+def _group_folder(folder: Path) -> None:
+    """A folder for a group's files: setgid, and by default writable for a colleague (an ACL)."""
+    folder.mkdir(parents=True)
+    folder.chmod(0o2775)
+    tag = {"user": 1, "other user": 2, "group": 4, "mask": 0x10, "others": 0x20}
+    none, all_three, any_id, colleague = 0, 7, 0xFFFFFFFF, 54321
+    entries = [
+        (tag["user"], all_three, any_id),
+        (tag["other user"], all_three, colleague),
+        (tag["group"], all_three, any_id),
+        (tag["mask"], all_three, any_id),
+        (tag["others"], none, any_id),
+    ]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(folder, "system.posix_acl_default", acl)
+
+
 def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
     cluster: Cluster, config: Path, runs_dir: Path
 ) -> None:
-    job = submit(cluster, runs_dir, config, "one", "--set", "train.max_steps=1500", ranks=1)
+    before = os.umask(0o002)
+    try:
+        _group_folder(runs_dir)
+        job = submit(cluster, runs_dir, config, "one", "--set", "train.max_steps=1500", ranks=1)
+    finally:
+        os.umask(before)
+    assert (runs_dir / "one").stat().st_mode & 0o777 == 0o700
     wait_for_checkpoints(cluster, runs_dir / "one")
     rank = pid_of_rank(runs_dir / "one", 0)
     os.kill(rank, signal.SIGSTOP)  # so that it does not finish meanwhile

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.errors import RunLocked
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
@@ -84,6 +86,29 @@ def test_a_copy_has_no_job_and_a_moved_run_keeps_its_own(
     assert mgpt4("cancel", "moved").code == 0
     assert slurm.called("scancel") == [["scancel", "17"]]
     assert "nothing to cancel" in mgpt4("cancel", "copy").out
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+def test_two_spellings_of_a_name_are_one_run_where_the_storage_folds_case(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir
+) -> None:
+    """A mount shows one folder under two names, as such storage does."""
+    other = run.path.with_name("ONE")
+    other.mkdir()
+    subprocess.run(["mount", "--bind", run.path, other], check=True)
+    try:
+        with pytest.raises(RunLocked, match="exists already"):
+            RunDir(other).create({})
+        (row,) = mgpt4("status", "ONE", "--json").json
+        assert (row["state"], row["job_id"]) == ("running", "17")
+        for words in (("rm", "--yes"), ("resume",)):
+            ended = mgpt4(*words, "ONE")
+            assert ended.code == 7 and "starting" in ended.err, ended.err
+        assert mgpt4("cancel", "ONE").code == 0
+        assert slurm.called("scancel") == [["scancel", "17"]]
+    finally:
+        subprocess.run(["umount", "--lazy", other], check=True)
+    assert run.checkpoints.is_dir()
 
 
 def test_a_branch_is_a_run_of_its_own_with_the_others_state(

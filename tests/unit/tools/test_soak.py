@@ -47,12 +47,17 @@ def test_cases_are_read_once_each_with_what_they_told(cases: list[dict]) -> None
 def test_the_page_shows_failures_and_parts_that_never_ran(cases: list[dict]) -> None:
     found = {
         "date": "2030-01-02", "machine": "m", "load": [1.0, 1.0, 1.0], "slurm": "slurm 1",
-        "python": "3", "libraries": "torch 1", "cases": [{**case, "commit": "c"} for case in cases],
+        "python": "3", "libraries": "torch 1",
+        "cases": [{**case, "commit": "c", "date": "2030-01-01"} for case in cases],
     }  # fmt: skip
     page = _python(
-        "print(soak.render({'22.05': json.loads(sys.argv[1]), '24.11': None}, {'crashes': None}))",
+        "found = json.loads(sys.argv[1])\n"
+        "others = {'crashes': None, 'identity': found}\n"
+        "print(soak.render({'22.05': found, '24.11': None}, others))",
         json.dumps(found),
     ).splitlines()
+    assert "| what was done | what happened | seconds | date | commit |" in page
+    assert "| scancel | passed, 2 attempts, durable 1.26 s | 61 | 2030-01-01 | c |" in page
     assert "| fault | 22.05 | 24.11 |" in page
     assert "| scancel | passed, 2 attempts, durable 1.26 s | not run |" in page
     assert "| SIGSTOP of rank 0 | FAILED: AssertionError: not within 5 s | not run |" in page
