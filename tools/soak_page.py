@@ -94,6 +94,7 @@ def _place(arguments: str, found: Mapping[str, Any] | None) -> str:
         f"- {found['machine']}, load {found['load'][0]} in the end; Slurm {found['slurm']}; "
         f"Python {found['python']}",
         f"- {found['libraries']}",
+        *([f"- {found['note']}"] if "note" in found else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -89,6 +90,31 @@ def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     (folder / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
     (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+def test_what_a_job_needs_is_on_disk_before_it_is_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, seen = RunDir(tmp_path / "run"), tmp_path / "seen"
+    listing = f"find {run.path} -type f -printf '%i %P\\n' > {seen}"
+    fake_sbatch(tmp_path / "bin", monkeypatch, f"{listing}; echo Submitted batch job 42")
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def note(handle: int) -> None:
+        fsync(handle)
+        if not seen.exists():
+            synced.add(os.fstat(handle).st_ino)
+
+    monkeypatch.setattr(os, "fsync", note)
+    create_run(run, RESOLVED)
+    submit_run(run, RESOLVED, "slurm")
+    lines = seen.read_text().splitlines()
+    there = {name: int(inode) for inode, name in map(str.split, lines)}
+    assert {"config.yaml", "run.json", "slurm/python", "code/mgpt4_hpc/__init__.py"} <= there.keys()
+    # submitit makes its two files in the call that submits; a damaged one is made again.
+    ours = {name for name in there if not re.fullmatch(r"slurm/(\..*\.sh|\w+\.pkl)", name)}
+    assert [name for name in ours if there[name] not in synced] == []
 
 
 def test_an_enclosing_jobs_variables_do_not_reach_sbatch(

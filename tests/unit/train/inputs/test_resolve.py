@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,3 +71,28 @@ def test_indexing_and_loading_are_broken_off(
     assert ends == [early]
     (told,) = read_ledgers(run.ledger)
     assert told.faults == []
+
+
+def _after_a_step(run: RunDir) -> Stop:
+    """Stops the run as soon as its ledger has a first step."""
+
+    def look(_: int) -> None:
+        if any('"first_step"' in path.read_text() for path in run.ledger.iterdir()):
+            stop.at = 0
+
+    stop = Stop(then=look)
+    return stop
+
+
+def test_the_checkpoint_of_another_run_is_not_restored(run: RunDir, tmp_path: Path) -> None:
+    assert attempt(run, _after_a_step(run)).step > 0
+    newest = max(run.checkpoints.glob("step-*"))
+    other = RunDir(tmp_path / "other")
+    other.create({"name": "other", "stage": 1})
+    shutil.copy(run.config_file, other.config_file)
+    shutil.copytree(newest, other.checkpoints / newest.name)
+    attempt(other, _after_a_step(other))
+    (told,) = read_ledgers(other.ledger)
+    assert told.restored_step == 0
+    (refused,) = told.damaged
+    assert f"of another run, {run.run_id}" in str(refused)
