@@ -5,7 +5,7 @@ Shapes: B images of a batch, I image tokens, Q projector's input width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,12 +42,12 @@ class Pictures:
 
     Attributes:
         examples: those that can be used.
-        left_out: the others, with the reason.
+        left_out: names of the others, with the reason.
         features: of each example (1, I, Q), on the CPU.
     """
 
     examples: list[Example] = field(default_factory=list)
-    left_out: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
     features: list[torch.Tensor] = field(default_factory=list)
 
 
@@ -63,6 +63,19 @@ def look_at(
     Raises:
         DataError: if none is left.
     """
+    return require_usable(
+        encode_usable(chat_model, examples, batch_size=batch_size, progress=progress)
+    )
+
+
+def encode_usable(
+    chat_model: ChatModel,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    progress: Progress = lambda count: None,
+) -> Pictures:
+    """Decode and encode the examples, of which perhaps none can be used."""
     seen = Pictures()
     for start in range(0, len(examples), batch_size):
         usable: list[tuple[Example, Pixels]] = []
@@ -71,15 +84,20 @@ def look_at(
                 pixels = picture_pixels(example.data(), chat_model.image_size, example.name)
                 usable.append((example, pixels))
             except DataError as error:
-                seen.left_out.append(error.what)
+                seen.left_out[example.name] = error.what
         if usable:
             batch = torch.from_numpy(np.stack([pixels for _, pixels in usable]))
             seen.features += list(chat_model.encode(batch).cpu().split(1))
             seen.examples += [example for example, _ in usable]
         progress(len(examples[start : start + batch_size]))
+    return seen
+
+
+def require_usable(seen: Pictures) -> Pictures:
+    """The same pictures. Raises DataError if none can be used."""
     if not seen.examples:
-        listed = "".join(f"\n  - {reason}" for reason in seen.left_out[:5])
-        raise DataError(f"none of the {len(examples)} images can be used:{listed}")
+        listed = "".join(f"\n  - {reason}" for reason in list(seen.left_out.values())[:5])
+        raise DataError(f"none of the {len(seen.left_out)} images can be used:{listed}")
     return seen
 
 
@@ -211,14 +229,29 @@ def evaluate(
     """Ask one model what a suite (``failure`` or ``caption``) asks, and score its answers."""
     if suite == "caption":
         require_references(pictures.examples)
-    tasks = []
-    for task, instruction in tasks_of(suite).items():
-        answers = ask_all(
+    answers = {
+        task: ask_all(
             chat_model, pictures, instruction, sampling, batch_size=batch_size, progress=progress
         )
-        tasks.append(score(task, instruction, pictures.examples, answers, objects))
-    left_out = list(pictures.left_out)
+        for task, instruction in tasks_of(suite).items()
+    }
+    return score_all(chat_model.source.name, pictures, answers, suite, objects)
+
+
+def score_all(
+    name: str,
+    pictures: Pictures,
+    answers: Mapping[str, Sequence[Answer]],
+    suite: str,
+    objects: Objects,
+) -> Evaluation:
+    """Score one model's answers, per task one to each picture. Raises DataError as ``score``."""
+    tasks = tuple(
+        score(task, instruction, pictures.examples, answers[task], objects)
+        for task, instruction in tasks_of(suite).items()
+    )
+    left_out = list(pictures.left_out.values())
     if suite == "caption":
         without = [example.name for example in pictures.examples if not example.references]
         left_out += [f"{name} has no reference to compare with" for name in without]
-    return Evaluation(chat_model.source.name, tuple(tasks), tuple(left_out))
+    return Evaluation(name, tasks, tuple(left_out))

@@ -18,7 +18,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     shown,
     word_list,
 )
-from mgpt4_hpc.cli.shared.srun_options import go_to_node
+from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     help="What is measured.",
 )
 @evaluation_options
+@slurm_options
 @click.pass_context
 def compare_command(
     context: click.Context, first: str, second: str, suite: str, **options: Any
@@ -50,9 +51,10 @@ def compare_command(
     \b
     mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
     """
+    node, options = split_slurm(options)
     eval_options = EvalOptions.of(options)
-    if eval_options.node.wanted:
-        go_to_node(eval_options.node, context, terminal=False)
+    if node.wanted:
+        go_to_node(node, context, terminal=False)
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, answers_option, keep, measure_loss
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
     counting,
@@ -21,7 +22,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     word_list,
 )
 from mgpt4_hpc.cli.shared.options import absolute
-from mgpt4_hpc.cli.shared.srun_options import go_to_node
+from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part, array_options, split_array
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import counted
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation, TaskResult
-    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.train.validation.validation_loss import SourceLoss
 
 _EXAMPLES_SHOWN = 3
 
@@ -45,9 +47,15 @@ _EXAMPLES_SHOWN = 3
 )
 @click.option("--every-checkpoint", is_flag=True, help="Each checkpoint that the run has kept.")
 @evaluation_options
-@click.pass_context
+@answers_option
+@array_options(parts=1, time_min=60, by_gpu=True)
 def eval_command(
-    context: click.Context, model: str, suite: str, every_checkpoint: bool, **options: Any
+    model: str,
+    suite: str,
+    every_checkpoint: bool,
+    answers: Path | None,
+    part: Part | None,
+    **options: Any,
 ) -> None:
     """Measure a run's newest checkpoint, a checkpoint, or a projector's file.
 
@@ -60,32 +68,50 @@ def eval_command(
     Numbers also go to the run's TensorBoard folder: under eval/ those of the run's own held-out
     images, under eval/SET/ those of images that are named or limited. `mgpt4 report` shows them.
 
+    With --slurm a job asks, and is requeued when it is preempted or killed, or at its time limit.
+    The same command given again asks only what is missing.
+
     \b
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
     mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014 --limit 20
     """
+    array, options = split_array(options, cpus=4, gpus=1)
     eval_options = EvalOptions.of(options)
-    if eval_options.node.wanted:
-        go_to_node(eval_options.node, context, terminal=False)
-        return
-    from mgpt4_hpc.evaluation.captions import require_libraries
+    if part is not None and answers is None:
+        raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
+    if array.wanted:
+        from mgpt4_hpc.launch.slurm.commands import show_config
 
+        show_config()  # asked before the model is looked for
+    if suite == "caption":
+        from mgpt4_hpc.evaluation.captions import require_libraries
+
+        require_libraries()
     sources = [eval_options.locate(model)]
     if every_checkpoint:
         sources = _checkpoints(sources[0], eval_options)
-    if suite == "loss":
-        chat_model = eval_options.chat_model(sources[0])
-        losses = [_loss(chat_model, source, eval_options) for source in sources]
+    objects = None if suite == "loss" else word_list(eval_options.synonyms, sources[0])
+    examples = [] if suite == "loss" else find_examples(sources[0], eval_options)
+    kept = None
+    if array.wanted or answers is not None:
+        kept = keep(model, suite, sources, eval_options, answers)
+        sources = kept.sources
+        if _ask(kept, examples, array, part):
+            return
+    if objects is None:
+        losses = [
+            _loss(*measured, eval_options) for measured in _losses(eval_options, sources, kept)
+        ]
         _print_json(losses, eval_options, every_checkpoint)
         return
-    if suite == "caption":
-        require_libraries()
-    objects = word_list(eval_options.synonyms, sources[0])
-    examples = find_examples(sources[0], eval_options)
     found, facts = [], []
-    for source, evaluation in _evaluate(eval_options, sources, examples, suite, objects):
+    for source, evaluation in (
+        _evaluate(eval_options, sources, examples, suite, objects)
+        if kept is None
+        else kept.evaluations(examples, objects)
+    ):
         texts = {task.task: task.markdown() for task in evaluation.tasks}
         _draw(source, eval_options, _scalars(evaluation), texts)
         found.append(evaluation)
@@ -96,6 +122,38 @@ def eval_command(
         for evaluation in found:
             _show(evaluation)
     _print_json(facts, eval_options, every_checkpoint)
+
+
+def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | None) -> bool:
+    """Ask what is missing, here or in a job; whether nothing else is left to this process."""
+    if kept.suite == "caption":
+        from mgpt4_hpc.evaluation.suites import require_references
+
+        require_references(examples)
+    if not array.wanted:
+        kept.ask(examples, part or NO_PART)
+        return part is not None
+    job_id = kept.run_array(array, examples)
+    if job_id is None:
+        return False
+    if kept.options.as_json:
+        echo_json({"job_id": job_id, "answers": str(kept.folder)})
+    else:
+        click.echo(f"job {job_id} writes the scores into the run's TensorBoard and into its log")
+    return True
+
+
+def _losses(
+    eval_options: EvalOptions, sources: list[Source], kept: Kept | None
+) -> Iterator[tuple[Source, Sequence[SourceLoss]]]:
+    """Each source's losses, measured now or kept before."""
+    if kept is not None:
+        yield from kept.losses()
+        return
+    chat_model = eval_options.chat_model(sources[0])
+    for source in sources:
+        chat_model.use(source)
+        yield source, measure_loss(chat_model, eval_options)
 
 
 def _print_json(facts: list[dict[str, Any]], eval_options: EvalOptions, every: bool) -> None:
@@ -254,17 +312,10 @@ def _image_set(eval_options: EvalOptions) -> str:
     return f"{name}-{digest}/"
 
 
-def _loss(chat_model: ChatModel, source: Source, eval_options: EvalOptions) -> dict[str, Any]:
-    """Measure, draw and show one checkpoint; returns what ``--json`` prints of it."""
-    from mgpt4_hpc.train.validation.validation_loss import held_out_losses
-
-    chat_model.use(source)
-    losses = held_out_losses(
-        chat_model,
-        images=eval_options.images,
-        limit=eval_options.limit,
-        batch_size=eval_options.batch_size,
-    )
+def _loss(
+    source: Source, losses: Sequence[SourceLoss], eval_options: EvalOptions
+) -> dict[str, Any]:
+    """Draw and show one checkpoint's losses; returns what ``--json`` prints of it."""
     _draw(source, eval_options, {f"loss_{f.source}": f.loss for f in losses}, {})
     for found in losses:
         for reason in found.left_out:

@@ -17,7 +17,6 @@ from mgpt4_hpc.cli.shared.model_options import (
     sampling_options,
 )
 from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
-from mgpt4_hpc.cli.shared.srun_options import NodeRequest, slurm_options, split_slurm
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.output_files import check_output, is_own_page
 
@@ -68,7 +67,6 @@ class EvalOptions:
         images, references, synonyms, limit, batch_size, html: what is looked at, and shown.
         weights, template, device, precision, runs_dir: who answers; see ``model_options.py``.
         sampling: how.
-        node: where, if it is a node of the cluster.
         as_json: for scripts.
     """
 
@@ -84,18 +82,17 @@ class EvalOptions:
     precision: str
     runs_dir: Path
     sampling: Sampling
-    node: NodeRequest
     as_json: bool
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EvalOptions:
         """From a command's arguments. Raises ConfigError with everything that is wrong."""
-        node, rest = split_slurm(options)
+        rest = dict(options)
         own = {field.name: rest.pop(field.name) for field in fields(cls) if field.name in rest}
         own["runs_dir"] = absolute(own["runs_dir"])
         sampling = make_sampling(**rest)
         check_page(own["html"])
-        return cls(**own, sampling=sampling, node=node)
+        return cls(**own, sampling=sampling)
 
     def locate(self, name: str) -> Source:
         """What a run's name, a checkpoint or a file stands for."""
@@ -110,7 +107,7 @@ class EvalOptions:
 
 def evaluation_options(function: F) -> F:
     """Everything that ``eval`` and ``compare`` share; ``EvalOptions.of`` takes it."""
-    for option in (json_option, runs_dir_option, slurm_options, sampling_options, model_options):
+    for option in (json_option, runs_dir_option, sampling_options, model_options):
         function = option(function)
     for option in reversed(_OPTIONS):
         function = option(function)

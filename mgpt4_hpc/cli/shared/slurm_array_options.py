@@ -56,20 +56,34 @@ class Array:
     wants: Wants
 
 
-_TAKES_VALUE = ("--parts", "--partition", "--account", "--time", "--at-once", "--sbatch", "--part")
+_TAKES_VALUE = ("--parts", "--gpus", "--partition", "--account", "--time", "--at-once", "--sbatch",
+                "--part")  # fmt: skip
 _FLAGS = ("--slurm", "--no-wait", "--json")
 
 
-def array_options(*, parts: int, time_min: int) -> Callable[[F], F]:
-    """--slurm with its companions and --part; defaults of parts and of minutes for each."""
-    options = (
-        click.option("--slurm", is_flag=True, help="Run in parts, as a Slurm array."),
+def array_options(*, parts: int, time_min: int, by_gpu: bool = False) -> Callable[[F], F]:
+    """--slurm with its companions and --part; defaults of parts and of minutes for each.
+
+    With ``by_gpu`` the parts are given as --gpus: each has one, and with 0 a single part has none.
+    """
+    number = (
         click.option(
+            "--gpus",
+            type=click.IntRange(0),
+            default=parts,
+            help=f"With --slurm: GPUs, a task on each. [{parts}]",
+        )
+        if by_gpu
+        else click.option(
             "--parts",
             type=click.IntRange(1),
             default=parts,
             help=f"With --slurm: tasks, at most. [{parts}]",
-        ),
+        )
+    )
+    options = (
+        click.option("--slurm", is_flag=True, help="Run in parts, as a Slurm array."),
+        number,
         click.option("--partition", help="With --slurm: the partition."),
         click.option("--account", help="With --slurm: the account."),
         click.option(
@@ -101,7 +115,10 @@ def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tupl
     """The options above, but for ``part``, as one value; and the rest."""
     rest = dict(options)
     pairs = dict(_pair(option) for option in rest.pop("sbatch"))
-    wanted, parts, wait = rest.pop("slurm"), rest.pop("parts"), not rest.pop("no_wait")
+    wanted, wait = rest.pop("slurm"), not rest.pop("no_wait")
+    if (parts := rest.pop("parts", None)) is None:
+        number = rest.pop("gpus")
+        parts, gpus = max(1, number), min(1, number)
     wants = Wants(
         partition=rest.pop("partition"),
         account=rest.pop("account"),
@@ -117,7 +134,13 @@ def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tupl
 
 
 def run_array(
-    array: Array, name: str, folder: Path, *, parts: int | None = None, merge: bool = False
+    array: Array,
+    name: str,
+    folder: Path,
+    *,
+    parts: int | None = None,
+    merge: bool = False,
+    options: Sequence[str] = (),
 ) -> str | None:
     """Run this very command line as an array in ``folder``.
 
@@ -128,6 +151,7 @@ def run_array(
         parts: if there is less to do than ``array.parts`` tasks.
         merge: under ``--no-wait``, submit the command line once more, without ``--part``, to put
             the parts together when they are done.
+        options: added to the command line.
 
     Returns:
         With ``--no-wait`` the id of the last job; else None, when all parts have ended well.
@@ -137,7 +161,7 @@ def run_array(
     """
     from mgpt4_hpc.cli.shared.progress import progress
 
-    arguments = without_array(sys.argv[1:])
+    arguments = with_options(without_array(sys.argv[1:]), options)
     parts = min(array.parts, parts or array.parts)
     job = ArrayJob(name, arguments, parts, folder, array.wants)
     job_id = submit_array(job)
@@ -158,11 +182,19 @@ def without_array(arguments: Sequence[str]) -> list[str]:
     kept: list[str] = []
     rest = iter(arguments)
     for word in rest:
+        if word == "--":
+            return [*kept, word, *rest]
         if word in _TAKES_VALUE:
             next(rest, None)
         elif word not in _FLAGS and word.partition("=")[0] not in _TAKES_VALUE:
             kept.append(word)
     return kept
+
+
+def with_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """A command line with further options: before a ``--``, behind which all are names."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [*arguments[:end], *options, *arguments[end:]]
 
 
 def _pair(option: str) -> tuple[str, str]:

@@ -93,7 +93,7 @@ def find_decision(
     """
     if in_rank and start.executor == "slurm" and not commands.has_scontrol():
         return Decision(Cause(this.cause), Action.DEFER, "the batch script decides what follows")
-    cause, requeue_allowed = _ask_slurm(start, budget, signal_name, until)
+    cause, requeue_allowed = ask_slurm(start, budget, signal_name, until)
     if this.cause in _FOUND_OUT and cause not in (Cause.REQUEUED, Cause.CANCELLED):
         cause = Cause(this.cause)
     if cause is not Cause.REQUEUED and is_cancelled(run, start):
@@ -122,8 +122,8 @@ def find_decision(
     return decision
 
 
-def _ask_slurm(
-    start: JobStart, budget: LaunchConfig, signal_name: str | None, until: float | None
+def ask_slurm(
+    start: JobStart, budget: LaunchConfig, signal_name: str | None, until: float | None = None
 ) -> tuple[Cause, bool]:
     """Why the job ends, and whether Slurm would requeue it."""
     if start.executor == "local":
@@ -233,7 +233,7 @@ def requeue_without_run_dir(run: RunDir, start: JobStart, trouble: str) -> Decis
         trouble: why the folder cannot be read.
     """
     usual = LaunchConfig()
-    cause, requeue_allowed = _ask_slurm(start, usual, None, None)
+    cause, requeue_allowed = ask_slurm(start, usual, None, None)
     decision = decide(cause, PastAttempt(cause, True), [], usual, requeue_allowed=requeue_allowed)
     if decision.action is Action.RESUBMIT:
         decision = replace(decision, action=Action.ASK)  # its script lies in the folder
@@ -323,15 +323,15 @@ def _requeue_elsewhere(
     """Why there was no requeue (None if there was), and what was excluded."""
     # Slurm ends this very process after the requeue; the exclusion is possible only then.
     with commands.signals_held_back():
-        refusal = _requeue(start, until)
+        refusal = requeue(start, until)
         if refusal is not None or decision.cause is not Cause.BAD_NODE:
             return refusal, ""
         nodes = _bad_nodes(run, start, bad_nodes)
         return None, f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
 
 
-def _requeue(start: JobStart, until: float | None) -> MgptError | None:
-    """None on success, else why not; the restart count is believed, not scontrol alone."""
+def requeue(start: JobStart, until: float | None = None) -> MgptError | None:
+    """Requeue a job: None on success, else why not. Where scontrol fails, its restarts decide."""
     refusal = None
     for pause_s, wait_s in _tries(until):
         try:

@@ -3,7 +3,8 @@
 For work without a run directory (indexing, downloading, encoding). Each part must write its result
 atomically and skip what is there already: then a requeued task, or the whole command given again,
 costs only what is missing. Slurm requeues a task that was preempted or lost its node by itself, as
-its only process does not outlive the job.
+its only process does not outlive the job. A task that was killed, or is at its time limit, asks for
+that itself: ``launch.job.part_end``.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.formatting import first_line
 from mgpt4_hpc.launch.runs.run_state import LAG_S
@@ -25,16 +27,35 @@ from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.sbatch import submit
 from mgpt4_hpc.launch.slurm.sbatch_options import without_rivals
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
+from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 T = TypeVar("T")
 
 POLL_S = 5.0
+_WARNED_FROM_MIN = 5
+"""Tasks with a shorter limit get no warning before it: Slurm may send it a minute too early."""
 _SHOWN = 5
-_OWN_FILES = ("*.log", "*.done", "array.sbatch", "end.sbatch", ".*.partial", ".nfs*")
+_OWN_FILES = ("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", ".*.partial", ".nfs*")
 """In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
 NFS keeps of a file that was removed while it was open."""
 _LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
 """States that a task with ``--requeue`` does not come back from by itself."""
+
+
+_PART = (
+    "stop() {{ signal=$1; kill -TERM $task; }}\n"
+    + "".join(f"trap 'stop SIG{name}' {name}\n" for name in STOP_SIGNALS)
+    + """{command} &
+task=$!
+wait $task; code=$?
+if [ $code -eq 0 ]; then
+  : > {folder}/"$SLURM_ARRAY_TASK_ID.done"
+elif [ $code -gt 128 ]; then  # killed, or stopped
+  {end} ${{signal:+--signal $signal}}
+fi
+exit $code"""
+)
+"""Of a task of an array: its command beside a shell that outlives it."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,10 @@ class ArrayJob:
         """Appears when a part has ended well."""
         return self.folder / f"{part}.done"
 
+    def ends(self, part: int) -> Path:
+        """How earlier starts of a part ended, a line each."""
+        return self.folder / f"{part}.ends"
+
 
 def slice_of(items: Sequence[T], part: int, parts: int) -> Sequence[T]:
     """Part ``part`` of 1 ... ``parts``: neighbours, in lengths that differ by at most one."""
@@ -126,13 +151,21 @@ def array_script(job: ArrayJob) -> str:
         "time": wants.time_min,
         "output": f"{log_pattern(job.folder.absolute())}/%a.log",
     }
+    if wants.time_min >= _WARNED_FROM_MIN:
+        options["signal"] = f"B:USR2@{LaunchConfig().signal_before_s}"
     if wants.gpus:
         options["gpus-per-node"] = wants.gpus
     if wants.mem_gib is not None:
         options["mem"] = f"{wants.mem_gib}G"
-    command = f'{_mgpt4(job.arguments)} --part "$SLURM_ARRAY_TASK_ID/{job.parts}"'
-    mark = f'{shlex.quote(str(job.folder.absolute()))}/"$SLURM_ARRAY_TASK_ID.done"'
-    return _script(job.name, wants, options, f"{command} && : > {mark}")
+    options_end = job.arguments.index("--") if "--" in job.arguments else len(job.arguments)
+    names = shlex.join(job.arguments[options_end:])
+    command = (
+        f"{_mgpt4(job.arguments[:options_end])} "
+        f'--part "$SLURM_ARRAY_TASK_ID/{job.parts}" {names}'.rstrip()
+    )
+    folder = shlex.quote(str(job.folder.absolute()))
+    end = f'{_python("mgpt4_hpc.launch.job.part_end")} {folder}/"$SLURM_ARRAY_TASK_ID"'
+    return _script(job.name, wants, options, _PART.format(command=command, folder=folder, end=end))
 
 
 def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
@@ -160,6 +193,7 @@ def submit_array(job: ArrayJob) -> str:
         job.folder.mkdir(parents=True, exist_ok=True)
         for part in range(1, job.parts + 1):
             job.mark(part).unlink(missing_ok=True)
+            job.ends(part).unlink(missing_ok=True)
     except OSError as error:
         raise MgptError(
             f"the folder {job.folder} cannot be written: {error.strerror}",
@@ -263,8 +297,12 @@ def _last_line(log: Path) -> str:
 
 
 def _mgpt4(arguments: Sequence[str]) -> str:
+    return f"{_python('mgpt4_hpc.cli.main')} {shlex.join(arguments)}"
+
+
+def _python(module: str) -> str:
     # -P: the folder that this is called from must not shadow the installed package.
-    return shlex.join([sys.executable, "-P", "-m", "mgpt4_hpc.cli.main", *arguments])
+    return shlex.join([sys.executable, "-P", "-m", module])
 
 
 def _script(name: str, wants: Wants, options: Mapping[str, object], command: str) -> str:

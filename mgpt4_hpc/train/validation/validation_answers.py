@@ -18,11 +18,11 @@ from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.sampling.sample_source import ValDraws
 from mgpt4_hpc.data.sources.contact_sheet import contact_sheet
 from mgpt4_hpc.distributed import Ranks
-from mgpt4_hpc.errors import DataError, StorageTrouble
+from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.evaluation.examples import Example, spread, toy_scenes
 from mgpt4_hpc.evaluation.objects import named_objects
-from mgpt4_hpc.evaluation.suites import Pictures, ask_all, look_at, score, tasks_of
+from mgpt4_hpc.evaluation.suites import Pictures, ask_all, encode_usable, score, tasks_of
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
@@ -113,7 +113,7 @@ class HeldOutAnswers:
                 self._examples = self._read()
                 mine = self._examples[self._ranks.rank :: self._ranks.world_size]
                 if mine:
-                    self._pictures = _look_at(self._chat_model, mine)
+                    self._pictures = encode_usable(self._chat_model, mine, batch_size=_BATCH)
             for task, instruction in asked.items():
                 said[task] = self._ask(instruction)
         except _BrokenOffError:
@@ -182,13 +182,6 @@ class HeldOutAnswers:
             cards[task] = _card(examples, in_order)
             texts[task] = result.markdown()
         return ValidationAnswers(scores, cards, texts)
-
-
-def _look_at(chat_model: ChatModel, examples: list[Example]) -> Pictures:
-    try:
-        return look_at(chat_model, examples, batch_size=_BATCH)
-    except DataError:  # none of this rank's few can be used; the others' may
-        return Pictures()
 
 
 def _card(examples: list[Example], answers: list[Answer]) -> bytes:

@@ -92,6 +92,24 @@ def test_every_checkpoint_side_by_side(mgpt4: Mgpt4, world: TinyWorld, tmp_path:
     assert re.search(r"<td>[^<]*detail_failing</td><td>1</td><td>1</td>", shown)
 
 
+def test_answers_that_are_kept(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
+    asked = ("eval", run.path, "--images", world.align / "image", *SHORT, "--batch-size", 2)
+    whole = mgpt4(*asked, "--json").json
+    for part in ("1/2", "2/2"):
+        assert mgpt4(*asked, "--answers", "kept", "--part", part).code == 0
+    written = {path: path.read_text() for path in Path("kept").glob("*.jsonl")}
+    assert len(written) == 2
+    (path, text), *_ = written.items()
+    path.write_text(text[:-30])  # killed while it wrote
+    kept = mgpt4(*asked, "--answers", "kept", "--json")
+    assert kept.code == 0 and kept.json == whole, kept.err
+    assert mgpt4(*asked, "--answers", "kept", "--temperature", 1).code == 2
+    losses = ("eval", run.path, "--suite", "loss", "--json")
+    measured = mgpt4(*losses).json
+    for _ in range(2):
+        assert mgpt4(*losses, "--answers", "losses").json == measured
+
+
 def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     Path("words.txt").write_text("dog\ncat\nboat\nhouse\ntree\n")
     ended = mgpt4(
