@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.support.trained import make_trained_run
 
 pytestmark = pytest.mark.slurm
 
-IMAGES, BATCH = 100, 4
+BATCH = 4
 
 
 def begin(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
@@ -39,50 +40,64 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> dict:
     return json.loads(out)
 
 
-def pid_of_part(run: RunDir) -> int:
-    """The process that answers."""
+def signal_part(run: RunDir, number: signal.Signals) -> bool:
+    """Signal the process that answers; whether there is one."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
+        with suppress(OSError):  # it has ended
             words = path.read_bytes().decode().split("\0")
-        except OSError:  # it has ended
-            continue
-        if "--part" in words and str(run.path) in words:
-            return int(path.parent.name)
-    raise AssertionError(f"nothing answers for {run.path}")
+            if "--part" in words and str(run.path) in words:
+                os.kill(int(path.parent.name), number)
+                return True
+    return False
 
 
-def test_preempted_three_times_and_killed_once(
-    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+@pytest.mark.parametrize(
+    ("blows", "images"),
+    [
+        (("kill", "preempt"), 30),
+        pytest.param(("preempt", "kill", "preempt", "preempt"), 100, marks=pytest.mark.soak),
+    ],
+)
+def test_what_ends_it_costs_no_answer_that_is_written(
+    blows: tuple[str, ...],
+    images: int,
+    cluster: Cluster,
+    tiny_world: TinyWorld,
+    tmp_path: Path,
 ) -> None:
     run, pictures = make_trained_run(tiny_world, tmp_path / "two"), tmp_path / "pictures"
     pictures.mkdir()
-    for number in range(IMAGES):
+    for number in range(images):
         Image.new("RGB", (24, 24), (number, 255 - number, 90)).save(pictures / f"{number:03}.png")
     asked = (run.path, "--images", pictures, "--batch-size", BATCH, "--max-new-tokens", 90,
              "--device", "cpu", "--json")  # fmt: skip
     alone = begin(cluster, *asked)
     job = begin(cluster, *asked, "--slurm", "--partition", "a100-preempt", "--time", 10)
 
-    def lines() -> list[dict]:
-        return [json.loads(line) for path in run.path.glob("evaluations/*/*.jsonl")
-                for line in path.read_text().split("\n")[:-1] if line]  # fmt: skip
-
-    def more_than(number: int) -> None:
-        cluster.wait_until(lambda: len(lines()) > number, 120, f"more than {number} answers")
+    def answers() -> list[tuple[str, str]]:
+        return [
+            (row["task"], row["image"])
+            for path in run.path.glob("evaluations/*/*.jsonl")
+            for line in path.read_text().rpartition("\n")[0].splitlines()
+            if (row := json.loads(line or "{}"))
+        ]
 
     def restarts() -> int:
-        return int(cluster.job(job_id).get("Restarts", 0))
+        signal_part(run, signal.SIGSTOP)  # or it finishes in its grace time
+        return int(cluster.job(job_id)["Restarts"])
 
-    more_than(0)
-    (job_id,) = cluster.squeue()
-    for times in range(4):
-        more_than(len(lines()))
-        if times == 1:
-            os.kill(pid_of_part(run), signal.SIGKILL)
+    for number, blow in enumerate(blows):
+        before = len(answers())
+        cluster.wait_until(lambda n=before: len(answers()) > n, 120, "further answers")
+        if not number:
+            (job_id,) = cluster.squeue()
+        if blow == "kill":
+            assert signal_part(run, signal.SIGKILL)
         else:
             preempt(cluster)
-        cluster.wait_until(lambda n=times: restarts() == n + 1, 90, f"restart {times + 1}")
+        cluster.wait_until(lambda n=number: restarts() == n + 1, 90, f"restart {number + 1}")
+        now = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
+        cluster.wait_until(lambda now=now: not cluster.run(now, check=False).returncode, 60, "now")
     told = finish(job)
-    rows = lines()
-    assert len(rows) == 2 * IMAGES == len({(row["task"], row["image"]) for row in rows})
+    assert len(set(answers())) == 2 * images > len(answers()) - BATCH
     assert told == finish(alone)
