@@ -96,6 +96,7 @@ def test_what_ends_it_costs_no_answer_that_is_written(
         else:
             preempt(cluster)
         cluster.wait_until(lambda n=number: restarts() == n + 1, 90, f"restart {number + 1}")
+        cluster.wait_for_state(job_id, "PENDING", timeout_s=60)  # its last start has ended
         now = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
         cluster.wait_until(lambda now=now: not cluster.run(now, check=False).returncode, 60, "now")
     told = finish(job)

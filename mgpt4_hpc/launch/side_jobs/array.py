@@ -48,6 +48,7 @@ _PART = (
     + """{command} &
 task=$!
 wait $task; code=$?
+trap '' {signals}
 if [ $code -eq 0 ]; then
   : > {folder}/"$SLURM_ARRAY_TASK_ID.done"
 elif [ $code -gt 128 ]; then  # killed, or stopped
@@ -165,7 +166,12 @@ def array_script(job: ArrayJob) -> str:
     )
     folder = shlex.quote(str(job.folder.absolute()))
     end = f'{_python("mgpt4_hpc.launch.job.part_end")} {folder}/"$SLURM_ARRAY_TASK_ID"'
-    return _script(job.name, wants, options, _PART.format(command=command, folder=folder, end=end))
+    return _script(
+        job.name,
+        wants,
+        options,
+        _PART.format(command=command, folder=folder, end=end, signals=" ".join(STOP_SIGNALS)),
+    )
 
 
 def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
