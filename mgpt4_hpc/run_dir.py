@@ -12,6 +12,7 @@
       ledger/           attempt-0003.jsonl, one writer each
       attempts/0003     claimed with O_EXCL by the attempt that may write
       data/             packed folders and indexes made for this run
+      evaluations/      answers to `mgpt4 eval --slurm`, a folder for each evaluation
       heartbeat.json    step, time, attempt
       slurm/            rendered sbatch, submitit's files, stdout and stderr
 
