@@ -19,7 +19,7 @@ from tests.slurm.jobs import preempt
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.soak]  # each start imports torch: minutes
 
 BATCH = 4
 
@@ -54,8 +54,7 @@ def signal_part(run: RunDir, number: signal.Signals) -> bool:
 @pytest.mark.parametrize(
     ("blows", "images"),
     [
-        (("kill", "preempt"), 30),
-        pytest.param(("preempt", "kill", "preempt", "preempt"), 100, marks=pytest.mark.soak),
+        (("preempt", "kill", "preempt", "preempt"), 100),
     ],
 )
 def test_what_ends_it_costs_no_answer_that_is_written(
