@@ -336,6 +336,8 @@ class LaunchConfig(_Section):
     """Environment variables of the job, as `NCCL_SOCKET_IFNAME: ib0`; taken literally."""
     setup: tuple[_Line, ...] = ()
     """Further shell lines before srun."""
+    stage_env: _Line | None = None
+    """Folder on the node's disk, as `$TMPDIR`, for a copy of the Python environment."""
     runs_dir: str | None = None
     """Folder of the run directories, on storage that all nodes share; `--runs-dir` stands above."""
     mail_type: _Line | None = None
@@ -463,6 +465,10 @@ class RunConfig(_Section):
         if self.launch.gpu_type and self.launch.gpu_request == "none":
             faults.append(
                 "launch.gpu_type is set, but launch.gpu_request is none: it asks for no GPU"
+            )
+        if self.launch.stage_env and self.container.runtime != "none":
+            faults.append(
+                "launch.stage_env is set, but the environment is in container.image: leave it out"
             )
         if self.launch.mail_type:
             wrong = [w for w in self.launch.mail_type.split(",") if w.upper() not in MAIL_TYPES]

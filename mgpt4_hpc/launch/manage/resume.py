@@ -36,6 +36,7 @@ from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     choose_executor,
     complete_run,
+    prepare_environment,
     submit_run,
 )
 from mgpt4_hpc.ownership import assert_owned
@@ -179,6 +180,7 @@ def _resume(
         say(note)
     if executor == "slurm":
         dependency = _all_of(dependency, behind)
+    prepare_environment(run, changed.config, say)
     markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
     with _put_back(run.config_file, run.slurm / "python", *markers):
         complete_run(run, changed.config)

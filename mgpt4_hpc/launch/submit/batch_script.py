@@ -14,6 +14,7 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, FatalTrainingError
 from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
+from mgpt4_hpc.launch.job.staged_environment import PACK_VARIABLE
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
@@ -168,11 +169,23 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "# a start that Slurm makes of a run which is over ends here",
         f"leave=$({shlex.quote(python)} -m mgpt4_hpc.launch.job.start_check "
         f'{shlex.quote(str(run.path))}) && exit "$leave"',
+        *_environment_lines(run, launch, python),
         "# what an earlier start left behind: the last lines believe what they find",
         f"rm -f -- {shlex.join(markers)}",
         "# rank 0 listens on the first node, under the address that Slurm has for it",
         f'export {MASTER_ADDR_VARIABLE}="$(scontrol show node -o "$SLURMD_NODENAME" '
         "| sed -n 's/.* NodeAddr=\\([^ ]*\\).*/\\1/p')\"",
+    ]
+
+
+def _environment_lines(run: RunDir, launch: LaunchConfig, python: str) -> list[str]:
+    """Shell lines that name the packed environment for the tasks, if it is still the same."""
+    if launch.stage_env is None:
+        return []
+    return [
+        "# what the tasks unpack on their node's disk; empty if the environment has changed",
+        f"export {PACK_VARIABLE}=$({shlex.quote(python)} "
+        f"-m mgpt4_hpc.launch.job.staged_environment {shlex.quote(str(run.path))})",
     ]
 
 

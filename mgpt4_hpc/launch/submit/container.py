@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
+from mgpt4_hpc.launch.job.launcher_script import write_shim
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.run_dir import RunDir
 
@@ -18,6 +19,17 @@ from mgpt4_hpc.run_dir import RunDir
 def rank_python(container: ContainerConfig) -> str:
     """The interpreter of the ranks: this one, or the container's."""
     return sys.executable if container.runtime == "none" else container.python
+
+
+def write_launcher(run: RunDir, config: RunConfig | None) -> None:
+    """Write the script that starts a rank's Python; with no settings, this Python and no more."""
+    path = run.slurm / "python"
+    if config is None:
+        write_shim(path)
+        return
+    write_shim(
+        path, rank_python(config.container), lines_inside(run, config), config.launch.stage_env
+    )
 
 
 def srun_options(run: RunDir, container: ContainerConfig) -> list[str]:

@@ -16,6 +16,7 @@ from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     complete_run,
     create_run,
+    prepare_environment,
     submit_run,
     uninterrupted,
 )
@@ -40,6 +41,8 @@ def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
             one whose job may have been accepted.
     """
     submitted: list[Submitted] = []
+    for item in {item.run.path.parent: item for item in plan.runs}.values():
+        prepare_environment(item.run, item.resolved.config, say)
     try:
         if plan.sweep is not None and plan.executor == "slurm":
             _submit_array(plan, submitted)

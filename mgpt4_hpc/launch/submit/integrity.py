@@ -22,9 +22,8 @@ from mgpt4_hpc.disk import sync_tree
 from mgpt4_hpc.errors import FatalTrainingError, MgptError, RunDamaged
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.event_hooks import FAILED, tell
-from mgpt4_hpc.launch.job.launcher_script import write_shim
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE, code_digest, take_snapshot
-from mgpt4_hpc.launch.submit.container import rank_python
+from mgpt4_hpc.launch.submit.container import write_launcher
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
@@ -101,7 +100,7 @@ def mend(run: RunDir) -> list[str]:
         if path.suffix == ".pyc":
             path.unlink(missing_ok=True)
         elif path == run.slurm / "python":
-            write_shim(path, rank_python(read_config(run.config_file).config.container))
+            write_launcher(run, read_config(run.config_file).config)
         elif path.name.endswith(_PICKLE):
             _write_pickle(run, path)
         elif path not in code:

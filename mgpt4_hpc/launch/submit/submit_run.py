@@ -7,9 +7,8 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +23,14 @@ from mgpt4_hpc.errors import (
     SlurmUnreachable,
     StorageTrouble,
 )
-from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.job.staged_environment import PACK_VARIABLE, find_pack, pack_environment
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
-from mgpt4_hpc.launch.submit.container import lines_inside, rank_python
+from mgpt4_hpc.launch.submit.container import write_launcher
 from mgpt4_hpc.launch.submit.integrity import mend, seal
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
@@ -86,11 +85,7 @@ def complete_run(
         # An older run's own code will not, and the batch script looks for it.
         run.record_identity()
     # Anew at each submission: the environment may have moved since the last.
-    write_shim(
-        run.slurm / "python",
-        rank_python(config.container) if config else sys.executable,
-        lines_inside(run, config) if config else (),
-    )
+    write_launcher(run, config)
 
 
 def _share_code(source: RunDir, target: Path) -> str:
@@ -104,6 +99,20 @@ def _share_code(source: RunDir, target: Path) -> str:
 
     shutil.copytree(source.code, target, copy_function=link)
     return str(source.identity()["code_digest"])
+
+
+def prepare_environment(run: RunDir, config: RunConfig, say: Callable[[str], None]) -> None:
+    """Pack the environment beside the run for ``launch.stage_env``; on a failure print why.
+
+    A run without a pack uses the shared environment.
+    """
+    if config.launch.stage_env is None:
+        return
+    say("launch.stage_env: packing the environment unless it is packed already")
+    try:
+        pack_environment(run.path.parent)
+    except MgptError as error:
+        say(f"launch.stage_env: {error}: the run uses the shared environment")
 
 
 def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None) -> None:
@@ -269,10 +278,20 @@ def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
         tasks_per_node=config.launch.gpus,
         gpus_per_node=_gpus_here(config),
         run_dir=str(run.path),
-        env=dict(config.launch.env),
+        env={**config.launch.env, **_packed(run, config)},
     )
     job = executor.submit(StageTask(str(run.path)))
     return Submitted(run, "local", str(job.job_id), process=job._process)
+
+
+def _packed(run: RunDir, config: RunConfig) -> dict[str, str]:
+    """The variable that names the packed environment; empty without one."""
+    if config.launch.stage_env is None:
+        return {}
+    try:
+        return {PACK_VARIABLE: str(find_pack(run.path.parent))}
+    except (MgptError, OSError):
+        return {}  # printed when it could not be made
 
 
 def _gpus_here(config: RunConfig) -> int:
