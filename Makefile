@@ -9,7 +9,7 @@ QUICK   = tests/unit tests/cli tests/reference
 REAL    = tests/integration tests/slurm
 SELECT  = -m "not soak and not gpu"
 
-.PHONY: help install demo test quick real lint format docs soak clean
+.PHONY: help install demo test quick real lint format docs soak matrix release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -50,6 +50,17 @@ docs: install  ## write docs/cli.md and configs/schema.json from the code
 
 soak: install  ## the long tests; writes docs/reliability.md
 	MGPT4_REQUIRE_SLURM=1 $(BIN)/python tools/soak.py $(SOAK_ARGS)
+
+matrix: install  ## the quick tests on every Python that is here, oldest and newest dependencies
+	$(BIN)/python tools/matrix.py $(MATRIX_ARGS)
+
+release: install  ## sdist and wheel in dist/, checked, and the demo from the wheel alone
+	rm -rf dist
+	$(BIN)/uv build -q
+	$(BIN)/uvx -q twine check --strict dist/*
+	$(BIN)/uvx -q check-wheel-contents dist/*.whl
+	cd "$$(mktemp -d)" && $(CURDIR)/$(BIN)/uvx -q --python $(CURDIR)/$(BIN)/python \
+	    --from $(CURDIR)/dist/*.whl mgpt4 demo
 
 clean:  ## remove what make made
 	rm -rf $(VENV) demo build dist
