@@ -10,7 +10,10 @@ first one warms the file cache and is left out. Medians, in seconds:
 
 * `start_s`: from the start of the process to its first finished step;
 * `buckets_s`: where the run's ledger says that they went, by then;
-* `import_s`: what of `start_s` passed before the training command began to count.
+* `import_s`: what of `start_s` passed before the training command began to count;
+* `cpu_s`: CPU time, user and system, of three processes side by side in the same run: `import
+  torch`, the same with what a rank imports, and a toy run of one step from its start to its end,
+  data workers included.
 """
 
 from __future__ import annotations
@@ -117,6 +120,34 @@ def start(bundle: Path, run: Path, device: str) -> dict[str, Any]:
     }
 
 
+def cpu_seconds(folder: Path) -> dict[str, float]:
+    """CPU seconds of `import torch`, of a rank's imports, and of a toy run with one step."""
+    run = folder / "one-step"
+    train = ["-m", "mgpt4_hpc.train", "--cfg-path", "toy-stage1", "--run-dir", str(run)]
+    for setting in ("train.max_steps=1", "train.warmup_steps=0", "train.device=cpu"):
+        train += ["--set", setting]
+    commands = {
+        "import_torch": ["-c", "import torch"],
+        "import_rank": ["-c", "import mgpt4_hpc.launch.job.rank, mgpt4_hpc.train.run"],
+        "one_toy_step": train,
+    }
+    found = {}
+    for name, arguments in commands.items():
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise click.ClickException(f"{name} ended with code {process.returncode}")
+        found[name] = usage.ru_utime + usage.ru_stime
+    shutil.rmtree(run)
+    return found
+
+
 @click.command(
     help=(__doc__ or "").replace("\n\n    ", "\n\n\b\n    ", 1).replace("\n\n*", "\n\n\b\n*")
 )
@@ -133,6 +164,7 @@ def main(shape: str, folder: Path, device: str, starts: int, as_json: bool) -> N
         _elsewhere(make_bundle, bundle, SHAPES[shape], device)
     runs = folder / f"runs-{os.getpid()}"
     found = [start(bundle, runs / str(number), device) for number in range(starts + 1)][1:]
+    costs = [cpu_seconds(runs) for _ in range(starts)]
     shutil.rmtree(runs)
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     buckets = {name for one in found for name in one["buckets_s"]}
@@ -142,6 +174,9 @@ def main(shape: str, folder: Path, device: str, starts: int, as_json: bool) -> N
         "bundle_gib": size / 2**30,
         "start_s": statistics.median(one["start_s"] for one in found),
         "import_s": statistics.median(one["import_s"] for one in found),
+        "cpu_s": {
+            name: round(statistics.median(cost[name] for cost in costs), 2) for name in costs[0]
+        },
         "buckets_s": {
             name: statistics.median(one["buckets_s"].get(name, 0.0) for one in found)
             for name in sorted(buckets)
