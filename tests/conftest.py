@@ -9,6 +9,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from tests.support.commands import (  # noqa: F401
+    elsewhere,
+    mgpt4,
+    sbatch,
+    slurm,
+    stage1,
+    submissions,
+    world,
+)
 from tests.support.tiny_world import TinyWorld, build_tiny_world
 
 _WITH = dict.fromkeys(

@@ -10,13 +10,9 @@ from typing import Any
 import pytest
 
 from tests.cli.fakes import Mgpt4
+from tests.cli.refusals import refused
 from tests.cli.synthetic import attempt, make_run, submitted
 from tests.support.tiny_world import TinyWorld
-
-
-@pytest.fixture
-def stage1(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return world.write_config(tmp_path_factory.mktemp("config") / "stage1.yaml", 1)
 
 
 @pytest.fixture
@@ -58,15 +54,6 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a job was submitted")
 
     monkeypatch.setattr("mgpt4_hpc.launch.submit.execute.submit_run", refuse)
-
-
-def refused(mgpt4: Mgpt4, code: int, *arguments: object) -> str:
-    """What ``submit`` says when it refuses; the folder must stay empty."""
-    ended = mgpt4("submit", "--executor", "local", *arguments)
-    assert ended.code == code, ended.err
-    assert ended.out == ""
-    assert list(Path().iterdir()) == []
-    return ended.err
 
 
 def test_unknown_setting(mgpt4: Mgpt4, stage1: Path) -> None:
@@ -114,16 +101,6 @@ def test_an_unknown_name_does_not_hide_the_other_faults(
         assert f"  - {fault}" in told
     alone = refused(mgpt4, 2, "--config", stage1, "--set", "trian.lr=1")
     assert "--set 'trian.lr=1': unknown setting" in alone
-
-
-@pytest.mark.parametrize("gpus", ["0", "-1", "two"])
-def test_gpus(mgpt4: Mgpt4, stage1: Path, gpus: str) -> None:
-    assert "--gpus" in refused(mgpt4, 2, "--config", stage1, "--gpus", gpus)
-
-
-@pytest.mark.parametrize("time", ["0", "soon", "x-5", "1:2:3:4"])
-def test_time(mgpt4: Mgpt4, stage1: Path, time: str) -> None:
-    assert "--time" in refused(mgpt4, 2, "--config", stage1, "--time", time)
 
 
 def test_neither_stage_nor_config(mgpt4: Mgpt4) -> None:
@@ -189,18 +166,6 @@ def test_runs_dir_that_cannot_be_written(mgpt4: Mgpt4, stage1: Path) -> None:
     ended = mgpt4("submit", "--executor", "local", "--config", stage1, "--runs-dir", "/proc/runs")
     assert ended.code in (1, 3)
     assert "give --runs-dir a writable folder" in ended.err
-
-
-@pytest.mark.parametrize(
-    "name", ["a b", "a'b", 'a"b', "a\nb", "$(touch x)", "`touch x`", "../up", "-rf", "a/b", "", "ä"]
-)
-def test_hostile_names(mgpt4: Mgpt4, stage1: Path, name: str) -> None:
-    ended = mgpt4(
-        "submit", "--executor", "local", "--config", stage1, "--dry-run", f"--set=name={name!r}"
-    )
-    assert ended.code == 2
-    assert "name" in ended.err
-    assert list(Path().iterdir()) == []
 
 
 @pytest.mark.parametrize("command", ["status", "history", "logs", "cancel", "resume"])

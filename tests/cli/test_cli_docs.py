@@ -111,7 +111,7 @@ ELSEWHERE = {
     "doctor": "tests/cli/site/test_doctor.py",
     "eval": "tests/cli/model/test_eval.py",
     "keep": "tests/cli/runs/test_keep.py",
-    "compare": "tests/cli/model/test_eval.py",
+    "compare": "tests/cli/model/test_compare.py",
     "weights fetch": "tests/unit/model/bundle/test_fetch.py",
 }
 """Commands whose JSON takes more than a moment to make, and where it is held to the page."""

@@ -13,7 +13,7 @@ from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.train.optimizer import load_optimizer_tensors, optimizer_tensors
 from mgpt4_hpc.train.step import forward_loss
 from tests.gpu.steps import deterministic, make_batch, make_model, make_step, run
-from tests.unit.model.conftest import FOLDERS, load_reference
+from tests.support.reference import FOLDERS, load_reference
 
 
 def loss_and_gradient(model, batch) -> tuple[float, torch.Tensor]:

@@ -24,7 +24,6 @@ import pytest
 from mgpt4_hpc.data.sources.convert import convert_captions
 from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
-from tests.cli.conftest import mgpt4 as mgpt4  # the fixture
 from tests.cli.fakes import Ended, Mgpt4
 from tests.cli.synthetic import attempt, make_run, submitted, write_original, write_pairs
 from tests.slurm.harness import Cluster, devcluster

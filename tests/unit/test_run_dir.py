@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import stat
@@ -106,27 +105,6 @@ def test_a_supervisors_claim_fences_nobody_off_but_a_torn_one_does(run: RunDir) 
     (run.attempts / "0003").write_text("")  # killed between the claim and its text
     with pytest.raises(Overtaken):
         run.assert_newest(first)
-
-
-@pytest.mark.parametrize(
-    ("error", "claimed"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)]
-)
-def test_a_file_system_may_know_no_fsync_of_folders(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, error: int, claimed: bool
-) -> None:
-    real = os.fsync
-
-    def fsync(handle: int) -> None:
-        if stat.S_ISDIR(os.fstat(handle).st_mode):
-            raise OSError(error, os.strerror(error))
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    if claimed:
-        assert run.claim_attempt({}) == 1
-    else:
-        with pytest.raises(OSError):
-            run.claim_attempt({})
 
 
 def test_foreign_files_among_the_attempts_do_not_count(run: RunDir) -> None:

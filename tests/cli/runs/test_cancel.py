@@ -4,25 +4,20 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from mgpt4_hpc.errors import SlurmRejected
 from mgpt4_hpc.launch.runs import cancel_request as cancel_mark_module
 from mgpt4_hpc.launch.runs.cancel_request import (
-    cancel_mark,
     cancel_requested,
-    request_cancel,
-    withdraw_cancel,
 )
-from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
+from tests.support.processes import sleeper
 
 
 @pytest.fixture
@@ -49,33 +44,6 @@ def test_save_first(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
     assert slurm.called("scontrol") == [["scontrol", "update", "JobId=17", "Requeue=0"]]
     assert slurm.called("scancel") == [["scancel", "--signal=USR2", "17"]]
     assert cancel_requested(run, "17")
-
-
-@pytest.mark.parametrize("save", [[], ["--save"]])
-def test_a_full_quota_keeps_nobody_from_cancelling(
-    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, full: None, save: list[str]
-) -> None:
-    slurm.squeue = squeue_row("17", "RUNNING")
-    ended = mgpt4("cancel", "one", *save)
-    assert ended.code == 0 and "no mark could be left" in ended.out
-    assert slurm.called("scancel")
-    assert bool(slurm.called("scontrol")) is bool(save)
-
-
-def test_without_a_mark_slurm_itself_must_keep_the_job_away(
-    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, full: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slurm.squeue = squeue_row("17", "RUNNING")
-
-    def refuse(command: list[str], **_: Any) -> str:
-        if command[0] == "scontrol":
-            raise SlurmRejected("`scontrol update` was refused: Access denied")
-        return slurm(command)
-
-    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.run_slurm", refuse)
-    ended = mgpt4("cancel", "one", "--save")
-    assert ended.code == 4 and "would save and come back" in ended.err
-    assert "Access denied" in ended.err and not slurm.called("scancel")
 
 
 @pytest.fixture
@@ -124,32 +92,6 @@ def test_all_names_are_checked_first(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir
     assert slurm.calls == []
 
 
-def test_a_mark_made_by_hand(run: RunDir) -> None:
-    cancel_mark(run).touch()
-    assert cancel_requested(run, "any")
-    withdraw_cancel(run)
-    withdraw_cancel(run)
-    assert not cancel_requested(run)
-
-
-@pytest.mark.parametrize("trouble", [errno.ESTALE, errno.EIO, errno.ENOTCONN, errno.EACCES])
-@pytest.mark.parametrize("times", [1, 99])
-def test_storage_that_stumbles_is_no_wish_of_a_person(
-    run: RunDir, monkeypatch: pytest.MonkeyPatch, trouble: int, times: int
-) -> None:
-    request_cancel(run, "17")
-    left = [OSError(trouble, os.strerror(trouble))] * times
-
-    def stumble(path: Path) -> dict[str, Any]:
-        if left:
-            raise left.pop()
-        return read_json(path)
-
-    monkeypatch.setattr(cancel_mark_module, "read_json", stumble)
-    goes_by = times == 1 and trouble != errno.EACCES
-    assert cancel_requested(run, "17", pauses_s=(0.0, 0.0)) is goes_by
-
-
 @pytest.fixture
 def controller(run: RunDir) -> Iterator[subprocess.Popen[bytes]]:
     """A process that looks like the run's local controller."""
@@ -158,16 +100,6 @@ def controller(run: RunDir) -> Iterator[subprocess.Popen[bytes]]:
     yield process
     process.kill()
     process.wait()
-
-
-def sleeper(*arguments: str) -> subprocess.Popen[bytes]:
-    # `-S -E`: it shall sleep at once. `-m` is not needed: only its words are looked at.
-    code = "import time; print(flush=True); time.sleep(60)"
-    command = [sys.executable, "-S", "-E", "-c", code, *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
 
 
 def test_local(mgpt4: Mgpt4, run: RunDir, controller: subprocess.Popen[bytes]) -> None:
@@ -185,22 +117,6 @@ def test_local_with_a_full_quota(
     assert controller.wait(timeout=10) == -signal.SIGINT
 
 
-@pytest.mark.parametrize(
-    "words", [(), ("mgpt4_hpc.launch.local",), ("mgpt4_hpc.launch.local", "/other/run/slurm")]
-)
-def test_a_process_with_a_reused_id_is_left_alone(
-    mgpt4: Mgpt4, run: RunDir, words: tuple[str, ...]
-) -> None:
-    stranger = sleeper(*words)
-    try:
-        submitted(run, str(stranger.pid), executor="local")
-        assert mgpt4("cancel", "one").out.startswith("one: nothing to cancel: lost")
-        assert stranger.poll() is None
-    finally:
-        stranger.kill()
-        stranger.wait()
-
-
 def test_on_another_machine(mgpt4: Mgpt4, run: RunDir) -> None:
     job = {"executor": "local", "job_id": "4711", "submitted": 1e9, "host": "elsewhere"}
     write_json(run.slurm / "job.json", job)
@@ -209,18 +125,3 @@ def test_on_another_machine(mgpt4: Mgpt4, run: RunDir) -> None:
     ended = mgpt4("cancel", "one")
     assert ended.code == 1
     assert "ssh elsewhere mgpt4 cancel" in ended.err
-
-
-def test_a_cancel_that_failed_leaves_no_mark(
-    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Otherwise the job would stay away after its next preemption, to its owner's surprise."""
-    slurm.squeue = squeue_row("17", "RUNNING")
-    monkeypatch.setattr(slurm, "scancel", None, raising=False)
-    ended = mgpt4("cancel", "one")
-    assert ended.code == 5
-    assert not cancel_requested(run)
-    # What was sent may have arrived.
-    assert "job 17 of one may or may not be cancelled: `scancel 17` cannot reach" in ended.err
-    assert "may still carry it out" in ended.err
-    assert "`mgpt4 status one` shows" in ended.err and "`mgpt4 cancel one` again" in ended.err

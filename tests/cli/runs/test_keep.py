@@ -4,32 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
-from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
-from tests.cli.runs.test_resume import Submissions
-from tests.cli.synthetic import Clock, attempt, make_run, submitted
+from tests.cli.synthetic import make_run, submitted
+from tests.support.keeping import begun
+from tests.support.resuming import Submissions
 from tests.support.shown import assert_schema
-
-
-@pytest.fixture
-def submissions(monkeypatch: pytest.MonkeyPatch) -> Submissions:
-    stand_in = Submissions()
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", stand_in)
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
-    return stand_in
-
-
-def begun(
-    runs: Path, name: str, job_id: str, cause: str | None = None, **settings: object
-) -> RunDir:
-    """A run whose job did something long ago."""
-    run = make_run(runs, name, **settings)
-    submitted(run, job_id)
-    attempt(run, 1, first=1, last=5, cause=cause, job_id=job_id, clock=Clock(1e9))
-    return run
 
 
 def test_it_brings_back_what_nobody_ended(
@@ -89,23 +69,3 @@ def test_what_follows_a_run_comes_back_with_it(
     assert ended.code == 0 and [asked[0].config.name for asked in submissions.asked] == ["first"]
     # The stand-in leaves no job behind that the second could wait for.
     assert "second waited for first" in ended.err
-
-
-@pytest.mark.parametrize(("jobs", "again"), [(3, True), (4, False)])
-def test_jobs_that_never_begin_come_to_an_end(
-    mgpt4: Mgpt4,
-    slurm: FakeSlurm,
-    tmp_path: Path,
-    submissions: Submissions,
-    jobs: int,
-    again: bool,
-) -> None:
-    run = begun(tmp_path / "runs", "one", "11")
-    line = [str(11 + n) for n in range(jobs + 1)]
-    write_json(
-        run.slurm / "job.json", {"job_id": line[-1], "submitted": 1.5e9, "succeeds": line[:-1]}
-    )
-    slurm.sacct = f"{line[-1]}|FAILED|1:0|1|2|n1|None|||\n"
-    ended = mgpt4("keep")
-    assert bool(submissions.asked) is again
-    assert ("its last 4 jobs ended before a rank started" in ended.err) is not again

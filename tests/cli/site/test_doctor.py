@@ -9,7 +9,7 @@ from mgpt4_hpc.launch.site_check import doctor
 from tests.cli.fakes import Mgpt4
 from tests.cli.test_main import HEAVY, PROBE
 from tests.support.shown import assert_schema
-from tests.unit.launch.site_check.test_doctor_slurm import site
+from tests.unit.launch.site_check.recorded_sites import site
 
 
 @pytest.fixture

@@ -3,32 +3,19 @@
 import errno
 
 import pytest
-import torch
 
 from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import CheckpointError
-
-
-def state(step):
-    return {
-        "projector": {"weight": torch.full((4, 3), float(step)), "bias": torch.arange(4.0)},
-        "optimizer": {"exp_avg.weight": torch.full((4, 3), -float(step))},
-    }
-
-
-def commit(store, *steps):
-    for step in steps:
-        store.commit(step, state(step), {"samples_seen": step * 8, "attempt": 1})
+from tests.unit.checkpoint.states import (
+    commit,
+    names,
+)
 
 
 @pytest.fixture
 def store(tmp_path):
     return CheckpointStore(tmp_path / "checkpoints", attempt=3)
-
-
-def names(store):
-    return sorted(path.name for path in store.folder.iterdir())
 
 
 class FullDisk(FileSystem):

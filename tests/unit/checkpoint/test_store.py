@@ -11,37 +11,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from mgpt4_hpc.checkpoint import reading
 from mgpt4_hpc.checkpoint.manifest import DamagedCheckpointError
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import CheckpointError, RunLocked
-
-
-def state(step):
-    return {
-        "projector": {"weight": torch.full((4, 3), float(step)), "bias": torch.arange(4.0)},
-        "optimizer": {"exp_avg.weight": torch.full((4, 3), -float(step))},
-    }
-
-
-def commit(store, *steps):
-    for step in steps:
-        store.commit(step, state(step), {"samples_seen": step * 8, "attempt": 1})
+from tests.unit.checkpoint.states import (
+    EIO,
+    commit,
+    damage_bit,
+    fail_reading,
+    names,
+    patient_store,
+    state,
+)
 
 
 @pytest.fixture
 def store(tmp_path):
     return CheckpointStore(tmp_path / "checkpoints", attempt=3)
-
-
-def flip(path, at=-1):
-    data = bytearray(path.read_bytes())
-    data[at] ^= 0x10
-    path.write_bytes(data)
-
-
-def names(store):
-    return sorted(path.name for path in store.folder.iterdir())
 
 
 def test_what_is_committed_comes_back(store):
@@ -99,10 +85,6 @@ def damage_truncated(path):
 def damage_longer(path):
     with (path / "projector.safetensors").open("ab") as stream:
         stream.write(b"\0")
-
-
-def damage_bit(path):
-    flip(path / "optimizer.safetensors")
 
 
 def damage_file_missing(path):
@@ -166,17 +148,6 @@ def test_two_damaged_ones_are_passed_and_names_never_clash(store):
     assert store.load_newest() is None
 
 
-def fail_reading(monkeypatch, folder_name, error):
-    read = reading._read_file
-
-    def failing(path, *arguments, **options):
-        if path.parent.name == folder_name:
-            raise error
-        return read(path, *arguments, **options)
-
-    monkeypatch.setattr(reading, "_read_file", failing)
-
-
 @pytest.mark.parametrize("number", [errno.EACCES, errno.ESTALE, errno.ENOTCONN])
 def test_what_cannot_be_judged_is_not_passed_over(store, monkeypatch, number):
     commit(store, 1, 2)
@@ -184,13 +155,6 @@ def test_what_cannot_be_judged_is_not_passed_over(store, monkeypatch, number):
     with pytest.raises(CheckpointError, match="cannot read"):
         store.load_newest()
     assert store.steps() == [1, 2]
-
-
-EIO = OSError(errno.EIO, "Input/output error")
-
-
-def patient_store(folder, slept):
-    return CheckpointStore(folder, attempt=3, sleep=slept.append)
 
 
 def test_a_bad_sector_is_passed_over_after_half_a_minute_and_stays(store, monkeypatch):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,20 +13,13 @@ from mgpt4_hpc.config.load import (
     env_layer,
     keep_schedule,
     load_config,
-    merge,
     parse_assignments,
     read_assignments,
     settings_digest,
 )
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
-
-MINIMAL: dict[str, Any] = {
-    "stage": 1,
-    "model": {"weights": "/w"},
-    "data": {"sources": [{"name": "laion", "path": "/d"}]},
-    "train": {"global_batch_size": 8, "micro_batch_size": 2, "max_steps": 10, "lr": 0.01},
-}
+from tests.unit.config.minimal import MINIMAL, faults_of
 
 
 @pytest.fixture
@@ -36,12 +27,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
     return path
-
-
-def faults_of(path: Path, **kwargs: Any) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        load_config(path, **kwargs)
-    return caught.value.faults
 
 
 # -- precedence --------------------------------------------------------------------------------
@@ -181,11 +166,6 @@ def test_what_stands_on_a_wrong_value_is_not_told(file: Path) -> None:
     assert len(faults) == 1 and faults[0].startswith("launch.gpus: ")
 
 
-def test_contradictions_are_told_one_by_one(file: Path) -> None:
-    overrides = {"train.min_lr": 1, "train.warmup_steps": 11, "train.eval_every_steps": 5}
-    assert len(faults_of(file, overrides=overrides)) == 3
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -234,32 +214,6 @@ def test_assignments_that_mean_nothing(assignment: str, told: str) -> None:
         parse_assignments([assignment, "seed=1"])
 
 
-@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "exclude"])
-@pytest.mark.parametrize("character", ["\n", "\r", "\0", "\x1b", "\x7f"])
-def test_no_line_break_reaches_a_batch_script(file: Path, key: str, character: str) -> None:
-    hostile = f"a{character}#SBATCH --uid=0"
-    (fault,) = faults_of(file, overrides={f"launch.{key}": hostile})
-    assert f"launch.{key}" in fault
-
-
-@pytest.mark.parametrize(
-    "launch",
-    [
-        {"setup": ["module load cuda", "true\nrm -rf /"]},
-        {"sbatch": {"comment": "a\nb"}},
-        {"sbatch": {"comment\n": "a"}},
-    ],
-)
-def test_nor_through_lists_and_mappings(file: Path, launch: dict) -> None:
-    file.write_text(yaml.safe_dump({**MINIMAL, "launch": launch}))
-    assert faults_of(file)
-
-
-@pytest.mark.parametrize("name", ["", "../x", "a b", "-x", ".x", "a/b", "x" * 101, "a\n"])
-def test_a_name_is_fit_for_a_folder_and_a_job(file: Path, name: str) -> None:
-    assert faults_of(file, overrides={"name": name})[0].startswith("name: ")
-
-
 def test_an_unknown_preset_or_site_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="toy-stage1"):
         load_config("toy-stage9")
@@ -298,82 +252,6 @@ def test_a_setting_that_is_new_changes_no_digest_that_runs_are_pinned_to(
     preset: str, digest: str
 ) -> None:
     assert load_config(preset).digest == digest, "add the setting to _NEWER"
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        "array",
-        "output",
-        "no_requeue",
-        "ntasks-per-node",
-        "--time",
-        "cpus-per-task",
-        "gpus_per_node",
-        "job-name",
-        "clusters",
-    ],
-)
-def test_what_the_launcher_must_decide_is_no_sbatch_option(file: Path, option: str) -> None:
-    (fault,) = faults_of(file, overrides={f"launch.sbatch.{option}": "1"})
-    assert f"launch.sbatch.{option} cannot be set: " in fault
-
-
-def test_gpus_may_be_asked_for_in_a_way_of_ones_own() -> None:
-    overrides = {"launch.gpu_request": "none", "launch.sbatch.gpus-per-node": "a100:2"}
-    launch = load_config("toy-stage1", overrides=overrides).config.launch
-    assert launch.sbatch == {"gpus-per-node": "a100:2"}
-
-
-# -- epochs ------------------------------------------------------------------------------------
-
-
-def convert(values: Mapping[str, object]) -> tuple[int, str]:
-    return 30 * int(str(values["train.max_epochs"])), "told"
-
-
-@pytest.mark.parametrize(
-    ("layers", "steps", "epochs"),
-    [
-        ([{"train.max_steps": 5}, {"train.max_epochs": 2}], 60, 2),
-        ([{"train.max_epochs": 2}], 60, 2),
-        ([{"train.max_epochs": 2}, {"train.max_steps": 5}], 5, None),
-        # A run's own settings have both, and stay as they are.
-        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.lr": 0.1}], 5, 2),
-        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.max_steps": 7}], 7, None),
-        ([{"train.max_epochs": 2, "train.max_steps": 5}, {"train.max_epochs": 3}], 90, 3),
-        ([{"train.max_steps": 5}, {"train.max_epochs": None}], 5, None),
-    ],
-)
-def test_epochs_and_steps_hold_as_they_were_set_last(
-    layers: list[dict[str, object]], steps: int, epochs: float | None
-) -> None:
-    base = {
-        "stage": 1,
-        "data.sources": [{"name": "a"}],
-        "train.global_batch_size": 1,
-        "train.micro_batch_size": 1,
-        "train.lr": 0.1,
-    }
-    resolved = merge([("base", base), *(("layer", layer) for layer in layers)], (), convert)
-    assert (resolved.config.train.max_steps, resolved.config.train.max_epochs) == (steps, epochs)
-    assert resolved.notes == (("told",) if steps in (60, 90) else ())
-    if resolved.notes:
-        assert resolved.origin("train.max_steps") == f"train.max_epochs {epochs}"
-        with pytest.raises(ConfigError, match=r"train\.max_steps here"):
-            merge([("base", base), *(("layer", layer) for layer in layers)])
-
-
-def test_what_stops_a_run_is_no_part_of_its_digest_and_needs_a_held_out_loss(file: Path) -> None:
-    plain = load_config(file, overrides={"data.val_fraction": 0.1})
-    changes = {"train.early_stop": 3, "checkpoint.keep_best": "val/loss", "data.val_fraction": 0.1}
-    faults = faults_of(file, overrides=changes)
-    assert [fault.split(" needs")[0] for fault in faults] == [
-        "train.early_stop",
-        "checkpoint.keep_best",
-    ]
-    with_both = load_config(file, overrides={**changes, "train.eval_every_steps": 5})
-    assert config_digest(with_both.config) == config_digest(plain.config)
 
 
 def test_a_run_is_held_to_what_its_steps_do_and_not_to_paths_or_their_number(file: Path) -> None:

@@ -7,50 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
-from mgpt4_hpc.cli.site.config_import import import_command
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.original import import_original, is_original
+from mgpt4_hpc.config.original import import_original
 from mgpt4_hpc.errors import ConfigError
+from tests.unit.config.published import PROCESSORS, RUN, STAGE1
 
-PROCESSORS = {
-    "vis_processor": {"train": {"name": "blip2_image_train", "image_size": 224}},
-    "text_processor": {"train": {"name": "blip_caption"}},
-}
-RUN = {
-    "task": "image_text_pretrain",
-    "lr_sched": "linear_warmup_cosine_lr",
-    "init_lr": "1e-4",  # as PyYAML reads a number without a dot
-    "min_lr": "8e-5",
-    "warmup_lr": "1e-6",
-    "weight_decay": 0.05,
-    "max_epoch": 4,
-    "num_workers": 4,
-    "warmup_steps": 5000,
-    "iters_per_epoch": 5000,
-    "seed": 42,
-    "output_dir": "output/minigpt4_stage1_pretrain",
-    "amp": True,
-    "resume_ckpt_path": None,
-    "evaluate": False,
-    "train_splits": ["train"],
-    "device": "cuda",
-    "world_size": 1,
-    "dist_url": "env://",
-    "distributed": True,
-    "wandb_log": True,
-    "job_name": "minigpt4_pretrain",
-}
-# The content of the original's minigpt4_stage1_pretrain.yaml and minigpt4_llama2_stage2_finetune.
-STAGE1 = {
-    "model": {"arch": "minigpt4", "model_type": "pretrain_vicuna0"},
-    "datasets": {
-        "laion": {"batch_size": 64, "sample_ratio": 115, **PROCESSORS},
-        "cc_sbu": {"batch_size": 64, "sample_ratio": 14, **PROCESSORS},
-    },
-    "run": RUN,
-}
 STAGE2 = {
     "model": {
         "arch": "minigpt4",
@@ -72,6 +34,8 @@ STAGE2 = {
         "job_name": "minigpt4_llama2_finetune",
     },
 }
+
+
 DECISIVE = {
     "train": {"max_steps", "lr", "min_lr", "warmup_start_lr", "warmup_steps", "weight_decay",
               "global_batch_size", "micro_batch_size", "beta1", "beta2", "eps"},
@@ -189,26 +153,3 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(write(tmp_path / "file.yaml", values))
     assert len(caught.value.faults) == 2
-
-
-def test_the_command_prints_a_file_of_ours(tmp_path: Path) -> None:
-    path = write(tmp_path / "theirs.yaml", STAGE1)
-    result = CliRunner().invoke(import_command, [str(path)])
-    assert result.exit_code == 0, result.output
-    assert "  lr: 0.0001  # run.init_lr\n" in result.stdout
-    assert "#   run.wandb_log: curves go to TensorBoard" in result.stdout
-    ours = tmp_path / "ours.yaml"
-    ours.write_text(result.stdout)
-    assert not is_original(yaml.safe_load(result.stdout))
-    assert load_config(ours).config == load_config(path).config
-    result = CliRunner().invoke(import_command, [str(path), "--json"])
-    assert yaml.safe_load(result.stdout)["settings"]["train.lr"] == {
-        "value": 1e-4,
-        "from": "run.init_lr",
-    }
-
-
-def test_one_of_ours_is_not_imported(tmp_path: Path) -> None:
-    path = write(tmp_path / "ours.yaml", {"stage": 1})
-    result = CliRunner().invoke(import_command, [str(path)])
-    assert isinstance(result.exception, ConfigError)

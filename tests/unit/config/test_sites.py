@@ -16,10 +16,17 @@ from mgpt4_hpc.launch.submit.site_profile import SITE_VARIABLE
 from mgpt4_hpc.launch.submit.submit_run import render
 from mgpt4_hpc.resources import configs_dir, slurm_dir
 from mgpt4_hpc.run_dir import RunDir
+from tests.unit.config.profiles import write
 
 DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
+
+
 _OTHERS = ("MGPT4_RUNS_DIR", "MGPT4_WEIGHTS", "MGPT4_PYTHON")
+
+
 SOURCES = (".py", ".sbatch")
+
+
 SHIPPED = ("example-a100", "example-container", "example-no-accounting")
 
 
@@ -28,13 +35,6 @@ def environ(tmp_path: Path) -> dict[str, str]:
     """An environment with a sites folder, a home and a user of its own."""
     (tmp_path / "sites").mkdir()
     return {"MGPT4_SITES_DIR": str(tmp_path / "sites"), "HOME": str(tmp_path), "USER": "ann"}
-
-
-def write(folder: Path, name: str, text: str = "launch: {partition: p}\n") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yaml"
-    path.write_text(text)
-    return path
 
 
 # -- finding -----------------------------------------------------------------------------------

@@ -4,17 +4,7 @@ import pytest
 
 from mgpt4_hpc.telemetry.awake_clock import AwakeClock
 from mgpt4_hpc.telemetry.time_buckets import Buckets
-
-
-class Clock:
-    now = 100.0
-    idle = 0.0
-
-    def __call__(self):
-        return self.now
-
-    def worked(self):
-        return self.now - self.idle
+from tests.unit.telemetry.clock import Clock
 
 
 @pytest.fixture

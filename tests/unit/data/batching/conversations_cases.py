@@ -46,3 +46,18 @@ BAD: list[tuple[Record, str]] = [
     (llava("<image>Q", "A", image="../talk.json"), "is outside of"),
     ({"id": 3}, "neither conversations nor messages"),
 ]  # fmt: skip
+
+
+IMAGE = {"type": "image"}
+
+
+GOOD: list[Record] = [
+    llava("<image>\nWhat is this?", "A cat.", "Why?", "It has whiskers.", image="0.jpg", id="a"),
+    llava("Is <image> like <image>?", "No.", image=["1.jpg", "2.jpg"], id="b"),
+    llava("Who are you?", "A model.", "And I?", "A person.", id="c"),
+    llava("Say it.\n<image>", "Two dogs \u2026 \U0001f408", image="3.jpg", system="Be brief."),
+    chat(
+        [IMAGE, text("What?")], [text("This.")], "And <image>?", "That.", images=["1.jpg", "0.jpg"]
+    ),
+    chat([text("No image here: <image>")], "None."),
+]

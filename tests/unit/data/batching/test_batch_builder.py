@@ -6,7 +6,7 @@ import pytest
 
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from tests.unit.data.batching.loaders import an_order
 from tests.unit.data.worlds import make_index, text_spec
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -15,10 +15,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return make_index(tmp_path_factory.mktemp("loader"), 300)
-
-
-def an_order(index: ShardIndex, val_fraction: float = 0.0) -> SampleOrder:
-    return SampleOrder([SourceSize("toy", index.num_samples)], 7, val_fraction=val_fraction)
 
 
 def test_prompts_depend_on_seed_and_position(index: ShardIndex) -> None:

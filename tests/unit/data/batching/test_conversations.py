@@ -30,23 +30,9 @@ from mgpt4_hpc.data.sources.pack_conversations import pack_conversations
 from mgpt4_hpc.data.sources.stats import collect_stats
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import TEMPLATES, Dialogue, Turn
-from tests.unit.data.batching.conversations_cases import Record, chat, llava, text
+from tests.unit.data.batching.conversations_cases import GOOD, Record, llava
 from tests.unit.data.batching.test_text import REFERENCE, a_tokenizer
 from tests.unit.data.worlds import encode, jpeg, tar_bytes, text_spec
-
-IMAGE = {"type": "image"}
-
-
-GOOD: list[Record] = [
-    llava("<image>\nWhat is this?", "A cat.", "Why?", "It has whiskers.", image="0.jpg", id="a"),
-    llava("Is <image> like <image>?", "No.", image=["1.jpg", "2.jpg"], id="b"),
-    llava("Who are you?", "A model.", "And I?", "A person.", id="c"),
-    llava("Say it.\n<image>", "Two dogs \u2026 \U0001f408", image="3.jpg", system="Be brief."),
-    chat(
-        [IMAGE, text("What?")], [text("This.")], "And <image>?", "That.", images=["1.jpg", "0.jpg"]
-    ),
-    chat([text("No image here: <image>")], "None."),
-]
 
 
 @pytest.fixture

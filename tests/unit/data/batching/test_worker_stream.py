@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from tests.unit.data.worlds import make_index, text_spec
+from tests.unit.data.batching.loaders import a_loader
+from tests.unit.data.worlds import make_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -21,16 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return make_index(tmp_path_factory.mktemp("loader"), 300)
-
-
-def an_order(index: ShardIndex, val_fraction: float = 0.0) -> SampleOrder:
-    return SampleOrder([SourceSize("toy", index.num_samples)], 7, val_fraction=val_fraction)
-
-
-def a_loader(index: ShardIndex, **changes: object) -> StepLoader:
-    settings = {"global_batch_size": 24, "micro_batch_size": 5, **changes}
-    options = LoaderOptions(**settings)  # type: ignore[arg-type]
-    return StepLoader(an_order(index), [index], text_spec(), 16, options)
 
 
 def test_close_ends_a_worker_that_hangs(index: ShardIndex, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
 from mgpt4_hpc.errors import DataError, WorkerDied
-from tests.unit.data.worlds import make_index, text_spec
+from tests.unit.data.batching.worker_loaders import a_loader, workers_of
+from tests.unit.data.worlds import make_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 CHILD = """
 import os, signal, sys
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import SampleReader
-from tests.unit.data.batching.test_workers import a_loader, workers_of
+from tests.unit.data.batching.worker_loaders import a_loader, workers_of
 
 loader = a_loader(ShardIndex.open(sys.argv[1]))
 if sys.argv[2] == "hang":
@@ -40,43 +40,9 @@ if sys.argv[2] == "wait":
 """
 
 
-def a_loader(index: ShardIndex, **changes: object) -> StepLoader:
-    order = SampleOrder([SourceSize("toy", index.num_samples)], 0)
-    settings = {"global_batch_size": 8, "micro_batch_size": 4, "num_workers": 2, **changes}
-    options = LoaderOptions(**settings)  # type: ignore[arg-type]
-    return StepLoader(order, [index], text_spec(), 8, options)
-
-
-def workers_of(loader: StepLoader) -> list[int]:
-    return [worker.pid for worker in loader._stream._batches._workers]  # type: ignore[union-attr]
-
-
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> ShardIndex:
     return make_index(tmp_path_factory.mktemp("workers"), 60)
-
-
-def masks(pid: int) -> dict[str, int]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {line[:6]: int(line[8:], 16) for line in lines if line.startswith(("SigBlk", "SigIgn"))}
-
-
-def test_workers_ignore_what_slurm_sends(index: ShardIndex) -> None:
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        with a_loader(index) as loader:
-            next(loader)  # both workers have been set up
-            for pid in workers_of(loader):
-                found = masks(pid)
-                for number in numbers:
-                    assert found["SigIgn"] >> (number - 1) & 1
-                    os.kill(pid, number)
-                assert found["SigBlk"] == 0
-            for _ in range(5):
-                next(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_child(index: ShardIndex, mode: str) -> tuple[subprocess.Popen[str], list[int]]:

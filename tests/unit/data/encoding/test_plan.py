@@ -10,29 +10,11 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.encoding.plan import EncodePlan, missing_from, plan_encoding, substitutes
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.reading.feature_cache_file import (
-    STORED,
     BadRow,
-    FeatureRow,
     write_shard,
 )
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-
-BINDING = {"bundle": "abc", "resize": "squash"}
-
-
-SOURCES = {"a": "d1", "b": "d2"}
-
-
-def rows(source: int, samples: range, dtype: str = "bf16") -> list[FeatureRow]:
-    bits = STORED[dtype][1]
-    return [
-        FeatureRow(source, n, f"k{n}", f'caption "{n}" é', np.full((1, 2, 3), n + source, bits))
-        for n in samples
-    ]
-
-
-def cache(folder: Path, dtype: str = "bf16") -> FeatureCache:
-    return FeatureCache.create(folder, BINDING, SOURCES, dtype, (2, 3))
+from tests.unit.data.feature_rows import cache, rows
 
 
 def config(steps: int, **train: int) -> RunConfig:

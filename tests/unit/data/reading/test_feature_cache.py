@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache
 from mgpt4_hpc.data.reading.feature_cache_file import (
-    STORED,
     BadRow,
-    FeatureRow,
     write_shard,
 )
 from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
 from mgpt4_hpc.errors import DataError, StorageTrouble
-
-BINDING = {"bundle": "abc", "resize": "squash"}
-SOURCES = {"a": "d1", "b": "d2"}
-
-
-def rows(source: int, samples: range, dtype: str = "bf16") -> list[FeatureRow]:
-    bits = STORED[dtype][1]
-    return [
-        FeatureRow(source, n, f"k{n}", f'caption "{n}" é', np.full((1, 2, 3), n + source, bits))
-        for n in samples
-    ]
-
-
-def cache(folder: Path, dtype: str = "bf16") -> FeatureCache:
-    return FeatureCache.create(folder, BINDING, SOURCES, dtype, (2, 3))
+from tests.unit.data.feature_rows import BINDING, cache, rows
 
 
 def test_a_cache_on_storage_that_stumbles_is_waited_for(tmp_path: Path) -> None:

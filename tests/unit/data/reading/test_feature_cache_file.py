@@ -8,20 +8,11 @@ import numpy as np
 import pytest
 
 from mgpt4_hpc.data.reading.feature_cache_file import (
-    STORED,
-    FeatureRow,
     FeatureShard,
     write_shard,
 )
 from mgpt4_hpc.errors import DataError
-
-
-def rows(source: int, samples: range, dtype: str = "bf16") -> list[FeatureRow]:
-    bits = STORED[dtype][1]
-    return [
-        FeatureRow(source, n, f"k{n}", f'caption "{n}" é', np.full((1, 2, 3), n + source, bits))
-        for n in samples
-    ]
+from tests.unit.data.feature_rows import rows
 
 
 def test_damage_is_told_with_the_file(tmp_path: Path) -> None:

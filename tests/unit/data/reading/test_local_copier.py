@@ -14,10 +14,10 @@ import pytest
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading import local_copier, local_copies
-from mgpt4_hpc.data.reading.local_copier import Stager, _Copier
+from mgpt4_hpc.data.reading.local_copier import Stager
 from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches
 from mgpt4_hpc.data.reading.reader import SampleReader
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from tests.unit.data.reading.copier import a_copier, an_order
 from tests.unit.data.worlds import make_index, text_spec
 
 
@@ -38,16 +38,6 @@ def index(tmp_path: Path) -> ShardIndex:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "node").mkdir()
     return tmp_path / "node" / "stage"
-
-
-def an_order(index: ShardIndex) -> SampleOrder:
-    return SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
-
-
-def a_copier(folder: Path, index: ShardIndex, budget: int) -> tuple[_Copier, list[int]]:
-    folder.mkdir(exist_ok=True)
-    counts = [0, 0, 0, 0]
-    return _Copier(folder, an_order(index), [index], budget, counts), counts
 
 
 def used(folder: Path) -> int:

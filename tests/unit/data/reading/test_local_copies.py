@@ -8,10 +8,10 @@ import pytest
 
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading import local_copier, local_copies
-from mgpt4_hpc.data.reading.local_copier import Stager, _Copier
+from mgpt4_hpc.data.reading.local_copier import Stager
 from mgpt4_hpc.data.reading.local_copies import Staged, Stretches, stage_folder
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
-from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
+from tests.unit.data.reading.copier import a_copier, an_order
 from tests.unit.data.worlds import make_index, write_shards
 
 
@@ -32,16 +32,6 @@ def index(tmp_path: Path) -> ShardIndex:
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "node").mkdir()
     return tmp_path / "node" / "stage"
-
-
-def an_order(index: ShardIndex) -> SampleOrder:
-    return SampleOrder([SourceSize(index.name, index.num_samples)], seed=3)
-
-
-def a_copier(folder: Path, index: ShardIndex, budget: int) -> tuple[_Copier, list[int]]:
-    folder.mkdir(exist_ok=True)
-    counts = [0, 0, 0, 0]
-    return _Copier(folder, an_order(index), [index], budget, counts), counts
 
 
 def test_stretches_cover_every_sample(index: ShardIndex) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
+from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin, recaption, report_of
 from tests.unit.data.worlds import jpeg, tar_bytes
 
 
@@ -21,3 +23,13 @@ def shards_in(folder: Path) -> list[Path]:
         paths.append(folder / f"{shard:05d}.tar")
         paths[-1].write_bytes(tar_bytes(entries))
     return paths
+
+
+def run(
+    tmp_path: Path, listing: Path, by: By, size: int | None = None
+) -> tuple[RecaptionReport, CaptionTable]:
+    shards = sorted((tmp_path / "in").glob("*.tar")) or shards_in(tmp_path / "in")
+    out = tmp_path / "out"
+    table = build_table(listing, by, begin(shards, listing, by, out, size))
+    recaption(shards, table, out, size=size)
+    return report_of(shards, table, out), table

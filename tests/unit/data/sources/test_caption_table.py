@@ -6,20 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
-from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin, recaption, report_of
+from mgpt4_hpc.data.sources.caption_table import build_table
 from mgpt4_hpc.errors import DataError
-from tests.unit.data.sources.recaption_cases import shards_in
-
-
-def run(
-    tmp_path: Path, listing: Path, by: By, size: int | None = None
-) -> tuple[RecaptionReport, CaptionTable]:
-    shards = sorted((tmp_path / "in").glob("*.tar")) or shards_in(tmp_path / "in")
-    out = tmp_path / "out"
-    table = build_table(listing, by, begin(shards, listing, by, out, size))
-    recaption(shards, table, out, size=size)
-    return report_of(shards, table, out), table
+from tests.unit.data.sources.recaption_cases import run
 
 
 @pytest.mark.parametrize(

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.sources.contact_sheet import wrap, write_contact_sheet
 from mgpt4_hpc.errors import DataError
-from tests.unit.data.worlds import jpeg, make_index, tar_bytes
-
-
-def index_of(folder: Path, samples: list[tuple[bytes, str]]) -> ShardIndex:
-    entries = []
-    for number, (image, caption) in enumerate(samples):
-        entries += [
-            (f"{number:04d}.jpg", image),
-            (f"{number:04d}.json", json.dumps({"caption": caption}).encode()),
-        ]
-    (folder / "0.tar").write_bytes(tar_bytes(entries))
-    build_index([folder / "0.tar"], folder / "it.index")
-    return ShardIndex.open(folder / "it.index")
+from tests.unit.data.sources.indexes import index_of
+from tests.unit.data.worlds import jpeg, make_index
 
 
 def test_contact_sheet(tmp_path: Path) -> None:

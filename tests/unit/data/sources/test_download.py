@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.data.sources.download import Download, Effort, ImageSettings
 from mgpt4_hpc.errors import DataError
-
-pyarrow = pytest.importorskip("pyarrow")
-SMALL = ImageSettings(number_sample_per_shard=10)
-
-
-def write_list(path: Path, rows: int, *, caption: str = "caption") -> Path:
-    from pyarrow import parquet
-
-    path.parent.mkdir(exist_ok=True)
-    urls = [f"http://127.0.0.1:9/{n}" for n in range(rows)]
-    parquet.write_table(pyarrow.table({"url": urls, caption: urls}), path)
-    return path
-
-
-def finish(download: Download, shard: int, got: int, **reasons: int) -> None:
-    """A shard as img2dataset leaves it."""
-    count = got + sum(reasons.values())
-    stats = {"count": count, "successes": got, "status_dict": {"success": got, **reasons}}
-    (download.out / f"{shard:05d}_stats.json").write_text(json.dumps(stats))
-    (download.out / f"{shard:05d}.tar").write_bytes(b"x" * 1000)
+from tests.unit.data.sources.download_cases import (
+    SMALL,
+    fake_environment,
+    finish,
+    write_list,
+)
 
 
 def test_shards_are_numbered_over_all_files_and_shared_by_the_parts(tmp_path: Path) -> None:
@@ -86,14 +71,6 @@ def test_the_report_adds_up_and_names_what_is_missing(tmp_path: Path) -> None:
     assert (report.num_asked, report.num_tried, report.num_got) == (40, 20, 7)
     assert report.reasons == {"timed out": 11, "HTTP Error 404": 2}
     assert (report.missing, report.empty, report.num_bytes) == ([1, 3], [2], 2000)
-
-
-def fake_environment(folder: Path, script: str) -> Path:
-    python = folder / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
-    return folder
 
 
 def test_a_shard_that_was_found_is_not_looked_for_again(

@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.sources.download import Download, Effort, ImageSettings
 from mgpt4_hpc.data.sources.download_env import VERSION, default_environment, ensure_environment
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.output_files import lock
-
-pyarrow = pytest.importorskip("pyarrow")
-
-
-SMALL = ImageSettings(number_sample_per_shard=10)
-
-
-def write_list(path: Path, rows: int, *, caption: str = "caption") -> Path:
-    from pyarrow import parquet
-
-    path.parent.mkdir(exist_ok=True)
-    urls = [f"http://127.0.0.1:9/{n}" for n in range(rows)]
-    parquet.write_table(pyarrow.table({"url": urls, caption: urls}), path)
-    return path
-
-
-def fake_environment(folder: Path, script: str) -> Path:
-    python = folder / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/sh\n{script}\n")
-    python.chmod(0o755)
-    return folder
+from tests.unit.data.sources.download_cases import (
+    fake_environment,
+)
 
 
 def test_an_environment_made_by_hand_is_used_and_another_version_refused(tmp_path: Path) -> None:
@@ -42,28 +20,6 @@ def test_an_environment_made_by_hand_is_used_and_another_version_refused(tmp_pat
         ensure_environment(fake_environment(tmp_path / "old", "echo 1.0"))
     assert default_environment({"MGPT4_IMG2DATASET_ENV": "/x"}) == Path("/x")
     assert default_environment({"XDG_CACHE_HOME": "/c"}) == Path(f"/c/mgpt4/img2dataset-{VERSION}")
-
-
-def test_without_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    download = Download([write_list(tmp_path / "0.parquet", 10)], tmp_path / "out", SMALL)
-    python = fake_environment(tmp_path / "good", f"echo {VERSION}") / "bin" / "python"
-    parts = (tmp_path / "out" / ".download" / "00000-00001.lock").open("w")
-    with parts, (tmp_path / "env.lock").open("w") as installs:
-        assert lock(parts) and lock(installs)
-        with pytest.raises(DataError, match="another process does this part"):
-            download.run(python, Effort(1, 1))
-
-        def no_locks(*of: object) -> None:
-            raise OSError(errno.ENOSYS, "Function not implemented")
-
-        monkeypatch.setattr("fcntl.flock", no_locks)
-        with pytest.raises(DataError, match="could not be written"):
-            download.run(python, Effort(1, 1))
-        # A stand-in for venv and pip, which has the version as soon as it is there.
-        script = f'mkdir -p "$3/bin"; cp {python} "$3/bin/python"'
-        maker = fake_environment(tmp_path / "maker", script) / "bin" / "python"
-        monkeypatch.setattr("sys.executable", str(maker))
-        assert ensure_environment(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
 
 
 def test_without_network_the_commands_to_make_it_are_told(

@@ -19,10 +19,9 @@ from PIL import Image
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources import recaption as module
-from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
-from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin, recaption, report_of
+from mgpt4_hpc.data.sources.caption_table import By
 from mgpt4_hpc.errors import DataError
-from tests.unit.data.sources.recaption_cases import shards_in
+from tests.unit.data.sources.recaption_cases import run, shards_in
 from tests.unit.data.worlds import encoded, jpeg, tar_bytes
 
 NUM = 6
@@ -53,16 +52,6 @@ def write_list(folder: Path, kind: str, by: str) -> Path:
         columns = {name: [row.get(name) for row in rows(by)] for name in (by, "caption")}
         parquet.write_table(pyarrow.table(columns), path)
     return path
-
-
-def run(
-    tmp_path: Path, listing: Path, by: By, size: int | None = None
-) -> tuple[RecaptionReport, CaptionTable]:
-    shards = sorted((tmp_path / "in").glob("*.tar")) or shards_in(tmp_path / "in")
-    out = tmp_path / "out"
-    table = build_table(listing, by, begin(shards, listing, by, out, size))
-    recaption(shards, table, out, size=size)
-    return report_of(shards, table, out), table
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "tsv", "parquet"])
@@ -138,7 +127,7 @@ def addfile(*arguments):
         os.kill(os.getpid(), 9)
     write(*arguments)
 module.tarfile.TarFile.addfile = addfile
-from tests.unit.data.sources.test_recaption import run
+from tests.unit.data.sources.recaption_cases import run
 run(Path(sys.argv[2]), Path(sys.argv[3]), "url")
 """
 

@@ -11,21 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.sources.stats import Spread, collect_stats, spread_choice
-from tests.unit.data.worlds import encode, jpeg, make_index, tar_bytes
-
-
-def index_of(folder: Path, samples: list[tuple[bytes, str]]) -> ShardIndex:
-    entries = []
-    for number, (image, caption) in enumerate(samples):
-        entries += [
-            (f"{number:04d}.jpg", image),
-            (f"{number:04d}.json", json.dumps({"caption": caption}).encode()),
-        ]
-    (folder / "0.tar").write_bytes(tar_bytes(entries))
-    build_index([folder / "0.tar"], folder / "it.index")
-    return ShardIndex.open(folder / "it.index")
+from tests.unit.data.sources.indexes import index_of
+from tests.unit.data.worlds import encode, jpeg, make_index
 
 
 def test_words_tokens_and_what_is_cut(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import summarise
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_supervisor_note, read_ledgers
+from tests.unit.launch.job.attempts import causes
 
 SECOND = JobStart("slurm", "7", 1)
+
+
 LOST = "1893492000|NODE_FAIL\nUnknown|RUNNING\n"
 
 
@@ -26,10 +29,6 @@ def run(tmp_path: Path) -> RunDir:
     ledger.event(Kind.START, job_id="7", restart_count=0, nodes=["node[1-2]"])
     ledger.close()
     return RunDir(tmp_path)
-
-
-def causes(run: RunDir) -> list[str]:
-    return [attempt.cause for attempt in read_ledgers(run.ledger)]
 
 
 def test_a_lost_node_is_told(run: RunDir) -> None:

@@ -10,17 +10,12 @@ from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.job.supervisor import (
     decide_after_exit,
 )
-from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
-from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
+from mgpt4_hpc.telemetry.ledger import Ledger
 from tests.unit.launch.fakes import FakeScontrol
-
-START = JobStart("slurm", "17", 0)
-
-
-PREEMPTED = {"preempt": "2026-03-01T10:00:00"}
+from tests.unit.launch.job.attempts import PREEMPTED, START, causes, end, left_behind
 
 
 def attempt(run: RunDir, *, job: str = "17", restart: int = 0, saved: int | None = 5) -> Ledger:
@@ -31,20 +26,6 @@ def attempt(run: RunDir, *, job: str = "17", restart: int = 0, saved: int | None
     if saved is not None:
         ledger.event(Kind.SAVE, step=saved)
     return ledger
-
-
-def end(ledger: Ledger, cause: str, *, accepted: bool | None = None, code: int = 75) -> None:
-    ledger.event(Kind.END, cause=cause, step=5, exit_code=code)
-    if accepted is not None:
-        ledger.event(Kind.REQUEUE, accepted=accepted)
-
-
-def causes(run: RunDir) -> list[str]:
-    return [found.cause for found in read_ledgers(run.ledger)]
-
-
-def left_behind(run: RunDir) -> set[str]:
-    return {path.name for path in (run.failed, run.resubmit_needed) if path.exists()}
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,7 @@ from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_ledgers
 from tests.unit.launch.fakes import FakeScontrol
-
-START = JobStart("slurm", "17", 0)
-PREEMPTED = {"preempt": "2026-03-01T10:00:00"}
+from tests.unit.launch.job.attempts import PREEMPTED, START, causes, end, left_behind
 
 
 def attempt(
@@ -48,20 +46,6 @@ def attempt(
     if saved is not None:
         ledger.event(Kind.SAVE, step=saved)
     return ledger
-
-
-def end(ledger: Ledger, cause: str, *, accepted: bool | None = None, code: int = 75) -> None:
-    ledger.event(Kind.END, cause=cause, step=5, exit_code=code)
-    if accepted is not None:
-        ledger.event(Kind.REQUEUE, accepted=accepted)
-
-
-def causes(run: RunDir) -> list[str]:
-    return [found.cause for found in read_ledgers(run.ledger)]
-
-
-def left_behind(run: RunDir) -> set[str]:
-    return {path.name for path in (run.failed, run.resubmit_needed) if path.exists()}
 
 
 # -- somebody decided already ------------------------------------------------------------------

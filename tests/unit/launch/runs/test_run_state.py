@@ -16,6 +16,8 @@ from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 NOW = time.time()
+
+
 RESUME = "run `mgpt4 resume one`"
 
 
@@ -40,7 +42,11 @@ def recently() -> Clock:
 
 
 UNKNOWN_JOB = Answer()
+
+
 SILENT = Answer(asked=False)
+
+
 TOO_OFTEN = "held after too many requeues by Slurm (MaxBatchRequeue): `scontrol release 17`"
 
 
@@ -184,12 +190,6 @@ def test_the_last_word_of_accounting_tells_how_old_it_may_be(run: RunDir) -> Non
     text, as_of = in_accounting("RUNNING", start_at=started)
     assert as_of == read_facts(run).last_sign_at
     assert text.startswith("running, but silent") and " as of " in text
-
-
-def test_a_time_of_another_day_has_its_date() -> None:
-    now = time.mktime((2026, 11, 26, 15, 0, 0, 0, 0, -1))
-    assert clock_time(now - 1800, now) == "14:30"
-    assert clock_time(now - 86400, now) == "2026-11-25 15:00"
 
 
 def test_running_but_silent(run: RunDir) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mgpt4_hpc.errors import NoSuchRun, RunLocked
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep, find_runs, note_jobs
 from mgpt4_hpc.run_dir import RunDir, read_json
+from tests.unit.launch.sweeps import _two
 
 
 @pytest.fixture(params=[0o022, 0o002], ids=["umask 022", "umask 002"])
@@ -18,14 +19,6 @@ def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunDir]
     before = os.umask(request.param)
     yield _two(tmp_path)
     os.umask(before)
-
-
-def _two(tmp_path: Path) -> list[RunDir]:
-    runs = [RunDir(tmp_path / f"s-seed{number}") for number in (1, 2)]
-    for run in runs:
-        run.create({"name": run.name})
-    create_sweep(SweepDir.of("s", tmp_path), runs, [{"seed": "1"}, {"seed": "2"}], "slurm")
-    return runs
 
 
 def test_a_sweeps_name_stands_for_its_runs(two: list[RunDir], tmp_path: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,31 +13,11 @@ from mgpt4_hpc.launch.site_check.doctor_slurm import (
     partition_findings,
     site_findings,
 )
-from mgpt4_hpc.launch.site_check.finding import Finding, Level
+from mgpt4_hpc.launch.site_check.finding import Level
 from mgpt4_hpc.launch.slurm import accounting
 from mgpt4_hpc.launch.slurm.accounting import Association
-from mgpt4_hpc.launch.slurm.cluster import SlurmSite, parse_node, parse_qos, parse_slurm_site
-
-RECORDED = Path(__file__).parent / "recorded"
-
-
-def site(name: str = "default", **replaced: tuple[str, str]) -> SlurmSite:
-    """A recorded site; ``config=(old, new)`` changes its text."""
-    texts = {
-        kind: (RECORDED / f"slurm-22.05-{name}.{kind}").read_text()
-        for kind in ("config", "partition")
-    }
-    texts["nodes"] = (RECORDED / "slurm-22.05-nodes").read_text()
-    for kind, (old, new) in replaced.items():
-        assert old in texts[kind], old
-        texts[kind] = texts[kind].replace(old, new)
-    return parse_slurm_site(texts["config"], texts["partition"], texts["nodes"])
-
-
-def told(findings: Sequence[Finding], level: Level | None = None) -> str:
-    return "\n".join(
-        f"{one.what} | {one.fix}" for one in findings if level is None or one.level is level
-    )
+from mgpt4_hpc.launch.slurm.cluster import SlurmSite, parse_node, parse_qos
+from tests.unit.launch.site_check.recorded_sites import site, told
 
 
 def preempted(where: SlurmSite, partition: str = "a100-preempt") -> str:

@@ -11,7 +11,7 @@ from mgpt4_hpc.launch.site_check import preemptor
 from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor, count_nodes
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.cluster import parse_qos
-from tests.unit.launch.site_check.test_doctor_slurm import site
+from tests.unit.launch.site_check.recorded_sites import site
 
 
 class Slurm:

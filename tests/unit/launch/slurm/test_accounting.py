@@ -12,7 +12,9 @@ from mgpt4_hpc.launch.slurm.accounting import Association, parse_associations
 from mgpt4_hpc.launch.submit.preflight_slurm import (
     ask_cluster,
 )
-from tests.unit.launch.submit.preflight_slurm_cases import answering
+from tests.unit.launch.submit.preflight_slurm_cases import (
+    answering,
+)
 
 
 def test_associations() -> None:

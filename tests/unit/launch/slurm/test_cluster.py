@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.launch.slurm import commands
-from mgpt4_hpc.launch.slurm.accounting import Association
 from mgpt4_hpc.launch.slurm.cluster import parse_node, parse_slurm_site
 from mgpt4_hpc.launch.submit.preflight_slurm import (
     Cluster,
-    admission_findings,
 )
-from tests.unit.launch.submit.preflight_slurm_cases import CONFIG, NODES, PARTITIONS
+from tests.unit.launch.submit.preflight_slurm_cases import (
+    CONFIG,
+    NODES,
+    PARTITIONS,
+    faults_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -36,26 +36,6 @@ def _node_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     """As ``scontrol show hostnames`` has them."""
     names = {"n[2,7]": "n2\nn7\n", "n[1-2]": "n1\nn2\n"}
     monkeypatch.setattr(commands, "run_slurm", lambda asked: names.get(asked[-1], asked[-1]))
-
-
-def cluster(config: str = CONFIG, **changes: Any) -> Cluster:
-    known: dict[str, Any] = {
-        "associations": (Association("mine", qos=frozenset({"normal", "short"})),),
-        "qos_limits_s": {"normal": None, "short": 3600.0},
-    }
-    return Cluster(parse_slurm_site(config, PARTITIONS, NODES), **{**known, **changes})
-
-
-def faults_of(seen: Cluster | None = None, tasks: int = 0, **launch: Any) -> list[str]:
-    return findings_of(seen, tasks, **launch)[0]
-
-
-def findings_of(
-    seen: Cluster | None = None, tasks: int = 0, **launch: Any
-) -> tuple[list[str], list[str]]:
-    settings = {f"launch.{key}": value for key, value in launch.items()}
-    config = load_config("stage1-vicuna7b", overrides=settings).config
-    return admission_findings(config, seen or cluster(), tasks)
 
 
 def test_gpus_without_a_type() -> None:

@@ -14,7 +14,6 @@ from mgpt4_hpc.launch.slurm.queue import (
     parse_sacct,
     parse_squeue,
 )
-from tests.cli.conftest import slurm as slurm  # the fixture
 from tests.cli.fakes import FakeSlurm, squeue_row
 
 # Recorded from `squeue --noheader --all --array --states=all --Format ...`, spaces squeezed.

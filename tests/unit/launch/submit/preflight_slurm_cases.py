@@ -6,7 +6,14 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.launch.slurm import accounting
+from mgpt4_hpc.launch.slurm.accounting import Association
+from mgpt4_hpc.launch.slurm.cluster import parse_slurm_site
+from mgpt4_hpc.launch.submit.preflight_slurm import (
+    Cluster,
+    admission_findings,
+)
 
 CONFIG = """\
 Configuration data as of 2026-03-01T10:00:00
@@ -47,3 +54,23 @@ def answering(monkeypatch: pytest.MonkeyPatch, **answers: str | Exception) -> li
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.cluster.run_slurm", run)
     monkeypatch.setattr(accounting, "run_slurm", run)
     return asked
+
+
+def cluster(config: str = CONFIG, **changes: Any) -> Cluster:
+    known: dict[str, Any] = {
+        "associations": (Association("mine", qos=frozenset({"normal", "short"})),),
+        "qos_limits_s": {"normal": None, "short": 3600.0},
+    }
+    return Cluster(parse_slurm_site(config, PARTITIONS, NODES), **{**known, **changes})
+
+
+def faults_of(seen: Cluster | None = None, tasks: int = 0, **launch: Any) -> list[str]:
+    return findings_of(seen, tasks, **launch)[0]
+
+
+def findings_of(
+    seen: Cluster | None = None, tasks: int = 0, **launch: Any
+) -> tuple[list[str], list[str]]:
+    settings = {f"launch.{key}": value for key, value in launch.items()}
+    config = load_config("stage1-vicuna7b", overrides=settings).config
+    return admission_findings(config, seen or cluster(), tasks)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.launch.submit.site_profile import choose_site, cluster_name
+from tests.unit.config.profiles import write
 
 
 @pytest.fixture
@@ -14,13 +15,6 @@ def environ(tmp_path: Path) -> dict[str, str]:
     """An environment with a sites folder, a home and a user of its own."""
     (tmp_path / "sites").mkdir()
     return {"MGPT4_SITES_DIR": str(tmp_path / "sites"), "HOME": str(tmp_path), "USER": "ann"}
-
-
-def write(folder: Path, name: str, text: str = "launch: {partition: p}\n") -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.yaml"
-    path.write_text(text)
-    return path
 
 
 def test_a_flag_the_variable_and_the_clusters_name_in_this_order(

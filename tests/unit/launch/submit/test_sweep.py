@@ -11,9 +11,10 @@ import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
 from mgpt4_hpc.launch.submit.sweep import parse_axes, points, render_array, run_names
 from mgpt4_hpc.run_dir import RunDir
+from tests.unit.launch.sweeps import _two
 
 
 def names_of(*options: str) -> list[str]:
@@ -105,14 +106,6 @@ def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunDir]
     before = os.umask(request.param)
     yield _two(tmp_path)
     os.umask(before)
-
-
-def _two(tmp_path: Path) -> list[RunDir]:
-    runs = [RunDir(tmp_path / f"s-seed{number}") for number in (1, 2)]
-    for run in runs:
-        run.create({"name": run.name})
-    create_sweep(SweepDir.of("s", tmp_path), runs, [{"seed": "1"}, {"seed": "2"}], "slurm")
-    return runs
 
 
 def test_a_task_becomes_its_runs_own_script(two: list[RunDir], tmp_path: Path) -> None:

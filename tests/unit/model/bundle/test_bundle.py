@@ -12,20 +12,9 @@ import torch
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+from mgpt4_hpc.model.bundle.writer import write_bundle
 from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
-
-
-def sources_of(reference, **changes) -> Sources:
-    qformer = reference.path / "blip2_pretrained_flant5xxl.pth"
-    given = {
-        "vit": reference.path / "eva_vit_g.pth",
-        "qformer": qformer if qformer.exists() else None,
-        "llm": reference.path / "llm",
-        "projector": reference.path / "pretrained_minigpt4.pth",
-        "architecture": reference.architecture,
-    }
-    return Sources(**(given | changes))
+from tests.unit.model.weight_files.folders import same, sources_of
 
 
 @pytest.fixture
@@ -36,10 +25,6 @@ def folder(vicuna, tmp_path: Path) -> Path:
     sizes = vicuna.architecture.to_dict()
     (copy / "architecture.json").write_text(json.dumps(sizes))
     return copy
-
-
-def same(ours: dict, theirs: dict) -> bool:
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def test_a_written_bundle_is_the_original(reference, tmp_path: Path) -> None:

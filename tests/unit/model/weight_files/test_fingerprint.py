@@ -8,19 +8,8 @@ import pytest
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
-
-
-def sources_of(reference, **changes) -> Sources:
-    qformer = reference.path / "blip2_pretrained_flant5xxl.pth"
-    given = {
-        "vit": reference.path / "eva_vit_g.pth",
-        "qformer": qformer if qformer.exists() else None,
-        "llm": reference.path / "llm",
-        "projector": reference.path / "pretrained_minigpt4.pth",
-        "architecture": reference.architecture,
-    }
-    return Sources(**(given | changes))
+from mgpt4_hpc.model.bundle.writer import write_bundle
+from tests.unit.model.weight_files.folders import sources_of
 
 
 def test_changed_bundle_file(vicuna, tmp_path: Path) -> None:

@@ -13,36 +13,7 @@ import pytest
 
 from mgpt4_hpc.errors import EXIT_HUNG
 from mgpt4_hpc.train.health.watchdog import Watchdog
-
-REPO = Path(__file__).parents[4]
-
-PROGRAM = """
-import ctypes, signal, sys, threading, time
-from mgpt4_hpc.telemetry import awake_clock
-from mgpt4_hpc.train.health import alarm, watchdog
-awake_clock.SHORTEST_S, awake_clock._TICK_S = 0.5, 0.05
-alarm.FIRST_STAGE = signal.SIGHUP  # its second stage takes one second
-watchdog.PEERS_S, watchdog.ALARM_DELAY_S = 0.1, 0.2
-watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.2
-def note(hang):
-    print("noted", hang.phase, hang.step, flush=True)
-dog = watchdog.Watchdog({step_s}, {slow_s}, note=note).start()
-def hang_here():
-    threading.Event().wait()
-"""
-
-
-def run_program(body: str, step_s: float = 0.2, slow_s: float = 0.4) -> tuple[int, str, str]:
-    program = PROGRAM.format(step_s=step_s, slow_s=slow_s) + body
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(REPO)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
+from tests.unit.train.health.hanging import PROGRAM, REPO, run_program
 
 
 def test_a_hang_leaves_the_stacks_of_all_threads_and_a_note() -> None:
@@ -65,14 +36,6 @@ hang_here()
 def test_a_hang_in_a_slow_phase_is_one_too() -> None:
     code, out, _ = run_program("with dog.phase('validation'):\n    hang_here()")
     assert (code, out) == (EXIT_HUNG, "noted validation 0\n")
-
-
-def test_a_hang_that_holds_the_interpreters_lock_ends_by_the_kernels_alarm() -> None:
-    code, out, err = run_program(
-        "import os\nctypes.PyDLL(None).read(os.pipe()[0], ctypes.create_string_buffer(1), 1)"
-    )
-    assert (code, out) == (-14, "")
-    assert "most recent call first" in err and "in <module>" in err
 
 
 def test_a_process_that_was_suspended_for_longer_than_all_limits_goes_on() -> None:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
-from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.state import Ending, Outcome
-from mgpt4_hpc.train.stopping.stop import Interrupted, NeverStop, StopRequest
+from mgpt4_hpc.train.stopping.stop import Interrupted
 from tests.support.tiny_world import TinyWorld
-
-
-class Stop(NeverStop):
-    """Asked for at the n-th question; may do something at each."""
-
-    def __init__(self, at: int = 10**9, then: Callable[[int], object] = lambda poll: None) -> None:
-        self.polls, self.at, self.then = 0, at, then
-
-    def poll(self) -> StopRequest | None:
-        self.polls += 1
-        self.then(self.polls)
-        return StopRequest("SIGTERM", 0.0) if self.polls >= self.at else None
+from tests.unit.train.attempts import Stop, attempt
 
 
 @pytest.fixture
@@ -41,16 +27,6 @@ def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
     made.create({"name": "run", "stage": 1})
     write_config(made.config_file, load_config(file))
     return made
-
-
-def attempt(run: RunDir, stop: Any, ends: list[Outcome] | None = None) -> Outcome:
-    return run_module.run_training(
-        run,
-        Ranks(),
-        stop,
-        claim={"job_id": "1", "restart_count": 0},
-        end=lambda outcome, recorder: (ends if ends is not None else []).append(outcome),
-    )
 
 
 @pytest.mark.parametrize("where", ["find_inputs", "build_run_model"])

@@ -7,7 +7,7 @@ import torch
 
 from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts
 from mgpt4_hpc.model.nn.preprocess import normalise
-from tests.unit.model.conftest import load_reference
+from tests.support.reference import load_reference
 
 LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. ###Assistant: "
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from mgpt4_hpc.model.nn.language import trunk
 from mgpt4_hpc.model.nn.performance.fsdp import shard_layers
-from tests.unit.model.conftest import load_reference
+from tests.support.reference import load_reference
 
 
 @pytest.fixture

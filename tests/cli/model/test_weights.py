@@ -10,47 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from mgpt4_hpc.cli.model.weights import weights_command
-from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
+from mgpt4_hpc.errors import ConfigError, WeightsError
+from tests.cli.model.weights_cases import call
 
 ROOT = Path(__file__).parents[3]
-
-
-def call(*arguments: object) -> Result:
-    return CliRunner().invoke(weights_command, [str(a) for a in arguments], catch_exceptions=False)
-
-
-@pytest.fixture
-def imported(vicuna, tmp_path: Path) -> Path:
-    architecture = tmp_path / "architecture.json"
-    architecture.write_text(json.dumps(vicuna.architecture.to_dict()))
-    path, out = vicuna.path, tmp_path / "bundle"
-    result = call(
-        "import",
-        *("--vit", path / "eva_vit_g.pth"),
-        *("--qformer", path / "blip2_pretrained_flant5xxl.pth"),
-        *("--llm", path / "llm"),
-        *("--projector", path / "pretrained_minigpt4.pth"),
-        *("--architecture", architecture),
-        *("--out", out),
-    )
-    assert result.exit_code == 0 and "17 dropped" in result.stdout, result.output
-    return out
-
-
-def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
-    checked = call("check", imported)
-    assert checked.exit_code == 0 and "48 -> 64" in checked.stdout and "stage2" in checked.stdout
-    assert json.loads(call("check", imported, "--json").stdout)["ok"]
-    out = tmp_path / "exported.pth"
-    assert call("export", imported, "--format", "pth", "--out", out).exit_code == 0
-    ours = torch.load(out, weights_only=True)["model"]
-    theirs = torch.load(vicuna.path / "pretrained_minigpt4.pth", weights_only=True)["model"]
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_sizes_that_shapes_do_not_tell_are_read_beside_the_weights(vicuna, tmp_path: Path) -> None:
@@ -65,26 +30,6 @@ def test_sizes_that_shapes_do_not_tell_are_read_beside_the_weights(vicuna, tmp_p
     (tmp_path / "architecture.json").write_text(json.dumps(sizes))
     told = json.loads(call(*words).stdout)
     assert told["architecture"]["vision_heads"] == sizes["vision_heads"]
-
-
-def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
-    run = tmp_path / "runs" / "one"
-    run.mkdir(parents=True)
-    (run / "run.json").write_text("{}")
-    shutil.copy(imported / "projector.safetensors", run)
-    out = ("--format", "pth", "--out", tmp_path / "p.pth", "--runs-dir", tmp_path / "runs")
-    assert call("export", "one", *out).exit_code == 0
-    with pytest.raises(NoSuchRun, match="one of the runs there: one"):
-        call("export", "two", *out[:3], tmp_path / "q.pth", *out[4:])
-
-
-def test_export_replaces_nothing_and_makes_no_folder(imported: Path, tmp_path: Path) -> None:
-    (tmp_path / "theirs.pth").write_text("the only copy")
-    for name, told in (("theirs.pth", "exists already"), ("no/p.pth", "mkdir -p")):
-        with pytest.raises(ConfigError, match=told):
-            call("export", imported, "--format", "pth", "--out", tmp_path / name)
-    assert (tmp_path / "theirs.pth").read_text() == "the only copy"
-    assert not (tmp_path / "no").exists()
 
 
 def test_a_faulty_bundle_ends_with_1(imported: Path) -> None:

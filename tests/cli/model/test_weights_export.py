@@ -1,0 +1,45 @@
+"""``mgpt4 weights export``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from tests.cli.model.weights_cases import call
+
+
+def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
+    checked = call("check", imported)
+    assert checked.exit_code == 0 and "48 -> 64" in checked.stdout and "stage2" in checked.stdout
+    assert json.loads(call("check", imported, "--json").stdout)["ok"]
+    out = tmp_path / "exported.pth"
+    assert call("export", imported, "--format", "pth", "--out", out).exit_code == 0
+    ours = torch.load(out, weights_only=True)["model"]
+    theirs = torch.load(vicuna.path / "pretrained_minigpt4.pth", weights_only=True)["model"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "one"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    shutil.copy(imported / "projector.safetensors", run)
+    out = ("--format", "pth", "--out", tmp_path / "p.pth", "--runs-dir", tmp_path / "runs")
+    assert call("export", "one", *out).exit_code == 0
+    with pytest.raises(NoSuchRun, match="one of the runs there: one"):
+        call("export", "two", *out[:3], tmp_path / "q.pth", *out[4:])
+
+
+def test_export_replaces_nothing_and_makes_no_folder(imported: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs.pth").write_text("the only copy")
+    for name, told in (("theirs.pth", "exists already"), ("no/p.pth", "mkdir -p")):
+        with pytest.raises(ConfigError, match=told):
+            call("export", imported, "--format", "pth", "--out", tmp_path / name)
+    assert (tmp_path / "theirs.pth").read_text() == "the only copy"
+    assert not (tmp_path / "no").exists()

@@ -1,0 +1,57 @@
+"""Which model a command opens, and what it says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.cli.shared.model_options import say_toy
+from mgpt4_hpc.model.generation.chat_model import find_source
+from mgpt4_hpc.resources import resolve_path
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.fakes import Mgpt4
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+@pytest.fixture(scope="session")
+def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "two")
+
+
+def test_what_a_toy_knows_is_told_of_toys(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    source = find_source(run.path)
+    say_toy(source)
+    assert capsys.readouterr().err == ""
+    say_toy(dataclasses.replace(source, weights=Path(resolve_path("toy:weights"))))
+    assert "one image at a time" in capsys.readouterr().err
+
+
+def test_the_projector_of_another_model_is_named(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path
+) -> None:
+    from mgpt4_hpc.model.bundle.export import export_projector
+
+    torch = pytest.importorskip("torch")
+    wrong = export_projector(
+        {"weight": torch.zeros(4096, 768), "bias": torch.zeros(4096)},
+        tmp_path / "wrong.safetensors",
+        fmt="safetensors",
+    )
+    ended = mgpt4("chat", "--checkpoint", wrong, "--weights", world.weights)
+    assert ended.code == 1
+    assert "the 7B model (width 4096)" in ended.err
+
+
+def test_a_damaged_checkpoint_is_not_believed(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path
+) -> None:
+    run = make_trained_run(world, tmp_path / "damaged")
+    path = run.checkpoints / "step-00000012" / "projector.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    ended = mgpt4("chat", "--checkpoint", run.path)
+    assert ended.code == 1 and "step-00000012" in ended.err

@@ -1,0 +1,51 @@
+"""File names as terminals paste them."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.fakes import Mgpt4
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+@pytest.fixture(scope="session")
+def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "two")
+
+
+@pytest.fixture
+def image(world: TinyWorld) -> Path:
+    return world.align / "image" / "0.jpg"
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch):
+    def type_lines(*lines: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+    return type_lines
+
+
+def test_file_names_as_terminals_paste_them(
+    mgpt4: Mgpt4, run: RunDir, image: Path, tmp_path: Path, typed
+) -> None:
+    for name in ("a b.jpg", "it's.jpg", "c.jpg"):
+        (tmp_path / name).write_bytes(image.read_bytes())
+    photo = tmp_path / "c.jpg"
+    typed(
+        f"/image '{tmp_path}/a b.jpg' {photo}", f"/image {tmp_path}/a\\ b.jpg",
+        f"/image {tmp_path}/a b.jpg", f"/image {tmp_path}/it's.jpg", "/image 'a.jpg",
+        f"/save {photo}", "/save one two",
+    )  # fmt: skip
+    ended = mgpt4("chat", "--checkpoint", run.path)
+    assert ended.code == 1, ended.err
+    assert ended.err.count("a b.jpg\n") == 3 and "image 5: " in ended.err
+    assert "close the quote" in ended.err and "takes one file" in ended.err
+    assert "c.jpg exists and is not a conversation" in ended.err
+    assert photo.read_bytes() == image.read_bytes()

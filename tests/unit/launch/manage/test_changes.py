@@ -1,0 +1,189 @@
+"""Which settings a resume may change, and that a refused change leaves the run as it was."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.load import settings_digest
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
+from tests.cli.synthetic import attempt
+from tests.support.resuming import Submissions, contents
+from tests.support.tiny_world import TinyWorld
+
+
+def test_allowed_changes_are_recorded(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    digest = read_config(run.config_file).digest
+    ended = mgpt4(
+        "resume", "one", "--gpus", "2", "--time", "2:00:00", "--partition", "a100-preempt",
+        "--set", "launch.max_crashes=9", "--set", "launch.sbatch.reservation=x",
+    )  # fmt: skip
+    assert ended.code == 0
+    assert "one: launch.gpus 1 -> 2" in ended.err
+    assert "one: launch.time_min 1440 (1-00:00:00) -> 120 (02:00:00)" in ended.err
+    stored = read_config(run.config_file)
+    launch = stored.config.launch
+    assert (launch.gpus, launch.time_min, launch.max_crashes) == (2, 120, 9)
+    assert launch.sbatch == {"reservation": "x"}
+    assert stored.origins["launch.gpus"] == "resume"
+    assert stored.origins["train.lr"] == "file made.yaml"
+    assert stored.digest == digest
+    assert submissions.asked[0][0].config == stored.config
+    assert not list(run.path.glob(".*tmp"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--set", "lr=0.1"], "train.lr: 0.01 decides the result"),
+        (["--set", "weight_decay=0.1"], "--accept-drift makes it 0.1"),
+        (["--set", "seed=1"], "seed: 42 decides the result and can never change"),
+        (["--set", "seed=1", "--accept-drift"], "seed: 42 decides the result"),
+        (["--set", "stage=2"], "stage: 1 decides the result"),
+        (["--set", "name=other"], "a run keeps its name"),
+        (["--set", "lrr=1"], "did you mean train.lr?"),
+        (["--set", "launch.gpus=none"], "launch.gpus"),
+        (["--gpus", "9"], "launch.gpus"),
+        (["--gpus", "0"], "--gpus"),
+        (["--gpus", "2", "--nodes", "3"], "launch.nodes"),
+        (["--partition", "a\nb"], "launch.partition"),
+    ],
+)
+def test_forbidden_changes_change_nothing(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    arguments: list[str],
+    told: str,
+) -> None:
+    before = contents(run)
+    ended = mgpt4("resume", "one", *arguments)
+    assert ended.code == 2
+    assert told in ended.err
+    assert submissions.asked == []
+    assert contents(run) == before
+
+
+def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1", "--set", "seed=3", "--set", "name=x")
+    assert ended.code == 2
+    for key in ("train.lr", "seed", "name"):
+        assert f"  - {key}: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "launch.gpus=none")
+    assert ended.code == 2
+    assert "--set 'lrr=1': unknown setting" in ended.err and "  - launch.gpus: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "lr=1")
+    assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
+
+
+def test_the_same_value_is_no_change(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    ended = mgpt4("resume", "one", "--set", "lr=1e-2", "--gpus", "1", "--json")
+    assert ended.code == 0
+    assert ended.json["changes"] == {}
+
+
+def finish(run: RunDir, at: int) -> None:
+    """As today's trainer ends a run: with the number of its steps."""
+    attempt(run, 2, first=21, last=at, cause="finished")
+    file = run.ledger / "attempt-0002.jsonl"
+    *lines, end = file.read_text().splitlines()
+    file.write_text("\n".join([*lines, json.dumps({**json.loads(end), "all_steps": at}), ""]))
+
+
+def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    run.resubmit_needed.unlink()
+    finish(run, at=100)
+    held = settings_digest(read_config(run.config_file).config)
+    for fewer in ("100", "50"):
+        ended = mgpt4("resume", "one", "--set", f"max_steps={fewer}", "--json")
+        assert ended.json["finished"] is True and submissions.asked == []
+    ended = mgpt4("resume", "one", "--set", "max_steps=300")
+    assert ended.code == 0, ended.err
+    assert "the cosine has 100 steps" in ended.err
+    config = read_config(run.config_file).config
+    assert (config.train.max_steps, config.train.lr_steps) == (300, 100)
+    assert settings_digest(config) == held and not run.drift_accepted.exists()
+    (row,) = mgpt4("status", "one", "--json").json
+    assert row["state"] != "finished", "it has 200 steps to go"
+    # Another length of the cosine changes the steps to come, and nothing else may have changed.
+    ended = mgpt4("resume", "one", "--set", "max_steps=400", "--set", "lr_steps=400")
+    assert ended.code == 0, ended.err
+    config = read_config(run.config_file).config
+    assert read_json(run.drift_accepted)["settings"] == settings_digest(config) != held
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
+def test_a_job_that_waits_or_trains_is_given_more_steps(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
+) -> None:
+    slurm.squeue = squeue_row("17", state)
+    ended = mgpt4("resume", "one", "--set", "max_steps=300", "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["job_id"], ended.json["finished"]) == ("17", False)
+    assert read_config(run.config_file).config.train.max_steps == 300
+    assert submissions.asked == []
+    assert "its slurm job 17" in mgpt4("resume", "one", "--set", "max_steps=200").out
+    for more in (["--set", "max_steps=400", "--gpus", "2"], ["--set", "lr_steps=10"]):
+        assert mgpt4("resume", "one", *more).code == 7, "only a new job reads that"
+
+
+def test_what_decides_the_steps_to_come_changes_when_a_person_accepts_it(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    changes = ["--set", "lr=0.001", "--set", "global_batch_size=4", "--set", "data.shares.laion=3"]
+    ended = mgpt4("resume", "one", *changes)
+    assert ended.code == 2 and submissions.asked == []
+    for key in ("train.lr", "train.global_batch_size", "data.s"):
+        assert key in ended.err
+    assert "mgpt4 submit --from RUN" in ended.err
+    ended = mgpt4("resume", "one", *changes, "--accept-drift")
+    assert ended.code == 0, ended.err
+    config = read_config(run.config_file).config
+    assert (config.train.lr, config.data.sources[0].weight) == (0.001, 3)
+
+
+def test_a_run_of_older_code_is_written_nothing_that_it_does_not_know(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith(("  lr_steps:", "  shares:"))]
+    run.config_file.write_text("".join(older))
+    assert mgpt4("resume", "one", "--set", "launch.max_crashes=9").code == 0
+    text = run.config_file.read_text()
+    assert "max_crashes: 9" in text and "lr_steps" not in text and "shares" not in text
+    ended = mgpt4("resume", "one", "--set", "max_steps=200")
+    assert ended.code == 2 and "train.lr_steps: the run's own code" in ended.err
+    ended = mgpt4("resume", "one", "--set", "model.weights=/elsewhere")
+    assert ended.code == 2 and "model.weights" in ended.err
+
+
+def test_paths_are_where_to_look_and_content_is_compared(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    world: TinyWorld,
+    tmp_path: Path,
+) -> None:
+    moved = ["--set", "model.weights=/new/weights", "--set", "data.paths.laion=/new/laion"]
+    assert mgpt4("resume", "one", *moved).code == 0
+    assert read_config(run.config_file).config.data.sources[0].path == "/new/laion"
+    shards = sorted(world.shards("laion").glob("*.tar"))
+    for number, held_to, code in ((1, None, 0), (2, "another", 7)):
+        index = tmp_path / f"{number}.index"
+        build_index(shards, index, name="laion")
+        write_json(run.pins_file, {"index laion": held_to or ShardIndex.open(index).digest})
+        source = f"[{{name: laion, path: {world.shards('laion')}, index: {index}}}]"
+        ended = mgpt4("resume", "one", "--set", f"data.sources={source}")
+        assert ended.code == code, ended.err
+    assert "index laion was another" in ended.err

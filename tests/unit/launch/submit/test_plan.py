@@ -1,0 +1,116 @@
+"""Which settings, weights and folder a submission uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.run_dir import RunDir
+from tests.cli.fakes import FakeSlurm, Mgpt4
+from tests.cli.synthetic import attempt
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--sweep", "lr=0.1,0.2", "--set", "lr=0.3"], "train.lr is given twice"),
+        (["--max-parallel", "2"], "--max-parallel is given without --sweep"),
+        (["--sweep", "seed=1", "--stage", "both"], "exclude each other"),
+        (["--sweep", "max_steps=2,9"], "tiny-stage1-max_steps2: train.warmup_steps 4 is beyond"),
+        (["--dry-run", "--wait"], "exclude each other"),
+        (["--set", "data.paths.laoin=/x"], "there is no data source 'laoin', only laion, cc_sbu"),
+        (["--name", "a b"], "must be at most 100 letters, digits"),
+    ],
+)
+def test_what_contradicts_itself(
+    mgpt4: Mgpt4, stage1: Path, sbatch: Path, arguments: list[str], told: str
+) -> None:
+    config = [] if "both" in arguments else ["--config", stage1]
+    ended = mgpt4("submit", *config, *arguments)
+    assert (ended.code, told in ended.err) == (2, True), ended.err
+    assert "^[A-Za-z" not in ended.err, "no regular expressions for people"
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flag", "variable", "expected"),
+    [
+        (None, None, "file"),
+        (None, "MGPT4_LAUNCH__RUNS_DIR", "variable"),
+        (None, "MGPT4_RUNS_DIR", "variable"),
+        (["--set", "launch.runs_dir=set"], "MGPT4_RUNS_DIR", "set"),
+        (["--runs-dir", "option"], "MGPT4_RUNS_DIR", "option"),
+    ],
+)
+def test_the_runs_lie_where_explain_says(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    sbatch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: list[str] | None,
+    variable: str | None,
+    expected: str,
+) -> None:
+    config = world.write_config(Path("config.yaml"), 1, launch__runs_dir="file")
+    if variable is not None:
+        monkeypatch.setenv(variable, "variable")
+    ended = mgpt4("submit", "--config", config, *(flag or []))
+    assert ended.code == 0, ended.err
+    assert Path(expected, "tiny-stage1", "run.json").is_file()
+    if flag is None:
+        (told,) = mgpt4("config", "explain", config, "launch.runs_dir", "--json").json
+        assert told["value"] == expected
+
+
+def test_a_run_from_another_has_its_settings_and_its_weights(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    sbatch: Path,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = make_trained_run(world, tmp_path / "runs" / "one", 1, train__lr=0.003)
+    monkeypatch.setenv("MGPT4_TRAIN__LR", "0.5")
+    ended = mgpt4("submit", "--from", "one", "--set", "weight_decay=0.1", "--json")
+    assert ended.code == 0, ended.err
+    assert [job["run"] for job in ended.json] == ["one-2"]
+    config = read_config(Path("runs/one-2/config.yaml")).config
+    assert (config.train.lr, config.train.weight_decay) == (0.003, 0.1)
+    assert config.model.projector == str(one.checkpoints / "step-00000012")
+    ended = mgpt4("submit", "--from", "one@12", "--name", "two", "--sweep", "lr=0.1,0.2", "--json")
+    assert ended.code == 0 and len(ended.json) == 2
+    for wrong, code in (
+        (["one@13"], 6), (["other"], 6), (["one", "--config", "toy-stage1"], 2),
+        (["one", "--after", "one"], 2), (["one", "--stage", "2"], 2),
+    ):  # fmt: skip
+        assert mgpt4("submit", "--from", *wrong).code == code
+    assert mgpt4("submit", "--config", "toy-stage1", "--continue").code == 2
+
+
+def test_a_second_stage_takes_over_bundle_and_conversation_format(
+    mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    format_ = {"text__prompt": "<user>{}<bot>", "text__end_symbol": "</s>"}
+    make_trained_run(world, tmp_path / "runs" / "one", 1, step=13, **format_)
+    attempt(RunDir(tmp_path / "runs" / "one"), 1, first=1, last=12, cause="finished")
+    sources = f"data.paths.cc_sbu_align={world.align}"
+    ended = mgpt4("submit", "--config", "toy-stage2", "--set", sources, "--after", "one")
+    assert ended.code == 0, ended.err
+    assert f"as in one: model.weights {world.weights}" in ended.err
+    config = read_config(Path("runs/toy-stage2/config.yaml")).config
+    assert (config.model.weights, config.text.prompt) == (str(world.weights), "<user>{}<bot>")
+    other = ("--name", "two", "--set", "text.prompt=###{}", "--set", "text.end_symbol=###")
+    assert (
+        mgpt4(
+            "submit", "--config", "toy-stage2", "--set", sources, "--after", "one@13", *other
+        ).code
+        == 0
+    )
+    config = read_config(Path("runs/two/config.yaml")).config
+    assert config.text.prompt == "###{}"
+    assert (config.model.projector or "").endswith("one/checkpoints/step-00000013")

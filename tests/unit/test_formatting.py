@@ -1,0 +1,34 @@
+"""Times and durations, as status and history show them."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from mgpt4_hpc.formatting import clock_time
+from mgpt4_hpc.run_dir import read_json, write_json
+from tests.cli.fakes import Mgpt4
+from tests.cli.synthetic import make_run
+
+
+def test_a_time_of_another_day_has_its_date() -> None:
+    now = time.mktime((2026, 11, 26, 15, 0, 0, 0, 0, -1))
+    assert clock_time(now - 1800, now) == "14:30"
+    assert clock_time(now - 86400, now) == "2026-11-25 15:00"
+
+
+def test_ls_tells_local_times_as_history_does(
+    mgpt4: Mgpt4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    for name, created in (("a", "2026-11-22T18:47:19+0000"), ("b", "once")):
+        run = make_run(tmp_path / "runs", name)
+        write_json(run.identity_file, {**read_json(run.identity_file), "created": created})
+        told[name] = created
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Etc/GMT-2")
+        time.tzset()
+        out = mgpt4("ls").out
+    time.tzset()
+    assert "2026-11-22 20:47:19" in out and "once" in out
+    assert {row["name"]: row["created"] for row in mgpt4("ls", "--json").json} == told
