@@ -98,7 +98,7 @@ class Template:
 
     @property
     def separators(self) -> frozenset[str]:
-        """Texts that divide a conversation, which nobody's words may be taken for."""
+        """Texts that divide a conversation; no user's text is read as one of them."""
         own = {BEFORE_IMAGE, AFTER_IMAGE, self.end_symbol.strip()} - {""}
         return separators_in(self.prompt + self.system) | own
 

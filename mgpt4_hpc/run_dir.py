@@ -380,7 +380,7 @@ FIX_NO_RUNS = "start one with `mgpt4 submit`, or say where they are: --runs-dir,
 
 
 def told_no_runs(runs_dir: Path) -> str:
-    """That there are none: a mistyped folder is another matter than an empty one."""
+    """The error for a folder without runs: a mistyped folder differs from an empty one."""
     if runs_dir.is_dir():
         return f"no runs in {runs_dir}"
     return f"no runs: the folder {runs_dir} does not exist"

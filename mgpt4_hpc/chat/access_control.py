@@ -40,7 +40,7 @@ _ASK = """<!doctype html><html lang="en"><title>mgpt4</title>
 
 
 class _TooMuch(Exception):
-    """The body is longer than anybody's images."""
+    """The body is longer than the largest upload."""
 
 
 class Guard:
@@ -112,7 +112,7 @@ class Guard:
         return any(self._is_token(value) for value in given)
 
     def _is_token(self, given: str) -> bool:
-        # In constant time: the time until the first difference would tell how much was right.
+        # In constant time: the time until the first difference would reveal how much was right.
         return hmac.compare_digest(given.encode(), (self._token or "").encode())
 
     async def _let_in(self, scope: MutableMapping[str, Any], send: Send) -> None:

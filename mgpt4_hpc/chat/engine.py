@@ -48,7 +48,7 @@ class Busy(Exception):
 
 @dataclass(eq=False)
 class Request:
-    """One answer that somebody wants.
+    """One answer that a client waits for.
 
     Attributes:
         trained: the checkpoint that answers.
@@ -58,7 +58,7 @@ class Request:
         deliver: called with each event, in the model's thread; it must not block.
         stop: texts that end the answer beside the template's end symbol.
         in_pieces: deliver pieces too, and not only the whole answer.
-        cancelled: nobody waits for it any more.
+        cancelled: no client waits for it any more.
     """
 
     trained: Trained
@@ -83,7 +83,7 @@ class Engine:
     """Answers requests; everything that the model computes runs in its thread.
 
     Args:
-        chat_model: the model; nobody else may use it meanwhile.
+        chat_model: the model; no other thread may use it meanwhile.
         max_columns: columns that the key-value cache of a batch may have, of all rows together;
             a request that fits no more waits. None has no limit.
     """
@@ -272,7 +272,7 @@ def _hand_out(request: Request, row: Row) -> None:
 
 
 def _deliver(request: Request, event: Event) -> None:
-    with suppress(RuntimeError):  # its event loop is closed: nobody reads it any more
+    with suppress(RuntimeError):  # its event loop is closed: no client reads it any more
         request.deliver(event)
 
 

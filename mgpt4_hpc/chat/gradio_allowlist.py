@@ -1,6 +1,6 @@
 """The part of Gradio's interface that its page needs; all else is not there.
 
-Gradio answers to more than that: it fetches addresses for whoever asks, converts recordings, and
+Gradio answers to more than that: it fetches addresses on request, converts recordings, and
 has grown routes that use its owner's Hugging Face token. What is not listed here answers 404,
 whatever a later version adds.
 """
@@ -87,7 +87,7 @@ class GradioAllowlist:
                 return
         try:
             asked = json.loads(body)
-            # Written anew, so that nobody reads something else in it than is looked at here.
+            # Serialised again, so that Gradio parses exactly what was checked here.
             body = json.dumps(asked).encode()
         except (ValueError, RecursionError):
             await _refuse(400, "this is no JSON", scope, receive, send)

@@ -24,7 +24,7 @@ _PICTURE_SIDE = 256
 _REFRESH_S = 0.1
 """A growing answer is sent this often: a page cannot show more, and 20 visitors share a core."""
 _WAITING = 64
-"""Questions that may wait for the model; more are told that it is busy."""
+"""Questions that may wait for the model; more get the answer that it is busy."""
 _VISITS = 200
 """Conversations kept; the oldest is forgotten for one more."""
 
@@ -209,12 +209,12 @@ def _connect(widgets: _Widgets, answer: Answering) -> None:
 
 
 def head() -> str:
-    """What the page's head needs beside Gradio's own, for whoever mounts it."""
+    """What the page's head needs beside Gradio's own; the server inserts it."""
     return _HEAD
 
 
 def style() -> str:
-    """The page's own rules, for whoever mounts it."""
+    """The page's own style rules; the server inserts them."""
     return _STYLE
 
 

@@ -33,7 +33,7 @@ _SWEEP_S = 60
 _REQUEST_S = 20.0
 """Time for the head of a request, which is some hundred bytes."""
 _UPLOAD_AGE_S = 600.0
-"""An upload that nobody asked about goes after so long."""
+"""An upload without a question is deleted after this time."""
 _BODY_SLACK = 2**20
 """Room beside the images themselves in an upload."""
 
@@ -53,7 +53,7 @@ class Endpoint:
     Attributes:
         host: address that it listens on.
         listener: listens already; closed at the end.
-        token: without it nobody gets in; None lets everybody in who reaches the port.
+        token: required of every client; None admits all that reach the port.
     """
 
     host: str
@@ -138,11 +138,11 @@ def build_application(
     host: str,
     port: int,
 ) -> GradioAllowlist:
-    """The page as a web application, without anything of Gradio's that nobody asked for."""
+    """The page as a web application, without the parts of Gradio that it does not use."""
     # Read when Gradio is imported: no calls home.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     # Not as an argument, which older versions do not know. It keeps conversations in the browser,
-    # and has routes that use the Hugging Face token of whoever started the server.
+    # and has routes that use the Hugging Face token of the user who started the server.
     os.environ["GRADIO_RUN_HISTORY"] = "False"
     import gradio as gr
     from fastapi import FastAPI

@@ -28,7 +28,7 @@ MIN_ANSWER_TOKENS = 16
 
 @dataclass(frozen=True)
 class Ways:
-    """What whoever talks can do, in the words of the place where he talks.
+    """What the user can do, in the words of the interface (terminal or page).
 
     Attributes:
         add: how to add an image.
@@ -74,7 +74,7 @@ class ChatSession:
     Args:
         chat_model: answers.
         sampling: how it answers.
-        ways: what errors tell to do.
+        ways: what errors advise.
     """
 
     def __init__(self, chat_model: Answering, sampling: Sampling, ways: Ways = TERMINAL) -> None:
@@ -118,12 +118,12 @@ class ChatSession:
         return answer
 
     def reset(self) -> None:
-        """Begin anew, without images."""
+        """Begin a new conversation, without images."""
         self.conversation.clear()
         self._features.clear()
 
     def start_over(self) -> None:
-        """Begin anew with the same images, in the format of whoever answers now."""
+        """Begin a new conversation with the same images, in the format of the model that answers now."""
         images = self.conversation.images
         self.conversation = Conversation(self.chat_model.source.template, pending=images)
 

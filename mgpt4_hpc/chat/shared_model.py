@@ -28,7 +28,7 @@ MAX_IMAGES = 16
 """Images of one conversation; more would not fit a context of 2,048 tokens anyway."""
 
 _CACHE_SHARE = 0.4
-"""Of the free memory for the cache: joining and leaving copy a layer, prompts need room as well."""
+"""Share of free memory for the cache: joins and leaves copy a layer, and prompts need room."""
 
 PAGE = Ways(
     add="add one by the clip beside the question, or drop it there",
@@ -115,7 +115,7 @@ class Place:
 
 
 class SharedModel:
-    """The model with its checkpoints, for whoever asks.
+    """The model with its checkpoints, shared by all visitors.
 
     Args:
         chat_model: the model, built for any of the sources.

@@ -30,7 +30,7 @@ def converse(session: ChatSession, *, interactive: bool | None = None) -> int:
         interactive: prompt, and keep the line editable; by default if stdin is a terminal.
 
     Returns:
-        Exit code: 1 if anything that came from a pipe failed, since nobody saw the message.
+        Exit code: 1 if anything that came from a pipe failed, since no user saw the message.
     """
     interactive = sys.stdin.isatty() if interactive is None else interactive
     failed = False

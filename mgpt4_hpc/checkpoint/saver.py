@@ -83,9 +83,9 @@ class AsyncSaver:
     Args:
         store: where they go.
         guard: passed to every commit; raises when this attempt lost the run.
-        on_durable: told (step, folder, seconds from the call of `save` until the bytes were on
-            disk), in the thread, once they have been read back.
-        on_failure: told (step, error), in the thread.
+        on_durable: called with (step, folder, seconds from `save` until the bytes were on disk),
+            in the thread, once they have been read back.
+        on_failure: called with (step, error), in the thread.
 
     Attributes:
         last_durable_step: newest step that would survive a power cut and has been read back; None

@@ -184,7 +184,7 @@ class CheckpointStore:
         read is passed over and stays, as it may be whole, until a newer one is committed.
 
         Args:
-            on_bad: told each folder that was passed over (where it was) and what is wrong.
+            on_bad: called with each folder that was passed over (where it was) and its fault.
             foreign: of a checkpoint's meta: why it is not this run's, "" if it is. One that is
                 not is moved aside as a damaged one is.
 
@@ -319,7 +319,7 @@ class CheckpointStore:
         for folder in reversed(missing):
             if not folder.exists():
                 self._fs.mkdir(folder)
-            # Also where it exists: whoever made it may have died before this.
+            # Also where it exists: the process that made it may have died before this.
             self._fs.fsync_dir(folder.parent)
         self._folder_is_durable = True
 

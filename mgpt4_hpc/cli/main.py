@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Without standalone mode, click returns the code of a ctx.exit(); commands return nothing.
         arguments = None if argv is None else list(argv)
         code = cli.main(args=arguments, prog_name="mgpt4", standalone_mode=False)
-        sys.stdout.flush()  # here, where a full disk is told, and not as Python ends
+        sys.stdout.flush()  # here, where a full disk is reported, and not as Python ends
         sys.exit(code if isinstance(code, int) else 0)
     except click.Abort:
         click.echo("aborted", err=True)

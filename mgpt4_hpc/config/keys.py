@@ -26,7 +26,7 @@ def _section_of(field: FieldInfo) -> type[BaseModel] | None:
 _NEAR = 0.7
 """Likeness (difflib) from which a name is suggested: max_step is max_steps, wandb is not beta2."""
 _MOST_CHARS = 200
-"""Of a wrong value in a message."""
+"""Longest part of a wrong value that a message shows."""
 
 MAPPINGS = ("launch.sbatch", "launch.env", "data.paths", "data.shares")
 """Settings that are mappings themselves: their entries are set one by one."""

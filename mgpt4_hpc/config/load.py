@@ -192,7 +192,7 @@ def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict
 def read_assignments(
     assignments: Iterable[str], option: str = "--set"
 ) -> tuple[dict[str, Any], list[str]]:
-    """The same, and what is wrong with the others, to be told with the faults of the values."""
+    """The same, and what is wrong with the others, to be reported with the faults of the values."""
     values: dict[str, Any] = {}
     faults = []
     for assignment in assignments:
@@ -259,7 +259,7 @@ def load_config(
         config: preset name or YAML file, also one of the original's; None starts from the
             defaults.
         overrides: flat dotted keys from flags.
-        faults: what is wrong with flags already, to be told with the rest.
+        faults: known faults of flags, reported with the rest.
         site: site profile, by name or path (see ``config/sites.py``).
         environ: environment to read; None reads nothing.
         strict_paths: refuse a flag that gives the path of a source that the run does not have.
@@ -351,7 +351,7 @@ def merge(
 
     Args:
         layers: settings by their origin.
-        faults: what is known to be wrong already; told with what is found here.
+        faults: known faults, reported with those found here.
         convert_epochs: makes ``train.max_steps`` of ``train.max_epochs``.
 
     Raises:
@@ -472,7 +472,7 @@ def missing_start(config: RunConfig) -> list[str]:
 
 
 def unset_paths(config: RunConfig) -> list[str]:
-    """What a preset leaves to the site and nobody has filled in, each with its fix."""
+    """What a preset leaves to the site and is still missing, each with its fix."""
     faults = []
     if not config.model.weights:
         faults.append(

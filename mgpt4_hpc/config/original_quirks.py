@@ -27,7 +27,7 @@ ORIGINAL_VALUES: dict[str, Any] = {
 
 
 def apply_faithful(values: dict[str, Any], origins: dict[str, str]) -> None:
-    """Fill the settings that nobody set, in place, if ``faithful`` is on."""
+    """Fill the settings that are not set, in place, if ``faithful`` is on."""
     if values.get("faithful") is not True:
         return
     wanted = dict(ORIGINAL_VALUES)
@@ -41,10 +41,10 @@ def apply_faithful(values: dict[str, Any], origins: dict[str, str]) -> None:
 
 
 def contradictions(found: dict[str, Any]) -> list[str]:
-    """Settings that somebody set to something else than ``faithful: true`` means.
+    """Settings that are set explicitly to something else than ``faithful: true`` means.
 
     Args:
-        found: values of those of the settings above that somebody set.
+        found: values of the settings above that are set explicitly.
     """
     return [
         f"{key} is {found[key]!r}, but faithful: true means {value!r} (leave one of them out)"

@@ -31,7 +31,7 @@ def write_config(path: Path, resolved: Resolved, known: Container[str] | None = 
     Args:
         path: the file.
         resolved: the settings.
-        known: those that whoever reads it knows; a default is left out beside them. None is all.
+        known: those that the reading code knows; a default is left out beside them. None is all.
     """
     lines = [_HEAD]
     section = ""

@@ -341,7 +341,7 @@ class _Sink:
         return self._raw.truncate(size)
 
     def digest(self) -> str:
-        """Of all bytes, as ``RemoteFile.hash``."""
+        """Hash of all bytes, as ``RemoteFile.hash``."""
         return _hash_text(self._file, self._state)
 
     def _take(self, data: bytes) -> None:

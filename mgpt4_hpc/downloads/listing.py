@@ -18,9 +18,9 @@ from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.text_files import NotUtf8, read_utf8
 
 WORK_FOLDER = ".fetch"
-"""Of a folder into which something is fetched."""
+"""Work folder in a folder that is being fetched."""
 CONNECTIONS = 4
-"""Of one process at the same time."""
+"""Limit of one process at the same time."""
 
 _REPO = re.compile(r"^[\w.-]+/[\w.-]+$")
 _SHOWN = 5
@@ -48,7 +48,7 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """Of its content: partial files of another content have another one."""
+        """Key of its content: partial files of another content have another one."""
         told = f"{self.url}\0{self.size}\0{self.hash}\0{self.etag}"
         return hashlib.sha256(told.encode()).hexdigest()[:12]
 

@@ -1,8 +1,8 @@
 """Partial files that several processes and machines take turns at, without locks.
 
-Whoever gives a partial file his own name by a rename owns it. That of a process that died, or that
-nobody wrote to for a while, is taken over and gone on with. If two should write to one all the
-same, the hash of the whole finds it out.
+A process owns a partial file once it has renamed it to its own name. It takes over and continues
+that of a process that died, or one without writes for a while. If two processes write to one all
+the same, the hash of the whole shows it.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def _curve(run: RunDir, step: int | None) -> str:
 
 
 def _licences(bundle: Bundle) -> str:
-    """Of the published parts that the sizes are those of, where the project knows them."""
+    """Licences of the published parts with these sizes, where the project knows them."""
     variant = find_variant(bundle.architecture)
     try:
         sources = read_published().parts(variant.name) if variant else {}

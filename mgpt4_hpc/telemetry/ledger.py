@@ -1,7 +1,7 @@
 """The run's ledger: what happened in each attempt, one append-only file and one writer each.
 
 Several hosts appending to one file would overwrite each other on NFS, hence one file per attempt.
-Whoever watches from outside (the batch script after a kill -9) writes beside it, into
+An observer outside (the batch script after a kill -9) writes beside it, into
 `supervisor-NNNN.jsonl`, and a rank that hangs into `hang-NNNN-rank-RRRR.jsonl`.
 """
 
@@ -200,8 +200,8 @@ def read_records(path: Path) -> list[Record]:
 def summary_records(lines: Sequence[bytes]) -> list[Record]:
     """The records that a summary needs: of the progress lines only the newest.
 
-    They are nearly all of a ledger, and each holds what those before it added up to. Of those with
-    a loss the newest is kept as well.
+    They are nearly all of a ledger, and each holds what those before it added up to. The newest
+    with a loss is kept as well.
     """
     progress = [number for number, line in enumerate(lines) if _PROGRESS in line]
     kept = set()

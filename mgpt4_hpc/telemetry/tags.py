@@ -22,7 +22,7 @@
 | `eval/` | set (if another), task and metric: `eval/detail_failing`; see `mgpt4 eval` | 0 to 1 |
 | `eval/` | images and text: what was answered, by task, as `eval/detail` | |
 | `run/card` | text: settings, code, versions and nodes of each attempt | |
-| `run/changes` | text: settings that a person changed, and from which step on | |
+| `run/changes` | text: settings that the user changed, and from which step on | |
 | `run/events` | text: starts, restores, stops, faults | |
 """
 

@@ -47,7 +47,7 @@ class Loop:
         stop: requests to stop.
         pacing: when to stop after a request; used on the first rank.
         saving: checkpoints; does nothing on ranks other than the first.
-        planned_steps: how many steps the run's settings ask for by now, which may have changed
+        planned_steps: how many steps the run's settings ask for now, which may have changed
             while it trains; asked on the first rank.
         recorder: curves, ledger, log; silent on ranks other than the first.
         evaluate: held-out loss; None instead of it if a stop put an end to it. Or no function.

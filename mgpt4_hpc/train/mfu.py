@@ -13,7 +13,7 @@ from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.estimates.flops import step_flops
 
 Utilisation = Callable[[Sequence[Batch], float], float | None]
-"""Of a rank's micro-batches of one step and the step's seconds; None where no peak is known."""
+"""From a rank's micro-batches of one step and the step's seconds; None where no peak is known."""
 
 _PEAK_TFLOPS = {
     "H200": 989.5,

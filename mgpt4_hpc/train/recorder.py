@@ -154,7 +154,7 @@ class FirstRankRecorder(Recorder):
         self._draw_changes(restored_step)
 
     def changed(self, step: int, what: Sequence[str]) -> None:
-        """Note settings that a person changed while the run trains."""
+        """Note settings that the user changed while the run trains."""
         self.event(Kind.CHANGED, step=step, what=list(what))
         self.say(f"settings changed: {'; '.join(what)}")
         self._draw_changes(step)

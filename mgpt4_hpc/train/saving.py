@@ -81,7 +81,7 @@ class FirstRankSaving(Saving):
         saver: writes in the background.
         snapshot: the tensors to save, as they are now.
         meta: of a state: what the manifest says beside the tensors.
-        recorder: told of stalls.
+        recorder: records stalls.
         policy: what to save, and when.
         restored_step: step that needs no saving, as it was loaded.
         longest_s: seconds of the longest save of earlier attempts; 0 if there was none.

@@ -298,9 +298,9 @@ def _draw(
 
 
 def _image_set(eval_options: EvalOptions) -> str:
-    """What tells one set of images from another in a tag; empty for all that the run kept back.
+    """What distinguishes sets of images in a tag; empty for all that the run kept back.
 
-    Two folders of one name are two sets, and so is another part of one: a digest tells them apart.
+    Two folders of one name are two sets, and so is another part of one: a digest keeps them apart.
     """
     if eval_options.images is None and eval_options.limit is None:
         return ""

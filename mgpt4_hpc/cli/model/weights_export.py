@@ -61,7 +61,7 @@ def export_weights(
     if merge_lora and fmt not in ("pth", "hf"):
         raise click.UsageError("--merge-lora is for --format pth and hf")
     out = out.expanduser()
-    # A file of the same kind may be somebody's only copy of other weights: none is replaced.
+    # A file of the same kind may be the only copy of other weights: none is replaced.
     check_output(out, kind="an exported model")
     found = find_projector(_located(source, absolute(runs_dir)))
     if (found.parent / "manifest.json").is_file():

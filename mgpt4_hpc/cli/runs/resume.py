@@ -206,7 +206,7 @@ def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
 
 
 def _raise_first(errors: Sequence[MgptError]) -> None:
-    """One error decides the exit code; the others are told."""
+    """The first error decides the exit code; the others are printed."""
     for another in errors[1:]:
         click.echo(printable(f"error: {another}"), err=True)
     if errors:

@@ -170,12 +170,12 @@ def locate(
 
 
 def say_loading(name: str) -> None:
-    """Tell on stderr why nothing else is told for a while: torch and weights take their time."""
+    """Explain the silence on stderr: importing torch and loading weights take a while."""
     click.echo(f"loading {Path(name).name} ...", err=True)
 
 
 def say_toy(source: Source) -> None:
-    """Tell on stderr what is not to be expected of the toy world's model."""
+    """Print on stderr what the toy world's model cannot do."""
     from mgpt4_hpc.evaluation.examples import toy_scenes
 
     scenes = toy_scenes(source.weights)

@@ -79,7 +79,7 @@ class TextSpec:
 
     @property
     def limit(self) -> AnswerLimit:
-        """Of each answer."""
+        """Limit of each answer."""
         return AnswerLimit(self.max_answer_tokens, self.keep_end_symbol)
 
     def lay_out(self, dialogue: Dialogue) -> Layout:

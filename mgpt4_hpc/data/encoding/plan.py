@@ -165,8 +165,8 @@ def substitutes(
         plan: of the run.
         rows: of the bad samples.
         state: of (source id, sample id): True if it is usable and in the cache, False if it is
-            bad, None if it is unknown. Asked again for a sample after it was returned: whoever
-            finds out in between gets the next substitute.
+            bad, None if it is unknown. Asked again for a sample after it was returned: if
+            it has become known meanwhile, the next substitute is taken.
     """
     return [(source_id, sample_id) for _, source_id, sample_id in _lacking(plan, rows, state)]
 

@@ -50,7 +50,7 @@ from mgpt4_hpc.text_files import parse_json
 FORMAT = "mgpt4-index-1"
 _FAMILY = FORMAT.rstrip("0123456789")
 _MOST_HEADER_BYTES = 1 << 20
-"""Of a header; it has a few lines. The listing of the shards is an array."""
+"""Limit of a header; it has a few lines. The listing of the shards is an array."""
 _DTYPES = {"I64": "<i8", "U32": "<u4", "U8": "u1"}
 _SHAPES: dict[str, tuple[str, tuple[int, ...]]] = {
     "shard_first": ("I64", ()),

@@ -128,7 +128,7 @@ class ShardScan:
         return sum(entry.count for entry in self.left_out)
 
     def digest(self) -> bytes:
-        """Of everything that says which sample lies where."""
+        """Digest of everything that says which sample lies where."""
         state = hashlib.blake2b(digest_size=16)
         state.update(f"{self.name}\0{self.size}\0{len(self.keys)}\0".encode())
         state.update(b"\0".join(self.keys) + b"\0")

@@ -193,7 +193,7 @@ class FeatureCache:
         return np.isin(_keys(source, sample), self._bad_keys)
 
     def state(self, source: int, sample: int) -> bool | None:
-        """Of one sample: True if it is here, False if it is bad, None if it is unknown."""
+        """State of one sample: True if it is here, False if it is bad, None if it is unknown."""
         if (source, sample) in self.bad:
             return False
         found = self.rows_of(np.asarray([source]), np.asarray([sample]))[0] >= 0

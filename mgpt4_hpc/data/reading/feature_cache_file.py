@@ -39,7 +39,7 @@ STORED: dict[str, tuple[str, np.dtype[Any]]] = {
     "bf16": ("BF16", np.dtype("<u2")),
     "fp32": ("F32", np.dtype("<f4")),
 }
-"""Of each type: safetensors' name, and the NumPy type that holds its bits."""
+"""For each type: safetensors' name, and the NumPy type that holds its bits."""
 
 _NUMPY = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
 

@@ -8,7 +8,7 @@ A download is a folder::
       .download/                             logs, and shards that are being written
 
 Shard numbers follow from the input files alone: any number of parts may work on one folder, and
-whoever comes later does what is missing.
+a later one does what is missing.
 """
 
 from __future__ import annotations

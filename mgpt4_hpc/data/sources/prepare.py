@@ -106,12 +106,12 @@ def _packed(source: Path, out: Path) -> list[Path]:
 
 
 def _sizes(packed: Path) -> str:
-    """Of the shards that were made, for one may have been cut since."""
+    """Digest of the shards that were made: one may have been cut since."""
     return "".join(f"{path.name} {path.stat().st_size}\n" for path in sorted(packed.glob("*.tar")))
 
 
 def _fingerprint(source: Path) -> str:
-    """Of the captions' content and the images' names, sizes and times."""
+    """Digest of the captions' content and the images' names, sizes and times."""
     state = hashlib.blake2b((source / CAPTION_FILE).read_bytes(), digest_size=16)
     try:
         with os.scandir(source / IMAGE_FOLDER) as entries:

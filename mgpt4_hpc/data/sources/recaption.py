@@ -37,7 +37,7 @@ from mgpt4_hpc.text_files import parse_json
 WORK_FOLDER = ".recaption"
 _FORMAT = "mgpt4-recaption-1"
 _QUALITY = 95
-"""Of the JPEGs, as img2dataset's default for the original's shards."""
+"""Quality of the JPEGs, as img2dataset's default for the original's shards."""
 _NOT_MATCHED = "the list has no caption for it"
 
 

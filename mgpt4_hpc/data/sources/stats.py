@@ -30,7 +30,7 @@ LIMITS = {"stage1": 32, "stage2": 160}
 MAX_TOKENS = 2048
 """Tokens of a conversation beyond which its last turns are left out by default."""
 NUM_IMAGE_TOKENS = 32
-"""Of one image, with a Q-Former."""
+"""Tokens of one image, with a Q-Former."""
 
 _END_SYMBOLS = {"stage1": "\n", "stage2": "###"}
 _SHOWN = 10

@@ -23,7 +23,7 @@ def collect_headers(
 ) -> int:
     """Collect at once all the ordinary headers that lead from a buffer's begin to its end.
 
-    Ordinary are plain files and pax headers that only tell a time, as far as each one's size
+    Ordinary are plain files and pax headers that hold only a time, as far as each one's size
     leads exactly to the next; the first that is not, or whose data reaches out of the buffer, is
     left to the caller.
 

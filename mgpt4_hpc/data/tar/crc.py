@@ -25,7 +25,7 @@ class Crcs:
         self._found: list[int] = []
 
     def add(self, position: int, size: int) -> None:
-        """Of the data behind one header, wherever it lies; size -1 (no member) counts as 0."""
+        """Add the CRC of the data behind one header; size -1 (no member) counts as 0."""
         crc, offset, end = 0, position + BLOCK, position + BLOCK + size
         while offset < end and (data := self._file.read_aside(offset, min(end - offset, _PIECE))):
             crc = crc32(data, crc)
@@ -33,7 +33,7 @@ class Crcs:
         self._found.append(crc)
 
     def add_window(self, positions: Int64, sizes: Int64) -> None:
-        """Of the data behind headers that all lie, with it, in the file's present window."""
+        """Add CRCs of the data behind headers; all of it lies in the file's present window."""
         view = memoryview(self._file.buffer)
         begins = positions - (self._file.base - BLOCK)
         ends = (begins + sizes).tolist()

@@ -1,4 +1,4 @@
-"""By when a job that was told to stop must be through, as Slurm knows it."""
+"""Kill time of a stopping job, from Slurm."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def read_job_environment(environ: Mapping[str, str] = os.environ) -> JobEnvironm
     """Read the surroundings from the environment.
 
     Raises:
-        RendezvousError: Slurm does not tell where rank 0 is.
+        RendezvousError: Slurm does not report where rank 0 is.
         MgptError: if neither Slurm nor the local executor started this process.
     """
     if environ.get("SUBMITIT_EXECUTOR") == "local":

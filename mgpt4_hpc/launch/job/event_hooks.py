@@ -1,7 +1,7 @@
-"""``launch.on_event``: commands that are told what became of a run, as JSON on their stdin.
+"""``launch.on_event``: commands that get a run's events as JSON on their stdin.
 
 They run where the decision falls: in rank 0, or in the batch script where no rank lived. Whatever
-they do, hang or fail, the run is not touched by it; each event of one start is told once.
+they do, hang or fail, the run is not touched by it; each event of one start is sent once.
 
 ===================  ================================================================
 finished             the last step is done and saved
@@ -44,7 +44,7 @@ _AFTER_KILL_S = 1.0
 
 
 def event_of(decision: Decision) -> str | None:
-    """What a decision is to those who are told; None where a person did it and knows."""
+    """Name of a decision's event; None if the user caused it."""
     if decision.action is Action.GIVE_UP:
         return FAILED
     if decision.action is Action.ASK:
@@ -62,7 +62,7 @@ def tell(run: RunDir, start: JobStart, event: str | None, cause: str, reason: st
     Args:
         run: the run.
         start: which job, which restart.
-        event: one of this module's words; None tells nobody.
+        event: one of this module's words; None sends nothing.
         cause: why the attempt ended.
         reason: the sentence about it.
     """
@@ -85,7 +85,7 @@ def tell(run: RunDir, start: JobStart, event: str | None, cause: str, reason: st
 
 
 def _first_to_tell(run: RunDir, start: JobStart, event: str) -> bool:
-    """Whether nobody told this event of this start yet: rank 0 and the batch script both may."""
+    """Whether this event of this start was not sent yet: rank 0 and the batch script both may."""
     folder = run.slurm / "told"
     whose = f"{start.cluster}-" if start.cluster else ""
     mark = folder / f"{whose}{start.job_id}-{start.restart_count}-{event}"

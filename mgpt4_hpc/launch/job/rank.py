@@ -61,7 +61,7 @@ def run_task(run_dir: str) -> int:
 
 
 def _die_with_controller(environ: Mapping[str, str]) -> None:
-    """A rank of the local executor must not train on where nobody would end or restart it."""
+    """End a local rank with its controller: no other process would end or restart it."""
     if environ.get("SUBMITIT_EXECUTOR") != "local":
         return
     controller = int(environ["SUBMITIT_LOCAL_JOB_ID"])
@@ -70,7 +70,7 @@ def _die_with_controller(environ: Mapping[str, str]) -> None:
 
 
 def _stop_signals(run: RunDir) -> tuple[signal.Signals, ...]:
-    """The run's own, or the usual ones if its settings cannot be read: that is told later."""
+    """The run's own, or the usual ones if its settings cannot be read: that is reported later."""
     try:
         names = read_config(run.config_file).config.launch.stop_signals
     except (MgptError, OSError):
@@ -91,7 +91,7 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
         run = retry_storage(here.held, vanished=lambda: not here.identity_file.exists())
         return _train(run, job, stop, started_at)
     except Overtaken as error:
-        # Somebody else owns the run now. It is not failed, and not ours to requeue.
+        # A newer attempt owns the run now. It is not failed, and not ours to requeue.
         print(f"error: {error}", flush=True)
         return FatalTrainingError.exit_code
     except MgptError as error:
@@ -128,7 +128,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
         run, JobStart(job.executor, job.job_id, job.restart_count, cluster=job.cluster)
     )
     try:
-        # Nobody has begun anything yet: who is told to stop leaves, and the supervisor decides.
+        # Nothing has begun yet: a rank that gets a signal leaves, and the supervisor decides.
         with stop.interrupting():
             store, consensus, error = _meet(run, config, job)
     except Interrupted:
@@ -154,7 +154,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     source: StopSource = stop
     if job.executor == "slurm" and job.ranks.is_first:
         source = DeadlineStop(stop, start, config.launch.signal_before_s)
-    # The other ranks' codes matter to nobody: they leave after rank 0.
+    # The other ranks' codes do not matter: they leave after rank 0.
     code = EXIT_RESUMABLE
 
     def end(outcome: Outcome, recorder: Recorder) -> None:

@@ -52,7 +52,7 @@ _FOUND_OUT = frozenset(
 """Causes that stay true after rank 0 died."""
 
 _MOST_UNREAD = 100
-"""A job that was restarted so often may be in a loop of which its unreadable ledger would tell."""
+"""A job with this many restarts may be in a loop that its unreadable ledger would show."""
 
 _FINAL = re.compile(r"disabled|(?:access|permission) denied|invalid job id", re.IGNORECASE)
 """In Slurm's refusal of a requeue that it will not change its mind about in seconds."""
@@ -79,7 +79,7 @@ def find_decision(
 ) -> Decision:
     """Why this attempt ends and what becomes of the run.
 
-    The budgets are those of a job: a person who submits a run again means it.
+    The budgets are those of a job: a new submission by the user resets them.
 
     Args:
         run: the run.
@@ -127,7 +127,7 @@ def ask_slurm(
 ) -> tuple[Cause, bool]:
     """Why the job ends, and whether Slurm would requeue it."""
     if start.executor == "local":
-        # Nobody but a person or the demo signals a local job, and means what Slurm would mean.
+        # Only the user or the demo signals a local job, with the same meaning as Slurm.
         return Cause.PREEMPTED if signal_name else Cause.CRASHED, True
     answer = _try_often(lambda wait_s: _facts(start, wait_s), until)
     facts, is_forgotten = answer or (None, False)
@@ -148,7 +148,7 @@ def _facts(start: JobStart, wait_s: float) -> tuple[JobFacts | None, bool]:
 
 
 def _cause_of_forgotten(start: JobStart, signal_name: str | None) -> Cause:
-    """A controller that lost its state; but whom a person has cancelled stays away."""
+    """Requeue after a controller lost its state; a run that the user cancelled stays away."""
     try:
         recorded = scheduler().accounted([start.job_id]).get(start.job_id)
     except MgptError:
@@ -161,7 +161,7 @@ def _cause_of_forgotten(start: JobStart, signal_name: str | None) -> Cause:
 def limit_unrecorded(
     run: RunDir, start: JobStart, budget: LaunchConfig, decision: Decision
 ) -> Decision:
-    """A decision of which the run's folder takes no record, so that the budgets cannot grow.
+    """Cap requeues when the run's folder cannot record the decision, so that budgets cannot grow.
 
     What counts instead are the starts in a row that left none: the job's restarts without a ledger.
     """
@@ -182,7 +182,7 @@ def limit_unrecorded(
 
 
 def _last_fault(attempts: Sequence[Attempt]) -> str:
-    """What a person must mend is rather here than in a count of attempts."""
+    """The last fault helps the user more than the attempt count."""
     reasons = [str(fault.get("reason", "")) for one in attempts for fault in one.faults]
     return reasons[-1].split("\n")[0] if reasons else ""
 
@@ -202,7 +202,7 @@ def apply_decision(
     until: float | None = None,
     in_rank: bool = False,
 ) -> Decision:
-    """Requeue, submit a successor, or write down what a person has to do; run the event hooks.
+    """Requeue, submit a successor, or write down what the user has to do; run the event hooks.
 
     After a bad node the job is kept away from all that it found bad so far.
 
@@ -215,7 +215,7 @@ def apply_decision(
         in_rank: done by a rank, which leaves a successor to the batch script and its environment.
 
     Returns:
-        the decision; where Slurm refuses the requeue that of a successor, or a request to a person.
+        the decision; where Slurm refuses the requeue that of a successor, or a request to the user.
     """
     decision = _act(run, start, decision, bad_nodes, until, in_rank=in_rank)
     tell(run, start, event_of(decision), decision.cause, decision.reason)
@@ -279,7 +279,7 @@ def _act(
 def _resubmit(
     run: RunDir, start: JobStart, decision: Decision, bad_nodes: Sequence[str]
 ) -> Decision:
-    """Submit the job's successor, or ask a person for one."""
+    """Submit the job's successor, or ask the user for one."""
     try:
         exclude: list[str] = []
         if nodes := _bad_nodes(run, start, bad_nodes):

@@ -34,7 +34,7 @@ def why_leave(run: RunDir, start: JobStart) -> tuple[int, str] | None:
     """
     if read_facts(run).finished:
         return 0, f"{run.name} is finished: nothing is left to do"
-    # A first start is a person's wish to try again; only this job's own verdict keeps it away.
+    # A first start is the user's wish to try again; only this job's own verdict keeps it away.
     if start.restart_count and run.failed.exists():
         return FatalTrainingError.exit_code, f"{run.name} was given up: {run.failed.read_text()}"
     if is_cancelled(run, start, pauses_s=_PAUSES_S):
@@ -57,7 +57,7 @@ def _check(run: RunDir, start: JobStart) -> int | None:
         start = of_its_line(run, start)
         leave = retry_storage(lambda: why_leave(run, start), pauses_s=_PAUSES_S)
     except (OSError, MgptError):
-        return None  # whoever needs the folder next says what is wrong with it
+        return None  # the next reader of the folder reports what is wrong with it
     if leave is None:
         return None
     code, reason = leave

@@ -47,7 +47,7 @@ from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.ledger import append_supervisor_note, read_ledgers
 
 HUNG_CODES = frozenset({EXIT_HUNG, 128 + signal.SIGALRM, -signal.SIGALRM})
-"""How a watchdog ends its process, as itself, srun or Python say it. srun tells the highest of all
+"""Exit codes of a watchdog's end, its own, srun's or Python's. srun returns the highest of all
 ranks' codes, so that a hang may show in the ledger alone."""
 
 _PAUSES_S = (1.0, 2.0, 4.0)

@@ -60,7 +60,7 @@ def change(
     Args:
         run: the run.
         overrides: settings to change, by dotted key.
-        faults: what is wrong with the options already, to be told with the rest.
+        faults: known faults of the options, reported with the rest.
         free: settings that decide the result may change, too: it is a new run.
         accept: those of :data:`ADJUSTABLE` may change.
 
@@ -111,8 +111,8 @@ def input_drift(
 ) -> list[str]:
     """What lies where weights and data are said to be now, if it is not what the run began with.
 
-    Told by the digests of bundles and indexes; an index that is not there yet is made by the job,
-    which compares it then.
+    Compares digests of bundles and indexes; the job makes an index that is missing, and compares
+    it then.
 
     Raises:
         MgptError: the bundle or an index cannot be opened.

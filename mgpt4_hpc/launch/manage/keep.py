@@ -2,7 +2,7 @@
 
 A run requeues itself, or submits its successor. What is left is what no process lived to do: a node
 that died with a job that Slurm may not requeue, a controller that lost its jobs, a submission that
-was refused for a while. Whatever a person or a budget has ended stays away.
+was refused for a while. A run that the user or a budget has ended stays away.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
 
     Args:
         runs: to look at; only those that were submitted to Slurm are touched.
-        say: told what else is worth knowing.
+        say: called with notes.
 
     Raises:
-        SlurmUnreachable: nobody knows which are at work.
+        SlurmUnreachable: the runs at work are unknown.
     """
     seen = look_at(runs)
     if seen.unreachable is not None:
@@ -67,7 +67,7 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
 
 
 def _is_gone(run: RunDir, row: RunOverview, say: Callable[[str], None]) -> bool:
-    """Whether nothing works on a run that nobody has ended."""
+    """Whether a run has no job, though neither the user nor a budget has ended it."""
     if row.executor != "slurm" or row.state not in _GONE or run.failed.exists():
         return False
     line = of_its_line(run, JobStart("slurm", row.job_id or "", 0))

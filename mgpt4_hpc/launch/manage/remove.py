@@ -72,7 +72,7 @@ def plan_removal(
         RunLocked: if one of them runs or waits, is a link, or holds something that must stay. All
             of them are named.
         NoSuchRun: if one is no run directory.
-        SlurmUnreachable: if one has just finished and Slurm does not tell whether its job has.
+        SlurmUnreachable: if one has just finished and Slurm does not report whether its job has.
     """
     _assert_over(runs, rows)
     gone = {run.path.resolve() for run in runs}
@@ -118,21 +118,21 @@ def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[s
     ]
     try:
         return {job_id for job_id, job in scheduler().queued(asked).items() if job.is_active}
-    except SlurmRejected as error:  # a squeue that crashes tells no more than one that is silent
+    except SlurmRejected as error:  # a squeue that crashes is no better than one that is silent
         raise SlurmUnreachable(error.what, why=error.why, fix=error.fix) from error
 
 
 def remove_run(plan: Removal) -> None:
     """Delete a run directory, if it still is what was planned to go.
 
-    A person may think about the answer for hours. What the run does by then is looked at under the
+    The user may think about the answer for hours. What the run does by then is looked at under the
     lock that a submission takes. ``run.json`` goes last, so that a removal that was interrupted can
     be repeated.
 
     Raises:
         RunLocked: if another command submits the run in this moment, or has; or the folder holds
-            another run by now.
-        SlurmUnreachable: if nobody knows whether it has.
+            another run.
+        SlurmUnreachable: if that cannot be known.
         MgptError: if something cannot be deleted.
     """
     run = plan.run
@@ -156,7 +156,7 @@ def _assert_still(plan: Removal) -> None:
     run = plan.run
     if run.run_id != plan.run_id:
         raise RunLocked(
-            f"{run.path} holds another run by now than the one that was to be removed",
+            f"{run.path} holds another run than the one that was to be removed",
             fix=f"look at it first: mgpt4 status {shlex.quote(str(run.path))}",
         )
     seen = look_at([run])

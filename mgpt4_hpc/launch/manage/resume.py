@@ -79,16 +79,16 @@ def resume_run(
         run: the run.
         overrides: settings to change, by dotted key.
         executor: "slurm", "local" or "auto"; None takes what it ran with before.
-        say: told what changes.
+        say: called with each change.
         accept: the job may go on though data, weights, settings or versions are not what the run
             began with.
         behind: Slurm jobs that must have ended, in whatever way, before this one begins.
-        keeps_budgets: the new job succeeds the last one; what a person asks for starts anew.
+        keeps_budgets: the new job succeeds the last one; a resume by the user has full budgets.
 
     Raises:
         UnsafeRun: if others can write its folder.
         RunAlive: if a job of it waits or runs.
-        RunLocked: if somebody else submits it right now.
+        RunLocked: if another command submits it right now.
         RunLocked: if this environment's library versions are not the run's, unless accepted.
         ConfigError: if a setting may not change, or not so.
         PreflightError, SlurmRejected, SlurmUnreachable: nothing was changed then.
@@ -114,7 +114,7 @@ def resume_branch(
         made: the new run; its folder is removed if no job can be had.
         source: the other, which stays; the same where it was a copy.
         executor: as of :func:`resume_run`.
-        say: told what changes.
+        say: called with each change.
         accept: as of :func:`resume_run`.
 
     Raises:
@@ -167,7 +167,7 @@ def _resume(
     drift += input_drift(run, changed.config, changes)
     if drift and not accept:
         raise drifted(run, drift)
-    # Beyond its first checkpoint nobody reads it; before, it may be that of a live job.
+    # Beyond its first checkpoint no start reads it; before, it may be that of a live job.
     dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
     notes = preflight(
         changed.config,
@@ -275,7 +275,7 @@ def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
     """Dependency on the job of the run that this one starts from, if that is still under way.
 
     Raises:
-        PreflightError: if that run is unfinished and nobody works on it.
+        PreflightError: if that run is unfinished and has no job.
     """
     projector = resolved.config.model.projector
     if projector is None or not (Path(projector) / "run.json").is_file():

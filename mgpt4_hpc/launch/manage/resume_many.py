@@ -24,8 +24,8 @@ def resume_many(
 ) -> tuple[list[Resumption], list[MgptError]]:
     """Submit each unfinished run again, whatever becomes of the others.
 
-    Runs that wait or run already are left alone. On this machine, which cannot tell its GPUs apart
-    for them, each run begins when the one before has ended.
+    Runs that wait or run already are left alone. On this machine, which cannot divide its GPUs
+    among them, each run begins when the one before has ended.
 
     Arguments are ``resume_run``'s, for each of the runs, which are taken in the order given; and
     ``limits``, of those runs that may not all be at work at once.

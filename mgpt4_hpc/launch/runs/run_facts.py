@@ -49,7 +49,7 @@ class RunFacts:
         checkpoint_at: unix time of it.
         failed: text of FAILED, None without it.
         resubmit: text of RESUBMIT_NEEDED, None without it.
-        cancel: whether a person asked this job not to come back.
+        cancel: whether the user asked this job not to come back.
         loss: newest training loss.
         samples_per_s: newest rate.
     """
@@ -79,7 +79,7 @@ class RunFacts:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, as many as its settings ask for by now."""
+        """Whether all steps are done, as many as its settings ask for now."""
         last = self.last
         if last is None or last.cause != Cause.FINISHED:
             return False

@@ -15,10 +15,10 @@ from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 
 SILENT_S = 300.0
-"""A running job that wrote nothing for so long is told apart; NFS alone may hide a minute."""
+"""A running job without a write for this long is shown as silent; NFS alone may hide a minute."""
 
 FRESH_S = 120.0
-"""A sign of life younger than this means a living process, where nobody can be asked."""
+"""A sign of life younger than this means a living process, where Slurm does not answer."""
 
 LAG_S = 60.0
 """A job so young may not be known everywhere yet."""
@@ -169,7 +169,7 @@ def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> floa
 
 def _of_job(facts: RunFacts, answer: Answer, job: QueuedJob, now: float) -> tuple[RunState, str]:
     never_starts = job.reason == NEVER_SATISFIED
-    # One that a person cancels keeps its dependency.
+    # One that the user cancels keeps its dependency.
     if never_starts and (
         job.state == "PENDING" or (job.state == "CANCELLED" and not job.cancelled_by)
     ):
@@ -270,7 +270,7 @@ def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
     return RunState.STOPPED, f"stopped (Slurm says {job.state}): run {_resume(facts)}"
 
 
-# -- nobody but the folder can tell -----------------------------------------------------------
+# -- known from the folder alone --------------------------------------------------------------
 
 
 def _gone(facts: RunFacts, now: float, how: str) -> tuple[RunState, str]:
@@ -318,7 +318,7 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
 
 
 def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
-    """What whoever ended the run wrote for people to find."""
+    """What the process that ended the run wrote for the user."""
     if facts.failed is not None:
         count, _, fault = first_line(facts.failed).partition(LAST_FAULT)
         told = f"{fault}; {count}" if fault else count or "no reason given"

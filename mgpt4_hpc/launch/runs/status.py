@@ -140,7 +140,7 @@ def _ask_slurm(all_facts: Sequence[RunFacts], cluster: str) -> _SlurmAnswers:
         return answers
     found, answers.squeue_answered = _ask(scheduler().queued, ids, answers, cluster)
     answers.squeue = found
-    # Whether Slurm or a person cancelled a job that waited is what squeue does not tell.
+    # squeue does not show whether Slurm or the user cancelled a job that waited.
     told = {job_id for job_id, job in found.items() if not _ended_waiting(job)}
     if untold := ids - told:
         answers.sacct, _ = _ask(scheduler().accounted, untold, answers, cluster)
@@ -160,7 +160,7 @@ def _ask(
     try:
         return ask(ids, cluster), True
     except MgptError as error:
-        # Many sites have no accounting; while squeue answers that is no news for anybody.
+        # Many sites have no accounting; while squeue answers that needs no warning.
         if ask == scheduler().queued or not answers.squeue_answered:
             answers.warnings.append(error.what)
         if answers.error is None:
@@ -183,8 +183,8 @@ def _not_from_here(cluster: str, error: SlurmUnreachable) -> SlurmUnreachable:
 def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | None:
     if isinstance(error, SlurmUnreachable):
         return error
-    # A squeue that crashes or refuses leaves us as blind as one that reaches nobody; that there is
-    # no accounting is no fault.
+    # A squeue that crashes or refuses leaves us as blind as one that reaches no controller; a
+    # site without accounting is no fault.
     return SlurmUnreachable(error.what, why=error.why, fix=error.fix) if queue_failed else None
 
 
@@ -195,7 +195,7 @@ def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> Answer:
     if job.executor == "slurm":
         told = answers[_cluster(facts)]
         recorded, queued = told.sacct.get(job.job_id), told.squeue.get(job.job_id)
-        # What has the number by now may be a stranger's job.
+        # A stranger's job may have the number now.
         recorded = recorded if recorded is not None and job.is_job(recorded) else None
         if queued is not None and job.is_job(queued):
             by = recorded.cancelled_by if recorded is not None else ""

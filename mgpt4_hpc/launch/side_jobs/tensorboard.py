@@ -29,7 +29,7 @@ _PINNED = [{"plugin": "scalars", "tag": tag} for tag in (tags.TRAIN_LOSS, tags.V
 OPENING = (
     f"?pinnedCards={urllib.parse.quote(json.dumps(_PINNED, separators=(',', ':')))}#timeseries"
 )
-"""Of the page's address: shows the losses first, where TensorBoard begins with checkpoint/."""
+"""End of the page's address: shows the losses first, where TensorBoard begins with checkpoint/."""
 _UP_S = 120.0
 """For its imports, on a file system that thousand others use."""
 _LOOK_EVERY_S = 15.0
@@ -85,7 +85,7 @@ class TensorBoard:
                 # Left behind by a kill -9, it would go on showing the curves, and hold the port.
                 preexec_fn=partial(die_with, os.getpid()),
                 # It notes itself in $TMPDIR/.tensorboard-info, which on a shared machine belongs to
-                # whoever came first.
+                # its first user.
                 env={**os.environ, "TMPDIR": str(self._folder)},
             )
         give_up = time.monotonic() + _UP_S

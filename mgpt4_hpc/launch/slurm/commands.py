@@ -167,7 +167,7 @@ def may_have_arrived(message: str) -> bool:
 def parse_record(line: str) -> dict[str, str]:
     """One line of ``scontrol show ... -o`` as a mapping. Values may hold spaces.
 
-    Of a key that comes twice the first counts: what looks like a second one is a user's comment.
+    The first of two equal keys counts: what looks like a second one is a user's comment.
     """
     found = list(_KEY.finditer(line))
     record: dict[str, str] = {}

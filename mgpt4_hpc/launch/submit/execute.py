@@ -33,7 +33,7 @@ def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
 
     Args:
         plan: without faults.
-        say: told what happens.
+        say: called with what happens.
         wait: stay until all runs are finished.
 
     Raises:

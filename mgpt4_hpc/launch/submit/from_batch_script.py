@@ -43,13 +43,13 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
             _make(run, config, assignments)
         retry_storage(lambda: assert_owned(run.path))
     except StorageTrouble as trouble:
-        # No supervisor follows: it would execute what nobody could look through.
+        # No supervisor follows: it would execute what no check could read.
         decision = requeue_without_run_dir(run, start, trouble.what)
         click.echo(decision.reason, err=True)
         sys.exit(exit_code(decision))
     try:
         note_job(run, "slurm", start.job_id, name=os.environ.get("SLURM_JOB_NAME", ""))
-    except OSError as error:  # a full quota; the ledger tells the job, too
+    except OSError as error:  # a full quota; the ledger has the job, too
         click.echo(f"which job works on the run cannot be noted: {error}", err=True)
 
 

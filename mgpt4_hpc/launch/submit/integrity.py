@@ -1,6 +1,6 @@
 """Whether the files that a start of a run executes are those that were written.
 
-After a power loss files that nobody had synced are empty or cut. ``RUN/executed.b2`` holds the
+After a power loss files that were not synced are empty or cut. ``RUN/executed.b2`` holds the
 BLAKE2 sum of each file that a start executes (code, launcher script, submitit's pickle), as
 ``b2sum --check`` reads it: the batch script compares them in 20 ms, without a Python that could be
 damaged itself. What differs is made again where that is possible; else the run ends once, with the

@@ -110,7 +110,7 @@ class Plan:
     unreachable: SlurmUnreachable | None = None
 
     def assert_sound(self) -> None:
-        """Raise PreflightError if there are faults, SlurmUnreachable if nobody could say so."""
+        """Raise PreflightError if there are faults, SlurmUnreachable if Slurm did not answer."""
         if self.faults:
             raise PreflightError("this job would fail", faults=self.faults)
         if self.unreachable is not None:
@@ -184,7 +184,7 @@ def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
 
 
 def _runs_dir(request: SubmitRequest, resolver: _Resolver) -> Path:
-    """The folder of the option, else the setting's, whoever made it."""
+    """The folder of the option, else the setting's, from any source."""
     if request.runs_dir is not None:
         return request.runs_dir
     stage, config_name = _stages(request)[0]

@@ -45,7 +45,7 @@ def preflight(
     Args:
         config: of the run to be submitted.
         runs_dir: where its directory will be made.
-        executor: "slurm", "local", or "none" to ask nobody.
+        executor: "slurm", "local", or "none" to ask neither.
         projector_follows: stage 2's start will come from a job before it.
         new: a new run's batch must divide; one that goes on may have uneven slices.
         cluster: what Slurm said already; asked if not given.
@@ -102,7 +102,7 @@ def _unshared(runs_dir: Path) -> list[str]:
 def _extra_faults(config: RunConfig) -> list[str]:
     """Optional packages that the settings need; jobs run in the environment that submits them."""
     if config.container.runtime != "none":
-        return []  # or in a container, into which nobody looks from here
+        return []  # or in a container, which cannot be read from here
     faults = []
     if config.lora.rank and find_spec("peft") is None:
         faults.append("lora.rank needs peft: pip install 'mgpt4-hpc[lora]'")

@@ -46,7 +46,7 @@ def _known_binding(config: RunConfig) -> dict[str, Any]:
         precision=precision,
     )
     unknown = [] if precision != "auto" else ["vision_precision"]  # the job's GPU decides
-    if bundle is None:  # the original's own files tell when they are opened
+    if bundle is None:  # the original's own files are checked when they are opened
         unknown += ["bundle", "image_size", "ln_vision"]
     return {key: value for key, value in binding.items() if key not in unknown}
 

@@ -44,7 +44,7 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
     """Faults of the bundle, and its sizes where they are known."""
     weights = config.model.weights
     if not weights:
-        return [], None  # told already
+        return [], None  # reported already
     folder = Path(weights)
     if not folder.is_dir():
         near = beside(folder)
@@ -81,7 +81,7 @@ def _other_llm_faults(config: RunConfig, sizes: Architecture | None, llm_dir: Pa
     try:
         llm = read_llm_config(llm_dir)
     except MgptError:
-        return []  # told already
+        return []  # reported already
     others = [
         f"{key} {llm[key]} instead of {size}"
         for key, size in wanted.llm_config.items()

@@ -120,7 +120,7 @@ def memory_findings(
     Args:
         config: of the run.
         gpu_types: any of which the job may get.
-        hints: texts that may tell a type's size, as the constraint.
+        hints: texts that may name a type's size, as the constraint.
     """
     try:
         found = estimate(config)

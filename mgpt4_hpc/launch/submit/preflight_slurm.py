@@ -1,6 +1,6 @@
 """Whether Slurm will take a job and ever start it: partition, account, QOS, limits, nodes, GPUs.
 
-Slurm tells one fault at a time, some only after a night in the queue. Here they are found
+Slurm reports one fault at a time, some only after a night in the queue. Here they are found
 together, with the valid values. What cannot be known (no accounting, hidden nodes) is left to
 Slurm, and that is said.
 """

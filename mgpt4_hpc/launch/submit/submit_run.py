@@ -224,7 +224,7 @@ def _note_job(run: RunDir, submitted: Submitted, name: str, succeeds: Sequence[s
 
 @contextmanager
 def uninterrupted(executor: str) -> Iterator[None]:
-    """Keep Ctrl-C waiting while sbatch runs: a job whose id nobody noted would be lost.
+    """Keep Ctrl-C waiting while sbatch runs: a job without a recorded id would be lost.
 
     Not so a local job, which would inherit the mask, and is cancelled by this very signal.
     """

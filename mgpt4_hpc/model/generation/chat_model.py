@@ -127,7 +127,7 @@ def find_source(
 
 
 def tell_apart(sources: Sequence[Source]) -> list[Source]:
-    """The sources under names that tell them apart: where two have one, with their folders'."""
+    """The sources under names that differ: where two have one, with their folders'."""
 
     def where(source: Source) -> Path:
         return source.run.path if source.run else source.projector or source.weights
@@ -187,7 +187,7 @@ class ChatModel:
 
     @classmethod
     def from_training_model(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> ChatModel:
-        """One that answers with a model that somebody else is training."""
+        """One that answers with a model that is being trained."""
         chat_model = cls.__new__(cls)
         chat_model.bundle = bundle
         chat_model.model = model
@@ -311,7 +311,7 @@ class ChatModel:
 
 
 def _require_weights(file: Path) -> None:
-    """Refuse somebody's file that holds no projector, whatever else is missing."""
+    """Refuse a file that holds no projector, whatever else is missing."""
     try:
         read_projector(file)
     except WeightsError as error:

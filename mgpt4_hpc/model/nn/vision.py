@@ -16,7 +16,7 @@ from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.lazy import garbage_collector_off
 
 LAYER_NORM_EPS = 1e-6
-"""Of the blocks' norms, as in the original's ViT."""
+"""Epsilon of the blocks' norms, as in the original's ViT."""
 
 
 def build_vision(arch: Architecture, *, attention: str = "sdpa") -> nn.Module:

@@ -38,7 +38,7 @@ SCRATCH_BYTES = 256 * MIB
 HOST_MEMORY_BYTES = 512 * MIB
 """Memory that a rank needs for itself, however small the model; below, the kernel kills it."""
 GPU_FREE_FRACTION = 0.8
-"""Of a GPU that is ours alone this much is free before we begin."""
+"""Share of a GPU that is free before we begin, if it is ours alone."""
 GPU_PATIENCE_S = 30.0
 """The job that had the GPU before us may still be letting go of its memory."""
 CLOCK_TOLERANCE_S = 60.0

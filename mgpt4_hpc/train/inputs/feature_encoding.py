@@ -130,7 +130,7 @@ class Encoding:
 
     @property
     def bytes_per_sample(self) -> int:
-        """Of the features alone."""
+        """Bytes of the features alone."""
         return int(np.prod(self.shape)) * STORED[self.dtype][1].itemsize
 
     @property

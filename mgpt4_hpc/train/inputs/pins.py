@@ -1,8 +1,8 @@
 """Holding a run to what its first start found: settings, data, weights, library versions.
 
 A run that goes on with another index or another torch is neither the old run nor a new one, and
-nobody would notice. So it stops and shows the difference; a person may accept it, and the ledger
-says so for ever. Imports no torch: the login node asks too.
+the change would pass unnoticed. So it stops and shows the difference; the user may accept it, and
+the ledger records that. Imports no torch: the login node asks too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _VALUES = "values"
 """Among what is kept for people: the settings themselves, to name those that changed."""
 _NO_INPUTS = frozenset({_CONFIG, _SETTINGS, _ABOUT, _NOTED})
 _EARLIER = "earlier configs"
-"""Among what is kept for people: digests of the settings before a person accepted others."""
+"""Among what is kept for people: digests of the settings before the user accepted others."""
 
 
 def decisive_versions() -> dict[str, str]:
@@ -41,7 +41,7 @@ def decisive_versions() -> dict[str, str]:
 
 
 def noted_versions() -> dict[str, str]:
-    """Versions whose change is told."""
+    """Versions whose change is reported."""
     own = {"mgpt4-hpc": __version__, "python": platform.python_version()}
     return {**{name: _version(name) for name in NOTED}, **own}
 
@@ -66,16 +66,16 @@ def check_pins(
         run: the run.
         found: hashes of everything outside the run that decides its result.
         about: where these things were, for people; files may move. Under ``values`` the settings.
-        tell: told of differences that the run goes on with, and whether a person accepted them
+        tell: called with differences that the run continues with, and whether they are accepted
             (else they matter little).
-        note_changes: told once which settings are not those of the last start.
+        note_changes: called once with which settings are not those of the last start.
 
     Returns:
         Digests of the settings under which the run's checkpoints may have been made; None if a
         person accepts any for this start.
 
     Raises:
-        RunLocked: something that decides the result is not what it was, and nobody accepted it.
+        RunLocked: something that decides the result is not what it was, and was not accepted.
     """
     found = {**found, **decisive_versions()}
     noted = noted_versions()
@@ -136,7 +136,7 @@ def _drift(pinned: Mapping[str, Any], found: Mapping[str, Any], values: list[str
 def _is_accepted(
     accepted: Mapping[str, Any] | None, pinned: Mapping[str, Any], found: Mapping[str, Any]
 ) -> bool:
-    """Whether a person accepts what changed: all of it, or the settings alone."""
+    """Whether the user accepts what changed: all of it, or the settings alone."""
     if accepted is None or accepted.get(_SETTINGS) is None:
         return accepted is not None
     return accepted[_SETTINGS] == found.get(_SETTINGS) and not _drift(
@@ -149,7 +149,7 @@ def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:
 
     Args:
         run: the run.
-        accepted: whether a person accepts what changed, also if nobody knows what.
+        accepted: whether the user accepts what changed, also if that is unknown.
 
     Raises:
         RunDamaged: the file is empty or cut, and a checkpoint was made under it.

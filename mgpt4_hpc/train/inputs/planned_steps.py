@@ -1,4 +1,4 @@
-"""How far a run is to go, which a person may change while it trains."""
+"""How many steps a run has; the user may change it while it trains."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PlannedSteps:
     Attributes:
         run: the run.
         config: the settings that this attempt began with.
-        recorder: told of a change.
+        recorder: records a change.
         state: where the run stands.
     """
 

@@ -30,7 +30,7 @@ from mgpt4_hpc.train.recorder import Recorder
 
 @dataclass
 class Inputs:
-    """What rank 0 found on disk and tells the others.
+    """What rank 0 found on disk and broadcasts.
 
     Attributes:
         indexes: path of each source's index, by the source's name.
@@ -69,7 +69,7 @@ def find_inputs(
         config: its settings.
         bundle: its weights.
         store: its checkpoints.
-        recorder: told what was found.
+        recorder: records what was found.
         device: that will compute.
         on_progress: called after each shard that was indexed.
 
@@ -124,7 +124,7 @@ def _find_start(
 ) -> tuple[StartWeights | None, str | None]:
     """The projector to start from and the hash of its content.
 
-    A run with a checkpoint of its own does not need it again: only the hash is told then.
+    A run with a checkpoint of its own does not need it again: only the hash is returned then.
     """
     if config.model.projector is None:
         return None, None
@@ -173,7 +173,7 @@ def inputs_vanished(run: RunDir, config: RunConfig) -> bool:
     if not run.pins_file.exists():
         return False
     paths = [config.model.weights, *(source.path for source in config.data.sources)]
-    # A pattern or a list of shards is no path; its own error tells.
+    # A pattern or a list of shards is no path; its own error says so.
     return any(not Path(path).exists() for path in paths if path and not set(path) & set("{}*?:"))
 
 
