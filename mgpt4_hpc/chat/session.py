@@ -123,7 +123,7 @@ class ChatSession:
         self._features.clear()
 
     def start_over(self) -> None:
-        """Begin a new conversation with the same images, in the format of the model that answers now."""
+        """Begin a new conversation with the same images, in the format of the model in use."""
         images = self.conversation.images
         self.conversation = Conversation(self.chat_model.source.template, pending=images)
 

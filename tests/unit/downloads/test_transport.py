@@ -9,6 +9,7 @@ import pytest
 
 from mgpt4_hpc.downloads import transport
 from mgpt4_hpc.errors import DataError
+from tests.cli.fakes import replace_sleep
 
 
 class Refused(Exception):
@@ -40,7 +41,7 @@ def test_errors(error: Exception, fatal: bool, other_content: bool, reason: str)
 
 def test_a_server_that_fails_for_a_while_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(transport.time, "sleep", pauses.append)
+    replace_sleep(monkeypatch, "mgpt4_hpc.downloads.transport", pauses.append)
     answers = iter([Refused(503), TimeoutError(), "listed"])
 
     def ask() -> str:
