@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -177,8 +178,13 @@ def test_ctrl_c_waits_until_the_jobs_id_is_noted(
     fake_sbatch(tmp_path / "bin", monkeypatch, "kill -INT $PPID; echo Submitted batch job 42")
     run = RunDir(tmp_path / "run")
     create_run(run, RESOLVED)
-    with pytest.raises(KeyboardInterrupt):
-        submit_run(run, RESOLVED, "slurm")
+    # A training run in this process, of another test, may have left its own handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            submit_run(run, RESOLVED, "slurm")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert read_json(run.slurm / "job.json")["job_id"] == "42"
 
 
