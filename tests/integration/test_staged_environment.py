@@ -144,7 +144,7 @@ def test_an_interrupted_unpacking_is_never_used(
     tools = tmp_path / "tools"
     tools.mkdir()
     slow = tools / "tar"
-    slow.write_text(f"#!/bin/sh\nmkdir -p half && touch {tmp_path}/began\nexec sleep 300\n")
+    slow.write_text(f'#!/bin/sh\ntouch "$4/half" {tmp_path}/began\nexec sleep 300\n')
     slow.chmod(0o755)
     process = node.start(PATH=f"{tools}:{os.environ['PATH']}")
     deadline = time.monotonic() + 30 * patience()
