@@ -158,7 +158,7 @@ weights_command.add_command(export_weights)
 
 @weights_command.command("check")
 @click.argument("bundle", type=_PATH)
-@click.option("--full", is_flag=True, help="Hash the language model completely, not in samples.")
+@click.option("--full", is_flag=True, help="Read every byte; look for NaN and infinity everywhere.")
 @click.option("--architecture", type=_PATH, help="JSON file of sizes, for unpublished models.")
 @json_option
 @click.pass_context

@@ -27,6 +27,7 @@ from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.llm_files.check import check_llm
 from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template, read_llm_config
 from mgpt4_hpc.model.weight_files.headers import read_header
+from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
 from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
 
@@ -66,6 +67,9 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
         # Sizes and samples of each file: the towers' shapes were checked when it was imported.
         llm_dir = manifest.llm_dir(folder)
         faults = manifest.faults(folder) or check_llm(llm_dir, torch_free=True).faults
+        if not faults and not manifest.finite_checked:
+            for name in manifest.files:
+                require_finite_vectors(read_header(folder / name))
         faults = [f"model.weights: {fault}" for fault in faults]
         faults += _other_llm_faults(config, manifest.architecture, llm_dir)
         return [*faults, *_template_faults(config, llm_dir)], manifest.architecture

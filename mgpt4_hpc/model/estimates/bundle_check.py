@@ -19,10 +19,15 @@ from mgpt4_hpc.model.conversion.parts import gather, original_sources
 from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projector_faults
 from mgpt4_hpc.model.estimates.memory import LlmSizes, MemoryEstimate, estimate_memory
 from mgpt4_hpc.model.llm_files.check import LlmCheck, check_llm
-from mgpt4_hpc.model.llm_files.folder import format_note, original_format
+from mgpt4_hpc.model.llm_files.folder import format_note, llm_files, original_format
 from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
-from mgpt4_hpc.model.weight_files.one_pass import Reading, require_finite, run_all
+from mgpt4_hpc.model.weight_files.one_pass import (
+    Reading,
+    require_finite,
+    require_finite_vectors,
+    run_all,
+)
 
 _STAGES = {"stage1": (64, 1 + 32), "stage2": (12, 1 + 30 + 160)}
 """Rows per GPU in the original, and text tokens beside the image's: begin, prompt, answer."""
@@ -69,7 +74,8 @@ def check_bundle(
 
     Args:
         path: the folder.
-        full: hash the language model's files completely too (gigabytes), not only samples of them.
+        full: read the language model completely too (gigabytes), not only samples of its files, and
+            look for NaN and infinity in every tensor.
         architecture: as in ``open_bundle``.
         torch_free: as in ``check_llm``.
     """
@@ -79,7 +85,7 @@ def check_bundle(
             arch, llm_dir = _check_written(found, full)
         else:
             require_bundle(found.path)
-            arch, llm_dir = _check_original(found, architecture)
+            arch, llm_dir = _check_original(found, architecture, full)
     except WeightsError as error:
         found.faults.append(str(error))
         return found
@@ -101,7 +107,8 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     found.faults += manifest.faults(found.path) or _read_through(found.path, manifest, full)
     if not manifest.finite_checked and not full:
         found.notes.append(
-            "the import did not look for NaN and infinity: `mgpt4 weights check --full` does"
+            "the import did not look for NaN and infinity, and this check not in the language "
+            "model's matrices: `mgpt4 weights check --full` does"
         )
     tables: dict[str, dict[str, TensorInfo]] = {}
     for name in manifest.files:
@@ -125,14 +132,18 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
 
 
 def _read_through(folder: Path, manifest: BundleManifest, full: bool) -> list[str]:
-    """Faults of the bundle's own bytes; ``full``: of the language model's too, and of numbers."""
+    """Faults of the bundle's own bytes; ``full``: of the language model's too.
+
+    NaN and infinity are looked for with ``full``, and where the import did not.
+    """
     records = {folder / name: record for name, record in manifest.files.items()}
+    finite = full or not manifest.finite_checked
     if full:
         llm_dir = manifest.llm_dir(folder)
         records |= {llm_dir / name: record for name, record in manifest.llm.files.items()}
     try:
-        readings = [Reading(path, _tensors(path) if full else {}) for path in records]
-        run_all([[reading] for reading in readings], finite=full)
+        readings = [Reading(path, _tensors(path) if finite else {}) for path in records]
+        run_all([[reading] for reading in readings], finite=finite)
         changed = [r for r in readings if r.blake2b != records[r.path].blake2b]
         if not changed:
             require_finite(readings)
@@ -146,9 +157,9 @@ def _tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _check_original(
-    found: BundleCheck, architecture: Architecture | None
+    found: BundleCheck, architecture: Architecture | None, full: bool
 ) -> tuple[Architecture, Path]:
-    """Keys and shapes of a folder of the original's files."""
+    """Keys, shapes and numbers of a folder of the original's files; ``full``: all its numbers."""
     sources = original_sources(found.path, architecture)
     parts = gather(sources, read_header, lambda count, _value: TensorInfo("F32", (count,), 0))
     found.facts["digest"] = original_digest(sources)
@@ -158,6 +169,23 @@ def _check_original(
     }
     shape = parts.projector["weight"].shape if parts.projector else None
     found.facts["projector"] = list(shape) if shape else None
+    files: dict[Path, dict[str, TensorInfo]] = {}
+    states = (parts.vision, parts.connector, parts.projector or {})
+    for report, state in zip(parts.reports, states, strict=False):
+        for key, info in state.items():
+            files.setdefault(info.file, {})[report.used.get(key, key)] = info
+    for tensors in files.values():
+        require_finite_vectors(tensors)
+    if full:
+        files |= {path: _tensors(path) for path in llm_files(sources.llm)}
+        readings = [Reading(path, tensors) for path, tensors in files.items() if path != Path()]
+        run_all([[reading] for reading in readings], finite=True)
+        require_finite(readings)
+    else:
+        found.notes.append(
+            "NaN and infinity were looked for in norms and biases only: `mgpt4 weights import`, or "
+            "`mgpt4 weights check --full`, looks at every tensor"
+        )
     return parts.architecture, sources.llm
 
 

@@ -27,6 +27,7 @@ from mgpt4_hpc.model.llm_files.tensors import (
     quantized_fault,
 )
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
+from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
 from mgpt4_hpc.model.weight_files.torch_directory import flat_table, read_directory
 from mgpt4_hpc.text_files import parse_json
 
@@ -176,9 +177,11 @@ def _tensor_faults(folder: Path, found: LlmCheck, torch_free: bool) -> list[str]
             gaps = compare_with_llama(folder, found.config, found.tensors) or Gaps()
         else:
             gaps = compare_by_loading(folder, found.tensors)
+        faults = gap_faults(folder, found.config, found.tensors, gaps)
+        if not faults:
+            require_finite_vectors({k: i for k, i in found.tensors.items() if not is_buffer(k)})
     except WeightsError as error:
         return [str(error)]
-    faults = gap_faults(folder, found.config, found.tensors, gaps)
     if gaps.unused and not faults:
         found.notes.append(
             f"{folder} holds {len(gaps.unused)} tensors that config.json's model does not have and "

@@ -66,3 +66,19 @@ def test_import_check_and_submit_refuse_it(
         assert [word for word in named if word not in told] == [], told
         assert "fix" in told or "give" in told
     assert not Path("bundle").exists() and not Path("runs").exists()
+
+
+def test_a_token_without_a_row_is_noted_and_taken(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    """``<pad>`` of Llama-2 and Vicuna v0 as first published (transformers' issue 24899)."""
+    weights = tmp_path / "weights"
+    shutil.copytree(toy_world_dir() / "weights", weights)
+    (weights / "llm" / "added_tokens.json").write_text(json.dumps({"<pad>": 640}))
+    original = ("--vit", weights / "eva_vit_g.pth",
+                "--qformer", weights / "blip2_pretrained_flant5xxl.pth")  # fmt: skip
+    ended = mgpt4("weights", "import", *original, "--llm", weights / "llm", "--out", "bundle")
+    assert ended.code == 0, ended.err
+    for folder in (weights, "bundle"):
+        ended = mgpt4("weights", "check", folder)
+        assert ended.code == 0 and "'<pad>' = 640" in ended.out, ended.out
+    chosen = ("--set", "model.weights=bundle", "--executor", "local")
+    assert mgpt4("submit", "--config", "toy-stage1", *chosen, "--dry-run").code == 0

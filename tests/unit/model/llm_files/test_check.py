@@ -24,6 +24,7 @@ from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 from mgpt4_hpc.resources import toy_world_dir
 
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
+PAGE, POINTER = b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"
 Change = Callable[[Path, dict[str, torch.Tensor]], None]
 
 
@@ -162,13 +163,12 @@ def test_files_that_are_not_whole(weights: Path) -> None:
     tensors = load_file(llm / "model.safetensors")
     as_bin(llm, tensors)
     whole = path.read_bytes()
-    page, pointer = b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/spec/v1\n"
     for content, word in (
         (whole[:-7], "truncated"),
         (whole[: len(whole) // 2], "truncated"),
         (b"", "is empty"),
-        (page, "web page"),
-        (pointer, "git-lfs pointer"),
+        (PAGE, "web page"),
+        (POINTER, "git-lfs pointer"),
     ):
         path.write_bytes(content)
         refused(weights, [str(path), word])
@@ -192,6 +192,8 @@ def test_files_that_are_not_whole(weights: Path) -> None:
     assert check_bundle(weights).ok
     cut(llm / "model-2.safetensors", 7)
     refused(weights, [str(llm / "model-2.safetensors"), "truncated"])
+    (llm / "model-2.safetensors").unlink()
+    refused(weights, [f"{llm} lacks 1 of 2 weight files", "model-2.safetensors"])
 
 
 def test_towers(weights: Path) -> None:
@@ -205,6 +207,23 @@ def test_towers(weights: Path) -> None:
     torch.save(tensors, path)
     cut(path, 7)
     refused(weights, [str(path), "truncated"])
+    path.write_bytes(PAGE)
+    refused(weights, [str(path), "web page"])
+    path.write_bytes(POINTER)
+    refused(weights, [str(path), "git-lfs pointer"])
+
+
+def numbers(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    return {key: t.clone() for key, t in read_pth(path).get("model", read_pth(path)).items()}
+
+
+def put(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    if path.suffix == ".safetensors":
+        save_file(tensors, path, {"format": "pt"})
+    else:
+        torch.save(tensors, path)
 
 
 @pytest.mark.parametrize("file", ["eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "llm"])
@@ -213,22 +232,44 @@ def test_numbers_that_are_none(file: str, value: float, weights: Path) -> None:
     path = weights / file
     if file == "llm":
         path = path / "model.safetensors"
-        tensors = load_file(path)
-    else:
-        tensors = {k: t.clone() for k, t in read_pth(path).get("model", read_pth(path)).items()}
+    tensors = numbers(path)
     key = max(tensors, key=lambda name: tensors[name].numel())
     tensors[key].view(-1)[-1] = value
-    if file == "llm":
-        save_file(tensors, path, {"format": "pt"})
-    else:
-        torch.save(tensors, path)
+    put(path, tensors)
     sources = original_sources(weights)
     with pytest.raises(WeightsError, match="NaN or infinity") as caught:
         write_bundle(weights.parent / "bundle", sources)
     assert str(path) in str(caught.value) and key in str(caught.value)
     assert [found.name for found in weights.parent.iterdir()] == ["weights"]
-    bundle = write_bundle(weights.parent / "bundle", sources, finite=False)
-    assert any("NaN" in note for note in check_bundle(bundle.path).notes)
+    (fault,) = check_bundle(weights, full=True).faults
+    assert str(path) in fault and key in fault
+    bundle = write_bundle(weights.parent / "bundle", sources, finite=False).path
+    found = check_bundle(bundle)
+    assert any("NaN" in note for note in found.notes)
+    assert ("NaN" in "".join(found.faults)) == (file != "llm"), "the towers are read in any case"
+    assert "NaN" in "".join(check_bundle(bundle, full=True).faults)
+
+
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("eva_vit_g.pth", "blocks.0.norm1.weight"),
+        ("blip2_pretrained_flant5xxl.pth", "Qformer.bert.embeddings.LayerNorm.bias"),
+        ("llm/model.safetensors", NORM),
+    ],
+)
+def test_a_norm_that_is_no_number_is_refused_before_the_queue(
+    file: str, key: str, weights: Path
+) -> None:
+    path = weights / file
+    tensors = numbers(path)
+    tensors[key][-1] = float("nan")
+    put(path, tensors)
+    refused(weights, [str(path), key, "NaN or infinity"])
+    if path.suffix == ".pth":  # what --quick passes over
+        bundle = write_bundle(weights.parent / "b", original_sources(weights), finite=False).path
+        config = load_config("toy-stage1", overrides={"model.weights": str(bundle)}).config
+        assert "NaN or infinity" in "".join(weights_faults(config))
 
 
 # --- what loads is taken ----------------------------------------------------------------------
