@@ -48,11 +48,12 @@ def test_what_is_no_json_of_a_request(data: bytes) -> None:
         parse_body(data)
 
 
-def test_values_that_ask_for_nothing_are_accepted() -> None:
-    parsed(
+def test_values_that_ask_for_nothing_are_accepted_and_change_nothing() -> None:
+    body = parsed(
         n=1, user="me", metadata={}, logprobs=None, tools=[], frequency_penalty=0.0, stop=None,
         response_format={"type": "text"}, stream_options=None, temperature=None,
     )  # fmt: skip
+    assert body.model_dump(include=set(type(body).model_fields)) == parsed().model_dump()
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "webp"])

@@ -26,6 +26,7 @@ def test_another_published_model_is_refused_by_name() -> None:
 
 
 def test_a_model_of_ones_own_passes(vicuna) -> None:
-    require_variant("vicuna7b", vicuna.bundle.architecture, "bundle")
     wider = dataclasses.replace(VARIANTS["vicuna7b"].architecture, llm_dim=3072)
-    require_variant("vicuna7b", wider, "bundle")
+    for own in (vicuna.bundle.architecture, wider):
+        assert find_variant(own) is None
+        require_variant("vicuna7b", own, "bundle")
