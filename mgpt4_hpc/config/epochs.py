@@ -16,7 +16,7 @@ ConvertEpochs = Callable[[Mapping[str, Any]], tuple[int, str]]
 class StepCount:
     """Which of the two holds while layers of settings are laid over one another: the later one.
 
-    Settings that have both are those of a run, whose epochs were converted at its submission.
+    Settings that have both are those of a run; its submission converted the epochs.
 
     Attributes:
         notes: the conversion as a sentence, if there was one.

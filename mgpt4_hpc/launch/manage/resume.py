@@ -123,7 +123,7 @@ def resume_branch(
     try:
         return resume_run(made, {}, executor, say=say, accept=accept)
     except MgptError as error:
-        # One whose job may have been accepted needs its folder.
+        # If its job may have been accepted, it needs its folder.
         if made != source and not isinstance(error, (SlurmUnconfirmed, StorageTrouble)):
             shutil.rmtree(made.path, ignore_errors=True)
         raise

@@ -142,7 +142,7 @@ def read_facts(run: RunDir) -> RunFacts:
 
 
 def run_it_follows(run: RunDir) -> RunDir | None:
-    """The run from whose projector this one starts; None if it starts from no run's."""
+    """The run that this one starts from; None if it starts from no run's."""
     try:
         projector = read_config(run.config_file).config.model.projector
     except MgptError:

@@ -135,7 +135,7 @@ def remove_sweep(sweep: SweepDir) -> None:
 
 
 def remove_empty_sweeps(runs_dir: Path) -> None:
-    """Forget the sweeps whose runs were all removed."""
+    """Forget the sweeps without any run left."""
     for name in list_sweeps(runs_dir):
         sweep = SweepDir.of(name, runs_dir)
         try:

@@ -42,7 +42,7 @@ class BatchExecutor(submitit.SlurmExecutor):
 
 
 def make_executor(run: RunDir, config: RunConfig, dependency: str | None = None) -> BatchExecutor:
-    """Executor whose jobs run ``run`` with what ``config.launch`` asks for."""
+    """Executor for jobs that run ``run`` with what ``config.launch`` asks for."""
     executor = BatchExecutor(folder=run.slurm, python=python_command(run, config))
     executor.update_parameters(**slurm_parameters(run, config, dependency))
     return executor

@@ -74,7 +74,7 @@ def stored(info: TensorInfo, name: str) -> Entry:
 
 
 def of_tensor(tensor: torch.Tensor) -> Entry:
-    """A torch tensor, whose bytes are copied when they are written."""
+    """A torch tensor; its bytes are copied when they are written."""
     info = tensor_info(tensor[:0] if tensor.dim() else tensor)
     return Entry(info.dtype, tuple(tensor.shape), lambda: [tensor_info(tensor).data or b""])
 

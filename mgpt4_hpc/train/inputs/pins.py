@@ -41,7 +41,7 @@ def decisive_versions() -> dict[str, str]:
 
 
 def noted_versions() -> dict[str, str]:
-    """Versions whose change is reported."""
+    """Versions that are compared."""
     own = {"mgpt4-hpc": __version__, "python": platform.python_version()}
     return {**{name: _version(name) for name in NOTED}, **own}
 

@@ -115,7 +115,7 @@ def find_inputs(
 
 
 def pinned_values(config: RunConfig) -> dict[str, Any]:
-    """The settings whose change is noted: what decides a step, and how many steps there are."""
+    """The settings that are compared: what decides a step, and how many steps there are."""
     return {**step_settings(config), "train.max_steps": config.train.max_steps}
 
 
