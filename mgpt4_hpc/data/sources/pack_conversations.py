@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import json
 import os
 import re
@@ -116,17 +117,21 @@ def pack_conversations(
         if not total:
             raise DataError(f"{src} holds no conversation")
         if len(faults) == total or (faults and not leave_out_bad):
-            raise _unusable(src, faults, total)
+            raise _unusable(src, folder, faults, total)
         fresh.rename(out)
     return PackedShards(sorted(out.glob("*.tar")), shards.num_samples, bad=faults)
 
 
-def _unusable(src: Path, faults: list[str], total: int) -> DataError:
+def _unusable(src: Path, folder: Path, faults: list[str], total: int) -> DataError:
     listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
     more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    fix = "repair them"
+    if any(fault.endswith(os.strerror(errno.ENOENT)) for fault in faults):
+        fix += f"; images are looked up in {folder}, --images DIR names another folder"
+    if len(faults) < total:
+        fix += "; or pack the others with --leave-out-bad"
     return DataError(
-        f"{len(faults)} of the {total} conversations of {src} are unusable:{listed}{more}",
-        fix="repair them, or pack the others with --leave-out-bad",
+        f"{len(faults)} of the {total} conversations of {src} are unusable:{listed}{more}", fix=fix
     )
 
 

@@ -86,7 +86,9 @@ def release_dependents(name: JobName) -> list[str]:
             if left == dependency:
                 continue
             update_dependency(target, left, timeout_s=_ASK_S)
-            told.append(f"job {target} waited for this one; it now waits for {left or 'none'}")
+            told.append(
+                f"job {target} waited for this one; it now waits for {str(left) or 'nothing more'}"
+            )
         except MgptError as error:
             told.append(f"job {target} still waits for this one: {error.what}")
     return told

@@ -82,12 +82,13 @@ def change(
         changed = keep_schedule(resolved.config, changed, ORIGIN)
     found = differences(resolved, changed)
     faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in found)]
-    if not free:
-        faults += _refusals(run, resolved, changed, found, accept)
+    refusals = [] if free else _refusals(run, resolved, changed, found, accept)
     if faults:
+        raise ConfigError("the options have faults", faults=[*faults, *refusals])
+    if refusals:
         raise ConfigError(
             "a run that goes on cannot change this",
-            faults=faults,
+            faults=refusals,
             fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
             "this one's projector; --continue keeps optimizer and position too",
         )

@@ -14,6 +14,7 @@ from typing import Any
 from mgpt4_hpc.config.load import Resolved, settings_digest
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.errors import (
+    ConfigError,
     MgptError,
     PreflightError,
     RunAlive,
@@ -155,6 +156,12 @@ def _resume(
     changes = differences(resolved, changed)
     longer = "train.max_steps" in changes and changed.config.train.max_steps > seen.step
     if seen.state is RunState.FINISHED and not longer:
+        if "train.max_steps" in changes:
+            raise ConfigError(
+                f"{run.name} is finished at step {seen.step}; with train.max_steps="
+                f"{changed.config.train.max_steps} no step is left",
+                fix=f"train.max_steps counts from the run's first step: give one above {seen.step}",
+            )
         if seen.executor == "slurm":
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from mgpt4_hpc.identity import new_identity
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir, write_json
-from mgpt4_hpc.run_reference import RunReference
+from mgpt4_hpc.run_reference import RunReference, newest_checkpoint, step_of
 from mgpt4_hpc.train.inputs.pins import accept_drift
 
-_ORIGIN = "resume --as"
+_ORIGIN = "name of the branch"
 _OF_ITS_JOBS = frozenset(
     {
         "slurm",
@@ -131,11 +132,18 @@ def _become(run: RunDir, wanted: Resolved, *, with_code: bool = True) -> None:
 def take_new_identity(run: RunDir, **changed: str) -> None:
     """Make a folder a run of its own, which may go on from the checkpoints that it has."""
     known = run.identity()
-    before = {"id": run.run_id, "name": known.get("name")}
-    lineage = [*known.get("branched_from", []), before]
-    write_json(
-        run.identity_file, {**known, **changed, "id": new_identity(), "branched_from": lineage}
-    )
+    newest = newest_checkpoint(run)
+    before = {
+        "id": run.run_id,
+        "name": known.get("name"),
+        "step": step_of(newest) if newest is not None else None,
+    }
+    new = {
+        "id": new_identity(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "branched_from": [*known.get("branched_from", []), before],
+    }
+    write_json(run.identity_file, {**known, **changed, **new})
     (run.slurm / "job.json").unlink(missing_ok=True)
 
 

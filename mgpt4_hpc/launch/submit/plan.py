@@ -247,6 +247,7 @@ class _Resolver:
         )
         if self.continues is not None and self.parent is not None:
             resolved = keep_schedule(self.parent.config, resolved, "--from")
+            self._refuse_nothing_to_train(resolved)
         if stage is not None and resolved.config.stage != stage:
             raise ConfigError(
                 f"--stage {stage} was asked for, {config_name} is for stage "
@@ -279,7 +280,23 @@ class _Resolver:
             self.notes.append(f"continues {source.run.name} from step {step}")
         else:
             self.start["model.projector"] = str(checkpoint)
-            self.notes.append(f"starts from the projector of {source.run.name}, step {step}")
+            trained = "projector and LoRA weights" if flat["lora.rank"] else "projector"
+            self.notes.append(f"starts from the {trained} of {source.run.name}, step {step}")
+            if (length := flat["train.lr_steps"]) is not None:
+                self.notes.append(
+                    f"the cosine has {length} steps, as in {source.run.name}; "
+                    "--set train.lr_steps=N gives it another length"
+                )
+
+    def _refuse_nothing_to_train(self, resolved: Resolved) -> None:
+        assert self.continues is not None and self.continues.step is not None
+        step, last = self.continues.step, resolved.config.train.max_steps
+        if step >= last:
+            raise ConfigError(
+                f"--continue begins at step {step}, and train.max_steps is {last}: no step is left",
+                fix=f"--set train.max_steps=N with N above {step}, or --from RUN@STEP with an "
+                "earlier step",
+            )
 
     def _taken_over(self, follows: RunReference, flags: Mapping[str, Any]) -> dict[str, Any]:
         """Bundle and conversation format of an earlier run, for its projector fits no other."""

@@ -78,6 +78,8 @@ def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None
     ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "launch.gpus=none")
     assert ended.code == 2
     assert "--set 'lrr=1': unknown setting" in ended.err and "  - launch.gpus: " in ended.err
+    ended = mgpt4("resume", "one", "--set", "max_stpes=9")
+    assert "did you mean train.max_steps" in ended.err and "--from" not in ended.err
     ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "lr=1")
     assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
 
@@ -104,9 +106,11 @@ def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
     run.resubmit_needed.unlink()
     finish(run, at=100)
     held = settings_digest(read_config(run.config_file).config)
-    for fewer in ("100", "50"):
-        ended = mgpt4("resume", "one", "--set", f"max_steps={fewer}", "--json")
-        assert ended.json["finished"] is True and submissions.asked == []
+    ended = mgpt4("resume", "one", "--set", "max_steps=100", "--json")
+    assert ended.json["finished"] is True
+    ended = mgpt4("resume", "one", "--set", "max_steps=+50")
+    assert ended.code == 2 and "give one above 100" in ended.err
+    assert submissions.asked == []
     ended = mgpt4("resume", "one", "--set", "max_steps=300")
     assert ended.code == 0, ended.err
     assert "the cosine has 100 steps" in ended.err

@@ -22,6 +22,10 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     submitted(one, "17")
     (one.slurm / "17_0_log.out").write_text("its log")
     before = sorted(one.path.rglob("*"))
+    past = ("submit", "--from", "one@9", "--continue", "--set")
+    for last, code in (("max_steps=9", 2), ("max_steps=10", 0)):
+        ended = mgpt4(*past, last, "--dry-run")
+        assert ended.code == code and ("no step is left" in ended.err) == bool(code), ended.err
     ended = mgpt4(
         "submit", "--from", "one@9", "--continue", "--name", "two", "--set", "max_steps=40"
     )
@@ -29,6 +33,8 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     two = RunDir(Path("runs/two").absolute())
     assert [path.name for path in two.checkpoints.iterdir()] == ["step-00000009"]
     assert two.run_id != one.run_id and one.run_id in two.lineage
+    assert two.identity()["branched_from"][-1]["step"] == 9
+    assert two.identity()["created"]
     assert (two.code / "mgpt4_hpc").is_dir() and not list(two.slurm.glob("*log*"))
     train = read_config(two.config_file).config.train
     assert (train.max_steps, train.lr_steps) == (40, 12)
