@@ -37,8 +37,8 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     if seen.unreachable is not None:
         raise SlurmUnreachable(
             f"nothing was cancelled: {seen.unreachable.what}",
-            why="without Slurm nobody knows which of the jobs are there to be cancelled",
-            fix=f"once Slurm answers, give the same command again. {seen.unreachable.fix}".rstrip(),
+            why=seen.unreachable.why or "only Slurm knows which of the jobs can be cancelled",
+            fix=seen.unreachable.fix or "once Slurm answers, give the same command again",
         )
     done = []
     errors: list[MgptError] = []

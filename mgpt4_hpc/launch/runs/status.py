@@ -172,9 +172,9 @@ def _ask(
 
 def _not_from_here(cluster: str, error: SlurmUnreachable) -> SlurmUnreachable:
     return SlurmUnreachable(
-        f"the job is on the cluster {cluster}, and this is "
-        f"{scheduler().cluster_name()}: {error.what}",
-        why="a job of the same number here would be another's",
+        f"the job is on the cluster {cluster}, which cannot be asked from "
+        f"{scheduler().cluster_name()}",
+        why=f"{error.what}; a job of the same number here would be another's",
         fix=f"give the same command on a login node of {cluster}; if that cluster is no more, "
         "remove slurm/job.json from the run's folder",
     )
