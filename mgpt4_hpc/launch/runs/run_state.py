@@ -10,6 +10,7 @@ from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
 from mgpt4_hpc.launch.runs.run_facts import RunFacts
 from mgpt4_hpc.launch.slurm.queue import DEPENDENCY, NEVER_SATISFIED, QueuedJob
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import nodes_found_bad
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
@@ -279,7 +280,7 @@ def _gone(facts: RunFacts, now: float, how: str) -> tuple[RunState, str]:
     if left_behind is not None:
         return left_behind
     last = facts.last
-    if last is not None and last.ended and not (last.requeue or {}).get("accepted"):
+    if last is not None and last.ended and not _came_back(last):
         return RunState.STOPPED, f"stopped ({_why(facts)}): run {_resume(facts)}"
     sign = facts.last_sign_at
     ago = f", last sign of life {duration(now - sign)} ago" if sign is not None else ""
@@ -300,11 +301,15 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
             return RunState.CANCELLED, "cancelled"
         return RunState.PENDING, "submitted a moment ago"
     if job.executor == "slurm" and not asked:
-        left_behind = _left_behind(facts)
-        if left_behind is not None:
-            return left_behind
+        # A cancel that was asked for proves nothing: the job may wait, or come back from a requeue.
+        its_last = last if last is not None and last.job_id == job.job_id else None
+        ended = its_last is not None and its_last.ended and not _came_back(its_last)
+        if facts.failed is not None or ended:
+            left_behind = _left_behind(facts)
+            if left_behind is not None:
+                return left_behind
         if last is not None and last.ended:
-            came_back = ", requeued" if (last.requeue or {}).get("accepted") else ""
+            came_back = ", requeued" if _came_back(last) else ""
             return RunState.UNKNOWN, f"unknown: {_why(facts)}{came_back}; Slurm does not answer"
         return RunState.UNKNOWN, "unknown: Slurm does not answer"
     how = {
@@ -315,6 +320,10 @@ def _unseen(facts: RunFacts, asked: bool, now: float) -> tuple[RunState, str]:
 
 
 # -- words ------------------------------------------------------------------------------------
+
+
+def _came_back(attempt: Attempt) -> bool:
+    return bool((attempt.requeue or {}).get("accepted"))
 
 
 def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
@@ -80,6 +81,8 @@ def test_not_while_slurm_is_silent(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) 
     submitted(two, "18")
     slurm.squeue = slurm.sacct = None
     assert mgpt4("rm", "two", "--yes").code == 5
+    request_cancel(two, "18")
+    assert mgpt4("rm", "two", "--yes").code == 5, "its job may still wait in the queue"
     assert two.identity_file.exists()
     # Of a finished run Slurm need not be asked, whatever others do.
     assert mgpt4("rm", "one", "--yes").code == 0

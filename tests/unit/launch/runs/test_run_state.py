@@ -289,6 +289,18 @@ def test_preempted_on_a_silent_slurm(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20, cause="preempted", requeue=True)
     told = "unknown: preempted, requeued; Slurm does not answer"
     assert describe(read_facts(run), SILENT, NOW + 900).text == told
+    request_cancel(run, "17")
+    assert describe(read_facts(run), SILENT, NOW + 900).text == told
+
+
+def test_a_cancel_that_was_asked_for_is_no_end_on_a_silent_slurm(run: RunDir) -> None:
+    request_cancel(run, "17")
+    assert said(run, SILENT)[0] == "unknown", "the job may wait in the queue"
+    attempt(run, 1, first=1, last=20, cause="cancelled")
+    assert describe(read_facts(run), SILENT, NOW + 900).state == "cancelled"
+    submitted(run, job_id="18")
+    request_cancel(run, "18")
+    assert said(run, SILENT)[0] == "unknown", "the attempt was an earlier job's"
 
 
 def test_local_processes(tmp_path: Path) -> None:
