@@ -127,8 +127,11 @@ def _suggestion(key: str) -> str:
         full.rpartition(".")[2]: full
         for full in sorted(fields(), key=lambda full: full.startswith(f"{section}."))
     }
-    near = difflib.get_close_matches(leaf, known, n=1, cutoff=_NEAR)
-    return f"; did you mean {known[near[0]]}?" if near else ""
+    if near := difflib.get_close_matches(leaf, known, n=1, cutoff=_NEAR):
+        return f"; did you mean {known[near[0]]}?"
+    mappings = MAPPINGS if "." in section else ()
+    mapping = difflib.get_close_matches(section, mappings, n=1, cutoff=_NEAR)
+    return f"; did you mean {mapping[0]}.{leaf}?" if mapping else ""
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:

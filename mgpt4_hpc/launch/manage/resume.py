@@ -166,7 +166,6 @@ def _resume(
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
     executor = choose_executor(executor or seen.executor or "auto")
-    _say_changes(run, changes, say)
     # A container has versions of its own, which only the job sees.
     drift = (
         version_drift(run, accepted=accept) if changed.config.container.runtime == "none" else []
@@ -183,6 +182,7 @@ def _resume(
         projector_follows=dependency is not None or seen.checkpoint_step is not None,
         new=False,
     )
+    _say_changes(run, changes, say)
     for note in notes:
         say(note)
     if executor == "slurm":

@@ -74,7 +74,7 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
         faults += _other_llm_faults(config, manifest.architecture, llm_dir)
         return [*faults, *_template_faults(config, llm_dir)], manifest.architecture
     except MgptError as error:
-        return [f"{error.what} ({error.fix})"], None
+        return [f"{error.what} ({error.fix})" if error.fix else error.what], None
 
 
 def _other_llm_faults(config: RunConfig, sizes: Architecture | None, llm_dir: Path) -> list[str]:
@@ -142,7 +142,7 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
                 told, left_out = _index_findings(source, expand_shards(source.path))
                 left_out = [*left_out, *left_out_of_folders(source.path)]
         except MgptError as error:
-            told = [error.what]
+            told = [f"{error.what}; {error.fix}" if error.fix else error.what]
         faults += [f"data source {source.name}: {fault}" for fault in told]
         if left_out:
             notes.append(f"data source {source.name}: left out: {in_words(left_out)}")

@@ -132,6 +132,8 @@ def test_a_variable_that_replaces_what_the_file_has_is_noted(file: Path) -> None
     [
         ("train.max_step", "did you mean train.max_steps?"),
         ("launch.lr", "did you mean train.lr?"),
+        ("data.path.laion", "did you mean data.paths.laion?"),
+        ("launch.sbach.reservation", "did you mean launch.sbatch.reservation?"),
         ("train.wandb", "docs/curves.md"),
     ],
 )

@@ -20,7 +20,9 @@ def bundle(tmp_path: Path) -> Path:
     folder.mkdir()
     toy = toy_world_dir() / "weights"
     shutil.copytree(toy / "llm", folder / "llm")
-    (folder / "vision.safetensors").write_bytes(b"tower")
+    header = b'{"norm":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    tower = len(header).to_bytes(8, "little") + header + bytes(4)
+    (folder / "vision.safetensors").write_bytes(tower)
     files = {"vision.safetensors": WeightFileRecord.of(folder / "vision.safetensors")}
     llm = {path.name: WeightFileRecord.of(path) for path in sorted((folder / "llm").iterdir())}
     architecture = Architecture.from_file(toy / "architecture.json")
