@@ -21,7 +21,7 @@ Each cell is one run of 200 steps on the test cluster of `tools/devcluster`, str
 on one release of Slurm. *passed* means that the run ended with the projector of a run that was left
 alone, to the bit, with every step exactly once in TensorBoard (on another number of ranks: with
 losses within 1e-4), or, for `scancel`, that it saved, stopped and stayed away. *durable* is the
-longest time from a signal to a durable checkpoint; where Slurm told the end and steps were made
+longest time from a signal to a durable checkpoint; where Slurm reported the end and steps were made
 until near it, from the last of them: 5 s at most. Where no signal came, it is left out. *first
 step* is the longest time from a restarted process to its first finished step: 60 s at most.
 `tests/slurm/faults.py` has what is done in each.

@@ -345,7 +345,7 @@ class LaunchConfig(_Section):
     mail_user: _Line | None = None
     """Whom Slurm mails; none is who submits."""
     on_event: tuple[_Line, ...] = ()
-    """Commands told of finished, failed, preempted and the like, as JSON on their stdin."""
+    """Commands that get finished, failed, preempted and similar events as JSON on their stdin."""
     on_event_timeout_s: Annotated[float, Field(gt=0, le=20)] = 10.0
     """Such a command is killed after this; a job being killed has little longer."""
     sbatch: dict[_Line, _Line] = {}

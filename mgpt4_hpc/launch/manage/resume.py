@@ -156,12 +156,7 @@ def _resume(
     changes = differences(resolved, changed)
     longer = "train.max_steps" in changes and changed.config.train.max_steps > seen.step
     if seen.state is RunState.FINISHED and not longer:
-        if "train.max_steps" in changes:
-            raise ConfigError(
-                f"{run.name} is finished at step {seen.step}; with train.max_steps="
-                f"{changed.config.train.max_steps} no step is left",
-                fix=f"train.max_steps counts from the run's first step: give one above {seen.step}",
-            )
+        _refuse_fewer_steps(run, changes, seen.step)
         if seen.executor == "slurm":
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
@@ -202,6 +197,16 @@ def _resume(
     if executor == "slurm":
         _resume_dependents(run, submitted.job_id, say)
     return Resumption(run, False, submitted, changes)
+
+
+def _refuse_fewer_steps(run: RunDir, changes: Mapping[str, tuple[Any, Any]], step: int) -> None:
+    """A finished run cannot be made shorter, and a change that has no effect is an error."""
+    if "train.max_steps" in changes:
+        raise ConfigError(
+            f"{run.name} is finished at step {step}; with train.max_steps="
+            f"{changes['train.max_steps'][1]} no step is left",
+            fix=f"train.max_steps counts from the run's first step: give one above {step}",
+        )
 
 
 def _say_changes(
