@@ -6,6 +6,7 @@ float32 whatever the layers compute in, as the projector is.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,6 +49,9 @@ def add_lora(
     """
     if not lora_is_installed():
         raise WeightsError("peft is not installed", fix=MISSING)
+    # PEFT imports bitsandbytes where it is installed, which warns of missing 4-bit kernels; no
+    # layer here has 4 bits.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(target_modules))
