@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,14 +81,7 @@ def eval_command(
     eval_options = EvalOptions.of(options)
     if part is not None and answers is None:
         raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
-    if array.wanted:
-        from mgpt4_hpc.launch.slurm.commands import show_config
-
-        show_config()  # asked before the model is looked for
-    if suite == "caption":
-        from mgpt4_hpc.evaluation.captions import require_libraries
-
-        require_libraries()
+    _require_tools(suite, array)
     sources = [eval_options.locate(model)]
     if every_checkpoint:
         sources = _checkpoints(sources[0], eval_options)
@@ -101,27 +94,34 @@ def eval_command(
         if _ask(kept, examples, array, part):
             return
     if objects is None:
-        losses = [
+        facts = [
             _loss(*measured, eval_options) for measured in _losses(eval_options, sources, kept)
         ]
-        _print_json(losses, eval_options, every_checkpoint)
-        return
-    found, facts = [], []
-    for source, evaluation in (
-        _evaluate(eval_options, sources, examples, suite, objects)
-        if kept is None
-        else kept.evaluations(examples, objects)
-    ):
-        texts = {task.task: task.markdown() for task in evaluation.tasks}
-        _draw(source, eval_options, _scalars(evaluation), texts)
-        found.append(evaluation)
-        facts.append(_facts(source, suite, evaluation))
-    if eval_options.html is not None:
-        _write_page(eval_options.html, suite, found, examples)
-    if not eval_options.as_json:
-        for evaluation in found:
-            _show(evaluation)
+    else:
+        evaluations = (
+            _evaluate(eval_options, sources, examples, suite, objects)
+            if kept is None
+            else kept.evaluations(examples, objects)
+        )
+        facts = _report(evaluations, suite, examples, eval_options)
     _print_json(facts, eval_options, every_checkpoint)
+
+
+def _require_tools(suite: str, array: Array) -> None:
+    """Ask for Slurm and libraries before the model is looked for.
+
+    Raises:
+        SlurmUnreachable, SlurmRejected: a job is wanted, and Slurm does not answer.
+        PreflightError: the suite's libraries are not installed.
+    """
+    if array.wanted:
+        from mgpt4_hpc.launch.slurm.commands import show_config
+
+        show_config()
+    if suite == "caption":
+        from mgpt4_hpc.evaluation.captions import require_libraries
+
+        require_libraries()
 
 
 def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | None) -> bool:
@@ -154,6 +154,27 @@ def _losses(
     for source in sources:
         chat_model.use(source)
         yield source, measure_loss(chat_model, eval_options)
+
+
+def _report(
+    evaluations: Iterable[tuple[Source, Evaluation]],
+    suite: str,
+    examples: list[Example],
+    eval_options: EvalOptions,
+) -> list[dict[str, Any]]:
+    """Draw and show the checkpoints' scores; returns what ``--json`` prints of each."""
+    found, facts = [], []
+    for source, evaluation in evaluations:
+        texts = {task.task: task.markdown() for task in evaluation.tasks}
+        _draw(source, eval_options, _scalars(evaluation), texts)
+        found.append(evaluation)
+        facts.append(_facts(source, suite, evaluation))
+    if eval_options.html is not None:
+        _write_page(eval_options.html, suite, found, examples)
+    if not eval_options.as_json:
+        for evaluation in found:
+            _show(evaluation)
+    return facts
 
 
 def _print_json(facts: list[dict[str, Any]], eval_options: EvalOptions, every: bool) -> None:

@@ -109,22 +109,17 @@ def serve_command(
         go_to_node(node, context, terminal=sys.stdin.isatty())
         return
     from mgpt4_hpc.chat.limits import Limits
-    from mgpt4_hpc.chat.server import Endpoint, require_gradio, serve
-    from mgpt4_hpc.launch.side_jobs.tunnel import listen
+    from mgpt4_hpc.chat.server import require_gradio, serve
 
     require_gradio()
-    token = _own_or_made_token(token, host)
-    # Held from here on: loading takes its time, and others on a login node start servers too.
-    endpoint = Endpoint(host, listen(host, port, FIRST_PORT), token)
+    endpoint = _listen(host, port, token)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = [place(name) for name in models or (None,)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
 
-    def tell() -> None:
-        names = ", ".join(shared_model.speakers)
-        click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
-        say_toy(sources[0])
-        _tell_address(endpoint, page=not no_page, api=api)
+    def announce() -> None:
+        _print_models(shared_model, chat_model, sources[0])
+        _print_address(endpoint, page=not no_page, api=api)
 
     serve(
         shared_model,
@@ -133,7 +128,7 @@ def serve_command(
         endpoint,
         page=not no_page,
         api=api,
-        on_ready=tell,
+        on_ready=announce,
     )
     click.echo("stopped", err=True)
 
@@ -157,7 +152,14 @@ def _longest(chat_model: Any) -> int:
     return max(16, min(2048, (context_length(chat_model.model) or 2048) // 2))
 
 
-def _tell_address(endpoint: Endpoint, *, page: bool, api: bool) -> None:
+def _print_models(shared_model: SharedModel, chat_model: ChatModel, source: Source) -> None:
+    """Print the models' names and their device, and a notice if they are toys."""
+    names = ", ".join(shared_model.speakers)
+    click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
+    say_toy(source)
+
+
+def _print_address(endpoint: Endpoint, *, page: bool, api: bool) -> None:
     """How to reach it on stderr; on stdout the page's URL, or the API's where there is no page."""
     from mgpt4_hpc.launch.side_jobs.tunnel import LOOPBACK, tunnel_line
 
@@ -176,6 +178,15 @@ def _tell_address(endpoint: Endpoint, *, page: bool, api: bool) -> None:
         click.echo(f"for OpenAI's clients:  base_url: {url}v1{key}", err=True)
     query = f"?token={token}" if token else ""
     click.echo(f"{url}{query}" if page else f"{url}v1")
+
+
+def _listen(host: str, port: int | None, token: str | None) -> Endpoint:
+    """Listen, before the models are loaded: loading is slow, and others may take the port."""
+    from mgpt4_hpc.chat.server import Endpoint
+    from mgpt4_hpc.launch.side_jobs.tunnel import listen
+
+    token = _own_or_made_token(token, host)
+    return Endpoint(host, listen(host, port, FIRST_PORT), token)
 
 
 def _own_or_made_token(token: str | None, host: str) -> str | None:

@@ -102,7 +102,7 @@ def resume_command(
     mgpt4 resume stage1-vicuna7b --gpus 2 --time 12:00:00
     mgpt4 resume my-sweep --set launch.max_crashes=9 --max-parallel 4
     """
-    from mgpt4_hpc.launch.manage.resume import resume_branch, resume_run
+    from mgpt4_hpc.launch.manage.resume import resume_branch
     from mgpt4_hpc.launch.manage.resume_many import resume_many
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
 
@@ -111,27 +111,21 @@ def resume_command(
     runs = find_runs(names, folder, no_step="" if free else _NO_STEP)
     overrides = _overrides(assignments, asked, runs[0], free=free, accept=accept_drift)
     sweeps = _sweeps(names, folder, max_parallel)
+    is_one_run = new_name is not None or (len(names) == 1 and not sweeps)
     errors: list[MgptError] = []
-    told: Any
     if new_name is not None:
         run = _branch(names, new_name, folder, overrides)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
-        told = _as_json(done[0])
-    elif len(names) == 1 and not sweeps:
-        turn = _limits(runs).get(runs[0])
-        behind = turn.next if turn is not None else ()
-        done = [
-            resume_run(runs[0], overrides, executor, say=_say, accept=accept_drift, behind=behind)
-        ]
-        told = _as_json(done[0])
+    elif is_one_run:
+        done = [_resume_one(runs[0], overrides, executor, accept_drift)]
     else:
         limits = _limits(runs)
         done, errors = resume_many(
             runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
         )
-        told = [_as_json(one) for one in done]
     if as_json:
-        echo_json(told)
+        facts = [_as_json(one) for one in done]
+        echo_json(facts[0] if is_one_run else facts)
     else:
         for one in done:
             click.echo(_as_text(one))
@@ -165,6 +159,17 @@ def _branch(names: Sequence[str], name: str, folder: Path, overrides: Mapping[st
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
     return branch(source, name, folder, change(source.run, overrides, free=True))
+
+
+def _resume_one(
+    run: RunDir, overrides: Mapping[str, Any], executor: str | None, accept: bool
+) -> Resumption:
+    """Resume one run; where its sweep limits the runs at work, behind another run's job."""
+    from mgpt4_hpc.launch.manage.resume import resume_run
+
+    turn = _limits([run]).get(run)
+    behind = turn.next if turn is not None else ()
+    return resume_run(run, overrides, executor, say=_say, accept=accept, behind=behind)
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:

@@ -145,7 +145,6 @@ def submit_command(
     mgpt4 submit --stage 2 --gpus 1 --after stage1-vicuna7b
     mgpt4 submit --stage 1 --name my-sweep --sweep lr=1e-4,9e-5 --sweep seed=1,2 --max-parallel 2
     """
-    from mgpt4_hpc.launch.submit.execute import submit_plan
     from mgpt4_hpc.launch.submit.plan import SubmitRequest, make_plan
 
     if sum((dry_run, test_only, wait)) > 1:
@@ -170,6 +169,15 @@ def submit_command(
     plan = make_plan(request, os.environ)
     for line in plan.notes:
         click.echo(line, err=True)
+    _show_or_submit(plan, dry_run=dry_run, test_only=test_only, wait=wait, as_json=as_json)
+
+
+def _show_or_submit(
+    plan: Plan, *, dry_run: bool, test_only: bool, wait: bool, as_json: bool
+) -> None:
+    """Print the plan's scripts, or when its jobs would start, or submit it."""
+    from mgpt4_hpc.launch.submit.execute import submit_plan
+
     if dry_run:
         _show_scripts(plan, as_json)
         plan.assert_sound()

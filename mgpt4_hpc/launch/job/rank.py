@@ -218,16 +218,7 @@ def _settle(
     from mgpt4_hpc.train.state import Ending
 
     if outcome.ending is Ending.FINISHED:
-        # A run that early_stop ended is finished whatever its last step was to be.
-        done = {} if outcome.reason else {"all_steps": outcome.step}
-        recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **done)
-        tell(
-            run,
-            start,
-            FINISHED,
-            Cause.FINISHED,
-            outcome.reason or f"all {outcome.step} steps are done",
-        )
+        _record_finished(run, start, outcome, recorder)
         return 0
     run.assert_newest(outcome.attempt)
     request = stop.poll()
@@ -261,6 +252,17 @@ def _settle(
     if decision.action is Action.REQUEUE and start.executor == "local":
         return EXIT_RESTART
     return exit_code(decision)
+
+
+def _record_finished(run: RunDir, start: JobStart, outcome: Outcome, recorder: Recorder) -> None:
+    """Record the run's end in the ledger, and run the user's hook for it."""
+    from mgpt4_hpc.telemetry.event_kinds import Kind
+
+    # A run that early_stop ended is finished whatever its last step was to be.
+    done = {} if outcome.reason else {"all_steps": outcome.step}
+    recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **done)
+    reason = outcome.reason or f"all {outcome.step} steps are done"
+    tell(run, start, FINISHED, Cause.FINISHED, reason)
 
 
 def _leave(code: int) -> None:

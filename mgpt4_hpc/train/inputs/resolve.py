@@ -99,16 +99,9 @@ def find_inputs(
         tell=lambda what, accepted: _report_drift(recorder, what, accepted),
         note_changes=lambda changes: recorder.event(Kind.CHANGED, what=changes),
     )
-    store.clean_stale()
-    lineage = run.lineage
-    checkpoint = store.load_newest(
-        on_bad=lambda path, why: _report_bad(recorder, path, why),
-        foreign=lambda meta: _foreign(meta, lineage, settings),
-    )
+    checkpoint = _find_checkpoint(run, store, settings, recorder)
     if checkpoint is None and content is not None and start is None:
         start = _start_after_all(run, config, content)
-    if checkpoint is not None:
-        _report_restore(recorder, checkpoint)
     if is_streamed(config):
         _tell_of_streams(recorder, checkpoint is not None)
     return Inputs(indexes, start, content, checkpoint)
@@ -134,6 +127,21 @@ def _find_start(
         return None, pinned
     start = find_start_weights(config.model.projector)
     return start, start.content
+
+
+def _find_checkpoint(
+    run: RunDir, store: CheckpointStore, settings: frozenset[str] | None, recorder: Recorder
+) -> Checkpoint | None:
+    """Remove half-written checkpoints; record and return the newest one that this run can use."""
+    store.clean_stale()
+    lineage = run.lineage
+    checkpoint = store.load_newest(
+        on_bad=lambda path, why: _report_bad(recorder, path, why),
+        foreign=lambda meta: _foreign(meta, lineage, settings),
+    )
+    if checkpoint is not None:
+        _report_restore(recorder, checkpoint)
+    return checkpoint
 
 
 def _start_after_all(run: RunDir, config: RunConfig, content: str) -> StartWeights:
