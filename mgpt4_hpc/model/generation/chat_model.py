@@ -280,8 +280,7 @@ class ChatModel:
         return answer_prompts(
             self.model,
             self.tokenizer,
-            prompts,
-            features,
+            list(zip(prompts, features, strict=True)),
             sampling,
             stop=self.format.end_symbol,
             seeds=seeds,

@@ -24,8 +24,7 @@ __all__ = ["Answer", "Sampling", "answer_prompts", "generate", "generate_from_fe
 def answer_prompts(
     model: MiniGPT4,
     tokenizer: TextTokenizer,
-    prompts: Sequence[Prompt],
-    features: Sequence[torch.Tensor],
+    questions: Sequence[tuple[Prompt, torch.Tensor]],
     sampling: Sampling,
     *,
     stop: str = "",
@@ -37,21 +36,22 @@ def answer_prompts(
     Args:
         model: the model; it must be on one device.
         tokenizer: its language model's.
-        prompts: each with one slot per image of its own, or empty: begin and images, as in stage 1.
-        features: per prompt the towers' features (images, I, Q) of its images.
+        questions: each a prompt with one slot per image of its own, or empty (begin and images, as
+            in stage 1), and the towers' features (images, I, Q) of its images.
         sampling: how tokens are chosen.
         stop: text that ends an answer beside the end token; looked for in the decoded text, since
             its tokens depend on what stands before it. Empty: the end token only.
-        seeds: one per prompt, for draws; by default they follow from ``sampling.seed`` and the
-            prompt's place.
+        seeds: one per question, for draws; by default they follow from ``sampling.seed`` and the
+            question's place.
         between: called before each token; what it raises breaks the answers off. Not with beams.
 
     Raises:
         ConfigError: if images and slots do not match, or the answers could outgrow the context.
     """
-    if not prompts:
+    if not questions:
         return []
-    context = build_context(model, tokenizer, prompts, features)
+    prompts = [prompt for prompt, _ in questions]
+    context = build_context(model, tokenizer, prompts, [features for _, features in questions])
     require_room(model, context.attention_BT.shape[1], sampling.max_new_tokens)
     rows = [GrowingAnswer(tokenizer, stop) for _ in prompts]
     if sampling.num_beams > 1:
@@ -88,7 +88,7 @@ def stream(
     at the end, so with beams there is one piece. Arguments and errors as ``answer_prompts``.
     """
     if sampling.num_beams > 1:
-        (whole,) = answer_prompts(model, tokenizer, [prompt], [features_NIQ], sampling, stop=stop)
+        (whole,) = answer_prompts(model, tokenizer, [(prompt, features_NIQ)], sampling, stop=stop)
         yield whole.text
         return whole
     context = build_context(model, tokenizer, [prompt], [features_NIQ])
@@ -151,9 +151,8 @@ def generate_from_features(
     """As ``generate``, from the towers' features (B, I, Q)."""
     _require_pairs(len(features_BIQ), len(prompts))
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    return answer_prompts(
-        model, tokenizer, prompts, list(features_BIQ.split(1)), sampling, stop=stop
-    )
+    questions = list(zip(prompts, features_BIQ.split(1), strict=True))
+    return answer_prompts(model, tokenizer, questions, sampling, stop=stop)
 
 
 def _require_pairs(num_images: int, num_prompts: int) -> None:

@@ -20,4 +20,5 @@ ONE_IMAGE = f"###Human: {IMAGE_TAG} Hi ###Assistant: "
 
 def say(vicuna, prompts, images, sampling=None, **more) -> list[Answer]:
     sampling = sampling or Sampling(max_new_tokens=12)
-    return answer_prompts(vicuna.model, vicuna.tokenizer, prompts, images, sampling, **more)
+    questions = list(zip(prompts, images, strict=True))
+    return answer_prompts(vicuna.model, vicuna.tokenizer, questions, sampling, **more)

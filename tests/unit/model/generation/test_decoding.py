@@ -39,7 +39,7 @@ def test_the_end_token_ends_beams(vicuna, features) -> None:
     beams = Sampling(max_new_tokens=6, num_beams=2)
     (free,) = say(vicuna, [ONE_IMAGE], [features[:1]], beams)
     tokenizer = dataclasses.replace(vicuna.tokenizer, eos_id=free.token_ids[0])
-    (cut,) = answer_prompts(vicuna.model, tokenizer, [ONE_IMAGE], [features[:1]], beams)
+    (cut,) = answer_prompts(vicuna.model, tokenizer, [(ONE_IMAGE, features[:1])], beams)
     assert cut.stopped or tokenizer.eos_id not in cut.token_ids
 
 

@@ -36,8 +36,7 @@ def test_answers_of_a_compiled_model_compile_nothing(images) -> None:
         answers = answer_prompts(
             own.model,
             own.tokenizer,
-            [LONG, SHORT],
-            list(features.unsqueeze(1)),
+            list(zip([LONG, SHORT], features.unsqueeze(1), strict=True)),
             Sampling(max_new_tokens=2, num_beams=beams),
         )
         assert [len(answer.token_ids) for answer in answers] == [2, 2]
