@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import shlex
 import signal
@@ -137,6 +138,23 @@ def test_what_is_not_whole_is_unpacked_again(node: Node, damage: str) -> None:
     assert again == out and "unpacked in" in log
 
 
+def test_a_damaged_copy_in_use_is_neither_removed_nor_used(node: Node) -> None:
+    node.run()
+    (home,) = node.disk.iterdir()
+    folder = home / node.pack.stem
+    next(folder.rglob("probe.py")).unlink()
+    task = os.open(folder, os.O_RDONLY)
+    fcntl.flock(task, fcntl.LOCK_SH)
+    try:
+        out, log = node.run(SLURM_JOB_ID="2")
+        assert out.startswith(f"{node.environment} ") and "in use, and not whole" in log
+        assert (folder / "environment" / "bin" / "python").exists()
+    finally:
+        os.close(task)
+    out, log = node.run(SLURM_JOB_ID="3")
+    assert str(node.disk) in out and "unpacked in" in log
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_interrupted_unpacking_is_never_used(
     node: Node, tmp_path: Path, number: signal.Signals
@@ -190,8 +208,28 @@ def test_a_full_disk_falls_back(node: Node, tmp_path: Path) -> None:
     (tools / "df").unlink()
     out, log = node.run(PATH=path)
     assert out.startswith(f"{node.environment} ") and "could not be unpacked" in log
+    (tools / "tar").unlink()
+    fake = tools / "mv"
+    for file, reason in {"partial": "could not be unpacked", "complete.new": "no further"}.items():
+        fake.write_text(f'#!/bin/sh\ncase $1 in */{file}) exit 1 ;; esac\nexec /bin/mv "$@"\n')
+        fake.chmod(0o755)
+        out, log = node.run(PATH=path)
+        assert out.startswith(f"{node.environment} ") and reason in log
     (home,) = node.disk.iterdir()
     assert not [path for path in home.iterdir() if path.is_dir()]
+
+
+def test_a_disk_from_which_nothing_may_be_executed_falls_back(node: Node) -> None:
+    if os.geteuid():
+        pytest.skip("only root can mount a file system")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noexec", "none", str(node.disk)], check=True)
+    try:
+        out, log = node.run()
+        (home,) = node.disk.iterdir()
+        assert not [path for path in home.iterdir() if path.is_dir()]
+    finally:
+        subprocess.run(["umount", "-l", str(node.disk)], check=True)
+    assert out.startswith(f"{node.environment} ") and "does not start" in log
 
 
 def test_a_folder_of_another_user_is_not_executed(node: Node) -> None:

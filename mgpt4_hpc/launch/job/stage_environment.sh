@@ -27,6 +27,14 @@ environment_is_complete() {
     environment_log "using $1 from an earlier start"
 }
 
+# A venv names the Python beneath it by its path.
+environment_move() {
+    if [ -d "$partial/base" ]; then
+        sed -i "s|^home *=.*|home = $1/base/bin|" "$partial/environment/pyvenv.cfg" || return 1
+    fi
+    mv "$partial" "$1"
+}
+
 environment_unpack() {
     partial=$home/partial
     rm -rf "$partial"
@@ -40,22 +48,21 @@ environment_unpack() {
     needed_kib=$(($(stat -L -c %s "$pack") / 1024 * 11 / 10))
     [ "$free_kib" -gt "$needed_kib" ] ||
         environment_refuse "$home has $free_kib KiB free, $needed_kib are needed" || return 1
-    mkdir "$partial" || return 1
+    mkdir "$partial"
     tar -xf "$pack" -C "$partial" &
     unpacking=$!
-    if ! wait "$unpacking"; then
+    if ! wait "$unpacking" || ! environment_move "$1"; then
         rm -rf "$partial"
         environment_refuse "$pack could not be unpacked in $home" || return 1
-    fi
-    mv "$partial" "$1" || return 1
-    if [ -d "$1/base" ]; then
-        sed -i "s|^home *=.*|home = $1/base/bin|" "$1/environment/pyvenv.cfg" || return 1
     fi
     if ! "$1/$program" -I -c "import ctypes, ssl, sys; sys.exit(not sys.prefix.startswith('$1'))"; then
         rm -rf "$1"
         environment_refuse "its Python does not start in $home" || return 1
     fi
-    printf '%s\n' "$boot $(environment_count "$1")" > "$1/complete.new" && mv "$1/complete.new" "$1/complete" || return 1
+    if ! { printf '%s\n' "$boot $(environment_count "$1")" > "$1/complete.new" && mv "$1/complete.new" "$1/complete"; }; then
+        rm -rf "$1"
+        environment_refuse "$home takes no further file" || return 1
+    fi
     touch "$1/checked-${SLURM_JOB_ID:-$PPID}-${SLURM_RESTART_COUNT:-0}"
     environment_log "unpacked in $1"
 }
