@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +61,11 @@ class Example:
         if isinstance(self.where, DataError):
             raise self.where
         return self.where if isinstance(self.where, bytes) else read_picture(self.where)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the compressed image, as it was first read. Raises DataError as ``data``."""
+        return hashlib.blake2b(self.data(), digest_size=8).hexdigest()
 
 
 def load_examples(

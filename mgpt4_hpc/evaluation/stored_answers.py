@@ -1,18 +1,21 @@
 """Answers in a folder, so that an evaluation that is killed costs at most one batch.
 
 Each process appends to a file of its own, one line an answer, and syncs it after each batch. Every
-process reads all files. A line that a kill has cut short is ignored.
+process reads all files. A line that a kill has cut short is ignored. An answer belongs to the
+content of an image and not to its name alone: names recur in other shards, and files are replaced.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.errors import ConfigError, MgptError
+from mgpt4_hpc.errors import ConfigError, DataError, MgptError
 from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.objects import Objects
 from mgpt4_hpc.evaluation.results import Evaluation
@@ -24,21 +27,43 @@ from mgpt4_hpc.evaluation.suites import (
     score_all,
     tasks_of,
 )
+from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
 from mgpt4_hpc.model.generation.sampling import Sampling
+from mgpt4_hpc.model.nn.lora import LORA_FILE
+from mgpt4_hpc.model.weight_files.fingerprint import combined, full_hash
 from mgpt4_hpc.run_dir import read_json, write_json
 
 _SETTINGS = "evaluation.json"
 
 
-def begin(folder: Path, asked: Mapping[str, Any], checkpoints: Sequence[str]) -> list[str]:
+def digest_of(source: Source) -> str:
+    """Changes with all of a model that decides its answers: weights, and the run's settings."""
+    trained = [source.projector, source.projector.with_name(LORA_FILE)] if source.projector else []
+    config = source.config
+    model = config.model if config else None
+    settings = (
+        source.template,
+        config.text.system if config else None,
+        (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None,
+    )
+    return combined(
+        [
+            ("bundle", open_bundle(source.weights).digest),
+            ("settings", repr(settings)),
+            *((path.name, full_hash(path)) for path in trained if path.is_file()),
+        ]
+    )
+
+
+def begin(folder: Path, asked: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
     """Note in a folder what is asked; where that was begun before, its checkpoints.
 
     Args:
         folder: made if it does not exist.
-        asked: what the answers depend on.
-        checkpoints: who is asked.
+        asked: what the answers depend on, beside checkpoints and images.
+        checkpoints: place of each to its digest.
 
     Raises:
         ConfigError: the folder holds answers of another evaluation.
@@ -48,10 +73,10 @@ def begin(folder: Path, asked: Mapping[str, Any], checkpoints: Sequence[str]) ->
     try:
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"asked": dict(asked), "checkpoints": list(checkpoints)})
+            write_json(path, {"asked": dict(asked), "checkpoints": dict(checkpoints)})
         found = read_json(path)
-        begun, checkpoints = found["asked"], found["checkpoints"]
-    except (OSError, ValueError, KeyError) as error:
+        begun, checkpoints = found["asked"], dict(found["checkpoints"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise MgptError(
             f"{path} cannot be used: {error}", fix="give another folder with --answers"
         ) from error
@@ -65,7 +90,17 @@ def begin(folder: Path, asked: Mapping[str, Any], checkpoints: Sequence[str]) ->
             f"{folder} holds answers of another evaluation:{listed}",
             fix="give another folder with --answers",
         )
-    return list(checkpoints)
+    return checkpoints
+
+
+def require_unchanged(folder: Path, begun: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raises ConfigError if a checkpoint, its bundle or its settings differ from those asked."""
+    for place, digest in now.items():
+        if begun[place] != digest:
+            raise ConfigError(
+                f"{folder} holds answers of {place} with other weights or settings than it has now",
+                fix="give another folder with --answers",
+            )
 
 
 class StoredAnswers:
@@ -74,18 +109,20 @@ class StoredAnswers:
     Args:
         folder: as ``begin`` made it.
         suite: whose questions are asked; ``loss`` has none.
-        file: stem of the file that this process appends to.
+        part: number of the part that this process does.
 
     Attributes:
-        left_out: image to the reason why it cannot be used.
         losses: checkpoint to its rows of the loss suite.
+        precisions: in which the answers were computed.
     """
 
-    def __init__(self, folder: Path, suite: str, file: str = "answers") -> None:
+    def __init__(self, folder: Path, suite: str, part: int = 1) -> None:
         self.suite = suite
-        self._file = folder / f"{file}.jsonl"
+        # A file per process: two that append to one on NFS overwrite each other's lines.
+        self._file = folder / f"{part}-{socket.gethostname()}-{os.getpid()}.jsonl"
         self._answers: dict[tuple[str, str, str], Answer] = {}
-        self.left_out: dict[str, str] = {}
+        self._left_out: dict[str, str] = {}
+        self.precisions: set[str] = set()
         self.losses: dict[str, list[dict[str, Any]]] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for line in path.read_bytes().splitlines():
@@ -98,10 +135,12 @@ class StoredAnswers:
         if "losses" in row:
             self.losses[row["checkpoint"]] = row["losses"]
         elif "left_out" in row:
-            self.left_out[row["image"]] = row["left_out"]
+            self._left_out[row["digest"]] = row["left_out"]
         else:
             answer = Answer(row["text"], row["stopped"], ())
-            self._answers[row["checkpoint"], row["task"], row["image"]] = answer
+            key = f"{row['image']} {row['digest']}"
+            self._answers[row["checkpoint"], row["task"], key] = answer
+            self.precisions.add(row["precision"])
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Store rows durably. Raises OSError."""
@@ -115,18 +154,25 @@ class StoredAnswers:
         for row in rows:
             self._take(row)
 
-    def answer(self, checkpoint: str, task: str, image: str) -> Answer | None:
-        """One answer, if it is there."""
-        return self._answers.get((checkpoint, task, image))
+    def answer(self, checkpoint: str, task: str, example: Example) -> Answer | None:
+        """One answer, if it is there. Raises DataError if the image cannot be read."""
+        return self._answers.get((checkpoint, task, f"{example.name} {example.digest}"))
+
+    def why_left_out(self, example: Example) -> str | None:
+        """Why an image cannot be used; None for others. One that cannot be read is tried again."""
+        try:
+            return self._left_out.get(example.digest)
+        except DataError as error:
+            return error.what
 
     def missing(self, checkpoints: Sequence[str], examples: Sequence[Example]) -> list[Example]:
         """The images that lack an answer to any task of any checkpoint."""
         return [
             example
             for example in examples
-            if example.name not in self.left_out
+            if self.why_left_out(example) is None
             and any(
-                self.answer(name, task, example.name) is None
+                self.answer(name, task, example) is None
                 for name in checkpoints
                 for task in tasks_of(self.suite)
             )
@@ -147,14 +193,13 @@ def ask_missing(
     missing = stored.missing([source.name for source in sources], examples)
     pictures = encode_usable(chat_model, missing, batch_size=batch_size, progress=progress)
     if pictures.left_out:
-        stored.append({"image": name, "left_out": why} for name, why in pictures.left_out.items())
+        stored.append(_undecodable(missing, pictures))
     for source in sources:
         chat_model.use(source)
         for task, instruction in tasks_of(stored.suite).items():
             for start in range(0, len(pictures.examples), batch_size):
                 chosen = pictures.examples[start : start + batch_size]
-                names = [example.name for example in chosen]
-                if any(stored.answer(source.name, task, name) is None for name in names):
+                if any(stored.answer(source.name, task, example) is None for example in chosen):
                     batch = Pictures(chosen, {}, pictures.features[start : start + batch_size])
                     answers = ask_all(
                         chat_model, batch, instruction, sampling, batch_size=batch_size
@@ -163,13 +208,25 @@ def ask_missing(
                         {
                             "checkpoint": source.name,
                             "task": task,
-                            "image": name,
+                            "image": example.name,
+                            "digest": example.digest,
+                            "precision": chat_model.precision,
                             "text": answer.text,
                             "stopped": answer.stopped,
                         }
-                        for name, answer in zip(names, answers, strict=True)
+                        for example, answer in zip(chosen, answers, strict=True)
                     )
                 progress(len(chosen))
+
+
+def _undecodable(missing: Sequence[Example], pictures: Pictures) -> Iterator[dict[str, str]]:
+    """A row for each image that no start can decode; one that could not be read may come back."""
+    usable = {example.digest for example in pictures.examples}
+    for example in missing:
+        if example.name in pictures.left_out and example.digest not in usable:
+            with suppress(DataError):
+                example.data()
+                yield {"digest": example.digest, "left_out": pictures.left_out[example.name]}
 
 
 def stored_evaluation(
@@ -187,11 +244,11 @@ def stored_evaluation(
             f"answers of {name} to {len(missing)} of {len(examples)} images are missing",
             fix="give the same command again: it asks what is missing",
         )
-    usable = [example for example in examples if example.name not in stored.left_out]
-    left_out = {e.name: stored.left_out[e.name] for e in examples if e.name in stored.left_out}
+    reasons = {example.name: why for example in examples if (why := stored.why_left_out(example))}
+    usable = [example for example in examples if stored.why_left_out(example) is None]
     answers = {
-        task: [stored._answers[name, task, example.name] for example in usable]
+        task: [answer for e in usable if (answer := stored.answer(name, task, e)) is not None]
         for task in tasks_of(stored.suite)
     }
-    pictures = require_usable(Pictures(usable, left_out))
+    pictures = require_usable(Pictures(usable, reasons))
     return score_all(name, pictures, answers, stored.suite, objects)

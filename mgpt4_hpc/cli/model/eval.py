@@ -89,7 +89,7 @@ def eval_command(
     examples = [] if suite == "loss" else find_examples(sources[0], eval_options)
     kept = None
     if array.wanted or answers is not None:
-        kept = keep(model, suite, sources, eval_options, answers)
+        kept = keep(model, suite, sources, eval_options, answers, every_checkpoint=every_checkpoint)
         sources = kept.sources
         if _ask(kept, examples, array, part):
             return

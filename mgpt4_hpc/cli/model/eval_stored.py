@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mgpt4_hpc import __version__
 from mgpt4_hpc.cli.shared.evaluation_options import EvalOptions, counting
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part, run_array
+from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.side_jobs.array import slice_of
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.train.validation.validation_loss import SourceLoss
 
 NO_PART: Part = (1, 1)
+_AGAIN = "give the same command again: it measures what is missing"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Kept:
         """What is there now."""
         from mgpt4_hpc.evaluation.stored_answers import StoredAnswers
 
-        return StoredAnswers(self.folder, self.suite, str(part[0]))
+        return StoredAnswers(self.folder, self.suite, part[0])
 
     def ask(self, examples: Sequence[Example], part: Part = NO_PART) -> None:
         """Ask what is missing of one part: of the images, or with ``loss`` of the checkpoints."""
@@ -90,6 +93,8 @@ class Kept:
 
         stored = self.stored()
         for source in self.sources:
+            if source.name not in stored.losses:
+                raise MgptError(f"the losses of {source.name} are missing", fix=_AGAIN)
             yield source, [SourceLoss(**row) for row in stored.losses[source.name]]
 
     def evaluations(
@@ -99,6 +104,9 @@ class Kept:
         from mgpt4_hpc.evaluation.stored_answers import stored_evaluation
 
         stored = self.stored()
+        if len(stored.precisions) > 1:
+            used = ", ".join(sorted(stored.precisions))
+            click.echo(f"the answers were computed in {used}: set --precision", err=True)
         for source in self.sources:
             yield source, stored_evaluation(stored, source.name, examples, objects)
 
@@ -117,7 +125,13 @@ class Kept:
 
 
 def keep(
-    model: str, suite: str, sources: list[Source], options: EvalOptions, folder: Path | None
+    model: str,
+    suite: str,
+    sources: list[Source],
+    options: EvalOptions,
+    folder: Path | None,
+    *,
+    every_checkpoint: bool,
 ) -> Kept:
     """Begin an evaluation whose answers are kept, or continue it with the checkpoints it has.
 
@@ -128,16 +142,20 @@ def keep(
         options: the command's.
         folder: of the answers; None is one of their own in the run's folder, or in the folder of
             the runs.
+        every_checkpoint: whether the sources are all that the run has.
 
     Raises:
         ConfigError: the folder holds answers of another evaluation.
         MgptError: it cannot be used.
     """
-    from mgpt4_hpc.evaluation.stored_answers import begin
+    from mgpt4_hpc.evaluation.stored_answers import begin, digest_of, require_unchanged
 
-    places = [str(_place(source)) for source in sources]
+    run = sources[0].run
+    now = {str(_place(source)): digest_of(source) for source in sources}
     asked: dict[str, Any] = {
         "model": model,
+        "run": None if run is None else str(absolute(run.path)),
+        "every_checkpoint": every_checkpoint,
         "suite": suite,
         "images": None if options.images is None else str(absolute(Path(options.images))),
         "references": None if options.references is None else str(absolute(options.references)),
@@ -146,18 +164,33 @@ def keep(
         "template": options.template,
         "precision": options.precision,
         "sampling": asdict(options.sampling),
+        "version": __version__,
     }
+    if suite == "loss" and options.images is not None:
+        asked["files"] = _files_digest(options.images)
     if folder is None:
-        changed = [source.projector.stat().st_mtime_ns for source in sources if source.projector]
-        facts = json.dumps([asked, places, changed]).encode()
+        facts = json.dumps([asked, now]).encode()
         name = hashlib.blake2b(facts, digest_size=8).hexdigest()
-        run = sources[0].run
         above = run.path / "evaluations" if run else options.runs_dir / ".evaluations"
         folder = above / name
-    begun = begin(absolute(folder), asked, places)
-    if begun != places:
+    begun = begin(absolute(folder), asked, now)
+    if begun.keys() != now.keys():
+        click.echo(f"{folder} was begun with {', '.join(begun)}: no other is asked", err=True)
         sources = [options.locate(place) for place in begun]
+        now = {place: digest_of(source) for place, source in zip(begun, sources, strict=True)}
+    require_unchanged(absolute(folder), begun, now)
     return Kept(absolute(folder), suite, sources, options)
+
+
+def _files_digest(images: str) -> str:
+    """Changes with name, size or time of change of a file that ``--images`` names."""
+    from mgpt4_hpc.data.index.shard_list import expand_shards
+    from mgpt4_hpc.resources import expand_toy
+
+    path = Path(expand_toy(images))
+    files = [path] if path.is_file() else sorted(path.rglob("*")) or expand_shards(images)
+    stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.blake2b(json.dumps(stats).encode(), digest_size=8).hexdigest()
 
 
 def _place(source: Source) -> Path:

@@ -18,6 +18,7 @@ from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.requeue import ask_slurm, requeue
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt, decide
 from mgpt4_hpc.launch.slurm.commands import signals_held_back
+from mgpt4_hpc.telemetry.causes import Cause
 
 _OWN = (".log", ".ends", ".done")
 
@@ -59,8 +60,14 @@ def _read_ends(path: Path) -> tuple[list[PastAttempt], int]:
     """Earlier starts, and the bytes of results at the last one's end."""
     if not path.exists():
         return [], 0
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [PastAttempt(cause, progressed) for cause, progressed, _ in rows], rows[-1][2]
+    attempts, written = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            cause, progressed, written = json.loads(line)
+        except ValueError:  # a kill or a full disk has cut it short
+            cause, progressed = Cause.CRASHED, False
+        attempts.append(PastAttempt(cause, progressed))
+    return attempts, written
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -159,6 +159,7 @@ class ChatModel:
 
     Attributes:
         source: as given, or as of the last ``use``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
         model, tokenizer: the parts.
 
     Raises:
@@ -169,10 +170,11 @@ class ChatModel:
         self.bundle: Bundle = open_bundle(source.weights)
         config = source.config
         target = _device(device)
+        self.precision = _precision(precision, target)
         self.model = build_model(
             self.bundle,
             ModelOptions(
-                precision=_precision(precision, target),
+                precision=self.precision,
                 vision_precision=config.model.vision_precision if config else "same",
                 ln_vision=config.model.ln_vision if config else "bundle",
                 llm_8bit=config is not None and config.model.llm_8bit,

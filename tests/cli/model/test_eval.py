@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html import escape
 from pathlib import Path
 
@@ -108,6 +109,26 @@ def test_answers_that_are_kept(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> N
     measured = mgpt4(*losses).json
     for _ in range(2):
         assert mgpt4(*losses, "--answers", "losses").json == measured
+
+
+def test_kept_answers_are_not_those_of_another_model(
+    mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path
+) -> None:
+    run = make_trained_run(world, tmp_path / "two")
+    asked = ("eval", run.path, "--images", world.align / "image", *SHORT, "--answers", "kept")
+    assert mgpt4(*asked).code == 0
+    every = mgpt4(*asked, "--every-checkpoint")
+    assert every.code == 2 and "every_checkpoint: False there, True now" in every.err
+    checkpoint = next(run.checkpoints.glob("step-*"))
+    newer = make_trained_run(world, tmp_path / "newer" / "two", step=13)
+    shutil.copytree(newer.checkpoints / "step-00000013", run.checkpoints / "step-00000013")
+    older = mgpt4(*asked)
+    assert older.code == 0 and "was begun with" in older.err and "step-00000012," in older.out
+    shutil.rmtree(checkpoint)
+    another = make_trained_run(world, tmp_path / "other" / "two", seed=1)
+    shutil.copytree(another.checkpoints / checkpoint.name, checkpoint)
+    changed = mgpt4(*asked)
+    assert changed.code == 2 and "with other weights or settings" in changed.err
 
 
 def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:

@@ -44,6 +44,14 @@ def test_a_part_that_writes_nothing_comes_back_twice(part: Path, scontrol: FakeS
     assert kill_until_it_stays_away(part, most=20, writes=False) == 2
 
 
+def test_a_record_that_was_cut_short_counts_and_stops_nothing(
+    part: Path, scontrol: FakeScontrol
+) -> None:
+    scontrol.says()
+    part.with_suffix(".ends").write_text('["crashed", true, 1]\n["crash\n')
+    assert kill_until_it_stays_away(part, most=20, writes=True) == 3
+
+
 def test_a_cancelled_part_stays_away(part: Path, scontrol: FakeScontrol) -> None:
     scontrol.says(state="COMPLETING")
     assert end_part(part, "SIGTERM") == "no requeue: cancelled by a person: not requeued"
