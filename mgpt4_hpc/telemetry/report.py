@@ -96,7 +96,12 @@ def draw_report(
     _draw_loss(panels["loss"], curves)
     _draw(panels["lr"], curves.get(tags.TRAIN_LR, ()), "learning rate")
     _draw(panels["rate"], curves.get(tags.SAMPLES_PER_S, ()), "samples per second", from_zero=True)
-    _draw(panels["goodput"], curves.get(tags.GOODPUT, ()), "goodput", from_zero=True)
+    _draw(
+        panels["goodput"],
+        curves.get(tags.GOODPUT, ()),
+        "goodput of all time since the start",
+        from_zero=True,
+    )
     panels["goodput"].set_ylim(0, 1)
     for key in ("loss", "lr", "rate", "goodput"):
         panels[key].set_xlabel("optimizer step")

@@ -59,7 +59,8 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         run.name,
         curves,
         attempts,
-        f"goodput {total.without_queue:.1%}, {counted(len(attempts), 'attempt')}",
+        f"goodput {total.without_queue:.1%} of the time on nodes, "
+        f"{counted(len(attempts), 'attempt')}",
     )
     rows = [
         (
