@@ -12,27 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.assignments import ENV_PREFIX, Layer, env_layer
 from mgpt4_hpc.config.epochs import ConvertEpochs, StepCount
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
 from mgpt4_hpc.config.streams import is_url, split_joined
-from mgpt4_hpc.config.yaml_file import parse_yaml, read_yaml
+from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 from mgpt4_hpc.run_reference import located_path
-
-ENV_PREFIX = "MGPT4_"
-_NO_SETTINGS = frozenset({"MGPT4_PYTHON"})
-"""Variables of the batch scripts that are called like the last part of a setting."""
-
-Layer = tuple[str, dict[str, Any]]
-"""Origin in words, and flat settings: ``("--set", {"train.lr": "1e-4"})``."""
 
 
 @dataclass(frozen=True)
@@ -177,68 +170,59 @@ def find_config(name: str) -> Path:
     )
 
 
-def parse_assignments(assignments: Iterable[str], option: str = "--set") -> dict[str, Any]:
-    """``["lr=1e-4"]`` to ``{"train.lr": 1e-4}``.
+@dataclass(frozen=True)
+class Layers:
+    """Settings of several origins, before they are merged.
+
+    Attributes:
+        layers: the last takes precedence.
+        faults: variables of the environment that name no setting.
+        notes: where the environment replaces what the config file has; for the user.
+    """
+
+    layers: tuple[Layer, ...]
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def resolve(
+        self,
+        faults: Iterable[str] = (),
+        convert_epochs: ConvertEpochs | None = None,
+        runs_dir: Path = Path("runs"),
+    ) -> Resolved:
+        """Merge and validate them; see :func:`load_config`.
+
+        ``runs_dir`` is where a run is looked for that ``model.projector`` names.
+        """
+        for _, flat in self.layers:
+            locate_projector(flat, runs_dir)
+        resolved = merge(self.layers, (*faults, *self.faults), convert_epochs)
+        return replace(resolved, notes=(*self.notes, *resolved.notes))
+
+
+def read_layers(
+    config: str | Path | None,
+    overrides: Mapping[str, Any],
+    *,
+    site: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Layers:
+    """Read config file, site profile and environment; arguments as of :func:`load_config`.
 
     Raises:
-        ConfigError: naming every assignment that has no ``=`` or no such key.
+        ConfigError: if there is no such file, preset or site, or it cannot be read.
     """
-    values, faults = read_assignments(assignments, option)
-    if faults:
-        raise ConfigError("cannot use these settings", faults=faults)
-    return values
-
-
-def read_assignments(
-    assignments: Iterable[str], option: str = "--set"
-) -> tuple[dict[str, Any], list[str]]:
-    """The same, and what is wrong with the others, to be reported with the faults of the values."""
-    values: dict[str, Any] = {}
-    faults = []
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not equals:
-            faults.append(f"{option} {assignment!r}: write key=value")
-            continue
-        full, fault = keys.resolve(key.strip())
-        if fault:
-            faults.append(f"{option} {assignment!r}: {fault}")
-            continue
-        values[full] = _parse_value(full, text)
-    return values, faults
-
-
-def _parse_value(key: str, text: str) -> Any:
-    """What ``text`` means for a setting; for a text it is itself, however much it looks like YAML.
-
-    Otherwise ``text.end_symbol=###`` would be a comment, and ``constraint=[a|b]`` a list.
-    """
-    try:
-        value = parse_yaml(text)
-    except yaml.YAMLError:
-        return text
-    if not keys.is_text(key):
-        return value
-    return None if text.strip() in ("", "null", "~") else text
-
-
-def env_layer(environ: Mapping[str, str]) -> tuple[Layer, list[str]]:
-    """Settings from ``MGPT4_TRAIN__LR`` or, where the name is unambiguous, ``MGPT4_LR``.
-
-    Also the variables with a section in their names that are no settings, as faults.
-    """
-    values: dict[str, Any] = {}
-    faults = []
-    for variable, text in environ.items():
-        if not variable.startswith(ENV_PREFIX) or variable in _NO_SETTINGS:
-            continue
-        name = variable.removeprefix(ENV_PREFIX)
-        full, fault = keys.resolve(name.lower().replace("__", "."))
-        if not fault:
-            values[full] = _parse_value(full, text)
-        elif "__" in name:  # without a section it steers the tools, not the run
-            faults.append(f"{variable}: {fault}")
-    return ("environment", values), faults
+    layers: list[Layer] = []
+    if site is not None:
+        path = find_site(str(site))
+        layers.append((f"site {path.stem}", read_site(path)))
+    environment, faults = env_layer(environ or {})
+    layers += [environment, ("flag", dict(overrides))]
+    notes: tuple[str, ...] = ()
+    if config is not None:
+        layers.insert(0, _file_layer(find_config(str(config)), layers))
+        notes = _replaced(layers[0], environment[1], overrides)
+    return Layers(tuple(layers), tuple(faults), notes)
 
 
 def load_config(
@@ -248,10 +232,7 @@ def load_config(
     faults: Iterable[str] = (),
     site: str | Path | None = None,
     environ: Mapping[str, str] | None = None,
-    strict_paths: bool = True,
     convert_epochs: ConvertEpochs | None = None,
-    runs_dir: Path | None = None,
-    base: Layer | None = None,
 ) -> Resolved:
     """Resolve one run's configuration.
 
@@ -262,35 +243,16 @@ def load_config(
         faults: known faults of flags, reported with the rest.
         site: site profile, by name or path (see ``config/sites.py``).
         environ: environment to read; None reads nothing.
-        strict_paths: refuse a flag that gives the path of a source that the run does not have.
         convert_epochs: makes ``train.max_steps`` of ``train.max_epochs``.
-        runs_dir: where a run is looked for that ``model.projector`` names; None is ``runs``.
-        base: all settings of another run; takes the place of config, site and environment.
 
     Raises:
-        ConfigError: with every fault at once.
+        ConfigError: with every fault at once, also a flag that gives the path of a source that
+            the run does not have.
     """
-    layers: list[Layer] = [] if base is None else [base]
-    if site is not None and base is None:
-        path = find_site(str(site))
-        layers.append((f"site {path.stem}", read_site(path)))
-    faults = list(faults)
-    from_environ: dict[str, Any] = {}
-    if environ is not None and base is None:
-        layer, more = env_layer(environ)
-        from_environ = layer[1]
-        layers.append(layer)
-        faults += more
-    layers.append(("flag", dict(overrides or {})))
-    notes: tuple[str, ...] = ()
-    if config is not None:
-        layers.insert(0, _file_layer(find_config(str(config)), layers))
-        notes = _replaced(layers[0], from_environ, overrides or {})
-    for _, flat in layers:
-        locate_projector(flat, runs_dir or Path("runs"))
-    resolved = merge(layers, faults, convert_epochs)
-    resolved = replace(resolved, notes=(*notes, *resolved.notes))
-    if strict_paths and (faults := unknown_paths(overrides or {}, [resolved])):
+    overrides = overrides or {}
+    layers = read_layers(config, overrides, site=site, environ=environ)
+    resolved = layers.resolve(faults, convert_epochs)
+    if faults := unknown_paths(overrides, [resolved]):
         raise ConfigError("cannot use these settings", faults=faults)
     return resolved
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc import __version__
+from mgpt4_hpc.config.assignments import read_assignments
 from mgpt4_hpc.config.load import (
     Resolved,
     keep_schedule,
     load_config,
     missing_start,
-    read_assignments,
     settings_digest,
     unset_paths,
 )

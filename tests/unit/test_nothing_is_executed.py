@@ -17,7 +17,8 @@ import torch
 
 from mgpt4_hpc.checkpoint.manifest import FileRecord, Manifest, new_hash
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.config.load import load_config, parse_assignments
+from mgpt4_hpc.config.assignments import parse_assignments
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, write_config
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.reading.reader import SampleReader

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.load import read_layers
 from mgpt4_hpc.errors import NoSuchRun
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import find_reference, find_run, find_whole_run, located_path
@@ -84,8 +84,7 @@ def test_the_start_of_a_run_is_named_in_the_same_ways(run: RunDir, tmp_path: Pat
     runs_dir = run.path.parent
 
     def start(text: str) -> str | None:
-        overrides = {"model.projector": text}
-        found = load_config("toy-stage2", overrides=overrides, runs_dir=runs_dir)
+        found = read_layers("toy-stage2", {"model.projector": text}).resolve(runs_dir=runs_dir)
         return found.config.model.projector
 
     assert start("one") == str(run.path)

@@ -138,7 +138,7 @@ def _overrides(
     assignments: Sequence[str], options: Mapping[str, Any], run: RunDir, *, free: bool, accept: bool
 ) -> dict[str, Any]:
     """The settings to change, of --set and of options; ``free``: any may change."""
-    from mgpt4_hpc.config.load import read_assignments
+    from mgpt4_hpc.config.assignments import read_assignments
     from mgpt4_hpc.launch.manage.changes import change
 
     overrides, faults = read_assignments(assignments)

@@ -197,7 +197,8 @@ def resolve_settings(
     Raises:
         ConfigError: if there is none, or a run's were to be changed.
     """
-    from mgpt4_hpc.config.load import find_config, load_config, read_assignments
+    from mgpt4_hpc.config.assignments import read_assignments
+    from mgpt4_hpc.config.load import find_config, load_config
     from mgpt4_hpc.config.run_config_file import read_config
     from mgpt4_hpc.data.sources.epochs import steps_of_epochs
     from mgpt4_hpc.errors import NoSuchRun

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc.config.load import load_config, read_assignments
+from mgpt4_hpc.config.assignments import read_assignments
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.requeue import exit_code, requeue_without_run_dir

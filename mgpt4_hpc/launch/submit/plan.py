@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config import keys
+from mgpt4_hpc.config.assignments import Layer, read_assignments
 from mgpt4_hpc.config.load import (
-    Layer,
+    Layers,
     Resolved,
     keep_schedule,
-    load_config,
-    read_assignments,
+    read_layers,
     unknown_paths,
 )
 from mgpt4_hpc.config.run_config_file import read_config
@@ -234,17 +234,12 @@ class _Resolver:
         if follows is not None:
             overrides = {**self._taken_over(follows, overrides), **overrides}
             overrides["model.projector"] = str(follows.path)
-        resolved = load_config(
-            config_name,
-            overrides=overrides,
-            faults=self.faults,
-            site=self.site,
-            environ=self.environ,
-            convert_epochs=_steps_of_epochs,
-            strict_paths=False,  # looked at for all runs together: each stage has its own sources
-            runs_dir=self.runs_dir,
-            base=self.base,
-        )
+        # A flag's data source is looked for in all runs together: each stage has its own sources.
+        if self.base is not None:
+            layers = Layers((self.base, ("flag", overrides)))
+        else:
+            layers = read_layers(config_name, overrides, site=self.site, environ=self.environ)
+        resolved = layers.resolve(self.faults, _steps_of_epochs, self.runs_dir or Path("runs"))
         if self.continues is not None and self.parent is not None:
             resolved = keep_schedule(self.parent.config, resolved, "--from")
             self._refuse_nothing_to_train(resolved)

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.load import parse_assignments
+from mgpt4_hpc.config.assignments import parse_assignments
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.yaml_file import parse_yaml
 from mgpt4_hpc.errors import ConfigError

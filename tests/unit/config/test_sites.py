@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 import mgpt4_hpc
-from mgpt4_hpc.config.load import env_layer, load_config
+from mgpt4_hpc.config.assignments import env_layer
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.sites import SITES_VARIABLE, find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.submit.site_profile import SITE_VARIABLE

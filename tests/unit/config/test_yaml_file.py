@@ -13,7 +13,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgpt4_hpc.config.load import load_config, parse_assignments
+from mgpt4_hpc.config.assignments import parse_assignments
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, write_config
 from mgpt4_hpc.config.yaml_file import parse_yaml, read_yaml
 from mgpt4_hpc.errors import ConfigError
