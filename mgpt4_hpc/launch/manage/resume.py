@@ -13,6 +13,7 @@ from typing import Any
 
 from mgpt4_hpc.config.load import Resolved, settings_digest
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import (
     ConfigError,
     MgptError,
@@ -161,13 +162,7 @@ def _resume(
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
     executor = choose_executor(executor or seen.executor or "auto")
-    # A container has versions of its own, which only the job sees.
-    drift = (
-        version_drift(run, accepted=accept) if changed.config.container.runtime == "none" else []
-    )
-    drift += input_drift(run, changed.config, changes)
-    if drift and not accept:
-        raise drifted(run, drift)
+    _check_drift(run, changed.config, changes, accept)
     # Beyond its first checkpoint no start reads it; before, it may be that of a live job.
     dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
     notes = preflight(
@@ -197,6 +192,16 @@ def _resume(
     if executor == "slurm":
         _resume_dependents(run, submitted.job_id, say)
     return Resumption(run, False, submitted, changes)
+
+
+def _check_drift(
+    run: RunDir, config: RunConfig, changes: Mapping[str, tuple[Any, Any]], accept: bool
+) -> None:
+    # A container has versions of its own, which only the job sees.
+    drift = version_drift(run, accepted=accept) if config.container.runtime == "none" else []
+    drift += input_drift(run, config, changes)
+    if drift and not accept:
+        raise drifted(run, drift)
 
 
 def _refuse_fewer_steps(run: RunDir, changes: Mapping[str, tuple[Any, Any]], step: int) -> None:
