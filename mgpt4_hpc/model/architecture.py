@@ -30,6 +30,8 @@ VISION_HEADS_BY_WIDTH: dict[int, int] = {1408: 16}
 QFORMER_HEADS_BY_WIDTH: dict[int, int] = {768: 12}
 """BERT-base, which every published BLIP-2 Q-Former is."""
 
+_FIX = "write the sizes as in mgpt4_hpc.model.architecture.Architecture, or remove the file"
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -67,7 +69,9 @@ class Architecture:
     def __post_init__(self) -> None:
         faults = list(_faults(self))
         if faults:
-            raise WeightsError("the architecture contradicts itself: " + "; ".join(faults))
+            raise WeightsError(
+                "the architecture contradicts itself: " + "; ".join(faults), fix=_FIX
+            )
 
     @property
     def grid(self) -> int:
@@ -138,9 +142,11 @@ class Architecture:
         try:
             values = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise WeightsError(f"cannot read {path}: {error}") from error
+            raise WeightsError(f"cannot read {path}: {error}", fix=_FIX) from error
         if not isinstance(values, dict):
-            raise WeightsError(f"{path} holds a {type(values).__name__}, not an object of sizes")
+            raise WeightsError(
+                f"{path} holds a {type(values).__name__}, not an object of sizes", fix=_FIX
+            )
         return cls.from_dict(values, source=str(path))
 
 

@@ -12,6 +12,7 @@ and safetensors). The other has the original's own files::
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def require_bundle(folder: Path) -> None:
     """Raises WeightsError unless it is a folder of either kind."""
     if not folder.is_dir():
         raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
-    if not (folder / BUNDLE_FILE).exists() and not (folder / VISION_FILE).exists():
+    if not (folder / BUNDLE_FILE).exists() and not os.path.lexists(folder / VISION_FILE):
         raise WeightsError(
             f"{folder} is no bundle: it has neither {BUNDLE_FILE} nor {VISION_FILE}",
             fix="make one with `mgpt4 weights import`",

@@ -187,7 +187,9 @@ def _write_from_memory(output: Output, plan: _Plan, name: str, keys: Sequence[st
         info = plan.files[name][key]
         data = info.data if info.data is not None else info.read()
         if plan.finite and not is_finite(data, info.dtype):
-            raise WeightsError(f"{info.file or name}: {key} holds NaN or infinity")
+            raise WeightsError(
+                f"{info.file or name}: {key} holds NaN or infinity", fix="download the file again"
+            )
         output.write(data)
 
 

@@ -114,15 +114,18 @@ def _entries(path: Path) -> Iterator[tuple[str, TensorInfo]]:
         yield from read_header(shard).items()
 
 
+_GIVE = "give the original's own file, or the folder of Salesforce/blip2-flan-t5-xxl"
+
+
 def _architecture(path: Path) -> Architecture:
     config_path = path / "config.json"
     require_real_file(config_path)
     try:
         config = parse_json(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise WeightsError(f"cannot read {config_path}: {error}") from None
+        raise WeightsError(f"cannot read {config_path}: {error}", fix=_GIVE) from None
     if config.get("model_type") != "blip-2":
-        raise WeightsError(f"{path} is a {config.get('model_type')!r} model, not blip-2")
+        raise WeightsError(f"{path} is a {config.get('model_type')!r} model, not blip-2", fix=_GIVE)
 
     def size(name: str) -> int:
         value: Any = config

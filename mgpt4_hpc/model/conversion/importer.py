@@ -236,7 +236,11 @@ def convert(
             report.dropped[key] = reason
     missing = [key for key in expected if key not in state]
     if unexplained or wrong or missing:
-        raise WeightsError(_fault_text(source, missing, unexplained, wrong))
+        raise WeightsError(
+            _fault_text(source, missing, unexplained, wrong),
+            fix="download the published file again; sizes of another model are read from an "
+            "architecture.json beside it",
+        )
     return state, report
 
 

@@ -6,6 +6,7 @@ of them where only names, shapes and places are needed.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,8 @@ def original_sources(folder: Path, architecture: Architecture | None = None) -> 
     return Sources(
         vit=folder / VISION_FILE,
         llm=folder / LLM_FOLDER,
-        qformer=qformer if qformer.exists() else None,
-        projector=projector if projector.exists() else None,
+        qformer=qformer if os.path.lexists(qformer) else None,
+        projector=projector if os.path.lexists(projector) else None,
         architecture=architecture,
     )
 

@@ -20,6 +20,7 @@ from mgpt4_hpc.model.conversion.variants import input_words, llm_words, projecto
 from mgpt4_hpc.model.estimates.memory import LlmSizes, MemoryEstimate, estimate_memory
 from mgpt4_hpc.model.llm_files.check import LlmCheck, check_llm
 from mgpt4_hpc.model.llm_files.folder import format_note, llm_files, original_format
+from mgpt4_hpc.model.llm_files.tensors import is_plain_llama
 from mgpt4_hpc.model.tower_shapes import Shapes, connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.one_pass import (
@@ -77,7 +78,7 @@ def check_bundle(
         full: read the language model completely too (gigabytes), not only samples of its files, and
             look for NaN and infinity in every tensor.
         architecture: as in ``open_bundle``.
-        torch_free: as in ``check_llm``.
+        torch_free: as in ``check_llm``, where LLaMA's table of shapes is enough.
     """
     found = BundleCheck(Path(path))
     try:
@@ -90,6 +91,8 @@ def check_bundle(
         found.faults.append(str(error))
         return found
     llm = check_llm(llm_dir, torch_free=torch_free)
+    if torch_free and llm.config and not llm.faults and not is_plain_llama(llm.config, llm_dir):
+        llm = check_llm(llm_dir)  # of the original's own files nothing has asked transformers yet
     found.faults += llm.faults
     found.notes += llm.notes
     if note := format_note(llm_dir, original_format(arch)):

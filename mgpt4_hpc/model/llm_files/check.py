@@ -29,7 +29,6 @@ from mgpt4_hpc.model.llm_files.tensors import (
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
 from mgpt4_hpc.model.weight_files.torch_directory import flat_table, read_directory
-from mgpt4_hpc.text_files import parse_json
 
 Look = Callable[[Path, "LlmCheck"], None]
 
@@ -78,26 +77,18 @@ def check_llm(folder: Path, *, torch_free: bool = False) -> LlmCheck:
             look(folder, found)
         except WeightsError as error:
             found.faults.append(str(error))
-    if found.tensors and not found.faults:
+    if not found.faults:
         found.faults += _tensor_faults(folder, found, torch_free)
     return found
 
 
 def _look_at_config(folder: Path, found: LlmCheck) -> None:
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        raise WeightsError(
-            f"{folder} is an adapter (it has {adapter.name}), not a language model",
-            why="transformers would load the model that the adapter names instead of this folder's",
-            fix="merge it into its base (peft's merge_and_unload) and save that, or remove "
-            f"{adapter.name} if the folder holds the whole model",
-        )
     config = read_llm_config(folder)
     quantized = config.get("quantization_config")
-    if quantized or (folder / "quantize_config.json").is_file():
+    if quantized is not None or (folder / "quantize_config.json").is_file():
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
         name = f"{folder / 'config.json'} has a quantization_config ({method or 'of some kind'})"
-        found.faults.append(quantized_fault(name if quantized else f"{folder} (GPTQ)"))
+        found.faults.append(quantized_fault(name if quantized is not None else f"{folder} (GPTQ)"))
     found.width = llm_width(config, folder)
     found.config = config
     if config.get("model_type") == "llama":
@@ -107,14 +98,15 @@ def _look_at_config(folder: Path, found: LlmCheck) -> None:
 def _look_at_weights(folder: Path, found: LlmCheck) -> None:
     files = llm_files(folder)
     weights = [path for path in files if path.suffix in (".safetensors", ".bin")]
-    for path in weights:
-        found.tensors |= read_stored(path)
+    tables = {path.name: read_stored(path) for path in weights}
+    for table in tables.values():
+        found.tensors |= table
     found.num_parameters = sum(
         math.prod(info.shape) for key, info in found.tensors.items() if not is_buffer(key)
     )
     found.dtypes = sorted({info.dtype for info in found.tensors.values()})
     for index in (path for path in files if path.name.endswith(".index.json")):
-        _require_indexed(index, found.tensors)
+        _require_indexed(index, tables)
     if not any((folder / f"{name}{end}").is_file() for name in WEIGHT_FILES
                for end in ("", ".index.json")):  # fmt: skip
         raise WeightsError(
@@ -122,6 +114,10 @@ def _look_at_weights(folder: Path, found: LlmCheck) -> None:
             f"{' nor '.join(WEIGHT_FILES)} nor an index of either",
             why="transformers finds a model's weights by these names",
             fix=f"download {WEIGHT_FILES[0]}.index.json too, or rename a single file",
+        )
+    if not found.tensors:
+        raise WeightsError(
+            f"{', '.join(map(str, weights[:4]))} holds no tensors", fix="download it again"
         )
 
 
@@ -144,15 +140,9 @@ def read_stored(path: Path) -> dict[str, TensorInfo]:
     return table
 
 
-def _require_indexed(index: Path, held: Mapping[str, TensorInfo]) -> None:
+def _require_indexed(index: Path, tables: Mapping[str, Mapping[str, TensorInfo]]) -> None:
     """Every shard that the index names is there, and holds what it should."""
     files = weight_map(index)
-    if "metadata" not in parse_json(index.read_text(encoding="utf-8")):
-        raise WeightsError(
-            f'{index} has no "metadata"',
-            why="transformers reads it before the weights, and ends without it",
-            fix='download the index again, or put "metadata": {} beside "weight_map"',
-        )
     names = sorted(set(files.values()))
     absent = [name for name in names if not (index.parent / name).is_file()]
     if absent:
@@ -161,8 +151,7 @@ def _require_indexed(index: Path, held: Mapping[str, TensorInfo]) -> None:
             fix="copy or download them",
         )
     for name in names:
-        lost = [key for key, file in files.items() if file == name
-                and not (key in held and held[key].file.name == name)]  # fmt: skip
+        lost = [key for key, file in files.items() if file == name and key not in tables[name]]
         if lost:
             raise WeightsError(
                 f"{index.parent / name} lacks {lost[:4]}, which {index.name} promises",

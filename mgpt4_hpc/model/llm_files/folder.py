@@ -7,12 +7,14 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
+from mgpt4_hpc.model.weight_files.untrusted_files import one_line, require_real_file
 from mgpt4_hpc.prompts import CUSTOM, MODEL_TEMPLATE
 from mgpt4_hpc.text_files import parse_json
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names by which transformers finds the weights; with ``.index.json``, a list of their files."""
+
+_OWN_CONFIG = "take config.json from the repository of the weights"
 
 _MARKS = (
     ("<|start_header_id|>", "llama3"),
@@ -24,6 +26,10 @@ _MARKS = (
 """What a chat template contains, and which of our formats that is."""
 
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+_TOKENIZER_SETTINGS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+)  # fmt: skip
+_SUFFIXES = (".safetensors", ".bin")
 _WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 """Where neither a file of these names nor its index is there."""
 
@@ -32,11 +38,21 @@ def read_llm_config(llm_dir: Path) -> dict[str, Any]:
     """``config.json`` of a language model's folder.
 
     Raises:
-        WeightsError: if the folder or the file is missing or not JSON.
+        WeightsError: if the folder or the file is missing or not JSON, or the folder an adapter's.
     """
     path = llm_dir / "config.json"
     if not llm_dir.is_dir():
-        raise WeightsError(f"no language model folder at {llm_dir}")
+        raise WeightsError(
+            f"no language model folder at {llm_dir}", fix="give the folder in Hugging Face layout"
+        )
+    adapter = llm_dir / "adapter_config.json"
+    if adapter.is_file():
+        raise WeightsError(
+            f"{llm_dir} is an adapter (it has {adapter.name}), not a language model",
+            why="transformers would load the model that the adapter names instead of this folder's",
+            fix="merge it into its base (peft's merge_and_unload) and save that, or remove "
+            f"{adapter.name} if the folder holds the whole model",
+        )
     try:
         config = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -44,9 +60,9 @@ def read_llm_config(llm_dir: Path) -> dict[str, Any]:
             f"{llm_dir} has no config.json", fix="give the folder in Hugging Face layout"
         ) from None
     except (OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from None
+        raise WeightsError(f"cannot read {path}: {error}", fix=_OWN_CONFIG) from None
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} is not a model's configuration")
+        raise WeightsError(f"{path} is not a model's configuration", fix=_OWN_CONFIG)
     return config
 
 
@@ -94,7 +110,7 @@ def llm_width(config: dict[str, Any], llm_dir: Path) -> int:
     """Width of the hidden states. Raises WeightsError if the configuration has none."""
     width = config.get("hidden_size", config.get("n_embd", config.get("d_model")))
     if not isinstance(width, int):
-        raise WeightsError(f"{llm_dir / 'config.json'} has no hidden_size")
+        raise WeightsError(f"{llm_dir / 'config.json'} has no hidden_size", fix=_OWN_CONFIG)
     return width
 
 
@@ -105,7 +121,7 @@ def llm_files(llm_dir: Path) -> list[Path]:
     format, as Mistral's ``consolidated.safetensors``, or as ``.bin`` beside safetensors.
 
     Raises:
-        WeightsError: if there are no weights, or their index cannot be read.
+        WeightsError: if there are no weights, or a file or the index cannot be read.
     """
     weights = _weights(llm_dir)
     if not weights:
@@ -115,16 +131,38 @@ def llm_files(llm_dir: Path) -> list[Path]:
         )
     names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
     others = [llm_dir / name for name in names if (llm_dir / name).exists()]
+    for path in weights + others:
+        require_real_file(path)
     return sorted(weights + others)
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds which tensor, by an index. Raises WeightsError if it cannot be read."""
+    """Which file holds which tensor, by an index.
+
+    Raises:
+        WeightsError: if it cannot be read, names no file, or one that is not beside it.
+    """
+    require_real_file(index)
     try:
-        files = parse_json(index.read_text(encoding="utf-8"))["weight_map"]
-        return {str(key): str(name) for key, name in files.items()}
+        content = parse_json(index.read_text(encoding="utf-8"))
+        files = {str(key): str(name) for key, name in content["weight_map"].items()}
+        if not isinstance(content.get("metadata"), dict):
+            raise ValueError('it has no "metadata", which transformers reads before the weights')
+        if not files:
+            raise ValueError("its weight_map names no file")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise WeightsError(f"cannot read {index}: {error}") from None
+        raise WeightsError(
+            f"cannot read {index}: {one_line(error)}",
+            fix="download the index again, from the repository of the weights",
+        ) from None
+    for key, name in files.items():
+        if Path(name).name != name or Path(name).suffix not in _SUFFIXES:
+            raise WeightsError(
+                f"{index} names {name} for {key}, which is no {' or '.join(_SUFFIXES)} file "
+                "beside it",
+                fix="move the weight files into the index's folder and name them so in the index",
+            )
+    return files
 
 
 def _weights(llm_dir: Path) -> list[Path]:
@@ -144,7 +182,7 @@ def _weights(llm_dir: Path) -> list[Path]:
 
 
 def require_tokenizer_files(llm_dir: Path) -> None:
-    """Raises WeightsError unless the folder has a tokenizer's files, none of them a pointer."""
+    """Raises WeightsError unless a tokenizer's files are there and whole, its settings JSON."""
     files = [llm_dir / name for name in TOKENIZER_FILES if (llm_dir / name).exists()]
     if not files:
         raise WeightsError(
@@ -153,6 +191,16 @@ def require_tokenizer_files(llm_dir: Path) -> None:
         )
     for path in files:
         require_real_file(path)
+    for name in _TOKENIZER_SETTINGS:
+        path = llm_dir / name
+        try:
+            if path.exists() and not isinstance(parse_json(path.read_text(encoding="utf-8")), dict):
+                raise ValueError("it holds no object")
+        except (OSError, ValueError) as error:
+            raise WeightsError(
+                f"cannot read {path}: {error}",
+                fix="copy the tokenizer's files from the model's own repository",
+            ) from None
 
 
 def companion_files(llm_dir: Path) -> list[Path]:

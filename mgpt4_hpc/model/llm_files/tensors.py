@@ -23,8 +23,13 @@ _WIDTH = "hidden_size"
 _BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids)$")
 """Constants that older files hold and the model computes itself."""
 
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
+"""Settings of other models that alter logits after the output matrix, where the loss is blind."""
+
+_PLAIN_DTYPES = (None, "float16", "bfloat16", "float32")
+
 _QUANTIZED = re.compile(
-    r"\.(qweight|qzeros|g_idx|absmax|quant_map|quant_state\..+|SCB|weight_scale)$"
+    r"\.(qweight|qzeros|g_idx|absmax|quant_map|quant_state\..+|SCB|weight_scale(_inv)?)$"
 )
 """Names of tensors that GPTQ, AWQ, bitsandbytes and FP8 store beside or instead of a weight."""
 
@@ -67,6 +72,37 @@ def compare_with_llama(folder: Path, config: Mapping[str, Any], stored: Stored) 
     if config.get("tie_word_embeddings"):
         gaps.missing = [key for key in gaps.missing if key != "lm_head.weight"]
     return gaps
+
+
+def refuse_logit_changes(config: Any, folder: Path) -> None:
+    """Raises WeightsError where a family alters logits behind its output matrix."""
+    for name in _LOGIT_CHANGES:
+        value = getattr(config, name, None)
+        if value not in (None, 1, 1.0):
+            raise WeightsError(
+                f"the language model in {folder} alters its logits ({name} = {value}), which is "
+                "not supported",
+                fix="take a model without this setting, as LLaMA, Mistral or Qwen",
+            )
+
+
+def is_plain_llama(config: Mapping[str, Any], folder: Path) -> bool:
+    """Whether headers and JSON show all that the load needs: LLaMA, all settings as published."""
+    tokenizer = folder / "tokenizer_config.json"
+    ids = (config.get(f"{name}_token_id") for name in ("bos", "eos", "pad"))
+    numbers = ("rms_norm_eps", "rope_theta", "initializer_range", "attention_dropout")
+    return (
+        config.get("model_type") == "llama"
+        and config.get("hidden_act", "silu") == "silu"
+        and config.get("rope_scaling") is None
+        and config.get("rope_parameters") is None
+        and config.get("torch_dtype", config.get("dtype")) in _PLAIN_DTYPES
+        and all(isinstance(config.get(key, 0.0), int | float) for key in numbers)
+        and isinstance(config.get("max_position_embeddings", 0), int)
+        and not (tokenizer.is_file() and b'"auto_map"' in tokenizer.read_bytes())
+        and not any(name in config for name in _LOGIT_CHANGES)
+        and all(id is None or (isinstance(id, int) and id < config["vocab_size"]) for id in ids)
+    )
 
 
 def llama_shapes(config: Mapping[str, Any], folder: Path) -> Shapes:
@@ -159,7 +195,9 @@ def compare_by_loading(folder: Path, stored: Stored) -> Gaps:
     }
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             with torch.device("meta"):
                 family = type(AutoModelForCausalLM.from_config(config))
             # What is missing would be filled with random numbers, gigabytes of them.
@@ -168,10 +206,13 @@ def compare_by_loading(folder: Path, stored: Stored) -> Gaps:
                 (family,),
                 {"initialize_weights": lambda _self: None, "__module__": family.__module__},
             )
+            refuse_logit_changes(config, folder)
             _, loading = unfilled.from_pretrained(  # type: ignore[attr-defined]
                 None, config=config, state_dict=tensors, dtype=torch.float16,
                 ignore_mismatched_sizes=True, output_loading_info=True,
             )  # fmt: skip
+        except WeightsError:
+            raise
         except Exception as error:
             raise WeightsError(
                 f"transformers cannot build the language model in {folder}: {one_line(error)}",

@@ -190,7 +190,9 @@ def load_tokenizer(llm_dir: Path | str) -> TextTokenizer:
 
     with quiet_transformers():
         try:
-            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            backend = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:
             raise WeightsError(
                 f"cannot read the tokenizer in {folder}: {error}",

@@ -15,15 +15,13 @@ from torch import nn
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.lazy import garbage_collector_off, quiet_transformers
+from mgpt4_hpc.model.llm_files.tensors import refuse_logit_changes
 from mgpt4_hpc.model.nn.attention import PACKABLE_MODELS, PACKED, register
 from mgpt4_hpc.model.nn.int8 import eight_bit_arguments
 from mgpt4_hpc.model.nn.norms import fuse_norms
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner, load_once_per_node
 from mgpt4_hpc.model.weight_files.untrusted_files import load_error
 from mgpt4_hpc.text_files import parse_json
-
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale", "lm_head_multiplier")
-"""Settings of other models that alter logits after the output matrix, where the loss is blind."""
 
 
 def load_language_model(
@@ -48,13 +46,16 @@ def load_language_model(
     extra = eight_bit_arguments(device) if eight_bit else {}
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(llm_dir, local_files_only=True)
+            config = AutoConfig.from_pretrained(
+                llm_dir, local_files_only=True, trust_remote_code=False
+            )
             model, loading = AutoModelForCausalLM.from_pretrained(
                 llm_dir,
                 config=config,
                 dtype=dtype,
                 attn_implementation=_implementation(attention, config.model_type),
                 local_files_only=True,
+                trust_remote_code=False,  # without it transformers asks at the terminal
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # named below; transformers would only log them
                 **extra,
@@ -62,7 +63,7 @@ def load_language_model(
         except Exception as error:
             raise load_error(f"the language model in {llm_dir}", error) from error
     _refuse_gaps(llm_dir, loading)
-    _refuse_logit_changes(model)
+    refuse_logit_changes(model.config, llm_dir)
     if runs_packed(model):
         fuse_norms(model)
     model.requires_grad_(False)
@@ -157,12 +158,3 @@ def _refuse_gaps(llm_dir: Path, loading: dict[str, Any]) -> None:
             f"of another shape {wrong[:8]}",
             fix="check that all shards are there and that config.json belongs to them",
         )
-
-
-def _refuse_logit_changes(model: nn.Module) -> None:
-    for name in _LOGIT_CHANGES:
-        value = getattr(model.config, name, None)
-        if value not in (None, 1, 1.0):
-            raise WeightsError(
-                f"the language model alters its logits ({name} = {value}), which is not supported"
-            )

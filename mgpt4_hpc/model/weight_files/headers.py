@@ -85,7 +85,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         tensors = {key: _described(entry, path, 8 + length) for key, entry in header.items()}
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} is not a safetensors file, or its start is damaged") from error
+        raise WeightsError(
+            f"{path} is not a safetensors file, or its start is damaged",
+            fix="copy or download it again",
+        ) from error
     if 8 + length + end != size:
         raise WeightsError(
             f"{path} is truncated: {size:,} bytes instead of {8 + length + end:,}",

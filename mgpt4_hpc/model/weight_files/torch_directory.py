@@ -25,6 +25,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES, TensorInfo
 from mgpt4_hpc.model.weight_files.untrusted_files import (
     broken_file,
+    no_table,
     pickle_fault,
     require_real_file,
 )
@@ -86,7 +87,7 @@ def read_directory(path: Path) -> dict[Any, Any]:
     except _DAMAGE as error:
         raise broken_file(path, error) from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+        raise no_table(path, content)
     return content
 
 

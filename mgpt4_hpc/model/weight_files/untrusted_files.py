@@ -11,6 +11,7 @@ import pickle
 import re
 import warnings
 import zipfile
+from codecs import BOM_UTF8
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ LFS_PREFIX = b"version https://git-lfs"
 """How a git-lfs pointer file begins; the real content was never downloaded."""
 
 
+_SAVE_TABLE = "download the published file again, or save the model's state_dict() alone"
+_PAGES = (b"<!doctype", b"<html", b"<?xml")
+
+
 def require_real_file(path: Path) -> None:
     """Refuse a missing file, an empty one, a git-lfs pointer and a saved web page.
 
@@ -34,7 +39,11 @@ def require_real_file(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(64)
     except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+        target = f" (a link to {path.readlink()})" if path.is_symlink() else ""
+        raise WeightsError(
+            f"cannot read {path}{target}: {error.strerror or error}",
+            fix="put the file itself there, readable for you",
+        ) from error
     if not head:
         raise WeightsError(f"{path} is empty", fix="copy or download it again")
     if head.startswith(LFS_PREFIX):
@@ -43,7 +52,7 @@ def require_real_file(path: Path) -> None:
             why="the repository was cloned without git-lfs, which fetches the large files",
             fix="run `git lfs pull` in that folder, or download the file by itself",
         )
-    if head.lstrip()[:9].lower() in (b"<!doctype", b"<html>") or head.lstrip()[:5] == b"<html":
+    if head.removeprefix(BOM_UTF8).lstrip()[:9].lower().startswith(_PAGES):
         raise WeightsError(f"{path} is a web page, not weights", fix="download the file itself")
 
 
@@ -68,8 +77,15 @@ def read_pth(path: Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise broken_file(path, error) from None
     if not isinstance(content, dict):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a table of tensors")
+        raise no_table(path, content)
     return content
+
+
+def no_table(path: Path, content: object) -> WeightsError:
+    """The error for a torch file with something else than names and their tensors."""
+    return WeightsError(
+        f"{path} holds a {type(content).__name__}, not a table of tensors", fix=_SAVE_TABLE
+    )
 
 
 def pickle_fault(path: Path, message: str) -> WeightsError:
@@ -108,10 +124,12 @@ def tensors_of(content: Mapping[Any, Any], path: Path) -> dict[str, Any]:
     """
     table = content.get("model", content)
     if not isinstance(table, Mapping) or not table:
-        raise WeightsError(f"{path}: no table of tensors, neither under 'model' nor at the top")
+        raise WeightsError(
+            f"{path}: no table of tensors, neither under 'model' nor at the top", fix=_SAVE_TABLE
+        )
     strange = [key for key, value in table.items() if not hasattr(value, "is_floating_point")]
     if strange:
-        raise WeightsError(f"{path}: these entries are not tensors: {strange[:8]}")
+        raise WeightsError(f"{path}: these entries are not tensors: {strange[:8]}", fix=_SAVE_TABLE)
     if all(str(key).startswith("module.") for key in table):
         return {str(key).removeprefix("module."): value for key, value in table.items()}
     return {str(key): value for key, value in table.items()}

@@ -120,6 +120,15 @@ FAULTS: dict[str, tuple[Change, list[str]]] = {
         lambda llm, _: settings(llm, quantization_config={"quant_method": "awq", "bits": 4}),
         ["config.json", "awq", "quantized"],
     ),
+    "no tensors": (lambda _, tensors: tensors.clear(), ["FILE", "no tensors"]),
+    "empty quantization_config": (
+        lambda llm, _: settings(llm, quantization_config={}),
+        ["config.json", "quantized"],
+    ),
+    "activation": (lambda llm, _: settings(llm, hidden_act="none"), ["cannot build", "'none'"]),
+    "padding": (lambda llm, _: settings(llm, pad_token_id=640), ["cannot build", "padding"]),
+    "family": (lambda llm, _: settings(llm, model_type="clip"), ["cannot build", "CLIPConfig"]),
+    "logits": (lambda llm, _: settings(llm, logit_scale=0.5), ["logit_scale = 0.5"]),
     "adapter": (
         lambda llm, _: (llm / "adapter_config.json").write_text("{}") and None,
         ["adapter_config.json", "merge"],
@@ -139,7 +148,7 @@ def refused(weights: Path, words: list[str]) -> None:
         "\n".join(weights_faults(config)),
     ):
         assert not [word for word in words if word not in message], message
-        assert re.search(r"fix: \S|\(\S+", message)
+        assert re.search(r"fix: \S|\([a-z]+ \w+.*\)$", message, re.DOTALL), message
     assert [path.name for path in weights.parent.iterdir()] == ["weights"]
 
 
@@ -155,6 +164,94 @@ def test_language_model(name: str, kind: str, weights: Path) -> None:
     else:
         save_file(tensors, llm / kind, {"format": "pt"})
     refused(weights, [word.replace("FILE", str(llm / kind)) for word in words])
+
+
+def shards(llm: Path) -> tuple[dict[str, torch.Tensor], Path, dict[str, str]]:
+    """The model in two files and an index: its tensors, the index, and what that says."""
+    tensors = load_file(llm / "model.safetensors")
+    (llm / "model.safetensors").unlink()
+    index = {key: f"model-{1 + number % 2}.safetensors" for number, key in enumerate(tensors)}
+    for file in set(index.values()):
+        save_file({key: tensors[key] for key in tensors if index[key] == file}, llm / file)
+    named = llm / "model.safetensors.index.json"
+    named.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return tensors, named, index
+
+
+def test_an_index_that_the_load_would_not_follow(weights: Path) -> None:
+    tensors, named, index = shards(weights / "llm")
+    first = next(iter(tensors))
+    for content, word in (
+        ({"metadata": None, "weight_map": index}, '"metadata"'),
+        ({"metadata": {}, "weight_map": {}}, "names no file"),
+        (None, "NoneType"),
+        ({"metadata": {}, "weight_map": index | {first: "sub/model-1.safetensors"}}, first),
+        ({"metadata": {}, "weight_map": index | {first: "model-1.part"}}, first),
+    ):
+        named.write_text(json.dumps(content))
+        refused(weights, [str(named), word])
+    named.write_bytes(POINTER)
+    refused(weights, [str(named), "git-lfs pointer"])
+    # A tensor that two files hold, as some tools save shared ones, is loaded.
+    named.write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    save_file(tensors, weights / "llm" / "model-2.safetensors")
+    assert check_bundle(weights).ok and check_bundle(weights, torch_free=True).ok
+
+
+def test_links_and_folders_in_place_of_files(weights: Path) -> None:
+    llm = weights / "llm"
+    shards(llm)
+    for path in (
+        weights / "eva_vit_g.pth",
+        weights / "blip2_pretrained_flant5xxl.pth",
+        weights / "pretrained_minigpt4.pth",
+        llm / "model-2.safetensors",
+        llm / "tokenizer.model",
+        llm / "config.json",
+    ):
+        kept = path.with_name("kept")
+        if path.exists():
+            path.rename(kept)
+        path.mkdir()
+        refused(weights, [str(path)])
+        path.rmdir()
+        path.symlink_to("../blobs/0f3a")  # of the hub's cache, whose blobs were removed
+        refused(weights, [str(llm) if path.suffix in (".model", ".json") else f"{path} (a link"])
+        path.unlink()
+        if kept.exists():
+            kept.rename(path)
+    assert check_bundle(weights).ok
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+def test_tokenizer_settings_that_are_none(name: str, weights: Path) -> None:
+    for content in ("<!DOCTYPE html>", "[]", ""):
+        (weights / "llm" / name).write_text(content)
+        refused(weights, [str(weights / "llm" / name)])
+
+
+def test_an_adapter_has_no_config_of_its_own(weights: Path) -> None:
+    shutil.rmtree(weights / "llm")
+    (weights / "llm").mkdir()
+    (weights / "llm" / "adapter_config.json").write_text("{}")
+    refused(weights, ["adapter_config.json", "merge"])
+
+
+def test_no_code_of_the_folder_is_offered_to_run(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+    code = {"AutoConfig": "configuration.X", "AutoModelForCausalLM": "modeling.X"}
+    settings(weights / "llm", model_type="own", auto_map=code)
+    refused(weights, ["custom code"])
+    shutil.copy(toy_world_dir() / "weights" / "llm" / "config.json", weights / "llm")
+    path = weights / "llm" / "tokenizer_config.json"
+    path.write_text('{"tokenizer_class": "X", "auto_map": {"AutoTokenizer": ["code.X", null]}}')
+    refused(weights, ["custom code"])
+    assert not asked
 
 
 def test_files_that_are_not_whole(weights: Path) -> None:
