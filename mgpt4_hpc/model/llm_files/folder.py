@@ -130,8 +130,8 @@ def llm_files(llm_dir: Path) -> list[Path]:
             fix="copy the model's weight files there",
         )
     names = ("config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json")
-    others = [llm_dir / name for name in names if (llm_dir / name).exists()]
-    for path in weights + others:
+    others = [llm_dir / name for name in names if (llm_dir / name).is_file()]
+    for path in weights:
         require_real_file(path)
     return sorted(weights + others)
 
