@@ -19,7 +19,8 @@ from tests.slurm.jobs import preempt
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
-pytestmark = [pytest.mark.slurm, pytest.mark.soak]  # each start imports torch: minutes
+# Each start imports torch: minutes.
+pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1800)]
 
 BATCH = 4
 
@@ -34,7 +35,7 @@ def begin(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 300) -> dict:
+def finish(process: subprocess.Popen[str], timeout_s: float = 900) -> dict:
     out, errors = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, errors
     return json.loads(out)
