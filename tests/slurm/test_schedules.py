@@ -48,7 +48,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The executable that ranks are started with."""
     server = ForkPython(tmp_path_factory.mktemp("python"))
     with pytest.MonkeyPatch.context() as patch:
-        here = "mgpt4_hpc.launch.submit.submit_run.rank_python"
+        here = "mgpt4_hpc.launch.submit.container.rank_python"
         patch.setattr(here, lambda container: str(server.path))
         yield server.path
     server.close()
