@@ -175,24 +175,7 @@ def compare_by_loading(folder: Path, stored: Stored) -> Gaps:
     with garbage_collector_off():
         from transformers import AutoConfig, AutoModelForCausalLM
 
-    kinds = {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool,
-    }  # fmt: skip
-
-    class OnMeta(torch.Tensor):
-        """Stays on the meta device when the loader moves it to another."""
-
-        def to(self, *_arguments: Any, **_options: Any) -> torch.Tensor:
-            return self
-
-    tensors = {
-        key: torch.empty(
-            info.shape, dtype=kinds.get(info.dtype, torch.float16), device="meta"
-        ).as_subclass(OnMeta)
-        for key, info in stored.items()
-    }
+    tensors = _on_meta(stored)
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(
@@ -223,6 +206,30 @@ def compare_by_loading(folder: Path, stored: Stored) -> Gaps:
         mismatched={key: tuple(wanted) for key, _, wanted in sorted(loading["mismatched_keys"])},
         unused=sorted(loading["unexpected_keys"]),
     )
+
+
+def _on_meta(stored: Stored) -> dict[str, Any]:
+    """Tensors of the stored shapes and types, without numbers, that stay on the meta device."""
+    import torch
+
+    kinds = {
+        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+        "U8": torch.uint8, "BOOL": torch.bool,
+    }  # fmt: skip
+
+    class OnMeta(torch.Tensor):
+        """Stays on the meta device when the loader moves it to another."""
+
+        def to(self, *_arguments: Any, **_options: Any) -> torch.Tensor:
+            return self
+
+    return {
+        key: torch.empty(
+            info.shape, dtype=kinds.get(info.dtype, torch.float16), device="meta"
+        ).as_subclass(OnMeta)
+        for key, info in stored.items()
+    }
 
 
 def is_buffer(key: str) -> bool:
