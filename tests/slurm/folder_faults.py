@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.distributed import candidate_ports
+from mgpt4_hpc.run_dir import RunDir
 from tests.slurm.faults import (
     EARLY_STEP,
     SUSPENDED_S,
@@ -123,7 +124,8 @@ def ports_taken(victim: Victim) -> None:
     name = next(line.split()[-1] for line in cluster.splitlines() if "ClusterName" in line)
     with ExitStack() as open_ports:
         with _held(victim):
-            for port in candidate_ports(f"slurm-{name}-{victim.job}-1")[:3]:
+            token = f"slurm-{name}-{victim.job}-1-{RunDir(victim.run).run_id}"
+            for port in candidate_ports(token)[:3]:
                 listener = open_ports.enter_context(socket.socket())
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 listener.bind(("", port))

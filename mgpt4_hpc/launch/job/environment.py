@@ -45,11 +45,14 @@ class JobEnvironment:
     gpu_allotted: bool = False
     cluster: str = ""
 
-    @property
-    def token(self) -> str:
-        """Names this start of this job; ranks of another start must not meet ours."""
+    def token(self, run_id: str) -> str:
+        """Names this start of this run; ranks of another start or run must not meet ours.
+
+        The job's number alone does not: two clusters may have one name, and a controller that is
+        set up again counts from 1.
+        """
         whose = f"{self.executor}-{self.cluster}" if self.cluster else self.executor
-        return f"{whose}-{self.job_id}-{self.restart_count}"
+        return f"{whose}-{self.job_id}-{self.restart_count}-{run_id}"
 
     @property
     def claim(self) -> dict[str, object]:

@@ -177,7 +177,7 @@ def _meet(
     from mgpt4_hpc.train.health.node_consensus import NodeConsensus
 
     store = (
-        distributed.rendezvous(job.ranks, job.master_host, job.token)
+        distributed.rendezvous(job.ranks, job.master_host, job.token(run.run_id))
         if job.ranks.world_size > 1
         else None
     )

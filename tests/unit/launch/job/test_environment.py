@@ -35,13 +35,14 @@ def test_under_srun() -> None:
     assert found.ranks == Ranks(5, 1, 8, 4)
     assert (found.executor, found.job_id, found.restart_count) == ("slurm", "17", 3)
     assert (found.nodes, found.master_host) == ("node[1-2]", "10.0.0.1")
-    assert found.token == "slurm-17-3"
+    assert found.token("run") == "slurm-17-3-run"
     assert found.claim["job_id"] == "17" and found.claim["restart_count"] == 3
 
 
 def test_every_start_has_a_token_of_its_own() -> None:
     again = environment.read_job_environment({**SRUN, "SLURM_RESTART_COUNT": "4"})
-    assert again.token != environment.read_job_environment(SRUN).token
+    first = environment.read_job_environment(SRUN)
+    assert len({again.token("run"), first.token("run"), first.token("another run")}) == 3
 
 
 def test_a_first_start_has_no_restart_count() -> None:
@@ -86,7 +87,7 @@ def test_a_single_rank_asks_nobody() -> None:
 def test_under_the_local_executor_also_inside_a_job() -> None:
     found = environment.read_job_environment({**SRUN, **LOCAL})
     assert found.ranks == Ranks(1, 1, 2, 2)
-    assert (found.token, found.master_host) == ("local-4711-2", "127.0.0.1")
+    assert (found.token("run"), found.master_host) == ("local-4711-2-run", "127.0.0.1")
 
 
 def test_started_by_nobody() -> None:
