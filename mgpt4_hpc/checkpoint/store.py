@@ -26,7 +26,6 @@ from typing import Any
 
 from torch import Tensor
 
-from mgpt4_hpc.checkpoint.encoding import encode_tensors
 from mgpt4_hpc.checkpoint.filesystem import FileSystem
 from mgpt4_hpc.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -38,6 +37,7 @@ from mgpt4_hpc.checkpoint.manifest import (
     new_hash,
 )
 from mgpt4_hpc.checkpoint.reading import PIECE, STEP_NAME, read_checkpoint
+from mgpt4_hpc.checkpoint.tensor_bytes import encode_tensors
 from mgpt4_hpc.errors import CheckpointError, StorageTrouble
 from mgpt4_hpc.retry import PAUSES_S
 

@@ -33,7 +33,7 @@ from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit.branch import take_new_identity
 from mgpt4_hpc.launch.submit.preflight import preflight
-from mgpt4_hpc.launch.submit.preflight_features import feature_faults
+from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     choose_executor,

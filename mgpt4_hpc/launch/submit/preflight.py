@@ -19,7 +19,7 @@ from mgpt4_hpc.launch.runs.shared_storage import not_shared
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
 from mgpt4_hpc.launch.submit.container import container_findings, unmounted
-from mgpt4_hpc.launch.submit.preflight_features import feature_faults
+from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
     projector_findings,
     source_findings,

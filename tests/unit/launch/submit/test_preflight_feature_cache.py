@@ -12,7 +12,7 @@ from mgpt4_hpc.data.encoding.plan import plan_encoding, sample_order
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache, binding_of
 from mgpt4_hpc.data.reading.feature_cache_file import FeatureRow, write_shard
-from mgpt4_hpc.launch.submit.preflight_features import feature_faults
+from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from tests.unit.data.worlds import write_shards
 
 

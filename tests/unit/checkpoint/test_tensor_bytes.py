@@ -1,7 +1,7 @@
 import safetensors.torch
 import torch
 
-from mgpt4_hpc.checkpoint.encoding import encode_tensors
+from mgpt4_hpc.checkpoint.tensor_bytes import encode_tensors
 
 
 def _bytes(tensors):
