@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -72,3 +73,20 @@ def test_the_checkpoint_of_another_run_is_not_restored(run: RunDir, tmp_path: Pa
     assert told.restored_step == 0
     (refused,) = told.damaged
     assert f"of another run, {run.run_id}" in str(refused)
+
+
+def test_a_checkpoint_made_with_other_settings_is_not_restored(run: RunDir, tmp_path: Path) -> None:
+    assert attempt(run, _after_a_step(run)).step > 0
+    newest = max(run.checkpoints.glob("step-*"))
+    # The same run by its identity, as a backup of its files over others leaves it.
+    mixed = RunDir(tmp_path / "mixed")
+    mixed.create(run.identity())
+    text = run.config_file.read_text()
+    mixed.config_file.write_text(re.sub(r"(?m)^seed: \d+", "seed: 99", text))
+    assert mixed.config_file.read_text() != text
+    shutil.copytree(newest, mixed.checkpoints / newest.name)
+    attempt(mixed, _after_a_step(mixed))
+    (ledger,) = read_ledgers(mixed.ledger)
+    assert ledger.restored_step == 0
+    (refused,) = ledger.damaged
+    assert "made with other settings" in str(refused)
