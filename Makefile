@@ -4,12 +4,13 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-# Where the short tests are; those that start real jobs wait a lot, so two of them go at once.
-QUICK   = tests/unit tests/cli tests/reference
+# Where the tests of single modules and commands are. Those that start real jobs wait a lot, so two
+# of them go at once.
+UNIT    = tests/unit tests/cli tests/reference
 REAL    = tests/integration tests/slurm
-SELECT  = -m "not soak and not gpu"
+SELECT  = not soak and not gpu
 
-.PHONY: help install demo test quick real lint format docs soak matrix release clean
+.PHONY: help install demo test quick slow real lint format docs soak matrix release clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,13 +27,16 @@ $(STAMP): pyproject.toml
 demo: install  ## both stages on the toy world, preempted once, in under four minutes
 	$(BIN)/mgpt4 demo
 
-test: quick real  ## everything that can run on this machine
+test: quick slow real  ## everything that can run on this machine
 
-quick: install  ## the short tests alone
-	$(BIN)/python -m pytest $(SELECT) -n 2 $(QUICK) $(PYTEST_ARGS) $(QUICK_ARGS)
+quick: install  ## the tests that take a fraction of a second each, all in under a minute
+	$(BIN)/python -m pytest -m "$(SELECT) and not slow" -n 2 $(UNIT) $(PYTEST_ARGS) $(QUICK_ARGS)
+
+slow: install  ## the other tests of single modules and commands
+	$(BIN)/python -m pytest -m "$(SELECT) and slow" -n 2 $(UNIT) $(PYTEST_ARGS) $(SLOW_ARGS)
 
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
-	$(BIN)/python -m pytest $(SELECT) -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
+	$(BIN)/python -m pytest -m "$(SELECT)" -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
 lint: install  ## ruff, mypy, import contracts, generated files
 	$(BIN)/ruff check .

@@ -23,6 +23,7 @@ def stage2(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> Path:
 DEEP = "[" * 100_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file", ["run.json", "config.yaml", "pins.json", "heartbeat.json", "slurm/job.json", "CANCEL"]
 )

@@ -139,6 +139,7 @@ def test_all_json_is_held_to_the_page() -> None:
     assert all(contracts()[name]["fields"].keys() - {"..."} for name in has_json)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", JSON, ids=lambda words: " ".join(words[:2]))
 def test_json_has_the_fields_that_the_page_promises(
     words: list[str], mgpt4: Mgpt4, slurm: FakeSlurm, place: Path, world: TinyWorld

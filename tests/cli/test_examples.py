@@ -36,6 +36,7 @@ OF_RUNS = [
 ]
 
 
+@pytest.mark.slow
 @each_executes(*([line] for line in OF_RUNS))
 def test_of_runs_that_are_over(
     lines: list[str], mgpt4: Mgpt4, slurm: FakeSlurm, place: Path
@@ -124,6 +125,7 @@ MADE = {
 }
 
 
+@pytest.mark.slow
 @each_executes(*WITH_MATERIAL)
 def test_of_data_weights_and_answers(
     lines: list[str], mgpt4: Mgpt4, material: Path, monkeypatch: pytest.MonkeyPatch

@@ -114,6 +114,7 @@ print("LOADED", loaded, "CODE", code, file=sys.stderr)
 DRY_RUN = ("submit", "--config", "tiny.yaml", "--executor", "local", "--dry-run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -141,6 +142,7 @@ def test_light_commands_import_nothing_heavy(
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirection", "code", "told"),
     [

@@ -33,6 +33,7 @@ def check(tool: ModuleType, folder: Path, path: str = "packed") -> tuple[int, di
     return result.exit_code, json.loads(result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["packed", "padded", "eager", "sorted", "recomputed", "cached"])
 @pytest.mark.parametrize("name", ["vicuna_tiny", "llama2_tiny"])
 def test_everything_agrees(tool: ModuleType, name: str, path: str) -> None:
@@ -41,6 +42,7 @@ def test_everything_agrees(tool: ModuleType, name: str, path: str) -> None:
     assert len(found["rows"]) == 19 and all(row["ok"] for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_differences_are_found(tool: ModuleType, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     shutil.copytree(HERE / "vicuna_tiny", folder)
@@ -62,6 +64,7 @@ def test_differences_are_found(tool: ModuleType, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_table_for_people() -> None:
     done = subprocess.run(
         [sys.executable, TOOL, HERE / "llama2_tiny"], capture_output=True, text=True, cwd="/"

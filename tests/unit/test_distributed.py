@@ -66,10 +66,12 @@ def meet(token: str, world_size: int, *, rank0_late_s: float = 0.0) -> list[Any]
     return in_processes([rank_process(rank) for rank in range(world_size)])
 
 
+@pytest.mark.slow
 def test_four_ranks_meet_though_rank_0_is_late(token: str) -> None:
     assert meet(token, 4, rank0_late_s=0.3) == [10.0] * 4
 
 
+@pytest.mark.slow
 def test_a_stranger_that_never_answers_is_passed_by(
     token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +81,7 @@ def test_a_stranger_that_never_answers_is_passed_by(
         assert meet(token, 2) == [3.0, 3.0]
 
 
+@pytest.mark.slow
 def test_a_stranger_that_hangs_up_is_passed_by(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "_KNOCK_S", 0.5)
     with _listening(candidate_ports(token)[0]) as server:
@@ -97,6 +100,7 @@ def test_a_stranger_that_hangs_up_is_passed_by(token: str, monkeypatch: pytest.M
             server.shutdown(socket.SHUT_RDWR)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreign_token", ["slurm-1-0", None])
 def test_another_jobs_store_is_passed_by(
     token: str, foreign_token: str | None, monkeypatch: pytest.MonkeyPatch
@@ -115,6 +119,7 @@ def test_another_jobs_store_is_passed_by(
     del foreign
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_in_vain_says_where_and_why(token: str) -> None:
     with pytest.raises(RendezvousError, match=rf"rank 1 found no rank 0 at {HOST} on ports \d+"):
         rendezvous(Ranks(1, 1, 2, 2), HOST, token, timeout_s=0.3)

@@ -73,6 +73,7 @@ def test_a_recipe_names_at_most_four_files_that_exist(title: str) -> None:
     assert [name for name in named if "NAME" not in name and not (PACKAGE / name).is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_setting(copy: Copy) -> None:
     line = "    max_tokens: Positive = 2048\n"
     copy.edit("config/schema.py", line, f'    example: int = 3\n    """An example."""\n{line}')
@@ -91,6 +92,7 @@ def test_a_setting(copy: Copy) -> None:
     assert copy.touched <= set(recipe("A setting"))
 
 
+@pytest.mark.slow
 def test_a_stop_signal(copy: Copy) -> None:
     copy.edit("stop_signals.py", '"HUP"]', '"HUP", "XCPU"]')
     told = copy.run(
@@ -111,6 +113,7 @@ def test_a_stop_signal(copy: Copy) -> None:
     assert copy.touched == set(recipe("A stop signal"))
 
 
+@pytest.mark.slow
 def test_a_tensorboard_tag(copy: Copy) -> None:
     row = "| `run/attempt` |"
     copy.edit("telemetry/tags.py", row, f"| `run/example` | an example | |\n{row}")
@@ -155,6 +158,7 @@ def pack_table(source, out):
 '''
 
 
+@pytest.mark.slow
 def test_a_data_format(copy: Copy, tmp_path: Path) -> None:
     from PIL import Image
 

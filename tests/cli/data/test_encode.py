@@ -10,6 +10,7 @@ from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
 
+@pytest.mark.slow
 def test_encode_takes_a_run_by_its_name_and_a_sites_paths(
     mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ def cut(shard: Path) -> None:
     shard.write_bytes(data[: len(data) // 2])
 
 
+@pytest.mark.slow
 def test_toy_paths(mgpt4: Mgpt4) -> None:
     told = mgpt4(
         "data",

@@ -31,6 +31,7 @@ def test_stats(mgpt4: Mgpt4, world: TinyWorld, shards: Path) -> None:
     assert sorted(path.name for path in Path().iterdir()) == ["laion", "laion.index", "sheet.png"]
 
 
+@pytest.mark.slow
 def test_stats_of_shards_that_are_gone(mgpt4: Mgpt4, shards: Path) -> None:
     mgpt4("data", "index", shards, "--out", "laion.index")
     shutil.rmtree(shards)

@@ -32,6 +32,7 @@ def typed(monkeypatch: pytest.MonkeyPatch):
     return type_lines
 
 
+@pytest.mark.slow
 def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) -> None:
     typed("/help", "What is this?", "", "/image", "/what", "/save talk.json", "/history", "/quit")
     ended = mgpt4("chat", image, "--checkpoint", run.path, "--max-new-tokens", 8)

@@ -26,6 +26,7 @@ def other(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return make_trained_run(world, tmp_path_factory.mktemp("trained") / "three", seed=3)
 
 
+@pytest.mark.slow
 def test_a_run_against_itself_and_another(
     mgpt4: Mgpt4, run: RunDir, other: RunDir, world: TinyWorld
 ) -> None:
@@ -42,6 +43,7 @@ def test_a_run_against_itself_and_another(
     assert "three step-00000012" in Path("c.html").read_text()
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_name_are_told_apart(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:

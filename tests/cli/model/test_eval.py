@@ -35,6 +35,7 @@ def other(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     return make_trained_run(world, tmp_path_factory.mktemp("trained") / "three", seed=3)
 
 
+@pytest.mark.slow
 def test_failure_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     images = world.align / "image"
     ended = mgpt4("eval", run.path, "--images", images, *SHORT, "--json", "--html", "page.html")
@@ -54,6 +55,7 @@ def test_failure_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     assert told.code == 0 and "two step-00000012, 4 images: Describe the image" in told.out
 
 
+@pytest.mark.slow
 def test_points_in_tensorboard(mgpt4: Mgpt4, other: RunDir, world: TinyWorld) -> None:
     assert mgpt4("eval", other.path, "--images", world.align, *SHORT).code == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -66,6 +68,7 @@ def test_points_in_tensorboard(mgpt4: Mgpt4, other: RunDir, world: TinyWorld) ->
     assert (point.step, point.value) == (12, 1.0)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_side_by_side(mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path) -> None:
     run = make_trained_run(world, tmp_path / "runs" / "one", step=12)
     early = load_file(run.checkpoints / "step-00000012" / "projector.safetensors")
@@ -93,6 +96,7 @@ def test_every_checkpoint_side_by_side(mgpt4: Mgpt4, world: TinyWorld, tmp_path:
     assert re.search(r"<td>[^<]*detail_failing</td><td>1</td><td>1</td>", shown)
 
 
+@pytest.mark.slow
 def test_answers_that_are_kept(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     asked = ("eval", run.path, "--images", world.align / "image", *SHORT, "--batch-size", 2)
     whole = mgpt4(*asked, "--json").json
@@ -111,6 +115,7 @@ def test_answers_that_are_kept(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> N
         assert mgpt4(*losses, "--answers", "losses").json == measured
 
 
+@pytest.mark.slow
 def test_kept_answers_are_not_those_of_another_model(
     mgpt4: Mgpt4, world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -131,6 +136,7 @@ def test_kept_answers_are_not_those_of_another_model(
     assert changed.code == 2 and "with other weights or settings" in changed.err
 
 
+@pytest.mark.slow
 def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     Path("words.txt").write_text("dog\ncat\nboat\nhouse\ntree\n")
     ended = mgpt4(
@@ -142,6 +148,7 @@ def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     assert {"bleu4", "bleu4_corpus", "rouge_l", "meteor_like", "cider", "chair_s"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_loss_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     ended = mgpt4("eval", run.path, "--suite", "loss", "--json")
     assert ended.code == 0, ended.err
@@ -156,6 +163,7 @@ def test_loss_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     assert told[0] == told[1]
 
 
+@pytest.mark.slow
 def test_a_bad_image_is_left_out_and_named(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -36,6 +36,7 @@ def write_shard(path: Path, world: TinyWorld, *broken: int) -> Path:
     return path.parent
 
 
+@pytest.mark.slow
 def test_a_broken_sample_is_left_out_and_not_replaced(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_broken_sample_is_left_out_and_not_replaced(
     assert refused.code == 1 and f"none of the {NUM_SAMPLES} samples" in refused.err
 
 
+@pytest.mark.slow
 def test_a_sample_without_a_caption_is_named_too(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_sample_without_a_caption_is_named_too(
     assert reason.startswith("k9 in ")
 
 
+@pytest.mark.slow
 def test_other_images_have_curves_of_their_own(
     mgpt4: Mgpt4, run: RunDir, world: TinyWorld, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
 
 
+@pytest.mark.slow
 def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     clock = Clock()
@@ -42,6 +43,7 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
     assert "<td>preempted</td>" in page and "goodput" in page
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_page_copy_each_step_once_to_wandb(tmp_path: Path) -> None:
     page = (Path(__file__).parents[3] / "docs" / "curves.md").read_text()
     (script,) = re.findall(r"```python\n# to_wandb.py\n(.*?)```", page, re.DOTALL)
@@ -65,12 +67,14 @@ def test_the_lines_of_the_page_copy_each_step_once_to_wandb(tmp_path: Path) -> N
     assert ended.stdout.splitlines() == [f"{n} ['train/loss', 'train/lr']" for n in range(1, 9)]
 
 
+@pytest.mark.slow
 def test_a_run_without_curves_is_drawn_too(mgpt4: Mgpt4, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     attempt(run, 1, first=1, last=3)
     assert mgpt4("report", "one").code == 0
 
 
+@pytest.mark.slow
 def test_a_report_is_written_over_an_earlier_one_only(mgpt4: Mgpt4, tmp_path: Path) -> None:
     attempt(make_run(tmp_path / "runs"), 1, first=1, last=3)
     Image.new("RGB", (8, 8)).save("one.png")

@@ -60,6 +60,7 @@ def test_mail_reaches_the_script_and_a_wrong_type_is_told(
     assert ended.code == 2 and "launch.mail_type has 'FALL': use NONE, BEGIN" in ended.err
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_array_and_a_run_for_each_task(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path, slurm: FakeSlurm
 ) -> None:
@@ -131,6 +132,7 @@ def test_explain_shows_what_is_asked_for(mgpt4: Mgpt4, stage1: Path) -> None:
     assert mgpt4("config", "explain", stage1, "lrr").code == 2
 
 
+@pytest.mark.slow
 def test_the_sites_runs_are_where_every_command_looks(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:

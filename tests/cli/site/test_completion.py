@@ -41,6 +41,7 @@ def complete(words: str, environ: dict[str, str] | None = None) -> list[str]:
     return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
 
 
+@pytest.mark.slow
 def test_completion_of_commands_and_runs_is_right_and_imports_nothing_heavy(
     tmp_path: Path,
 ) -> None:

@@ -93,6 +93,7 @@ def test_slurm_does_not_answer(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) ->
     assert "cannot reach Slurm" in mgpt4("doctor", "--json").json["unreachable"]
 
 
+@pytest.mark.slow
 def test_it_imports_nothing_heavy(tmp_path: Path) -> None:
     """On a login node it must be there in a second; torch's facts are read from its files."""
     done = subprocess.run(

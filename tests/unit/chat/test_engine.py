@@ -89,6 +89,7 @@ def held(engine: Engine) -> threading.Event:
     return go
 
 
+@pytest.mark.slow
 def test_those_who_find_no_room_wait_and_the_next_are_refused(
     engine: Engine, model: ChatModel, widths: list[int]
 ) -> None:

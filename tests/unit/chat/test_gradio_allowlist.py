@@ -81,6 +81,7 @@ def all_routes(routes: Sequence[Any]) -> Iterator[str]:
             yield from (f"{method} {route.path}" for method in route.methods)
 
 
+@pytest.mark.slow
 def test_of_all_routes_only_the_needed_ones_are_answered(
     page: GradioAllowlist, allowlist: GradioAllowlist
 ) -> None:

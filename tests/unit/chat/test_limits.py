@@ -18,6 +18,7 @@ from mgpt4_hpc.model.generation.sampling import Sampling
 MIB = 2**20
 
 
+@pytest.mark.slow
 def test_images_that_are_dropped_together(monkeypatch: pytest.MonkeyPatch) -> None:
     statuses: list[int] = []
 

@@ -17,6 +17,7 @@ import pytest
 from mgpt4_hpc.chat import server
 
 
+@pytest.mark.slow
 def test_silent_clients_do_not_keep_others_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are closed, before their first request and before a second one."""
     monkeypatch.setattr(server, "_REQUEST_S", 0.2)

@@ -68,6 +68,7 @@ def test_no_image_no_question(chat_model: ChatModel) -> None:
         ask(session(chat_model), "What is this?")
 
 
+@pytest.mark.slow
 def test_a_full_conversation_says_so(chat_model: ChatModel, image: Path) -> None:
     chat = session(chat_model, max_new_tokens=300)
     chat.add_image(image)

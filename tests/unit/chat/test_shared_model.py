@@ -38,6 +38,7 @@ def alone(source: Source, image: Path, *questions: str) -> list[str]:
     return ["".join(session.ask(question)) for question in questions]
 
 
+@pytest.mark.slow
 def test_two_visitors_with_two_checkpoints_in_turns(
     shared_model: SharedModel, sources: list[Source], image: Path, other_image: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_a_run_may_delete_what_is_served(
         assert "".join(shared_model.ask(visitor, name, "What is this?", SHORT))
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_name(tiny_world: TinyWorld, tmp_path: Path, image: Path) -> None:
     sources = [
         find_source(make_trained_run(tiny_world, tmp_path / place / "run", seed=seed).path)

@@ -32,6 +32,7 @@ def typed(monkeypatch: pytest.MonkeyPatch):
     return type_lines
 
 
+@pytest.mark.slow
 def test_file_names_as_terminals_paste_them(
     mgpt4: Mgpt4, run: RunDir, image: Path, tmp_path: Path, typed
 ) -> None:

@@ -2,11 +2,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 TOOL = Path(__file__).parents[3] / "tools" / "bench_checkpoint.py"
 
 
+@pytest.mark.slow
 def test_the_benchmark_reports_what_it_promises(tmp_path):
     spec = importlib.util.spec_from_file_location("bench_checkpoint", TOOL)
     tool = importlib.util.module_from_spec(spec)

@@ -244,6 +244,7 @@ def check_all(logs, scratch):
     return len(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [script.__name__ for _, script in SCENARIOS])
 def test_every_state_resumes(name, scenarios, scratch):
     count = check_all(scenarios[name], scratch)
@@ -286,6 +287,7 @@ def test_no_fsync_escapes_the_next_test(scenarios):
     assert {op.site for op in ops if op.is_fsync} == FSYNCS.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", sorted(FSYNCS))
 def test_without_this_fsync_a_promise_breaks(site, scenarios, scratch):
     assert fails([log.without(site) for log in scenarios[FSYNCS[site]]], scratch)
@@ -301,6 +303,7 @@ def test_writing_in_place_breaks_a_promise(scenarios, scratch):
     assert fails(logs, scratch)
 
 
+@pytest.mark.slow
 def test_without_the_hash_check_a_promise_breaks(scenarios, scratch, monkeypatch):
     def read_blindly(path, record, *, keep):
         data = path.read_bytes()
@@ -312,6 +315,7 @@ def test_without_the_hash_check_a_promise_breaks(scenarios, scratch, monkeypatch
     assert fails(scenarios["saves_prune_and_fallback"], scratch)
 
 
+@pytest.mark.slow
 def test_pruning_without_reading_back_breaks_a_promise(scratch, monkeypatch):
     monkeypatch.setattr(CheckpointStore, "_is_verified", lambda store, step: True)
     folder = scratch / "blind"

@@ -56,6 +56,7 @@ def run_and_kill(folder, seconds):
     return int(told.split()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [5, pytest.param(50, marks=pytest.mark.soak)])
 def test_killed_at_random_moments(tmp_path, times):
     seed = random.randrange(1 << 32)

@@ -308,6 +308,7 @@ def test_a_read_only_folder_for_a_while(tmp_path):
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+@pytest.mark.slow
 def test_no_pickle_module_is_used_for_loading(tmp_path):
     code = f"""
 import pickle, sys

@@ -33,6 +33,7 @@ def test_every_stage_of_every_model_has_its_presets() -> None:
     assert set(PRESETS) == wanted | {"stage1-quick-vicuna7b", "stage3-instruct-vicuna7b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_full_size_on_the_meta_device(name: str) -> None:
     config = load(name)

@@ -65,6 +65,7 @@ def test_hostile_texts_stay_on_their_line(tmp_path: Path, hostile: str) -> None:
     assert len(stored.splitlines()) == len(before.splitlines())
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.text(max_size=30), max_size=3))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:

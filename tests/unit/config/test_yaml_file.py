@@ -36,6 +36,7 @@ def test_scalars(text: str, value: object) -> None:
     assert found == value and type(found) is type(value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "assignment",
     [
@@ -115,6 +116,7 @@ BOMBS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_no_file_hangs_grows_or_ends_in_another_error(tmp_path: Path, text: str) -> None:
     file = tmp_path / "c.yaml"
@@ -125,6 +127,7 @@ def test_no_file_hangs_grows_or_ends_in_another_error(tmp_path: Path, text: str)
     assert time.process_time() - began < 5
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.text(alphabet=st.sampled_from("[]{}&*!<>:-?|'\"%@`,.#~0123456789eEinfa \n\tx")))
 def test_any_text_is_a_value_or_a_yaml_error(text: str) -> None:

@@ -113,6 +113,7 @@ def lost_silently(scan: ShardScan, keys: set[str], data: bytes) -> set[str]:
     return {key for key in missing if key.encode() + b"." in rest}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [600, pytest.param(2400, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("sources", [captions, conversations])
 def test_no_mutated_tar_crashes_loses_silently_or_pairs_wrongly(
@@ -195,6 +196,7 @@ def contents(path: Path) -> list[tuple[str, bytes]] | None:
         return None
 
 
+@pytest.mark.slow
 def test_all_walks_agree_on_mutated_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One header at a time, passing over known pax headers, or a large window at once."""
     rng = random.Random(11)

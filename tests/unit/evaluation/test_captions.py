@@ -22,6 +22,7 @@ def one(answer: str, *references: str) -> dict[str, float]:
     return caption_scores([answer], [list(references)])[0]
 
 
+@pytest.mark.slow
 def test_bleu_and_meteor_as_nltk_documents_them() -> None:
     scores = one(GUIDE, *GUIDE_REFERENCES)
     assert scores["bleu4"] == pytest.approx(0.5046, abs=5e-5)

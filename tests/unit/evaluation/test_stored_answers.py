@@ -26,6 +26,7 @@ ROWS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_byte_costs_what_was_not_whole(tmp_path: Path) -> None:
     StoredAnswers(tmp_path, "failure").append(ROWS)
     (path,) = tmp_path.glob("*.jsonl")

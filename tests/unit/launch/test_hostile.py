@@ -64,6 +64,7 @@ def assert_harmless(folder: Path) -> None:
     assert not list(folder.rglob(CANARY))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(name=names, value=texts, env=texts)
 def test_a_rendered_script_executes_nothing_that_a_user_wrote(

@@ -20,6 +20,7 @@ LLAMA_13B = LLAMA_7B | {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "config", "trainable"),
     [

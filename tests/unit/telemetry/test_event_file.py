@@ -55,6 +55,7 @@ def test_a_long_refusal_costs_the_oldest_points(tmp_path, monkeypatch, caplog):
     assert "written again; 3 were lost" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 def test_a_really_full_disk(tmp_path, monkeypatch):
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]

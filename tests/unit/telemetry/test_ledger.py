@@ -236,6 +236,7 @@ def test_threads_do_not_mix_their_lines(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_ledger_of_a_million_lines_is_summarised_in_seconds(tmp_path: Path) -> None:
     progress = [
         b'{"t": %d.5, "kind": "steps", "step": %d, "loss": 4.5, "buckets": {"productive": %d.0}}\n'

@@ -16,6 +16,7 @@ def curve(folder, tag):
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
+@pytest.mark.slow
 def test_a_requeued_run_draws_every_step_once(tmp_path):
     """Three attempts; each is killed some steps past its last checkpoint and replays them."""
     restored = 0
@@ -38,6 +39,7 @@ def test_a_requeued_run_draws_every_step_once(tmp_path):
     assert [value for _, value in curve(tmp_path, tags.ATTEMPT)] == by_attempt
 
 
+@pytest.mark.slow
 def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
     for attempt, purge_step in enumerate([None, 6, 6, 6], 1):
         writer = open_writer(tmp_path, purge_step)
@@ -48,6 +50,7 @@ def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
     assert loss == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (6, 4), (7, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [1, 20])
 def test_a_kill_in_the_middle_of_a_record_hides_nothing_later(tmp_path, torn):
     writer = open_writer(tmp_path)

@@ -22,6 +22,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_both_sides_give_the_same_samples(bench: ModuleType, tmp_path: Path) -> None:
     paths = bench.make_shards(tmp_path, 2, 32)
     spec = bench.token_spec()
@@ -47,6 +48,7 @@ def test_both_sides_give_the_same_samples(bench: ModuleType, tmp_path: Path) -> 
     assert all(rows["mine"][key] == rows["theirs"][key] for key in common)
 
 
+@pytest.mark.slow
 def test_what_it_reports(
     bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,7 @@ def call(out: Path) -> Result:
     return CliRunner().invoke(bench_gpu.main, [*words, "--rounds", "1", "--steps", "1"])
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_measured(tmp_path: Path) -> None:
     for name in ("tiny-stage1", "tiny-stage1-compile"):
         (tmp_path / f"{name}.json").write_text(json.dumps(FOUND))

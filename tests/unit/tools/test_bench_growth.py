@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
@@ -13,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 import bench_growth
 
 
+@pytest.mark.slow
 def test_every_row_is_reported() -> None:
     small = ("--samples", "1000", "--few", "2", "--many", "4", "--lines", "3", "--attempts", "2")
     done = CliRunner().invoke(bench_growth.main, [*small, "--rounds", "2", "--json"])

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TOOL = Path(__file__).parents[3] / "tools" / "bench_status.py"
 
 
+@pytest.mark.slow
 def test_it_measures_and_slurm_is_asked_once() -> None:
     command = [sys.executable, str(TOOL), "--runs", "8", "--repeats", "1", "--json"]
     told = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -72,6 +72,7 @@ def test_what_a_config_says_is_not_asked_for_otherwise(
     assert result.exit_code == 2 and ignored[0] in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["1", "2"])
 def test_the_report_has_what_it_promises(stage: str) -> None:
     report = invoke(
@@ -89,6 +90,7 @@ def test_the_report_has_what_it_promises(stage: str) -> None:
     assert report["machine"] and report["versions"]["torch"]
 
 
+@pytest.mark.slow
 def test_recomputing_costs_flops_that_nobody_needed() -> None:
     report = invoke(
         *("--shape", "tiny-patches", "--activation-checkpointing", "1.0", "--cached-features"),

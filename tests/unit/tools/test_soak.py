@@ -80,6 +80,7 @@ def test_a_test_that_ran_again_replaces_its_earlier_result(cases: list[dict]) ->
     assert [case["result"] for case in merged] == ["passed", "passed", "passed"]
 
 
+@pytest.mark.slow
 def test_collected_tests_have_the_names_of_the_report() -> None:
     names = json.loads(_python("print(json.dumps(soak.collected('crashes')))"))
     assert "unit.checkpoint.test_kill.test_killed_at_random_moments[50]" in names

@@ -93,6 +93,7 @@ def test_aligned_pairs_have_cc_sbu_aligns_layout(product: Path) -> None:
     assert all(pair["caption"].endswith(".") for pair in pairs)
 
 
+@pytest.mark.slow
 def test_no_heldout_scene_is_in_anything_trained_on(heldout: list[dict]) -> None:
     held = {scenes.scene_key(_scene_of(record)) for record in heldout}
     assert len(held) == 100

@@ -27,6 +27,7 @@ def start(config: Path, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_stage_2_without_a_projector_is_refused_and_leaves_nothing(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -36,6 +37,7 @@ def test_stage_2_without_a_projector_is_refused_and_leaves_nothing(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_unfit_machine_is_a_plain_error(tiny_world: TinyWorld, tmp_path: Path) -> None:
     done = start(tiny_world.write_config(tmp_path / "one.yaml"), TMPDIR="/proc")
     assert done.returncode == 71

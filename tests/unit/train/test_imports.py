@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "torch._dynamo",
     "torch._inductor",
@@ -18,6 +20,7 @@ HEAVY = (
 )
 
 
+@pytest.mark.slow
 def test_a_rank_imports_little_beside_torch():
     """A decorator, or an import above a function, is enough to double a start's CPU time."""
     script = (

@@ -23,6 +23,7 @@ def built(vicuna, precision: str = "fp32", **changes):
     return model, add_lora(model.language_model, **(SETTINGS | changes))
 
 
+@pytest.mark.slow
 def test_nothing_changes_at_first(vicuna) -> None:
     model, lora = built(vicuna)
     batch = vicuna.batch("stage2")

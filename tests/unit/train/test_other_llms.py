@@ -139,6 +139,7 @@ def make_run(
     return run, resolved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_trains_and_generates(name: str, stage: int, tiny_world: TinyWorld, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def forbidden(*args: object, **kwargs: object) -> None:
     raise AssertionError("the weights were loaded in spite of the stop")
 
 
+@pytest.mark.slow
 def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
     run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +52,7 @@ def test_a_stop_during_the_start_up_does_not_wait_for_the_weights(
     assert (two.restored_step, two.last_step, two.steps_replayed) == (first.step, first.step, 0)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_interrupted(
     tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -87,6 +89,7 @@ def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_int
     assert finish("interrupted", 8, 9, 10, 9) == alone
 
 
+@pytest.mark.slow
 def test_an_overtaken_attempt_stops_at_its_next_save_and_decides_nothing(run: RunDir) -> None:
     ends: list[Outcome] = []
     stop = Stop(then=lambda poll: run.claim_attempt({"job_id": "2"}) if poll == 12 else None)
@@ -97,6 +100,7 @@ def test_an_overtaken_attempt_stops_at_its_next_save_and_decides_nothing(run: Ru
     assert read_ledgers(run.ledger)[0].faults[-1]["what"] == "Overtaken"
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_finished_again_at_once(tiny_world: TinyWorld, run: RunDir) -> None:
     text = run.config_file.read_text()
     run.config_file.write_text(text.replace("max_steps: 400", "max_steps: 5"))

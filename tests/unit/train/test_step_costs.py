@@ -136,6 +136,7 @@ def peak_bytes(step: TrainStep, batches: list[Any]) -> int:
     return max(accumulate(changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recomputed", "mb"), [(0.0, 28.2), (1.0, 18.0)])
 def test_memory_at_the_peak(recomputed: float, mb: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Measured with torch 2.14; logits of all answers at once would add 12 MB."""

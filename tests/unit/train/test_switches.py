@@ -123,6 +123,7 @@ def test_faithful_precision_is_fp16_all_through() -> None:
     assert (model.precision, model.vision_precision) == ("fp16", "fp16")
 
 
+@pytest.mark.slow
 def test_a_faithful_run_trains(tiny_world: TinyWorld, tmp_path: Path) -> None:
     settings = tiny_world.config(2, data__num_workers=0, train__max_steps=4)
     settings["model"]["precision"] = "fp16"

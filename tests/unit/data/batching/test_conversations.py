@@ -349,6 +349,7 @@ def records_in(data: bytes) -> Iterator[Any]:
         return
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [120, pytest.param(5000, marks=pytest.mark.soak)])
 def test_a_mutated_file_ends_in_a_clean_error_or_in_right_samples(
     tmp_path: Path, images: Path, count: int

@@ -106,6 +106,7 @@ def test_validation_may_be_broken_off_and_repeated(index: ShardIndex, num_worker
     loader.close()
 
 
+@pytest.mark.slow
 def test_closing_leaves_no_open_files(index: ShardIndex) -> None:
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -132,6 +133,7 @@ def test_a_part_of_the_held_out_samples(index: ShardIndex) -> None:
     assert sum(len(batch) for batch in loader) == loader.num_samples == 10
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_lost_ends_no_validation(tmp_path: Path) -> None:
     """Its held-out samples are neighbours: what stands in for them must lie elsewhere."""
     index = make_index(tmp_path, 8192, per_shard=128)
@@ -150,6 +152,7 @@ def test_a_shard_that_is_lost_ends_no_validation(tmp_path: Path) -> None:
     assert [batch.keys for batch in loader] == [batch.keys for batch in batches]
 
 
+@pytest.mark.slow
 def test_bad_samples_are_replaced_counted_and_finally_fatal(tmp_path: Path) -> None:
     index = make_index(tmp_path, 120, per_shard=20)
     shard = index.shard_path(2)

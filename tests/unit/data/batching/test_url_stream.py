@@ -67,6 +67,7 @@ def test_another_start_shuffles_anew_and_the_same_does_not(tmp_path: Path) -> No
     assert sorted(first) == sorted(later)
 
 
+@pytest.mark.slow
 def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
     write_shards(tmp_path / "a", 20, 5)
     write_shards(tmp_path / "b", 8, 8)
@@ -90,6 +91,7 @@ def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
     assert sum(int(key) >= 8 for batch in batches for key in batch.keys) > 8
 
 
+@pytest.mark.slow
 def test_broken_shards_are_told_and_left(tmp_path: Path, server: str) -> None:
     first, second = write_shards(tmp_path / "a", 12, 6)
     first.write_bytes(first.read_bytes()[:4000])

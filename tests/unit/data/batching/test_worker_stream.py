@@ -60,6 +60,7 @@ with StepLoader(order, [index], text_spec(), 224, options) as loader:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
 def test_a_small_shared_memory_is_an_error_with_the_fix(tmp_path: Path) -> None:
     """A real /dev/shm of 1 MiB; the queue's own thread would fail in silence, for ever."""

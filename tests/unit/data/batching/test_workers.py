@@ -65,6 +65,7 @@ def wait_until_gone(pids: list[int], timeout_s: float = 30) -> None:
         assert ready, f"worker {pid} outlived its parent"
 
 
+@pytest.mark.slow
 def test_workers_die_with_a_killed_parent(index: ShardIndex) -> None:
     child, pids = run_child(index, "wait")
     assert len(pids) == 2
@@ -73,6 +74,7 @@ def test_workers_die_with_a_killed_parent(index: ShardIndex) -> None:
     wait_until_gone(pids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["leave", "hang"])
 def test_a_forgotten_close_does_not_keep_the_interpreter(index: ShardIndex, mode: str) -> None:
     child, pids = run_child(index, mode)
@@ -82,6 +84,7 @@ def test_a_forgotten_close_does_not_keep_the_interpreter(index: ShardIndex, mode
     wait_until_gone(pids)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_of_the_next_step(index: ShardIndex) -> None:
     with a_loader(index) as loader:
         next(loader)

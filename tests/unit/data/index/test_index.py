@@ -51,6 +51,7 @@ def test_is_an_ordinary_safetensors_file(tmp_path: Path, shards: list[Path]) -> 
     assert arrays["shard_first"].tolist() == [0, 20, 40, 50]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_index(tmp_path: Path, shards: list[Path]) -> None:
     progress: list[tuple[int, int]] = []
     build_index(shards, tmp_path / "one.index", ScanOptions(verify=True, decode=True), name="toy")
@@ -102,6 +103,7 @@ def test_parts_made_elsewhere_are_put_together_unread(
     assert [index.key(sample) for sample in (0, 20, 49)] == ["000000000", "000000020", "000000049"]
 
 
+@pytest.mark.slow
 def test_the_digest_tells_what_defines_the_order(tmp_path: Path, shards: list[Path]) -> None:
     def digest(paths: list[Path], **options: object) -> str:
         out = tmp_path / "d.index"
@@ -160,6 +162,7 @@ def test_an_index_travels_to_other_processes(tmp_path: Path) -> None:
     assert copy.locate(5) == index.locate(5)
 
 
+@pytest.mark.slow
 def test_killed_builds_leave_no_index(tmp_path: Path) -> None:
     shards = write_shards(tmp_path / "data", 200, 10)
     out = tmp_path / "out" / "toy.index"

@@ -107,6 +107,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_loader_with_a_stager_reads_the_same(index: ShardIndex, folder: Path) -> None:
     folder.mkdir()
     (folder / "0-0-8").write_bytes(b"left by a killed attempt")

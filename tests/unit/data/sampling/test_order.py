@@ -32,6 +32,7 @@ def drawn(order: SampleOrder, positions: object) -> list[tuple[int, int]]:
     return list(zip(sources.tolist(), samples.tolist(), strict=True))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(2, 700), min_size=1, max_size=3),
@@ -100,6 +101,7 @@ def test_laion_to_cc_sbu_is_115_to_14_and_evenly_spread() -> None:
     assert mixing_pattern([1]).tolist() == [0]
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(data=st.data())
 def test_any_schedule_consumes_the_same_sequence(data: st.DataObject) -> None:
@@ -169,6 +171,7 @@ def test_golden_vectors() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_epochs_differ_and_reads_stay_within_a_window() -> None:
     order = SampleOrder([SourceSize("big", 1_000_000)], 3)
     _, first = order.lookup(np.arange(1_000_000))
@@ -233,6 +236,7 @@ def test_faults_are_told_together() -> None:
         SampleOrder([SourceSize("a", 5)], 1).lookup([3, -1])
 
 
+@pytest.mark.slow
 def test_needs_no_torch() -> None:
     code = (
         "import sys\n"

@@ -15,6 +15,7 @@ from tests.unit.data.sources.indexes import index_of
 from tests.unit.data.worlds import jpeg, make_index
 
 
+@pytest.mark.slow
 def test_contact_sheet(tmp_path: Path) -> None:
     samples = [(jpeg(n, (300, 100)), f"caption {n} " * 40) for n in range(7)]
     index = index_of(tmp_path, [*samples, (b"no image", "bad")])

@@ -177,6 +177,7 @@ def write_large(path: Path, num_rows: int, caption_bytes: int) -> None:
         file.write("]")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_list(tmp_path: Path) -> None:
     """Any step that held the whole list would need over 380 MB; the bound is 300."""
     src = tmp_path / "list.json"
@@ -190,6 +191,7 @@ def test_memory_does_not_grow_with_the_list(tmp_path: Path) -> None:
     assert 20 < peak_mib < 300
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_files", [1, 7])
 def test_a_kill_leaves_nothing_under_the_final_name(tmp_path: Path, num_files: int) -> None:
     src = tmp_path / "list.json"

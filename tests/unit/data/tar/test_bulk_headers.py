@@ -12,6 +12,7 @@ from tests.unit.data.tar.walking import WINDOWS, by_tarfile, listed, walk
 from tests.unit.data.worlds import members, tar_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("mtime", [0, 1700000000.25])
 def test_many_members_in_every_window(tmp_path: Path, window: int, mtime: float) -> None:

@@ -107,6 +107,7 @@ def controlled(tmp_path: Path):
             controller.process.wait()
 
 
+@pytest.mark.slow
 def test_finished_is_finished(controlled: Make) -> None:
     controller = controlled("tell('done')")
     assert controller.wait() == 0
@@ -128,6 +129,7 @@ def wait_for_decision():
 """
 
 
+@pytest.mark.slow
 def test_144_brings_the_tasks_back_more_often_than_submitit_would(controlled: Make) -> None:
     controller = controlled(
         DECIDED
@@ -150,6 +152,7 @@ sys.exit(75)
     assert began == [f"began {restart}" for restart in range(9)]
 
 
+@pytest.mark.slow
 def test_a_dead_rank_takes_the_others_along_with_term_first(controlled: Make) -> None:
     controller = controlled(
         """
@@ -169,6 +172,7 @@ wait_forever()
     assert attempt.cause == "crashed"
 
 
+@pytest.mark.slow
 def test_who_does_not_listen_to_term_is_killed(controlled: Make) -> None:
     controller = controlled(
         """
@@ -188,6 +192,7 @@ wait_forever()
     assert "launch.max_crashes allows 1" in controller.run.failed.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_controller_leaves_no_rank_running(controlled: Make) -> None:
     controller = controlled(
         f"""
@@ -206,6 +211,7 @@ module.run_task(str(run))
     wait_until(lambda: not any(exists(pid) for pid in pids), 30, "both ranks are gone")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_signals_reach_every_rank(controlled: Make, number: signal.Signals) -> None:
     controller = controlled(f"on({int(number)}, 'signal', 0)\nwait_forever()")
@@ -216,6 +222,7 @@ def test_signals_reach_every_rank(controlled: Make, number: signal.Signals) -> N
     assert controller.told(0) == controller.told(1) == ["ready 0", "signal 0"]
 
 
+@pytest.mark.slow
 def test_after_int_the_tasks_may_save_and_nobody_brings_them_back(controlled: Make) -> None:
     controller = controlled(
         """
@@ -231,6 +238,7 @@ wait_forever()
     assert cancel_requested(controller.run, str(controller.process.pid))
 
 
+@pytest.mark.slow
 def test_an_int_between_two_starts_is_not_lost(controlled: Make) -> None:
     # Sent while the first tasks are still ending: whenever it is noticed, no start follows it
     # that would run to the end.

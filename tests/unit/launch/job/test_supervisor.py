@@ -149,6 +149,7 @@ def test_a_silent_slurm_leaves_the_command_for_a_person(
     assert run.resubmit_needed.read_text().endswith(f"\n\nmgpt4 resume '{run.path}'\n")
 
 
+@pytest.mark.slow
 def test_an_end_that_nobody_can_ask_about_names_the_missing_scontrol(
     run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

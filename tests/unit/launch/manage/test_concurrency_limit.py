@@ -11,6 +11,7 @@ from tests.cli.synthetic import make_run, submitted
 from tests.support.resuming import Submissions
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_how_many_may_be_at_work(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
 ) -> None:

@@ -12,6 +12,7 @@ from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 
+@pytest.mark.slow
 def test_one_call_each_for_two_hundred_runs_in_two_seconds(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_a_slurm_conf_that_is_not_there_is_named_at_once(
         commands.run_slurm([sys.executable, "-c", "raise SystemExit('was run')"])
 
 
+@pytest.mark.slow
 def test_what_was_said_before_the_time_out_is_told() -> None:
     command = [sys.executable, "-uc", "import sys, time; sys.stderr.write('\\nno host\\n'); "
                "time.sleep(60)"]  # fmt: skip

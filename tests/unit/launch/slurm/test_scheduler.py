@@ -120,6 +120,7 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InMemory:
     return made
 
 
+@pytest.mark.slow
 def test_a_run_over_a_scheduler_in_memory(tmp_path: Path, memory: InMemory) -> None:
     """Submitted, preempted, requeued, asked to save and end, cancelled."""
     run = RunDir(tmp_path / "runs" / "one")
@@ -177,6 +178,7 @@ def offences(source: str) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_only_launch_slurm_runs_its_commands() -> None:
     modules = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "launch/slurm"]
     assert len(modules) > 300

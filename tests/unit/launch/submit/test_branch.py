@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.run_dir import RunDir
@@ -13,6 +15,7 @@ from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
 
+@pytest.mark.slow
 def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 
 
+@pytest.mark.slow
 def test_a_sweep_that_sbatch_refuses_leaves_nothing(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path
 ) -> None:
@@ -25,6 +26,7 @@ def test_a_sweep_that_sbatch_refuses_leaves_nothing(
     assert list(Path("runs/.sweeps").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--sweep", "seed=1,2"]], ids=["run", "sweep"])
 @pytest.mark.parametrize(
     ("said", "kept"),
@@ -45,6 +47,7 @@ def test_a_job_that_may_have_been_accepted_keeps_its_folder(
         assert mgpt4("status", "tiny-stage1", "--json").json[0]["state"] == "stopped"
 
 
+@pytest.mark.slow
 def test_a_local_sweep_goes_on_behind_a_run_that_failed(
     mgpt4: Mgpt4, stage1: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,6 +71,7 @@ def test_a_local_sweep_goes_on_behind_a_run_that_failed(
     assert "1 of the sweep's 3 runs did not finish" in ended.err
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_waiting_says_what_goes_on(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -68,6 +68,7 @@ def cut(path: Path, part: float) -> None:
     path.write_bytes(data[: int(len(data) * part)])
 
 
+@pytest.mark.slow
 def test_the_table_has_every_file(whole: RunDir) -> None:
     files = {str(path.relative_to(whole.path)) for path in whole.path.rglob("*") if path.is_file()}
     grouped = {"code" if name.startswith("code/") else name for name in files}
@@ -117,6 +118,7 @@ def test_pins_are_made_again_where_a_person_accepts_it_or_nothing_hangs_on_them(
     assert read_pins(run, accepted=False) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("name", sorted(MENDED))
 def test_what_can_be_made_again_is(whole: RunDir, run: RunDir, name: str, part: float) -> None:

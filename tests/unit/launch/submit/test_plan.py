@@ -36,6 +36,7 @@ def test_what_contradicts_itself(
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "variable", "expected"),
     [
@@ -66,6 +67,7 @@ def test_the_runs_lie_where_explain_says(
         assert told["value"] == expected
 
 
+@pytest.mark.slow
 def test_a_run_from_another_has_its_settings_and_its_weights(
     mgpt4: Mgpt4,
     world: TinyWorld,
@@ -92,6 +94,7 @@ def test_a_run_from_another_has_its_settings_and_its_weights(
     assert mgpt4("submit", "--config", "toy-stage1", "--continue").code == 2
 
 
+@pytest.mark.slow
 def test_a_second_stage_takes_over_bundle_and_conversation_format(
     mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_batch_that_does_not_divide_is_told_what_does(
     assert told in fault
 
 
+@pytest.mark.slow
 def test_the_toy_passes_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"

@@ -93,6 +93,7 @@ def fake_sbatch(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+@pytest.mark.slow
 def test_what_a_job_needs_is_on_disk_before_it_is_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,7 @@ def test_what_a_job_needs_is_on_disk_before_it_is_submitted(
     assert [name for name in ours if there[name] not in synced] == []
 
 
+@pytest.mark.slow
 def test_an_enclosing_jobs_variables_do_not_reach_sbatch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +140,7 @@ def test_an_enclosing_jobs_variables_do_not_reach_sbatch(
     assert os.environ["SLURM_JOB_ID"] == "x", "ours stay as they were"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("message", "cls"),
     [
@@ -171,6 +174,7 @@ def another_thread() -> Iterator[None]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("another_thread")
 def test_ctrl_c_waits_until_the_jobs_id_is_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -188,6 +192,7 @@ def test_ctrl_c_waits_until_the_jobs_id_is_noted(
     assert read_json(run.slurm / "job.json")["job_id"] == "42"
 
 
+@pytest.mark.slow
 def test_a_job_that_cannot_be_noted_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

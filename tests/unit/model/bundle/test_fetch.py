@@ -70,6 +70,7 @@ def complete(out: Path) -> None:
     assert not list((out / "llm").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_bundle_from_both_kinds_of_source(server: WeightsServer, tmp_path: Path) -> None:
     fetched(server, tmp_path / "bundle")
     complete(tmp_path / "bundle")
@@ -78,6 +79,7 @@ def test_a_bundle_from_both_kinds_of_source(server: WeightsServer, tmp_path: Pat
     assert sum(server.asked.values()) == before, "what is complete asks nobody"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [f"/files/{VIT}", "hub"])
 @pytest.mark.parametrize("faults", [["cut", "cut"], [429, 429], [503], [429, "cut", 500]])
 def test_what_passes_is_tried_again(
@@ -93,6 +95,7 @@ def test_what_passes_is_tried_again(
     assert not server.faults[path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "hashes", "told"),
     [
@@ -117,12 +120,14 @@ def test_what_does_not_pass_is_named(
     complete(tmp_path / "bundle")
 
 
+@pytest.mark.slow
 def test_hashes_are_compared(server: WeightsServer, tmp_path: Path) -> None:
     wrong = PublishedSource(url=f"{server.url}/files/{VIT}", file=VIT, sha256="ab" * 32)
     with pytest.raises(WeightsError, match=r"sha256 is .* abab.* is published"):
         fetched(server, tmp_path / "bundle", vit=wrong)
 
 
+@pytest.mark.slow
 def test_a_gated_model_names_its_licence_and_keeps_no_token(
     server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +144,7 @@ def test_a_gated_model_names_its_licence_and_keeps_no_token(
     assert not [path for path in files if b"hf_secret" in path.read_bytes()]
 
 
+@pytest.mark.slow
 def test_a_local_folder_or_file_is_used_where_it_is(server: WeightsServer, tmp_path: Path) -> None:
     local = {"vit": PublishedSource(path=TOY / VIT), "llm": PublishedSource(path=TOY / "llm")}
     fetched(server, tmp_path / "bundle", **local)
@@ -162,6 +168,7 @@ def test_json_has_the_fields_of_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert_schema("weights fetch", json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_call_killed_before_the_last_move_is_finished(
     server: WeightsServer, tmp_path: Path
 ) -> None:

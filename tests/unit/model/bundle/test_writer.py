@@ -50,6 +50,7 @@ def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
 
 
+@pytest.mark.slow
 def test_records_are_of_what_was_written(sources, toy: Path, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", sources, llm="copy")
     manifest = BundleManifest.read(bundle.path / "bundle.json")
@@ -68,6 +69,7 @@ def test_records_are_of_what_was_written(sources, toy: Path, tmp_path: Path) -> 
     assert check_bundle(bundle.path, full=True).ok
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", [False, True])
 def test_odd_tensors_are_copied_too(mixed: bool, toy: Path, tmp_path: Path) -> None:
     """Of another type, with shared or turned storage, and with NaN among those."""
@@ -115,6 +117,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_ends_without_a_traceback(toy: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for a full disk: write() fails in the middle."""
     words = ["weights", "import", "--vit", toy / "eva_vit_g.pth", "--llm", toy / "llm", "--qformer",
@@ -158,6 +161,7 @@ def test_where_locks_do_not_work_it_is_only_named(sources, tmp_path: Path, monke
     assert left.exists() and any(str(left) in line for line in said)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_leaves_no_bundle(toy: Path, tmp_path: Path) -> None:
     """SIGKILL while the files are read, then the same import again."""
     slow = (

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from mgpt4_hpc.model.architecture import EVA_G_PATCHES, EVA_G_QFORMER
@@ -16,6 +17,7 @@ from mgpt4_hpc.model.conversion.variants import projector_faults
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 
 
+@pytest.mark.slow
 def test_a_good_bundle(bundle: Path, reference) -> None:
     found = check_bundle(bundle, full=True)
     assert found.ok and found.facts["projector"] == [64, 48]
@@ -77,6 +79,7 @@ def test_missing_shard_and_lfs_pointer_in_the_llm(bundle: Path) -> None:
     assert "git-lfs pointer" in faults
 
 
+@pytest.mark.slow
 def test_the_check_takes_seconds_and_builds_nothing(bundle: Path) -> None:
     code = (
         "import sys; from mgpt4_hpc.model.estimates.bundle_check import check_bundle;"

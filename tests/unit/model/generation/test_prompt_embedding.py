@@ -61,6 +61,7 @@ def test_images_stand_where_their_slots_are(vicuna, features) -> None:
     assert say(vicuna, [prompt], [features[:2]]) != say(vicuna, [prompt], [features[[1, 0]]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_the_pieces_are_the_answer(vicuna, features, temperature) -> None:
     # A random model speaks in broken bytes: the worst case for handing out text early.

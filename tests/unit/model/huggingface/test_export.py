@@ -100,6 +100,7 @@ def dialogues() -> list[Dialogue]:
     ]
 
 
+@pytest.mark.slow
 def test_token_ids_and_logits_are_ours(ours: ChatModel, theirs, processor) -> None:
     per_image = ours.bundle.architecture.num_image_tokens
     for dialogue in dialogues():
@@ -120,6 +121,7 @@ def test_token_ids_and_logits_are_ours(ours: ChatModel, theirs, processor) -> No
         assert (logits[..., -1] < logits[..., :-1].max(-1).values).all(), "the image token"
 
 
+@pytest.mark.slow
 def test_two_hundred_greedy_tokens_are_ours(ours: ChatModel, theirs, processor) -> None:
     question = Dialogue((Turn((None, STAGE2_INSTRUCTIONS[0]), None),))
     images = photos(20)
@@ -179,6 +181,7 @@ def test_models_without_a_q_former_are_refused_with_the_reason(tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_documentation_shows_what_answers(
     ours: ChatModel, exported: Exported, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -200,6 +203,7 @@ def test_the_documentation_shows_what_answers(
     assert capsys.readouterr().out.strip() == answer.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "changes"), [("qwen2", {"tie_word_embeddings": True}), ("gpt2", {}), ("mistral", {})]
 )

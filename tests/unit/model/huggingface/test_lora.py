@@ -64,6 +64,7 @@ def loaded(folder: Path) -> torch.nn.Module:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype="float32")
 
 
+@pytest.mark.slow
 def test_merged_and_as_an_adapter(run: Path, expected: torch.Tensor, tmp_path: Path) -> None:
     from peft import PeftModel
 

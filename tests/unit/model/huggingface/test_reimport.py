@@ -23,6 +23,7 @@ def same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> bool
     )
 
 
+@pytest.mark.slow
 def test_import_brings_the_same_bits_back(exported: Exported, tmp_path: Path) -> None:
     weights("import", "--hf", exported.folder, "--out", tmp_path / "again")
     before, after = open_bundle(exported.weights), open_bundle(tmp_path / "again")

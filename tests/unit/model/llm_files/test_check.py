@@ -152,6 +152,7 @@ def refused(weights: Path, words: list[str]) -> None:
     assert [path.name for path in weights.parent.iterdir()] == ["weights"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
 @pytest.mark.parametrize("name", FAULTS)
 def test_language_model(name: str, kind: str, weights: Path) -> None:
@@ -254,6 +255,7 @@ def test_no_code_of_the_folder_is_offered_to_run(
     assert not asked
 
 
+@pytest.mark.slow
 def test_files_that_are_not_whole(weights: Path) -> None:
     llm = weights / "llm"
     path = llm / "pytorch_model.bin"
@@ -323,6 +325,7 @@ def put(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         torch.save(tensors, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth", "llm"])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_numbers_that_are_none(file: str, value: float, weights: Path) -> None:
@@ -347,6 +350,7 @@ def test_numbers_that_are_none(file: str, value: float, weights: Path) -> None:
     assert "NaN" in "".join(check_bundle(bundle, full=True).faults)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "key"),
     [

@@ -52,6 +52,7 @@ def folder_with(model_type: str, vicuna, tmp_path: Path, **changes) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [

@@ -91,6 +91,7 @@ def test_large_types_come_first(tmp_path: Path) -> None:
     assert layout.after == ["byte"] and len(layout.header) % 8 == 0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     path = tmp_path / "large.bin"
     with path.open("wb") as file:

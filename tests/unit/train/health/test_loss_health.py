@@ -112,6 +112,7 @@ def test_broken_weights_end_a_run_with_the_cause(tiny_world: TinyWorld, tmp_path
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+@pytest.mark.slow
 def test_uniform_output_is_told_by_the_run(tiny_world: TinyWorld, tmp_path: Path, capsys) -> None:
     run = make_run(tiny_world, tmp_path, {"lm_head.weight": 0.0}, data__num_workers=0)
     run_training(run, Ranks(), NeverStop(), claim={})

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mgpt4_hpc.distributed import Ranks, rendezvous
 from mgpt4_hpc.errors import BadNode, MgptError, RendezvousError, StorageTrouble
 from mgpt4_hpc.train.health.node_check import NodeFindings
@@ -120,6 +122,7 @@ def _forked(action: Callable[[], Any]) -> int:
     return pid
 
 
+@pytest.mark.slow
 def test_all_ranks_hear_the_same_and_wait_for_rank_0(tmp_path: Path) -> None:
     now = time.time()
     fit, unfit = NodeFindings("n0", time=now), NodeFindings("n1", ("no GPU",), time=now)
@@ -137,11 +140,13 @@ def test_fit_nodes_go_on(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_rank_that_hangs_while_it_looks_makes_its_node_unfit(tmp_path: Path) -> None:
     answers = agree([NodeFindings("n0", time=time.time()), None], tmp_path)
     assert "n1: rank 1 did not finish looking at it" in answers[0][0]
 
 
+@pytest.mark.slow
 def test_a_node_that_is_slow_to_come_is_not_blamed(tmp_path: Path) -> None:
     now = time.time()
     findings: list[NodeFindings | None] = [

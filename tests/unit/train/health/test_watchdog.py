@@ -16,6 +16,7 @@ from mgpt4_hpc.train.health.watchdog import Watchdog
 from tests.unit.train.health.hanging import PROGRAM, REPO, run_program
 
 
+@pytest.mark.slow
 def test_a_hang_leaves_the_stacks_of_all_threads_and_a_note() -> None:
     code, out, err = run_program(
         """
@@ -33,11 +34,13 @@ hang_here()
     assert f"ends itself with code {EXIT_HUNG}" in err
 
 
+@pytest.mark.slow
 def test_a_hang_in_a_slow_phase_is_one_too() -> None:
     code, out, _ = run_program("with dog.phase('validation'):\n    hang_here()")
     assert (code, out) == (EXIT_HUNG, "noted validation 0\n")
 
 
+@pytest.mark.slow
 def test_a_process_that_was_suspended_for_longer_than_all_limits_goes_on() -> None:
     program = PROGRAM.format(step_s=0.4, slow_s=0.4) + (
         """
@@ -61,12 +64,14 @@ print(awake_clock.awake_clock().suspended_s)
     assert 1.9 < suspended_s < 3.0
 
 
+@pytest.mark.slow
 def test_a_note_that_hangs_too_does_not_keep_the_process() -> None:
     code, _, err = run_program("dog.note = lambda hang: hang_here()\nhang_here()")
     assert code == EXIT_HUNG
     assert "in hang_here" in err
 
 
+@pytest.mark.slow
 def test_who_moves_or_says_that_it_takes_longer_lives_on() -> None:
     body = """
 time.sleep(0.4)

@@ -115,6 +115,7 @@ class StopAt(NeverStop):
         return StopRequest("SIGTERM", 0.0) if self.left <= 0 else None
 
 
+@pytest.mark.slow
 def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
     run: RunDir, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
 # -- what was there and is gone ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
     run: RunDir, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

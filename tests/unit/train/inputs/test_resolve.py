@@ -61,6 +61,7 @@ def _after_a_step(run: RunDir) -> Stop:
     return stop
 
 
+@pytest.mark.slow
 def test_the_checkpoint_of_another_run_is_not_restored(run: RunDir, tmp_path: Path) -> None:
     assert attempt(run, _after_a_step(run)).step > 0
     newest = max(run.checkpoints.glob("step-*"))

@@ -141,6 +141,7 @@ wait(semaphore)
 """
 
 
+@pytest.mark.slow
 def test_a_signal_is_logged_while_the_main_thread_is_in_one_long_call() -> None:
     """The handler waits for the call to end; the line in the log does not."""
     child = subprocess.Popen(

@@ -48,6 +48,7 @@ def parts(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> di
     }
 
 
+@pytest.mark.slow
 def test_scores_cards_and_texts(parts: dict[str, Any]) -> None:
     ask = HeldOutAnswers(**parts, ranks=ALONE)
     said = ask()

@@ -71,6 +71,7 @@ def ranks_do(
     return in_processes([process(rank) for rank in range(len(hosts))])
 
 
+@pytest.mark.slow
 def test_each_nodes_first_rank_reads_for_its_neighbours(tmp_path: Path) -> None:
     held = ranks_do(tmp_path / "store", ["a", "b", "a", "b"], read)
     assert held == [[1, 2, 3, 4, 5], [11, 12, 13, 14, 15]] * 2
