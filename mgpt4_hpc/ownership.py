@@ -102,11 +102,12 @@ def _everything(run: Path) -> Iterator[Path]:
     """The folder and all in it; what vanishes meanwhile (a checkpoint pruned) is passed over."""
     yield run
 
-    def complain(error: OSError) -> None:
+    def raise_unless_vanished(error: OSError) -> None:
+        """Raise what ``os.walk`` could not list, unless it was deleted."""
         if not isinstance(error, FileNotFoundError):
             raise error
 
-    for folder, folders, files in os.walk(run, onerror=complain):
+    for folder, folders, files in os.walk(run, onerror=raise_unless_vanished):
         for name in [*folders, *files]:
             path = Path(folder, name)
             if os.path.lexists(path):

@@ -135,7 +135,8 @@ class Guard:
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         taken, begun = 0, False
 
-        async def counted() -> Message:
+        async def limited_receive() -> Message:
+            """Receive a part of the body; raise ``_TooMuch`` above the limit."""
             nonlocal taken
             message = await receive()
             taken += len(message.get("body", b""))
@@ -143,7 +144,8 @@ class Guard:
                 raise _TooMuch
             return message
 
-        async def dressed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
+            """Send a message; the first of an answer gets the security headers."""
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
@@ -151,7 +153,7 @@ class Guard:
             await send(message)
 
         try:
-            await self._app(scope, counted, dressed)
+            await self._app(scope, limited_receive, send_with_headers)
         except _TooMuch:
             if not begun:
                 await _refuse(scope, send, 413, self._too_much())

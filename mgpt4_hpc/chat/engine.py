@@ -137,6 +137,7 @@ class Engine:
         future: Future[T] = Future()
 
         def run() -> None:
+            """Call the function; its result or exception goes into the future."""
             try:
                 future.set_result(function())
             except Exception as error:  # noqa: BLE001 - it is the caller's

@@ -99,14 +99,15 @@ class GradioAllowlist:
         scope = {**scope, "headers": [*named, (b"content-length", str(len(body)).encode())]}
         given = False
 
-        async def again() -> Message:
+        async def checked_body() -> Message:
+            """The request's body as it was checked, then what the client sends later."""
             nonlocal given
             if given:
                 return await receive()
             given = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self.app(scope, again, send)
+        await self.app(scope, checked_body, send)
 
 
 def _paths(value: Any) -> list[object]:

@@ -130,6 +130,7 @@ def _answering(
     def answer(
         message: dict[str, Any], visitor: Visitor | None, speaker: str, *values: float
     ) -> Generator[tuple[Any, ...], None, None]:
+        """Yield the page's values: first with the images taken, then as the answer grows."""
         visitor = visitor or shared_model.visitor()
         question = message.get("text") or ""
         whole = None
@@ -283,7 +284,8 @@ def _messages(visitor: Visitor, question: str = "", growing: str = "") -> list[d
     pictures = iter(visitor.pictures)
     shown: list[dict[str, Any]] = []
 
-    def add(role: str, text: str, num_images: int = 0) -> None:
+    def add_message(role: str, text: str, num_images: int = 0) -> None:
+        """Append a message with the next images; one without text and images is left out."""
         content: list[Any] = [
             gr.HTML(f'<img class="shown" alt="image" src="{next(pictures)}">')
             for _ in range(num_images)
@@ -293,10 +295,10 @@ def _messages(visitor: Visitor, question: str = "", growing: str = "") -> list[d
             shown.append({"role": role, "content": content})
 
     for turn in talk.turns:
-        add("user", turn.question, len(turn.images))
-        add("assistant", turn.answer or "(no answer)")
-    add("user", question.strip(), len(talk.pending))
-    add("assistant", growing)
+        add_message("user", turn.question, len(turn.images))
+        add_message("assistant", turn.answer or "(no answer)")
+    add_message("user", question.strip(), len(talk.pending))
+    add_message("assistant", growing)
     return shown
 
 

@@ -180,6 +180,7 @@ def _protocol() -> type[asyncio.Protocol]:
         _seen: object = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
+            """Start the timer that closes the connection if it stays idle."""
             super().connection_made(transport)
             self._look_later()
 
@@ -210,15 +211,18 @@ def _run(
     import uvicorn
 
     async def sweep() -> None:
+        """Delete the uploads that are older than ``_UPLOAD_AGE_S``."""
         delete_older(uploads, _UPLOAD_AGE_S)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[object] | None = None) -> None:
+            """Call ``on_ready`` once the server accepts connections."""
             await super().startup(sockets=sockets)
             if self.started:
                 on_ready()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            """End the answers in progress, which the server would wait for."""
             shared_model.close()
             super().handle_exit(sig, frame)
 

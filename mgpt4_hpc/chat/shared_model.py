@@ -106,6 +106,7 @@ class Place:
             return (yield from engine.pieces(self.trained, prompt, features_NIQ, sampling))
 
         def answer() -> Answer:
+            """The whole answer, from this visitor's checkpoint."""
             chat_model.use(self.trained)
             return chat_model.answers([prompt], [features_NIQ], sampling)[0]
 

@@ -41,12 +41,14 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - as its base declares it
 
     def get_single_node(self) -> yaml.Node | None:
+        """The file's document; raises if it is too deep or too large."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None:
             _size(node, {})
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A dictionary; raises at a key that is given twice."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -60,6 +62,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """A decimal integer; raises at one that Python refuses to convert."""
         try:
             return int(self.construct_scalar(node))
         except ValueError:  # thousands of digits, which Python does not convert

@@ -90,6 +90,7 @@ def list_repository(
     api = HfApi()
 
     def ask() -> tuple[str, list[Any]]:
+        """The revision's commit, and the entries of its files."""
         commit = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
         found = api.list_repo_tree(repo, recursive=True, repo_type=kind, revision=commit)
         return commit, [entry for entry in found if isinstance(entry, RepoFile)]
@@ -169,14 +170,15 @@ def _asked_server(file: RemoteFile) -> RemoteFile:
     from huggingface_hub.utils import get_session
 
     def ask() -> Any:
+        """Headers of the server's answer; none if it does not support HEAD."""
         headers = {"Accept-Encoding": "identity"}
         answer = get_session().head(file.url, headers=headers, follow_redirects=True, timeout=30)
         if answer.status_code != 405:  # a server without HEAD sends nothing before
             answer.raise_for_status()
         return answer.headers if answer.status_code != 405 else {}
 
-    told = ask_patiently(ask, file.url)
-    length = str(told.get("content-length", ""))
-    etag = str(told.get("etag", ""))
+    headers = ask_patiently(ask, file.url)
+    length = str(headers.get("content-length", ""))
+    etag = str(headers.get("etag", ""))
     size = int(length) if length.isdigit() else None
     return RemoteFile(file.name, file.url, size, etag="" if etag.startswith("W/") else etag)

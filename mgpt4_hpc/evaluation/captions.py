@@ -101,4 +101,5 @@ class _NoSynonyms:
     """Stands in for WordNet, which nltk would want to have downloaded."""
 
     def synsets(self, _word: str) -> list[Any]:
+        """No synonyms for any word."""
         return []

@@ -103,6 +103,7 @@ def _run(
     ranks.first_does(lambda: _create(run, resolved, accept))
 
     def end(outcome: Outcome, recorder: object) -> None:
+        """Record how the attempt ended, and print how to continue."""
         from mgpt4_hpc.telemetry.event_kinds import Kind
         from mgpt4_hpc.train.recorder import Recorder
 

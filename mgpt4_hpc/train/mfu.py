@@ -69,6 +69,7 @@ def utilisation(
         peak = None  # a model that names its sizes otherwise cannot be counted
 
     def fraction(micro_batches: Sequence[Batch], step_s: float) -> float | None:
+        """MFU (0 to 1) of a step that took ``step_s`` seconds; None if it cannot be counted."""
         if peak is None or step_s <= 0:
             return None
         lengths = [

@@ -238,6 +238,7 @@ class _Attempt:
         """The run's model; None if a stop came first, here or where it is read for this rank."""
 
         def run_locally(read: Callable[[], T]) -> T:
+            """Read with retries; raises ``Interrupted`` if a stop comes."""
             with self.stop.interrupting():
                 return self._patiently(read)
 

@@ -107,6 +107,7 @@ class Api:
         loop = asyncio.get_running_loop()
 
         def deliver(event: engine.Event) -> None:
+            """Pass an event of the model's thread to this request's queue."""
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         async with self._received(request) as data:

@@ -55,9 +55,14 @@ def convert_command(
     from mgpt4_hpc.data.sources.convert import BAD_ROWS_FILE, convert_captions
 
     check_folder(out.parent)
-    with progress(f"converting {src.name}", "bytes") as tell:
+    with progress(f"converting {src.name}", "bytes") as on_progress:
         report = convert_captions(
-            src, out, fraction=fraction, seed=seed, rows_per_file=rows_per_file, on_progress=tell
+            src,
+            out,
+            fraction=fraction,
+            seed=seed,
+            rows_per_file=rows_per_file,
+            on_progress=on_progress,
         )
     if as_json:
         echo_json(report.__dict__)

@@ -118,9 +118,9 @@ def download_command(
             _tell_submitted(job_id, as_json)
             return
     else:
-        with progress("downloading", "samples") as tell:
+        with progress("downloading", "samples") as on_progress:
             at, of = part or (1, 1)
-            download.run(python, _effort(options), part=at, parts=of, on_progress=tell)
+            download.run(python, _effort(options), part=at, parts=of, on_progress=on_progress)
     if part is not None:
         return  # the whole is reported by who sees all parts end
     report = download.report()

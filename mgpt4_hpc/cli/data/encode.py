@@ -100,12 +100,12 @@ def encode_command(
             return
         encoding.cache.refresh()
     else:
-        with progress("encoding", "samples") as tell:
+        with progress("encoding", "samples") as on_progress:
             encoding.run(
                 batch_size=options["batch_size"],
                 part=part[0] if part else 1,
                 parts=part[1] if part else 1,
-                on_progress=tell,
+                on_progress=on_progress,
             )
     if part is None:
         _tell(encoding, as_json)

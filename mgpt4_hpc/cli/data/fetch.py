@@ -79,8 +79,8 @@ def fetch_command(
             echo_json({"job_id": job_id}) if as_json else click.echo(told)
             return
     files = slice_of(listing.files, *part) if part is not None else listing.files
-    with progress("fetching", "bytes") as tell:
-        report = fetch.run(files, on_progress=tell)
+    with progress("fetching", "bytes") as on_progress:
+        report = fetch.run(files, on_progress=on_progress)
     if as_json:
         echo_json(asdict(report))
     else:

@@ -153,9 +153,9 @@ def pack_command(
     if src.is_file():
         from mgpt4_hpc.data.sources.pack_conversations import pack_conversations
 
-        with progress("packing", "bytes") as tell:
+        with progress("packing", "bytes") as on_progress:
             packed = pack_conversations(
-                src, out, images=images, leave_out_bad=leave_out_bad, on_progress=tell
+                src, out, images=images, leave_out_bad=leave_out_bad, on_progress=on_progress
             )
     elif images is not None or leave_out_bad:
         raise click.UsageError("--images and --leave-out-bad are for a file of conversations")
@@ -257,13 +257,13 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
     paths = expand_shards(what)
     with (
         scratch_beside(Path(gettempdir()) / "mgpt4-check") as folder,
-        progress("reading", "shards") as tell,
+        progress("reading", "shards") as on_progress,
     ):
         report = build_index(
             paths,
             folder / "source.index",
             ScanOptions(verify=verify, decode=decode, texts=True, workers=workers),
-            on_shard=tell,
+            on_shard=on_progress,
         )
     left_out = [*report.left_out, *left_out_of_folders(what)]
     return what, report.num_samples, report.num_shards, report.quarantined, [], left_out
@@ -292,9 +292,12 @@ def _index_part(
     from mgpt4_hpc.launch.side_jobs.array import slice_of
 
     target = folder / f"{part[0]}-of-{part[1]}.index"
-    with progress("indexing", "shards") as tell:
+    with progress("indexing", "shards") as on_progress:
         return index(
-            list(slice_of(paths, *part)), target, reuse=[*_parts_in(folder), out], on_shard=tell
+            list(slice_of(paths, *part)),
+            target,
+            reuse=[*_parts_in(folder), out],
+            on_shard=on_progress,
         )
 
 
@@ -306,8 +309,10 @@ def _index_whole(
 
     from mgpt4_hpc.cli.shared.progress import progress
 
-    with progress("indexing", "shards") as tell:
-        report = index(paths, out, reuse=_parts_in(folder), may_be_empty=False, on_shard=tell)
+    with progress("indexing", "shards") as on_progress:
+        report = index(
+            paths, out, reuse=_parts_in(folder), may_be_empty=False, on_shard=on_progress
+        )
     if folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
     return report

@@ -78,8 +78,8 @@ def recaption_command(
     check_folder(out.parent)
     joined_by = cast("By", by)
     folder = begin(paths, captions, joined_by, out, size)
-    with progress("reading captions", "bytes") as tell:  # once, before the tasks of an array
-        table = build_table(captions, joined_by, folder, on_progress=tell)
+    with progress("reading captions", "bytes") as on_progress:  # once, before the tasks of an array
+        table = build_table(captions, joined_by, folder, on_progress=on_progress)
     if array.wanted:
         parts_folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-recaption", parts_folder, parts=len(paths))
@@ -88,8 +88,8 @@ def recaption_command(
             echo_json({"job_id": job_id}) if as_json else click.echo(told)
             return
     mine = slice_of(paths, *part) if part is not None else paths
-    with progress("recaptioning", "shards") as tell:
-        recaption(mine, table, out, size=size, workers=workers, on_shard=tell)
+    with progress("recaptioning", "shards") as on_progress:
+        recaption(mine, table, out, size=size, workers=workers, on_shard=on_progress)
     report = report_of(mine, table, out)
     if as_json:
         echo_json({**asdict(report), "captions": asdict(table.report)})

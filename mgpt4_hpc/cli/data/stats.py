@@ -82,8 +82,10 @@ def stats_command(
         left_out = [*index.left_out, *left_out]
         if sheet is not None:
             write_contact_sheet(index, sheet, seed=seed)
-        with progress("reading samples", "samples") as tell:
-            stats = collect_stats(index, encode=encode, limit=limit, seed=seed, on_progress=tell)
+        with progress("reading samples", "samples") as on_progress:
+            stats = collect_stats(
+                index, encode=encode, limit=limit, seed=seed, on_progress=on_progress
+            )
     if as_json:
         echo_json(
             {
@@ -148,6 +150,7 @@ def _print(stats: SourceStats) -> None:
     table = new_table("", ">min", ">5%", ">median", ">mean", ">95%", ">max", "cut")
 
     def row(name: str, spread: Spread | None, cut: str = "") -> None:
+        """Add a row unless nothing was counted; ``cut`` is the text of the last column."""
         if spread is not None:
             numbers = (spread.minimum, spread.p5, spread.median, f"{spread.mean:.1f}")
             table.add_row(*map(plain, (name, *numbers, spread.p95, spread.maximum, cut)))

@@ -118,6 +118,7 @@ def serve_command(
     shared_model, chat_model = _open_shared_model(sources, device, precision)
 
     def announce() -> None:
+        """Print the models and the address once the server answers."""
         _print_models(shared_model, chat_model, sources[0])
         _print_address(endpoint, page=not no_page, api=api)
 

@@ -61,8 +61,8 @@ def fetch_weights(
     sizes = Architecture.from_file(architecture) if architecture else None
     out = absolute(out)
     check_folder(out.parent)
-    with progress("fetch", "bytes") as tell:
-        bundle = fetch_bundle(parts, out, architecture=sizes, say=_say, tell=tell)
+    with progress("fetch", "bytes") as on_progress:
+        bundle = fetch_bundle(parts, out, architecture=sizes, say=_say, on_progress=on_progress)
     _show_bundle(bundle, as_json)
 
 
@@ -137,9 +137,14 @@ def import_weights(
     base, model = vicuna_delta or (None, llm)
     assert model is not None
     sources = Sources(vit, model, qformer, projector, sizes, base)
-    with progress("import", "bytes") as tell:
+    with progress("import", "bytes") as on_progress:
         bundle = write_bundle(
-            out, sources, llm="copy" if copy else "refer", finite=not quick, say=_say, tell=tell
+            out,
+            sources,
+            llm="copy" if copy else "refer",
+            finite=not quick,
+            say=_say,
+            on_progress=on_progress,
         )
     _show_bundle(bundle, as_json)
 
@@ -149,8 +154,10 @@ def _import_export(folder: Path, out: Path, quick: bool) -> Bundle:
 
     out = absolute(out)
     check_folder(out.parent)
-    with progress("import", "bytes") as tell:
-        return import_export(out, absolute(folder), finite=not quick, say=_say, tell=tell)
+    with progress("import", "bytes") as on_progress:
+        return import_export(
+            out, absolute(folder), finite=not quick, say=_say, on_progress=on_progress
+        )
 
 
 weights_command.add_command(export_weights)

@@ -126,8 +126,8 @@ def _export_folder(found: Path, out: Path, weights: str | None, lora: SavedLora 
     )
     system = source.config.text.system if source.config else ""
     model = TrainedModel(bundle, read_projector(found), source.template, system, lora)
-    with progress("export", "bytes") as tell:
-        export_model(absolute(out), model, card=card, say=_say, tell=tell)
+    with progress("export", "bytes") as on_progress:
+        export_model(absolute(out), model, card=card, say=_say, on_progress=on_progress)
 
 
 def _source(found: Path, weights: str | None) -> Source:

@@ -156,6 +156,7 @@ def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
     from mgpt4_hpc.launch.runs.status import look_at
 
     def look() -> Overviews:
+        """The state now; a run that was submitted meanwhile is included."""
         return look_at(_chosen(names, runs_dir))
 
     try:
@@ -257,6 +258,7 @@ def _fitting(lines: Sequence[Mapping[str, Text]], width: int | None) -> list[str
         return list(_COLUMNS)
 
     def needed(column: str) -> int:
+        """Characters that the column takes, with the gap to the next."""
         longest = max((line[column].cell_len for line in lines), default=0)
         return max(len(column), min(longest, _FOLDED.get(column, longest))) + 2
 

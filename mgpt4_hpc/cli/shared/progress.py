@@ -11,12 +11,14 @@ import click
 
 _LINE_EVERY_S = 30.0
 
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Takes (done, in all)."""
 
 
 @contextmanager
-def progress(label: str, unit: Literal["bytes", "samples", "shards", "parts"]) -> Iterator[Tell]:
+def progress(
+    label: str, unit: Literal["bytes", "samples", "shards", "parts"]
+) -> Iterator[OnProgress]:
     """Show how far something is; ``label`` says what is done to what."""
     from rich.console import Console
 
@@ -40,15 +42,16 @@ def progress(label: str, unit: Literal["bytes", "samples", "shards", "parts"]) -
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _lines(label: str) -> Tell:
+def _lines(label: str) -> OnProgress:
     """Prints every half minute, so that short commands stay silent."""
-    told_at = time.monotonic()
+    shown_at = time.monotonic()
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told_at
+    def on_progress(done: int, total: int) -> None:
+        """Print a line if the last one is old enough."""
+        nonlocal shown_at
         now = time.monotonic()
-        if now - told_at >= _LINE_EVERY_S:
-            told_at = now
+        if now - shown_at >= _LINE_EVERY_S:
+            shown_at = now
             click.echo(f"{label}: {done / max(1, total):.0%}", err=True)
 
-    return tell
+    return on_progress

@@ -104,6 +104,7 @@ def array_options(*, parts: int, time_min: int, by_gpu: bool = False) -> Callabl
     )
 
     def decorate(function: F) -> F:
+        """The function with the options in the order of the list above."""
         for option in reversed(options):
             function = option(function)
         return function
@@ -169,8 +170,8 @@ def run_array(
     if not array.wait:
         return submit_following(job, arguments, job_id) if merge else job_id
     try:
-        with progress(name, "parts") as tell:
-            wait_for_array(job, job_id, tell=tell)
+        with progress(name, "parts") as on_progress:
+            wait_for_array(job, job_id, on_progress=on_progress)
     except KeyboardInterrupt:
         click.echo(f"job {job_id} goes on without you; to end it: scancel {job_id}", err=True)
         raise

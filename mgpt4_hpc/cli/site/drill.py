@@ -127,6 +127,7 @@ def _ended_like_interrupted() -> Iterator[None]:
     """A TERM, too, must end the jobs first."""
 
     def interrupt(*_: object) -> None:
+        """Handle the signal as Python handles an INT."""
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

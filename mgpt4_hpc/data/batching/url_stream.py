@@ -217,11 +217,12 @@ def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:
     for url in urls:
         faults: list[Exception] = []
 
-        def note(error: Exception, faults: list[Exception] = faults) -> bool:
+        def end_shard(error: Exception, faults: list[Exception] = faults) -> bool:
+            """Keep the error; False ends the shard without an exception."""
             faults.append(error)
-            return False  # this shard is over
+            return False
 
         shard = wds.SimpleShardList([url])
-        yield from wds.DataPipeline(shard, wds.tarfile_to_samples(handler=note))
+        yield from wds.DataPipeline(shard, wds.tarfile_to_samples(handler=end_shard))
         if faults:
             yield {"__url__": url, "fault": f"{type(faults[0]).__name__}: {faults[0]}"[:200]}

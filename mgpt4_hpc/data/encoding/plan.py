@@ -101,6 +101,7 @@ class EncodePlan:
         numbers = self._numbers_in(cache)
 
         def state(source_id: int, sample_id: int) -> bool | None:
+            """True for good and planned samples, False for bad ones, None for unknown ones."""
             known = cache.state(numbers[source_id], sample_id)
             return True if known is None and self.has(source_id, sample_id) else known
 

@@ -224,6 +224,7 @@ def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardSca
         further = _further(listing, [found.images.get(key, {}) for key in keys])
 
     def column(values: Int64) -> NDArray[np.uint32]:
+        """The members' values as [samples, (image, json, txt)]."""
         # A last element that index -1 finds: absent parts become 0.
         return np.append(values, 0)[where].astype(np.uint32)
 
@@ -472,6 +473,7 @@ def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
     from mgpt4_hpc.data.index.caption import CaptionError, holds_conversation, text_of
 
     def member(row: int, part: int) -> bytes | None:
+        """Bytes of a sample's image (0), json (1) or txt (2); None if it has none."""
         length = int(scan.lengths[row, part])
         return os.pread(fd, length, int(scan.blocks[row, part]) * BLOCK) if length else None
 

@@ -145,6 +145,7 @@ class FeatureShard:
                     raise ValueError(f"it holds {header['features']['dtype']}, not {dtype}")
 
                 def read(name: str) -> NDArray[Any]:
+                    """One tensor of the file, flat."""
                     entry = header[name]
                     begin, end = entry["data_offsets"]
                     file.seek(self._data + begin)

@@ -275,6 +275,7 @@ class _Table:
         self._writer: Any = None
 
     def add(self, url: str, caption: str) -> None:
+        """Add a row; rows are written in groups."""
         self._urls.append(url)
         self._captions.append(caption)
         self._bytes += len(url) + len(caption)

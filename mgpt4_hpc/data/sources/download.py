@@ -212,8 +212,8 @@ class Download:
             for left in folder.glob(f"{name}.*.work"):
                 shutil.rmtree(left, ignore_errors=True)
             done = {shard for shard in mine if self._got(shard)}
-            tell = self._teller(mine, on_progress) if on_progress is not None else lambda: None
-            tell()
+            show = self._row_counter(mine, on_progress) if on_progress is not None else lambda: None
+            show()
             todo = [shard for shard in mine if shard not in done]
             if not todo:
                 return
@@ -221,7 +221,7 @@ class Download:
             stack.callback(shutil.rmtree, work, ignore_errors=True)
             order = self._order(todo, Path(work), effort)
             log = folder / f"{name}.log"
-            code = self._drive(python, order, log, tell)
+            code = self._drive(python, order, log, show)
         if code != 0:
             raise DataError(
                 f"img2dataset ended with code {code}: {_tail(log)}",
@@ -283,7 +283,7 @@ class Download:
         (work / "shards").mkdir()
         return path
 
-    def _drive(self, python: Path, order: Path, log: Path, tell: Callable[[], None]) -> int:
+    def _drive(self, python: Path, order: Path, log: Path, show: Callable[[], None]) -> int:
         environ = {**driver_environment(), _OUT_VARIABLE: str(self.out)}
         with log.open("ab") as output:
             process = subprocess.Popen(
@@ -295,13 +295,13 @@ class Download:
                 start_new_session=True,
             )
         try:
-            told_at = time.monotonic()
+            shown_at = time.monotonic()
             while process.poll() is None:
                 time.sleep(_POLL_S)
-                if time.monotonic() - told_at > _LOOK_EVERY_S:
-                    tell()
-                    told_at = time.monotonic()
-            tell()
+                if time.monotonic() - shown_at > _LOOK_EVERY_S:
+                    show()
+                    shown_at = time.monotonic()
+            show()
             return process.returncode
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -328,17 +328,20 @@ class Download:
         stats = self._stats(shard)
         return stats is not None and stats["successes"] > 0
 
-    def _teller(self, shards: range, on_progress: Callable[[int, int], None]) -> Callable[[], None]:
-        """Counts the rows of the finished shards; a known shard is not looked for again."""
+    def _row_counter(
+        self, shards: range, on_progress: Callable[[int, int], None]
+    ) -> Callable[[], None]:
+        """A function that reports the rows of the finished shards; each is looked for once."""
         missing = {shard: self.rows_of(range(shard, shard + 1)) for shard in shards}
         total = self.rows_of(shards)
 
-        def tell() -> None:
+        def show() -> None:
+            """Report (rows done, rows in all)."""
             for shard in [shard for shard in missing if self._tar(shard).exists()]:
                 del missing[shard]
             on_progress(total - sum(missing.values()), total)
 
-        return tell
+        return show
 
 
 def _input_files(sources: Sequence[Path], settings: ImageSettings) -> list[InputFile]:

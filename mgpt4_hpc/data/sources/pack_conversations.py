@@ -260,9 +260,10 @@ def _elements(text: str, src: Path) -> Iterator[_Entry]:
     white = re.compile(r"[ \t\r\n]*")
 
     def skip(place: int) -> int:
-        found = white.match(text, place)
-        assert found is not None
-        return found.end()
+        """The place of the next character that is no white space."""
+        space = white.match(text, place)
+        assert space is not None
+        return space.end()
 
     number, place = 0, skip(text.index("[") + 1)
     try:
@@ -328,6 +329,7 @@ class _Shards:
         self._writer: Any = None
 
     def add(self, number: int, sample: _Sample) -> None:
+        """Write a sample; ``number`` is its place in the source, and its key in the shard."""
         # It brings torch along, which the login node's commands do without.
         import webdataset
 

@@ -94,15 +94,15 @@ def recaption(
     jobs = [_Job(shard, out, table.report.by, size) for shard in shards]
     todo = [job for job in jobs if not _is_done(job)]
     run = partial(_recaption_shard, table=table)
-    tell = on_shard or (lambda done, total: None)
-    tell(len(jobs) - len(todo), len(jobs))
+    on_progress = on_shard or (lambda done, total: None)
+    on_progress(len(jobs) - len(todo), len(jobs))
     if workers > 1 and len(todo) > 1:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             for number, _ in enumerate(pool.map(run, todo), start=1):
-                tell(len(jobs) - len(todo) + number, len(jobs))
+                on_progress(len(jobs) - len(todo) + number, len(jobs))
     else:
         for number, _ in enumerate(map(run, todo), start=1):
-            tell(len(jobs) - len(todo) + number, len(jobs))
+            on_progress(len(jobs) - len(todo) + number, len(jobs))
 
 
 def begin(shards: Sequence[Path], captions: Path, by: By, out: Path, size: int | None) -> Path:
@@ -196,6 +196,7 @@ def _write_shard(fd: int, raw: Any, job: _Job, table: CaptionTable) -> dict[str,
         samples.setdefault(key, {}).setdefault(extension, number)
 
     def read(number: int) -> bytes:
+        """Content of a member of the source shard."""
         return os.pread(fd, int(listing.lengths[number]), int(listing.offsets[number]))
 
     left_out = [LeftOut(fault.reason, "", 1, show(fault.name)) for fault in listing.faults]

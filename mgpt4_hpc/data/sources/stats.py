@@ -59,6 +59,7 @@ class Spread:
         reached = np.cumsum(weights)
 
         def quantile(share: float) -> int:
+            """The smallest value that ``share`` of all counted ones do not exceed."""
             return int(values[np.searchsorted(reached, share * reached[-1])])
 
         mean = float((values * weights).sum() / reached[-1])
@@ -234,6 +235,7 @@ class _Tally:
         self._captions, self._ids = array("Q"), array("q")
 
     def add(self, sample_id: int, sample: RawSample) -> None:
+        """Count one sample that was read."""
         if isinstance(sample.text, str):
             self._add_caption(sample.text)
         else:
@@ -264,6 +266,7 @@ class _Tally:
             self._sizes[size] += 1
 
     def summary(self, index: ShardIndex, reader: SampleReader) -> SourceStats:
+        """The statistics of all that was added; ``reader`` names the samples that repeat."""
         stats = SourceStats(index.name, index.num_samples, len(index.quarantined), self.num)
         stats.unreadable = dict(self.unreadable.most_common())
         if not self.num:
@@ -320,6 +323,7 @@ class _Conversations:
         self._answers: Counter[int] = Counter()
 
     def add(self, dialogue: Dialogue) -> None:
+        """Count one conversation; its tokens only if there is a tokenizer."""
         self._turns[len(dialogue.turns)] += 1
         self._images[dialogue.num_images] += 1
         if self._format is None:
@@ -330,6 +334,7 @@ class _Conversations:
         self._answers.update(len(run.ids) for run in runs if any(run.learned))
 
     def summary(self) -> ConversationStats | None:
+        """The statistics of all that was added; None without a conversation."""
         if not self._turns:
             return None
         return ConversationStats(

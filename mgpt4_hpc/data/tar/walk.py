@@ -119,6 +119,7 @@ class _Walk:
         self.faults: list[TarFault] = []
 
     def run(self) -> TarListing:
+        """The listing of the whole file, up to its end or its first fault."""
         going = True
         while going:
             headers = Headers()

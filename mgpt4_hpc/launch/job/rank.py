@@ -158,6 +158,7 @@ def _train(run: RunDir, job: JobEnvironment, stop: SignalStop, started_at: float
     code = EXIT_RESUMABLE
 
     def end(outcome: Outcome, recorder: Recorder) -> None:
+        """Record how the attempt ended and act on it; sets this rank's exit code."""
         nonlocal code
         code = _settle(run, start, config.launch, source, outcome, recorder)
 

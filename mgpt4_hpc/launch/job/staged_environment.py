@@ -199,13 +199,14 @@ def _entries(tree: Tree) -> Iterator[tuple[str, os.stat_result]]:
     """Path inside the tree and state of everything in it, folders included."""
 
     def listing(folder: str) -> list[tuple[str, os.stat_result]]:
-        with os.scandir(tree.root / folder) as found:
+        """Path and state of each entry of one folder; symbolic links are not followed."""
+        with os.scandir(tree.root / folder) as scanned:
             return [
                 (
                     f"{folder}/{entry.name}" if folder else entry.name,
                     entry.stat(follow_symlinks=False),
                 )
-                for entry in found
+                for entry in scanned
             ]
 
     level = [""]

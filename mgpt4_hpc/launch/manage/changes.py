@@ -16,7 +16,7 @@ from mgpt4_hpc.config.load import (
     settings_digest,
 )
 from mgpt4_hpc.config.run_config_file import read_config, stored_keys
-from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import time_limit
@@ -184,11 +184,12 @@ def _batch_faults(config: RunConfig, batch_changed: bool) -> list[str]:
 
 
 def _only_shares(old: Resolved, new: Resolved) -> bool:
-    def without(source: SourceConfig) -> SourceConfig:
-        return source.model_copy(update={"weight": 1, "path": "", "index": None})
-
-    before, after = old.config.data.sources, new.config.data.sources
-    return list(map(without, before)) == list(map(without, after))
+    other = {"weight": 1, "path": "", "index": None}
+    before, after = (
+        [source.model_copy(update=other) for source in resolved.config.data.sources]
+        for resolved in (old, new)
+    )
+    return before == after
 
 
 def _is_decisive(old: Resolved, new: Resolved, key: str, *, by_content: bool) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from mgpt4_hpc.errors import MgptError, RunAlive
@@ -36,7 +37,7 @@ def resume_many(
     done: list[Resumption] = []
     errors: list[MgptError] = []
     here: RunDir | None = None
-    say_once = _once(say)
+    say_once = cache(say)  # what holds for every run is printed once
     for run in runs:
         try:
             if here is not None:
@@ -71,15 +72,3 @@ def resume_many(
         elif one.submitted is not None and turn is not None:
             turn.take(one.submitted.job_id)
     return done, errors
-
-
-def _once(say: Callable[[str], None]) -> Callable[[str], None]:
-    """Say each sentence once: what is worth knowing of the place holds for every run."""
-    said: set[str] = set()
-
-    def say_new(text: str) -> None:
-        if text not in said:
-            said.add(text)
-            say(text)
-
-    return say_new

@@ -217,7 +217,7 @@ def wait_for_array(
     job: ArrayJob,
     job_id: str,
     *,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     poll_s: float = POLL_S,
     lag_s: float = LAG_S,
     ask: Callable[[Sequence[str]], Mapping[str, QueuedJob]] | None = None,
@@ -227,7 +227,7 @@ def wait_for_array(
     Args:
         job: that was submitted.
         job_id: of the array.
-        tell: called with (parts done, parts in all) at each look.
+        on_progress: called with (parts done, parts in all) at each look.
         poll_s: seconds between two looks.
         lag_s: how long a part may be neither in the queue nor marked as done: files and queue lag
             behind each other.
@@ -252,8 +252,8 @@ def wait_for_array(
         well = {part for part, found in states.items() if found and found.state == "COMPLETED"}
         done |= well
         states = {part: found for part, found in states.items() if part not in well}
-        if tell is not None:
-            tell(len(done), job.parts)
+        if on_progress is not None:
+            on_progress(len(done), job.parts)
         if len(done) == job.parts:
             return
         going = any(found is not None and found.is_active for found in states.values())

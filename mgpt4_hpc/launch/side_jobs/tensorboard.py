@@ -168,7 +168,8 @@ def until_signalled() -> Iterator[None]:
     ]
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for other in numbers:  # the clean-up shall not be disturbed
+        """Leave the body; further signals are ignored."""
+        for other in numbers:
             signal.signal(other, signal.SIG_IGN)
         raise _Stopped
 

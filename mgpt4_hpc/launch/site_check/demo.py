@@ -233,11 +233,12 @@ def _caption(
     done = 0
 
     def count(answers: int) -> None:
+        """Advance the reporter by the answers of a batch."""
         nonlocal done
         done += answers
         reporter.advance_to(done)
 
-    told = [
+    answers = [
         answerer.answers(
             stage.projector,
             config.prompts[0],
@@ -248,10 +249,10 @@ def _caption(
         for stage in stages
     ]
     first, second = (
-        score([a.text for a in answers], scenes, [a.stopped for a in answers]) for answers in told
+        score([a.text for a in stage], scenes, [a.stopped for a in stage]) for stage in answers
     )
     rows = [
-        (scene["image"], told[0][number].text, told[1][number].text, scene["reference"])
+        (scene["image"], answers[0][number].text, answers[1][number].text, scene["reference"])
         for number, scene in enumerate(scenes)
     ]
     return (first, second), rows

@@ -155,6 +155,11 @@ class _Drill:
         self._name = f"drill-{time.strftime('%d%H%M%S')}-{os.getpid()}"
 
     def perform(self) -> DrillResult:
+        """Run both jobs, interrupt one, and compare them.
+
+        Raises:
+            DrillFailed: naming what did not happen as it should.
+        """
         began = time.monotonic()
         disturbed = plan_one(self._request("disturbed"), self.environ)
         for note in disturbed.resolved.notes:
@@ -323,15 +328,17 @@ class _Drill:
         too_late = int(_TOO_LATE * self.steps)
 
         def happened(seen: list[Attempt]) -> bool:
+            """Whether the attempt was preempted: it got a signal, ended, or has a successor."""
             struck = seen[before - 1]
             return len(seen) > before or bool(struck.signals) or struck.ended
 
         def decided(seen: list[Attempt]) -> bool:
+            """Whether it was preempted, or is too close to its end for that."""
             return happened(seen) or seen[before - 1].last_step >= too_late
 
         patience_s = min(_PREEMPTION_PATIENCE_S, self.request.patience_s)
-        found = watch.wait(decided, patience_s, "was not preempted")
-        if found is not None and happened(found):
+        attempts = watch.wait(decided, patience_s, "was not preempted")
+        if attempts is not None and happened(attempts):
             return ""
         waiting = ask_squeue([helper]).get(helper)
         self._end_helpers()
@@ -346,6 +353,7 @@ class _Drill:
         kept = [self.request.keep]
 
         def keep() -> None:
+            """Keep the runs at the end."""
             kept[0] = True
 
         try:

@@ -152,6 +152,7 @@ def _left_out(source: Branching) -> Callable[[str, list[str]], set[str]]:
     at_top = _OF_ITS_JOBS if source.with_code else _OF_ITS_JOBS | {"code", "executed.b2"}
 
     def ignore(folder: str, names: list[str]) -> set[str]:
+        """The names in a folder that ``shutil.copytree`` leaves out."""
         if Path(folder) == top:
             return {name for name in names if name in at_top}
         if Path(folder) == source.run.checkpoints and source.step is not None:

@@ -502,6 +502,7 @@ def render_plan(plan: Plan, *, with_dependencies: bool = True) -> dict[str, str]
         return {item.run.name: render_local(item.run, item.resolved) for item in plan.runs}
 
     def dependency(item: PlannedRun) -> str | None:
+        """Value of sbatch's ``--dependency``, with the name of the job instead of its id."""
         wanted = with_dependencies and item.follows is not None
         return f"afterok:<job of {item.follows.name}>" if wanted and item.follows else None
 

@@ -92,9 +92,10 @@ def _share_code(source: RunDir, target: Path) -> str:
     """Link a snapshot to where another run's lies: a sweep's hundredth costs no hundredth copy."""
 
     def link(file: str, target: str) -> None:
+        """Link a file; copy it where the file system has no hard links."""
         try:
             os.link(file, target)
-        except OSError:  # some file systems have none
+        except OSError:
             shutil.copy2(file, target)
 
     shutil.copytree(source.code, target, copy_function=link)

@@ -22,7 +22,7 @@ from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
 from mgpt4_hpc.model.bundle.published import VARIABLE, PublishedSource
-from mgpt4_hpc.model.bundle.writer import Say, Tell, require_free, write_bundle
+from mgpt4_hpc.model.bundle.writer import OnProgress, Say, require_free, write_bundle
 from mgpt4_hpc.model.conversion.parts import Sources
 from mgpt4_hpc.model.weight_files.headers import read_header
 from mgpt4_hpc.model.weight_files.untrusted_files import one_line
@@ -45,7 +45,7 @@ def fetch_bundle(
     *,
     architecture: Architecture | None = None,
     say: Say = lambda _line: None,
-    tell: Tell = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _done, _total: None,
 ) -> Bundle:
     """Download what is not there yet, import it, and open the bundle.
 
@@ -57,7 +57,7 @@ def fetch_bundle(
         out: the new bundle's folder.
         architecture: sizes, where the shapes do not show them.
         say: called with a line before each slow step.
-        tell: called with the bytes of the current step, done and in all.
+        on_progress: called with the bytes of the current step, done and in all.
 
     Raises:
         WeightsError: with the fix, if a file cannot be had or is not what it should be; what was
@@ -80,7 +80,7 @@ def fetch_bundle(
         if source.path is not None
         else _from_hub(source, llm, say)
         if source.hub is not None
-        else _from_web(source, work / source.file, say, tell)
+        else _from_web(source, work / source.file, say, on_progress)
         for part, source in parts.items()
     }
     missing = [str(path) for path in paths.values() if not path.exists()]
@@ -90,7 +90,9 @@ def fetch_bundle(
     sources = Sources(
         paths["vit"], paths["llm"], paths.get("qformer"), paths.get("projector"), architecture
     )
-    bundle = write_bundle(out, sources, llm="move" if own else "refer", say=say, tell=tell)
+    bundle = write_bundle(
+        out, sources, llm="move" if own else "refer", say=say, on_progress=on_progress
+    )
     shutil.rmtree(work, ignore_errors=True)
     return bundle
 
@@ -98,7 +100,7 @@ def fetch_bundle(
 # --- web servers and Google Drive ---------------------------------------------------------------
 
 
-def _from_web(source: PublishedSource, target: Path, say: Say, tell: Tell) -> Path:
+def _from_web(source: PublishedSource, target: Path, say: Say, on_progress: OnProgress) -> Path:
     import gdown
 
     if target.exists():
@@ -108,6 +110,7 @@ def _from_web(source: PublishedSource, target: Path, say: Say, tell: Tell) -> Pa
     say(f"downloading {target.name} from {url} ({source.licence})")
 
     def download() -> None:
+        """Download into ``raw``; continues what an earlier call left."""
         try:
             gdown.download(
                 url=url,
@@ -117,7 +120,7 @@ def _from_web(source: PublishedSource, target: Path, say: Say, tell: Tell) -> Pa
                 resume=True,
                 retries=2,
                 timeout=_TIMEOUT_S,
-                progress=lambda done, total: tell(done, total or 0),
+                progress=lambda done, total: on_progress(done, total or 0),
             )
         except OSError as error:
             if _status(error) == 416:  # nothing lies behind the part: it is complete, or another's
@@ -195,6 +198,7 @@ def _from_hub(source: PublishedSource, folder: Path, say: Say) -> Path:
     kind = "*.safetensors" if any(n.endswith(".safetensors") for n in files) else "*.bin"
 
     def download() -> str:
+        """Download the listed revision's weights and small files into ``folder``."""
         return snapshot_download(
             source.hub,
             revision=info.sha,

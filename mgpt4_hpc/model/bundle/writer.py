@@ -49,7 +49,7 @@ from mgpt4_hpc.model.weight_files.one_pass import (
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
 
 Say = Callable[[str], None]
-Tell = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 LlmMode = Literal["refer", "copy", "move"]
 
 _LOCK = ".lock"
@@ -63,7 +63,7 @@ def write_bundle(
     llm: LlmMode = "refer",
     finite: bool = True,
     say: Say = lambda _line: None,
-    tell: Tell = lambda _done, _total: None,
+    on_progress: OnProgress = lambda _done, _total: None,
 ) -> Bundle:
     """Import, check, write, and open what was written.
 
@@ -74,7 +74,7 @@ def write_bundle(
             one that is merged with a base becomes part of the bundle in any case.
         finite: look for NaN and infinity in every tensor.
         say: called with a line before each slow step.
-        tell: called with the bytes read, and those in all.
+        on_progress: called with the bytes read, and those in all.
 
     Raises:
         WeightsError: on anything missing, broken, unexplained or unfitting, on NaN and infinity, or
@@ -105,7 +105,7 @@ def write_bundle(
             )
             _require_sound(folder / "llm")
         say("reading the weights: hashing, checking, copying")
-        _write_all(folder, _Plan(parts, files, sources.llm, llm, merged, finite), tell)
+        _write_all(folder, _Plan(parts, files, sources.llm, llm, merged, finite), on_progress)
     if sources.base is None and llm == "move":
         sources.llm.rename(out / "llm")  # last: a killed call can be finished, see fetch.py
     bundle = open_bundle(out)
@@ -147,7 +147,7 @@ class _Plan:
     finite: bool
 
 
-def _write_all(folder: Path, plan: _Plan, tell: Tell) -> None:
+def _write_all(folder: Path, plan: _Plan, on_progress: OnProgress) -> None:
     """Read every source once and write the bundle's files and ``bundle.json``."""
     layouts = {name: lay_out(tensors) for name, tensors in plan.files.items()}
     outputs = {name: Output(folder / name) for name in plan.files}
@@ -157,7 +157,7 @@ def _write_all(folder: Path, plan: _Plan, tell: Tell) -> None:
     vision_side = _vision_readings(plan, layouts, outputs)
     language, llm_outputs = _llm_readings(folder, plan)
     chains = [*vision_side.values(), *([reading] for reading in language.values())]
-    run_all(chains, finite=plan.finite, tell=tell)
+    run_all(chains, finite=plan.finite, on_progress=on_progress)
     require_finite(reading for chain in chains for reading in chain)
     records = {}
     for name, layout in layouts.items():

@@ -128,6 +128,7 @@ def _architecture(path: Path) -> Architecture:
         raise WeightsError(f"{path} is a {config.get('model_type')!r} model, not blip-2", fix=_GIVE)
 
     def size(name: str) -> int:
+        """A size by its dotted name; transformers' default if the file leaves it out."""
         value: Any = config
         for part in name.split("."):
             value = (value or {}).get(part)

@@ -63,13 +63,15 @@ def import_vision(raw: Raw, arch: Architecture, source: str) -> tuple[State, Key
         WeightsError: listing every missing or unexplained key and every wrong shape.
     """
 
-    def place(key: str) -> str | None:
+    def target(key: str) -> str | None:
+        """The model's key; None for blocks that the model does not have."""
         block = re.match(r"blocks\.(\d+)\.", key)
         if block and int(block[1]) >= arch.vision_depth:
             return None
         return key
 
     def why_dropped(key: str) -> str | None:
+        """Why a key may be left out; None if it may not."""
         block = re.match(r"blocks\.(\d+)\.", key)
         if block and int(block[1]) == arch.vision_depth:
             return "the last block of the file is not used: BLIP-2 reads the one before it"
@@ -78,7 +80,7 @@ def import_vision(raw: Raw, arch: Architecture, source: str) -> tuple[State, Key
         return None
 
     expected = vision_shapes(arch, grid=grid_of(raw.get("pos_embed")))
-    return convert(raw, expected, place, why_dropped, source)
+    return convert(raw, expected, target, why_dropped, source)
 
 
 def import_connector(raw: Raw, arch: Architecture, source: str) -> tuple[State, KeyReport]:
@@ -100,6 +102,7 @@ def import_ln_vision(raw: Raw, arch: Architecture, source: str) -> tuple[State, 
     """
 
     def why_dropped(key: str) -> str | None:
+        """Why a key may be left out; None if it may not."""
         if key.startswith("Qformer.") or key == "query_tokens":
             return "the Q-Former; this model joins neighbouring patches instead"
         return _connector_drop(key)
@@ -123,6 +126,7 @@ def identity_connector(
         import torch
 
         def constant(count: int, value: float) -> Any:
+            """A float32 tensor [count]."""
             return torch.full((count,), value)
 
     width = arch.vision_width
@@ -144,6 +148,7 @@ def import_projector(raw: Raw, source: str) -> tuple[State, KeyReport]:
     )
 
     def why_dropped(key: str) -> str | None:
+        """Why a key may be left out; None if it may not."""
         if key.endswith((".inv_freq", ".position_ids")):
             return "a constant buffer that the model computes itself"
         if key.startswith(
@@ -152,11 +157,12 @@ def import_projector(raw: Raw, source: str) -> tuple[State, KeyReport]:
             return "a frozen tensor, taken from its own source"
         return None
 
-    def place(key: str) -> str | None:
+    def target(key: str) -> str | None:
+        """The key without its prefix; None for other modules' keys."""
         return key.removeprefix("llama_proj.") if key.startswith("llama_proj.") else None
 
     expected: Shapes = {"weight": (rows, columns), "bias": (rows,)}
-    return convert(raw, expected, place, why_dropped, source)
+    return convert(raw, expected, target, why_dropped, source)
 
 
 _CONNECTOR_RENAMES: tuple[tuple[str, str], ...] = (

@@ -75,14 +75,15 @@ class Trained:
 def same_towers(one: Source, two: Source) -> bool:
     """Whether one model can answer for both: only what was trained differs."""
 
-    def around(source: Source) -> tuple[object, ...]:
+    def frozen_parts(source: Source) -> tuple[object, ...]:
+        """What decides all parts of the model that are not trained."""
         model = source.config.model if source.config else None
         settings = (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None
         file = source.projector
         lora = file is not None and file.with_name(LORA_FILE).is_file()
         return source.weights.resolve(), settings, lora
 
-    return around(one) == around(two)
+    return frozen_parts(one) == frozen_parts(two)
 
 
 def find_source(
@@ -129,24 +130,27 @@ def find_source(
 def tell_apart(sources: Sequence[Source]) -> list[Source]:
     """The sources under names that differ: where two have one, with their folders'."""
 
-    def where(source: Source) -> Path:
-        return source.run.path if source.run else source.projector or source.weights
-
-    def what(source: Source) -> Path:
+    def checkpoint(source: Source) -> Path:
+        """The file or bundle that is served."""
         return (source.projector or source.weights).resolve()
 
-    told: list[Source] = []
+    renamed: list[Source] = []
     known: dict[str, Path] = {}
     for source in sources:
         plain = source.name
-        if any(other.name == plain and what(other) != what(source) for other in sources):
-            plain = f"{where(source).absolute().parent.name}/{plain}"
+        if any(
+            other.name == plain and checkpoint(other) != checkpoint(source) for other in sources
+        ):
+            place = source.run.path if source.run else source.projector or source.weights
+            plain = f"{place.absolute().parent.name}/{plain}"
         name, number = plain, 1
-        while known.setdefault(name, what(source)) != what(source):  # folders of one name as well
+        while known.setdefault(name, checkpoint(source)) != checkpoint(
+            source
+        ):  # folders of one name as well
             number += 1
             name = f"{plain} ({number})"
-        told.append(replace(source, name=name))
-    return told
+        renamed.append(replace(source, name=name))
+    return renamed
 
 
 class ChatModel:

@@ -81,7 +81,7 @@ def export_model(
     *,
     card: str,
     say: Callable[[str], None] = lambda _line: None,
-    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
     """Write the folder; it appears under its name when it is complete.
 
@@ -90,7 +90,7 @@ def export_model(
         model: its parts.
         card: text of its README.md.
         say: called with a line before each slow step.
-        tell: called with the bytes written, and all that there are.
+        on_progress: called with the bytes written, and all that there are.
 
     Raises:
         WeightsError: if no class of transformers fits, a part is missing or broken, or the disk is
@@ -128,7 +128,7 @@ def export_model(
         _write_ours(folder / OURS, bundle, longer)
         (folder / "README.md").write_text(card, encoding="utf-8")
         say("writing the weights")
-        write_shards(folder, entries, tell=tell)
+        write_shards(folder, entries, on_progress=on_progress)
 
 
 def export_adapter(out: Path, lora: SavedLora, say: Callable[[str], None]) -> None:

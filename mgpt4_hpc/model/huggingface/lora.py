@@ -62,6 +62,7 @@ def merged_tensors(bundle: Bundle, lora: SavedLora) -> dict[str, torch.Tensor]:
 
 def _sum(entry: Entry, down_RI: torch.Tensor, up_OR: torch.Tensor, scale: float) -> Entry:
     def blocks() -> Iterable[bytes]:
+        """W + scale * B @ A, summed in float32."""
         total_OI = read_entry(entry).float() + (up_OR.float() @ down_RI.float()) * scale
         return of_tensor(total_OI).blocks()
 

@@ -27,7 +27,7 @@ def import_export(
     *,
     finite: bool = True,
     say: Callable[[str], None] = lambda _line: None,
-    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> Bundle:
     """Write a bundle of what ``export_model`` wrote, bit for bit; arguments as ``write_bundle``'s.
 
@@ -51,7 +51,7 @@ def import_export(
         with appearing(parts, say) as new:
             say("taking the language model and the projector out")
             shutil.copytree(folder / OURS / "llm", new / "llm")
-            write_shards(new / "llm", language, tell=tell)
+            write_shards(new / "llm", language, on_progress=on_progress)
             (new / "projector").mkdir()
             projector = _part(entries, _PROJECTION)
             write_shards(
@@ -64,7 +64,9 @@ def import_export(
             projector=parts / "projector" / WEIGHTS_FILE,
             architecture=Architecture.from_dict(record["architecture"], source=RECORD_FILE),
         )
-        return write_bundle(out, sources, llm="move", finite=finite, say=say, tell=tell)
+        return write_bundle(
+            out, sources, llm="move", finite=finite, say=say, on_progress=on_progress
+        )
     finally:
         shutil.rmtree(parts, ignore_errors=True)
 

@@ -57,6 +57,7 @@ def stored(info: TensorInfo, name: str) -> Entry:
     """A tensor that is copied from its file, where it is called ``name``."""
 
     def blocks() -> Iterator[bytes]:
+        """The tensor's bytes; raises OSError if the file became shorter."""
         if info.start is None:  # only torch knows how its numbers are scattered
             yield from of_tensor(read_tensors(info.file)[name]).blocks()
             return
@@ -101,7 +102,7 @@ def write_shards(
     folder: Path,
     entries: Mapping[str, Entry],
     *,
-    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write ``model.safetensors``, or numbered shards with their index, as transformers names them.
@@ -109,7 +110,7 @@ def write_shards(
     Args:
         folder: where; it exists.
         entries: tensors by name, in the order in which they fill the shards.
-        tell: called with the bytes written, and all that there are.
+        on_progress: called with the bytes written, and all that there are.
         shard_bytes: limit of a shard.
 
     Raises:
@@ -128,7 +129,7 @@ def write_shards(
             for block in entries[name].blocks():
                 output.write(block)
                 done += len(block)
-                tell(done, total)
+                on_progress(done, total)
             weight_map[name] = file
         output.close()
     if len(shards) > 1:

@@ -101,6 +101,7 @@ def with_mean_row(entry: Entry) -> Entry:
     row_bytes = entry.num_bytes // entry.shape[0]
 
     def blocks() -> Iterator[bytes]:
+        """The matrix's bytes, then the mean row, summed in float64 on the way."""
         total, rest = torch.zeros(width, dtype=torch.float64), b""
         for block in entry.blocks():
             yield block

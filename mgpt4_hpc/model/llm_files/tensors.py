@@ -222,6 +222,7 @@ def _on_meta(stored: Stored) -> dict[str, Any]:
         """Stays on the meta device when the loader moves it to another."""
 
         def to(self, *_arguments: Any, **_options: Any) -> torch.Tensor:
+            """The tensor itself."""
             return self
 
     return {

@@ -217,6 +217,7 @@ def _padded_sdpa(
     padded_N, num_rows, longest = packed["padded_N"], packed["num_rows"], packed["longest"]
 
     def pad(packed_NHW: torch.Tensor) -> torch.Tensor:
+        """[tokens, heads, width] to [rows, heads, longest, width], zeros behind each row."""
         heads, width = packed_NHW.shape[1:]
         table = packed_NHW.new_zeros(num_rows * longest, heads, width)
         table = table.index_copy(0, padded_N, packed_NHW)

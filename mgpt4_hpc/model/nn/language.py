@@ -6,6 +6,7 @@ label and nowhere else.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,13 +90,12 @@ def load_shared_language_model(
     """
 
     def plan() -> nn.Module:
+        """The model without values, on the meta device."""
         config = parse_json((llm_dir / "config.json").read_text(encoding="utf-8"))
         with torch.device("meta"):
             return build_language_model(config, dtype=dtype, attention=attention)
 
-    def load() -> nn.Module:
-        return load_language_model(llm_dir, dtype=dtype, attention=attention, device=device)
-
+    load = partial(load_language_model, llm_dir, dtype=dtype, attention=attention, device=device)
     return load_once_per_node(load, plan, ranks, device, run_locally)
 
 

@@ -60,6 +60,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         chunk_tokens: int,
         wants_gradient: bool,
     ) -> torch.Tensor:
+        """Sum of the tokens' losses (float32); keeps its gradient by ``hidden_AD``."""
         gradients = []
         total = torch.zeros((), dtype=torch.float32, device=hidden_AD.device)
         vocabulary = len(weight_VD)
@@ -81,6 +82,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The kept gradient times ``grad``; the head is frozen and has none."""
         (gradient_AD,) = ctx.saved_tensors
         return (
             (gradient_AD.view(ctx.shape) * (grad / _lift(gradient_AD.dtype))),

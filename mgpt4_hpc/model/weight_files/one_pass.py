@@ -152,14 +152,14 @@ def run_all(
     chains: Iterable[Sequence[Reading]],
     *,
     finite: bool,
-    tell: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
     """Do all readings: chains side by side, the readings of one chain one after the other.
 
     Args:
         chains: readings that append to the same output belong into one chain.
         finite: look for NaN and infinity.
-        tell: called with the bytes read, and those in all.
+        on_progress: called with the bytes read, and those in all.
 
     Raises:
         WeightsError, OSError: the first that a reading raises; the others stop.
@@ -168,12 +168,14 @@ def run_all(
     total, done, lock, stop = sum(map(_size, chains)), 0, threading.Lock(), threading.Event()
 
     def advance(count: int) -> None:
+        """Report ``count`` more bytes; called by several threads."""
         nonlocal done
         with lock:
             done += count
-            tell(done, total)
+            on_progress(done, total)
 
     def run(chain: Sequence[Reading]) -> None:
+        """Do a chain's readings in order; a failure stops all chains."""
         try:
             for reading in chain:
                 reading.run(finite=finite, advance=advance, stopped=stop.is_set)

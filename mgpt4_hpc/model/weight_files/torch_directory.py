@@ -115,17 +115,18 @@ def _read_legacy(path: Path) -> Any:
     with path.open("rb") as file:
         lengths: dict[str, int] = {}
 
-        def note(key: str, num_bytes: int) -> int:
+        def note_length(key: str, num_bytes: int) -> int:
+            """Keep a storage's length; its place is not known yet."""
             lengths[key] = num_bytes
             return 0
 
         for expected in (_LEGACY_MAGIC, None, None):  # then the protocol's number, the system's
-            if _Reader(file, note, path).load() != expected and expected is not None:
+            if _Reader(file, note_length, path).load() != expected and expected is not None:
                 raise ValueError("its beginning is not a torch file's")
         begin = file.tell()
-        _Reader(file, note, path).load()
+        _Reader(file, note_length, path).load()
         place, starts = 0, {}
-        keys = _Reader(file, note, path).load()
+        keys = _Reader(file, note_length, path).load()
         place = file.tell()
         for key in keys:
             starts[str(key)] = place + 8  # a storage's number of elements comes first

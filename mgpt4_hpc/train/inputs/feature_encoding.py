@@ -317,6 +317,7 @@ class _Encoder:
         added: list[FeatureRow] = []
 
         def state(source_id: int, sample_id: int) -> bool | None:
+            """True for a good sample, False for a bad one, None for an unknown one."""
             number = self._number(source_id)
             if (source_id, sample_id) in bad:
                 return False

@@ -104,6 +104,7 @@ class Batches:
 
         @torch.no_grad()
         def evaluate() -> float | None:
+            """Mean loss per answer token over all ranks; None if a rank gave up."""
             loss_sum = torch.zeros((), device=device)
             tokens, gives_up = 0, False
             batches = _while_they_come(iter(held_out))

@@ -57,7 +57,7 @@ def check_pins(
     run: RunDir,
     found: Mapping[str, Any],
     about: Mapping[str, Any],
-    tell: Callable[[list[str], bool], None],
+    report: Callable[[list[str], bool], None],
     note_changes: Callable[[list[str]], None] = lambda changes: None,
 ) -> frozenset[str] | None:
     """Pin a run at its first start, and compare at every other. Called by rank 0.
@@ -66,7 +66,7 @@ def check_pins(
         run: the run.
         found: hashes of everything outside the run that decides its result.
         about: where these things were, for people; files may move. Under ``values`` the settings.
-        tell: called with differences that the run continues with, and whether they are accepted
+        report: called with differences that the run continues with, and whether they are accepted
             (else they matter little).
         note_changes: called once with which settings are not those of the last start.
 
@@ -91,9 +91,9 @@ def check_pins(
         if changed and not _is_accepted(accepted, pinned, found):
             raise drifted(run, changed)
         if changed:
-            tell([*changed, f"accepted by {(accepted or {}).get('by', 'a person')}"], True)
+            report([*changed, f"accepted by {(accepted or {}).get('by', 'a person')}"], True)
         if minor:
-            tell(minor, False)
+            report(minor, False)
         if values:
             note_changes(values)
         earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))

@@ -96,7 +96,7 @@ def find_inputs(
             "values": pinned_values(config),
             **indexes,
         },
-        tell=lambda what, accepted: _report_drift(recorder, what, accepted),
+        report=lambda what, accepted: _report_drift(recorder, what, accepted),
         note_changes=lambda changes: recorder.event(Kind.CHANGED, what=changes),
     )
     checkpoint = _find_checkpoint(run, store, settings, recorder)

@@ -124,6 +124,7 @@ def log_signals(
     names = {int(number): number.name for number in signals}
 
     def follow() -> None:
+        """Print a line for each number that the interpreter writes into the pipe."""
         while numbers := os.read(reader, 64):
             for number in numbers:
                 if number in names:

@@ -45,6 +45,7 @@ def _wrap(layer: nn.Module) -> None:
     forward = layer.forward
 
     def recomputing(*args: Any, **kwargs: Any) -> Any:
+        """The layer's forward; in training its activations are recomputed in the backward pass."""
         # Generation has no backward pass, and its cache must not be written twice.
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)

@@ -107,7 +107,9 @@ def test_waiting_until_all_are_done(job: ArrayJob) -> None:
         {3: "COMPLETED"},
     )
     told: list[tuple[int, int]] = []
-    wait_for_array(job, "7", tell=lambda *now: told.append(now), poll_s=0.0, lag_s=3600, ask=slurm)
+    wait_for_array(
+        job, "7", on_progress=lambda *now: told.append(now), poll_s=0.0, lag_s=3600, ask=slurm
+    )
     assert told[0] == (0, 3)
     assert told[-1] == (3, 3)
 

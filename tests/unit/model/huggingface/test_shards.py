@@ -21,7 +21,7 @@ def test_shards_hold_every_tensor_once(tmp_path: Path) -> None:
         tmp_path,
         {name: of_tensor(tensor) for name, tensor in tensors.items()},
         shard_bytes=300,
-        tell=lambda done, total: told.append(total - done),
+        on_progress=lambda done, total: told.append(total - done),
     )
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(set(index["weight_map"].values()))

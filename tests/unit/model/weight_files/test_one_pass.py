@@ -40,7 +40,7 @@ def test_each_byte_is_read_once(sources, toy: Path, tmp_path: Path, monkeypatch)
 
     monkeypatch.setattr(one_pass, "_fill", counting)
     told: list[tuple[int, int]] = []
-    write_bundle(tmp_path / "bundle", sources, tell=lambda *counts: told.append(counts))
+    write_bundle(tmp_path / "bundle", sources, on_progress=lambda *counts: told.append(counts))
     files = [toy / "eva_vit_g.pth", toy / "blip2_pretrained_flant5xxl.pth",
              *(toy / "llm" / n for n in ("model.safetensors", "config.json", "tokenizer.model",
                                          "tokenizer_config.json"))]  # fmt: skip
