@@ -35,7 +35,7 @@ def assert_owned(run: Path, *, user: int | None = None) -> None:
     """
     user = os.geteuid() if user is None else user
     try:
-        faults = [*_parent_faults(run), *_faults(run, {user, 0})]
+        faults = [*parent_faults(run), *_faults(run, {user, 0})]
     except OSError as error:
         raise UnsafeRun(
             f"{run} cannot be looked through for files of others: {error.strerror}",
@@ -52,16 +52,20 @@ def assert_owned(run: Path, *, user: int | None = None) -> None:
     )
 
 
-def _parent_faults(run: Path) -> list[str]:
-    """Folders above in which any user may exchange entries; sticky ones, as /tmp, may be.
+def parent_faults(run: Path) -> list[str]:
+    """Folders above a run in which any user may exchange entries; sticky ones, as /tmp, may be.
+
+    A folder that is still to be made is passed over.
 
     A group's shared project folder is common and stays allowed: what a colleague puts in the
     run's place belongs to the colleague, and is refused for that.
     """
     return [
-        f"anybody may rename things in {folder}"
+        f"anybody may rename things in {folder} (chmod o-w {shlex.quote(str(folder))})"
         for folder in run.resolve().parents
-        if (mode := folder.stat().st_mode) & stat.S_IWOTH and not mode & stat.S_ISVTX
+        if folder.exists()
+        and (mode := folder.stat().st_mode) & stat.S_IWOTH
+        and not mode & stat.S_ISVTX
     ]
 
 

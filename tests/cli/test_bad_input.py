@@ -150,6 +150,15 @@ def test_runs_dir_below_a_file(mgpt4: Mgpt4, stage1: Path) -> None:
     assert "is no folder" in told
 
 
+def test_runs_dir_that_anybody_may_exchange(
+    mgpt4: Mgpt4, stage1: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("shared")
+    shared.chmod(0o777)
+    printed = refused(mgpt4, 3, "--config", stage1, "--runs-dir", shared / "lab" / "runs")
+    assert f"anybody may rename things in {shared} (chmod o-w {shared})" in printed
+
+
 def test_a_folder_that_may_not_be_searched_is_told_in_a_sentence(
     mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from mgpt4_hpc.launch.submit.preflight_files import (
     weights_findings,
 )
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.ownership import parent_faults
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -129,7 +130,8 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
         return [f"runs directory {runs_dir} has a % in its path, which Slurm would expand"]
     if "\\" in path:
         return [f"runs directory {runs_dir} has a backslash in its path, which Slurm would drop"]
-    return []
+    # The job refuses to run from such a place.
+    return [f"runs directory {runs_dir}: {fault}" for fault in parent_faults(runs_dir / "run")]
 
 
 def _batch_faults(config: RunConfig) -> list[str]:
