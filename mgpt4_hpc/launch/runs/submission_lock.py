@@ -30,8 +30,10 @@ def submitting(run: RunDir) -> Iterator[None]:
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
+        # Empty while the other command writes it, gone once it is done.
+        other = f" ({owner})" if (owner := _text(lock)) else ""
         raise RunLocked(
-            f"{run.name} is being submitted by another command ({_text(lock) or '?'})",
+            f"{run.name} is being submitted by another command{other}",
             fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
         ) from None
     except OSError as error:
