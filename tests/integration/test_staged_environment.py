@@ -120,6 +120,20 @@ def test_a_changed_environment_has_another_pack(node: Node) -> None:
     assert len([path for path in (next(node.disk.iterdir())).iterdir() if path.is_dir()]) == 1
 
 
+def test_a_job_finds_the_pack_until_the_environment_changes(node: Node) -> None:
+    node.pack = node.make_pack()
+    module = "mgpt4_hpc.launch.job.staged_environment"
+    command = [node.python, "-m", module, node.runs / "run"]
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert (done.returncode, done.stdout) == (0, f"{node.pack}\n")
+    with node.module.open("a") as file:
+        file.write("MORE = 1\n")
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "has no pack of" in done.stderr and "using the shared environment" in done.stderr
+
+
 @pytest.mark.parametrize("damage", ["partial", "no mark", "file lost", "other boot"])
 def test_what_is_not_whole_is_unpacked_again(node: Node, damage: str) -> None:
     out, _ = node.run()

@@ -26,7 +26,7 @@ from tests.slurm.jobs import (
 from tests.support.runs import assert_every_step_once, final_projector
 from tests.support.tiny_world import TinyWorld
 
-pytestmark = [pytest.mark.slurm, pytest.mark.soak]  # each of four starts imports torch: minutes
+pytestmark = pytest.mark.slurm
 
 STEPS = 100
 
@@ -82,15 +82,6 @@ def interpreter(run: Path) -> str:
     return Path(f"/proc/{pid_of_rank(run, 0)}/cmdline").read_text().split("\0")[0]
 
 
-def wait_for_attempt(cluster: Cluster, run: Path, number: int) -> None:
-    """Wait until this attempt has made a step."""
-    cluster.wait_until(
-        lambda: len(attempts := read_ledgers(run / "ledger")) == number and attempts[-1].first_step,
-        180,
-        f"attempt {number} of {run.name} trains",
-    )
-
-
 def test_a_staged_environment_changes_no_bit_and_is_whole_or_not_used(
     cluster: Cluster,
     tiny_world: TinyWorld,
@@ -111,18 +102,23 @@ def test_a_staged_environment_changes_no_bit_and_is_whole_or_not_used(
         cluster, runs_dir, config, "staged", "--partition=a100-preempt", *saves, *staged, ranks=1
     )
     run = runs_dir / "staged"
-    cluster.wait_until(tar.unpacker.exists, 120, "the environment is unpacked in part")
+    cluster.wait_until(tar.unpacker.exists, 120, "the files are unpacked")
     os.kill(int(tar.unpacker.read_text()), signal.SIGKILL)
-    wait_finished(cluster, runs_dir / "plain")
     tar.gate.unlink()
     wait_for_checkpoints(cluster, run)
     # It must not finish before Slurm comes, whose CONT at a preemption wakes it.
     os.kill(pid_of_rank(run, 0), signal.SIGSTOP)
     assert interpreter(run).startswith(f"{disk}/")
     assert logs(run).count("unpacked in") == 1 and "from an earlier start" not in logs(run)
-    trained = len(read_ledgers(run / "ledger"))
+    begun = len(read_ledgers(run / "ledger"))
+    # The job with priority takes all nodes.
+    wait_finished(cluster, runs_dir / "plain")
     preempt(cluster)
-    wait_for_attempt(cluster, run, trained + 1)
+    cluster.wait_until(
+        lambda: len(made := read_ledgers(run / "ledger")) > begun and made[-1].first_step,
+        180,
+        "the preempted run trains again",
+    )
     rank = pid_of_rank(run, 0)
     os.kill(rank, signal.SIGSTOP)
     assert interpreter(run).startswith(f"{disk}/")
@@ -132,7 +128,7 @@ def test_a_staged_environment_changes_no_bit_and_is_whole_or_not_used(
     os.kill(rank, signal.SIGCONT)
     cluster.wait_until(lambda: not cluster.squeue(), 60, "the job ended")
     mgpt4(cluster, runs_dir, "resume", "staged", "--set", f"launch.stage_env={full_disk}")
-    wait_for_attempt(cluster, run, trained + 2)
+    cluster.wait_until(lambda: pid_of_rank(run, 0) != rank, 180, "the resumed run starts")
     assert Path(interpreter(run)) == environment / "bin" / "python"
     assert "could not be unpacked" in logs(run)
     assert not list(full_disk.glob("*/*/"))
