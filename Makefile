@@ -38,12 +38,13 @@ slow: install  ## the other tests of single modules and commands
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
 	$(BIN)/python -m pytest -m "$(SELECT)" -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
-lint: install  ## ruff, mypy, import contracts, generated files
+lint: install  ## ruff, mypy, import contracts, generated files, the lock file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/make_cli_docs.py --check
+	$(BIN)/uv lock -q --check
 
 format: install  ## let ruff put the code in order
 	$(BIN)/ruff format .

@@ -11,9 +11,11 @@ first one warms the file cache and is left out. Medians, in seconds:
 * `start_s`: from the start of the process to its first finished step;
 * `buckets_s`: where the run's ledger says that they went, by then;
 * `import_s`: what of `start_s` passed before the training command began to count;
-* `cpu_s`: CPU time, user and system, of three processes side by side in the same run: `import
-  torch`, the same with what a rank imports, and a toy run of one step from its start to its end,
-  data workers included.
+* `cpu_s`: CPU time, user and system, of four processes, one after the other: `import torch`; what
+  a rank imports before it knows its model; the libraries' classes that the toy's model needs, with
+  torch, below which no run can be; and a toy run of one step from its start to its end, data
+  workers included;
+* `calls`: their system calls that name a path in the environment, where there is strace.
 """
 
 from __future__ import annotations
@@ -120,32 +122,54 @@ def start(bundle: Path, run: Path, device: str) -> dict[str, Any]:
     }
 
 
-def cpu_seconds(folder: Path) -> dict[str, float]:
-    """CPU seconds of `import torch`, of a rank's imports, and of a toy run with one step."""
-    run = folder / "one-step"
+def processes(run: Path) -> dict[str, list[str]]:
+    """What is compared with `import torch`: Python's arguments."""
     train = ["-m", "mgpt4_hpc.train", "--cfg-path", "toy-stage1", "--run-dir", str(run)]
     for setting in ("train.max_steps=1", "train.warmup_steps=0", "train.device=cpu"):
         train += ["--set", setting]
-    commands = {
+    models = "transformers.models.llama.modeling_llama, transformers.models.blip_2.modeling_blip_2"
+    return {
         "import_torch": ["-c", "import torch"],
         "import_rank": ["-c", "import mgpt4_hpc.launch.job.rank, mgpt4_hpc.train.run"],
+        "import_models": ["-c", f"import {models}, timm.models.eva"],
         "one_toy_step": train,
     }
-    found = {}
-    for name, arguments in commands.items():
-        process = subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise click.ClickException(f"{name} ended with code {process.returncode}")
-        found[name] = usage.ru_utime + usage.ru_stime
-    shutil.rmtree(run)
-    return found
+
+
+def cpu_seconds(name: str, command: list[str]) -> float:
+    """CPU time of a process, user and system."""
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise click.ClickException(f"{name} ended with code {process.returncode}")
+    return usage.ru_utime + usage.ru_stime
+
+
+def count_calls(name: str, command: list[str], trace: Path) -> int:
+    """System calls of a process and its children that name a path in this environment."""
+    cpu_seconds(name, ["strace", "-f", "-qq", "-e", "trace=%file", "-o", str(trace), *command])
+    with trace.open(encoding="utf-8", errors="replace") as lines:
+        return sum(f'"{sys.prefix}' in line for line in lines)
+
+
+def compare(folder: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """The report's `cpu_s` and `calls`."""
+    run = folder / "one-step"
+    cpu: dict[str, list[float]] = {}
+    calls = {}
+    for number in range(repeats):
+        for name, arguments in processes(run).items():
+            command = [sys.executable, *arguments]
+            cpu.setdefault(name, []).append(cpu_seconds(name, command))
+            shutil.rmtree(run, ignore_errors=True)
+            if number == 0 and shutil.which("strace"):
+                calls[name] = count_calls(name, command, folder / "trace")
+                shutil.rmtree(run, ignore_errors=True)
+    medians = {name: round(statistics.median(times), 2) for name, times in cpu.items()}
+    return {"cpu_s": medians, "calls": calls}
 
 
 @click.command(
@@ -164,7 +188,7 @@ def main(shape: str, folder: Path, device: str, starts: int, as_json: bool) -> N
         _elsewhere(make_bundle, bundle, SHAPES[shape], device)
     runs = folder / f"runs-{os.getpid()}"
     found = [start(bundle, runs / str(number), device) for number in range(starts + 1)][1:]
-    costs = [cpu_seconds(runs) for _ in range(starts)]
+    costs = compare(runs, starts)
     shutil.rmtree(runs)
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     buckets = {name for one in found for name in one["buckets_s"]}
@@ -174,9 +198,7 @@ def main(shape: str, folder: Path, device: str, starts: int, as_json: bool) -> N
         "bundle_gib": size / 2**30,
         "start_s": statistics.median(one["start_s"] for one in found),
         "import_s": statistics.median(one["import_s"] for one in found),
-        "cpu_s": {
-            name: round(statistics.median(cost[name] for cost in costs), 2) for name in costs[0]
-        },
+        **costs,
         "buckets_s": {
             name: statistics.median(one["buckets_s"].get(name, 0.0) for one in found)
             for name in sorted(buckets)
