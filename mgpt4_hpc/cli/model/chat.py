@@ -41,6 +41,7 @@ from mgpt4_hpc.formatting import counted
 @click.pass_context
 def chat_command(
     context: click.Context,
+    /,
     images: tuple[Path, ...],
     checkpoint: str | None,
     weights: str | None,

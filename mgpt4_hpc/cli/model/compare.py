@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @slurm_options
 @click.pass_context
 def compare_command(
-    context: click.Context, first: str, second: str, suite: str, **options: Any
+    context: click.Context, /, first: str, second: str, suite: str, **options: Any
 ) -> None:
     """Ask A and B (runs, checkpoints or files) the same about the same images.
 

@@ -73,6 +73,7 @@ _SHORTEST_TOKEN = 8
 @click.pass_context
 def serve_command(
     context: click.Context,
+    /,
     models: tuple[str, ...],
     host: str,
     port: int | None,

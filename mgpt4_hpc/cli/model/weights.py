@@ -116,7 +116,8 @@ def import_weights(
           --llm vicuna-7b --out /data/vicuna7b-bundle
     """
     from mgpt4_hpc.model.architecture import Architecture
-    from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
+    from mgpt4_hpc.model.bundle.writer import write_bundle
+    from mgpt4_hpc.model.conversion.parts import Sources
 
     if hf is not None:
         if any((vit, qformer, llm, vicuna_delta, projector, copy, architecture)):

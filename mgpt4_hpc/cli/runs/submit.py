@@ -114,6 +114,7 @@ if TYPE_CHECKING:
 @click.pass_context
 def submit_command(
     context: click.Context,
+    /,
     stage: str | None,
     config_names: tuple[str, ...],
     name: str | None,

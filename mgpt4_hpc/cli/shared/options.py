@@ -88,7 +88,7 @@ def _folders(place: Path, file: str, prefix: str) -> list[str]:
     return [name for name in names if name.isprintable() and (place / name / file).is_file()]
 
 
-class DurationMin(click.ParamType):
+class DurationMin(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """A time limit in Slurm's forms, as whole minutes."""
 
     name = "time"

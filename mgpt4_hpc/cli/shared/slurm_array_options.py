@@ -24,7 +24,7 @@ Part = tuple[int, int]
 """(I, N): part I of 1 ... N."""
 
 
-class PartOf(click.ParamType):
+class PartOf(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """``I/N``, from 1."""
 
     name = "I/N"

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mgpt4_hpc.chat_format import TemplateFormat
-from mgpt4_hpc.data.batching.text import Encode, clean_caption
+from mgpt4_hpc.chat_format import Encode, TemplateFormat
+from mgpt4_hpc.data.batching.text import clean_caption
 from mgpt4_hpc.data.images.decode import shown_size
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample, SampleReader

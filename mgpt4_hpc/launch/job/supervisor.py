@@ -29,7 +29,6 @@ from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, 
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.job.requeue import (
     EXIT_RESTART,
-    JobStart,
     apply_decision,
     exit_code,
     find_decision,
@@ -40,6 +39,7 @@ from mgpt4_hpc.launch.job.requeue import (
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt
 from mgpt4_hpc.launch.job.successor import of_its_line
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
+from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt

@@ -32,9 +32,9 @@ def _known_binding(config: RunConfig) -> dict[str, Any]:
     """What the features must have been made with, as far as it is known here."""
     from mgpt4_hpc.data.reading.feature_cache import binding_of
 
-    precision = config.model.vision_precision
+    precision: str = config.model.vision_precision
     if precision == "same":
-        precision = config.model.precision  # type: ignore[assignment]
+        precision = config.model.precision
     bundle_file = Path(config.model.weights) / BUNDLE_FILE
     bundle = BundleManifest.read(bundle_file) if bundle_file.exists() else None
     binding = binding_of(

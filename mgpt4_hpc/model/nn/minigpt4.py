@@ -100,7 +100,7 @@ class MiniGPT4(nn.Module):
     def _apply(self, *args: Any, **kwargs: Any) -> MiniGPT4:
         """Every way of moving or casting a module's parameters comes by here."""
         self.forget_replays()
-        moved: MiniGPT4 = super()._apply(*args, **kwargs)
+        moved: MiniGPT4 = super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
         return moved
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.data.encoding.plan import sample_order
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
 from mgpt4_hpc.data.sampling.sample_source import ValDraws
@@ -30,7 +31,6 @@ from mgpt4_hpc.model.generation.prompt_embedding import context_length
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.resources import resolve_path
-from mgpt4_hpc.train.inputs.loaders import sample_order
 from mgpt4_hpc.train.recorder import say_at_each_rank
 
 _BATCH = 16
