@@ -26,7 +26,7 @@ from tests.slurm.jobs import (
 from tests.support.runs import assert_every_step_once, final_projector
 from tests.support.tiny_world import TinyWorld
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.soak]  # each of four starts imports torch: minutes
 
 STEPS = 100
 

@@ -1,7 +1,7 @@
 """``launch.stage_env``: the Python environment as one file, unpacked on each node's own disk.
 
-A rank's imports make over 15,000 calls on the environment's folder, each a round trip where that
-lies on Lustre or NFS. To read one file and unpack it takes seconds, for all ranks of a node.
+A rank makes 23,000 calls on the environment's folder until its first step, each a round trip where
+that lies on Lustre or NFS. To read one file and unpack it takes seconds, for all ranks of a node.
 
 The file is made once per content at submission, beside the runs. Each start of a job compares the
 environment with it: the batch script runs ``python -m mgpt4_hpc.launch.job.staged_environment``.

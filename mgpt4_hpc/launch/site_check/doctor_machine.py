@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
+from importlib.util import cache_from_source, find_spec
 from pathlib import Path
 
 from mgpt4_hpc.formatting import first_line
@@ -64,8 +64,23 @@ def python_findings(*, shared: bool) -> list[Finding]:
             "use an environment on shared storage, or let `mgpt4 drill` show that it works",
         )
     _package_findings(found)
+    _bytecode_findings(found)
     _limit_findings(found)
     return found
+
+
+def _bytecode_findings(found: Findings) -> None:
+    """Uv leaves it to the first import to compile a package, which may not be allowed to."""
+    spec = find_spec("torch")
+    if spec is None or not spec.origin or Path(cache_from_source(spec.origin)).exists():
+        return
+    packages = Path(spec.origin).parents[1]
+    if not os.access(packages / "torch", os.W_OK):
+        found.warn(
+            f"{packages} has no byte code, and you may not write it: each start of a rank compiles "
+            "all modules, which more than doubles its CPU time",
+            f"ask the owner for: {sys.executable} -m compileall -q -j 0 {packages}",
+        )
 
 
 def _package_findings(found: Findings) -> None:

@@ -53,6 +53,13 @@ def test_signals_are_blocked_and_not_ignored(tmp_path: Path) -> None:
     assert mask == BLOCKED and ignored == [False] * 3
 
 
+def test_a_task_writes_byte_code_whatever_the_shell_wants(tmp_path: Path) -> None:
+    shim = write_shim(tmp_path / "python")
+    environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [str(shim), "-c", "import sys; print(sys.dont_write_bytecode)"]
+    assert subprocess.check_output(command, text=True, env=environ) == "False\n"
+
+
 def test_so_they_are_where_env_cannot_do_it(tmp_path: Path, old_env: str) -> None:
     (mask, _, arguments, ignored), _ = run_shim(
         write_shim(tmp_path / "python"), "a b", PATH=old_env

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import py_compile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +44,22 @@ def test_an_environment_that_nodes_do_not_see(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(doctor_machine, "not_shared", lambda _: "lies on overlay")
     assert "lies on overlay" in told(python_findings(shared=True), "warning")
     assert "overlay" not in told(python_findings(shared=False), "warning")
+
+
+def test_an_environment_that_is_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "site-packages" / "torch" / "__init__.py"
+    module.parent.mkdir(parents=True)
+    module.touch()
+    monkeypatch.setattr(doctor_machine, "find_spec", lambda _: SimpleNamespace(origin=str(module)))
+    assert "byte code" not in told(python_findings(shared=False), "warning")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"compileall -q -j 0 {tmp_path}/site-packages" in told(
+        python_findings(shared=False), "warning"
+    )
+    py_compile.compile(str(module))
+    assert "byte code" not in told(python_findings(shared=False), "warning")
 
 
 def test_a_login_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
