@@ -2,3 +2,6 @@
 
 Its inputs, health checks, validation and stopping have folders. Knows no Slurm.
 """
+
+# Before the first import of torch, which it makes cheaper on shared storage.
+from mgpt4_hpc import frame_modules  # noqa: F401

@@ -24,7 +24,7 @@ import json, os, sys
 
 calls, lstat = [], os.lstat
 os.lstat = lambda *path, **where: calls.append(path) or lstat(*path, **where)
-import mgpt4_hpc, torch
+import mgpt4_hpc.train, torch
 before = set(sys.modules)
 import mgpt4_hpc.launch.job.rank, mgpt4_hpc.train.run
 print(json.dumps([sorted(set(sys.modules) - before), sorted(sys.modules), len(calls)]))
