@@ -157,8 +157,7 @@ class Hold:
 
     def _another_run(self, found: str) -> Displaced:
         return Displaced(
-            f"{self.path} holds another run by now (identity {found}, this job works for "
-            f"{self.run_id})",
+            f"{self.path} holds another run (identity {found}, this job works for {self.run_id})",
             why="a job must not write into the folder of a run that is not its own",
             fix="nothing for the run that is there; if this job's run was moved, `mgpt4 resume` "
             "it in its new place",

@@ -34,11 +34,11 @@ _INTRODUCTION = """\
 
 # The command line
 
-`mgpt4 COMMAND --help` says the same as this page. Results go to stdout, everything else to stderr;
-what a script may read has `--json`. A run is given by its name under `--runs-dir` (or
-`MGPT4_RUNS_DIR`), or by its path. A setting is changed with `--set KEY=VALUE`; flags win over
-`MGPT4_*` variables, these over the site profile, that over the config file, and `mgpt4 config
-explain` tells who won.
+`mgpt4 COMMAND --help` prints the same text as this page. Results go to stdout, everything else to
+stderr; commands whose output a script may read have `--json`. A run is given by its name under
+`--runs-dir` (or `MGPT4_RUNS_DIR`), or by its path. A setting is changed with `--set KEY=VALUE`.
+Flags override `MGPT4_*` variables, these the site profile, and that the config file; `mgpt4 config
+explain` prints where each value comes from.
 
 Every command ends with 0 when it did what was asked, and with 2 when it was asked wrongly. The
 other codes mean the same everywhere:
@@ -55,7 +55,7 @@ other codes mean the same everywhere:
 | 130 | interrupted, or the answer was no |
 
 A trainer ends with 0 (finished), 70 (it would fail again), 71 (the node is at fault) or 75
-(stopped, resumable); [troubleshooting.md](troubleshooting.md) tells what to do about each.
+(stopped, resumable); [troubleshooting.md](troubleshooting.md) has what to do about each.
 
 JSON fields are written as `name: type`; a `?` means that it may be null.
 """

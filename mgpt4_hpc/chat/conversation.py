@@ -105,7 +105,7 @@ class Conversation:
 
     @classmethod
     def load(cls, path: Path, template: Template) -> Conversation:
-        """A saved conversation, to be gone on with in ``template``.
+        """A saved conversation, to be continued in ``template``.
 
         Raises:
             DataError: if the file is missing, or no conversation.

@@ -132,7 +132,7 @@ class ChatSession:
         self.conversation.save(path)
 
     def resume(self, path: Path) -> None:
-        """Go on with a saved conversation; its images are read again from where they were.
+        """Continue a saved conversation; its images are read again from where they were.
 
         Raises:
             DataError: if the file or one of its images cannot be read.

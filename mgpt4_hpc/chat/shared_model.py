@@ -190,8 +190,8 @@ class SharedModel:
     ) -> Generator[str, None, Answer]:
         """The answer of a checkpoint, piece by piece.
 
-        Another checkpoint than before begins anew with the same images: it has not said what the
-        other one said.
+        Another checkpoint than before begins a new conversation with the same images: the earlier
+        answers are not its own.
 
         Raises:
             ConfigError: as ``ChatSession.ask``, or if there is no such checkpoint.

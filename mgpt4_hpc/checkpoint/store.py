@@ -192,8 +192,8 @@ class CheckpointStore:
             The checkpoint, or None where there is none that verifies.
 
         Raises:
-            StorageTrouble: none verifies, and I/O errors kept some from being read. To begin
-                anew would throw their work away.
+            StorageTrouble: none verifies, and I/O errors kept some from being read. A fresh start
+                would throw their work away.
             CheckpointError: one cannot be judged. Silently taking an older one would lose work.
         """
         pauses = iter(PAUSES_S)
@@ -350,10 +350,10 @@ class CheckpointStore:
         return FileRecord(size, digest.hexdigest())
 
     def _leave_old_line(self) -> None:
-        """Move aside what was passed over for I/O errors: the run has gone on without it.
+        """Move aside the checkpoints that I/O errors made unreadable: the run trained without them.
 
-        On other ranks or with other settings its bits are others' by now, and the next start, to
-        which it may be readable again, must not go back to it.
+        On other ranks or with other settings the run's bits differ from theirs, so the next start
+        must not restore one, even if it is readable again.
         """
         for path in self._passed_over:
             if os.path.lexists(path):

@@ -91,7 +91,7 @@ NOT_IN_DIGEST: Any = {
         "max_nonfinite_steps": True,
     },
 }
-"""Settings that leave every weight as it is; a run may go on with others."""
+"""Settings that leave every weight as it is; a run may continue with others."""
 
 _NEWER = {
     "text": ("system", "max_tokens", "parse_control_tokens"),

@@ -76,15 +76,15 @@ class ModelConfig(_Section):
     variant: Literal["any", "vicuna7b", "vicuna13b", "llama2-7b"] = "any"
     """Published model that these settings are for; weights of another published one are refused."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Of the frozen towers; `auto` is bf16 on a GPU that has it, else fp16, and fp32 on a CPU."""
+    """The frozen towers' type; `auto` is bf16 on a GPU that has it, else fp16; fp32 on a CPU."""
     vision_precision: Literal["same", "bf16", "fp16", "fp32"] = "same"
-    """Of the vision side's matrix products, if it is to differ; its residuals stay in float32."""
+    """The vision side's matrix products, if they differ from it; residuals stay in float32."""
     ln_vision: Literal["bundle", "identity"] = "bundle"
     """Without Q-Former: the bundle's `ln_vision`, or the identity that the original trains with."""
     llm_8bit: bool = False
     """Round the language model's matrices to 8 bits: half the memory. Needs `mgpt4-hpc[int8]`."""
     attention: Literal["packed", "sdpa", "eager"] = "packed"
-    """Of the language model: without padding, or padded with one of two kernels."""
+    """The language model's attention: without padding, or padded with one of two kernels."""
     activation_checkpointing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Part of the language model's layers recomputed in the backward pass, to save memory."""
     compile: bool = False
@@ -266,7 +266,7 @@ _Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
 
 _SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.I)
-"""Names of variables that hold what nobody else may read."""
+"""Names of variables that hold secrets."""
 
 
 _OWN_OPTIONS = {
@@ -343,11 +343,11 @@ class LaunchConfig(_Section):
     mail_type: _Line | None = None
     """When Slurm mails: BEGIN, END, FAIL, REQUEUE, TIME_LIMIT or ALL, with commas between."""
     mail_user: _Line | None = None
-    """Whom Slurm mails; none is who submits."""
+    """Recipient of Slurm's mail; by default the user who submits."""
     on_event: tuple[_Line, ...] = ()
     """Commands that get finished, failed, preempted and similar events as JSON on their stdin."""
     on_event_timeout_s: Annotated[float, Field(gt=0, le=20)] = 10.0
-    """Such a command is killed after this; a job being killed has little longer."""
+    """Each of these commands is killed after this; a job being killed has little longer."""
     sbatch: dict[_Line, _Line] = {}
     """Further sbatch options, as `reservation: maintenance`."""
     max_timeouts: NonNegative = 100
@@ -385,7 +385,7 @@ class RunConfig(_Section):
     name: Annotated[str, Field(pattern=_NAME)] = "run"
     """Name of the run and of its Slurm job."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
-    """Of the sample order, the prompts and the projector's start."""
+    """Seed of the sample order, the prompts and the projector's initial values."""
     deterministic: bool = True
     """Same hardware, versions and world size give the same bits."""
     faithful: bool = False
@@ -442,7 +442,7 @@ class RunConfig(_Section):
         for option in self.launch.sbatch:
             plain = option.lstrip("-").replace("_", "-")
             if plain == "gpus-per-node" and self.launch.gpu_request == "none":
-                continue  # somebody asks for them in a way of their own
+                continue  # the user asks for GPUs with other options
             if reason := _OWN_OPTIONS.get(plain):
                 faults.append(f"launch.sbatch.{option} cannot be set: {reason}")
         faults += self._launch_faults()

@@ -64,7 +64,7 @@ class Example:
 
     @cached_property
     def digest(self) -> str:
-        """Of the compressed image, as it was first read. Raises DataError as ``data``."""
+        """BLAKE2b of the compressed image, as it was first read. Raises DataError as ``data``."""
         return hashlib.blake2b(self.data(), digest_size=8).hexdigest()
 
 

@@ -11,7 +11,7 @@ may be missing where it is not known; unknown fields are kept and ignored.
 | `restore` | a checkpoint was loaded | `step`, `samples_seen`, `path` |
 | `damaged` | a checkpoint failed verification | `path`, `reason` |
 | `first_step` | the attempt's first optimizer step is done | `step`, `since_start_s`, `buckets` |
-| `steps` | every so often, at each save (without a loss), and after the last step | `step`, `samples_seen`, `loss`, |
+| `steps` | at intervals, at each save (without a loss), and after the last step | `step`, `samples_seen`, `loss`, |
 | | | `buckets` (seconds in each since the attempt's start) |
 | `save` | a checkpoint is durable | `step`, `durable_s`, `stall_s` |
 | `save_failed` | it is not | `step`, `reason` |

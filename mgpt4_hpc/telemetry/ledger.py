@@ -98,7 +98,7 @@ class Ledger:
         return self._fd
 
     def _drop_descriptor(self) -> None:
-        # The next event opens the file anew: after a mount came back the old descriptor is stale.
+        # The next event opens the file again: after a mount came back the old descriptor is stale.
         if self._fd is not None:
             try:
                 os.close(self._fd)

@@ -39,7 +39,7 @@ from mgpt4_hpc.train.stopping.stop import SignalStop, log_signals, stop_signals
 @click.option(
     "--accept-drift",
     is_flag=True,
-    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+    help="Continue with changed settings, data, weights or versions; the ledger records it.",
 )
 def command(
     config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool

@@ -167,7 +167,7 @@ class FirstRankRecorder(Recorder):
     def flush(self) -> None:
         """Bring all points to the file. Called before a checkpoint becomes official.
 
-        A point that a later attempt will not draw again must be on disk by then.
+        A point that a later attempt will not draw again must be on disk before that.
         """
         if self.curves is not None:
             self.curves.flush()

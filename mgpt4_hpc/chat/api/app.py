@@ -260,7 +260,7 @@ async def _disconnected(request: Request) -> None:
 
 
 async def _next(events: asyncio.Queue[engine.Event], gone: asyncio.Future[None]) -> str | Answer:
-    """The next event; raises ApiError if it is an error, ClientDisconnect if nobody waits."""
+    """The next event; raises ApiError if it is an error, ClientDisconnect if the client left."""
     getter: asyncio.Future[engine.Event] = asyncio.ensure_future(events.get())
     both: set[asyncio.Future[Any]] = {getter, gone}
     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

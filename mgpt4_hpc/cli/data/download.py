@@ -33,7 +33,7 @@ _SHOWN_REASONS = 20
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder of the shards; one that was begun is gone on with.",
+    help="Folder of the shards; an unfinished one is continued.",
 )
 @click.option(
     "--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side in pixels."

@@ -26,7 +26,7 @@ _ASK_FROM_BYTES = 2**30
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder of the cache; one that was begun is gone on with.",
+    help="Folder of the cache; an unfinished one is continued.",
 )
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
 @site_option

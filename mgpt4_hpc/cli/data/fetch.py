@@ -29,7 +29,7 @@ _SHOWN = 10
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder of the files; one that was begun is gone on with.",
+    help="Folder of the files; an unfinished one is continued.",
 )
 @click.option(
     "--files",

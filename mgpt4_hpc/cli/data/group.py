@@ -188,8 +188,8 @@ def pack_command(
 def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: bool) -> None:
     """Show what training will not see, by shard and reason; exit 1 if data is missing.
 
-    Of an INDEX: what it quarantined, and whether its shards are still as they were. Of SHARDS:
-    they are scanned now, captions included, without writing an index; --decode reads the images.
+    For an INDEX: what it quarantined, and whether its shards are still as they were. SHARDS are
+    scanned now, captions included, without writing an index; --decode reads the images.
 
     \b
     mgpt4 data check cc_sbu.index

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder of the new shards; one that was begun is gone on with.",
+    help="Folder of the new shards; an unfinished one is continued.",
 )
 @click.option("--size", type=click.IntRange(1), help="Letterbox images to this side. [as they are]")
 @click.option(

@@ -34,7 +34,7 @@ from mgpt4_hpc.formatting import counted
 @click.option(
     "--resume",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Go on with a conversation that /save wrote.",
+    help="Continue a conversation that /save wrote.",
 )
 @runs_dir_option
 @slurm_options

@@ -16,7 +16,7 @@ from mgpt4_hpc.formatting import printable
 @runs_dir_option
 @json_option
 def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
-    """Submit each run again whose job is gone though nobody ended it; default: all runs.
+    """Submit each run again whose job is gone without having been ended; default: all runs.
 
     Made for cron and scrontab: it prints nothing where there is nothing to do. It leaves alone what
     is finished, cancelled, given up, waiting or running, and runs without a Slurm job. The new job

@@ -57,7 +57,7 @@ _NO_STEP = (
 @click.option(
     "--accept-drift",
     is_flag=True,
-    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+    help="Continue with changed settings, data, weights or versions; the ledger records it.",
 )
 @click.option(
     "--max-parallel",

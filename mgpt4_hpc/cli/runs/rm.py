@@ -30,9 +30,9 @@ def rm_command(
 ) -> None:
     """Delete run directories, checkpoints included. Asks first, with the size of what would go.
 
-    A run that runs or waits is never deleted, nor is one whose state Slurm does not tell; nothing
-    then goes, of the other runs neither. Links inside the folder are removed, not followed. A
-    sweep's name stands for all of its runs.
+    A run that runs or waits is never deleted, nor is one whose state is unknown because Slurm does
+    not answer; in these cases no run is deleted. Links inside the folder are removed, not followed.
+    A sweep's name stands for all of its runs.
 
     \b
     mgpt4 rm stage1-vicuna7b --dry-run

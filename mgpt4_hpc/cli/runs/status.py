@@ -61,9 +61,9 @@ def status_command(
 
     A sweep's name stands for all of its runs.
 
-    While Slurm's controller does not answer, a state that only the accounting tells is marked with
-    the time up to which it is certain ("pending (Priority), as of 14:32"), and a warning says so;
-    the exit code is 0 as long as every run's state is known in that way.
+    While Slurm's controller does not answer, a state that only the accounting knows is marked with
+    the time up to which it is certain ("pending (Priority), as of 14:32"), with a warning; the
+    exit code is 0 as long as every run's state is known in that way.
 
     \b
     mgpt4 status
@@ -212,7 +212,7 @@ _FOLDED = {"state": 32, "nodes": 16}
 
 
 def status_table(rows: Iterable[RunOverview], width: int | None = None) -> Table:
-    """The overviews as a table, for a terminal of so many columns; None is no terminal."""
+    """The overviews as a table; ``width`` is the terminal's in columns, None without one."""
     lines = [_cells(row) for row in rows]
     shown = _fitting(lines, width)
     table = new_table(*shown, folding=tuple(_FOLDED))

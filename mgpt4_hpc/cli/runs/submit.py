@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--constraint", help="Node features.")
 @click.option("--exclude", help="Nodes to keep away from.")
 @click.option("--mail-type", metavar="TYPE,...", help="When Slurm mails: END, FAIL, REQUEUE ...")
-@click.option("--mail-user", metavar="ADDRESS", help="Whom Slurm mails.")
+@click.option("--mail-user", metavar="ADDRESS", help="Recipient of Slurm's mail.")
 @click.option(
     "--after",
     "after_name",
@@ -89,7 +89,7 @@ if TYPE_CHECKING:
     "--max-parallel",
     type=click.IntRange(min=1),
     metavar="N",
-    help="With --sweep: at most so many at once.",
+    help="With --sweep: at most N jobs at once.",
 )
 @click.option(
     "--sbatch",

@@ -14,12 +14,12 @@ import click
 @click.option(
     "--accept-drift",
     is_flag=True,
-    help="Go on though settings, data, weights or library versions changed; the ledger tells.",
+    help="Continue with changed settings, data, weights or versions; the ledger records it.",
 )
 def train_command(
     config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
 ) -> None:
-    """Train one run in this process, or go on with it if its directory exists.
+    """Train one run in this process, or continue it if its directory exists.
 
     For several GPUs start it by torchrun:
 

@@ -47,7 +47,7 @@ def next_within(iterator: Iterator[Any], seconds: float) -> Any:
     pass, of which it would leave half a state behind.
 
     Raises:
-        StillWaiting: it did not come in so many seconds; the next call waits on for it.
+        StillWaiting: it did not come in that time; the next call continues to wait for it.
     """
     it: Any = iterator
     it._timeout = seconds

@@ -1,11 +1,10 @@
 """Samples by number: one ``pread`` each, through a small cache of open shards.
 
 A read that fails for a passing reason (a file server that stumbles, a stale handle) is tried
-again for half a minute and then is the storage's trouble: another start may read it, and nothing
-else is trained on in its place. So is a read from a shard that is written to meanwhile: it is
-opened again, and its size and the tar headers of the sample's parts decide. What the bytes
-themselves are to blame for, or a shard that is gone for good, becomes BadSampleError, and the
-caller puts another sample in its place.
+again for half a minute and then raises StorageTrouble: another start may read it, and no other
+sample replaces it. So is a read from a shard that is written to meanwhile: it is opened again, and
+its size and the tar headers of the sample's parts decide. Damaged bytes and a deleted shard raise
+BadSampleError, and the caller puts another sample in its place.
 """
 
 from __future__ import annotations

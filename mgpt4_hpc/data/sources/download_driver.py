@@ -28,7 +28,7 @@ OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"
 """Names the folder of finished shards; in the environment, as workers are spawned."""
 _PR_SET_PDEATHSIG = 1
 _PARTS = (".parquet", "_stats.json", ".tar")
-"""Of a shard, in the order of their publication: where the tar is, the others are."""
+"""A shard's files, in the order of their publication: where the tar is, the others are."""
 
 
 def end_with(parent: int) -> None:

@@ -255,7 +255,7 @@ def _entries(src: Path) -> Iterator[_Entry]:
 
 
 def _elements(text: str, src: Path) -> Iterator[_Entry]:
-    """Of one JSON array, element by element: as a whole it would take several times the memory."""
+    """The elements of a JSON array, one by one: the whole would take several times the memory."""
     decoder = json.JSONDecoder()
     white = re.compile(r"[ \t\r\n]*")
 

@@ -8,7 +8,7 @@ finished             the last step is done and saved
 preempted            it had to leave its nodes, saved, and is back in the queue
 requeued             the same after a time limit, a crash, a bad node
 failed               it would fail again, or used up a budget: it stays away
-resubmit-needed      it could go on, but nobody could requeue it; ``command`` does
+resubmit-needed      it could go on, but no requeue was possible; ``command`` resubmits
 ===================  ================================================================
 """
 

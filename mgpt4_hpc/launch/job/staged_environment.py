@@ -31,7 +31,7 @@ _SYSTEM = Path("/usr")
 """A Python in here is on each node's own disk already."""
 
 _KEPT_DAYS = 30
-"""Packs that no job has used for so long are removed when another is made."""
+"""Packs that no job has used for this time are removed when another is made."""
 
 _THREADS = 16
 """Calls at once; on a shared file system each waits for an answer."""

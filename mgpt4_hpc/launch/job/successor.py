@@ -32,7 +32,7 @@ from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 _ASK_S = 10.0
 """Patience with each command: the job may be killed in half a minute."""
 _FORGOTTEN_S = 60
-"""Seconds until the successor of a job that Slurm forgot may start: its processes end by then."""
+"""Seconds until the successor of a job that Slurm forgot may start: its processes end before."""
 
 _PICKLED = re.compile(r" -m submitit\.core\._submit .*$", re.MULTILINE)
 """How a submitted script starts a rank; what it unpickles is named after the script's own job."""

@@ -125,7 +125,7 @@ def _jobs_that_end(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> set[s
 def remove_run(plan: Removal) -> None:
     """Delete a run directory, if it still is what was planned to go.
 
-    The user may think about the answer for hours. What the run does by then is looked at under the
+    The user may think about the answer for hours, so the run's state is checked again, under the
     lock that a submission takes. ``run.json`` goes last, so that a removal that was interrupted can
     be repeated.
 

@@ -1,4 +1,4 @@
-"""Going on with an unfinished run: is it free, what may change, and a new job for it."""
+"""Resume an unfinished run: check that it is free and what may change, and submit a new job."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class SweepDir:
         return limit if isinstance(limit, int) and limit > 0 else None
 
     def set_max_parallel(self, limit: int) -> None:
-        """Let so many of its runs be at work at once from now on."""
+        """Set how many of its runs may be at work at once from now on."""
         write_json(self.file, {**read_json(self.file), "max_parallel": limit})
 
     def runs(self) -> list[RunDir]:

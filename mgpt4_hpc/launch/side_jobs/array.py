@@ -56,7 +56,7 @@ elif [ $code -gt 128 ]; then  # killed, or stopped
 fi
 exit $code"""
 )
-"""Of a task of an array: its command beside a shell that outlives it."""
+"""Script of an array's task: its command beside a shell that outlives it."""
 
 
 @dataclass(frozen=True)

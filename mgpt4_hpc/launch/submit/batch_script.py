@@ -190,14 +190,14 @@ def _environment_lines(run: RunDir, launch: LaunchConfig, python: str) -> list[s
 
 
 def _identity_lines(run: RunDir) -> list[str]:
-    """Shell lines that end the job where its folder holds another run by now."""
+    """Shell lines that end the job if its folder holds another run."""
     known, file = run.run_id, shlex.quote(str(run.identity_file))
     return [
         "# a folder that is read and names another run is not this job's to work in",
         f"export {RUN_ID_VARIABLE}={known}",
         f'command -p grep -qsF \'"id": "{known}\' {file}',
         "if [ $? -eq 1 ]; then",
-        f'    printf "error: %s holds another run by now\\n" {file}',
+        f'    printf "error: %s holds another run\\n" {file}',
         f"    exit {FatalTrainingError.exit_code}",
         "fi",
     ]

@@ -1,7 +1,7 @@
 """The code that a run started with travels inside it.
 
-Submission pickles code by reference, so a requeue next week would run whatever the checkout says
-by then. The job imports the snapshot instead.
+Submission pickles code by reference, so a requeue next week would run the checkout of next week.
+The job imports the snapshot instead.
 """
 
 from __future__ import annotations

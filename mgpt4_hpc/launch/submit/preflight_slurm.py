@@ -201,7 +201,7 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
 
 
 def _spread(gpus: int, per_node: Iterable[int]) -> str:
-    """How so many GPUs fit on nodes with so many each, the same number on every one of them."""
+    """How ``gpus`` fit on nodes that have ``per_node`` each, with the same number on every node."""
     held = sorted(per_node, reverse=True)
     for nodes, least in enumerate(held, start=1):
         if gpus % nodes == 0 and gpus // nodes <= least:

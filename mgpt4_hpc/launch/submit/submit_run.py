@@ -84,7 +84,7 @@ def complete_run(
         mend(run)
         # An older run's own code will not, and the batch script looks for it.
         run.record_identity()
-    # Anew at each submission: the environment may have moved since the last.
+    # At each submission: the environment may have moved since the last.
     write_launcher(run, config)
 
 

@@ -1,6 +1,6 @@
 """The table of contents of a torch file (``.pth``, ``.bin``), read without torch or the data.
 
-Such a file is a zip archive of ``data.pkl``, a pickle that describes the tensors, and one stored
+A torch file is a zip archive of ``data.pkl``, a pickle that describes the tensors, and one stored
 entry per storage. Before torch 1.6 it was a sequence of pickles followed by the storages. The
 pickle is read with stand-ins for the few functions that describe tensors, and with nothing else:
 a pickle that names any other function or class is refused, as ``torch.load(weights_only=True)``

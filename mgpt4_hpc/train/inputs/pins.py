@@ -1,6 +1,6 @@
-"""Holding a run to what its first start found: settings, data, weights, library versions.
+"""Pins: settings, data, weights and library versions of a run's first start, compared at others.
 
-A run that goes on with another index or another torch is neither the old run nor a new one, and
+A run that continues with another index or another torch is neither the old run nor a new one, and
 the change would pass unnoticed. So it stops and shows the difference; the user may accept it, and
 the ledger records that. Imports no torch: the login node asks too.
 """
@@ -183,7 +183,7 @@ def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
 
 
 def drifted(run: RunDir, changed: list[str]) -> RunLocked:
-    """The refusal, with the difference and the ways on."""
+    """The error with what changed and how to continue."""
     return RunLocked(
         f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}",
         why="a run continued on other inputs is neither the old run nor a new one",
