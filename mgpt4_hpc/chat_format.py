@@ -36,7 +36,7 @@ class Literally:
 
     def text(self, text: str) -> str:
         """The text with ``LITERAL`` before each character of a spelling in it."""
-        return self._pattern.sub(lambda found: "".join(LITERAL + char for char in found[0]), text)
+        return self._pattern.sub(lambda match: "".join(LITERAL + char for char in match[0]), text)
 
     def dialogue(self, dialogue: Dialogue) -> Dialogue:
         """The same of every text of a conversation."""

@@ -118,17 +118,17 @@ class Ranks:
                 result = action()
             except Exception as error:  # noqa: BLE001 - handed to every rank and raised there
                 failure = error
-        told: BaseException | None
-        result, told = self.broadcast((result, failure and _portable(failure)))
-        if told is not None:
-            raise failure or told
+        raised: BaseException | None
+        result, raised = self.broadcast((result, failure and _portable(failure)))
+        if raised is not None:
+            raise failure or raised
         return result
 
     def raise_any(self, failure: BaseException | None) -> None:
         """Raise the failure of any rank on every rank; its own, where a rank has one."""
-        for told in self.gather(failure and _portable(failure)):
-            if told is not None:
-                raise failure or told
+        for error in self.gather(failure and _portable(failure)):
+            if error is not None:
+                raise failure or error
 
     def any_says(self, yes: bool) -> bool:
         """Whether any rank says yes; the same answer on every rank, once the last one is here."""

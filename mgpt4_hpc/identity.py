@@ -45,10 +45,10 @@ def identity_in(run_json: Mapping[str, Any]) -> str:
 
 def identity_at(folder: Path) -> str:
     """Identity of the run in a folder. Raises OSError or ValueError."""
-    found = parse_json((folder / "run.json").read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
+    record = parse_json((folder / "run.json").read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
         raise ValueError(f"{folder / 'run.json'} holds no JSON object")
-    return identity_in(found)
+    return identity_in(record)
 
 
 def user_name() -> str:
@@ -87,10 +87,10 @@ class Hold:
         self._device = os.fstat(self._fd).st_dev
         self.root = Path(f"/proc/self/fd/{self._fd}")
         self.run_id = expected
-        found = identity_at(self.root)
-        if expected and found != expected:
-            raise self._another_run(found)
-        self.run_id = found
+        identity = identity_at(self.root)
+        if expected and identity != expected:
+            raise self._another_run(identity)
+        self.run_id = identity
 
     @property
     def place(self) -> Path:
@@ -116,15 +116,15 @@ class Hold:
             os.close(fresh)
             return
         try:
-            found = identity_at(self.root)
+            identity = identity_at(self.root)
         except ValueError as error:
             raise OSError(errno.EIO, str(error)) from error
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESTALE) or not self._is_removed():
                 raise
             raise self._gone() from error
-        if found != self.run_id:
-            raise self._another_run(found)
+        if identity != self.run_id:
+            raise self._another_run(identity)
 
     def _is_ours(self, folder: Path) -> bool:
         try:
@@ -155,9 +155,9 @@ class Hold:
             "deleted: nothing, this job ends",
         )
 
-    def _another_run(self, found: str) -> Displaced:
+    def _another_run(self, identity: str) -> Displaced:
         return Displaced(
-            f"{self.path} holds another run (identity {found}, this job works for {self.run_id})",
+            f"{self.path} holds another run (identity {identity}; this job's is {self.run_id})",
             why="a job must not write into the folder of a run that is not its own",
             fix="nothing for the run that is there; if this job's run was moved, `mgpt4 resume` "
             "it in its new place",

@@ -79,13 +79,13 @@ def _faults(run: Path, trusted: set[int]) -> list[str]:
         if top.st_mode & search:
             reachable |= write
     for path in _everything(run):
-        found = path.lstat()
-        if found.st_uid not in trusted:
-            faults.append(f"{path} belongs to user {found.st_uid}")
-        elif stat.S_ISLNK(found.st_mode):
+        state = path.lstat()
+        if state.st_uid not in trusted:
+            faults.append(f"{path} belongs to user {state.st_uid}")
+        elif stat.S_ISLNK(state.st_mode):
             faults += _link_faults(path, trusted)
-        elif found.st_mode & (reachable if path != run else stat.S_IWGRP | stat.S_IWOTH):
-            faults.append(f"others may write {path} (mode {stat.S_IMODE(found.st_mode):04o})")
+        elif state.st_mode & (reachable if path != run else stat.S_IWGRP | stat.S_IWOTH):
+            faults.append(f"others may write {path} (mode {stat.S_IMODE(state.st_mode):04o})")
     return faults
 
 

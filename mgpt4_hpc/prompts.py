@@ -124,8 +124,12 @@ class Template:
                 texts[-1] += piece
         # Not str.format: other models' formats may hold braces of their own.
         before, _, after = self.prompt.partition(PROMPT_SLOT)
-        told = self.system.replace(PROMPT_SLOT, system, 1) if system else ""
-        texts[0] = before + told + texts[0] if self.system_inside else told + before + texts[0]
+        system_text = self.system.replace(PROMPT_SLOT, system, 1) if system else ""
+        texts[0] = (
+            before + system_text + texts[0]
+            if self.system_inside
+            else system_text + before + texts[0]
+        )
         texts[-1] += after
         if later:
             texts[0] = self.between + texts[0].removeprefix(self.end_symbol)

@@ -58,14 +58,14 @@ def retry_storage(
         except (OSError, MgptError) as error:
             if isinstance(error, StorageTrouble) or not (is_transient(error) or vanished()):
                 raise
-            told = error.what if isinstance(error, MgptError) else str(error)
+            text = error.what if isinstance(error, MgptError) else str(error)
             if pause_s is None:
                 raise StorageTrouble(
-                    f"shared storage fails again and again: {told}",
+                    f"shared storage fails again and again: {text}",
                     why="it worked before, or other machines see it, so another start may do",
                     fix="the job comes back by itself; see `mgpt4 doctor` if it keeps happening",
                 ) from error
-            say(f"shared storage stumbles ({told}); again in {pause_s:.0f} s")
+            say(f"shared storage stumbles ({text}); again in {pause_s:.0f} s")
             sleep(pause_s)
     raise AssertionError("unreachable")
 

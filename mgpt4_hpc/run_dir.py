@@ -399,10 +399,10 @@ def list_runs(runs_dir: Path) -> list[RunDir]:
     """Runs under ``runs_dir``, newest first."""
     if not runs_dir.is_dir():
         return []
-    found = []
+    runs = []
     for path in runs_dir.glob("*/run.json"):
         try:
-            found.append((path.parent.stat().st_mtime, path.parent))
+            runs.append((path.parent.stat().st_mtime, path.parent))
         except OSError:
             continue  # removed in this moment
-    return [RunDir(path) for _, path in sorted(found, reverse=True)]
+    return [RunDir(path) for _, path in sorted(runs, reverse=True)]

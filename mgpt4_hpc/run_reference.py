@@ -51,14 +51,14 @@ def find_reference(text: str, runs_dir: Path) -> RunReference:
     Raises:
         NoSuchRun: with the runs or the steps that exist.
     """
-    if found := _look_up(text, runs_dir):
-        return found
+    if reference := _look_up(text, runs_dir):
+        return reference
     name, at, step = text.rpartition("@")
-    if at and (found := _look_up(name, runs_dir)) and found.run is not None:
-        return _at_step(found.run, step)
+    if at and (reference := _look_up(name, runs_dir)) and reference.run is not None:
+        return _at_step(reference.run, step)
     folder, _, step = text.rpartition("/checkpoints/")
-    if folder and (found := _look_up(folder, runs_dir)) and found.run is not None:
-        return _at_step(found.run, step)
+    if folder and (reference := _look_up(folder, runs_dir)) and reference.run is not None:
+        return _at_step(reference.run, step)
     raise _no_such_run(name if at else text, runs_dir)
 
 
@@ -68,12 +68,12 @@ def find_run(text: str, runs_dir: Path) -> RunDir:
     Raises:
         NoSuchRun: with the names that exist, or for a checkpoint outside of any run.
     """
-    found = find_reference(text, runs_dir)
-    if found.run is None:
+    reference = find_reference(text, runs_dir)
+    if reference.run is None:
         raise NoSuchRun(
             f"{text} is a checkpoint that lies in no run", fix="give a run's name or its path"
         )
-    return found.run
+    return reference.run
 
 
 def find_whole_run(text: str, runs_dir: Path, instead: str) -> RunDir:
@@ -82,22 +82,22 @@ def find_whole_run(text: str, runs_dir: Path, instead: str) -> RunDir:
     Raises:
         NoSuchRun: if a step is named; ``instead`` says what to do then.
     """
-    found = find_reference(text, runs_dir)
-    if found.run is None or found.checkpoint is not None:
+    reference = find_reference(text, runs_dir)
+    if reference.run is None or reference.checkpoint is not None:
         raise NoSuchRun(f"{text} is one checkpoint, and this wants a run", fix=instead)
-    return found.run
+    return reference.run
 
 
 def newest_checkpoint(run: RunDir) -> Path | None:
     """Folder of a run's newest checkpoint; None as long as there is none."""
-    found = [file.parent for file in run.checkpoints.glob("step-*/manifest.json")]
-    return max(found, key=lambda folder: step_of(folder) or 0, default=None)
+    checkpoints = [file.parent for file in run.checkpoints.glob("step-*/manifest.json")]
+    return max(checkpoints, key=lambda folder: step_of(folder) or 0, default=None)
 
 
 def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint's folder; None if it has another name."""
-    found = _STEP.fullmatch(checkpoint.name)
-    return int(found[1]) if found else None
+    match = _STEP.fullmatch(checkpoint.name)
+    return int(match[1]) if match else None
 
 
 def located_path(text: str, runs_dir: Path) -> str:
@@ -130,8 +130,10 @@ def _at_step(run: RunDir, text: str) -> RunReference:
     folder = run.checkpoints / f"step-{int(number[1]):08d}" if number else None
     if folder is not None and (folder / "manifest.json").is_file():
         return RunReference(run, folder)
-    found = sorted(run.checkpoints.glob("step-*/manifest.json"))
-    steps = ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in found) or "none"
+    manifests = sorted(run.checkpoints.glob("step-*/manifest.json"))
+    steps = (
+        ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in manifests) or "none"
+    )
     raise NoSuchRun(
         f"{run.name} has no checkpoint of step {text}",
         fix=f"its checkpoints are of these steps: {steps}; without @STEP it is the newest",

@@ -85,8 +85,8 @@ class Guard:
         host = headers.get(b"host", "")
         if self._hosts is not None and _name(host) not in self._hosts:
             known = ", ".join(sorted(self._hosts))
-            told = f"this server answers to {known}, not to {_name(host)!r}"
-            await _refuse(scope, send, 421, told)
+            refusal = f"this server answers to {known}, not to {_name(host)!r}"
+            await _refuse(scope, send, 421, refusal)
             return
         origin = headers.get(b"origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():

@@ -250,9 +250,9 @@ class Engine:
             self._batch_of(next(iter(batch.requests.values())).trained)
             batch.growing.step()
         except Exception as error:  # noqa: BLE001 - nor one batch the server
-            told = _logged(error)
+            logged = _logged(error)
             for request in batch.requests.values():
-                _deliver(request, told)
+                _deliver(request, logged)
             self._forget(batch, lambda row: True)
             return
         for row, request in batch.requests.items():

@@ -112,16 +112,16 @@ class GradioAllowlist:
 
 def _paths(value: Any) -> list[object]:
     """Whatever is called ``path`` anywhere in it: by this Gradio knows a file."""
-    found: list[object] = []
+    paths: list[object] = []
     todo = [value]
     while todo:
-        one = todo.pop()
-        if isinstance(one, dict):
-            found += [one["path"]] if "path" in one else []
-            todo += one.values()
-        elif isinstance(one, list):
-            todo += one
-    return found
+        item = todo.pop()
+        if isinstance(item, dict):
+            paths += [item["path"]] if "path" in item else []
+            todo += item.values()
+        elif isinstance(item, list):
+            todo += item
+    return paths
 
 
 async def _refuse(status: int, why: str, scope: Scope, receive: Receive, send: Send) -> None:

@@ -76,9 +76,11 @@ def _read_file(path: Path, record: FileRecord, *, keep: bool) -> bytes:
         with contextlib.suppress(OSError):
             # Ask the disk, not the memory in which the writer just left it.
             os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        found = os.fstat(stream.fileno()).st_size
-        if found != record.size:
-            raise DamagedCheckpointError(f"{path.name} has {found} bytes instead of {record.size}")
+        size_now = os.fstat(stream.fileno()).st_size
+        if size_now != record.size:
+            raise DamagedCheckpointError(
+                f"{path.name} has {size_now} bytes instead of {record.size}"
+            )
         while piece := stream.read(PIECE):
             digest.update(piece)
             size += len(piece)

@@ -109,8 +109,8 @@ def _setting(key: str, field: FieldInfo) -> Setting:
         default = None
     if isinstance(default, tuple):
         default = list(default)
-    told = _type_name(field.annotation) + _bounds(field.metadata)
-    return Setting(key, told, default, required, " ".join((field.description or "").split()))
+    type_text = _type_name(field.annotation) + _bounds(field.metadata)
+    return Setting(key, type_text, default, required, " ".join((field.description or "").split()))
 
 
 def _listed_sections(field: FieldInfo) -> list[type[BaseModel]]:
@@ -140,13 +140,13 @@ def _type_name(kind: Any) -> str:
 
 
 def _bounds(metadata: Any) -> str:
-    told = []
+    bounds = []
     for item in metadata:
         parts = item.metadata if isinstance(item, FieldInfo) else [item]
         for part in parts:
-            told += [
+            bounds += [
                 f"{sign} {getattr(part, name)}"
                 for name, sign in _BOUNDS
                 if getattr(part, name, None) is not None
             ]
-    return f" {' and '.join(told)}" if told else ""
+    return f" {' and '.join(bounds)}" if bounds else ""

@@ -46,10 +46,10 @@ class StepCount:
         if convert is None:
             return [f"{EPOCHS} is converted when a run is first submitted: give {STEPS} here"]
         try:
-            values[STEPS], told = convert(values)
+            values[STEPS], note = convert(values)
         except MgptError as error:
             values.setdefault(STEPS, 1)
             return [f"{error.what}; fix: {error.fix}" if error.fix else error.what]
-        self.notes = (told,)
+        self.notes = (note,)
         origins[STEPS] = f"{EPOCHS} {values[EPOCHS]:g}"
         return []

@@ -36,16 +36,16 @@ _OF_NUMBERS = "data.shares."
 @cache
 def fields() -> dict[str, FieldInfo]:
     """Every setting by its dotted key, in the schema's order."""
-    found: dict[str, FieldInfo] = {}
+    settings: dict[str, FieldInfo] = {}
     for name, field in RunConfig.model_fields.items():
         section = _section_of(field)
         if section is None:
-            found[name] = field
+            settings[name] = field
         else:
-            found.update(
+            settings.update(
                 {f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()}
             )
-    return found
+    return settings
 
 
 def is_text(key: str) -> bool:
@@ -195,14 +195,14 @@ def _explain_field(
     key: str, error: Mapping[str, Any], message: str, origins: Mapping[str, str]
 ) -> str:
     origin = origins.get(key) or origins.get(".".join(key.split(".")[:2]), "")
-    told = f" (from {origin})" if origin else ""
+    origin_text = f" (from {origin})" if origin else ""
     kind = error["type"]
     if kind == "extra_forbidden":
-        return f"{key}: unknown setting{_suggestion(key)}{told}"
+        return f"{key}: unknown setting{_suggestion(key)}{origin_text}"
     if kind == "missing":
         return f"{key}: not set, and has no default"
     if kind == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], message)
     given = repr(error["input"])
     given = given if len(given) <= _MOST_CHARS else f"{given[:_MOST_CHARS]}..."
-    return f"{key}: {message[0].lower()}{message[1:]}, got {given}{told}"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {given}{origin_text}"

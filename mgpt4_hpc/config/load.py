@@ -45,7 +45,9 @@ class Resolved:
     def origin(self, key: str) -> str:
         """Who set a setting, or the entries of one that is a mapping."""
         entries = {
-            told for full, told in self.origins.items() if full == key or full.startswith(f"{key}.")
+            origin
+            for full, origin in self.origins.items()
+            if full == key or full.startswith(f"{key}.")
         }
         return ", ".join(sorted(entries)) or "default"
 
@@ -357,9 +359,9 @@ def _all_faults(
     values: Mapping[str, Any], origins: Mapping[str, str], error: ValidationError
 ) -> list[str]:
     """Also those that pydantic does not look for while a single setting is wrong."""
-    found = error.errors()
-    faults = [fault for item in found for fault in keys.explain(item, origins)]
-    wrong = {".".join(str(part) for part in item["loc"][:2]) for item in found if item["loc"]}
+    errors = error.errors()
+    faults = [fault for item in errors for fault in keys.explain(item, origins)]
+    wrong = {".".join(str(part) for part in item["loc"][:2]) for item in errors if item["loc"]}
     rest = {
         key: value for key, value in values.items() if ".".join(key.split(".")[:2]) not in wrong
     }

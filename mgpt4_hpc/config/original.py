@@ -128,31 +128,31 @@ def import_original(nested: Mapping[str, Any], path: Path, *, gpus: int | None =
     if arch != "minigpt4":
         raise ConfigError(f"{path} is for {arch}, which is another model than MiniGPT-4")
     theirs = dict(_leaves(_with_defaults(nested, path)))
-    found = Imported()
+    imported = Imported()
     faults: list[str] = []
     for key, (only, why) in _ONLY.items():
         if key in theirs:
             value = theirs.pop(key)
             if value in only:
-                found.left_out[key] = f"as it is here ({why})"
+                imported.left_out[key] = f"as it is here ({why})"
             else:
                 faults.append(f"{key} is {value!r}: {why}")
     for key, (ours, kind) in _NUMBERS.items():
         if key in theirs:
-            _put_number(found, faults, theirs.pop(key), key, ours, kind)
+            _put_number(imported, faults, theirs.pop(key), key, ours, kind)
     for key, why in _LEFT_OUT.items():
         if key in theirs:
             theirs.pop(key)
-            found.left_out[key] = why
+            imported.left_out[key] = why
     stage = 2 if theirs.get("model.prompt_path") else 1
-    found.put("stage", stage, "model.prompt_path" if stage == 2 else "no model.prompt_path")
-    accum = _take_run(found, faults, theirs)
-    _take_text(found, faults, theirs, stage, path)
-    _take_datasets(found, faults, theirs, stage, (gpus or GPUS[stage], accum))
-    _take_rest(found, faults, theirs)
+    imported.put("stage", stage, "model.prompt_path" if stage == 2 else "no model.prompt_path")
+    accum = _take_run(imported, faults, theirs)
+    _take_text(imported, faults, theirs, stage, path)
+    _take_datasets(imported, faults, theirs, stage, (gpus or GPUS[stage], accum))
+    _take_rest(imported, faults, theirs)
     if faults:
         raise ConfigError(f"{path} cannot be trained here as it is", faults=faults)
-    return found
+    return imported
 
 
 def _with_defaults(nested: Mapping[str, Any], path: Path) -> dict[str, Any]:
@@ -187,16 +187,16 @@ def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _put_number(
-    found: Imported, faults: list[str], value: Any, key: str, ours: str, kind: type
+    imported: Imported, faults: list[str], value: Any, key: str, ours: str, kind: type
 ) -> None:
     # PyYAML reads 1e-4, written without a dot, as text; the original's reader does not.
     try:
-        found.put(ours, kind(value), key)
+        imported.put(ours, kind(value), key)
     except (TypeError, ValueError):
         faults.append(f"{key} is {value!r}, which is no number")
 
 
-def _take_run(found: Imported, faults: list[str], theirs: dict[str, Any]) -> int:
+def _take_run(imported: Imported, faults: list[str], theirs: dict[str, Any]) -> int:
     """Steps, name, device: what needs more than renaming. Returns batches per optimizer step."""
     accum = int(theirs.pop("run.accum_grad_iters", 1) or 1)
     epochs, iters = theirs.pop("run.max_epoch", None), theirs.pop("run.iters_per_epoch", None)
@@ -212,61 +212,61 @@ def _take_run(found: Imported, faults: list[str], theirs: dict[str, Any]) -> int
                 f"run.warmup_steps {warmup} is above run.iters_per_epoch {iters}: the original "
                 "would begin its warm-up anew in each epoch"
             )
-        found.put("train.max_steps", total // accum, "run.max_epoch x run.iters_per_epoch")
-    found.put("train.warmup_steps", warmup // accum, "run.warmup_steps")
+        imported.put("train.max_steps", total // accum, "run.max_epoch x run.iters_per_epoch")
+    imported.put("train.warmup_steps", warmup // accum, "run.warmup_steps")
     if "run.job_name" in theirs:
         name = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(theirs.pop("run.job_name"))).strip("-._")
-        found.put("name", name or "run", "run.job_name")
+        imported.put("name", name or "run", "run.job_name")
     device = theirs.pop("run.device", "cuda")
     if device not in ("cuda", "cpu"):
         faults.append(f"run.device is {device!r}: cuda or cpu")
-    found.put("train.device", device, "run.device")
+    imported.put("train.device", device, "run.device")
     return accum
 
 
 def _take_text(
-    found: Imported, faults: list[str], theirs: dict[str, Any], stage: int, path: Path
+    imported: Imported, faults: list[str], theirs: dict[str, Any], stage: int, path: Path
 ) -> None:
     limit = theirs.pop("model.max_txt_len", MAX_ANSWER_TOKENS)
-    found.put("text.max_answer_tokens", int(limit), "model.max_txt_len")
+    imported.put("text.max_answer_tokens", int(limit), "model.max_txt_len")
     end_symbol = theirs.pop("model.end_sym", STAGE1_END_SYMBOL)
     prompt = theirs.pop("model.prompt_template", "")
     prompt_path = theirs.pop("model.prompt_path", None)
     ckpt = theirs.pop("model.ckpt", None)
     if _is_given(ckpt):
-        found.put("model.projector", str(ckpt), "model.ckpt")
+        imported.put("model.projector", str(ckpt), "model.ckpt")
     elif ckpt:
-        found.left_out["model.ckpt"] = "a placeholder: set model.projector, or use --after RUN"
+        imported.left_out["model.ckpt"] = "a placeholder: set model.projector, or use --after RUN"
     precision = theirs.pop("model.vit_precision", "fp16")
     if precision == "fp32":
-        found.put("model.vision_precision", "fp32", "model.vit_precision")
+        imported.put("model.vision_precision", "fp32", "model.vit_precision")
     elif precision == "fp16":
-        found.left_out["model.vit_precision"] = "model.precision is the whole model's, 16 bits"
+        imported.left_out["model.vit_precision"] = "model.precision is the whole model's, 16 bits"
     else:
         faults.append(f"model.vit_precision is {precision!r}: fp16 or fp32")
     if stage == 1:
         if end_symbol != STAGE1_END_SYMBOL:
-            found.put("text.end_symbol", end_symbol, "model.end_sym")
+            imported.put("text.end_symbol", end_symbol, "model.end_sym")
         return
     known = next((t for t in TEMPLATES.values() if t.prompt == prompt), None)
     if known is not None:
-        found.put("text.template", known.name, "model.prompt_template")
+        imported.put("text.template", known.name, "model.prompt_template")
     else:
-        found.put("text.prompt", prompt, "model.prompt_template")
+        imported.put("text.prompt", prompt, "model.prompt_template")
     if known is None or known.end_symbol != end_symbol:
-        found.put("text.end_symbol", end_symbol, "model.end_sym")
+        imported.put("text.end_symbol", end_symbol, "model.end_sym")
     else:
-        found.left_out["model.end_sym"] = f"the end symbol of text.template {known.name}"
-    _take_instructions(found, faults, str(prompt_path), path)
+        imported.left_out["model.end_sym"] = f"the end symbol of text.template {known.name}"
+    _take_instructions(imported, faults, str(prompt_path), path)
 
 
-def _take_instructions(found: Imported, faults: list[str], prompt_path: str, path: Path) -> None:
+def _take_instructions(imported: Imported, faults: list[str], prompt_path: str, path: Path) -> None:
     """The lines of the prompt file: the original looks for it from where it is started."""
     places = [Path(prompt_path), path.resolve().parent.parent / prompt_path]
     file = next((place for place in places if place.is_file()), None)
     if file is None:
         if Path(prompt_path).name == "alignment.txt":
-            found.left_out["model.prompt_path"] = "its four instructions are the default"
+            imported.left_out["model.prompt_path"] = "its four instructions are the default"
         else:
             faults.append(f"model.prompt_path {prompt_path} does not exist")
         return
@@ -280,13 +280,13 @@ def _take_instructions(found: Imported, faults: list[str], prompt_path: str, pat
         faults.append(f"{file} has lines that do not begin with {IMAGE_TAG}: {wrong[:3]}")
     instructions = [line.removeprefix(f"{IMAGE_TAG} ") for line in lines]
     if tuple(instructions) == STAGE2_INSTRUCTIONS:
-        found.left_out["model.prompt_path"] = "its four instructions are the default"
+        imported.left_out["model.prompt_path"] = "its four instructions are the default"
     else:
-        found.put("text.instructions", instructions, "model.prompt_path")
+        imported.put("text.instructions", instructions, "model.prompt_path")
 
 
 def _take_datasets(
-    found: Imported,
+    imported: Imported,
     faults: list[str],
     theirs: dict[str, Any],
     stage: int,
@@ -313,24 +313,26 @@ def _take_datasets(
         if _is_given(storage):
             source["path"] = str(storage)
         else:
-            found.left_out[key] = f"not set: --set data.paths.{name}=DIR"
+            imported.left_out[key] = f"not set: --set data.paths.{name}=DIR"
         sources.append(source)
-        _take_processors(found, faults, theirs, name)
+        _take_processors(imported, faults, theirs, name)
     if not names or len(set(batch_sizes.values())) != 1 or 0 in batch_sizes.values():
         faults.append(f"datasets.*.batch_size must be there and one and the same: {batch_sizes}")
         return
     for source, weight in zip(sources, _whole(list(ratios.values())), strict=True):
         if len(sources) > 1:
             source["weight"] = weight
-    found.put("data.sources", sources, "datasets, with their sample_ratio")
+    imported.put("data.sources", sources, "datasets, with their sample_ratio")
     batch_size, (gpus, accum) = batch_sizes[names[0]], world
-    told = f"datasets.*.batch_size, on {gpus} GPU{'s' if gpus > 1 else ''}"
-    found.put("train.micro_batch_size", batch_size, "datasets.*.batch_size")
-    found.put("train.global_batch_size", batch_size * gpus * accum, told)
-    found.put("launch.gpus", gpus, "not in the original's file")
+    original = f"datasets.*.batch_size, on {gpus} GPU{'s' if gpus > 1 else ''}"
+    imported.put("train.micro_batch_size", batch_size, "datasets.*.batch_size")
+    imported.put("train.global_batch_size", batch_size * gpus * accum, original)
+    imported.put("launch.gpus", gpus, "not in the original's file")
 
 
-def _take_processors(found: Imported, faults: list[str], theirs: dict[str, Any], name: str) -> None:
+def _take_processors(
+    imported: Imported, faults: list[str], theirs: dict[str, Any], name: str
+) -> None:
     """Images are resized and captions cleaned as these do; nothing else is."""
     only = {
         "vis_processor.train.name": ("blip2_image_train", "the only one here"),
@@ -342,23 +344,25 @@ def _take_processors(found: Imported, faults: list[str], theirs: dict[str, Any],
         if given != value:
             faults.append(f"{key} is {given!r}: only {value} is known")
         else:
-            found.left_out[key] = why
+            imported.left_out[key] = why
     key = f"datasets.{name}.vis_processor.train.image_size"
     if theirs.pop(key, None) is not None:
-        found.left_out[key] = "the bundle says so"
+        imported.left_out[key] = "the bundle says so"
     words = theirs.pop(f"datasets.{name}.text_processor.train.max_words", None)
     if words is not None:
-        found.put("text.max_words", int(words), f"datasets.{name}.text_processor.train.max_words")
+        imported.put(
+            "text.max_words", int(words), f"datasets.{name}.text_processor.train.max_words"
+        )
     if theirs.pop(f"datasets.{name}.data_type", None) is not None:
-        found.left_out[f"datasets.{name}.data_type"] = "always images"
+        imported.left_out[f"datasets.{name}.data_type"] = "always images"
 
 
-def _take_rest(found: Imported, faults: list[str], theirs: dict[str, Any]) -> None:
+def _take_rest(imported: Imported, faults: list[str], theirs: dict[str, Any]) -> None:
     for key, value in theirs.items():
         if key.startswith("model.lora_") and value not in (0, None):
             faults.append(f"{key} is {value!r}: the original's MiniGPT-4 ignores it")
         else:
-            found.left_out[key] = "not a setting of the original's MiniGPT-4"
+            imported.left_out[key] = "not a setting of the original's MiniGPT-4"
 
 
 def _is_given(value: Any) -> bool:

@@ -40,14 +40,14 @@ def apply_faithful(values: dict[str, Any], origins: dict[str, str]) -> None:
             origins[key] = ORIGIN
 
 
-def contradictions(found: dict[str, Any]) -> list[str]:
+def contradictions(values: dict[str, Any]) -> list[str]:
     """Settings that are set explicitly to something else than ``faithful: true`` means.
 
     Args:
-        found: values of the settings above that are set explicitly.
+        values: values of the settings above that are set explicitly.
     """
     return [
-        f"{key} is {found[key]!r}, but faithful: true means {value!r} (leave one of them out)"
+        f"{key} is {values[key]!r}, but faithful: true means {value!r} (leave one of them out)"
         for key, value in ORIGINAL_VALUES.items()
-        if key in found and found[key] != value
+        if key in values and values[key] != value
     ]

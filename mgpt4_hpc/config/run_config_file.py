@@ -148,8 +148,8 @@ def _origins(text: str) -> dict[str, str]:
         if re.fullmatch(r"[\w-]+:", line):
             section = line[:-1] + "."
             continue
-        found = _ORIGIN.match(line)
-        if found and found["origin"] != "default":
-            prefix = section if found["indent"] else ""
-            origins[prefix + found["key"]] = found["origin"]
+        match = _ORIGIN.match(line)
+        if match and match["origin"] != "default":
+            prefix = section if match["indent"] else ""
+            origins[prefix + match["key"]] = match["origin"]
     return origins

@@ -45,11 +45,11 @@ def site_folders(environ: Mapping[str, str] = os.environ) -> list[Path]:
 
 def list_sites(environ: Mapping[str, str] = os.environ) -> dict[str, Path]:
     """Every profile by name."""
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for folder in site_folders(environ):
         for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return dict(sorted(found.items()))
+            files.setdefault(path.stem, path)
+    return dict(sorted(files.items()))
 
 
 def find_site(name: str, environ: Mapping[str, str] = os.environ) -> Path:

@@ -102,8 +102,8 @@ class Fetch:
             for name in ("partial", "done"):
                 (self._work / name).mkdir(parents=True, exist_ok=True)
             if begun is None:
-                told = {"source": listing.source, "revision": listing.revision}
-                _write_json(self._work / "source.json", {"format": _FORMAT, **told})
+                listed = {"source": listing.source, "revision": listing.revision}
+                _write_json(self._work / "source.json", {"format": _FORMAT, **listed})
         except OSError as error:
             raise DataError(f"cannot use the folder {out}: {error.strerror}") from error
 
@@ -128,8 +128,8 @@ class Fetch:
         disable_progress_bars()
         constants.DOWNLOAD_CHUNK_SIZE = _WRITTEN_AT_ONCE
         files = self.listing.files if files is None else files
-        told = (str(self.out), self.listing.source, self.listing.revision, len(files))
-        report = FetchReport(*told)
+        facts = (str(self.out), self.listing.source, self.listing.revision, len(files))
+        report = FetchReport(*facts)
         counter = _Counter(files, on_progress)
         todo = [file for file in files if not self._is_there(file, counter)]
         self._require_space(todo)
@@ -270,10 +270,10 @@ def begun_with(out: Path) -> tuple[str, str] | None:
         if out.exists() and not out.is_dir():
             raise DataError(f"{out} is no folder", fix="give another --out")
         return None
-    told = _read_json(path)
-    if told is None or told.get("format") != _FORMAT:
+    begun = _read_json(path)
+    if begun is None or begun.get("format") != _FORMAT:
         raise DataError(f"{path} cannot be read", fix="remove it: what is there is verified anew")
-    return str(told["source"]), str(told["revision"])
+    return str(begun["source"]), str(begun["revision"])
 
 
 class _Stopped(Exception):
@@ -378,10 +378,10 @@ def _size(path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        told = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return told if isinstance(told, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -49,8 +49,8 @@ class RemoteFile:
     @property
     def key(self) -> str:
         """Key of its content: partial files of another content have another one."""
-        told = f"{self.url}\0{self.size}\0{self.hash}\0{self.etag}"
-        return hashlib.sha256(told.encode()).hexdigest()[:12]
+        identity = f"{self.url}\0{self.size}\0{self.hash}\0{self.etag}"
+        return hashlib.sha256(identity.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def list_repository(
     def ask() -> tuple[str, list[Any]]:
         """The revision's commit, and the entries of its files."""
         commit = str(api.repo_info(repo, repo_type=kind, revision=revision).sha)
-        found = api.list_repo_tree(repo, recursive=True, repo_type=kind, revision=commit)
-        return commit, [entry for entry in found if isinstance(entry, RepoFile)]
+        entries = api.list_repo_tree(repo, recursive=True, repo_type=kind, revision=commit)
+        return commit, [entry for entry in entries if isinstance(entry, RepoFile)]
 
     commit, entries = ask_patiently(ask, f"the {kind} {repo}")
     files = [

@@ -37,29 +37,29 @@ class Partials:
     def of(self, file: RemoteFile) -> list[tuple[Path, str]]:
         """Each partial file of that content, and its owner."""
         start = f"{flat(file.name)}.{file.key}."
-        found = sorted(path for path in self._folder.iterdir() if path.name.startswith(start))
-        return [(path, path.name.removeprefix(start)) for path in found]
+        partials = sorted(path for path in self._folder.iterdir() if path.name.startswith(start))
+        return [(path, path.name.removeprefix(start)) for path in partials]
 
     def claim(self, file: RemoteFile) -> Path | None:
         """A partial file that is ours alone, old or new; None if another process works on it."""
-        mine = self._folder / f"{flat(file.name)}.{file.key}.{own_name()}"
-        if mine.exists():
-            return mine
+        own = self._folder / f"{flat(file.name)}.{file.key}.{own_name()}"
+        if own.exists():
+            return own
         for path, owner in self.of(file):
             if not self._is_dead(path, owner):
                 return None
             try:
-                path.rename(mine)
-                os.utime(mine)
+                path.rename(own)
+                os.utime(own)
             except FileNotFoundError:
                 return None  # another one was quicker
-            return mine
-        mine.touch(exist_ok=False)
-        others = [path for path, _ in self.of(file) if path != mine]
-        if others and min(others) < mine:  # two began at once: one of them goes on
-            mine.unlink(missing_ok=True)
+            return own
+        own.touch(exist_ok=False)
+        others = [path for path, _ in self.of(file) if path != own]
+        if others and min(others) < own:  # two began at once: one of them goes on
+            own.unlink(missing_ok=True)
             return None
-        return mine
+        return own
 
     def remove_others(self, file: RemoteFile) -> None:
         """Remove what is left of other contents of a file, once it is there."""

@@ -68,9 +68,11 @@ class EventFiles(threading.Thread):
         """Return when all events are in the file, the disk refused, or it took too long."""
         with self._changed:
             self._asked += 1
-            mine = self._asked
+            asked = self._asked
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._answered >= mine or not self.is_alive(), timeout_s)
+            self._changed.wait_for(
+                lambda: self._answered >= asked or not self.is_alive(), timeout_s
+            )
 
     def close(self, timeout_s: float = _PATIENCE_S) -> None:
         """Try once more to write what waits, and end."""

@@ -174,22 +174,21 @@ def read_ledgers(folder: Path) -> list[Attempt]:
         match = _FILE.fullmatch(name)
         if match:
             into = notes if match[1] == "supervisor" else records
-            found = summary_records(_lines(folder / name))
-            into.setdefault(int(match[2]), []).extend(found)
+            into.setdefault(int(match[2]), []).extend(summary_records(_lines(folder / name)))
     numbers = sorted(records.keys() | notes.keys())
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 
 
 def read_changes(folder: Path) -> list[str]:
     """A line for each change of a setting that the ledgers note, oldest first."""
-    found = []
+    changes = []
     for path in sorted(Path(folder).glob("attempt-*.jsonl")):
         for record in _parse([line for line in _lines(path) if b'"changed"' in line]):
             if record.get("kind") == Kind.CHANGED and isinstance(record.get("what"), list):
                 when = f"attempt {int(path.stem.removeprefix('attempt-'))}"
                 when += f", step {record['step']}" if "step" in record else ""
-                found += [f"{when}: {what}" for what in record["what"]]
-    return found
+                changes += [f"{when}: {what}" for what in record["what"]]
+    return changes
 
 
 def read_records(path: Path) -> list[Record]:
@@ -224,7 +223,7 @@ def _lines(path: Path) -> list[bytes]:
 def _parse(lines: Sequence[bytes]) -> list[Record]:
     """The lines that are whole; many at once, which takes a third of the time."""
     try:
-        found = json.loads(b"[" + b",".join(line for line in lines if line) + b"]")
+        parsed = json.loads(b"[" + b",".join(line for line in lines if line) + b"]")
     except (ValueError, RecursionError):
         if len(lines) <= 1:
             return []
@@ -232,7 +231,7 @@ def _parse(lines: Sequence[bytes]) -> list[Record]:
         return _parse(lines[:middle]) + _parse(lines[middle:])
     return [
         record
-        for record in found
+        for record in parsed
         if isinstance(record, dict) and isinstance(record.get("t"), (int, float))
     ]
 

@@ -178,11 +178,11 @@ def _other(style: dict[str, Any]) -> dict[str, Any]:
 def _smoothed(points: Curve) -> list[tuple[int, float]]:
     """Mean over the last twentieth of the points, at each point."""
     width = max(2, len(points) // 20)
-    found, total = [], 0.0
+    smoothed, total = [], 0.0
     for index, (step, value) in enumerate(points):
         total += value - (points[index - width][1] if index >= width else 0.0)
-        found.append((step, total / min(index + 1, width)))
-    return found
+        smoothed.append((step, total / min(index + 1, width)))
+    return smoothed
 
 
 def _mark_restarts(panel: Axes, attempts: Sequence[Attempt]) -> None:
@@ -203,7 +203,7 @@ def _draw_attempts(panel: Axes, attempts: Sequence[Attempt]) -> None:
     """A bar per attempt: where its seconds went, the wait in the queue before it included."""
     panel.set_title("attempts: minutes by purpose", loc="left", fontsize="medium")
     names = [attempt.number for attempt in attempts]
-    left = [0.0] * len(attempts)
+    bar_starts = [0.0] * len(attempts)
     for colour, bucket in enumerate((PRODUCTIVE, *BADPUT, UNACCOUNTED)):
         minutes = [_seconds(attempt, bucket) / 60 for attempt in attempts]
         if max(minutes, default=0.0) < 1 / 600:
@@ -211,8 +211,8 @@ def _draw_attempts(panel: Axes, attempts: Sequence[Attempt]) -> None:
         label = bucket.replace("_", " ")
         # Ten colours, and grey for what is not known.
         tint = "0.8" if bucket == UNACCOUNTED else f"C{(colour + 2) % 10}"
-        panel.barh(names, minutes, left=left, label=label, color=tint)
-        left = [a + b for a, b in zip(left, minutes, strict=True)]
+        panel.barh(names, minutes, left=bar_starts, label=label, color=tint)
+        bar_starts = [a + b for a, b in zip(bar_starts, minutes, strict=True)]
     panel.set_yticks(names, [f"{a.number}: {a.cause}" for a in attempts])
     panel.invert_yaxis()
     if attempts:

@@ -106,12 +106,12 @@ class TensorBoardWriter:
         from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 
         now = time.time()
-        told = HParamsPluginData(
+        status = HParamsPluginData(
             session_end_info=SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=now)
         )
         value = Summary.Value(
             tag=metadata.SESSION_END_INFO_TAG,
-            metadata=metadata.create_summary_metadata(told),
+            metadata=metadata.create_summary_metadata(status),
             tensor=metadata.NULL_TENSOR,
         )
         self._add(Event(wall_time=now, step=step, summary=Summary(value=[value])))

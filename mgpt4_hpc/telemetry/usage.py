@@ -87,13 +87,13 @@ class Usage:
 
 def read_usage(runs: Sequence[RunDir]) -> tuple[list[Usage], Usage]:
     """The usage of each run, and of all together, from their ledgers and heartbeats."""
-    found: list[Usage] = []
+    usages: list[Usage] = []
     every: list[Attempt] = []
     for run in runs:
         attempts = seen_until(read_ledgers(run.ledger), read_heartbeat(run.heartbeat))
-        found.append(usage(run.name, attempts, path=str(run.path)))
+        usages.append(usage(run.name, attempts, path=str(run.path)))
         every += attempts
-    return found, usage("total", every)
+    return usages, usage("total", every)
 
 
 def seen_until(attempts: list[Attempt], beat: Beat | None) -> list[Attempt]:

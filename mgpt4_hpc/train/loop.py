@@ -291,19 +291,19 @@ class _Progress:
         peak = loop.peak_memory_gib()
         if peak:
             values[tags.PEAK_GIB] = peak
-        left = max(loop.max_steps - step, 0) * self.throughput.median_step_s
+        remaining_s = max(loop.max_steps - step, 0) * self.throughput.median_step_s
         line = (
             f"step {step}/{loop.max_steps}  loss {loss:.4f}  lr {lr:.3g}  "
-            f"{rate:.1f} samples/s  {_clock(left)} left"
+            f"{rate:.1f} samples/s  {_clock(remaining_s)} left"
         )
         loop.recorder.logged(step, values, loop.buckets.seconds, line)
         self.health.look(step, loss, nonfinite_steps)
 
     def tell_substitutions(self, micro_batches: Sequence[Batch]) -> None:
         """Record the bad samples of all ranks, before a checkpoint says that they were passed."""
-        mine = [item for batch in micro_batches for item in batch.substitutions]
-        for found in self.loop.ranks.gather(mine):
-            self.loop.recorder.substituted(found)
+        own = [item for batch in micro_batches for item in batch.substitutions]
+        for substitutions in self.loop.ranks.gather(own):
+            self.loop.recorder.substituted(substitutions)
 
     def report_validation(self, loss: float, answers: ValidationAnswers) -> None:
         """Record the held-out loss, and what was said about held-out images."""

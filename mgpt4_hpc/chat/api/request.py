@@ -143,8 +143,8 @@ def _first_fault(error: ValidationError) -> ApiError:
     # Without the names of a union's types.
     names = [str(name) for name in fault["loc"] if name != "str" and "[" not in str(name)]
     param = ".".join(names)[:_SHOWN] or None
-    told = f"Invalid value for '{param}': {fault['msg']}" if param else fault["msg"]
-    return ApiError(told[: 2 * _SHOWN], param=param)
+    message = f"Invalid value for '{param}': {fault['msg']}" if param else fault["msg"]
+    return ApiError(message[: 2 * _SHOWN], param=param)
 
 
 def read_messages(messages: Sequence[_Message], max_characters: int | None) -> Asked:
@@ -203,7 +203,7 @@ def image_pixels(urls: Sequence[str], limits: Limits, size: int) -> list[Pixels]
         ApiError: if one is no data URL, or no base64.
         DataError: if one is no image, or has too many bytes or pixels.
     """
-    found = []
+    sizes = []
     for number, url in enumerate(urls, start=1):
         name = f"image {number}"
         header = _DATA_URL.match(url)
@@ -226,8 +226,8 @@ def image_pixels(urls: Sequence[str], limits: Limits, size: int) -> list[Pixels]
                 f"{name} is no base64", param="messages", code="invalid_base64"
             ) from None
         require_few_pixels(data, limits.max_pixels, name)
-        found.append(picture_pixels(data, size, name))
-    return found
+        sizes.append(picture_pixels(data, size, name))
+    return sizes
 
 
 def _pieces(message: _Message, urls: list[str], param: str) -> list[Piece]:

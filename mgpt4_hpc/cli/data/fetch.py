@@ -75,8 +75,8 @@ def fetch_command(
         folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-fetch", folder, parts=len(listing.files))
         if job_id is not None:
-            told = f"job {job_id}; when it is done, this command without --slurm reports"
-            echo_json({"job_id": job_id}) if as_json else click.echo(told)
+            text = f"job {job_id}; when it is done, this command without --slurm reports"
+            echo_json({"job_id": job_id}) if as_json else click.echo(text)
             return
     files = slice_of(listing.files, *part) if part is not None else listing.files
     with progress("fetching", "bytes") as on_progress:

@@ -242,8 +242,8 @@ def _check_index(path: Path) -> Checked:
     from mgpt4_hpc.data.index.index import ShardIndex
 
     index = ShardIndex.open(path)
-    found = index.quarantined, index.check_shards(), index.left_out
-    return (index.name, index.num_samples, index.num_shards, *found)
+    faults = index.quarantined, index.check_shards(), index.left_out
+    return (index.name, index.num_samples, index.num_shards, *faults)
 
 
 def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:

@@ -84,13 +84,13 @@ def recaption_command(
         parts_folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-recaption", parts_folder, parts=len(paths))
         if job_id is not None:
-            told = f"job {job_id}; when it is done, this command without --slurm reports"
-            echo_json({"job_id": job_id}) if as_json else click.echo(told)
+            text = f"job {job_id}; when it is done, this command without --slurm reports"
+            echo_json({"job_id": job_id}) if as_json else click.echo(text)
             return
-    mine = slice_of(paths, *part) if part is not None else paths
+    own_shards = slice_of(paths, *part) if part is not None else paths
     with progress("recaptioning", "shards") as on_progress:
-        recaption(mine, table, out, size=size, workers=workers, on_shard=on_progress)
-    report = report_of(mine, table, out)
+        recaption(own_shards, table, out, size=size, workers=workers, on_shard=on_progress)
+    report = report_of(own_shards, table, out)
     if as_json:
         echo_json({**asdict(report), "captions": asdict(table.report)})
     else:

@@ -177,11 +177,11 @@ def _print(stats: SourceStats) -> None:
     _print_duplicates("captions", stats.captions)
 
 
-def _print_duplicates(name: str, found: Duplicates | None) -> None:
-    if found is None:
+def _print_duplicates(name: str, duplicates: Duplicates | None) -> None:
+    if duplicates is None:
         return
-    click.echo(f"duplicate {name}: {found.surplus} ({found.share:.2%} of those read)")
-    for entry in found.largest[:_SHOWN]:
+    click.echo(f"duplicate {name}: {duplicates.surplus} ({duplicates.share:.2%} of those read)")
+    for entry in duplicates.largest[:_SHOWN]:
         click.echo(f"  {entry.count} times: {entry.key} in {entry.shard}: {_short(entry.caption)}")
 
 

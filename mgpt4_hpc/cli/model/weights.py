@@ -185,12 +185,12 @@ def check_weights(
 
     sizes = Architecture.from_file(architecture) if architecture else None
     bundle = _resolved(bundle)
-    found = check_bundle(bundle, full=full, architecture=sizes)
+    check = check_bundle(bundle, full=full, architecture=sizes)
     if as_json:
-        echo_json(found.to_dict())
+        echo_json(check.to_dict())
     else:
-        _print_check(found)
-    if not found.ok:
+        _print_check(check)
+    if not check.ok:
         context.exit(WeightsError.exit_code)
 
 
@@ -247,8 +247,8 @@ def _print_bundle(bundle: Bundle) -> None:
     click.echo(f"  language model: {bundle.llm_dir}")
 
 
-def _print_check(found: BundleCheck) -> None:
-    facts = found.facts
+def _print_check(check: BundleCheck) -> None:
+    facts = check.facts
     if "llm" in facts:
         click.echo(f"vision side      {facts['vision_side']}")
         click.echo(f"language model   {facts['llm']['model']}, {facts['llm']['path']}")
@@ -257,17 +257,17 @@ def _print_check(found: BundleCheck) -> None:
             f"projector        {shape[1]} -> {shape[0]}" if shape else "projector        none"
         )
         click.echo(f"digest           {facts['digest']}")
-    if found.memory:
+    if check.memory:
         click.echo("\nGiB per GPU (bf16)     micro-batch   plain   recomputing activations")
         by_batch: dict[tuple[str, int], dict[bool, float]] = {}
-        for row in found.memory:
+        for row in check.memory:
             place = by_batch.setdefault((row["stage"], row["micro_batch_size"]), {})
             place[row["activation_checkpointing"]] = row["total_gib"]
         for (stage, batch), total in by_batch.items():
             click.echo(f"  {stage:<20} {batch:>11}   {total[False]:>5}   {total[True]:>5}")
-    for note in found.notes:
+    for note in check.notes:
         click.echo(f"\nnote: {note}")
-    for fault in found.faults:
+    for fault in check.faults:
         click.echo(f"\nfault: {fault}")
-    count = len(found.faults)
-    click.echo("\nok" if found.ok else f"\n{count} fault{'s' if count > 1 else ''}")
+    count = len(check.faults)
+    click.echo("\nok" if check.ok else f"\n{count} fault{'s' if count > 1 else ''}")

@@ -63,22 +63,24 @@ def export_weights(
     out = out.expanduser()
     # A file of the same kind may be the only copy of other weights: none is replaced.
     check_output(out, kind="an exported model")
-    found = find_projector(_located(source, absolute(runs_dir)))
-    if (found.parent / "manifest.json").is_file():
-        CheckpointStore(found.parent.parent).verify(found.parent)
-    lora = read_lora_beside(found)
+    projector = find_projector(_located(source, absolute(runs_dir)))
+    if (projector.parent / "manifest.json").is_file():
+        CheckpointStore(projector.parent.parent).verify(projector.parent)
+    lora = read_lora_beside(projector)
     if lora is None and (merge_lora or fmt == "peft"):
-        raise WeightsError(f"{found.parent} has no LoRA", fix="leave --merge-lora out, or use hf")
+        raise WeightsError(
+            f"{projector.parent} has no LoRA", fix="leave --merge-lora out, or use hf"
+        )
     if fmt == "hf":
-        _export_folder(found, out, weights, lora if merge_lora else None)
+        _export_folder(projector, out, weights, lora if merge_lora else None)
     elif fmt == "peft":
         from mgpt4_hpc.model.huggingface.export import export_adapter
 
         assert lora is not None
         export_adapter(absolute(out), lora, _say)
     else:
-        _export_file(found, out, fmt, weights, lora if merge_lora else None)
-    click.echo(f"{found} -> {out}")
+        _export_file(projector, out, fmt, weights, lora if merge_lora else None)
+    click.echo(f"{projector} -> {out}")
     if lora is not None and not merge_lora and fmt != "peft":
         click.echo(
             "note: it was trained together with LoRA, which is not in the export, and is of little "
@@ -89,7 +91,7 @@ def export_weights(
 
 
 def _export_file(
-    found: Path,
+    projector: Path,
     out: Path,
     fmt: Literal["pth", "safetensors"],
     weights: str | None,
@@ -102,18 +104,18 @@ def _export_file(
         from mgpt4_hpc.model.bundle.bundle import open_bundle
         from mgpt4_hpc.model.huggingface.lora import merged_tensors
 
-        bundle = open_bundle(_source(found, weights).weights)
+        bundle = open_bundle(_source(projector, weights).weights)
         merged = {f"llama_model.{key}": t for key, t in merged_tensors(bundle, lora).items()}
-    export_projector(read_projector(found), out, fmt=fmt, beside=merged)
+    export_projector(read_projector(projector), out, fmt=fmt, beside=merged)
 
 
-def _export_folder(found: Path, out: Path, weights: str | None, lora: SavedLora | None) -> None:
+def _export_folder(projector: Path, out: Path, weights: str | None, lora: SavedLora | None) -> None:
     from mgpt4_hpc.evaluation.model_card import model_card
     from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.bundle.export import read_projector
     from mgpt4_hpc.model.huggingface.export import TrainedModel, export_model, require_exportable
 
-    source = _source(found, weights)
+    source = _source(projector, weights)
     bundle = open_bundle(source.weights)
     require_exportable(bundle.architecture)
     card = model_card(
@@ -125,19 +127,19 @@ def _export_folder(found: Path, out: Path, weights: str | None, lora: SavedLora 
         merged_lora=lora is not None,
     )
     system = source.config.text.system if source.config else ""
-    model = TrainedModel(bundle, read_projector(found), source.template, system, lora)
+    model = TrainedModel(bundle, read_projector(projector), source.template, system, lora)
     with progress("export", "bytes") as on_progress:
         export_model(absolute(out), model, card=card, say=_say, on_progress=on_progress)
 
 
-def _source(found: Path, weights: str | None) -> Source:
+def _source(projector: Path, weights: str | None) -> Source:
     """Where everything is beside the projector; a bundle's own belongs to that bundle."""
     from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
     from mgpt4_hpc.model.generation.chat_model import find_source
 
-    if weights is None and (found.parent / BUNDLE_FILE).is_file():
-        weights = str(found.parent)
-    return find_source(found, weights=weights)
+    if weights is None and (projector.parent / BUNDLE_FILE).is_file():
+        weights = str(projector.parent)
+    return find_source(projector, weights=weights)
 
 
 def _located(source: Path, runs_dir: Path) -> Path:

@@ -33,7 +33,7 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
     folder = absolute(runs_dir)
     runs = find_runs(names, folder) if names else list_runs(folder)
     kept = keep_runs(runs, say=lambda text: click.echo(printable(text), err=True))
-    told = [
+    lines = [
         {
             "run": one.run.name,
             "run_dir": str(one.run.path),
@@ -44,9 +44,9 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
         if one.submitted is not None
     ]
     if as_json:
-        echo_json(told)
+        echo_json(lines)
     else:
-        for row in told:
+        for row in lines:
             click.echo(printable(f"{row['run']}  job {row['job_id']}  (it was {row['was']})"))
     for another in kept.errors[1:]:
         click.echo(printable(f"error: {another}"), err=True)

@@ -183,17 +183,17 @@ def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> lis
     """Those of the names that are sweeps; a limit that is given is theirs from now on."""
     from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, is_sweep
 
-    found = [SweepDir.of(name, folder) for name in names if is_sweep(name, folder)]
+    sweeps = [SweepDir.of(name, folder) for name in names if is_sweep(name, folder)]
     if max_parallel is None:
-        return found
-    if not found:
+        return sweeps
+    if not sweeps:
         raise ConfigError(
             f"--max-parallel {max_parallel} is for sweeps, and none is named here",
             fix="leave it out, or give the sweep's name instead of its runs'",
         )
-    for sweep in found:
+    for sweep in sweeps:
         sweep.set_max_parallel(max_parallel)
-    return found
+    return sweeps
 
 
 def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:

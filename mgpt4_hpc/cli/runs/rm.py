@@ -50,7 +50,7 @@ def rm_command(
     if seen.unreachable is not None:
         raise seen.unreachable
     plans = plan_removal(runs, seen.rows, others)
-    told: list[RunDir] = []
+    deleted: list[RunDir] = []
     _print_plans(plans)
     if not dry_run:
         if not yes:
@@ -58,10 +58,10 @@ def rm_command(
             click.confirm(question, abort=True, err=True)
         for plan in plans:
             remove_run(plan)
-            told.append(plan.run)
+            deleted.append(plan.run)
         remove_empty_sweeps(runs_dir)
     if as_json:
-        removed = {run.path for run in told}
+        removed = {run.path for run in deleted}
         echo_json(
             [
                 {

@@ -213,12 +213,12 @@ def _show_starts(plan: Plan, as_json: bool) -> None:
     from mgpt4_hpc.formatting import duration
     from mgpt4_hpc.launch.submit.start_estimate import estimate_starts
 
-    found = estimate_starts(plan)
+    estimates = estimate_starts(plan)
     if as_json:
-        echo_json([one.to_json() for one in found])
+        echo_json([one.to_json() for one in estimates])
         return
     table = new_table("job", "would start", ">in", "partition", "nodes", "after")
-    for one in found:
+    for one in estimates:
         cells = (one.job, one.start, duration(one.in_s), one.partition, one.nodes, one.after)
         table.add_row(*(plain(cell or "-") for cell in cells))
     print_table(table)

@@ -102,7 +102,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
         server = TensorBoard(lambda: named if names else list_runs(runs_dir), host, port)
         try:
             server.start()
-            told = {
+            facts = {
                 "url": f"http://localhost:{port}/",
                 "tunnel": tunnel_line(host, port),
                 "host": host,
@@ -112,9 +112,9 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
                 "job_id": None,
             }
             if as_json:
-                echo_json(told)
+                echo_json(facts)
             else:
-                _tell(told)
+                _tell(facts)
                 click.echo("Ctrl-C ends it.", err=True)
             sys.stdout.flush()
             server.serve()
@@ -153,22 +153,22 @@ def _in_a_job(
     job_id = submit_tensorboard(job)
     end = f"to end it: scancel {job_id}"
     try:
-        told = wait_until_up(job, job_id, say=lambda text: click.echo(text, err=True))
+        facts = wait_until_up(job, job_id, say=lambda text: click.echo(text, err=True))
     except KeyboardInterrupt:
         click.echo(f"job {job_id} goes on without you; {end}", err=True)
         raise
-    told["job_id"] = job_id
+    facts["job_id"] = job_id
     if as_json:
-        echo_json(told)
+        echo_json(facts)
         return
-    _tell(told)
-    click.echo(f"It is job {job_id} on {told['node']}; {end}", err=True)
+    _tell(facts)
+    click.echo(f"It is job {job_id} on {facts['node']}; {end}", err=True)
 
 
-def _tell(told: dict[str, object]) -> None:
+def _tell(facts: dict[str, object]) -> None:
     from mgpt4_hpc.launch.side_jobs.tensorboard import OPENING
 
-    runs = told["runs"]
+    runs = facts["runs"]
     assert isinstance(runs, list)
-    click.echo(f"TensorBoard of {counted(len(runs), 'run')}: {told['url']}{OPENING}")
-    click.echo(f"on your own machine, first: {told['tunnel']}")
+    click.echo(f"TensorBoard of {counted(len(runs), 'run')}: {facts['url']}{OPENING}")
+    click.echo(f"on your own machine, first: {facts['tunnel']}")

@@ -38,13 +38,13 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
     runs = find_runs(names, runs_dir) if names else _readable(list_runs(runs_dir))
     for run in runs:
         run.identity()
-    found, total = read_usage(runs)
+    usages, total = read_usage(runs)
     if as_json:
-        echo_json({"runs": [_plain(one) for one in found], "total": _plain(total)})
+        echo_json({"runs": [_plain(one) for one in usages], "total": _plain(total)})
     elif not runs:
         click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
     else:
-        _print([*found, total] if len(found) > 1 else found)
+        _print([*usages, total] if len(usages) > 1 else usages)
 
 
 def _readable(runs: Sequence[RunDir]) -> list[RunDir]:

@@ -21,8 +21,8 @@ def add_completion(command: click.Command) -> None:
         names = [*parameter.opts, *str(parameter.metavar).rstrip(".").strip("[]").split("|")]
         offers = [offer for names_of_it, offer in _OFFERS if set(names) & names_of_it]
         if offers and "shell_complete" not in vars(parameter):
-            found = partial(_offered, offers, takes_file="FILE" in names, parameter=parameter)
-            setattr(parameter, "shell_complete", found)  # noqa: B010 - mypy: a method of click's
+            complete = partial(_offered, offers, takes_file="FILE" in names, parameter=parameter)
+            setattr(parameter, "shell_complete", complete)  # noqa: B010 - mypy: a method of click's
 
 
 def _offered(
@@ -34,8 +34,8 @@ def _offered(
     parameter: click.Parameter,
 ) -> list[CompletionItem]:
     texts = [text for offer in offers for text in offer(ctx, parameter, incomplete)]
-    found = [CompletionItem(text) for text in texts if text.startswith(incomplete)]
-    return found or [CompletionItem(incomplete, type="file")] if takes_file else found
+    items = [CompletionItem(text) for text in texts if text.startswith(incomplete)]
+    return items or [CompletionItem(incomplete, type="file")] if takes_file else items
 
 
 def _presets(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

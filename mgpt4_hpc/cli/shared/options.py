@@ -74,8 +74,8 @@ def complete_runs(ctx: click.Context, argument: click.Parameter, incomplete: str
     places = {folder: "run.json"}
     if argument.nargs == -1:
         places[folder / SWEEPS] = "sweep.json"
-    found = [name for place, file in places.items() for name in _folders(place, file, incomplete)]
-    return sorted(set(found) - given)
+    names = [name for place, file in places.items() for name in _folders(place, file, incomplete)]
+    return sorted(set(names) - given)
 
 
 def _folders(place: Path, file: str, prefix: str) -> list[str]:

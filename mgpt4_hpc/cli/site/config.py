@@ -237,5 +237,5 @@ def _origin(resolved: Resolved, key: str) -> str:
     deeper: dict[str, Any] = {
         full: origin for full, origin in resolved.origins.items() if full.startswith(key + ".")
     }
-    told = {resolved.origins[key]} if key in resolved.origins else set()
-    return ", ".join(sorted(told | set(deeper.values()))) or "default"
+    origins = {resolved.origins[key]} if key in resolved.origins else set()
+    return ", ".join(sorted(origins | set(deeper.values()))) or "default"

@@ -34,13 +34,13 @@ def import_command(file: Path, gpus: int | None, as_json: bool) -> None:
             f"{file} is none of the original MiniGPT-4, which have `run` and `model.arch`",
             fix=f"if it is one of ours, use it as it is: --config {file}",
         )
-    found = import_original(nested, file, gpus=gpus)
-    merge([(f"file {file.name}", found.settings)])  # what is printed must be valid here
+    imported = import_original(nested, file, gpus=gpus)
+    merge([(f"file {file.name}", imported.settings)])  # what is printed must be valid here
     if as_json:
         settings = {
-            key: {"value": value, "from": found.origins[key]}
-            for key, value in found.settings.items()
+            key: {"value": value, "from": imported.origins[key]}
+            for key, value in imported.settings.items()
         }
-        echo_json({"settings": settings, "left_out": found.left_out})
+        echo_json({"settings": settings, "left_out": imported.left_out})
         return
-    click.echo(as_yaml(found, file.name), nl=False)
+    click.echo(as_yaml(imported, file.name), nl=False)

@@ -107,8 +107,8 @@ def drill_command(patience_min: float, runs_dir: Path, as_json: bool, **asked: A
             result = run_drill(order, reporter)
     except DrillFailed as error:
         if as_json:
-            told = {"what": error.what, "why": error.why, "fix": error.fix}
-            echo_json({"ok": False, "faults": [error.what], "error": told})
+            failure = {"what": error.what, "why": error.why, "fix": error.fix}
+            echo_json({"ok": False, "faults": [error.what], "error": failure})
         raise
     if as_json:
         echo_json({"ok": not result.faults, **asdict(result)})

@@ -30,7 +30,7 @@ def version_command(as_json: bool) -> None:
     \b
     mgpt4 version --json
     """
-    found: dict[str, str | None] = {
+    versions: dict[str, str | None] = {
         "mgpt4-hpc": __version__,
         "path": str(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
@@ -40,10 +40,10 @@ def version_command(as_json: bool) -> None:
         "slurm": slurm_version(),
     }
     if as_json:
-        echo_json(found)
+        echo_json(versions)
         return
-    width = max(map(len, found))
-    for name, value in found.items():
+    width = max(map(len, versions))
+    for name, value in versions.items():
         click.echo(f"{name:<{width}}  {value or '-'}")
 
 

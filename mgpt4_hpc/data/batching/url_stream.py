@@ -140,8 +140,8 @@ class StreamReader:
             # With fewer shards than consumers each reads all and keeps its share: one without a
             # shard would hold up all others for ever.
             shared = len(urls) < self._consumers
-            mine = order if shared else order[consumer :: self._consumers]
-            samples = _samples([urls[number] for number in mine])
+            shards = order if shared else order[consumer :: self._consumers]
+            samples = _samples([urls[number] for number in shards])
             if shared:
                 samples = itertools.islice(samples, consumer, None, self._consumers)
             rng = random.Random(repr((*key, consumer)))
@@ -206,10 +206,10 @@ def _images(sample: dict[str, Any]) -> tuple[bytes, ...]:
     images: list[bytes] = []
     while True:
         number = f"{len(images)}." if images else ""
-        found = next((sample[number + x] for x in READ if number + x in sample), None)
-        if found is None:
+        image = next((sample[number + x] for x in READ if number + x in sample), None)
+        if image is None:
             return tuple(images)
-        images.append(found)
+        images.append(image)
 
 
 def _samples(urls: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -193,12 +193,12 @@ class BatchStream(Generic[T]):
     def _wait(self, batches: Iterator[T | _Failure]) -> T | _Failure:
         while True:
             try:
-                found: T | _Failure = next_within(batches, LOOK_EVERY_S)
+                batch: T | _Failure = next_within(batches, LOOK_EVERY_S)
             except StillWaiting:
                 if self._give_up():
                     raise
             else:
-                return found
+                return batch
 
     def close(self) -> None:
         """End the workers at once, even those that hang in a read. Safe to call twice."""

@@ -227,6 +227,6 @@ def _describe(data: bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):  # Pillow's text names a memory address
         return "its image cannot be decoded: it is of no known format, or its header is damaged"
     if isinstance(error, Image.DecompressionBombError):  # its text speaks of attacks
-        found = re.search(r"\d+", str(error))
-        return f"its image has {found[0] if found else 'far too many'} pixels, too many to decode"
+        number = re.search(r"\d+", str(error))
+        return f"its image has {number[0] if number else 'far too many'} pixels, too many to decode"
     return f"its image cannot be decoded: {type(error).__name__}: {error}"[:200]

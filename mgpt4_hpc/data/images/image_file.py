@@ -95,10 +95,10 @@ def list_pictures(folder: Path) -> list[Path]:
     Raises:
         DataError: if there is none.
     """
-    found = sorted(path for path in folder.iterdir() if suffix_of(path.name) in READ)
-    if not found:
+    pictures = sorted(path for path in folder.iterdir() if suffix_of(path.name) in READ)
+    if not pictures:
         raise DataError(
             f"{folder} holds no images",
             fix=f"it must hold files with one of .{', .'.join(READ)}",
         )
-    return found
+    return pictures

@@ -146,7 +146,7 @@ def _messages(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str | _Imag
 
 def _pieces(content: object, where: str) -> list[str | _Image]:
     """Texts without white space around them, none empty, and images."""
-    found: list[str | _Image] = []
+    pieces: list[str | _Image] = []
     if isinstance(content, list):
         joined = ""
         for piece in content:
@@ -154,17 +154,17 @@ def _pieces(content: object, where: str) -> list[str | _Image]:
             if kind == "text":
                 joined += _checked(piece.get("text"), where)
             elif kind in ("image", "image_url"):
-                found += [joined, _Image(_reference(piece))]
+                pieces += [joined, _Image(_reference(piece))]
                 joined = ""
             else:
                 raise ConversationError(
                     f"{where} has a piece of type {_shown(kind)}: only text and image can be used"
                 )
-        found.append(joined)
+        pieces.append(joined)
     else:
         for place, text in enumerate(_checked(content, where).split(IMAGE_MARK)):
-            found += [_Image(), text] if place else [text]
-    stripped = [piece.strip() if isinstance(piece, str) else piece for piece in found]
+            pieces += [_Image(), text] if place else [text]
+    stripped = [piece.strip() if isinstance(piece, str) else piece for piece in pieces]
     return [piece for piece in stripped if piece != ""]
 
 

@@ -233,8 +233,8 @@ class ShardIndex:
     def check_shards(self) -> list[str]:
         """Faults of the shards as they are now: missing, or another size. Looks, reads nothing."""
         with ThreadPoolExecutor(_STAT_THREADS) as pool:  # a stat is a round trip on NFS and Lustre
-            found = pool.map(self._check_shard, range(self.num_shards))
-            return [fault for fault in found if fault]
+            states = pool.map(self._check_shard, range(self.num_shards))
+            return [fault for fault in states if fault]
 
     def _check_shard(self, shard: int) -> str:
         path, expected = self.shard_path(shard), self.shard_size(shard)
@@ -432,7 +432,7 @@ def _scan_job(job: tuple[Path, str], *, options: ScanOptions) -> ShardScan:
 def _waiting_for(action: Callable[[], _T]) -> _T:
     """What is read of one shard; who calls again would read all those before it once more."""
     # Not to stdout, which may be JSON for a script.
-    return retry_storage(action, say=lambda told: print(told, file=sys.stderr))
+    return retry_storage(action, say=lambda message: print(message, file=sys.stderr))
 
 
 def _scan_all(

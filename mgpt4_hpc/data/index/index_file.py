@@ -254,8 +254,8 @@ def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         header: dict[str, Any] = parse_json(memory[8 : 8 + length])
         meta: dict[str, str] = header.pop("__metadata__")
         if meta["format"] != FORMAT:
-            found = meta["format"]
-            raise _not_an_index(path, f"its format is {found!r}, this version reads {FORMAT!r}")
+            version = meta["format"]
+            raise _not_an_index(path, f"its format is {version!r}, this version reads {FORMAT!r}")
         arrays = {
             name: _map_array(memory, 8 + length, header[name], *_SHAPES[name])
             for name in _SHAPES

@@ -216,12 +216,12 @@ def _group(listing: TarListing, name: str, size: int, mtime_ns: int) -> ShardSca
     if keys:
         where = np.arange(3 * len(keys)).reshape(-1, 3)
     else:
-        found, left_out = _collect_samples(listing)
-        samples, faults = found.samples, found.faults
-        quarantined = _fold_faults(listing, found)
+        collected, left_out = _collect_samples(listing)
+        samples, faults = collected.samples, collected.faults
+        quarantined = _fold_faults(listing, collected)
         keys = [key for key in samples if key not in faults]
         where = np.asarray([samples[key] for key in keys], dtype=np.int64).reshape(-1, 3)
-        further = _further(listing, [found.images.get(key, {}) for key in keys])
+        further = _further(listing, [collected.images.get(key, {}) for key in keys])
 
     def column(values: Int64) -> NDArray[np.uint32]:
         """The members' values as [samples, (image, json, txt)]."""
@@ -279,7 +279,7 @@ def _collect_samples(
     listing: TarListing,
 ) -> tuple[_Samples, list[LeftOut]]:
     """Members by key, and what belongs to no sample."""
-    found = _Samples(listing)
+    collected = _Samples(listing)
     further: list[tuple[int, bytes, bytes]] = []
     numbered: list[tuple[int, bytes, int]] = []
     strange: dict[bytes, list[bytes]] = {}
@@ -287,31 +287,31 @@ def _collect_samples(
         key, extension = split_name(member)
         part = _PART_OF_EXTENSION.get(extension)
         if part is not None:
-            found.take(key, part, number)
+            collected.take(key, part, number)
         elif extension in _FURTHER_IMAGES:
             further.append((number, key, extension))
         elif image := _NUMBERED_IMAGE.fullmatch(extension):
             numbered.append((number, key, int(image[1])))
         else:
             strange.setdefault(extension, []).append(member)
-    with_parts = {*found.samples, *(key for _, key, _ in further)}
+    with_parts = {*collected.samples, *(key for _, key, _ in further)}
     for number, key, place in numbered:
         if key in with_parts:
-            found.take(key, 0, number, place)
+            collected.take(key, 0, number, place)
         else:
             member = listing.names[number]
             strange.setdefault(split_name(member)[1], []).append(member)
     left_out = [
         entry for extension, names in strange.items() for entry in _left_out(extension, names)
     ]
-    usual = {key for key, sample in found.samples.items() if sample[0] >= 0}
+    usual = {key for key, sample in collected.samples.items() if sample[0] >= 0}
     for number, key, extension in further:
         if key in usual:
             name = show(listing.names[number])
             left_out.append(LeftOut("its sample has another image", extension.decode(), 1, name))
         else:
-            found.take(key, 0, number)
-    return found, _few_extensions(left_out)
+            collected.take(key, 0, number)
+    return collected, _few_extensions(left_out)
 
 
 class _Samples:
@@ -369,9 +369,9 @@ def _left_out(extension: bytes, names: list[bytes]) -> list[LeftOut]:
     else:
         reasons = {"training reads no such members": names}
     return [
-        LeftOut(reason, show(last), len(found), show(found[0]))
-        for reason, found in reasons.items()
-        if found
+        LeftOut(reason, show(last), len(members), show(members[0]))
+        for reason, members in reasons.items()
+        if members
     ]
 
 
@@ -408,16 +408,16 @@ def belongs(header: bytes, key: str, length: int) -> bool:
     return not plain or split_name(header_name(header))[0] == key.encode()
 
 
-def _fold_faults(listing: TarListing, found: _Samples) -> list[Quarantined]:
+def _fold_faults(listing: TarListing, collected: _Samples) -> list[Quarantined]:
     """Quarantine entries; afterwards ``faults`` holds every key that is not a whole sample.
 
     Without an image a json alone may be a whole sample: ``_check_texts`` decides.
     """
-    samples, faults = found.samples, found.faults
+    samples, faults = collected.samples, collected.faults
     for key, (image, record, txt) in samples.items():
         if key in faults:
             continue
-        numbered = found.images.get(key, {})
+        numbered = collected.images.get(key, {})
         if image < 0 and numbered:
             faults[key] = "it has no first image, KEY.jpg"
         elif image < 0 and record < 0:

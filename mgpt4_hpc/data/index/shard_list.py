@@ -60,15 +60,15 @@ def expand_shards(spec: str | Path, *, also: str = "") -> list[Path]:
         _refuse_url(part)
         path = Path(part).expanduser()
         if path.is_dir():
-            found = _tars_of(path)
-            if not found:
+            named = _tars_of(path)
+            if not named:
                 raise DataError(f"the folder {part} has no *.tar", fix=_folder_hint(path))
         else:
-            found = list(itertools.islice(_expand(str(path), base=None), MAX_SHARDS + 1))
-            if len(found) > MAX_SHARDS:
+            named = list(itertools.islice(_expand(str(path), base=None), MAX_SHARDS + 1))
+            if len(named) > MAX_SHARDS:
                 raise DataError(f"{_shortened(part)!r} names more than {MAX_SHARDS:,} shards")
-            _check(part, found, also)
-        shards += found
+            _check(part, named, also)
+        shards += named
     seen: set[Path] = set()
     for shard in shards:
         if shard in seen:
@@ -102,7 +102,7 @@ def expand_urls(spec: str) -> list[str]:
 
 def left_out_of_folders(spec: str | Path) -> list[LeftOut]:
     """What lies in the folders that ``spec`` names, beside the tars that are taken."""
-    found = []
+    left_out = []
     for part in split_joined(expand_toy(str(spec))):
         folder = Path(part).expanduser()
         if not folder.is_dir():
@@ -116,8 +116,8 @@ def left_out_of_folders(spec: str | Path) -> list[LeftOut]:
                     reason = "folders in a folder of shards are not searched"
             else:
                 continue
-            found.append(LeftOut(reason, suffix_of(path.name), 1, path.name))
-    return add_up(found)
+            left_out.append(LeftOut(reason, suffix_of(path.name), 1, path.name))
+    return add_up(left_out)
 
 
 def _refuse_url(part: str) -> None:
@@ -201,13 +201,13 @@ def _expand(spec: str, base: Path | None) -> Iterator[Path]:
 
 def _matching(pattern: str) -> list[Path]:
     """What a pattern of the shell stands for, by name."""
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207
-    if not found:
+    files = sorted(Path(name) for name in glob.glob(pattern, recursive=True))  # noqa: PTH207
+    if not files:
         raise DataError(
             f"nothing matches {pattern!r}",
             fix="braces count as {00000..01255}; *, ? and [...] match names that are there",
         )
-    return found
+    return files
 
 
 def _expand_file(path: Path) -> Iterator[Path]:

@@ -45,10 +45,10 @@ def remove_leftovers(out: Path) -> None:
     host = re.escape(socket.gethostname())
     ours = re.compile(rf"\.{re.escape(out.name)}\.{host}\.(\d+)\.\d+{re.escape(_SUFFIX)}")
     try:
-        found = [(entry, ours.fullmatch(entry.name)) for entry in out.parent.iterdir()]
+        leftovers = [(entry, ours.fullmatch(entry.name)) for entry in out.parent.iterdir()]
     except OSError:
         return
-    for entry, match in found:
+    for entry, match in leftovers:
         if match is None or _lives(int(match.group(1))):
             continue
         if entry.is_dir():

@@ -134,8 +134,8 @@ class FeatureCache:
         )
         self.bad: dict[tuple[int, int], BadRow] = {
             (row.source, row.sample): row
-            for row, found in zip(bad, mended.tolist(), strict=True)
-            if found < 0
+            for row, new_row in zip(bad, mended.tolist(), strict=True)
+            if new_row < 0
         }
         self._bad_keys = _keys(*np.asarray(list(self.bad), np.int64).reshape(-1, 2).T)
 
@@ -196,8 +196,8 @@ class FeatureCache:
         """State of one sample: True if it is here, False if it is bad, None if it is unknown."""
         if (source, sample) in self.bad:
             return False
-        found = self.rows_of(np.asarray([source]), np.asarray([sample]))[0] >= 0
-        return True if found else None
+        is_here = self.rows_of(np.asarray([source]), np.asarray([sample]))[0] >= 0
+        return True if is_here else None
 
     def place_of(self, row: int) -> tuple[int, int]:
         """(shard, row within it) of a row of the whole cache."""

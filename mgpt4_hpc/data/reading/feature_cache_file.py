@@ -80,14 +80,14 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
     shape = rows[0].features.shape[1:] if rows else (0, 0)
     image_end = np.cumsum([len(row.features) for row in rows], dtype="<i8")
     num_images = int(image_end[-1]) if rows else 0
-    told = json.dumps([[b.source, b.sample, b.key, b.reason] for b in bad]).encode()
+    bad_json = json.dumps([[b.source, b.sample, b.key, b.reason] for b in bad]).encode()
     small = {
         "sample": ("I64", np.asarray([row.sample for row in rows], "<i8")),
         "text_end": ("I64", np.cumsum([len(text) for text in texts], dtype="<i8")),
         "source": ("I32", np.asarray([row.source for row in rows], "<i4")),
         "crc": ("U32", np.asarray(crcs, "<u4")),
         "text": ("U8", np.frombuffer(b"".join(texts), "u1")),
-        "bad": ("U8", np.frombuffer(told, "u1")),
+        "bad": ("U8", np.frombuffer(bad_json, "u1")),
     }
     if any(len(row.features) != 1 for row in rows):
         small["image_end"] = ("I64", image_end)
@@ -186,9 +186,9 @@ class FeatureShard:
         if zlib.crc32(text, zlib.crc32(data)) != int(self._crc[row]):
             raise _damaged(self.path, f"the bytes of its row {row} are not those written (CRC32)")
         key, stored = parse_json(text)
-        told = stored if isinstance(stored, str) else parse_conversation(stored).dialogue
+        caption = stored if isinstance(stored, str) else parse_conversation(stored).dialogue
         features = np.frombuffer(data, self._bits).reshape(num_images, *self.shape)
-        return FeatureRow(int(self.source[row]), int(self.sample[row]), key, told, features)
+        return FeatureRow(int(self.source[row]), int(self.sample[row]), key, caption, features)
 
 
 def _stored(text: str | Dialogue) -> Any:

@@ -73,8 +73,8 @@ class FeatureReader:
                 fix="run `mgpt4 data encode` again with this run's settings",
             )
         shard, row = self.cache.place_of(row)
-        found = self._read(shard, row)
-        return RawSample(found.key, (), found.text), found.features
+        features = self._read(shard, row)
+        return RawSample(features.key, (), features.text), features.features
 
     def close(self) -> None:
         """Close all shards; reading on reopens them."""

@@ -167,7 +167,7 @@ class _Copier:
         return True
 
     def _remove_before(self, now: int) -> None:
-        for stretch in [found for found, last in self._last_use.items() if last < now]:
+        for stretch in [copied for copied, last in self._last_use.items() if last < now]:
             (self._folder / stretch.name).unlink(missing_ok=True)
             del self._last_use[stretch]
             self._used -= stretch.num_bytes
@@ -204,14 +204,14 @@ def _copy_range(index: ShardIndex, stretch: Stretch, target: Path) -> None:
         if before.st_size != index.shard_size(stretch.shard):
             raise OSError(errno.ESTALE, "it was replaced since it was indexed")
         source.seek(stretch.begin)
-        left = stretch.num_bytes
-        while left:
-            data = source.read(min(left, _COPY))
+        remaining = stretch.num_bytes
+        while remaining:
+            data = source.read(min(remaining, _COPY))
             if not data:
                 raise OSError(errno.EIO, "it is shorter than when it was indexed")
             while data:
                 written = copy.write(data)
-                left -= written
+                remaining -= written
                 data = data[written:]
         if os.fstat(source.fileno()).st_mtime_ns != before.st_mtime_ns:
             raise OSError(errno.ESTALE, "it is written to while it is copied")
@@ -220,8 +220,8 @@ def _copy_range(index: ShardIndex, stretch: Stretch, target: Path) -> None:
 def _make_anew(folder: Path) -> None:
     """An empty folder of our own, whatever a killed attempt left."""
     with contextlib.suppress(FileNotFoundError):
-        found = folder.lstat()
-        if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
+        state = folder.lstat()
+        if state.st_uid != os.getuid() or not stat.S_ISDIR(state.st_mode):
             raise PermissionError(errno.EPERM, "is not ours", str(folder))
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)

@@ -51,17 +51,17 @@ class Stretches:
         index = self._indexes[source_id]
         block, shard = sample_id // MAX_BLOCK_SAMPLES, index.shard_of(sample_id)
         where = (source_id, block, shard)
-        found = self._known.get(where)
-        if found is None:
+        stretch = self._known.get(where)
+        if stretch is None:
             low, high = index.samples_of(shard)
             low = max(low, block * MAX_BLOCK_SAMPLES)
             high = min(high, (block + 1) * MAX_BLOCK_SAMPLES)
             begin, end = index.extent(low, high)
-            found = Stretch(f"{source_id}-{low}-{high}", source_id, shard, begin - BLOCK, end)
+            stretch = Stretch(f"{source_id}-{low}-{high}", source_id, shard, begin - BLOCK, end)
             if len(self._known) >= _KEPT:
                 self._known.clear()
-            self._known[where] = found
-        return found
+            self._known[where] = stretch
+        return stretch
 
 
 def stage_folder(stage_to: str, indexes: Sequence[ShardIndex], run: str) -> Path | None:
@@ -75,8 +75,8 @@ def stage_folder(stage_to: str, indexes: Sequence[ShardIndex], run: str) -> Path
     place = os.path.expandvars(stage_to)
     if "$" in place or not Path(place).is_dir():
         return None
-    told = "\0".join([run, *(index.digest for index in indexes)])
-    digest = hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    identity = "\0".join([run, *(index.digest for index in indexes)])
+    digest = hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
     return Path(place) / f"mgpt4-stage-{os.getuid()}-{digest}"
 
 

@@ -161,8 +161,8 @@ class SampleOrder:
         # _before[t] = how many draws of the cycle's own source come before draw t.
         self._before = np.zeros(self._cycle, dtype=np.int64)
         for source_id in range(len(weights)):
-            mine = pattern == source_id
-            self._before[mine] = np.arange(int(mine.sum()))
+            of_source = pattern == source_id
+            self._before[of_source] = np.arange(int(of_source.sum()))
 
     @property
     def digest(self) -> str:
@@ -188,8 +188,8 @@ class SampleOrder:
         ordinals += within
         sample_ids = np.empty(where.shape, dtype=np.int64)
         for source_id in np.unique(source_ids):
-            mine = source_ids == source_id
-            sample_ids[mine] = self._parts[source_id].at(ordinals[mine])
+            of_source = source_ids == source_id
+            sample_ids[of_source] = self._parts[source_id].at(ordinals[of_source])
         return source_ids, sample_ids
 
     def substitute(self, source_id: int, position: int, attempt: int) -> int:
@@ -265,8 +265,8 @@ class _SourceOrder:
         starts = self._window_start(windows, short_at)
         result = np.empty(offsets.shape, dtype=np.int64)
         for window in np.unique(windows):
-            mine = windows == window
-            result[mine] = self._window(epoch, int(window))[(offsets - starts)[mine]]
+            in_window = windows == window
+            result[in_window] = self._window(epoch, int(window))[(offsets - starts)[in_window]]
         return result
 
     def _window_start(self, windows: Int64, short_at: int) -> Int64:
@@ -275,30 +275,30 @@ class _SourceOrder:
 
     def _blocks(self, epoch: int) -> tuple[Int64, int]:
         """The epoch's permuted blocks, and where among them the short one stands."""
-        found = self._epochs.get(epoch)
-        if found is None:
+        epoch_blocks = self._epochs.get(epoch)
+        if epoch_blocks is None:
             shuffled = keyed_permutation(
                 len(self._train), self.seed, self.source.name, "blocks", epoch
             )
             blocks = self._train[shuffled]
             short_at = int(np.argmax(shuffled))  # the short block is the part's last one
-            found = (blocks, short_at)
-            _remember(self._epochs, epoch, found, _CACHED_EPOCHS)
-        return found
+            epoch_blocks = (blocks, short_at)
+            _remember(self._epochs, epoch, epoch_blocks, _CACHED_EPOCHS)
+        return epoch_blocks
 
     def _window(self, epoch: int, window: int) -> Int64:
         """Sample ids of one window, permuted."""
-        found = self._windows.get((epoch, window))
-        if found is None:
+        samples = self._windows.get((epoch, window))
+        if samples is None:
             blocks, _ = self._blocks(epoch)
-            mine = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
-            ids = self._samples(mine)
+            own_blocks = blocks[window * self.window_blocks : (window + 1) * self.window_blocks]
+            ids = self._samples(own_blocks)
             shuffled = keyed_permutation(
                 len(ids), self.seed, self.source.name, "window", epoch, window
             )
-            found = ids[shuffled]
-            _remember(self._windows, (epoch, window), found, _CACHED_WINDOWS)
-        return found
+            samples = ids[shuffled]
+            _remember(self._windows, (epoch, window), samples, _CACHED_WINDOWS)
+        return samples
 
     def _samples(self, blocks: Int64) -> Int64:
         ids = (blocks[:, None] * self.block + np.arange(self.block)).reshape(-1)

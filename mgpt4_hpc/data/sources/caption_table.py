@@ -193,18 +193,18 @@ def _identity(captions: Path) -> list[tuple[str, int, int]]:
 
 def _files(captions: Path) -> list[Path]:
     try:
-        found = sorted(captions.glob("*.parquet")) if captions.is_dir() else [captions]
-        missing = [path for path in found if not path.is_file()]
+        files = sorted(captions.glob("*.parquet")) if captions.is_dir() else [captions]
+        missing = [path for path in files if not path.is_file()]
     except OSError as error:
         raise DataError(f"{captions} cannot be read: {error.strerror}") from error
-    if missing or not found:
+    if missing or not files:
         raise DataError(
             f"{captions} does not exist{beside(captions)}"
             if missing
             else f"the folder {captions} has no *.parquet",
             fix="give a list of captions: .json, .jsonl, .parquet, .csv or .tsv",
         )
-    return found
+    return files
 
 
 def read_rows(captions: Path) -> Iterator[tuple[Mapping[str, Any], int, int]]:

@@ -103,14 +103,14 @@ def _empty_tile() -> Image.Image:
 def _draw(
     sheet: Image.Image, corner: tuple[int, int], tile: Image.Image, key: str, text: str, font: Font
 ) -> None:
-    left, top = corner
+    x, y = corner
     inset = ((_TILE - tile.width) // 2, (_TILE - tile.height) // 2)
-    sheet.paste(tile, (left + inset[0], top + inset[1]))
+    sheet.paste(tile, (x + inset[0], y + inset[1]))
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((left - 1, top - 1, left + _TILE, top + _TILE), outline=_EMPTY)
+    draw.rectangle((x - 1, y - 1, x + _TILE, y + _TILE), outline=_EMPTY)
     lines = [wrap(key, font, _TILE, 1)[0], *wrap(text, font, _TILE, _LINES)]
     for number, line in enumerate(lines):
-        place = (left, top + _TILE + _GAP // 2 + number * _LINE_HEIGHT)
+        place = (x, y + _TILE + _GAP // 2 + number * _LINE_HEIGHT)
         draw.text(place, line, fill=_BLACK if number else _GREY, font=font)
 
 

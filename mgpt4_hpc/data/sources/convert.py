@@ -147,10 +147,10 @@ def _convert(
         for row, entry in enumerate(_entries(text, report.source)):
             report.num_rows += 1
             if reason := _fault(entry):
-                told = {"row": row, "reason": reason, "begins": ascii(entry)[:_EXCERPT]}
-                bad.write(json.dumps(told) + "\n")
+                bad_row = {"row": row, "reason": reason, "begins": ascii(entry)[:_EXCERPT]}
+                bad.write(json.dumps(bad_row) + "\n")
                 if reasons.total() < _SHOWN:
-                    report.bad_rows.append(told)
+                    report.bad_rows.append(bad_row)
                 reasons[reason] += 1
             elif row in drawn:
                 table.add(entry["url"].strip(), entry["caption"])

@@ -204,17 +204,21 @@ class Download:
         Raises:
             DataError: if img2dataset fails, or another process does this part.
         """
-        mine = self.shards_of(part, parts)
-        name = f"{mine.start:0{_SHARD_DIGITS}d}-{mine.stop:0{_SHARD_DIGITS}d}"
+        own_shards = self.shards_of(part, parts)
+        name = f"{own_shards.start:0{_SHARD_DIGITS}d}-{own_shards.stop:0{_SHARD_DIGITS}d}"
         folder = self.out / WORK_FOLDER
         with _alone(folder / f"{name}.lock"), contextlib.ExitStack() as stack:
             # A killed start leaves its folder, even where it had written the last shard.
-            for left in folder.glob(f"{name}.*.work"):
-                shutil.rmtree(left, ignore_errors=True)
-            done = {shard for shard in mine if self._got(shard)}
-            show = self._row_counter(mine, on_progress) if on_progress is not None else lambda: None
+            for leftover in folder.glob(f"{name}.*.work"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            done = {shard for shard in own_shards if self._got(shard)}
+            show = (
+                self._row_counter(own_shards, on_progress)
+                if on_progress is not None
+                else lambda: None
+            )
             show()
-            todo = [shard for shard in mine if shard not in done]
+            todo = [shard for shard in own_shards if shard not in done]
             if not todo:
                 return
             work = tempfile.mkdtemp(prefix=f"{name}.", suffix=".work", dir=folder)
@@ -230,7 +234,7 @@ class Download:
         lost = [shard for shard in todo if not self._stats_file(shard).exists()]
         if lost:
             raise DataError(
-                f"{len(lost)} of {len(mine)} shards could not be written: {_tail(log)}",
+                f"{len(lost)} of {len(own_shards)} shards could not be written: {_tail(log)}",
                 fix=f"read {log}, then run the same command again: it does only these",
             )
 
@@ -354,12 +358,12 @@ def _input_files(sources: Sequence[Path], settings: ImageSettings) -> list[Input
         ) from None
     paths: list[Path] = []
     for source in sources:
-        found = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
-        if not found:
+        parquets = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
+        if not parquets:
             raise DataError(
                 f"the folder {source} has no *.parquet", fix="make them with: mgpt4 data convert"
             )
-        paths += found
+        paths += parquets
     files: list[InputFile] = []
     first = 0
     for path in paths:
@@ -423,5 +427,5 @@ def _tail(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "it left no log"
-    told = [line.strip() for line in lines if line.strip()]
-    return " | ".join(told[-_LOG_LINES:])[-600:] or "it said nothing"
+    nonempty = [line.strip() for line in lines if line.strip()]
+    return " | ".join(nonempty[-_LOG_LINES:])[-600:] or "it said nothing"

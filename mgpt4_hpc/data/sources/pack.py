@@ -144,12 +144,12 @@ def _checked(
             faults.append(f"annotation {number} has no image_id and caption")
             continue
         image_id, caption = str(entry["image_id"]), entry["caption"]
-        found = images.find(image_id)
-        fault = _entry_fault(image_id, caption, seen) or _image_fault(images, image_id, found)
+        paths = images.find(image_id)
+        fault = _entry_fault(image_id, caption, seen) or _image_fault(images, image_id, paths)
         if fault:
             faults.append(f"{image_id}: {fault}")
         else:
-            samples.append((image_id, caption.removeprefix(BYTE_ORDER_MARK), found[0]))
+            samples.append((image_id, caption.removeprefix(BYTE_ORDER_MARK), paths[0]))
         seen.add(image_id)
     return samples, faults
 
@@ -167,24 +167,24 @@ def _entry_fault(image_id: str, caption: object, seen: set[str]) -> str:
     return ""
 
 
-def _image_fault(images: ImageFolder, image_id: str, found: Sequence[Path]) -> str:
+def _image_fault(images: ImageFolder, image_id: str, paths: Sequence[Path]) -> str:
     # NumPy and the decoders come along; `submit` asks this module for a name only.
     from mgpt4_hpc.data.images.decode import ImageError, check_image
 
-    if not found:
+    if not paths:
         image = images.folder / f"{image_id}.jpg"
         return f"{image}: {os.strerror(errno.ENOENT)}{beside(image)}"
-    if len(found) > 1:
-        return f"several images have its name: {', '.join(path.name for path in found)}"
+    if len(paths) > 1:
+        return f"several images have its name: {', '.join(path.name for path in paths)}"
     try:
-        check_image(found[0].read_bytes())
+        check_image(paths[0].read_bytes())
     except OSError as error:
         if is_transient(error):
             raise DataError(
-                f"{found[0]} cannot be read just now: {error.strerror}",
+                f"{paths[0]} cannot be read just now: {error.strerror}",
                 fix="try again when the storage answers",
             ) from error
-        return f"{found[0]}: {error.strerror}"
+        return f"{paths[0]}: {error.strerror}"
     except ImageError as error:
         return str(error)
     return ""

@@ -150,14 +150,14 @@ def _load(entry: _Entry, folder: Path) -> _Sample | str:
         places = _places(parsed)
     except ConversationError as error:
         return str(error)
-    found, faults = [], []
+    images, faults = [], []
     for place in places:
         data = _image(place, folder)
         if isinstance(data, str):
             faults.append(data)
         else:
-            found.append(data)
-    return "; ".join(faults) or _Sample(parsed.dialogue, tuple(found))
+            images.append(data)
+    return "; ".join(faults) or _Sample(parsed.dialogue, tuple(images))
 
 
 def _places(parsed: Parsed) -> list[Any]:
@@ -214,9 +214,9 @@ def _image(place: Any, folder: Path) -> bytes | str:
 
 def _read(place: str, folder: Path) -> bytes:
     """An image by its path or data URI. Raises OSError, or ValueError if it is neither."""
-    if found := _DATA_URI.match(place):
+    if match := _DATA_URI.match(place):
         try:
-            return base64.b64decode(place[found.end() :], validate=True)
+            return base64.b64decode(place[match.end() :], validate=True)
         except binascii.Error:
             raise ValueError("its base64 is damaged") from None
     if _ADDRESS.match(place):

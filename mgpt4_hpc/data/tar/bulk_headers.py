@@ -39,13 +39,15 @@ def collect_headers(
     blocks = np.frombuffer(buffer, np.uint8, len(buffer) // BLOCK * BLOCK).reshape(-1, BLOCK)
     magic = np.ascontiguousarray(blocks[:, _MAGIC_AT : _MAGIC_AT + 4]).view("<u4")[:, 0]
     rows = np.flatnonzero(magic == _MAGIC_WORD)
-    found = blocks[rows]
-    digits = found[:, 124:135] - np.uint8(ord("0"))
+    tar_headers = blocks[rows]
+    digits = tar_headers[:, 124:135] - np.uint8(ord("0"))
     sizes = digits.astype(np.int64) @ _ELEVEN_EIGHTS
     following = rows + 1 + (sizes + BLOCK - 1) // BLOCK
-    pax = found[:, 156] == ord("x")
-    good = (digits < 8).all(axis=1) & ((found[:, 135] == 0) | (found[:, 135] == ord(" ")))
-    good &= (found[:, 156] == ord("0")) | pax
+    pax = tar_headers[:, 156] == ord("x")
+    good = (digits < 8).all(axis=1) & (
+        (tar_headers[:, 135] == 0) | (tar_headers[:, 135] == ord(" "))
+    )
+    good &= (tar_headers[:, 156] == ord("0")) | pax
     good &= rows == np.concatenate([[0], following[:-1]])
     good &= following <= len(blocks)
     if pax.any():
@@ -59,7 +61,7 @@ def collect_headers(
         return 0
     sizes[pax] = -1
     positions = base + rows[:count] * BLOCK
-    headers.add_many(found[:count], positions, sizes[:count])
+    headers.add_many(tar_headers[:count], positions, sizes[:count])
     if crcs is not None:
         crcs.add_window(positions, sizes[:count])
     return int(following[count - 1]) * BLOCK

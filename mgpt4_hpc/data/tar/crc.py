@@ -44,5 +44,5 @@ class Crcs:
 
     def take(self) -> list[int]:
         """All since the last call, one per header; 0 for those that are no members."""
-        found, self._found = self._found, []
-        return found
+        crcs, self._found = self._found, []
+        return crcs

@@ -182,9 +182,9 @@ class Headers:
             return self._found[0]
         nothing = np.zeros(0, dtype=np.int64)
         return (
-            np.concatenate([np.zeros((0, BLOCK), np.uint8), *(found[0] for found in self._found)]),
-            np.concatenate([nothing, *(found[1] for found in self._found)]),
-            np.concatenate([nothing, *(found[2] for found in self._found)]),
+            np.concatenate([np.zeros((0, BLOCK), np.uint8), *(part[0] for part in self._found)]),
+            np.concatenate([nothing, *(part[1] for part in self._found)]),
+            np.concatenate([nothing, *(part[2] for part in self._found)]),
         )
 
     def _flush(self) -> None:

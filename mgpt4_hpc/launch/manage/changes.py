@@ -76,13 +76,13 @@ def change(
     try:
         changed = merge([("run", old), (ORIGIN, wanted)])
     except ConfigError as error:
-        told = [*faults, *error.faults]
-        raise ConfigError("the options have faults", faults=told, fix=error.fix) from None
+        reasons = [*faults, *error.faults]
+        raise ConfigError("the options have faults", faults=reasons, fix=error.fix) from None
     if not free:
         changed = keep_schedule(resolved.config, changed, ORIGIN)
-    found = differences(resolved, changed)
-    faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in found)]
-    refusals = [] if free else _refusals(run, resolved, changed, found, accept)
+    different = differences(resolved, changed)
+    faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in different)]
+    refusals = [] if free else _refusals(run, resolved, changed, different, accept)
     if faults:
         raise ConfigError("the options have faults", faults=[*faults, *refusals])
     if refusals:
@@ -92,7 +92,7 @@ def change(
             fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
             "this one's projector; --continue keeps optimizer and position too",
         )
-    origins = {**resolved.origins, **dict.fromkeys(found, ORIGIN)}
+    origins = {**resolved.origins, **dict.fromkeys(different, ORIGIN)}
     return Resolved(changed.config, origins)
 
 
@@ -119,17 +119,17 @@ def input_drift(
         MgptError: the bundle or an index cannot be opened.
     """
     pinned = read_pins(run, accepted=False) or {}
-    found = {}
+    current = {}
     manifest = Path(config.model.weights) / BUNDLE_FILE
     if "model.weights" in changes and manifest.is_file():
-        found["bundle"] = BundleManifest.read(manifest).digest
+        current["bundle"] = BundleManifest.read(manifest).digest
     if "data.sources" in changes:
         for source in config.data.sources:
             if source.index and Path(source.index).is_file():
-                found[f"index {source.name}"] = ShardIndex.open(source.index).digest
+                current[f"index {source.name}"] = ShardIndex.open(source.index).digest
     return [
         f"{key} was {pinned[key]}, is {value}"
-        for key, value in found.items()
+        for key, value in current.items()
         if key in pinned and pinned[key] != value
     ]
 
@@ -143,12 +143,12 @@ def _refusals(
     run: RunDir,
     old: Resolved,
     new: Resolved,
-    found: Mapping[str, tuple[Any, Any]],
+    different: Mapping[str, tuple[Any, Any]],
     accept: bool,
 ) -> list[str]:
     known = stored_keys(run.config_file)
     faults = []
-    for key, (was, wanted) in found.items():
+    for key, (was, wanted) in different.items():
         if key == "name":
             faults.append("name: a run keeps its name, for its folder and its curves carry it")
         elif key not in known:

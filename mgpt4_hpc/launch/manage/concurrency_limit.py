@@ -46,7 +46,7 @@ def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
         SlurmUnreachable: the number of running jobs is unknown.
         NoSuchRun: if a sweep is broken.
     """
-    found: dict[RunDir, ConcurrencyLimit] = {}
+    limits: dict[RunDir, ConcurrencyLimit] = {}
     for sweep in sweeps:
         most, runs = sweep.max_parallel(), sweep.runs()
         if most is None:
@@ -57,5 +57,5 @@ def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
         here = [row for row in seen.rows if row.executor == "slurm" and row.cluster is None]
         live = [row.job_id for row in here if row.state.is_live]
         limit = ConcurrencyLimit(most, [job_id for job_id in live if job_id is not None])
-        found |= dict.fromkeys(runs, limit)
-    return found
+        limits |= dict.fromkeys(runs, limit)
+    return limits

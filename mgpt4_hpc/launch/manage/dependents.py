@@ -43,7 +43,7 @@ def repoint(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> list
 
 def _dependents(run: RunDir) -> list[RunDir]:
     """Runs beside ``run`` that start from its projector and were submitted to Slurm."""
-    found = []
+    dependents = []
     for other in list_runs(run.path.parent):
         try:
             if not _PROJECTOR_LINE.search(other.config_file.read_text(encoding="utf-8")):
@@ -52,8 +52,8 @@ def _dependents(run: RunDir) -> list[RunDir]:
         except (OSError, ValueError, MgptError):
             continue
         if projector == str(run.path) and (other.slurm / "job.json").exists():
-            found.append(other)
-    return found
+            dependents.append(other)
+    return dependents
 
 
 def _move(

@@ -232,10 +232,10 @@ def _disk_use(folder: Path) -> tuple[int, int]:
     for root, _, names in os.walk(folder, followlinks=False):
         for name in names:
             try:
-                found = os.lstat(Path(root) / name)
+                state = os.lstat(Path(root) / name)
             except OSError:
                 continue  # gone in this moment
             files += 1
-            if stat.S_ISREG(found.st_mode):
-                size += found.st_blocks * 512 // max(found.st_nlink, 1)
+            if stat.S_ISREG(state.st_mode):
+                size += state.st_blocks * 512 // max(state.st_nlink, 1)
     return files, size

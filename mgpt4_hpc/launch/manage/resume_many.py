@@ -48,7 +48,7 @@ def resume_many(
         turn = (limits or {}).get(run)
         behind = turn.next if turn is not None else ()
         try:
-            one = resume_run(
+            resumption = resume_run(
                 run,
                 overrides,
                 executor,
@@ -66,9 +66,9 @@ def resume_many(
             if str(error) not in map(str, errors):
                 errors.append(error)
             continue
-        done.append(one)
-        if one.submitted is not None and one.submitted.executor == "local":
+        done.append(resumption)
+        if resumption.submitted is not None and resumption.submitted.executor == "local":
             here = run
-        elif one.submitted is not None and turn is not None:
-            turn.take(one.submitted.job_id)
+        elif resumption.submitted is not None and turn is not None:
+            turn.take(resumption.submitted.job_id)
     return done, errors

@@ -49,7 +49,7 @@ class JobRef:
             (self.user_id, job.user_id),
             (self.work_dir, job.work_dir),
         )
-        return all(not mine or not theirs or mine == theirs for mine, theirs in pairs)
+        return all(not ours or not theirs or ours == theirs for ours, theirs in pairs)
 
 
 def note_job(

@@ -35,7 +35,7 @@ class LogFile:
 
 def log_files(run: RunDir) -> list[LogFile]:
     """All logs of a run, those of the newest job last."""
-    found = []
+    logs = []
     try:
         paths = list(run.slurm.iterdir())
     except OSError:
@@ -43,10 +43,10 @@ def log_files(run: RunDir) -> list[LogFile]:
     for path in paths:
         match = _FILE.fullmatch(path.name)
         if match:
-            found.append(LogFile(path, match["job"], int(match["rank"])))
+            logs.append(LogFile(path, match["job"], int(match["rank"])))
     newest = newest_job(run)
     # Process ids wrap around, so a job's number does not show its age; its file's time does.
-    return sorted(found, key=lambda log: (log.job_id == newest, log.path.stat().st_mtime))
+    return sorted(logs, key=lambda log: (log.job_id == newest, log.path.stat().st_mtime))
 
 
 _ERROR = re.compile(r"\b(?:error|fatal): |^[\w.]+(?:Error|Exception): ", re.IGNORECASE)
@@ -102,12 +102,12 @@ def choose_log(run: RunDir, rank: int, job_id: str | None = None) -> LogFile | N
         jobs = _newest_jobs(run) or ([logs[-1].job_id] if logs else [])
         with_logs = {log.job_id for log in logs}
         job_id = next((job for job in jobs if job in with_logs), None)
-    mine = [log for log in logs if log.job_id == job_id]
-    for log in mine:
+    of_job = [log for log in logs if log.job_id == job_id]
+    for log in of_job:
         if log.rank == rank:
             return log
-    if mine and rank != 0:
-        ranks = sorted(log.rank for log in mine)
+    if of_job and rank != 0:
+        ranks = sorted(log.rank for log in of_job)
         raise ConfigError(
             f"rank {rank} of {run.name} has no log",
             fix=f"use one of the ranks of job {job_id}: {', '.join(map(str, ranks))}",

@@ -156,7 +156,7 @@ Records = list[Record]
 
 def _read_ledgers(folder: Path) -> dict[int, tuple[Records, Records]]:
     """Per attempt its own records and its supervisor's, as far as an overview needs them."""
-    found: dict[int, tuple[Records, Records]] = {}
+    ledgers: dict[int, tuple[Records, Records]] = {}
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - names only; a Path each costs time
     except OSError:
@@ -164,9 +164,9 @@ def _read_ledgers(folder: Path) -> dict[int, tuple[Records, Records]]:
     for name in names:
         match = _LEDGER.fullmatch(name)
         if match:
-            mine = found.setdefault(int(match[2]), ([], []))
-            mine[0 if match[1] == "attempt" else 1].extend(_edge_records(folder / name))
-    return dict(sorted(found.items()))
+            own_records = ledgers.setdefault(int(match[2]), ([], []))
+            own_records[0 if match[1] == "attempt" else 1].extend(_edge_records(folder / name))
+    return dict(sorted(ledgers.items()))
 
 
 def _edge_records(path: Path) -> Records:

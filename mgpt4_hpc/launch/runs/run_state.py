@@ -133,11 +133,11 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", Source.FOLDER)
     if facts.copied_from is not None:
         how = f"run `mgpt4 resume {_word(facts)} --as NAME`"
-        told = f"stopped: a copy of {facts.copied_from}, without a job; {how}"
-        return Status(RunState.STOPPED, told, Source.FOLDER)
+        sentence = f"stopped: a copy of {facts.copied_from}, without a job; {how}"
+        return Status(RunState.STOPPED, sentence, Source.FOLDER)
     if facts.job is None:
-        told = "stopped: never submitted; run " + _resume(facts)
-        return Status(RunState.STOPPED, told, Source.FOLDER)
+        sentence = "stopped: never submitted; run " + _resume(facts)
+        return Status(RunState.STOPPED, sentence, Source.FOLDER)
     if answer.job is not None:
         state, text = _of_job(facts, answer, answer.job, now)
         as_of = _as_of(facts, answer, state, now)
@@ -266,8 +266,8 @@ def _over(facts: RunFacts, job: QueuedJob, now: float) -> tuple[RunState, str]:
         return RunState.RUNNING, "ending"
     if job.state in _FAILURES:
         code = f", exit code {job.exit_code.partition(':')[0]}" if job.exit_code else ""
-        told = f"failed: Slurm says {job.state}{code}; read `mgpt4 logs {_word(facts)}`"
-        return RunState.FAILED, told
+        text = f"failed: Slurm says {job.state}{code}; read `mgpt4 logs {_word(facts)}`"
+        return RunState.FAILED, text
     return RunState.STOPPED, f"stopped (Slurm says {job.state}): run {_resume(facts)}"
 
 
@@ -330,8 +330,8 @@ def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
     """What the process that ended the run wrote for the user."""
     if facts.failed is not None:
         count, _, fault = first_line(facts.failed).partition(LAST_FAULT)
-        told = f"{fault}; {count}" if fault else count or "no reason given"
-        return RunState.FAILED, f"failed: {told}"
+        text = f"{fault}; {count}" if fault else count or "no reason given"
+        return RunState.FAILED, f"failed: {text}"
     cancelled = facts.last is not None and facts.last.cause == Cause.CANCELLED
     if facts.cancel or cancelled:
         return RunState.CANCELLED, "cancelled"

@@ -73,8 +73,8 @@ class SweepDir:
             listed = [str(one["run"]) for one in read_json(self.file)["runs"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NoSuchRun(f"{self.path} is no sweep: sweep.json is broken ({error})") from error
-        found = [RunDir(self.path.parent.parent / name) for name in listed]
-        return [run for run in found if run.identity_file.is_file()]
+        runs = [RunDir(self.path.parent.parent / name) for name in listed]
+        return [run for run in runs if run.identity_file.is_file()]
 
 
 def create_sweep(
@@ -105,7 +105,8 @@ def create_sweep(
         for number, run in enumerate(runs):
             (sweep.tasks / str(number)).symlink_to(run.slurm)
         listed = [
-            {"run": run.name, "values": dict(told)} for run, told in zip(runs, values, strict=True)
+            {"run": run.name, "values": dict(point)}
+            for run, point in zip(runs, values, strict=True)
         ]
         write_json(
             sweep.file,
@@ -157,14 +158,14 @@ def find_runs(names: Iterable[str], runs_dir: Path, *, no_step: str = "") -> lis
     Raises:
         NoSuchRun: with the names that exist.
     """
-    found: list[RunDir] = []
+    runs: list[RunDir] = []
     for name in names:
         if is_sweep(name, runs_dir):
-            found += SweepDir.of(name, runs_dir).runs()
+            runs += SweepDir.of(name, runs_dir).runs()
         else:
             whole = find_whole_run(name, runs_dir, no_step) if no_step else None
-            found.append(whole or find_run(name, runs_dir))
-    return list(dict.fromkeys(found))
+            runs.append(whole or find_run(name, runs_dir))
+    return list(dict.fromkeys(runs))
 
 
 def limited_sweeps(runs: Iterable[RunDir]) -> list[SweepDir]:

@@ -33,17 +33,17 @@ def wait_for_runs(
     Raises:
         MgptError: when none is left to wait for and some did not finish; it names them.
     """
-    told: dict[str, str] = {}
+    shown: dict[str, str] = {}
     since: dict[str, float] = {}
     while True:
         rows = look(runs)
         for row in rows:
             # Without the part that counts down, which is no news.
             news = row.text.partition(" in ")[0]
-            if told.get(row.path) != news:
+            if shown.get(row.path) != news:
                 say(f"{row.name}: {row.text}")
                 since[row.path] = time.monotonic()
-            told[row.path] = news
+            shown[row.path] = news
         if all(_is_over(row, time.monotonic() - since[row.path]) for row in rows):
             break
         time.sleep(poll_s)

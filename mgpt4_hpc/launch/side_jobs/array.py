@@ -131,8 +131,8 @@ def check_parts_folder(folder: Path, results: str) -> None:
     if not os.path.lexists(folder):
         return
     ours = (results, *_OWN_FILES)
-    found = sorted(folder.iterdir()) if folder.is_dir() else [folder]
-    strange = [path for path in found if not any(path.match(pattern) for pattern in ours)]
+    shards = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    strange = [path for path in shards if not any(path.match(pattern) for pattern in ours)]
     if strange:
         listed = ", ".join(str(path) for path in strange[:_SHOWN])
         raise ConfigError(
@@ -249,14 +249,14 @@ def wait_for_array(
                 states = {part: jobs.get(f"{job_id}_{part}") for part in missing}
             except (SlurmRejected, SlurmUnreachable):
                 answered = False
-        well = {part for part, found in states.items() if found and found.state == "COMPLETED"}
+        well = {part for part, queued in states.items() if queued and queued.state == "COMPLETED"}
         done |= well
-        states = {part: found for part, found in states.items() if part not in well}
+        states = {part: queued for part, queued in states.items() if part not in well}
         if on_progress is not None:
             on_progress(len(done), job.parts)
         if len(done) == job.parts:
             return
-        going = any(found is not None and found.is_active for found in states.values())
+        going = any(queued is not None and queued.is_active for queued in states.values())
         if going or not answered:  # a squeue that is down or crashes says nothing of the parts
             still_since = None
         else:
@@ -268,7 +268,7 @@ def wait_for_array(
 
 
 def _all_lost(states: Mapping[int, QueuedJob | None]) -> bool:
-    return all(found is not None and found.state in _LOST for found in states.values())
+    return all(queued is not None and queued.state in _LOST for queued in states.values())
 
 
 def _ask(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
@@ -283,13 +283,13 @@ def _ask(job_ids: Sequence[str]) -> dict[str, QueuedJob]:
 
 
 def _failed(job: ArrayJob, states: Mapping[int, QueuedJob | None]) -> MgptError:
-    told = []
-    for part, found in list(states.items())[:_SHOWN]:
-        state = found.state if found is not None else "gone"
-        told.append(f"\n  - part {part}: {state}, {job.log(part)}: {_last_line(job.log(part))}")
+    lines = []
+    for part, queued in list(states.items())[:_SHOWN]:
+        state = queued.state if queued is not None else "gone"
+        lines.append(f"\n  - part {part}: {state}, {job.log(part)}: {_last_line(job.log(part))}")
     more = f"\n  - and {len(states) - _SHOWN} more" if len(states) > _SHOWN else ""
     return MgptError(
-        f"{len(states)} of {job.parts} parts did not end well:{''.join(told)}{more}",
+        f"{len(states)} of {job.parts} parts did not end well:{''.join(lines)}{more}",
         fix="mend the reason and give the same command again; what is done is not done twice",
     )
 
@@ -299,7 +299,7 @@ def _last_line(log: Path) -> str:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return "no output"
-    return next((told for line in reversed(lines) if (told := first_line(line))), "no output")
+    return next((text for line in reversed(lines) if (text := first_line(line))), "no output")
 
 
 def _mgpt4(arguments: Sequence[str]) -> str:
@@ -312,7 +312,7 @@ def _python(module: str) -> str:
 
 
 def _script(name: str, wants: Wants, options: Mapping[str, object], command: str) -> str:
-    told: dict[str, object] = {
+    wanted: dict[str, object] = {
         "job-name": name,
         "partition": wants.partition,
         "account": wants.account,
@@ -321,10 +321,10 @@ def _script(name: str, wants: Wants, options: Mapping[str, object], command: str
         "open-mode": "append",
         "requeue": None,
     }
-    told = without_rivals(told, wants.sbatch)
+    wanted = without_rivals(wanted, wants.sbatch)
     flags = [
         f"#SBATCH --{key}" if value is None else f"#SBATCH --{key}={shlex.quote(str(value))}"
-        for key, value in told.items()
+        for key, value in wanted.items()
         if value is not None or key == "requeue"
     ]
     return "\n".join(["#!/bin/bash", *flags, "", command, ""])

@@ -46,7 +46,7 @@ class TensorBoardJob:
 
 def sbatch_words(job: TensorBoardJob) -> list[str]:
     """What sbatch is given to submit it."""
-    told: dict[str, object] = {
+    wanted: dict[str, object] = {
         "partition": job.partition,
         "account": job.account,
         "time": job.time_min,
@@ -54,7 +54,7 @@ def sbatch_words(job: TensorBoardJob) -> list[str]:
         "chdir": "/",
         **job.sbatch,
     }
-    options = [f"--{key}={value}" for key, value in told.items() if value is not None]
+    options = [f"--{key}={value}" for key, value in wanted.items() if value is not None]
     script = str(slurm_dir() / "tensorboard.sbatch")
     return [*options, script, *job.arguments]
 
@@ -94,23 +94,23 @@ def wait_until_up(
     said = ""
     over_since: float | None = None
     while True:
-        told = _told(job.log)
-        if told is not None:
-            return told
+        facts = _facts_in(job.log)
+        if facts is not None:
+            return facts
         try:  # an unreadable queue says nothing about the job, which has been submitted
-            found = scheduler().queued([job_id]).get(job_id)
-            text = f"{found.state.lower()} {found.reason}".strip() if found else "gone"
+            queued = scheduler().queued([job_id]).get(job_id)
+            text = f"{queued.state.lower()} {queued.reason}".strip() if queued else "gone"
             answered = True
         except (SlurmRejected, SlurmUnreachable) as error:
-            found, text, answered = None, first_line(error.what), False
+            queued, text, answered = None, first_line(error.what), False
         if text != said:
             say(f"job {job_id}: {text}")
             said = text
-        if not answered or (found is not None and found.is_active):
+        if not answered or (queued is not None and queued.is_active):
             over_since = None
         else:
             over_since = time.monotonic() if over_since is None else over_since
-            if time.monotonic() - over_since > (_LAG_S if found is None else poll_s):
+            if time.monotonic() - over_since > (_LAG_S if queued is None else poll_s):
                 words = _text(job.log).strip().splitlines()[-3:] or ["it wrote nothing"]
                 raise MgptError(
                     f"job {job_id} ended before TensorBoard was up: {' / '.join(words)}",
@@ -119,17 +119,17 @@ def wait_until_up(
         time.sleep(poll_s)
 
 
-def _told(log: Path) -> dict[str, Any] | None:
+def _facts_in(log: Path) -> dict[str, Any] | None:
     """The JSON object that the job wrote when its server answered."""
     text = _text(log)
     start = text.find("{\n")
     if start < 0:
         return None
     try:
-        told, _ = json.JSONDecoder().raw_decode(text, start)
+        facts, _ = json.JSONDecoder().raw_decode(text, start)
     except ValueError:
         return None  # half written
-    return told if isinstance(told, dict) else None
+    return facts if isinstance(facts, dict) else None
 
 
 def _text(path: Path) -> str:

@@ -30,7 +30,7 @@ def listen(host: str, wanted: int | None, first: int) -> socket.socket:
         try:
             addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             # "localhost" has two addresses; the printed URL has the one of IPv4.
-            family, *_, address = min(addresses, key=lambda found: found[0] != socket.AF_INET)
+            family, *_, address = min(addresses, key=lambda info: info[0] != socket.AF_INET)
             # It sets SO_REUSEADDR: a port with closing connections is free.
             return socket.create_server(address[:2], family=family)
         except OSError as error:

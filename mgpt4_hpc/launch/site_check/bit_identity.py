@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mgpt4_hpc.launch.site_check.trial_run import told_steps
+from mgpt4_hpc.launch.site_check.trial_run import recorded_steps
 from mgpt4_hpc.run_dir import RunDir
 
 _FILES = ("projector.safetensors", "optimizer.safetensors")
@@ -16,30 +16,35 @@ def differences(first: RunDir, second: RunDir) -> list[str]:
 
     Losses are those in the ledgers, the end is the newest checkpoint's projector and optimizer.
     """
-    found = []
+    different = []
     if (sentence := _first_other_loss(first, second)) is not None:
-        found.append(sentence)
-    one, two = _newest(first), _newest(second)
-    if one is None or two is None:
-        missing = first if one is None else second
-        return [*found, f"{missing.name} has no checkpoint to compare"]
-    if one.name != two.name:
-        return [*found, f"{first.name} ended with {one.name}, {second.name} with {two.name}"]
+        different.append(sentence)
+    checkpoint, other = _newest(first), _newest(second)
+    if checkpoint is None or other is None:
+        missing = first if checkpoint is None else second
+        return [*different, f"{missing.name} has no checkpoint to compare"]
+    if checkpoint.name != other.name:
+        return [
+            *different,
+            f"{first.name} ended with {checkpoint.name}, {second.name} with {other.name}",
+        ]
     for name in _FILES:
-        found += _tensor_differences(one / name, two / name)
-    return found
+        different += _tensor_differences(checkpoint / name, other / name)
+    return different
 
 
 def _first_other_loss(first: RunDir, second: RunDir) -> str | None:
-    one, two = ({r["step"]: r["loss"] for r in told_steps(run)} for run in (first, second))
-    if one.keys() != two.keys():
-        alone = sorted(one.keys() ^ two.keys())
+    losses, others = (
+        {r["step"]: r["loss"] for r in recorded_steps(run)} for run in (first, second)
+    )
+    if losses.keys() != others.keys():
+        alone = sorted(losses.keys() ^ others.keys())
         return f"{len(alone)} steps have a loss in one run alone, the first is step {alone[0]}"
-    for step in sorted(one):
-        if one[step] != two[step]:
+    for step in sorted(losses):
+        if losses[step] != others[step]:
             return (
-                f"the losses part at step {step}: {one[step]!r} in {first.name}, "
-                f"{two[step]!r} in {second.name}"
+                f"the losses part at step {step}: {losses[step]!r} in {first.name}, "
+                f"{others[step]!r} in {second.name}"
             )
     return None
 
@@ -48,19 +53,19 @@ def _newest(run: RunDir) -> Path | None:
     return max(run.checkpoints.glob("step-*"), default=None)
 
 
-def _tensor_differences(one: Path, two: Path) -> list[str]:
+def _tensor_differences(file: Path, other_file: Path) -> list[str]:
     import numpy as np
     from safetensors.numpy import load_file
 
-    first, second = load_file(one), load_file(two)
+    first, second = load_file(file), load_file(other_file)
     if first.keys() != second.keys():
         names = ", ".join(sorted(first.keys() ^ second.keys())[:_MOST_TENSORS])
-        return [f"{one.name} holds other tensors: {names}"]
-    found = []
+        return [f"{file.name} holds other tensors: {names}"]
+    different = []
     for name, value in sorted(first.items()):
         other = second[name]
         if value.dtype != other.dtype or value.shape != other.shape:
-            found.append(f"{one.name}: {name} is {value.shape} and {other.shape}")
+            different.append(f"{file.name}: {name} is {value.shape} and {other.shape}")
         elif value.tobytes() != other.tobytes():
             # By bytes: a zero and a negative zero compare as equal numbers, and NaNs never do.
             bits, others = (
@@ -68,10 +73,12 @@ def _tensor_differences(one: Path, two: Path) -> list[str]:
             )
             unequal = int((bits != others).any(axis=1).sum())
             furthest = float(np.max(np.abs(value.astype(np.float64) - other.astype(np.float64))))
-            found.append(
-                f"{one.name}: {name} differs in {unequal} of {value.size} numbers, "
+            different.append(
+                f"{file.name}: {name} differs in {unequal} of {value.size} numbers, "
                 f"by {furthest:.3g} at most"
             )
-    if len(found) > _MOST_TENSORS:
-        found[_MOST_TENSORS:] = [f"{one.name}: {len(found) - _MOST_TENSORS} more tensors differ"]
-    return found
+    if len(different) > _MOST_TENSORS:
+        different[_MOST_TENSORS:] = [
+            f"{file.name}: {len(different) - _MOST_TENSORS} more tensors differ"
+        ]
+    return different

@@ -20,9 +20,9 @@ from mgpt4_hpc.launch.site_check.trial_run import (
     Reporter,
     plan_one,
     preempt_local,
+    recorded_steps,
     start,
     stop_local,
-    told_steps,
 )
 from mgpt4_hpc.launch.submit.plan import SubmitRequest
 from mgpt4_hpc.launch.submit.submit_run import Submitted
@@ -168,7 +168,7 @@ def _stage(
         _follow(job, reporter)
     finally:
         stop_local(job)
-    losses = [record["loss"] for record in told_steps(planned.run)]
+    losses = [record["loss"] for record in recorded_steps(planned.run)]
     attempts = read_ledgers(planned.run.ledger)
     for attempt in attempts[1:]:
         before = attempts[attempt.number - 2]
@@ -186,7 +186,7 @@ def _follow(job: Submitted, reporter: Reporter, until: int | None = None) -> Non
     assert job.process is not None
     started = time.monotonic()
     while True:
-        steps = told_steps(job.run)
+        steps = recorded_steps(job.run)
         if steps:
             reporter.advance_to(int(steps[-1]["step"]), f"loss {steps[-1]['loss']:.3f}")
             if until is not None and steps[-1]["step"] >= until:

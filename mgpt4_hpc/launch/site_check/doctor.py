@@ -74,13 +74,13 @@ def examine(
     else:
         try:
             site = read()
-            mine, told = ask_associations(site)
-            findings += [*site_findings(site), *told]
+            associations, accounting = ask_associations(site)
+            findings += [*site_findings(site), *accounting]
             chosen = choose(site, partition, findings)
-            for one in chosen:
-                findings += partition_findings(site, one, mine)
-                findings += _accepts(one, mine, account, qos, device)
-                prognoses.append(foretell(site, one, mine, qos))
+            for candidate in chosen:
+                findings += partition_findings(site, candidate, associations)
+                findings += _accepts(candidate, associations, account, qos, device)
+                prognoses.append(foretell(site, candidate, associations, qos))
         except SlurmUnreachable as error:
             unreachable = error
             findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))
@@ -88,39 +88,45 @@ def examine(
             findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))
     findings += folder_findings(runs_dir, shared=has_slurm)
     findings += python_findings(shared=has_slurm)
-    gpu_nodes = device != "cpu" and any(one.has_gpus for one in chosen)
+    gpu_nodes = device != "cpu" and any(partition.has_gpus for partition in chosen)
     findings += gpu_findings(gpu_nodes=gpu_nodes)
     return Report(findings, prognoses, unreachable)
 
 
 def choose(site: SlurmSite, wanted: str | None, findings: list[Finding]) -> list[Partition]:
     """The partitions to look at: the one named, or those that a run could use."""
-    found = Findings("Slurm")
+    about_slurm = Findings("Slurm")
     known = site.partitions
     if wanted is not None:
         if wanted in known:
             return [known[wanted]]
         named = ", ".join(sorted(known)) or "none"
-        found.fault(f"partition {wanted!r} does not exist", f"use one of: {named}")
-        findings += found
+        about_slurm.fault(f"partition {wanted!r} does not exist", f"use one of: {named}")
+        findings += about_slurm
         return []
-    usable = [one for one in known.values() if one.is_up and one.record.get("Hidden") != "YES"]
-    with_gpus = [one for one in usable if one.has_gpus] or usable
-    with_gpus.sort(key=lambda one: (not one.is_default, one.name))
+    usable = [
+        partition
+        for partition in known.values()
+        if partition.is_up and partition.record.get("Hidden") != "YES"
+    ]
+    with_gpus = [partition for partition in usable if partition.has_gpus] or usable
+    with_gpus.sort(key=lambda partition: (not partition.is_default, partition.name))
     if not with_gpus:
-        found.fault("no partition is up", "wait for the support")
+        about_slurm.fault("no partition is up", "wait for the support")
     elif len(with_gpus) > MOST_PARTITIONS:
-        rest = ", ".join(one.name for one in with_gpus[MOST_PARTITIONS:])
-        found.note(f"{len(with_gpus)} partitions could be used; not looked at: {rest}", "-p NAME")
-    if with_gpus and not any(one.is_default for one in known.values()):
-        found.note("no partition is the default: a run must name one", "--partition NAME")
-    findings += found
+        rest = ", ".join(partition.name for partition in with_gpus[MOST_PARTITIONS:])
+        about_slurm.note(
+            f"{len(with_gpus)} partitions could be used; not looked at: {rest}", "-p NAME"
+        )
+    if with_gpus and not any(partition.is_default for partition in known.values()):
+        about_slurm.note("no partition is the default: a run must name one", "--partition NAME")
+    findings += about_slurm
     return with_gpus[:MOST_PARTITIONS]
 
 
 def _accepts(
     partition: Partition,
-    mine: Sequence[Association],
+    associations: Sequence[Association],
     account: str | None,
     qos: str | None,
     device: str,
@@ -129,16 +135,16 @@ def _accepts(
     if not partition.is_up or not any(node.is_usable for node in partition.nodes):
         return []
     if account is None and (allowed := partition.allows("Accounts")) is not None:
-        account = min(allowed & {one.account for one in mine}, default=None)
+        account = min(allowed & {association.account for association in associations}, default=None)
     return [accepts_finding(partition, account, qos, device=device)]
 
 
 def _without_slurm(partition: str | None) -> list[Finding]:
-    found = Findings("Slurm")
-    found.note(
+    findings = Findings("Slurm")
+    findings.note(
         "no Slurm on this machine (sbatch is not installed): runs start here, --executor local; "
         "TERM to a run's process saves and restarts it, Ctrl-C saves and ends it"
     )
     if partition is not None:
-        found.fault(f"--partition {partition} means nothing here", "log in to a submit node")
-    return found
+        findings.fault(f"--partition {partition} means nothing here", "log in to a submit node")
+    return findings

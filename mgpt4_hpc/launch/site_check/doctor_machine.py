@@ -51,45 +51,45 @@ def python_findings(*, shared: bool) -> list[Finding]:
     Args:
         shared: whether other machines must see the environment, as under Slurm.
     """
-    found = Findings("Python")
+    findings = Findings("Python")
     version = platform.python_version()
     if sys.version_info < OLDEST_PYTHON:
         wanted = ".".join(map(str, OLDEST_PYTHON))
-        found.fault(f"Python {version}", f"use Python {wanted} or later")
+        findings.fault(f"Python {version}", f"use Python {wanted} or later")
     else:
-        found.ok(f"Python {version} in {sys.prefix}")
+        findings.ok(f"Python {version} in {sys.prefix}")
     if shared and (reason := not_shared(Path(sys.prefix))):
-        found.warn(
+        findings.warn(
             f"{sys.prefix} {reason}: jobs start this very Python, under the same path",
             "use an environment on shared storage, or let `mgpt4 drill` show that it works",
         )
-    _package_findings(found)
-    _bytecode_findings(found)
-    _limit_findings(found)
-    return found
+    _package_findings(findings)
+    _bytecode_findings(findings)
+    _limit_findings(findings)
+    return findings
 
 
-def _bytecode_findings(found: Findings) -> None:
+def _bytecode_findings(findings: Findings) -> None:
     """Uv leaves it to the first import to compile a package, which may not be allowed to."""
     spec = find_spec("torch")
     if spec is None or not spec.origin or Path(cache_from_source(spec.origin)).exists():
         return
     packages = Path(spec.origin).parents[1]
     if not os.access(packages / "torch", os.W_OK):
-        found.warn(
+        findings.warn(
             f"{packages} has no byte code, and you may not write it: each start of a rank compiles "
             "all modules, which more than doubles its CPU time",
             f"ask the owner for: {sys.executable} -m compileall -q -j 0 {packages}",
         )
 
 
-def _package_findings(found: Findings) -> None:
+def _package_findings(findings: Findings) -> None:
     from packaging.requirements import Requirement
 
     try:
         wanted = importlib.metadata.requires("mgpt4-hpc") or []
     except importlib.metadata.PackageNotFoundError:
-        found.note("mgpt4-hpc itself is not installed, only found", "pip install .")
+        findings.note("mgpt4-hpc itself is not installed, only found", "pip install .")
         return
     versions = []
     for requirement in map(Requirement, wanted):
@@ -98,25 +98,27 @@ def _package_findings(found: Findings) -> None:
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            found.fault(f"{requirement.name} is not installed", f"pip install '{requirement}'")
+            findings.fault(f"{requirement.name} is not installed", f"pip install '{requirement}'")
             continue
         versions.append(f"{requirement.name} {version}")
         if not requirement.specifier.contains(version, prereleases=True):
-            found.fault(
+            findings.fault(
                 f"{requirement.name} is {version}, wanted is {requirement.specifier}",
                 f"pip install '{requirement}'",
             )
-    found.ok(", ".join(versions))
+    findings.ok(", ".join(versions))
 
 
-def _limit_findings(found: Findings) -> None:
+def _limit_findings(findings: Findings) -> None:
     """Slurm gives a job the limits of the shell that submitted it, unless the site says no."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files != resource.RLIM_INFINITY and files < FEW_FILES:
-        found.warn(f"a process may open {files} files, shards among them", f"ulimit -n {FEW_FILES}")
+        findings.warn(
+            f"a process may open {files} files, shards among them", f"ulimit -n {FEW_FILES}"
+        )
     locked, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if locked != resource.RLIM_INFINITY:
-        found.note(
+        findings.note(
             f"a process may lock {locked // 1024:,} KiB of memory; InfiniBand wants it unlimited, "
             "and NCCL falls back to slow sockets without",
             "look for 'NET/IB' in a job's log with NCCL_DEBUG=INFO; else ask the support",
@@ -130,38 +132,38 @@ def gpu_findings(environ: Mapping[str, str] = os.environ, *, gpu_nodes: bool) ->
         environ: for NCCL's variables, which jobs inherit.
         gpu_nodes: whether jobs will run on GPUs, here or elsewhere.
     """
-    found = Findings("GPU")
+    findings = Findings("GPU")
     build = torch_build()
     if build is None:
-        found.fault("torch is not installed", "pip install .")
-        return found
+        findings.fault("torch is not installed", "pip install .")
+        return findings
     version, cuda = build
     if cuda:
         nccl = _nccl_package()
-        found.ok(f"torch {version} is built for CUDA {cuda}{f', with {nccl}' if nccl else ''}")
+        findings.ok(f"torch {version} is built for CUDA {cuda}{f', with {nccl}' if nccl else ''}")
     elif gpu_nodes:
-        found.fault(
+        findings.fault(
             f"torch {version} is a build for CPUs: jobs on GPU nodes would not use their GPUs",
             "install torch for your driver's CUDA: https://pytorch.org/get-started/locally",
         )
     else:
-        found.note(f"torch {version} is a build for CPUs")
+        findings.note(f"torch {version} is a build for CPUs")
     set_here = sorted(name for name in environ if name.startswith("NCCL_"))
     if set_here:
-        told = ", ".join(f"{name}={environ[name]}" for name in set_here)
-        found.note(f"your shell sets {told}, and jobs inherit it")
+        limits = ", ".join(f"{name}={environ[name]}" for name in set_here)
+        findings.note(f"your shell sets {limits}, and jobs inherit it")
     seen = _ask_smi()
     if seen is None:
-        found.note(
+        findings.note(
             "no GPU on this machine, as usual on a login node; to look at a GPU node: "
             "srun --gpus=1 mgpt4 doctor"
         )
-        return found
+        return findings
     for line in seen:
-        found.ok(f"nvidia-smi: {line}")
+        findings.ok(f"nvidia-smi: {line}")
     if cuda:
-        _torch_findings(found)
-    return found
+        _torch_findings(findings)
+    return findings
 
 
 def torch_build() -> tuple[str, str | None] | None:
@@ -204,7 +206,7 @@ def _ask_smi() -> list[str] | None:
     return lines if done.returncode == 0 and lines else None
 
 
-def _torch_findings(found: Findings) -> None:
+def _torch_findings(findings: Findings) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH],
@@ -215,36 +217,38 @@ def _torch_findings(found: Findings) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        found.fault(
+        findings.fault(
             f"torch did not answer within {_TORCH_TIMEOUT_S:.0f} s about the GPUs",
             "look at `nvidia-smi` and `dmesg`; a hanging driver needs the support",
         )
         return
     try:
-        told = parse_json(done.stdout.splitlines()[-1])
+        torch_facts = parse_json(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         lines = done.stderr.strip().splitlines()
-        found.fault(
+        findings.fault(
             f"torch cannot use the GPUs: {first_line(lines[-1]) if lines else 'no reason given'}",
             "install torch for your driver's CUDA: https://pytorch.org/get-started/locally",
         )
         return
-    if not told["available"]:
-        found.fault(
-            f"torch, built for CUDA {told['cuda']}, sees no GPU though nvidia-smi does",
+    if not torch_facts["available"]:
+        findings.fault(
+            f"torch, built for CUDA {torch_facts['cuda']}, sees no GPU though nvidia-smi does",
             "the driver may be too old for it, or CUDA_VISIBLE_DEVICES is empty",
         )
         return
-    for number, gpu in enumerate(told["gpus"]):
+    for number, gpu in enumerate(torch_facts["gpus"]):
         name = f"GPU {number}, {gpu['name']}"
         capability = ".".join(map(str, gpu["capability"]))
         if not gpu["computes"]:
-            found.fault(f"{name} computes wrong sums", "use another node and tell the support")
+            findings.fault(f"{name} computes wrong sums", "use another node and tell the support")
         elif gpu["bf16"]:
-            found.ok(f"{name}: compute capability {capability}, has bf16")
+            findings.ok(f"{name}: compute capability {capability}, has bf16")
         else:
-            found.note(f"{name}: compute capability {capability}, no bf16: fp16 is used instead")
-    if told["nccl_available"]:
-        found.ok(f"NCCL {told['nccl']} is there for several GPUs")
+            findings.note(f"{name}: compute capability {capability}, no bf16: fp16 is used instead")
+    if torch_facts["nccl_available"]:
+        findings.ok(f"NCCL {torch_facts['nccl']} is there for several GPUs")
     else:
-        found.fault("this torch has no NCCL: several GPUs cannot work together", "use pip's torch")
+        findings.fault(
+            "this torch has no NCCL: several GPUs cannot work together", "use pip's torch"
+        )

@@ -50,59 +50,61 @@ class Prognosis:
 
 def site_findings(site: SlurmSite) -> list[Finding]:
     """What the configuration of the whole site means."""
-    found = Findings("Slurm")
-    found.ok(f"Slurm {site.version} of cluster {site.config.get('ClusterName', '?')} answers")
-    _preemption_findings(site, found)
-    _grace_mark_findings(site, found)
+    findings = Findings("Slurm")
+    findings.ok(f"Slurm {site.version} of cluster {site.config.get('ClusterName', '?')} answers")
+    _preemption_findings(site, findings)
+    _grace_mark_findings(site, findings)
     if site.kill_wait_s < SAVING_S:
-        found.warn(
+        findings.warn(
             f"KillWait is {site.kill_wait_s} s: after a time limit, a cancel or a preemption "
             "without grace a step in progress and its save may not be done by then",
             f"nothing of it is lost but up to train.save_every_s ({_SAVE_EVERY_S:.0f} s) of steps; "
             "take smaller steps, or ask the support for KillWait=30",
         )
     else:
-        found.ok(f"KillWait is {site.kill_wait_s} s: time for a save where there is no grace")
+        findings.ok(f"KillWait is {site.kill_wait_s} s: time for a save where there is no grace")
     if site.config.get("JobRequeue") == "0":
-        found.note("JobRequeue is 0: jobs do not come back unless they ask; mgpt4 asks (--requeue)")
+        findings.note(
+            "JobRequeue is 0: jobs do not come back unless they ask; mgpt4 asks (--requeue)"
+        )
     else:
-        found.ok("JobRequeue is 1: a user may requeue his job")
-    _exit_code_findings(site, found)
+        findings.ok("JobRequeue is 1: a user may requeue his job")
+    _exit_code_findings(site, findings)
     if plugins := site.config.get("JobSubmitPlugins"):
-        found.note(
+        findings.note(
             f"a site plugin ({plugins}) may change jobs as they are submitted",
             "`mgpt4 drill` shows whether a run still comes back",
         )
     if site.config.get("EnforcePartLimits", "NO").upper() in ("NO", "0"):
-        found.note(
+        findings.note(
             "EnforcePartLimits is NO: a job beyond a partition's limits is not refused but waits "
             "for ever; `mgpt4 submit` checks time and nodes itself"
         )
     wait_s = site.requeue_wait_s
-    found.note(f"a requeued job waits at least {duration(wait_s)} before it may start again")
-    _limit_findings(site, found)
-    return found
+    findings.note(f"a requeued job waits at least {duration(wait_s)} before it may start again")
+    _limit_findings(site, findings)
+    return findings
 
 
-def _preemption_findings(site: SlurmSite, found: Findings) -> None:
+def _preemption_findings(site: SlurmSite, findings: Findings) -> None:
     kind, mode = site.preempt_type, site.config.get("PreemptMode", "OFF")
     if kind == "none" or mode.upper() == "OFF":
-        found.ok("nobody is preempted on this cluster (PreemptType or PreemptMode is off)")
+        findings.ok("nobody is preempted on this cluster (PreemptType or PreemptMode is off)")
         return
     how = {"partition_prio": "by partitions with a higher tier", "qos": "by a higher QOS"}
-    found.ok(f"preemption is on, {how.get(kind, f'by {kind}')}, mode {mode}")
+    findings.ok(f"preemption is on, {how.get(kind, f'by {kind}')}, mode {mode}")
     if exempt := site.config.get("PreemptExemptTime", "00:00:00").replace("00:00:00", ""):
-        found.note(f"no job is preempted in its first {exempt} (PreemptExemptTime)")
+        findings.note(f"no job is preempted in its first {exempt} (PreemptExemptTime)")
     if site.sends_user_signal:
-        found.note("a preempted job gets its own signal (USR2) and not TERM: handled alike")
+        findings.note("a preempted job gets its own signal (USR2) and not TERM: handled alike")
 
 
-def _grace_mark_findings(site: SlurmSite, found: Findings) -> None:
+def _grace_mark_findings(site: SlurmSite, findings: Findings) -> None:
     """Whether this Slurm counts the end of a run that was preempted once as a preemption."""
-    graces = {one.grace_s for one in site.partitions.values()}
-    graces |= {one.grace_s for one in site.qos.values()}
+    graces = {partition.grace_s for partition in site.partitions.values()}
+    graces |= {qos.grace_s for qos in site.qos.values()}
     if site.keeps_grace_mark and any(graces):
-        found.note(
+        findings.note(
             f"Slurm {site.version} counts the end of a job that was preempted once, with a grace "
             "time, as another preemption: mgpt4 lets the jobs that wait for a run go before it "
             "ends, and `sacct` shows such a finished run as PREEMPTED, with exit code 0",
@@ -110,7 +112,7 @@ def _grace_mark_findings(site: SlurmSite, found: Findings) -> None:
         )
 
 
-def _exit_code_findings(site: SlurmSite, found: Findings) -> None:
+def _exit_code_findings(site: SlurmSite, findings: Findings) -> None:
     own = {EXIT_RESUMABLE, FatalTrainingError.exit_code, BadNode.exit_code}
     for name, means in (
         ("RequeueExit", "requeues a run that decided to end"),
@@ -119,7 +121,7 @@ def _exit_code_findings(site: SlurmSite, found: Findings) -> None:
         caught = own & _exit_codes(site.config.get(name, ""))
         if caught:
             codes = ", ".join(map(str, sorted(caught)))
-            found.warn(
+            findings.warn(
                 f"{name} has {codes}, which are mgpt4's own exit codes: Slurm {means}",
                 f"ask the support to take {codes} out of {name}",
             )
@@ -134,12 +136,12 @@ def _exit_codes(text: str) -> set[int]:
     return codes
 
 
-def _limit_findings(site: SlurmSite, found: Findings) -> None:
+def _limit_findings(site: SlurmSite, findings: Findings) -> None:
     if (array := site.config.get("MaxArraySize", "")).isdigit():
-        found.ok(f"an array may have {int(array) - 1} tasks (MaxArraySize)")
+        findings.ok(f"an array may have {int(array) - 1} tasks (MaxArraySize)")
     forgets = site.seconds("MinJobAge")
     if not site.has_accounting and forgets is not None and forgets < 60:
-        found.warn(
+        findings.warn(
             f"ended jobs are forgotten after {forgets} s (MinJobAge), and nothing else remembers "
             "them: `mgpt4 submit --after` may find its predecessor gone",
             "submit both stages at once: --stage both",
@@ -151,107 +153,111 @@ def _limit_findings(site: SlurmSite, found: Findings) -> None:
 
 def ask_associations(site: SlurmSite) -> tuple[Sequence[Association], list[Finding]]:
     """The accounts that this user may charge, and what there is to say about accounting."""
-    found = Findings("accounting")
+    findings = Findings("accounting")
     if not site.has_accounting:
-        found.note(
+        findings.note(
             "accounting is off: `sacct` knows nothing; mgpt4 asks squeue and the run's own folder"
         )
-        return [], found
+        return [], findings
     try:
-        mine = read_associations()
+        associations = read_associations()
         require_sacct()
     except MgptError as error:
-        found.warn(
+        findings.warn(
             f"accounting is on and does not answer: {first_line(error.what)}",
             "submitting works; states of jobs that ended come from the run's folder meanwhile",
         )
-        return [], found
+        return [], findings
     enforced = "associations" in site.config.get("AccountingStorageEnforce", "")
-    if mine:
-        names = ", ".join(sorted({one.account for one in mine}))
-        found.ok(f"accounting is on; you may charge: {names}")
+    if associations:
+        names = ", ".join(sorted({association.account for association in associations}))
+        findings.ok(f"accounting is on; you may charge: {names}")
     elif enforced:
-        found.fault(
+        findings.fault(
             f"user {slurm_user()} belongs to no account, and Slurm insists on one",
             "ask the support for an account, then set launch.account",
         )
     else:
-        found.ok("accounting is on; no account is needed")
-    return mine, found
+        findings.ok("accounting is on; no account is needed")
+    return associations, findings
 
 
 # -- one partition ----------------------------------------------------------------------------
 
 
 def partition_findings(
-    site: SlurmSite, partition: Partition, mine: Sequence[Association]
+    site: SlurmSite, partition: Partition, associations: Sequence[Association]
 ) -> list[Finding]:
     """What one partition's settings mean."""
-    found = Findings(f"partition {partition.name}")
+    findings = Findings(f"partition {partition.name}")
     if not partition.is_up:
-        found.fault(
+        findings.fault(
             f"its state is {partition.record.get('State')}: jobs do not start",
             "wait for the support, or use another partition",
         )
-    _permission_findings(partition, mine, found)
-    _node_findings(partition, found)
+    _permission_findings(partition, associations, findings)
+    _node_findings(partition, findings)
     limit_s = partition.max_time_s
     if limit_s is not None and limit_s < _DEFAULT.time_min * 60:
-        found.note(
+        findings.note(
             f"jobs may run {duration(limit_s)} at most; the run goes on in the next attempt",
             f"--time {int(limit_s // 60)}",
         )
     if partition.record.get("ReqResv") == "YES":
-        found.warn("jobs need a reservation here", "--sbatch reservation=NAME")
+        findings.warn("jobs need a reservation here", "--sbatch reservation=NAME")
     if partition.record.get("OverSubscribe") == "EXCLUSIVE":
-        found.note("nodes are given whole: ask for all GPUs of a node, you pay for them anyway")
-    preemption_risk = site.preemption_risk(partition, own_qos(mine))
+        findings.note("nodes are given whole: ask for all GPUs of a node, you pay for them anyway")
+    preemption_risk = site.preemption_risk(partition, own_qos(associations))
     if preemption_risk is not None and {"SUSPEND", "GANG"} & preemption_risk.modes:
-        found.note("preempted jobs are suspended, keep their memory, and go on where they were")
+        findings.note("preempted jobs are suspended, keep their memory, and go on where they were")
     elif preemption_risk is not None and 0 < preemption_risk.grace_s < SAVING_S:
-        found.warn(
+        findings.warn(
             f"GraceTime is {preemption_risk.grace_s} s: too short for a step and its save",
             f"at worst train.save_every_s ({_SAVE_EVERY_S:.0f} s) of steps are done again",
         )
-    return found
+    return findings
 
 
 def _permission_findings(
-    partition: Partition, mine: Sequence[Association], found: Findings
+    partition: Partition, associations: Sequence[Association], findings: Findings
 ) -> None:
     if partition.record.get("RootOnly") == "YES" and os.geteuid() != 0:
-        found.fault("only root may submit to it", "use another partition")
+        findings.fault("only root may submit to it", "use another partition")
     groups = partition.allows("Groups")
     own_groups = _own_groups()
     if groups is not None and not groups & own_groups and os.geteuid() != 0:
-        found.fault(
+        findings.fault(
             f"it is for the groups {', '.join(sorted(groups))}, and you are in none of them",
             "use another partition, or ask the support",
         )
     accounts = {
-        one.account for one in mine if one.partition in ("", partition.name)
+        association.account
+        for association in associations
+        if association.partition in ("", partition.name)
     } - partition.denies("Accounts")
     allowed = partition.allows("Accounts")
     usable = accounts if allowed is None else accounts & allowed
-    if mine and not usable:
+    if associations and not usable:
         wanted = ", ".join(sorted(allowed)) if allowed else "others"
-        found.fault(
+        findings.fault(
             f"none of your accounts may use it; it is for {wanted}",
             "use another partition, or ask the support for an account",
         )
-    elif mine and usable < {one.account for one in mine}:
-        found.note(
+    elif associations and usable < {association.account for association in associations}:
+        findings.note(
             f"only some of your accounts may use it: {', '.join(sorted(usable))}",
             f"--account {min(usable)}",
         )
     qos = partition.allows("Qos")
-    own_qos = frozenset[str]().union(*(one.qos for one in mine))
+    own_qos = frozenset[str]().union(*(association.qos for association in associations))
     if qos is not None:
         named = ", ".join(sorted(qos & own_qos or qos))
         if own_qos and not qos & own_qos:
-            found.fault(f"it is for the QOS {named}, and you have none of them", "ask the support")
+            findings.fault(
+                f"it is for the QOS {named}, and you have none of them", "ask the support"
+            )
         else:
-            found.note(f"it is for the QOS {named} alone", f"--qos {min(qos & own_qos or qos)}")
+            findings.note(f"it is for the QOS {named} alone", f"--qos {min(qos & own_qos or qos)}")
 
 
 def _own_groups() -> set[str]:
@@ -264,52 +270,55 @@ def _own_groups() -> set[str]:
     return names
 
 
-def _node_findings(partition: Partition, found: Findings) -> None:
+def _node_findings(partition: Partition, findings: Findings) -> None:
     usable = [node for node in partition.nodes if node.is_usable]
     if not usable:
         states = ", ".join(sorted({node.state for node in partition.nodes})) or "it has none"
-        found.fault(f"no node of it is usable ({states})", "use another partition, or wait")
+        findings.fault(f"no node of it is usable ({states})", "use another partition, or wait")
         return
     down = len(partition.nodes) - len(usable)
     lost = f"; {down} more are down or drained" if down else ""
     if not partition.has_gpus:
-        found.note(
+        findings.note(
             f"{len(usable)} nodes without GPUs{lost}: good for `mgpt4 drill --device cpu` alone"
         )
         return
     total = ", ".join(f"{n} {kind or 'GPU'}" for kind, n in sorted(partition.gpu_types.items()))
     most = max(node.num_gpus for node in usable)
-    found.ok(f"{len(usable)} usable nodes with {total}, up to {most} a node{lost}")
+    findings.ok(f"{len(usable)} usable nodes with {total}, up to {most} a node{lost}")
 
 
 def accepts_finding(
     partition: Partition, account: str | None, qos: str | None, *, device: str
 ) -> Finding:
     """Whether Slurm would take a job there: nothing is submitted."""
-    found = Findings(f"partition {partition.name}")
+    findings = Findings(f"partition {partition.name}")
     options = ["--requeue", f"--partition={partition.name}"]
     options += ["--nodes=1", "--ntasks=1", f"--time={_TEST_MINUTES}"]
     options += [f"--account={account}"] if account else []
     options += [f"--qos={qos}"] if qos else []
     options += ["--gpus-per-node=1"] if partition.has_gpus and device != "cpu" else []
     if refusal := refusal_of(options):
-        found.fault(
+        findings.fault(
             f"Slurm would refuse a job of yours: {refusal}",
             "give --account and --qos as your site wants them, or use another partition",
         )
     else:
-        found.ok("Slurm would take a job of yours")
-    return found[0]
+        findings.ok("Slurm would take a job of yours")
+    return findings[0]
 
 
 # -- what will happen -------------------------------------------------------------------------
 
 
 def foretell(
-    site: SlurmSite, partition: Partition, mine: Sequence[Association], qos: str | None = None
+    site: SlurmSite,
+    partition: Partition,
+    associations: Sequence[Association],
+    qos: str | None = None,
 ) -> Prognosis:
     """What will happen to a run in that partition (and QOS), and the settings for it."""
-    settings = _settings(partition, mine)
+    settings = _settings(partition, associations)
     warned_s = settings["launch.signal_before_s"]
     back = f"and is back in the queue, where it waits at least {duration(site.requeue_wait_s)}"
     over_s = site.over_time_limit_s(partition)
@@ -324,7 +333,7 @@ def foretell(
     return Prognosis(
         partition.name,
         {
-            "preempted": _preempted(site, partition, qos or own_qos(mine), back),
+            "preempted": _preempted(site, partition, qos or own_qos(associations), back),
             "time limit": (
                 f"{warned_s} s before its limit{limit} (at most {SIGNAL_EARLY_S:.0f} s earlier) it "
                 f"gets USR2, saves, requeues itself {back}{beyond}; no step is lost"
@@ -366,16 +375,16 @@ def _preempted(site: SlurmSite, partition: Partition, qos: str, back: str) -> st
     return f"by {who}: it gets {signal} and {patience}, saves, {back}; no step is lost"
 
 
-def own_qos(mine: Sequence[Association]) -> str:
+def own_qos(associations: Sequence[Association]) -> str:
     """The QOS that a job gets if none is named, as far as the user's associations show."""
-    names = {name for one in mine for name in one.qos}
+    names = {name for association in associations for name in association.qos}
     return "normal" if "normal" in names or not names else min(names)
 
 
-def _settings(partition: Partition, mine: Sequence[Association]) -> dict[str, Any]:
+def _settings(partition: Partition, associations: Sequence[Association]) -> dict[str, Any]:
     settings: dict[str, Any] = {"launch.partition": partition.name}
     allowed = partition.allows("Accounts")
-    accounts = {one.account for one in mine}
+    accounts = {association.account for association in associations}
     if allowed is not None and accounts & allowed:
         settings["launch.account"] = min(accounts & allowed)
     limit_s = partition.max_time_s

@@ -66,9 +66,9 @@ class Watch:
         Raises:
             DrillFailed: it ended before, or the patience did; with all that is known of why.
         """
-        found = self.wait(reached, self.patience_s, what)
-        if found is not None:
-            return found
+        attempts = self.wait(reached, self.patience_s, what)
+        if attempts is not None:
+            return attempts
         seen = self._look(fresh=True)
         raise DrillFailed(
             f"{self.run.name} {what} within {duration(self.patience_s)}: {seen.text}",
@@ -107,11 +107,11 @@ class Watch:
 
     def _assert_alive(self, what: str) -> None:
         seen = self._look()
-        told = f"{self.run.name}: {seen.text}"
+        state = f"{self.run.name}: {seen.text}"
         # A countdown is no news.
-        if (key := told.rstrip("0123456789 smind")) != self._told:
+        if (key := state.rstrip("0123456789 smind")) != self._told:
             self._told = key
-            self._reporter.say(told)
+            self._reporter.say(state)
         if seen.state.is_live or seen.state is RunState.UNKNOWN:
             self._dead_since = None
             return
@@ -132,15 +132,15 @@ class Watch:
 
     def _why_it_ended(self) -> str:
         facts = read_facts(self.run)
-        told = [first_line(text) for text in (facts.failed, facts.resubmit) if text]
+        reasons = [first_line(text) for text in (facts.failed, facts.resubmit) if text]
         faults = [
             f"{fault.get('what')}: {first_line(str(fault.get('reason')))}"
             for attempt in self.attempts
             for fault in attempt.faults
         ]
         # A marker counts the crashes; what they were stands in the ledger, or in the log alone.
-        crashed = not told or facts.failed is not None
-        return "; ".join([*told, *(faults or ([_last_words(self.run)] if crashed else []))])
+        crashed = not reasons or facts.failed is not None
+        return "; ".join([*reasons, *(faults or ([_last_words(self.run)] if crashed else []))])
 
 
 def _last_words(run: RunDir) -> str:

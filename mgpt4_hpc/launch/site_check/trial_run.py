@@ -42,16 +42,16 @@ def start(planned: PlannedRun, executor: str, *, dependency: str | None = None) 
     return submit_run(planned.run, planned.resolved, executor, dependency=dependency)
 
 
-def told_steps(run: RunDir) -> list[dict[str, Any]]:
+def recorded_steps(run: RunDir) -> list[dict[str, Any]]:
     """Every record of a step with its loss, in the order of the attempts."""
-    found: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
     for path in sorted(run.ledger.glob("attempt-*.jsonl")):
-        found += [
+        steps += [
             dict(record)
             for record in read_records(path)
             if record.get("kind") == Kind.STEPS and "loss" in record
         ]
-    return found
+    return steps
 
 
 def preempt_local(job: Submitted) -> None:

@@ -64,5 +64,5 @@ def ask_sacctmgr(*words: str) -> list[list[str]]:
     Raises:
         SlurmUnreachable, SlurmRejected: the accounting does not answer.
     """
-    told = run_slurm(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", *words])
-    return [line.split("|") for line in told.splitlines()]
+    text = run_slurm(["sacctmgr", "--noheader", "--parsable2", "--readonly", "show", *words])
+    return [line.split("|") for line in text.splitlines()]

@@ -111,11 +111,11 @@ class Partition:
     @property
     def gpu_types(self) -> dict[str, int]:
         """GPUs of its usable nodes by type."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for node in self.nodes:
             if node.is_usable:
-                found.update(node.gpus)
-        return dict(found)
+                counts.update(node.gpus)
+        return dict(counts)
 
     @property
     def has_gpus(self) -> bool:
@@ -237,13 +237,13 @@ class SlurmSite:
         """Partitions with jobs that may take nodes away from jobs of this one."""
         if self.preempt_type != "partition_prio" or "OFF" in partition.preempt_modes:
             return []
-        mine = {node.name for node in partition.nodes}
+        own_nodes = {node.name for node in partition.nodes}
         return [
             other
             for other in self.partitions.values()
             if other.tier > partition.tier
             and other.is_up
-            and mine & {node.name for node in other.nodes}
+            and own_nodes & {node.name for node in other.nodes}
         ]
 
     def preemption_risk(self, partition: Partition, qos: str) -> PreemptionRisk | None:
@@ -276,7 +276,7 @@ def read_slurm_site() -> SlurmSite:
     if site.preempt_type != "qos":
         return site
     try:
-        told = run_slurm(
+        text = run_slurm(
             [
                 *("sacctmgr", "--noheader", "--parsable2", "show", "qos"),
                 "format=name,preempt,preemptmode,gracetime",
@@ -284,12 +284,12 @@ def read_slurm_site() -> SlurmSite:
         )
     except MgptError:
         return site  # reported where accounting is read
-    return replace(site, qos=parse_qos(told))
+    return replace(site, qos=parse_qos(text))
 
 
 def parse_qos(text: str) -> dict[str, Qos]:
     """Rows ``name|preempt|preemptmode|gracetime`` of sacctmgr, by name."""
-    found = {}
+    records = {}
     for line in text.splitlines():
         cells = line.split("|")
         if len(cells) != 4 or not cells[0]:
@@ -300,18 +300,18 @@ def parse_qos(text: str) -> dict[str, Qos]:
             grace_s = int(parse_duration_s(grace) or 0)
         except ValueError:
             grace_s = 0
-        found[name] = Qos(name, frozenset(filter(None, preempts.split(","))), modes, grace_s)
-    return found
+        records[name] = Qos(name, frozenset(filter(None, preempts.split(","))), modes, grace_s)
+    return records
 
 
 def parse_slurm_site(config: str, partitions: str, nodes: str) -> SlurmSite:
     """The site from what ``scontrol show config``, ``partition -o`` and ``node -o`` print."""
-    found = list(map(parse_node, filter(str.strip, nodes.splitlines())))
+    parsed = list(map(parse_node, filter(str.strip, nodes.splitlines())))
     made = {}
     for record in map(parse_record, partitions.splitlines()):
         if name := record.get("PartitionName"):
-            made[name] = Partition(record, tuple(n for n in found if name in n.partitions))
-    return SlurmSite(parse_config(config), made, nodes=tuple(found))
+            made[name] = Partition(record, tuple(n for n in parsed if name in n.partitions))
+    return SlurmSite(parse_config(config), made, nodes=tuple(parsed))
 
 
 def parse_config(text: str) -> dict[str, str]:

@@ -90,7 +90,7 @@ def run_slurm(
     """
     if cluster:
         command = [command[0], f"--clusters={cluster}", *command[1:]]
-    told = " ".join(command)
+    command_text = " ".join(command)
     _assert_conf(os.environ if environ is None else environ)
     try:
         with signals_held_back():
@@ -109,13 +109,13 @@ def run_slurm(
             fix="log in to a submit node of the cluster, or use --executor local",
         ) from None
     except OSError as error:
-        raise SlurmUnreachable(f"`{told}` cannot be started: {error}") from error
+        raise SlurmUnreachable(f"`{command_text}` cannot be started: {error}") from error
     except subprocess.TimeoutExpired as error:
         said = error.stderr or b""
         text = said if isinstance(said, str) else said.decode(errors="replace")
         hint = next((f": {line.strip()}" for line in text.splitlines() if line.strip()), "")
         raise SlurmUnreachable(
-            f"`{told}` gave no answer within {timeout_s:.0f} s{hint}",
+            f"`{command_text}` gave no answer within {timeout_s:.0f} s{hint}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         ) from None
     if done.returncode == 0:
@@ -124,10 +124,10 @@ def run_slurm(
     message = (done.stderr or done.stdout).strip() or silent
     if is_unreachable(message):
         raise SlurmUnreachable(
-            f"`{told}` cannot reach Slurm: {message}",
+            f"`{command_text}` cannot reach Slurm: {message}",
             fix="the controller is down or overloaded: try again, or ask the cluster's support",
         )
-    raise SlurmRejected(f"`{told}` was refused: {message}")
+    raise SlurmRejected(f"`{command_text}` was refused: {message}")
 
 
 def _assert_conf(environ: Mapping[str, str]) -> None:
@@ -169,10 +169,10 @@ def parse_record(line: str) -> dict[str, str]:
 
     The first of two equal keys counts: what looks like a second one is a user's comment.
     """
-    found = list(_KEY.finditer(line))
+    keys = list(_KEY.finditer(line))
     record: dict[str, str] = {}
-    for number, match in enumerate(found):
-        end = found[number + 1].start() if number + 1 < len(found) else len(line)
+    for number, match in enumerate(keys):
+        end = keys[number + 1].start() if number + 1 < len(keys) else len(line)
         record.setdefault(match.group(1), line[match.end() : end].strip())
     return record
 
@@ -197,12 +197,12 @@ def cluster_name() -> str:
     conf = os.environ.get("SLURM_CONF", "")
     if conf not in _names:
         try:
-            found = _CLUSTER.search(show_config())
+            match = _CLUSTER.search(show_config())
         except (SlurmRejected, SlurmUnreachable):
-            found = None
-        if found is None:
+            match = None
+        if match is None:
             return ""
-        _names[conf] = found[1]
+        _names[conf] = match[1]
     return _names[conf]
 
 

@@ -106,8 +106,8 @@ def parse_dependency(text: str) -> Dependency:
         match = _TERM.fullmatch(part)
         if match is None:
             raise ValueError(f"{part!r} is no dependency")
-        found = {name: value for name, value in match.groupdict().items() if value}
-        terms.append(Term(**found))
+        given = {name: value for name, value in match.groupdict().items() if value}
+        terms.append(Term(**given))
     return Dependency(tuple(terms), "?" in text)
 
 
@@ -122,15 +122,15 @@ def after_success(
         others: tasks of its array that are not known to have ended well.
         corresponds: whether the waiting job has the same number in its array.
     """
-    left: list[Term] = []
+    remaining: list[Term] = []
     fulfilled = False
     for term in dependency.terms:
         replaced = _terms_after_success(term, name, others, corresponds)
         fulfilled |= not replaced
-        left += replaced
+        remaining += replaced
     if fulfilled and dependency.any_suffices:
         return Dependency(())
-    return Dependency(tuple(left), dependency.any_suffices)
+    return Dependency(tuple(remaining), dependency.any_suffices)
 
 
 def _terms_after_success(
@@ -172,15 +172,15 @@ def waiting_jobs(*, timeout_s: float) -> dict[str, Dependency]:
     Raises:
         SlurmUnreachable, SlurmRejected: as Slurm says.
     """
-    found = {}
+    jobs = {}
     for job_id, text in _squeue(["--states=PENDING", "--format=%i|%E"], timeout_s):
         try:
             dependency = parse_dependency("" if text in ("(null)", "N/A") else text)
         except ValueError:
             continue  # of a kind that is newer than this program
         if dependency.terms:
-            found[re.sub(r"%\d+(?=\])", "", job_id)] = dependency
-    return found
+            jobs[re.sub(r"%\d+(?=\])", "", job_id)] = dependency
+    return jobs
 
 
 def other_tasks(name: JobName, *, timeout_s: float) -> list[str]:

@@ -35,8 +35,8 @@ _ASKED = re.compile(r"^#SBATCH --([\w-]+)=(.*)$", re.MULTILINE)
 
 def translate(message: str, script: str) -> MgptError:
     """Sbatch's complaint about a batch script as one of our errors, with what the script asks."""
-    told = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
-    text = "; ".join(line.strip() for line in told)
+    errors = [line for line in message.splitlines() if "error:" in line.lower()] or [message]
+    text = "; ".join(line.strip() for line in errors)
     asked = dict(_ASKED.findall(script))
     if commands.may_have_arrived(message):
         return SlurmUnconfirmed(
@@ -65,8 +65,8 @@ def submit(words: Sequence[str], environ: Mapping[str, str] | None = None) -> st
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says.
     """
-    told = commands.run_slurm(["sbatch", "--parsable", *words], environ=environ)
-    return told.strip().partition(";")[0]
+    printed = commands.run_slurm(["sbatch", "--parsable", *words], environ=environ)
+    return printed.strip().partition(";")[0]
 
 
 def refusal_of(options: Sequence[str]) -> str:
@@ -126,9 +126,9 @@ def submit_script(
     command = ["sbatch", "--parsable", *options, str(path)]
     clean = commands.clean_environment(environ)
     try:
-        told = commands.run_slurm(command, environ=clean, timeout_s=timeout_s)
+        printed = commands.run_slurm(command, environ=clean, timeout_s=timeout_s)
     except (SlurmRejected, SlurmUnreachable) as error:
         if isinstance(error, SlurmRejected) or commands.may_have_arrived(error.what):
             raise translate(error.what, path.read_text(encoding="utf-8")) from error
         raise
-    return told.strip().partition(";")[0]
+    return printed.strip().partition(";")[0]

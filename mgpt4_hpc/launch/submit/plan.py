@@ -302,9 +302,9 @@ class _Resolver:
         if flat["text.prompt"] is not None:
             wanted.append("text.end_symbol")
         taken = {key: flat[key] for key in wanted if key not in flags}
-        told = ", ".join(f"{key} {taken[key]}" for key in wanted if taken.get(key))
-        if told:
-            self.notes.append(f"as in {follows.run.name}: {told}")
+        taken_text = ", ".join(f"{key} {taken[key]}" for key in wanted if taken.get(key))
+        if taken_text:
+            self.notes.append(f"as in {follows.run.name}: {taken_text}")
         return taken
 
 
@@ -369,8 +369,7 @@ def _plan_sweep(
             changes = {**point.overrides, "name": run_name}
             resolved = resolver.resolve(stage, config_name, after, changes)
         except ConfigError as error:
-            told = error.faults or [error.what]
-            faults += [f"{run_name}: {fault}" for fault in told]
+            faults += [f"{run_name}: {fault}" for fault in error.faults or [error.what]]
         else:
             run = RunDir(runs_dir / run_name)
             planned.append(PlannedRun(run, resolved, _job_to_wait_for(after)))

@@ -64,9 +64,9 @@ def preflight(
     faults = [*unset_paths(config), *weights_faults, *data_faults]
     faults += feature_faults(config)
     if not projector_follows:
-        more, told = projector_findings(config, sizes)
+        more, more_notes = projector_findings(config, sizes)
         faults += more
-        notes += told
+        notes += more_notes
     faults += _extra_faults(config)
     faults += _batch_faults(config) if new else []
     # Jobs that Slurm took before it was asked here must come back.
@@ -79,15 +79,15 @@ def preflight(
     if is_streamed(config):
         notes.append(f"this run cannot resume exactly: {WARNING}")
     if executor == "slurm":
-        more, told = admission_findings(config, cluster or ask_cluster(), array_tasks)
+        more, more_notes = admission_findings(config, cluster or ask_cluster(), array_tasks)
         faults += more
-        notes += [*told, *_unshared(runs_dir)]
+        notes += [*more_notes, *_unshared(runs_dir)]
     elif executor == "local":
         faults += _local_faults(config)
     if executor != "none":
-        more, told = container_findings(config.container)
+        more, more_notes = container_findings(config.container)
         faults += more
-        notes += told
+        notes += more_notes
     if faults:
         raise PreflightError("this job would fail", faults=faults)
     return notes
@@ -206,15 +206,15 @@ def _existing_fault(run: RunDir, row: RunOverview | None) -> str:
     if row is None:
         return f"{run.path} exists already, and is no run: --name starts another"
     if row.state is RunState.FINISHED:
-        told = f"and is finished ({row.step} steps): nothing is left to do in it"
+        text = f"and is finished ({row.step} steps): nothing is left to do in it"
     elif row.state.is_live:
-        told = (
+        text = (
             f"and its job {row.job_id} is alive ({row.text}): `mgpt4 logs -f {run.name}` follows "
             f"it, `mgpt4 cancel {run.name}` ends it"
         )
     else:
-        told = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` goes on with it"
-    return f"the run {run.path} exists already, {told}; --name starts another"
+        text = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` continues it"
+    return f"the run {run.path} exists already, {text}; --name starts another"
 
 
 def after_faults(after: RunDir, executor: str) -> list[str]:

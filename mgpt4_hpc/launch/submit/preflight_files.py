@@ -54,12 +54,12 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
         ], None
     try:
         if not (folder / BUNDLE_FILE).exists():
-            found = check_bundle(folder, torch_free=True)
+            check = check_bundle(folder, torch_free=True)
             sizes = None
-            if "architecture" in found.facts:
-                sizes = Architecture.from_dict(found.facts["architecture"])
+            if "architecture" in check.facts:
+                sizes = Architecture.from_dict(check.facts["architecture"])
                 require_variant(config.model.variant, sizes, weights)
-            faults = [f"model.weights: {fault}" for fault in found.faults]
+            faults = [f"model.weights: {fault}" for fault in check.faults]
             faults += _other_llm_faults(config, sizes, folder / LLM_FOLDER)
             return faults, None if faults else sizes
         manifest = BundleManifest.read(folder / BUNDLE_FILE)
@@ -131,7 +131,7 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
     """
     faults, notes = stream_faults(config), []
     for source in config.data.sources:
-        told: list[str] = []
+        source_faults: list[str] = []
         left_out: list[LeftOut] = []
         try:
             if is_url(source.path):
@@ -139,11 +139,11 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
             elif is_align_folder(Path(source.path)):
                 left_out = left_out_of_align(Path(source.path))
             elif source.path:
-                told, left_out = _index_findings(source, expand_shards(source.path))
+                source_faults, left_out = _index_findings(source, expand_shards(source.path))
                 left_out = [*left_out, *left_out_of_folders(source.path)]
         except MgptError as error:
-            told = [f"{error.what}; {error.fix}" if error.fix else error.what]
-        faults += [f"data source {source.name}: {fault}" for fault in told]
+            source_faults = [f"{error.what}; {error.fix}" if error.fix else error.what]
+        faults += [f"data source {source.name}: {fault}" for fault in source_faults]
         if left_out:
             notes.append(f"data source {source.name}: left out: {in_words(left_out)}")
     return faults, notes

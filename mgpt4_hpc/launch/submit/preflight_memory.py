@@ -87,7 +87,7 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
         parameters = _count_parameters(llm, manifest)
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    found = estimate_memory(
+    memory = estimate_memory(
         manifest.architecture.with_llm_dim(width),
         LlmSizes(llm_config, parameters),
         micro_batch_size=config.train.micro_batch_size,
@@ -98,8 +98,8 @@ def estimate(config: RunConfig) -> MemoryEstimate | None:
     )
     if config.model.llm_8bit:
         saved = parameters / GIB  # one byte of two
-        found = MemoryEstimate(found.weights - saved, found.trained, found.activations)
-    return found
+        memory = MemoryEstimate(memory.weights - saved, memory.trained, memory.activations)
+    return memory
 
 
 def _count_parameters(llm: Path, manifest: BundleManifest) -> int:
@@ -123,24 +123,24 @@ def memory_findings(
         hints: texts that may name a type's size, as the constraint.
     """
     try:
-        found = estimate(config)
+        memory = estimate(config)
     except MgptError as error:
         return [], [f"GPU memory was not looked at: {first_line(error.what)}"]
     sizes = {kind: sizes_gib(kind, hints) for kind in gpu_types}
-    if found is None or not sizes or not all(sizes.values()):
+    if memory is None or not sizes or not all(sizes.values()):
         return [], []
     largest = max(size for known in sizes.values() for size in known)
     smallest = min(size for known in sizes.values() for size in known)
-    told = (
-        f"a rank needs about {found.total:.0f} GiB of GPU memory, {', '.join(sizes)} has "
+    text = (
+        f"a rank needs about {memory.total:.0f} GiB of GPU memory, {', '.join(sizes)} has "
         f"{smallest if smallest == largest else f'{smallest} to {largest}'}"
     )
     mend = (
         "lower train.micro_batch_size, set model.activation_checkpointing=1, model.llm_8bit=true "
         "or, on several GPUs, model.shard_llm=true"
     )
-    if found.total > largest * _UNSURE:
-        return [f"{told}: {mend}"], []
-    if found.total > smallest:
-        return [], [f"{told}: it may not fit; {mend}"]
+    if memory.total > largest * _UNSURE:
+        return [f"{text}: {mend}"], []
+    if memory.total > smallest:
+        return [], [f"{text}: it may not fit; {mend}"]
     return [], []

@@ -64,12 +64,12 @@ def ask_cluster() -> Cluster:
     if not site.has_accounting:
         return Cluster(site)
     try:
-        mine = read_associations()
+        associations = read_associations()
         limits = ask_sacctmgr("qos", "format=name,maxwall")
     except MgptError as error:
         return Cluster(site, notes=(f"account and QOS not checked: {first_line(error.what)}",))
     walls = {row[0]: _seconds(row[1]) for row in limits if len(row) == 2 and row[0]}
-    return Cluster(site, mine, walls)
+    return Cluster(site, associations, walls)
 
 
 def _seconds(text: str) -> float | None:
@@ -234,19 +234,21 @@ def _array_faults(site: SlurmSite, tasks: int) -> list[str]:
 
 def _account_findings(cluster: Cluster, launch: LaunchConfig) -> tuple[list[str], list[str]]:
     """Faults where Slurm insists on accounts and QOS, notes where it merely keeps them."""
-    mine = cluster.associations or ()
-    told: list[str] = []
-    accounts = {one.account for one in mine}
+    associations = cluster.associations or ()
+    unknown: list[str] = []
+    accounts = {one.account for one in associations}
     if cluster.enforces("associations") and not accounts:
         return [f"user {slurm_user()} belongs to no account here: ask the support"], []
     # Slurm keeps the names of accounts in small letters.
     account = launch.account.lower() if launch.account else None
     if account is not None and account not in accounts:
-        told.append(f"account {launch.account!r} is none of yours: use one of {_listed(accounts)}")
-    faults, notes = (told, []) if cluster.enforces("associations") else ([], told)
+        unknown.append(
+            f"account {launch.account!r} is none of yours: use one of {_listed(accounts)}"
+        )
+    faults, notes = (unknown, []) if cluster.enforces("associations") else ([], unknown)
     if launch.qos is None:
         return faults, notes
-    charged = [one for one in mine if account in (None, one.account)]
+    charged = [one for one in associations if account in (None, one.account)]
     allowed = {qos for one in charged for qos in one.qos} or set(cluster.qos_limits_s)
     if launch.qos not in allowed:
         where = f" of account {launch.account}" if launch.account else ""
@@ -278,8 +280,8 @@ def constraint_of(launch: LaunchConfig) -> tuple[str, str]:
 
 def node_lists_of(launch: LaunchConfig) -> list[tuple[str, str]]:
     """The options that name nodes, with their values."""
-    found = [_option(launch, "exclude", launch.exclude), _option(launch, "nodelist", None)]
-    return [(option, listed) for option, listed in found if listed]
+    options = [_option(launch, "exclude", launch.exclude), _option(launch, "nodelist", None)]
+    return [(option, listed) for option, listed in options if listed]
 
 
 def _option(launch: LaunchConfig, name: str, value: str | None) -> tuple[str, str]:

@@ -75,16 +75,16 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str:
     given = environ.get("SLURM_CONF")
     for file in [given] if given else _CONF_FILES:
         try:
-            found = _CLUSTER_NAME.search(Path(file).read_text(encoding="utf-8", errors="replace"))
+            match = _CLUSTER_NAME.search(Path(file).read_text(encoding="utf-8", errors="replace"))
         except OSError:
             continue
-        if found:
-            return found[1].lower()
+        if match:
+            return match[1].lower()
     if not commands.has_scontrol(environ):
         return ""
     try:
-        told = commands.show_config(timeout_s=_ASK_TIMEOUT_S)
+        config = commands.show_config(timeout_s=_ASK_TIMEOUT_S)
     except MgptError:
         return ""
-    found = _CLUSTER_NAME.search(told)
-    return found[1].lower() if found else ""
+    match = _CLUSTER_NAME.search(config)
+    return match[1].lower() if match else ""

@@ -49,24 +49,24 @@ def estimate_starts(plan: Plan) -> list[StartEstimate]:
             fix="leave it out, or use --executor slurm on a submit node",
         )
     follows = {item.run.name: item.follows for item in plan.runs}
-    found = []
+    estimates = []
     # A dependency on a job that is not there yet would be refused.
     for name, script in render_plan(plan, with_dependencies=False).items():
         before = follows.get(name) or (plan.runs[0].follows if plan.sweep is not None else None)
-        found.append(_estimate(name, script, before.name if before is not None else None))
-    return found
+        estimates.append(_estimate(name, script, before.name if before is not None else None))
+    return estimates
 
 
 def _estimate(job: str, script: str, after: str | None) -> StartEstimate:
-    found = estimate_start(script)
-    start, processors = str(found["start"]), found["processors"]
+    estimated = estimate_start(script)
+    start, processors = str(estimated["start"]), estimated["processors"]
     begin = time.mktime(time.strptime(start, "%Y-%m-%dT%H:%M:%S"))
     return StartEstimate(
         job=job,
         start=start,
         in_s=max(0.0, begin - time.time()),
         processors=int(processors) if processors else None,
-        nodes=found["nodes"],
-        partition=found["partition"],
+        nodes=estimated["nodes"],
+        partition=estimated["partition"],
         after=after,
     )

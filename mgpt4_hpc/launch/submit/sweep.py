@@ -122,8 +122,8 @@ def run_names(sweep: str, all_points: Sequence[Point]) -> list[str]:
     """A name for each run that shows its values, as far as a name can; all differ."""
     names: list[str] = []
     for number, point in enumerate(all_points):
-        told = [_in_a_name(key.rpartition(".")[2], text) for key, text in point.texts.items()]
-        name = "-".join([sweep, *told])
+        parts = [_in_a_name(key.rpartition(".")[2], text) for key, text in point.texts.items()]
+        name = "-".join([sweep, *parts])
         if len(name) > _MOST_NAME_CHARS or name in names:
             end = f"-{number:04d}"
             name = name[: _MOST_NAME_CHARS - len(end)] + end

@@ -75,8 +75,8 @@ def read_projector(path: Path) -> State:
     Raises:
         WeightsError: if there is no projector.
     """
-    found = find_projector(path)
-    return _named(read_tensors(found), str(found))
+    projector = find_projector(path)
+    return _named(read_tensors(projector), str(projector))
 
 
 def find_projector(path: Path) -> Path:
@@ -98,12 +98,12 @@ def find_projector(path: Path) -> Path:
 
 def _checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints (those with a manifest) of a run, the newest first."""
-    found = [
+    checkpoints = [
         (int(match[1]), path)
         for path in (run / "checkpoints").glob("step-*")
         if (match := _STEP.match(path.name)) and (path / "manifest.json").is_file()
     ]
-    return [path for _, path in sorted(found, reverse=True)]
+    return [path for _, path in sorted(checkpoints, reverse=True)]
 
 
 def _named(tensors: Mapping[str, torch.Tensor], source: str) -> State:

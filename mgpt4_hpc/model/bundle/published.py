@@ -78,14 +78,14 @@ def read_published(environ: Mapping[str, str] = os.environ) -> Published:
         values |= site  # what is left is unknown, and named below
         break
     try:
-        found = Published(**values)
+        published = Published(**values)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         raise ConfigError("the sources of the weights are wrong", faults=faults) from None
-    lost = {name for parts in found.variants.values() for name in parts.values()}
-    if lost := lost - set(found.sources):
+    lost = {name for parts in published.variants.values() for name in parts.values()}
+    if lost := lost - set(published.sources):
         raise ConfigError(f"a variant names sources that are not there: {sorted(lost)}")
-    return found
+    return published
 
 
 def _site_files(environ: Mapping[str, str]) -> list[Path]:

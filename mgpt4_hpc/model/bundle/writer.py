@@ -197,20 +197,20 @@ def _vision_readings(
     plan: _Plan, layouts: Mapping[str, Layout], outputs: Mapping[str, Output]
 ) -> dict[str, list[Reading]]:
     """Per source, the readings of its files: one chain, as they may append to one output."""
-    found: dict[str, dict[Path, Reading]] = {}
+    readings: dict[str, dict[Path, Reading]] = {}
     for report, (name, tensors) in zip(plan.parts.reports, plan.files.items(), strict=True):
         copied = set(layouts[name].copied)
         for key, info in tensors.items():
             if info.file == Path() or not report.source:
                 continue
-            chain = found.setdefault(report.source, {})
+            chain = readings.setdefault(report.source, {})
             reading = chain.setdefault(info.file, Reading(info.file, {}, {}))
             theirs = report.used.get(key.removeprefix("llama_proj."), key)
             unique = theirs if theirs not in reading.tensors else f"{theirs} ({key})"
             reading.tensors[unique] = info  # type: ignore[index]
             if key in copied:
                 reading.outputs[unique] = outputs[name]  # type: ignore[index]
-    return {source: [chain[path] for path in sorted(chain)] for source, chain in found.items()}
+    return {source: [chain[path] for path in sorted(chain)] for source, chain in readings.items()}
 
 
 def _llm_readings(folder: Path, plan: _Plan) -> tuple[dict[str, Reading], dict[str, Output]]:
@@ -256,15 +256,15 @@ def _resolved(
     files: Mapping[str, tuple[Mapping[str, TensorInfo], KeyReport]],
 ) -> dict[str, dict[str, TensorInfo]]:
     """Tensors that are not contiguous in their file, read by torch into memory."""
-    found: dict[str, dict[str, TensorInfo]] = {}
+    parts: dict[str, dict[str, TensorInfo]] = {}
     for name, (tensors, report) in files.items():
-        found[name] = dict(tensors)
+        parts[name] = dict(tensors)
         for key, info in tensors.items():
             if info.start is None and info.data is None:
                 theirs = report.used[key.removeprefix("llama_proj.")]
                 whole = tensor_info(read_tensors(info.file)[theirs])
-                found[name][key] = replace(info, data=whole.data)
-    return found
+                parts[name][key] = replace(info, data=whole.data)
+    return parts
 
 
 def save_parts(

@@ -187,16 +187,16 @@ def _split_biases(tensors: State, source: str) -> tuple[State, dict[str, str]]:
     split: State = {}
     origins: dict[str, str] = {}
     for key, tensor in tensors.items():
-        found = re.match(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", key)
-        if not found or tensor.dim() != 1 or tensor.shape[0] % 3:
+        match = re.match(r"vision_model\.encoder\.layers\.(\d+)\.self_attn\.qkv\.bias$", key)
+        if not match or tensor.dim() != 1 or tensor.shape[0] % 3:
             split[key] = tensor
             continue
         query, middle, value = _thirds(tensor)
         if any(middle.read()):
             raise WeightsError(f"{source}: {key} has a key bias that is not zero")
         for name, part in (("q_bias", query), ("v_bias", value)):
-            split[f"blocks.{found[1]}.attn.{name}"] = part
-            origins[f"blocks.{found[1]}.attn.{name}"] = key
+            split[f"blocks.{match[1]}.attn.{name}"] = part
+            origins[f"blocks.{match[1]}.attn.{name}"] = key
     return split, origins
 
 

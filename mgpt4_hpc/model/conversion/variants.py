@@ -72,13 +72,13 @@ def require_variant(wanted: str, architecture: Architecture, source: str) -> Non
     Raises:
         WeightsError: naming both models.
     """
-    found = find_variant(architecture)
-    if wanted == "any" or found is None or found.name == wanted:
+    variant = find_variant(architecture)
+    if wanted == "any" or variant is None or variant.name == wanted:
         return
     raise WeightsError(
-        f"the weights in {source} are of {found.name}, these settings are for {wanted}",
+        f"the weights in {source} are of {variant.name}, these settings are for {wanted}",
         why="batch sizes, prompt and learning rates belong to the model",
-        fix=f"use the preset for {found.name}, or --set model.variant=any",
+        fix=f"use the preset for {variant.name}, or --set model.variant=any",
     )
 
 

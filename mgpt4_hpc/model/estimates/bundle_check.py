@@ -80,45 +80,45 @@ def check_bundle(
         architecture: as in ``open_bundle``.
         torch_free: as in ``check_llm``, where LLaMA's table of shapes is enough.
     """
-    found = BundleCheck(Path(path))
+    check = BundleCheck(Path(path))
     try:
-        if (found.path / BUNDLE_FILE).exists():
-            arch, llm_dir = _check_written(found, full)
+        if (check.path / BUNDLE_FILE).exists():
+            arch, llm_dir = _check_written(check, full)
         else:
-            require_bundle(found.path)
-            arch, llm_dir = _check_original(found, architecture, full)
+            require_bundle(check.path)
+            arch, llm_dir = _check_original(check, architecture, full)
     except WeightsError as error:
-        found.faults.append(str(error))
-        return found
+        check.faults.append(str(error))
+        return check
     llm = check_llm(llm_dir, torch_free=torch_free)
     if torch_free and llm.config and not llm.faults and not is_plain_llama(llm.config, llm_dir):
         llm = check_llm(llm_dir)  # of the original's own files nothing has asked transformers yet
-    found.faults += llm.faults
-    found.notes += llm.notes
+    check.faults += llm.faults
+    check.notes += llm.notes
     if note := format_note(llm_dir, original_format(arch)):
-        found.notes.append(note)
-    _describe(found, arch, llm_dir, llm)
+        check.notes.append(note)
+    _describe(check, arch, llm_dir, llm)
     if llm.width and llm.num_parameters:
-        found.memory = _memory_table(arch.with_llm_dim(llm.width), llm)
-    return found
+        check.memory = _memory_table(arch.with_llm_dim(llm.width), llm)
+    return check
 
 
-def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
+def _check_written(check: BundleCheck, full: bool) -> tuple[Architecture, Path]:
     """Hashes and shapes of a bundle that an import wrote."""
-    manifest = BundleManifest.read(found.path / BUNDLE_FILE)
-    arch, llm_dir = manifest.architecture, manifest.llm_dir(found.path)
-    found.faults += manifest.faults(found.path) or _read_through(found.path, manifest, full)
+    manifest = BundleManifest.read(check.path / BUNDLE_FILE)
+    arch, llm_dir = manifest.architecture, manifest.llm_dir(check.path)
+    check.faults += manifest.faults(check.path) or _read_through(check.path, manifest, full)
     if not manifest.finite_checked and not full:
-        found.notes.append(
+        check.notes.append(
             "the import did not look for NaN and infinity, and this check not in the language "
             "model's matrices: `mgpt4 weights check --full` does"
         )
     tables: dict[str, dict[str, TensorInfo]] = {}
     for name in manifest.files:
         try:
-            tables[name] = read_header(found.path / name)
+            tables[name] = read_header(check.path / name)
         except WeightsError as error:
-            found.faults.append(str(error))
+            check.faults.append(str(error))
     position = tables.get("vision.safetensors", {}).get("pos_embed")
     grid = round((position.shape[1] - 1) ** 0.5) if position else None
     for name, expected in (
@@ -126,11 +126,11 @@ def _check_written(found: BundleCheck, full: bool) -> tuple[Architecture, Path]:
         ("connector.safetensors", connector_shapes(arch)),
     ):
         if name in tables:
-            found.faults += _shape_faults(name, tables[name], expected)
-    found.facts["digest"] = manifest.digest
-    found.facts["dtypes"] = {n: sorted({i.dtype for i in t.values()}) for n, t in tables.items()}
+            check.faults += _shape_faults(name, tables[name], expected)
+    check.facts["digest"] = manifest.digest
+    check.facts["dtypes"] = {n: sorted({i.dtype for i in t.values()}) for n, t in tables.items()}
     projector = tables.get("projector.safetensors", {}).get("llama_proj.weight")
-    found.facts["projector"] = list(projector.shape) if projector else None
+    check.facts["projector"] = list(projector.shape) if projector else None
     return arch, llm_dir
 
 
@@ -160,18 +160,18 @@ def _tensors(path: Path) -> dict[str, TensorInfo]:
 
 
 def _check_original(
-    found: BundleCheck, architecture: Architecture | None, full: bool
+    check: BundleCheck, architecture: Architecture | None, full: bool
 ) -> tuple[Architecture, Path]:
     """Keys, shapes and numbers of a folder of the original's files; ``full``: all its numbers."""
-    sources = original_sources(found.path, architecture)
+    sources = original_sources(check.path, architecture)
     parts = gather(sources, read_header, lambda count, _value: TensorInfo("F32", (count,), 0))
-    found.facts["digest"] = original_digest(sources)
-    found.facts["dtypes"] = {
+    check.facts["digest"] = original_digest(sources)
+    check.facts["dtypes"] = {
         name: sorted({info.dtype for info in state.values()})
         for name, state in (("vision", parts.vision), ("connector", parts.connector))
     }
     shape = parts.projector["weight"].shape if parts.projector else None
-    found.facts["projector"] = list(shape) if shape else None
+    check.facts["projector"] = list(shape) if shape else None
     files: dict[Path, dict[str, TensorInfo]] = {}
     states = (parts.vision, parts.connector, parts.projector or {})
     for report, state in zip(parts.reports, states, strict=False):
@@ -185,16 +185,16 @@ def _check_original(
         run_all([[reading] for reading in readings], finite=True)
         require_finite(readings)
     else:
-        found.notes.append(
+        check.notes.append(
             "NaN and infinity were looked for in norms and biases only: `mgpt4 weights import`, or "
             "`mgpt4 weights check --full`, looks at every tensor"
         )
     return parts.architecture, sources.llm
 
 
-def _describe(found: BundleCheck, arch: Architecture, llm_dir: Path, llm: LlmCheck) -> None:
+def _describe(check: BundleCheck, arch: Architecture, llm_dir: Path, llm: LlmCheck) -> None:
     """Facts, whether the projector fits both ends, and hints about known mix-ups."""
-    found.facts |= {
+    check.facts |= {
         "architecture": arch.to_dict(),
         "vision_side": input_words(arch.projector_in),
         "llm": {
@@ -205,11 +205,11 @@ def _describe(found: BundleCheck, arch: Architecture, llm_dir: Path, llm: LlmChe
             "vocab_size": llm.vocab_size,
         },
     }
-    if llm.width and found.facts["projector"]:
-        shape = tuple(found.facts["projector"])
-        found.faults += projector_faults(arch, llm.width, shape)
+    if llm.width and check.facts["projector"]:
+        shape = tuple(check.facts["projector"])
+        check.faults += projector_faults(arch, llm.width, shape)
     if arch.qformer and llm.width in (4096, 5120) and llm.vocab_size == 32000:
-        found.notes.append(
+        check.notes.append(
             "the vocabulary has 32,000 tokens: Vicuna v0, which the published projectors with "
             "Q-Former belong to, has 32,001; with a later Vicuna they give garbage"
         )

@@ -114,8 +114,8 @@ def beam_search(
             generation_config=settings,
             stopping_criteria=StoppingCriteriaList([StopText()] if stop else []),
         )
-    found: list[list[int]] = tokens_BT.tolist()
-    return found
+    sequences: list[list[int]] = tokens_BT.tolist()
+    return sequences
 
 
 @contextlib.contextmanager

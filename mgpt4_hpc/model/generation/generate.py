@@ -55,8 +55,8 @@ def answer_prompts(
     require_room(model, context.attention_BT.shape[1], sampling.max_new_tokens)
     rows = [GrowingAnswer(tokenizer, stop) for _ in prompts]
     if sampling.num_beams > 1:
-        found = beam_search(model, tokenizer, context, sampling, stop)
-        for row, tokens in zip(rows, found, strict=True):
+        sequences = beam_search(model, tokenizer, context, sampling, stop)
+        for row, tokens in zip(rows, sequences, strict=True):
             for token in tokens:
                 row.take(token)
         return [row.answer() for row in rows]

@@ -93,8 +93,8 @@ def _pairs(lora: SavedLora) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Per layer its first and second matrix."""
     sides: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in lora.tensors.items():
-        found = _PAIR.match(name)
-        if found is None:
+        match = _PAIR.match(name)
+        if match is None:
             raise WeightsError(f"{lora.source}: {name} is no matrix that can be merged")
-        sides.setdefault(found["layer"], {})[found["side"]] = tensor
+        sides.setdefault(match["layer"], {})[match["side"]] = tensor
     return {layer: (pair["A"], pair["B"]) for layer, pair in sides.items()}

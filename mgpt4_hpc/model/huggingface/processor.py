@@ -212,14 +212,14 @@ def _fitting(
     for gap in ("", " "):
         text = _chat_template(template, tokenizer, image, gap, system)
         for dialogue in _probes(system):
-            told = dialogue if dialogue.system else Dialogue(dialogue.turns, system)
-            wanted = _flat(ours.lay_out(told), image.id)
-            found = backend.apply_chat_template(
+            spoken = dialogue if dialogue.system else Dialogue(dialogue.turns, system)
+            wanted = _flat(ours.lay_out(spoken), image.id)
+            encoded = backend.apply_chat_template(
                 messages_of(dialogue), chat_template=text, add_generation_prompt=True,
                 return_dict=False,
             )  # fmt: skip
-            if list(found) != wanted:
-                wrong.append(f"{dialogue.transcript()!r}: {found} instead of {wanted}")
+            if list(encoded) != wanted:
+                wrong.append(f"{dialogue.transcript()!r}: {encoded} instead of {wanted}")
                 break
         else:
             return text

@@ -72,10 +72,10 @@ def import_export(
 
 
 def _part(entries: dict[str, Entry], prefix: str) -> dict[str, Entry]:
-    found = {k.removeprefix(prefix): e for k, e in entries.items() if k.startswith(prefix)}
-    if not found:
+    part = {k.removeprefix(prefix): e for k, e in entries.items() if k.startswith(prefix)}
+    if not part:
         raise WeightsError(f"the folder has no tensors whose names begin with {prefix}")
-    return found
+    return part
 
 
 def _record(folder: Path) -> dict[str, Any]:

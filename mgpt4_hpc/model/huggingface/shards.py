@@ -63,12 +63,12 @@ def stored(info: TensorInfo, name: str) -> Entry:
             return
         with info.file.open("rb") as file:
             file.seek(info.start)
-            left = info.num_bytes
-            while left:
-                data = file.read(min(BLOCK_BYTES, left))
+            remaining = info.num_bytes
+            while remaining:
+                data = file.read(min(BLOCK_BYTES, remaining))
                 if not data:
                     raise OSError(f"{info.file} became shorter while it was read")
-                left -= len(data)
+                remaining -= len(data)
                 yield data
 
     return Entry(info.dtype, info.shape, blocks)

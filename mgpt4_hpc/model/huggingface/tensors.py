@@ -44,7 +44,7 @@ def vision_entries(bundle: Bundle) -> dict[str, Entry]:
     """The ViT, ``ln_vision``, query tokens and Q-Former."""
     state = bundle.vision_state()
     state["pos_embed"] = fit_position_embedding(state["pos_embed"], bundle.architecture.grid)
-    found = {}
+    renamed = {}
     for key, tensor in state.items():
         if key.endswith("attn.v_bias"):
             continue
@@ -53,11 +53,11 @@ def vision_entries(bundle: Bundle) -> dict[str, Entry]:
             value = state[key.replace("q_bias", "v_bias")]
             tensor = torch.cat([tensor, torch.zeros_like(tensor), value])
             key = key.replace("q_bias", "qkv.bias")
-        found[f"vision_model.{_vision_name(key)}"] = of_tensor(tensor)
+        renamed[f"vision_model.{_vision_name(key)}"] = of_tensor(tensor)
     for key, tensor in bundle.qformer_state().items():
         name = key.replace("ln_vision.", "vision_model.post_layernorm.")
-        found[name] = of_tensor(tensor)
-    return found
+        renamed[name] = of_tensor(tensor)
+    return renamed
 
 
 def _vision_name(key: str) -> str:
@@ -81,15 +81,15 @@ def language_entries(llm_dir: Path, config: Mapping[str, Any]) -> dict[str, Entr
     Raises:
         WeightsError: if a file is broken.
     """
-    found = {}
+    renamed = {}
     for path in llm_files(llm_dir):
         if path.suffix in (".safetensors", ".bin"):
             for key, info in read_stored(path).items():
                 if not is_buffer(key):
-                    found[key] = stored(info, key)
-    if config.get("model_type") == "llama" and not any(k.startswith("model.") for k in found):
-        found = {k if k == "lm_head.weight" else f"model.{k}": e for k, e in found.items()}
-    return found
+                    renamed[key] = stored(info, key)
+    if config.get("model_type") == "llama" and not any(k.startswith("model.") for k in renamed):
+        renamed = {k if k == "lm_head.weight" else f"model.{k}": e for k, e in renamed.items()}
+    return renamed
 
 
 def with_mean_row(entry: Entry) -> Entry:

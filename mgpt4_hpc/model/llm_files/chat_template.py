@@ -143,11 +143,11 @@ class ModelFormat:
         )
         given = [turn.answer for turn in dialogue.turns if turn.answer is not None]
         if self._marks_answers:
-            found = []
+            places = []
             for (begin, end), words in zip(spans, given, strict=False):
                 place = text.find(words, begin, end)
-                found.append(_Answer(begin, place + len(words) if place >= 0 else end, end))
-            return text, found
+                places.append(_Answer(begin, place + len(words) if place >= 0 else end, end))
+            return text, places
         return text, self._search(text, dialogue, given)
 
     def _search(self, text: str, dialogue: Dialogue, given: Sequence[str]) -> list[_Answer]:
@@ -171,13 +171,13 @@ class ModelFormat:
                 "the language model's chat template changes answers, so they cannot be learned",
                 fix="write the format as text.prompt and text.end_symbol",
             )
-        found, place = [], 0
+        places, place = [], 0
         for before, words, after in zip(texts, given, texts[1:], strict=False):
             begin = place + len(before)
             words_end = begin + len(words)
-            found.append(_Answer(begin, words_end, words_end + self._end_length(after)))
+            places.append(_Answer(begin, words_end, words_end + self._end_length(after)))
             place = words_end
-        return found
+        return places
 
     def _end_length(self, after: str) -> int:
         """How much of the text behind an answer is its end symbol."""
@@ -190,13 +190,13 @@ class ModelFormat:
 
     def _messages(self, dialogue: Dialogue) -> list[dict[str, str]]:
         messages = []
-        told = f"{dialogue.system}\n\n" if dialogue.system and not self.takes_system else ""
+        system_text = f"{dialogue.system}\n\n" if dialogue.system and not self.takes_system else ""
         if dialogue.system and self.takes_system:
             messages.append({"role": "system", "content": dialogue.system})
         for turn in dialogue.turns:
             question = " ".join(piece or "" for piece in turn.question)
-            messages.append({"role": "user", "content": told + question})
-            told = ""
+            messages.append({"role": "user", "content": system_text + question})
+            system_text = ""
             if turn.answer is not None:
                 messages.append({"role": "assistant", "content": turn.answer})
         return messages

@@ -65,46 +65,46 @@ def check_llm(folder: Path, *, torch_free: bool = False) -> LlmCheck:
         torch_free: ask neither transformers nor the tokenizer, for a login node: tensors of
             families other than LLaMA are then not compared with config.json.
     """
-    found = LlmCheck()
+    check = LlmCheck()
     look_at_tokenizer: Look = _look_at_tokenizer_files if torch_free else _look_at_tokenizer
     try:
-        _look_at_config(folder, found)
+        _look_at_config(folder, check)
     except WeightsError as error:
-        found.faults.append(str(error))
-        return found
+        check.faults.append(str(error))
+        return check
     for look in (_look_at_weights, look_at_tokenizer):
         try:
-            look(folder, found)
+            look(folder, check)
         except WeightsError as error:
-            found.faults.append(str(error))
-    if not found.faults:
-        found.faults += _tensor_faults(folder, found, torch_free)
-    return found
+            check.faults.append(str(error))
+    if not check.faults:
+        check.faults += _tensor_faults(folder, check, torch_free)
+    return check
 
 
-def _look_at_config(folder: Path, found: LlmCheck) -> None:
+def _look_at_config(folder: Path, check: LlmCheck) -> None:
     config = read_llm_config(folder)
     quantized = config.get("quantization_config")
     if quantized is not None or (folder / "quantize_config.json").is_file():
         method = quantized.get("quant_method", "") if isinstance(quantized, dict) else ""
         name = f"{folder / 'config.json'} has a quantization_config ({method or 'of some kind'})"
-        found.faults.append(quantized_fault(name if quantized is not None else f"{folder} (GPTQ)"))
-    found.width = llm_width(config, folder)
-    found.config = config
+        check.faults.append(quantized_fault(name if quantized is not None else f"{folder} (GPTQ)"))
+    check.width = llm_width(config, folder)
+    check.config = config
     if config.get("model_type") == "llama":
         llama_shapes(config, folder)
 
 
-def _look_at_weights(folder: Path, found: LlmCheck) -> None:
+def _look_at_weights(folder: Path, check: LlmCheck) -> None:
     files = llm_files(folder)
     weights = [path for path in files if path.suffix in (".safetensors", ".bin")]
     tables = {path.name: read_stored(path) for path in weights}
     for table in tables.values():
-        found.tensors |= table
-    found.num_parameters = sum(
-        math.prod(info.shape) for key, info in found.tensors.items() if not is_buffer(key)
+        check.tensors |= table
+    check.num_parameters = sum(
+        math.prod(info.shape) for key, info in check.tensors.items() if not is_buffer(key)
     )
-    found.dtypes = sorted({info.dtype for info in found.tensors.values()})
+    check.dtypes = sorted({info.dtype for info in check.tensors.values()})
     for index in (path for path in files if path.name.endswith(".index.json")):
         _require_indexed(index, tables)
     if not any((folder / f"{name}{end}").is_file() for name in WEIGHT_FILES
@@ -115,7 +115,7 @@ def _look_at_weights(folder: Path, found: LlmCheck) -> None:
             why="transformers finds a model's weights by these names",
             fix=f"download {WEIGHT_FILES[0]}.index.json too, or rename a single file",
         )
-    if not found.tensors:
+    if not check.tensors:
         raise WeightsError(
             f"{', '.join(map(str, weights[:4]))} holds no tensors", fix="download it again"
         )
@@ -159,20 +159,20 @@ def _require_indexed(index: Path, tables: Mapping[str, Mapping[str, TensorInfo]]
             )
 
 
-def _tensor_faults(folder: Path, found: LlmCheck, torch_free: bool) -> list[str]:
+def _tensor_faults(folder: Path, check: LlmCheck, torch_free: bool) -> list[str]:
     """Tensors that do not fill the model of config.json; also notes what is merely unused."""
     try:
         if torch_free:
-            gaps = compare_with_llama(folder, found.config, found.tensors) or Gaps()
+            gaps = compare_with_llama(folder, check.config, check.tensors) or Gaps()
         else:
-            gaps = compare_by_loading(folder, found.tensors)
-        faults = gap_faults(folder, found.config, found.tensors, gaps)
+            gaps = compare_by_loading(folder, check.tensors)
+        faults = gap_faults(folder, check.config, check.tensors, gaps)
         if not faults:
-            require_finite_vectors({k: i for k, i in found.tensors.items() if not is_buffer(k)})
+            require_finite_vectors({k: i for k, i in check.tensors.items() if not is_buffer(k)})
     except WeightsError as error:
         return [str(error)]
     if gaps.unused and not faults:
-        found.notes.append(
+        check.notes.append(
             f"{folder} holds {len(gaps.unused)} tensors that config.json's model does not have and "
             f"that are not loaded, as {gaps.unused[0]}"
         )
@@ -183,19 +183,19 @@ def _look_at_tokenizer_files(folder: Path, _found: LlmCheck) -> None:
     require_tokenizer_files(folder)
 
 
-def _look_at_tokenizer(folder: Path, found: LlmCheck) -> None:
+def _look_at_tokenizer(folder: Path, check: LlmCheck) -> None:
     from mgpt4_hpc.model.llm_files.tokenizer import PAD_TOKEN, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    found.vocab_size = tokenizer.vocab_size
+    check.vocab_size = tokenizer.vocab_size
     if tokenizer.decode([tokenizer.pad_id]).strip() != PAD_TOKEN:
-        found.notes.append(
+        check.notes.append(
             f"the vocabulary has no {PAD_TOKEN!r}, which the original pads with; "
             f"token {tokenizer.pad_id} pads instead (padding is never learned)"
         )
     if tokenizer.without_row:
         named = ", ".join(f"{text!r} = {id}" for text, id in tokenizer.without_row.items())
-        found.notes.append(
+        check.notes.append(
             f"the tokenizer has tokens for which the model has no embedding ({named}): text that "
             "spells them is read as ordinary characters"
         )

@@ -74,12 +74,14 @@ def own_chat_template(llm_dir: Path) -> str:
         pass
     try:
         settings = parse_json((llm_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
-        found = settings.get("chat_template")
+        template = settings.get("chat_template")
     except (OSError, ValueError, AttributeError):
         return ""
-    if isinstance(found, list):  # several, each with a name
-        found = "\n".join(str(one.get("template", "")) for one in found if isinstance(one, dict))
-    return found if isinstance(found, str) else ""
+    if isinstance(template, list):  # several, each with a name
+        template = "\n".join(
+            str(entry.get("template", "")) for entry in template if isinstance(entry, dict)
+        )
+    return template if isinstance(template, str) else ""
 
 
 def own_format(llm_dir: Path) -> str:
@@ -173,11 +175,11 @@ def _weights(llm_dir: Path) -> list[Path]:
         index = llm_dir / f"{name}.index.json"
         if index.is_file():
             named = set(weight_map(index).values())
-            if found := [path for path in llm_dir.glob("*") if path.name in named]:
-                return [*found, index]
+            if files := [path for path in llm_dir.glob("*") if path.name in named]:
+                return [*files, index]
     for pattern in _WEIGHT_PATTERNS:
-        if found := list(llm_dir.glob(pattern)):
-            return found
+        if files := list(llm_dir.glob(pattern)):
+            return files
     return []
 
 

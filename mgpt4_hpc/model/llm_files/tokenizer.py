@@ -53,12 +53,12 @@ class TextTokenizer:
         """The same ids, and where in the text each stands: begin and end."""
         places = [place for place, char in enumerate(text) if char != LITERAL]
         plain = text.replace(LITERAL, "")
-        found = self._backend(plain, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self._backend(plain, add_special_tokens=False, return_offsets_mapping=True)
         if len(plain) == len(text):
-            return list(found.input_ids), list(found.offset_mapping)
+            return list(encoded.input_ids), list(encoded.offset_mapping)
         ids: list[int] = []
         offsets: list[tuple[int, int]] = []
-        for id, (low, high) in zip(found.input_ids, found.offset_mapping, strict=True):
+        for id, (low, high) in zip(encoded.input_ids, encoded.offset_mapping, strict=True):
             there = places[low:high]
             is_literal = any(place and text[place - 1] == LITERAL for place in there)
             new = self._characters(id) if is_literal else [id]
@@ -125,10 +125,10 @@ class TextTokenizer:
     def chat_template(self) -> str | None:
         """The tokenizer's own template for conversations, of those the one for plain chat."""
         try:
-            found: str = self._backend.get_chat_template()
+            template: str = self._backend.get_chat_template()
         except ValueError:
             return None
-        return found
+        return template
 
     @property
     def eos_token(self) -> str | None:

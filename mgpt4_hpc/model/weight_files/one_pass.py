@@ -131,13 +131,13 @@ class Reading:
 
 def apart(tensors: Mapping[str, TensorInfo]) -> list[tuple[str | None, int, int]]:
     """Name, begin and end of the tensors that lie one behind the other, in their order."""
-    found: list[tuple[str | None, int, int]] = []
+    ranges: list[tuple[str | None, int, int]] = []
     place = 0
     for start, name in sorted((i.start, k) for k, i in tensors.items() if i.start is not None):
         if start >= place:
             place = start + tensors[name].num_bytes
-            found.append((name, start, place))
-    return found
+            ranges.append((name, start, place))
+    return ranges
 
 
 def _fill(file: IO[bytes], view: memoryview, path: Path) -> None:

@@ -113,20 +113,20 @@ class NodeConsensus:
             return error
         began = time.time()
         self._set("called", True)  # a rank that reads its clock after this reads it after `began`
-        found = {0: check()}
+        findings = {0: check()}
         missing = self._missing("found", self._timeout_s)
         self._others -= missing
         for rank in range(1, self._ranks.world_size):
             if rank in missing:
                 node = str(self._get(f"host/{rank}", self._timeout_s))
                 fault = f"rank {rank} did not finish looking at it within {self._timeout_s:.0f} s"
-                found[rank] = NodeFindings(node, (fault,), "", began)
+                findings[rank] = NodeFindings(node, (fault,), "", began)
             else:
-                told = self._get(f"found/{rank}", self._timeout_s)
-                found[rank] = NodeFindings(
-                    told["node"], tuple(told["faults"]), told["storage"], told["time"]
+                text = self._get(f"found/{rank}", self._timeout_s)
+                findings[rank] = NodeFindings(
+                    text["node"], tuple(text["faults"]), text["storage"], text["time"]
                 )
-        verdict = judge([found[rank] for rank in sorted(found)], began, time.time())
+        verdict = judge([findings[rank] for rank in sorted(findings)], began, time.time())
         self._set("verdict", _plain(verdict))
         return verdict
 
@@ -183,27 +183,27 @@ class NodeConsensus:
 
 
 def judge(
-    found: Sequence[NodeFindings], began: float = 0.0, ended: float = float("inf")
+    findings: Sequence[NodeFindings], began: float = 0.0, ended: float = float("inf")
 ) -> MgptError | None:
     """What all findings together say.
 
     Args:
-        found: one per rank; rank 0's first.
+        findings: one per rank; rank 0's first.
         began: rank 0's clock before any other rank read its own.
         ended: the same afterwards.
     """
     faults: dict[str, list[str]] = {}
-    for one in found:
-        told = faults.setdefault(one.node, [])
-        told += [fault for fault in one.faults if fault not in told]
-    for node, fault in _clock_faults(found, began, ended).items():
+    for one in findings:
+        of_node = faults.setdefault(one.node, [])
+        of_node += [fault for fault in one.faults if fault not in of_node]
+    for node, fault in _clock_faults(findings, began, ended).items():
         faults[node].append(fault)
-    cut_off = {one.node: one.storage for one in found if one.storage}
-    if cut_off and set(cut_off) != {one.node for one in found}:
+    cut_off = {one.node: one.storage for one in findings if one.storage}
+    if cut_off and set(cut_off) != {one.node for one in findings}:
         for node, reason in cut_off.items():
             faults[node].append(reason)
         cut_off = {}
-    bad = {node: "; ".join(told) for node, told in faults.items() if told}
+    bad = {node: "; ".join(of_node) for node, of_node in faults.items() if of_node}
     if bad:
         return bad_node(bad)
     if cut_off:
@@ -215,15 +215,15 @@ def judge(
     return None
 
 
-def _clock_faults(found: Sequence[NodeFindings], began: float, ended: float) -> dict[str, str]:
+def _clock_faults(findings: Sequence[NodeFindings], began: float, ended: float) -> dict[str, str]:
     """The nodes with a wrong clock; rank 0's, if most others differ from it to the same side."""
-    first = found[0].node
+    first = findings[0].node
     off_s = {
         one.node: one.time - (began if one.time < began else ended)
-        for one in found
+        for one in findings
         if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S
     }
-    agreeing = {one.node for one in found} - set(off_s)
+    agreeing = {one.node for one in findings} - set(off_s)
     one_side = len({off > 0 for off in off_s.values()}) == 1
     if one_side and len(off_s) > len(agreeing):
         return {first: f"its clock is {-median(off_s.values()):+.0f} s off that of most others"}
@@ -232,9 +232,9 @@ def _clock_faults(found: Sequence[NodeFindings], began: float, ended: float) -> 
 
 def bad_node(faults: Mapping[str, str]) -> BadNode:
     """The error that names nodes and their faults."""
-    told = "; ".join(f"{node}: {fault}" for node, fault in sorted(faults.items()))
+    text = "; ".join(f"{node}: {fault}" for node, fault in sorted(faults.items()))
     error = BadNode(
-        f"bad node: {told}",
+        f"bad node: {text}",
         why="training there would fail later, or stand still",
         fix="mend it or take another node (a Slurm job is requeued without it); tell the support",
     )
@@ -242,9 +242,9 @@ def bad_node(faults: Mapping[str, str]) -> BadNode:
     return error
 
 
-def _not_come(told: str) -> RendezvousError:
+def _not_come(text: str) -> RendezvousError:
     return RendezvousError(
-        told,
+        text,
         why="they died, or their nodes hang before they can say a word",
         fix="see their logs; a Slurm job comes back by itself",
     )

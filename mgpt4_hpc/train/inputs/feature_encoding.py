@@ -264,10 +264,10 @@ class _Encoder:
         plan = self._encoding.plan
         rows: list[FeatureRow] = []
         bad: dict[tuple[int, int], BadRow] = {}
-        left = len(shard.rows)
-        while left:
+        remaining = len(shard.rows)
+        while remaining:
             pictures = next(stream)
-            left -= len(pictures.texts) + len(pictures.bad)
+            remaining -= len(pictures.texts) + len(pictures.bad)
             samples = {
                 row: (int(plan.source[row]), int(plan.sample[row]))
                 for row, *_ in (*pictures.texts, *pictures.bad)
@@ -312,7 +312,7 @@ class _Encoder:
         """What replaces a bad sample, as far as it is in no shard by its own right."""
         encoding = self._encoding
         plan = encoding.plan
-        good = {(found.source, found.sample) for found in rows}
+        good = {(encoded.source, encoded.sample) for encoded in rows}
         elsewhere: set[tuple[int, int]] = set()
         added: list[FeatureRow] = []
 
@@ -334,9 +334,9 @@ class _Encoder:
                 if plan.has(*sample):
                     elsewhere.add(sample)
                     continue
-                found = self._encode(pictures, {0: sample})
-                added += found
-                good |= {(entry.source, entry.sample) for entry in found}
+                encoded = self._encode(pictures, {0: sample})
+                added += encoded
+                good |= {(entry.source, entry.sample) for entry in encoded}
         return added
 
     def _number(self, source_id: int) -> int:

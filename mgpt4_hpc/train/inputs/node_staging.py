@@ -77,5 +77,5 @@ def open_staging(
             why = error.strerror or error
             return NodeStaging(told=f"data.stage_to: {folder}: {why}: reading the shards")
         stager.start()
-    told = f"copying samples ahead to {folder}, at most {config.data.stage_gib:g} GiB a node"
-    return NodeStaging(Staged(folder, indexes), stager, told)
+    text = f"copying samples ahead to {folder}, at most {config.data.stage_gib:g} GiB a node"
+    return NodeStaging(Staged(folder, indexes), stager, text)

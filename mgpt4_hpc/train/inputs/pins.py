@@ -55,7 +55,7 @@ def _version(name: str) -> str:
 
 def check_pins(
     run: RunDir,
-    found: Mapping[str, Any],
+    current: Mapping[str, Any],
     about: Mapping[str, Any],
     report: Callable[[list[str], bool], None],
     note_changes: Callable[[list[str]], None] = lambda changes: None,
@@ -64,7 +64,7 @@ def check_pins(
 
     Args:
         run: the run.
-        found: hashes of everything outside the run that decides its result.
+        current: hashes of everything outside the run that decides its result.
         about: where these things were, for people; files may move. Under ``values`` the settings.
         report: called with differences that the run continues with, and whether they are accepted
             (else they matter little).
@@ -77,18 +77,18 @@ def check_pins(
     Raises:
         RunLocked: something that decides the result is not what it was, and was not accepted.
     """
-    found = {**found, **decisive_versions()}
+    current = {**current, **decisive_versions()}
     noted = noted_versions()
     accepted = _accepted_by(run)
     earlier: list[str] = []
     pinned = read_pins(run, accepted=accepted is not None)
     if pinned is None:
-        _write(run, found, about, noted)
+        _write(run, current, about, noted)
     else:
         minor = _differences(pinned.get(_NOTED, {}), noted, _same_keys)
         values = changed_values(pinned, about.get(_VALUES, {}))
-        changed = _drift(pinned, found, values)
-        if changed and not _is_accepted(accepted, pinned, found):
+        changed = _drift(pinned, current, values)
+        if changed and not _is_accepted(accepted, pinned, current):
             raise drifted(run, changed)
         if changed:
             report([*changed, f"accepted by {(accepted or {}).get('by', 'a person')}"], True)
@@ -98,13 +98,13 @@ def check_pins(
             note_changes(values)
         earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))
         digests = [str(pinned[key]) for key in (_CONFIG, _SETTINGS) if key in pinned]
-        earlier += [one for one in digests if one not in (*earlier, *found.values())]
+        earlier += [one for one in digests if one not in (*earlier, *current.values())]
         about = {**about, _EARLIER: earlier} if earlier else about
         about = {**pinned.get(_ABOUT, {}), **about}
-        if pinned != {**found, _NOTED: noted, _ABOUT: about}:
-            _write(run, found, about, noted)
+        if pinned != {**current, _NOTED: noted, _ABOUT: about}:
+            _write(run, current, about, noted)
     run.drift_accepted.unlink(missing_ok=True)  # for this start, not for ever
-    now = [str(found[key]) for key in (_CONFIG, _SETTINGS) if key in found]
+    now = [str(current[key]) for key in (_CONFIG, _SETTINGS) if key in current]
     return None if accepted is not None else frozenset([*now, *earlier])
 
 
@@ -119,28 +119,28 @@ def repin_values(run: RunDir, values: Mapping[str, Any]) -> None:
     write_json(run.pins_file, {**pinned, _ABOUT: {**pinned.get(_ABOUT, {}), _VALUES: values}})
 
 
-def _drift(pinned: Mapping[str, Any], found: Mapping[str, Any], values: list[str]) -> list[str]:
+def _drift(pinned: Mapping[str, Any], current: Mapping[str, Any], values: list[str]) -> list[str]:
     """What decides the result and is not what it was; of settings their names, where known."""
     inputs = _differences(
         {key: value for key, value in pinned.items() if key not in _NO_INPUTS},
-        {key: value for key, value in found.items() if key not in _NO_INPUTS},
+        {key: value for key, value in current.items() if key not in _NO_INPUTS},
         _grown,
     )
     digest = _SETTINGS if _SETTINGS in pinned else _CONFIG
-    if pinned.get(digest) == found.get(digest):
+    if pinned.get(digest) == current.get(digest):
         return inputs
-    digests = f"config was {pinned.get(_CONFIG)}, is {found.get(_CONFIG)}"
+    digests = f"config was {pinned.get(_CONFIG)}, is {current.get(_CONFIG)}"
     return [digests, *values, *inputs]
 
 
 def _is_accepted(
-    accepted: Mapping[str, Any] | None, pinned: Mapping[str, Any], found: Mapping[str, Any]
+    accepted: Mapping[str, Any] | None, pinned: Mapping[str, Any], current: Mapping[str, Any]
 ) -> bool:
     """Whether the user accepts what changed: all of it, or the settings alone."""
     if accepted is None or accepted.get(_SETTINGS) is None:
         return accepted is not None
-    return accepted[_SETTINGS] == found.get(_SETTINGS) and not _drift(
-        {**pinned, _SETTINGS: found.get(_SETTINGS)}, found, []
+    return accepted[_SETTINGS] == current.get(_SETTINGS) and not _drift(
+        {**pinned, _SETTINGS: current.get(_SETTINGS)}, current, []
     )
 
 
@@ -178,8 +178,8 @@ def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
         RunDamaged: see :func:`read_pins`.
     """
     pinned = read_pins(run, accepted=accepted) or {}
-    mine = {key: pinned[key] for key in decisive_versions() if key in pinned}
-    return _differences(mine, decisive_versions(), _same_keys)
+    pinned_versions = {key: pinned[key] for key in decisive_versions() if key in pinned}
+    return _differences(pinned_versions, decisive_versions(), _same_keys)
 
 
 def drifted(run: RunDir, changed: list[str]) -> RunLocked:
@@ -212,26 +212,26 @@ def _accepted_by(run: RunDir) -> dict[str, Any] | None:
 
 def _differences(
     pinned: Mapping[str, Any],
-    found: Mapping[str, Any],
+    current: Mapping[str, Any],
     counts: Callable[[str, Mapping[str, Any], Mapping[str, Any]], bool],
 ) -> list[str]:
     return [
-        f"{key} was {pinned.get(key)}, is {found.get(key)}"
-        for key in sorted({*pinned, *found} - {_ABOUT, _NOTED})
-        if pinned.get(key) != found.get(key) and counts(key, pinned, found)
+        f"{key} was {pinned.get(key)}, is {current.get(key)}"
+        for key in sorted({*pinned, *current} - {_ABOUT, _NOTED})
+        if pinned.get(key) != current.get(key) and counts(key, pinned, current)
     ]
 
 
-def _same_keys(key: str, pinned: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
-    return key in pinned and key in found
+def _same_keys(key: str, pinned: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    return key in pinned and key in current
 
 
-def _grown(key: str, pinned: Mapping[str, Any], found: Mapping[str, Any]) -> bool:
+def _grown(key: str, pinned: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
     """Whether the difference counts; a version that an older release did not pin is added."""
     return key in pinned or not key.startswith("version of ")
 
 
 def _write(
-    run: RunDir, found: Mapping[str, Any], about: Mapping[str, Any], noted: Mapping[str, str]
+    run: RunDir, current: Mapping[str, Any], about: Mapping[str, Any], noted: Mapping[str, str]
 ) -> None:
-    write_json(run.pins_file, {**found, _ABOUT: dict(about), _NOTED: dict(noted)})
+    write_json(run.pins_file, {**current, _ABOUT: dict(about), _NOTED: dict(noted)})

@@ -111,9 +111,9 @@ class HeldOutAnswers:
         try:
             if self._examples is None:
                 self._examples = self._read()
-                mine = self._examples[self._ranks.rank :: self._ranks.world_size]
-                if mine:
-                    self._pictures = encode_usable(self._chat_model, mine, batch_size=_BATCH)
+                own = self._examples[self._ranks.rank :: self._ranks.world_size]
+                if own:
+                    self._pictures = encode_usable(self._chat_model, own, batch_size=_BATCH)
             for task, instruction in asked.items():
                 said[task] = self._ask(instruction)
         except _BrokenOffError:
@@ -131,7 +131,7 @@ class HeldOutAnswers:
         opened = [ShardIndex.open(self._indexes[s.name]) for s in self._config.data.sources]
         draws = ValDraws(sample_order(self._config, opened))
         chosen = draws.at(spread(range(len(draws)), self._config.train.eval_images))
-        found = []
+        examples = []
         with closing(SampleReader(opened, pauses_s=_PAUSES_S)) as reader:
             for source_id, sample_id in chosen:
                 self._between()
@@ -144,8 +144,8 @@ class HeldOutAnswers:
                     continue  # what is shown is not worth the run
                 name = f"{self._config.data.sources[source_id].name}/{sample.key}"
                 if sample.images:  # a conversation may have none
-                    found.append(Example(name, sample.images[0], (sample.caption,)))
-        return found
+                    examples.append(Example(name, sample.images[0], (sample.caption,)))
+        return examples
 
     def _ask(self, instruction: str) -> list[tuple[str, Answer]]:
         if not self._pictures.examples:

@@ -88,9 +88,9 @@ def _contents(module: nn.Module) -> list[str]:
 
 def _compare(contents: list[list[str]], rank: int, reader: int) -> None:
     """Numbers go by their order alone, so both sides must have the same."""
-    for mine, read in zip_longest(contents[rank], contents[reader]):
-        if mine != read:
+    for own, read in zip_longest(contents[rank], contents[reader]):
+        if own != read:
             raise WeightsError(
-                f"rank {rank} expects {mine} where rank {reader} has read {read}",
+                f"rank {rank} expects {own} where rank {reader} has read {read}",
                 fix="set model.read_once_per_node to no",
             )
