@@ -72,13 +72,13 @@ def retry_storage(
 
 def is_transient(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is of the kind that passes."""
-    return any(isinstance(one, OSError) and one.errno in TRANSIENT for one in _chain(error))
+    return any(isinstance(link, OSError) and link.errno in TRANSIENT for link in _chain(error))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in seen:
-        yield one
-        seen.append(one)
-        one = one.__cause__ or one.__context__
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
+        seen.append(link)
+        link = link.__cause__ or link.__context__

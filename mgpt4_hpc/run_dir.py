@@ -220,7 +220,7 @@ class RunDir:
     def lineage(self) -> frozenset[str]:
         """Identities of the runs that this one was branched from, and its own."""
         before = self.identity().get("branched_from", [])
-        return frozenset([self.run_id, *(str(one.get("id")) for one in before)])
+        return frozenset([self.run_id, *(str(ancestor.get("id")) for ancestor in before)])
 
     def _assert_private(self) -> None:
         mode = self.path.stat().st_mode

@@ -260,7 +260,9 @@ class Engine:
         self._forget(batch, lambda row: row.ended)
 
     def _forget(self, batch: _Batch, is_over: Callable[[Row], bool]) -> None:
-        batch.requests = {row: one for row, one in batch.requests.items() if not is_over(row)}
+        batch.requests = {
+            row: request for row, request in batch.requests.items() if not is_over(row)
+        }
         batch.growing.keep(list(batch.requests))
 
 

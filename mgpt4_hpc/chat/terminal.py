@@ -14,7 +14,7 @@ HELP = """\
 /image FILE   show another image (or several, or names in quotes) with the next question
 /reset        begin anew, without images
 /history      what was said so far
-/save FILE    write the conversation; `mgpt4 chat --resume FILE` goes on with it
+/save FILE    write the conversation; `mgpt4 chat --resume FILE` continues it
 /help         this list
 /quit         leave (Ctrl-D does too)
 Ctrl-C breaks off an answer; what was broken off is not remembered."""

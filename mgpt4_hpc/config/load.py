@@ -282,7 +282,7 @@ def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) ->
 
     A site or the environment may name more sources than a run reads; who types a flag means one.
     """
-    known = [source.name for one in resolved for source in one.config.data.sources]
+    known = [source.name for run in resolved for source in run.config.data.sources]
     listed = ", ".join(dict.fromkeys(known))
     named = [key for key in keys.split_mappings(overrides) if key.startswith(_BY_SOURCE)]
     return [

@@ -58,7 +58,7 @@ class _Section(BaseModel):
     def _is_number(cls, value: Any, info: ValidationInfo) -> Any:
         """Pydantic would take a text or a truth value for a number."""
         kind = cls.model_fields[str(info.field_name)].annotation
-        kinds = {getattr(one, "__origin__", one) for one in (kind, *get_args(kind))}
+        kinds = {getattr(part, "__origin__", part) for part in (kind, *get_args(kind))}
         if not {int, float} & kinds or not isinstance(value, (bool, str)):
             return value
         if isinstance(value, str) and _NUMBER.fullmatch(value):

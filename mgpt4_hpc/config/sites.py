@@ -91,7 +91,7 @@ def _expand(key: str, value: Any, environ: Mapping[str, str], faults: list[str])
     if isinstance(value, Mapping):
         return {k: _expand(f"{key}.{k}", v, environ, faults) for k, v in value.items()}
     if isinstance(value, list):
-        return [_expand(key, one, environ, faults) for one in value]
+        return [_expand(key, item, environ, faults) for item in value]
     if not isinstance(value, str) or "$" not in value:
         return value
     try:

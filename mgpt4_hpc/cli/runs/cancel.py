@@ -51,13 +51,18 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     if as_json:
         echo_json(
             [
-                {"run": one.run.name, "job_id": one.job_id, "done": one.done, "text": one.text}
-                for one in done
+                {
+                    "run": cancellation.run.name,
+                    "job_id": cancellation.job_id,
+                    "done": cancellation.done,
+                    "text": cancellation.text,
+                }
+                for cancellation in done
             ]
         )
     else:
-        for one in done:
-            click.echo(printable(f"{one.run.name}: {one.text}"))
+        for cancellation in done:
+            click.echo(printable(f"{cancellation.run.name}: {cancellation.text}"))
     for another in errors[1:]:
         click.echo(printable(f"error: {another}"), err=True)
     if errors:

@@ -35,13 +35,13 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
     kept = keep_runs(runs, say=lambda text: click.echo(printable(text), err=True))
     lines = [
         {
-            "run": one.run.name,
-            "run_dir": str(one.run.path),
-            "job_id": one.submitted.job_id,
-            "was": kept.was[one.run.name],
+            "run": resumption.run.name,
+            "run_dir": str(resumption.run.path),
+            "job_id": resumption.submitted.job_id,
+            "was": kept.was[resumption.run.name],
         }
-        for one in kept.brought_back
-        if one.submitted is not None
+        for resumption in kept.brought_back
+        if resumption.submitted is not None
     ]
     if as_json:
         echo_json(lines)

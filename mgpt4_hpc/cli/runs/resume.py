@@ -124,11 +124,11 @@ def resume_command(
             runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
         )
     if as_json:
-        facts = [_as_json(one) for one in done]
+        facts = [_as_json(resumption) for resumption in done]
         echo_json(facts[0] if is_one_run else facts)
     else:
-        for one in done:
-            click.echo(_as_text(one))
+        for resumption in done:
+            click.echo(_as_text(resumption))
     _raise_first(errors)
     if wait:
         _wait_for(done)
@@ -175,7 +175,7 @@ def _resume_one(
 def _wait_for(done: Sequence[Resumption]) -> None:
     from mgpt4_hpc.launch.runs.wait import wait_for_runs
 
-    if submitted := [one.run for one in done if one.submitted is not None]:
+    if submitted := [resumption.run for resumption in done if resumption.submitted is not None]:
         wait_for_runs(submitted, say=_say)
 
 
@@ -222,22 +222,24 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def _as_text(one: Resumption) -> str:
-    job = one.submitted
+def _as_text(resumption: Resumption) -> str:
+    job = resumption.submitted
     if job is None:
-        return f"{one.run.name} is finished already: nothing to resume"
-    if not one.is_new:
-        return f"{one.run.name}: its {job.executor} job {job.job_id} goes to the new last step"
-    return f"{one.run.name}  {job.executor} job {job.job_id}  {one.run.path}"
+        return f"{resumption.run.name} is finished already: nothing to resume"
+    if not resumption.is_new:
+        return (
+            f"{resumption.run.name}: its {job.executor} job {job.job_id} goes to the new last step"
+        )
+    return f"{resumption.run.name}  {job.executor} job {job.job_id}  {resumption.run.path}"
 
 
-def _as_json(one: Resumption) -> dict[str, Any]:
-    job = one.submitted
+def _as_json(resumption: Resumption) -> dict[str, Any]:
+    job = resumption.submitted
     return {
-        "run": one.run.name,
-        "run_dir": str(one.run.path),
-        "finished": one.finished,
+        "run": resumption.run.name,
+        "run_dir": str(resumption.run.path),
+        "finished": resumption.finished,
         "job_id": job.job_id if job else None,
         "executor": job.executor if job else None,
-        "changes": {key: {"old": a, "new": b} for key, (a, b) in one.changes.items()},
+        "changes": {key: {"old": a, "new": b} for key, (a, b) in resumption.changes.items()},
     }

@@ -108,16 +108,16 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
     facts = [read_facts(run) for run in list_runs(runs_dir)]
     rows = [
         {
-            "name": one.run.name,
-            "stage": one.stage,
-            "created": one.created,
-            "step": one.step,
-            "max_steps": one.max_steps,
-            "attempts": len(one.attempts),
-            "finished": one.finished,
-            "path": str(one.run.path),
+            "name": run_facts.run.name,
+            "stage": run_facts.stage,
+            "created": run_facts.created,
+            "step": run_facts.step,
+            "max_steps": run_facts.max_steps,
+            "attempts": len(run_facts.attempts),
+            "finished": run_facts.finished,
+            "path": str(run_facts.run.path),
         }
-        for one in facts
+        for run_facts in facts
     ]
     if as_json:
         echo_json(rows)

@@ -215,11 +215,18 @@ def _show_starts(plan: Plan, as_json: bool) -> None:
 
     estimates = estimate_starts(plan)
     if as_json:
-        echo_json([one.to_json() for one in estimates])
+        echo_json([estimated.to_json() for estimated in estimates])
         return
     table = new_table("job", "would start", ">in", "partition", "nodes", "after")
-    for one in estimates:
-        cells = (one.job, one.start, duration(one.in_s), one.partition, one.nodes, one.after)
+    for estimated in estimates:
+        cells = (
+            estimated.job,
+            estimated.start,
+            duration(estimated.in_s),
+            estimated.partition,
+            estimated.nodes,
+            estimated.after,
+        )
         table.add_row(*(plain(cell or "-") for cell in cells))
     print_table(table)
     click.echo("Slurm's estimate, as of now; nothing was submitted", err=True)

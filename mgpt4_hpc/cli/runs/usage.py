@@ -40,7 +40,7 @@ def usage_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None
         run.identity()
     usages, total = read_usage(runs)
     if as_json:
-        echo_json({"runs": [_plain(one) for one in usages], "total": _plain(total)})
+        echo_json({"runs": [_plain(usage) for usage in usages], "total": _plain(total)})
     elif not runs:
         click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
     else:
@@ -60,8 +60,8 @@ def _readable(runs: Sequence[RunDir]) -> list[RunDir]:
     return kept
 
 
-def _plain(one: Usage) -> dict[str, Any]:
-    return {**asdict(one), "total_gpu_hours": one.total_gpu_hours}
+def _plain(usage: Usage) -> dict[str, Any]:
+    return {**asdict(usage), "total_gpu_hours": usage.total_gpu_hours}
 
 
 def _print(rows: Sequence[Usage]) -> None:

@@ -45,13 +45,13 @@ def keys_command(as_json: bool) -> None:
 
     described = describe_keys()
     if as_json:
-        echo_json([one.to_json() for one in described])
+        echo_json([setting.to_json() for setting in described])
         return
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
 
     table = new_table("key", "default", "type", "meaning", folding=("default", "type", "meaning"))
-    for one in described:
-        table.add_row(*map(plain, (one.key, one.default_text, one.type, one.doc)))
+    for setting in described:
+        table.add_row(*map(plain, (setting.key, setting.default_text, setting.type, setting.doc)))
     print_table(table)
 
 

@@ -89,13 +89,13 @@ def _shortened(text: str) -> str:
 
 
 def _last_line(result: DemoResult) -> str:
-    one, two = result.stages
+    first_stage, second_stage = result.stages
     first, second = result.shares
     return (
         f"demo ok: {second['right']:.0%} of main objects right after stage 2; failing answers "
         f"(incomplete / repetitive) {first['incomplete']:.0%} / {first['repetitive']:.0%} after "
         f"stage 1, {second['incomplete']:.0%} / {second['repetitive']:.0%} after stage 2; losses "
-        f"{one.last_loss:.3f}, {two.last_loss:.3f}; 1 preemption, 0 steps lost; "
+        f"{first_stage.last_loss:.3f}, {second_stage.last_loss:.3f}; 1 preemption, 0 steps lost; "
         f"{result.seconds:.0f} s"
     )
 

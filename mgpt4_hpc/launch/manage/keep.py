@@ -61,8 +61,8 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
     gone = [run for run in gone if _may_start(run, states[run.path])]
     limits = limits_of(limited_sweeps(gone))
     done, errors = resume_many(gone, {}, "slurm", say=say, limits=limits, keeps_budgets=True)
-    brought_back = [one for one in done if one.submitted is not None]
-    was = {one.run.name: states[one.run.path].text for one in brought_back}
+    brought_back = [resumption for resumption in done if resumption.submitted is not None]
+    was = {resumption.run.name: states[resumption.run.path].text for resumption in brought_back}
     return Kept(brought_back, was, errors)
 
 

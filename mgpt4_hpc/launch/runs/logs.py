@@ -59,7 +59,7 @@ def last_error(run: RunDir, job_id: str) -> str:
 
     Ranks that never came to write a ledger leave nothing else: a missing program, an import.
     """
-    for log in reversed([one for one in log_files(run) if one.job_id == job_id]):
+    for log in reversed([log_file for log_file in log_files(run) if log_file.job_id == job_id]):
         try:
             with log.path.open("rb") as file:
                 file.seek(max(0, log.path.stat().st_size - _CHUNK))

@@ -70,7 +70,7 @@ class SweepDir:
     def runs(self) -> list[RunDir]:
         """Its runs, without those that were removed since. Raises NoSuchRun if it is broken."""
         try:
-            listed = [str(one["run"]) for one in read_json(self.file)["runs"]]
+            listed = [str(entry["run"]) for entry in read_json(self.file)["runs"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NoSuchRun(f"{self.path} is no sweep: sweep.json is broken ({error})") from error
         runs = [RunDir(self.path.parent.parent / name) for name in listed]

@@ -86,18 +86,18 @@ class DemoResult:
     @property
     def faults(self) -> list[str]:
         """Promises that did not hold."""
-        one, two = self.stages
+        first, second = self.stages
         faults = []
-        if [attempt.cause for attempt in one.attempts] != ["preempted", "finished"]:
-            faults.append(f"stage 1's attempts were {[a.cause for a in one.attempts]}")
-        if replayed := sum(attempt.steps_replayed for attempt in one.attempts):
+        if [attempt.cause for attempt in first.attempts] != ["preempted", "finished"]:
+            faults.append(f"stage 1's attempts were {[a.cause for a in first.attempts]}")
+        if replayed := sum(attempt.steps_replayed for attempt in first.attempts):
             faults.append(f"the preemption cost {replayed} steps")
         if self.shares[1]["right"] < MIN_RIGHT:
             faults.append(
                 f"only {self.shares[1]['right']:.0%} of the main objects are right after stage 2, "
                 f"{MIN_RIGHT:.0%} are promised"
             )
-        for stage in (one, two):
+        for stage in (first, second):
             if not stage.last_loss < stage.first_loss:
                 faults.append(f"the loss of {stage.run.name} did not fall")
         return faults
@@ -115,10 +115,10 @@ def run_demo(folder: Path, reporter: Reporter) -> DemoResult:
     """
     started = time.monotonic()
     with _alone_in(folder):
-        one = _stage(folder, "toy-stage1", reporter, preempt=True)
-        two = _stage(folder, "toy-stage2", reporter, after=one.run)
-    shares, rows = _caption((one, two), reporter)
-    return DemoResult((one, two), shares, rows, time.monotonic() - started)
+        first = _stage(folder, "toy-stage1", reporter, preempt=True)
+        second = _stage(folder, "toy-stage2", reporter, after=first.run)
+    shares, rows = _caption((first, second), reporter)
+    return DemoResult((first, second), shares, rows, time.monotonic() - started)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from mgpt4_hpc.telemetry.causes import Cause
 PRESET = "toy-stage1"
 STEPS = {"cpu": 300, "auto": 3000, "cuda": 3000}
 """Some twenty seconds of steps: long enough to be hit in the middle."""
-STRIKE_AT = 0.25
+INTERRUPT_AT = 0.25
 """Part of the run after which its nodes are taken."""
 _BATCH = 16
 """Samples of a step, or as many below it as the ranks can share evenly."""
@@ -164,24 +164,26 @@ class _Drill:
         disturbed = plan_one(self._request("disturbed"), self.environ)
         for note in disturbed.resolved.notes:
             self.reporter.say(note)
-        preemptor = self._choose_blow(disturbed)
+        preemptor = self._choose_preemptor(disturbed)
         job = self._start(disturbed)
         if self.executor == "slurm":
             self._start_alone(f"afterok:{job.job_id}")
         watch = Watch(job.run, self.reporter, self.request.patience_s)
         self.reporter.begin(f"{job.run.name}, job {job.job_id}", self.steps)
-        strike_at = int(STRIKE_AT * self.steps)
+        interrupt_at = int(INTERRUPT_AT * self.steps)
         watch.until(
-            f"did not reach step {strike_at}",
-            lambda seen: bool(seen) and seen[-1].last_step >= strike_at,
+            f"did not reach step {interrupt_at}",
+            lambda seen: bool(seen) and seen[-1].last_step >= interrupt_at,
         )
         before = len(watch.attempts)
         asked_at = time.time()
         how = self._preempt_run(job, watch, preemptor, before)
-        struck = watch.until(
+        interrupted = watch.until(
             "was not stopped", lambda seen: len(seen) > before or seen[before - 1].ended
         )[before - 1]
-        self.reporter.say(f"attempt {struck.number} was {struck.cause} at step {struck.last_step}")
+        self.reporter.say(
+            f"attempt {interrupted.number} was {interrupted.cause} at step {interrupted.last_step}"
+        )
 
         if self.executor != "slurm":
             self._start_alone(None)
@@ -204,23 +206,23 @@ class _Drill:
             executor=self.executor,
             how=how,
             causes=[attempt.cause for attempt in attempts],
-            stopped_at=struck.last_step,
+            stopped_at=interrupted.last_step,
             resumed_from=again.restored_step,
             steps=self.steps,
-            stop_s=max(0.0, struck.end - asked_at),
-            wait_s=max(0.0, again.start - struck.end),
+            stop_s=max(0.0, interrupted.end - asked_at),
+            wait_s=max(0.0, again.start - interrupted.end),
             start_s=max(0.0, (again.first_step_at or again.end) - again.start),
             follow_s=None if self.executor != "slurm" else undisturbed[0].start - attempts[-1].end,
             seconds=time.monotonic() - began,
             faults=[
-                *_faults(job.run, alone.run, struck, again, attempts + undisturbed),
+                *_faults(job.run, alone.run, interrupted, again, attempts + undisturbed),
                 *self._started_again(job, attempts[-1]),
             ],
             notes=notes,
             runs=(str(job.run.path), str(alone.run.path)),
         )
 
-    def _choose_blow(self, disturbed: PlannedRun) -> Preemptor | None:
+    def _choose_preemptor(self, disturbed: PlannedRun) -> Preemptor | None:
         """How its nodes will be taken; None without Slurm."""
         preemptor = None
         launch = disturbed.resolved.config.launch
@@ -329,8 +331,8 @@ class _Drill:
 
         def happened(seen: list[Attempt]) -> bool:
             """Whether the attempt was preempted: it got a signal, ended, or has a successor."""
-            struck = seen[before - 1]
-            return len(seen) > before or bool(struck.signals) or struck.ended
+            interrupted = seen[before - 1]
+            return len(seen) > before or bool(interrupted.signals) or interrupted.ended
 
         def decided(seen: list[Attempt]) -> bool:
             """Whether it was preempted, or is too close to its end for that."""
@@ -403,19 +405,19 @@ def _is_finished(attempts: list[Attempt]) -> bool:
 
 
 def _faults(
-    disturbed: RunDir, alone: RunDir, struck: Attempt, again: Attempt, attempts: list[Attempt]
+    disturbed: RunDir, alone: RunDir, interrupted: Attempt, again: Attempt, attempts: list[Attempt]
 ) -> list[str]:
     faults = []
-    if struck.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
-        faults.append(f"the attempt whose nodes were taken ended as {struck.cause!r}")
+    if interrupted.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
+        faults.append(f"the attempt whose nodes were taken ended as {interrupted.cause!r}")
     if not again.restored_step:
         faults.append(
-            f"the checkpoint of step {struck.last_step} was lost: the next attempt began anew"
+            f"the checkpoint of step {interrupted.last_step} was lost: the next attempt began at 0"
         )
-    elif again.restored_step != struck.last_step:
+    elif again.restored_step != interrupted.last_step:
         faults.append(
-            f"{struck.last_step - again.restored_step} steps were lost: it was stopped at step "
-            f"{struck.last_step} and went on from {again.restored_step}"
+            f"{interrupted.last_step - again.restored_step} steps were lost: it was stopped at "
+            f"step {interrupted.last_step} and continued from {again.restored_step}"
         )
     unequal = differences(disturbed, alone)
     if unequal:

@@ -87,7 +87,7 @@ def choose_preemptor(
         why = ""
         site = read_slurm_site()
         for partition in _partitions(site, partition_name):
-            preemptors = _blows(site, partition, account, qos)
+            preemptors = _preemptors(site, partition, account, qos)
             for preemptor in preemptors:
                 refusal = preemptor.is_allowed()
                 if not refusal:
@@ -106,12 +106,14 @@ def choose_preemptor(
     return Preemptor(None, why)
 
 
-def _blows(
+def _preemptors(
     site: SlurmSite, partition: Partition, account: str | None, qos: str | None
 ) -> list[Preemptor]:
     why = "it has a higher priority"
     if site.preempt_type != "qos":
-        return [Preemptor(one.name, why, account, qos) for one in site.preemptors(partition)]
+        return [
+            Preemptor(candidate.name, why, account, qos) for candidate in site.preemptors(partition)
+        ]
     preemption_risk = site.preemption_risk(partition, qos or DEFAULT_QOS)
     higher = (
         [taker.removeprefix("QOS ") for taker in preemption_risk.preemptors]
@@ -123,8 +125,10 @@ def _blows(
 
 def _partitions(site: SlurmSite, name: str | None) -> list[Partition]:
     if name is None:
-        return [one for one in site.partitions.values() if one.is_default]
-    return [site.partitions[one] for one in name.split(",") if one in site.partitions]
+        return [candidate for candidate in site.partitions.values() if candidate.is_default]
+    return [
+        site.partitions[candidate] for candidate in name.split(",") if candidate in site.partitions
+    ]
 
 
 def count_nodes(nodes: str) -> int:

@@ -254,7 +254,7 @@ class SlurmSite:
                 PreemptionRisk(names, partition.preempt_modes, partition.grace_s) if names else None
             )
         own = self.qos.get(qos, Qos(qos))
-        names = tuple(f"QOS {name}" for name, one in self.qos.items() if qos in one.preempts)
+        names = tuple(f"QOS {name}" for name, entry in self.qos.items() if qos in entry.preempts)
         whole = frozenset(self.config.get("PreemptMode", "OFF").upper().split(","))
         modes = whole if own.modes is None else own.modes
         return None if not names or "OFF" in modes else PreemptionRisk(names, modes, own.grace_s)

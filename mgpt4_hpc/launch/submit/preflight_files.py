@@ -239,7 +239,7 @@ def _run_findings(run: Path) -> tuple[list[str], list[str], Path]:
     for step in steps:
         fault = checkpoint_fault(step)
         if not fault:
-            return [], [f"{one}: {step.name} is taken instead" for one in damaged], step
+            return [], [f"{damage}: {step.name} is taken instead" for damage in damaged], step
         damaged.append(f"model.projector: {fault}")
     return damaged, [], run
 

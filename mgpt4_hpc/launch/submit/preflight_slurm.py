@@ -236,7 +236,7 @@ def _account_findings(cluster: Cluster, launch: LaunchConfig) -> tuple[list[str]
     """Faults where Slurm insists on accounts and QOS, notes where it merely keeps them."""
     associations = cluster.associations or ()
     unknown: list[str] = []
-    accounts = {one.account for one in associations}
+    accounts = {association.account for association in associations}
     if cluster.enforces("associations") and not accounts:
         return [f"user {slurm_user()} belongs to no account here: ask the support"], []
     # Slurm keeps the names of accounts in small letters.
@@ -248,8 +248,12 @@ def _account_findings(cluster: Cluster, launch: LaunchConfig) -> tuple[list[str]
     faults, notes = (unknown, []) if cluster.enforces("associations") else ([], unknown)
     if launch.qos is None:
         return faults, notes
-    charged = [one for one in associations if account in (None, one.account)]
-    allowed = {qos for one in charged for qos in one.qos} or set(cluster.qos_limits_s)
+    charged = [
+        association for association in associations if account in (None, association.account)
+    ]
+    allowed = {qos for association in charged for qos in association.qos} or set(
+        cluster.qos_limits_s
+    )
     if launch.qos not in allowed:
         where = f" of account {launch.account}" if launch.account else ""
         fault = f"QOS {launch.qos!r} is none of yours{where}: use one of {_listed(allowed)}"

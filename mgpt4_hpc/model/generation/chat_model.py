@@ -72,7 +72,7 @@ class Trained:
     lora: SavedLora | None
 
 
-def same_towers(one: Source, two: Source) -> bool:
+def same_towers(first: Source, second: Source) -> bool:
     """Whether one model can answer for both: only what was trained differs."""
 
     def frozen_parts(source: Source) -> tuple[object, ...]:
@@ -83,7 +83,7 @@ def same_towers(one: Source, two: Source) -> bool:
         lora = file is not None and file.with_name(LORA_FILE).is_file()
         return source.weights.resolve(), settings, lora
 
-    return frozen_parts(one) == frozen_parts(two)
+    return frozen_parts(first) == frozen_parts(second)
 
 
 def find_source(

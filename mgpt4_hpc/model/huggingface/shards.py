@@ -120,8 +120,8 @@ def write_shards(
     shards = _divide(entries, shard_bytes)
     weight_map = {}
     for number, names in enumerate(shards, 1):
-        one = len(shards) == 1
-        file = WEIGHTS_FILE if one else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        is_single = len(shards) == 1
+        file = WEIGHTS_FILE if is_single else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         names.sort(key=lambda name: -ITEM_BYTES[entries[name].dtype])  # each type lies aligned
         output = Output(folder / file)
         output.write(safetensors_header({name: entries[name].info for name in names}))

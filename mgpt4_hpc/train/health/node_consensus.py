@@ -193,13 +193,13 @@ def judge(
         ended: the same afterwards.
     """
     faults: dict[str, list[str]] = {}
-    for one in findings:
-        of_node = faults.setdefault(one.node, [])
-        of_node += [fault for fault in one.faults if fault not in of_node]
+    for finding in findings:
+        of_node = faults.setdefault(finding.node, [])
+        of_node += [fault for fault in finding.faults if fault not in of_node]
     for node, fault in _clock_faults(findings, began, ended).items():
         faults[node].append(fault)
-    cut_off = {one.node: one.storage for one in findings if one.storage}
-    if cut_off and set(cut_off) != {one.node for one in findings}:
+    cut_off = {finding.node: finding.storage for finding in findings if finding.storage}
+    if cut_off and set(cut_off) != {finding.node for finding in findings}:
         for node, reason in cut_off.items():
             faults[node].append(reason)
         cut_off = {}
@@ -219,11 +219,11 @@ def _clock_faults(findings: Sequence[NodeFindings], began: float, ended: float) 
     """The nodes with a wrong clock; rank 0's, if most others differ from it to the same side."""
     first = findings[0].node
     off_s = {
-        one.node: one.time - (began if one.time < began else ended)
-        for one in findings
-        if not began - CLOCK_TOLERANCE_S <= one.time <= ended + CLOCK_TOLERANCE_S
+        finding.node: finding.time - (began if finding.time < began else ended)
+        for finding in findings
+        if not began - CLOCK_TOLERANCE_S <= finding.time <= ended + CLOCK_TOLERANCE_S
     }
-    agreeing = {one.node for one in findings} - set(off_s)
+    agreeing = {finding.node for finding in findings} - set(off_s)
     one_side = len({off > 0 for off in off_s.values()}) == 1
     if one_side and len(off_s) > len(agreeing):
         return {first: f"its clock is {-median(off_s.values()):+.0f} s off that of most others"}

@@ -98,7 +98,7 @@ def check_pins(
             note_changes(values)
         earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))
         digests = [str(pinned[key]) for key in (_CONFIG, _SETTINGS) if key in pinned]
-        earlier += [one for one in digests if one not in (*earlier, *current.values())]
+        earlier += [digest for digest in digests if digest not in (*earlier, *current.values())]
         about = {**about, _EARLIER: earlier} if earlier else about
         about = {**pinned.get(_ABOUT, {}), **about}
         if pinned != {**current, _NOTED: noted, _ABOUT: about}:

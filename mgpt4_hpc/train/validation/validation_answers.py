@@ -123,7 +123,9 @@ class HeldOutAnswers:
         everybodys = self._ranks.gather(said)
         if not self._ranks.is_first:
             return NO_ANSWERS
-        answers = {task: dict(pair for one in everybodys for pair in one[task]) for task in asked}
+        answers = {
+            task: dict(pair for of_rank in everybodys for pair in of_rank[task]) for task in asked
+        }
         return self._scored(asked, answers)
 
     def _read(self) -> list[Example]:

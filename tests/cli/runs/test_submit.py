@@ -103,7 +103,7 @@ def test_a_dry_sweep_shows_the_array_and_its_runs(mgpt4: Mgpt4, stage1: Path, sb
     [
         ("finished", "", "is finished (12 steps): nothing is left to do in it"),
         (None, squeue_row("42", "RUNNING"), "`mgpt4 logs -f tiny-stage1` follows it"),
-        ("crashed", "", "`mgpt4 resume tiny-stage1` goes on with it"),
+        ("crashed", "", "`mgpt4 resume tiny-stage1` continues it"),
     ],
 )
 def test_a_run_that_exists_is_told_what_it_does_and_what_to_do(
