@@ -18,6 +18,7 @@ from tests.support.commands import (  # noqa: F401
     slurm,
     stage1,
     submissions,
+    typed,
     world,
 )
 from tests.support.tiny_world import TinyWorld, build_tiny_world

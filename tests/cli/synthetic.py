@@ -49,10 +49,13 @@ def make_run(root: Path, name: str = "one", **settings: Any) -> RunDir:
     return run
 
 
-def submitted(run: RunDir, job_id: str = "17", executor: str = "slurm", age_s: float = 900) -> None:
-    """Leave what submission leaves."""
+def submitted(
+    run: RunDir, job_id: str = "17", executor: str = "slurm", age_s: float = 900
+) -> RunDir:
+    """Leave what submission leaves in a run; returns the run."""
     job = {"executor": executor, "job_id": job_id, "submitted": time.time() - age_s}
     write_json(run.slurm / "job.json", job)
+    return run
 
 
 def attempt(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
 from pathlib import Path
 
+import make_cli_docs
 import pytest
 
 from tests.cli.fakes import FakeSlurm, Mgpt4
@@ -13,10 +13,6 @@ from tests.cli.synthetic import place_with_runs, write_original, write_pairs
 from tests.support.examples import EXECUTED, LINES
 from tests.support.shown import assert_schema, assert_understood, contracts, shown_commands
 from tests.support.tiny_world import TinyWorld
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
-import make_cli_docs
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,11 +6,12 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from copy import copy
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.support.runs import last_step, log, records
+from tests.support.runs import assert_every_step_once, last_step, log, records
 from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
@@ -95,6 +96,26 @@ def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:
 def preempt(cluster: Cluster) -> str:
     """Take all nodes for a moment through the partition with priority; that job's id."""
     return cluster.sbatch("sleep 1", "--partition=a100", "--nodes=4", "--gpus-per-node=4")
+
+
+def preempt_contained(
+    cluster: Cluster, search_path: str, config: Path, runs: Path, steps: int
+) -> Path:
+    """Submit a run whose ranks are in a container, preempt it, and check its end; the run."""
+    outside = copy(cluster)
+    outside.env = {**cluster.env, "PATH": search_path}
+    where = ["--name", "contained", "--gpus", "1", "--partition", "a100-preempt"]
+    mgpt4(outside, runs, "submit", "--config", str(config), *where)
+    run = runs / "contained"
+    wait_for_step(cluster, run, 10)
+    preempt(cluster)
+    wait_finished(cluster, run)
+    first, second = read_ledgers(run / "ledger")
+    assert (first.cause, second.cause) == ("preempted", "finished")
+    assert first.supervisor, "the batch script found out why"
+    assert second.steps_replayed == 0
+    assert_every_step_once(run, steps)
+    return run
 
 
 def pid_of_rank(run: Path, rank: int) -> int:

@@ -15,10 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import DEVCLUSTER, Cluster
-from tests.slurm.jobs import preempt, wait_finished, wait_for_step
-from tests.support.runs import assert_every_step_once
+from tests.slurm.jobs import preempt_contained
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -107,19 +105,4 @@ def test_a_preempted_run_comes_back_from_within_an_image(
             "options": options,
         },
     )
-    environ = {**cluster.env, "PATH": search_path, "OMP_NUM_THREADS": "1"}
-    command = ["submit", "--config", str(config), "--name", "contained", "--gpus", "1"]
-    command += ["--partition", "a100-preempt", "--runs-dir", str(tmp_path / "runs")]
-    subprocess.run(
-        [sys.executable, "-m", "mgpt4_hpc.cli.main", *command], env=environ, check=True, timeout=60
-    )
-    run = tmp_path / "runs" / "contained"
-    wait_for_step(cluster, run, 10)
-    preempt(cluster)
-    wait_finished(cluster, run)
-
-    first, second = read_ledgers(run / "ledger")
-    assert (first.cause, second.cause) == ("preempted", "finished")
-    assert first.supervisor, "it was the batch script that found out why"
-    assert second.steps_replayed == 0
-    assert_every_step_once(run, STEPS)
+    preempt_contained(cluster, search_path, config, tmp_path / "runs", STEPS)

@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, wait_finished, wait_for_step
-from tests.support.runs import assert_every_step_once
+from tests.slurm.jobs import mgpt4, preempt_contained
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -60,26 +57,8 @@ def test_a_preempted_run_comes_back_from_within_a_container(
             "mounts": [str(tiny_world.root)],
         },
     )
-    environ = {
-        **cluster.env,
-        "PATH": f"{runtime}{os.pathsep}{cluster.env['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = ["submit", "--config", str(config), "--name", "contained", "--gpus", "1"]
-    command += ["--partition", "a100-preempt", "--runs-dir", str(tmp_path / "runs")]
-    subprocess.run(
-        [sys.executable, "-m", "mgpt4_hpc.cli.main", *command], env=environ, check=True, timeout=60
-    )
-    run = tmp_path / "runs" / "contained"
-    wait_for_step(cluster, run, 10)
-    preempt(cluster)
-    wait_finished(cluster, run)
-
-    first, second = read_ledgers(run / "ledger")
-    assert (first.cause, second.cause) == ("preempted", "finished")
-    assert first.supervisor, "it was the batch script that found out why"
-    assert second.steps_replayed == 0
-    assert_every_step_once(run, STEPS)
+    search_path = f"{runtime}{os.pathsep}{cluster.env['PATH']}"
+    run = preempt_contained(cluster, search_path, config, tmp_path / "runs", STEPS)
     options = (tmp_path / "options").read_text().splitlines()[0]
     assert f"exec --bind {run.parent} --bind {tiny_world.root} /images/mgpt4.sif" in options
 

@@ -1,7 +1,10 @@
 """Fixtures for tests that call commands in this process; tests/conftest.py imports them."""
 
+import io
 import logging
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,16 @@ def sbatch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test in a folder of its own, so that ``runs`` is empty and stray files are seen."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Give lines on stdin, as typed."""
+
+    def type_lines(*lines: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+    return type_lines
 
 
 @pytest.fixture

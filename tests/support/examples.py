@@ -24,11 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 import make_cli_docs
+import pytest
 
 ABSOLUTE = ("/data/", "/scratch/")
 """Folders of the examples that a test has elsewhere."""

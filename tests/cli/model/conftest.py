@@ -1,4 +1,4 @@
-"""The reference folder as a bundle, for the commands around weights."""
+"""A trained run and another, and the reference folder as a bundle."""
 
 from __future__ import annotations
 
@@ -7,8 +7,22 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.run_dir import RunDir
 from tests.cli.model.weights_cases import call
 from tests.support.reference import vicuna  # noqa: F401
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
+
+
+@pytest.fixture(scope="session")
+def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    folder = tmp_path_factory.mktemp("trained")
+    return make_trained_run(world, folder / "two", data__val_fraction=0.5)
+
+
+@pytest.fixture(scope="session")
+def other(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "three", seed=3)
 
 
 @pytest.fixture

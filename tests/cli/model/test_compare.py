@@ -15,17 +15,6 @@ from tests.support.trained import make_trained_run
 SHORT = ("--max-new-tokens", 6, "--limit", 4)
 
 
-@pytest.fixture(scope="session")
-def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    folder = tmp_path_factory.mktemp("trained")
-    return make_trained_run(world, folder / "two", data__val_fraction=0.5)
-
-
-@pytest.fixture(scope="session")
-def other(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "three", seed=3)
-
-
 @pytest.mark.slow
 def test_a_run_against_itself_and_another(
     mgpt4: Mgpt4, run: RunDir, other: RunDir, world: TinyWorld

@@ -22,9 +22,7 @@ from tests.support.processes import sleeper
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = make_run(tmp_path / "runs")
-    submitted(made)
-    return made
+    return submitted(make_run(tmp_path / "runs"))
 
 
 def test_a_running_job(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None:

@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
-from tests.support.tiny_world import TinyWorld
-from tests.support.trained import make_trained_run
-
-
-@pytest.fixture(scope="session")
-def run(world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return make_trained_run(world, tmp_path_factory.mktemp("trained") / "two")
-
-
-@pytest.fixture
-def image(world: TinyWorld) -> Path:
-    return world.align / "image" / "0.jpg"
-
-
-@pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch):
-    def type_lines(*lines: str) -> None:
-        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-
-    return type_lines
 
 
 @pytest.mark.slow

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import bench_gpu
 import pytest
 from click.testing import CliRunner, Result
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
-
-import bench_gpu
 
 FOUND = {
     "shape": "tiny", "stage": 1, "compile": True, "samples_per_s": 12.34, "step_s_median": 0.2,

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
-
-import pytest
-from click.testing import CliRunner
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 import bench_growth
+import pytest
+from click.testing import CliRunner
 
 
 @pytest.mark.slow

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
 
 from bench.shapes import SHAPES
 from bench_startup import make_bundle

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import bench_train
 import pytest
 import torch
 from click.testing import CliRunner
 
-TOOLS = Path(__file__).parents[3] / "tools"
+from tests.support.subjects import tiny
 
 KEYS = {
     "samples_per_s",
@@ -25,36 +23,10 @@ KEYS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def tools_importable():
-    sys.path.insert(0, str(TOOLS))
-    yield
-    sys.path.remove(str(TOOLS))
-
-
-def tiny(shape: str, stage: int, **options):
-    """A subject and two of its batches."""
-    from bench.subject import Settings, build_subject
-
-    from mgpt4_hpc.distributed import Ranks
-
-    settings = Settings(shape=shape, stage=stage, **options)
-    subject = build_subject(settings, Ranks(), torch.device("cpu"))
-    return subject, [next(subject.batches)[0] for _ in range(2)]
-
-
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_train", TOOLS / "bench_train.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool
-
-
 def invoke(*arguments: str) -> dict:
-    tool = load_tool()
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
-        result = CliRunner().invoke(tool.main, [*arguments, "--threads", "1", "--json"])
+        result = CliRunner().invoke(bench_train.main, [*arguments, "--threads", "1", "--json"])
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
@@ -68,7 +40,7 @@ def test_what_a_config_says_is_not_asked_for_otherwise(
 ) -> None:
     config = tmp_path / "run.yaml"
     config.write_text("stage: 1\n")
-    result = CliRunner().invoke(load_tool().main, ["--config", str(config), *ignored])
+    result = CliRunner().invoke(bench_train.main, ["--config", str(config), *ignored])
     assert result.exit_code == 2 and ignored[0] in result.stderr
 
 
@@ -164,8 +136,5 @@ def test_synthetic_batches_depend_on_their_number_alone() -> None:
 
 
 def test_unknown_shapes_are_answered_with_the_known_ones() -> None:
-    spec = importlib.util.spec_from_file_location("bench_train", TOOLS / "bench_train.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    result = CliRunner().invoke(tool.main, ["--shape", "vicuna99b"])
+    result = CliRunner().invoke(bench_train.main, ["--shape", "vicuna99b"])
     assert result.exit_code == 2 and "vicuna7b" in result.output

@@ -1,14 +1,12 @@
-"""Makes the builder in tools/ importable and points at the shipped product."""
+"""Fixtures of this folder."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "tools"))
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,11 @@
-"""One attempt of a run in this process."""
+"""One attempt of a run in this process, and the settings of runs for tests."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train import run as run_module
@@ -32,3 +33,7 @@ def attempt(run: RunDir, stop: Any, ends: list[Outcome] | None = None) -> Outcom
         claim={"job_id": "1", "restart_count": 0},
         end=lambda outcome, recorder: (ends if ends is not None else []).append(outcome),
     )
+
+
+def on_cuda(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update={"device": "cuda"})})

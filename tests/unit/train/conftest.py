@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from mgpt4_hpc.chat_format import TemplateFormat
-from mgpt4_hpc.config.schema import TrainConfig
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.config.schema import RunConfig, TrainConfig
 from mgpt4_hpc.data.batching.batch import Batch, collate
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.model.architecture import Architecture
@@ -22,10 +24,12 @@ from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.prompts import TEMPLATES
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.step import StepOptions, TrainStep
 from tests.support.layout import sequence_of
+from tests.support.tiny_world import TinyWorld
 
 REFERENCE = Path(__file__).parents[2] / "reference"
 
@@ -110,3 +114,22 @@ def trainable(request: pytest.FixtureRequest) -> Trainable:
 @pytest.fixture(scope="session")
 def vicuna() -> Trainable:
     return open_trainable("vicuna_tiny")
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    """Settings for the CPU of this process alone."""
+    overrides = {"train.device": "cpu", "data.num_workers": 0}
+    return load_config("stage1-vicuna7b", overrides=overrides).config
+
+
+@pytest.fixture
+def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
+    """A run of 400 steps that saves after each."""
+    file = tiny_world.write_config(
+        tmp_path / "x.yaml", train__max_steps=400, train__save_every_s=0.001, data__num_workers=0
+    )
+    made = RunDir(tmp_path / "run")
+    made.create({"name": "run", "stage": 1})
+    write_config(made.config_file, load_config(file))
+    return made

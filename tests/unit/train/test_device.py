@@ -5,22 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import BadNode
 from mgpt4_hpc.train.device import choose_device
-
-_SMALL = {"train.device": "cpu", "data.num_workers": 0}
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    return load_config("stage1-vicuna7b", overrides=_SMALL).config
-
-
-def on_cuda(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"device": "cuda"})})
+from tests.unit.train.attempts import on_cuda
 
 
 @pytest.mark.parametrize(("named", "chosen"), [("2", 0), ("0,1,2,3", None)])

@@ -19,17 +19,6 @@ from tests.support.tiny_world import TinyWorld
 from tests.unit.train.attempts import Stop, attempt
 
 
-@pytest.fixture
-def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
-    file = tiny_world.write_config(
-        tmp_path / "x.yaml", train__max_steps=400, train__save_every_s=0.001, data__num_workers=0
-    )
-    made = RunDir(tmp_path / "run")
-    made.create({"name": "run", "stage": 1})
-    write_config(made.config_file, load_config(file))
-    return made
-
-
 def forbidden(*args: object, **kwargs: object) -> None:
     raise AssertionError("the weights were loaded in spite of the stop")
 

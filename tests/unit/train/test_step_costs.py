@@ -6,7 +6,6 @@ a GPU in tests/gpu.
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from bench.subject import Settings, build_subject
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,10 +25,6 @@ from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
 from mgpt4_hpc.train.step import StepOptions, TrainStep
-
-sys.path.insert(0, str(Path(__file__).parents[3] / "tools"))
-
-from bench.subject import Settings, build_subject
 
 CPU = torch.device("cpu")
 

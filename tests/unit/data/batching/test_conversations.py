@@ -35,15 +35,6 @@ from tests.unit.data.batching.test_text import REFERENCE, a_tokenizer
 from tests.unit.data.worlds import encode, jpeg, tar_bytes, text_spec
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
-
-
 def packed(folder: Path, images: Path, records: Sequence[Record] = GOOD) -> ShardIndex:
     file = folder / "talk.json"
     file.write_text(json.dumps(list(records)), encoding="utf-8")

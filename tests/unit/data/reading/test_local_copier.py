@@ -13,31 +13,14 @@ import pytest
 
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.data.reading import local_copier, local_copies
+from mgpt4_hpc.data.reading import local_copier
 from mgpt4_hpc.data.reading.local_copier import Stager
 from mgpt4_hpc.data.reading.local_copies import Staged, Stretch, Stretches
 from mgpt4_hpc.data.reading.reader import SampleReader
 from tests.unit.data.reading.copier import a_copier, an_order
-from tests.unit.data.worlds import make_index, text_spec
+from tests.unit.data.worlds import text_spec
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches of 8 samples, and a look ahead of 40."""
-    monkeypatch.setattr(local_copies, "MAX_BLOCK_SAMPLES", 8)
-    monkeypatch.setattr(local_copier, "AHEAD", 40)
-    monkeypatch.setattr(local_copier, "_CHUNK", 8)
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> ShardIndex:
-    return make_index(tmp_path, 100, 30)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "node").mkdir()
-    return tmp_path / "node" / "stage"
+pytestmark = pytest.mark.usefixtures("small_stretches")
 
 
 def used(folder: Path) -> int:

@@ -7,31 +7,13 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
-from mgpt4_hpc.data.reading import local_copier, local_copies
 from mgpt4_hpc.data.reading.local_copier import Stager
 from mgpt4_hpc.data.reading.local_copies import Staged, Stretches, stage_folder
 from mgpt4_hpc.data.reading.reader import BadSampleError, SampleReader
 from tests.unit.data.reading.copier import a_copier, an_order
 from tests.unit.data.worlds import make_index, write_shards
 
-
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stretches of 8 samples, and a look ahead of 40."""
-    monkeypatch.setattr(local_copies, "MAX_BLOCK_SAMPLES", 8)
-    monkeypatch.setattr(local_copier, "AHEAD", 40)
-    monkeypatch.setattr(local_copier, "_CHUNK", 8)
-
-
-@pytest.fixture
-def index(tmp_path: Path) -> ShardIndex:
-    return make_index(tmp_path, 100, 30)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "node").mkdir()
-    return tmp_path / "node" / "stage"
+pytestmark = pytest.mark.usefixtures("small_stretches")
 
 
 def test_stretches_cover_every_sample(index: ShardIndex) -> None:

@@ -13,15 +13,6 @@ from tests.unit.data.batching.conversations_cases import BAD, GOOD, IMAGE, chat,
 from tests.unit.data.worlds import jpeg
 
 
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for number in range(4):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    return folder
-
-
 def test_other_files_give_the_same_shards(tmp_path: Path, images: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     arrow = pytest.importorskip("pyarrow")

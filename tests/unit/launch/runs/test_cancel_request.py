@@ -20,9 +20,7 @@ from tests.cli.synthetic import make_run, submitted
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = make_run(tmp_path / "runs")
-    submitted(made)
-    return made
+    return submitted(make_run(tmp_path / "runs"))
 
 
 def test_a_mark_made_by_hand(run: RunDir) -> None:

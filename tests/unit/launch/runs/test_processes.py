@@ -12,9 +12,7 @@ from tests.support.processes import sleeper
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = make_run(tmp_path / "runs")
-    submitted(made)
-    return made
+    return submitted(make_run(tmp_path / "runs"))
 
 
 @pytest.mark.parametrize(

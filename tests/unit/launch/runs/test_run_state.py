@@ -23,9 +23,7 @@ RESUME = "run `mgpt4 resume one`"
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    made = make_run(tmp_path)
-    submitted(made)
-    return made
+    return submitted(make_run(tmp_path))
 
 
 def said(run: RunDir, answer: Answer) -> tuple[str, str]:

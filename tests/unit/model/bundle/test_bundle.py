@@ -17,16 +17,6 @@ from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 from tests.unit.model.weight_files.folders import same, sources_of
 
 
-@pytest.fixture
-def folder(vicuna, tmp_path: Path) -> Path:
-    """A writable copy of the original's files, with architecture.json."""
-    copy = tmp_path / "original"
-    shutil.copytree(vicuna.path, copy)
-    sizes = vicuna.architecture.to_dict()
-    (copy / "architecture.json").write_text(json.dumps(sizes))
-    return copy
-
-
 def test_a_written_bundle_is_the_original(reference, tmp_path: Path) -> None:
     written = write_bundle(tmp_path / "bundle", sources_of(reference))
     assert same(written.vision_state(), reference.bundle.vision_state())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,16 +12,6 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.export import export_projector, find_projector, read_projector
 from mgpt4_hpc.model.bundle.writer import write_bundle
 from tests.unit.model.weight_files.folders import same, sources_of
-
-
-@pytest.fixture
-def folder(vicuna, tmp_path: Path) -> Path:
-    """A writable copy of the original's files, with architecture.json."""
-    copy = tmp_path / "original"
-    shutil.copytree(vicuna.path, copy)
-    sizes = vicuna.architecture.to_dict()
-    (copy / "architecture.json").write_text(json.dumps(sizes))
-    return copy
 
 
 @pytest.mark.parametrize("fmt", ["pth", "safetensors"])

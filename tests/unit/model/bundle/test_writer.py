@@ -26,17 +26,6 @@ from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
 from mgpt4_hpc.model.weight_files.headers import read_header
-from mgpt4_hpc.resources import toy_world_dir
-
-
-@pytest.fixture
-def toy() -> Path:
-    return toy_world_dir() / "weights"
-
-
-@pytest.fixture
-def sources(toy: Path):
-    return original_sources(toy)
 
 
 def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:

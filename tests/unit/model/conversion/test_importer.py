@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -12,16 +10,6 @@ import torch
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
-
-
-@pytest.fixture
-def folder(vicuna, tmp_path: Path) -> Path:
-    """A writable copy of the original's files, with architecture.json."""
-    copy = tmp_path / "original"
-    shutil.copytree(vicuna.path, copy)
-    sizes = vicuna.architecture.to_dict()
-    (copy / "architecture.json").write_text(json.dumps(sizes))
-    return copy
 
 
 def test_unexplained_missing_and_wrong_keys_are_all_listed(folder: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,6 @@ import torch
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-
-
-@pytest.fixture
-def folder(vicuna, tmp_path: Path) -> Path:
-    """A writable copy of the original's files, with architecture.json."""
-    copy = tmp_path / "original"
-    shutil.copytree(vicuna.path, copy)
-    sizes = vicuna.architecture.to_dict()
-    (copy / "architecture.json").write_text(json.dumps(sizes))
-    return copy
 
 
 def test_the_llama2_variant_has_an_identity_norm(tmp_path: Path, reference) -> None:

@@ -2,33 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-TOOLS = Path(__file__).parents[4] / "tools"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def tools_importable():
-    sys.path.insert(0, str(TOOLS))
-    yield
-    sys.path.remove(str(TOOLS))
-
-
-def tiny(shape: str, stage: int, **options):
-    """A subject and two of its batches."""
-    from bench.subject import Settings, build_subject
-
-    from mgpt4_hpc.distributed import Ranks
-
-    settings = Settings(shape=shape, stage=stage, **options)
-    subject = build_subject(settings, Ranks(), torch.device("cpu"))
-    return subject, [next(subject.batches)[0] for _ in range(2)]
+from tests.support.subjects import tiny
 
 
 @pytest.mark.parametrize("shape", ["tiny", "tiny-patches"])

@@ -12,13 +12,6 @@ LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. 
 SHORT = "###Human: <Img><ImageHere></Img> Hi ###Assistant: "
 
 
-@pytest.fixture
-def images(vicuna) -> torch.Tensor:
-    size = vicuna.bundle.architecture.image_size
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
-
-
 def test_a_batch_of_different_lengths_answers_like_each_alone(vicuna, images) -> None:
     prompts = [LONG, "", SHORT]
     together = generate(vicuna.model, vicuna.tokenizer, images, prompts, max_new_tokens=12)

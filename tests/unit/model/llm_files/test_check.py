@@ -28,12 +28,6 @@ PAGE, POINTER = b"<!DOCTYPE html><html>", b"version https://git-lfs.github.com/s
 Change = Callable[[Path, dict[str, torch.Tensor]], None]
 
 
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    shutil.copytree(toy_world_dir() / "weights", tmp_path / "weights")
-    return tmp_path / "weights"
-
-
 def settings(llm: Path, **changes: Any) -> None:
     path = llm / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))

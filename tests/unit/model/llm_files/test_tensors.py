@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,8 @@ import pytest
 
 from mgpt4_hpc.model.llm_files.tensors import compare_by_loading, compare_with_llama, llama_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo
-from mgpt4_hpc.resources import toy_world_dir
 
 NORM, QUERY = "model.norm.weight", "model.layers.1.self_attn.q_proj.weight"
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    shutil.copytree(toy_world_dir() / "weights", tmp_path / "weights")
-    return tmp_path / "weights"
 
 
 def settings(llm: Path, **changes: Any) -> None:

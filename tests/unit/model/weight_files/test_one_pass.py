@@ -12,21 +12,9 @@ import pytest
 import torch
 
 from mgpt4_hpc.model.bundle.writer import write_bundle
-from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.weight_files import one_pass
 from mgpt4_hpc.model.weight_files.headers import TensorInfo
 from mgpt4_hpc.model.weight_files.one_pass import Output, Reading, is_finite, lay_out, run_all
-from mgpt4_hpc.resources import toy_world_dir
-
-
-@pytest.fixture
-def toy() -> Path:
-    return toy_world_dir() / "weights"
-
-
-@pytest.fixture
-def sources(toy: Path):
-    return original_sources(toy)
 
 
 def test_each_byte_is_read_once(sources, toy: Path, tmp_path: Path, monkeypatch) -> None:

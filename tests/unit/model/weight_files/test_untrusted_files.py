@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,6 @@ import torch
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-
-
-@pytest.fixture
-def folder(vicuna, tmp_path: Path) -> Path:
-    """A writable copy of the original's files, with architecture.json."""
-    copy = tmp_path / "original"
-    shutil.copytree(vicuna.path, copy)
-    sizes = vicuna.architecture.to_dict()
-    (copy / "architecture.json").write_text(json.dumps(sizes))
-    return copy
 
 
 @pytest.mark.parametrize("name", ["eva_vit_g.pth", "pretrained_minigpt4.pth"])

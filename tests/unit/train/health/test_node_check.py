@@ -18,18 +18,7 @@ from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.train.health import node_check
 from mgpt4_hpc.train.health.node_check import check_node
-
-_SMALL = {"train.device": "cpu", "data.num_workers": 0}
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    return load_config("stage1-vicuna7b", overrides=_SMALL).config
-
-
-def on_cuda(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"train": config.train.model_copy(update={"device": "cuda"})})
-
+from tests.unit.train.attempts import on_cuda
 
 # -- one node ----------------------------------------------------------------------------------
 

@@ -8,26 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.state import Ending, Outcome
 from mgpt4_hpc.train.stopping.stop import Interrupted
-from tests.support.tiny_world import TinyWorld
 from tests.unit.train.attempts import Stop, attempt
-
-
-@pytest.fixture
-def run(tiny_world: TinyWorld, tmp_path: Path) -> RunDir:
-    file = tiny_world.write_config(
-        tmp_path / "x.yaml", train__max_steps=400, train__save_every_s=0.001, data__num_workers=0
-    )
-    made = RunDir(tmp_path / "run")
-    made.create({"name": "run", "stage": 1})
-    write_config(made.config_file, load_config(file))
-    return made
 
 
 @pytest.mark.parametrize("where", ["find_inputs", "build_run_model"])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-
 from mgpt4_hpc.model.generation.generate import Sampling, answer_prompts
 from mgpt4_hpc.model.nn.preprocess import normalise
 from tests.support.reference import load_reference
@@ -13,13 +10,6 @@ LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. 
 
 
 SHORT = "###Human: <Img><ImageHere></Img> Hi ###Assistant: "
-
-
-@pytest.fixture
-def images(vicuna) -> torch.Tensor:
-    size = vicuna.bundle.architecture.image_size
-    generator = torch.Generator().manual_seed(3)
-    return torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=generator)
 
 
 def test_answers_of_a_compiled_model_compile_nothing(images) -> None:
