@@ -7,7 +7,6 @@ carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimiz
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
@@ -20,16 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
+from mgpt4_hpc.config.consistency import consistency_faults
 from mgpt4_hpc.prompts import (
     CUSTOM,
-    MODEL_TEMPLATE,
     STAGE1_END_SYMBOL,
     STAGE2_INSTRUCTIONS,
-    TEMPLATES,
     Template,
     get_template,
-    template_faults,
 )
 from mgpt4_hpc.stop_signals import StopSignal
 
@@ -265,38 +261,6 @@ _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
 
-_SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.I)
-"""Names of variables that hold secrets."""
-
-
-_OWN_OPTIONS = {
-    "array": "its tasks would take the one run from each other: --sweep makes a run for each",
-    "chdir": "a checkout there would win over the code that the run was submitted with",
-    "clusters": "`mgpt4 status` and `mgpt4 resume` would not find the job: submit on that cluster",
-    "cpus-per-task": "set launch.cpus_per_gpu: one task each",
-    "error": "`mgpt4 logs` would not find it",
-    "gpus-per-node": "set launch.gpus, launch.nodes and launch.gpu_type",
-    "job-name": "set name",
-    "no-requeue": "the run could not come back: set launch.max_crashes and launch.max_timeouts",
-    "nodes": "set launch.nodes",
-    "ntasks": "set launch.gpus: one task each",
-    "ntasks-per-node": "set launch.gpus and launch.nodes",
-    "open-mode": "a requeued job would overwrite its log",
-    "output": "`mgpt4 logs` would not find it",
-    "signal": "set launch.signal_before_s",
-    "time": "set launch.time_min",
-    "wrap": "the job runs the trainer: launch.setup takes commands before it",
-}
-"""sbatch options that the launcher must decide, and why."""
-
-
-MAIL_TYPES = (
-    "NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT",
-    "TIME_LIMIT", "TIME_LIMIT_90", "TIME_LIMIT_80", "TIME_LIMIT_50", "ARRAY_TASKS",
-)  # fmt: skip
-"""What sbatch takes as --mail-type (its manual, Slurm 22.05)."""
-
-
 class LaunchConfig(_Section):
     """What the job asks Slurm for, and how often it may come back; no part of the result."""
 
@@ -401,126 +365,9 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> RunConfig:
-        faults = []
-        known = (*TEMPLATES, MODEL_TEMPLATE.name)
-        if self.text.template not in known:
-            faults.append(
-                f"text.template is {self.text.template!r}: use one of {', '.join(known)}, "
-                "or give your own as text.prompt and text.end_symbol"
-            )
-        faults += self._text_faults()
-        if self.faithful:
-            # A stored run may be older than a setting, and then did what its default does.
-            given = (key for key in ORIGINAL_VALUES if self._is_given(key))
-            faults += contradictions({key: self._setting(key) for key in given})
-        if frozen := {"lm_head", "embed_tokens"} & set(self.lora.target_modules):
-            faults.append(f"lora.target_modules has {', '.join(sorted(frozen))}, which stay frozen")
-        if self.model.shard_llm:
-            faults += [f"model.shard_llm does not work with {name}" for name in self._unsharded()]
-        if self.faithful and self.lora.rank:
-            faults.append("lora.rank is set, but the original's MiniGPT-4 has no LoRA")
-        if self.train.min_lr > self.train.lr:
-            faults.append(f"train.min_lr {self.train.min_lr} is above train.lr {self.train.lr}")
-        if self.train.warmup_steps > self.train.cosine_steps:
-            limit = "max_steps" if self.train.lr_steps is None else "lr_steps"
-            faults.append(
-                f"train.warmup_steps {self.train.warmup_steps} is beyond train.{limit} "
-                f"{self.train.cosine_steps}: the peak learning rate would never be reached"
-            )
-        if self.train.eval_every_steps and not self.data.val_fraction:
-            faults.append("train.eval_every_steps needs data.val_fraction above 0")
-        for key in ("train.early_stop", "checkpoint.keep_best"):
-            if self._setting(key) and not self.train.eval_every_steps:
-                faults.append(f"{key} needs a held-out loss: set train.eval_every_steps")
-        if self.train.eval_suites and not self.train.eval_every_steps:
-            faults.append("train.eval_suites are never asked: train.eval_every_steps is 0")
-        if self.launch.gpus % self.launch.nodes:
-            faults.append(
-                f"launch.gpus {self.launch.gpus} do not spread evenly over launch.nodes "
-                f"{self.launch.nodes}"
-            )
-        for option in self.launch.sbatch:
-            plain = option.lstrip("-").replace("_", "-")
-            if plain == "gpus-per-node" and self.launch.gpu_request == "none":
-                continue  # the user asks for GPUs with other options
-            if reason := _OWN_OPTIONS.get(plain):
-                faults.append(f"launch.sbatch.{option} cannot be set: {reason}")
-        faults += self._launch_faults()
-        names = [source.name for source in self.data.sources]
-        if len(set(names)) < len(names):
-            faults.append(f"data.sources has a name twice: {', '.join(names)}")
-        if faults:
+        if faults := consistency_faults(self):
             raise ValueError("\n".join(faults))
         return self
-
-    def _launch_faults(self) -> list[str]:
-        faults = []
-        if self.container.runtime != "none" and not self.container.image:
-            faults.append(f"container.image is not set, which {self.container.runtime} needs")
-        if self.container.runtime == "none" and self.container.image:
-            faults.append(
-                "container.image is set, but container.runtime is none: set it to pyxis, apptainer "
-                "or singularity"
-            )
-        if self.launch.gpu_type and self.launch.gpu_request == "none":
-            faults.append(
-                "launch.gpu_type is set, but launch.gpu_request is none: it asks for no GPU"
-            )
-        if self.launch.stage_env and self.container.runtime != "none":
-            faults.append(
-                "launch.stage_env is set, but the environment is in container.image: leave it out"
-            )
-        if self.launch.mail_type:
-            wrong = [w for w in self.launch.mail_type.split(",") if w.upper() not in MAIL_TYPES]
-            if wrong:
-                faults.append(
-                    f"launch.mail_type has {', '.join(map(repr, wrong))}: use "
-                    f"{', '.join(MAIL_TYPES)}"
-                )
-        faults += [
-            f"launch.env.{name} looks like a secret, and settings are written into the run's "
-            "folder and the batch script: export it where you submit, a job inherits it"
-            for name in self.launch.env
-            if _SECRET.search(name)
-        ]
-        for command in self.launch.on_event:
-            try:
-                shlex.split(command)
-            except ValueError as error:
-                faults.append(f"launch.on_event {command!r} is no command: {error}")
-        return faults
-
-    def _unsharded(self) -> list[str]:
-        """Settings that need the language model whole."""
-        chosen = {
-            "lora.rank": self.lora.rank,
-            "model.llm_8bit": self.model.llm_8bit,
-            "model.compile": self.model.compile,
-            "train.eval_suites": self.train.eval_suites,
-        }
-        return [name for name, value in chosen.items() if value]
-
-    def _setting(self, key: str) -> Any:
-        section, _, leaf = key.partition(".")
-        return getattr(getattr(self, section), leaf)
-
-    def _is_given(self, key: str) -> bool:
-        section, _, leaf = key.partition(".")
-        return leaf in getattr(self, section).model_fields_set
-
-    def _text_faults(self) -> list[str]:
-        faults = []
-        if self.text.end_symbol == "":
-            faults.append("text.end_symbol is empty: an answer would never end")
-        if self.text.prompt is None:
-            return faults
-        faults += [f"text.prompt {fault}" for fault in template_faults(self.text.prompt)]
-        if self.stage == 2 and self.text.end_symbol is None:
-            faults.append(
-                "text.prompt is a format of your own, so text.end_symbol must say what ends an "
-                "answer in it, as <|im_end|>"
-            )
-        return faults
 
     @property
     def max_answer_tokens(self) -> int:
