@@ -191,7 +191,7 @@ def _show_or_submit(
 
 
 def _show_scripts(plan: Plan, as_json: bool) -> None:
-    from mgpt4_hpc.launch.submit.plan import render_plan
+    from mgpt4_hpc.launch.submit.execute import render_plan
 
     scripts = render_plan(plan)
     if as_json:

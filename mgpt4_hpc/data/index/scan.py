@@ -20,14 +20,13 @@ from numpy.typing import NDArray
 
 from mgpt4_hpc.data.images import formats
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
+from mgpt4_hpc.data.index.member_names import name_fault, show, split_name
 from mgpt4_hpc.data.tar.header import (
     BLOCK,
     LARGE_WINDOW,
     SMALL_WINDOW,
     Int64,
     WindowedFile,
-    header_name,
-    parse_size,
 )
 from mgpt4_hpc.data.tar.walk import TarListing, walk_tar
 from mgpt4_hpc.retry import is_transient
@@ -49,8 +48,6 @@ _MOST_EXTENSIONS = 64
 _PLAIN = (string.ascii_letters + string.digits + "_-. ").encode()
 """Names of nothing but these need no closer look."""
 _MAX_LENGTH = 2**32 - 1
-_PLAIN_NAME = 90
-"""Longest key whose members' names surely fit into a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,32 +379,6 @@ def _few_extensions(entries: list[LeftOut]) -> list[LeftOut]:
     return add_up([*total[:_MOST_EXTENSIONS], *rare])
 
 
-def split_name(member: bytes) -> tuple[bytes, bytes]:
-    """Key and lower-case extension of a member, as webdataset splits: at the base name's first dot.
-
-    Without an extension the key is the whole name.
-    """
-    if member[:2] == b"./":
-        member = member[2:]
-    slash = member.rfind(b"/") + 1
-    dot = member.find(b".", slash)
-    if dot <= slash:
-        return member, b""
-    return member[:dot], member[dot + 1 :].lower()
-
-
-def belongs(header: bytes, key: str, length: int) -> bool:
-    """Whether a tar header can be that of a sample's part of ``length`` bytes.
-
-    Long names and those beyond ASCII stand in an extension header before it: of these the size
-    alone is compared.
-    """
-    if len(header) != BLOCK or parse_size(header) != length:
-        return False
-    plain = key.isascii() and len(key) <= _PLAIN_NAME
-    return not plain or split_name(header_name(header))[0] == key.encode()
-
-
 def _fold_faults(listing: TarListing, collected: _Samples) -> list[Quarantined]:
     """Quarantine entries; afterwards ``faults`` holds every key that is not a whole sample.
 
@@ -437,28 +408,6 @@ def _fold_faults(listing: TarListing, collected: _Samples) -> list[Quarantined]:
             faults[key] = f"its member {show(fault.name)} {fault.reason}"
     result = [Quarantined(show(key), reason) for key, reason in faults.items()]
     return result + [Quarantined(key, reason) for key, reason in entries.items()]
-
-
-def name_fault(key: bytes) -> str:
-    """Why a key is refused; empty if it is fine.
-
-    Keys are never used as paths here, but they end up in lists that other programs read.
-    """
-    try:
-        text = key.decode()
-    except UnicodeDecodeError:
-        return "its name is not UTF-8"
-    if not text.isprintable():
-        return "its name holds control characters"
-    if text.startswith("/") or "\\" in text or ".." in text.split("/"):
-        return "its name points outside the shard"
-    return ""
-
-
-def show(name: bytes) -> str:
-    """A name for people's eyes, whatever bytes it has."""
-    text = name.decode(errors="backslashreplace")
-    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:

@@ -22,7 +22,7 @@ from zlib_ng.zlib_ng import crc32
 
 from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, text_of
 from mgpt4_hpc.data.index.index import SampleRef, ShardIndex, Span
-from mgpt4_hpc.data.index.scan import belongs
+from mgpt4_hpc.data.index.member_names import belongs
 from mgpt4_hpc.data.reading.local_copies import Staged
 from mgpt4_hpc.data.tar.header import BLOCK
 from mgpt4_hpc.errors import StorageTrouble

@@ -26,7 +26,7 @@ from typing import Any
 from mgpt4_hpc.data.images import formats
 from mgpt4_hpc.data.images.decode import ImageError, decode_image
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
-from mgpt4_hpc.data.index.scan import name_fault, show, split_name
+from mgpt4_hpc.data.index.member_names import name_fault, show, split_name
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sources.caption_table import By, CaptionTable
 from mgpt4_hpc.data.tar.header import LARGE_WINDOW, WindowedFile

@@ -1,4 +1,4 @@
-"""Carrying out a plan: the run directories are made, and their jobs submitted."""
+"""Carry out a plan: make the run directories and submit their jobs; or only render the scripts."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from mgpt4_hpc.launch.submit.submit_run import (
     complete_run,
     create_run,
     prepare_environment,
+    render,
+    render_local,
     submit_run,
     uninterrupted,
 )
@@ -207,3 +209,26 @@ def _wait_local(job: Submitted) -> None:
 
 def _remove(run: RunDir) -> None:
     shutil.rmtree(run.path, ignore_errors=True)
+
+
+def render_plan(plan: Plan, *, with_dependencies: bool = True) -> dict[str, str]:
+    """The script of each job, by its name: a sweep's array is one, and hands over to its runs'."""
+    if plan.executor == "local":
+        return {item.run.name: render_local(item.run, item.resolved) for item in plan.runs}
+
+    def dependency(item: PlannedRun) -> str | None:
+        """Value of sbatch's ``--dependency``, with the name of the job instead of its id."""
+        wanted = with_dependencies and item.follows is not None
+        return f"afterok:<job of {item.follows.name}>" if wanted and item.follows else None
+
+    if plan.sweep is not None:
+        first = plan.runs[0]
+        script = render_array(
+            plan.sweep.folder,
+            first.resolved.config,
+            len(plan.runs),
+            max_parallel=plan.sweep.max_parallel,
+            dependency=dependency(first),
+        )
+        return {plan.sweep.folder.name: script}
+    return {item.run.name: render(item.run, item.resolved, dependency(item)) for item in plan.runs}

@@ -1,4 +1,4 @@
-"""What a user asks for, and the runs that it means. Writes nothing; ``dispatch`` carries it out."""
+"""What a user asks for, and the runs that it means. Writes nothing; see ``execute.py``."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from mgpt4_hpc.launch.submit.branch import Branching
 from mgpt4_hpc.launch.submit.preflight import after_faults, existing_faults, preflight
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, ask_cluster
 from mgpt4_hpc.launch.submit.site_profile import choose_site
-from mgpt4_hpc.launch.submit.submit_run import choose_executor, render, render_local
-from mgpt4_hpc.launch.submit.sweep import Point, parse_axes, points, render_array, run_names
+from mgpt4_hpc.launch.submit.submit_run import choose_executor
+from mgpt4_hpc.launch.submit.sweep import Point, parse_axes, points, run_names
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import (
@@ -490,29 +490,3 @@ def _preflight(
         except PreflightError as error:
             faults += error.faults
     return faults, list(dict.fromkeys(notes))
-
-
-# -- shown ------------------------------------------------------------------------------------
-
-
-def render_plan(plan: Plan, *, with_dependencies: bool = True) -> dict[str, str]:
-    """The script of each job, by its name: a sweep's array is one, and hands over to its runs'."""
-    if plan.executor == "local":
-        return {item.run.name: render_local(item.run, item.resolved) for item in plan.runs}
-
-    def dependency(item: PlannedRun) -> str | None:
-        """Value of sbatch's ``--dependency``, with the name of the job instead of its id."""
-        wanted = with_dependencies and item.follows is not None
-        return f"afterok:<job of {item.follows.name}>" if wanted and item.follows else None
-
-    if plan.sweep is not None:
-        first = plan.runs[0]
-        script = render_array(
-            plan.sweep.folder,
-            first.resolved.config,
-            len(plan.runs),
-            max_parallel=plan.sweep.max_parallel,
-            dependency=dependency(first),
-        )
-        return {plan.sweep.folder.name: script}
-    return {item.run.name: render(item.run, item.resolved, dependency(item)) for item in plan.runs}

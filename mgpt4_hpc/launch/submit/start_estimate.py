@@ -8,7 +8,8 @@ from typing import Any
 
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.slurm.sbatch import estimate_start
-from mgpt4_hpc.launch.submit.plan import Plan, render_plan
+from mgpt4_hpc.launch.submit.execute import render_plan
+from mgpt4_hpc.launch.submit.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mgpt4_hpc.data.index.scan import ShardScan, name_fault, scan_shard, split_name
+from mgpt4_hpc.data.index.scan import ShardScan, scan_shard
 from tests.unit.data.scanning import scan
 from tests.unit.data.worlds import encoded, jpeg, members
 
@@ -103,15 +103,6 @@ def test_tricks_in_names_are_refused(tmp_path: Path, name: str, reason: str) -> 
     assert not result.keys
     assert [reason in entry.reason for entry in result.quarantined] == [True]
     assert all(entry.key.isprintable() for entry in result.quarantined)
-
-
-def test_names_are_split_as_webdataset_does() -> None:
-    assert split_name(b"a/b.c/d.seg.JPG") == (b"a/b.c/d", b"seg.jpg")
-    assert split_name(b"./x.jpg") == (b"x", b"jpg")
-    assert split_name(b"a/b") == (b"a/b", b"")
-    assert split_name(b"a/.jpg") == (b"a/.jpg", b"")
-    assert name_fault(b"\xff\xfe") == "its name is not UTF-8"
-    assert name_fault("æ/ø".encode()) == ""
 
 
 def test_decode_drops_what_cannot_be_used(tmp_path: Path) -> None:
