@@ -19,7 +19,7 @@ from mgpt4_hpc.model.generation.chat_model import (
     Source,
     Trained,
     same_towers,
-    tell_apart,
+    with_distinct_names,
 )
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.prompts import Dialogue
@@ -134,7 +134,9 @@ class SharedModel:
     def __init__(self, chat_model: ChatModel, sources: Sequence[Source]) -> None:
         require_shared(sources)
         self.chat_model = chat_model
-        self._trained = {source.name: chat_model.read(source) for source in tell_apart(sources)}
+        self._trained = {
+            source.name: chat_model.read(source) for source in with_distinct_names(sources)
+        }
         self._tokenizing = threading.Lock()
         self.engine = Engine(chat_model, max_columns(chat_model))
 

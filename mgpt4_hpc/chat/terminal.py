@@ -43,9 +43,9 @@ def converse(session: ChatSession, *, interactive: bool | None = None) -> int:
                 return int(failed and not interactive)
         except MgptError as error:
             failed = True
-            _tell(f"error: {error}")
+            _show(f"error: {error}")
         except KeyboardInterrupt:
-            _tell("\n(broken off)")
+            _show("\n(broken off)")
 
 
 def _obey(session: ChatSession, line: str) -> bool:
@@ -65,10 +65,10 @@ def _obey(session: ChatSession, line: str) -> bool:
         "/reset": lambda: _reset(session),
         "/history": lambda: _history(session),
         "/save": lambda: _save(session, rest),
-        "/help": lambda: _tell(HELP),
+        "/help": lambda: _show(HELP),
     }
     if command not in actions:
-        _tell(f"no command {command}; there are\n{HELP}")
+        _show(f"no command {command}; there are\n{HELP}")
     else:
         actions[command]()
     return True
@@ -89,7 +89,7 @@ def _answer(session: ChatSession, question: str) -> None:
     sys.stdout.write("\n")
     sys.stdout.flush()
     if not answer.stopped:
-        _tell("(cut off at the limit of tokens; --max-new-tokens raises it)")
+        _show("(cut off at the limit of tokens; --max-new-tokens raises it)")
 
 
 def _printable(text: str) -> str:
@@ -99,37 +99,37 @@ def _printable(text: str) -> str:
 
 def _image(session: ChatSession, name: str) -> None:
     if not name:
-        _tell("usage: /image FILE")
+        _show("usage: /image FILE")
         return
     for path in _paths(name):
         session.add_image(path)
-        _tell(f"image {len(session.conversation.images)}: {path}")
+        _show(f"image {len(session.conversation.images)}: {path}")
 
 
 def _reset(session: ChatSession) -> None:
     session.reset()
-    _tell("begun anew; show an image with /image FILE")
+    _show("begun anew; show an image with /image FILE")
 
 
 def _history(session: ChatSession) -> None:
     for turn in session.conversation.turns:
         for image in turn.images:
-            _tell(f"  [{image}]")
-        _tell(f"{PROMPT}{turn.question}\n{turn.answer}")
+            _show(f"  [{image}]")
+        _show(f"{PROMPT}{turn.question}\n{turn.answer}")
     for image in session.conversation.pending:
-        _tell(f"  [{image}]")
+        _show(f"  [{image}]")
 
 
 def _save(session: ChatSession, name: str) -> None:
     if not name:
-        _tell("usage: /save FILE")
+        _show("usage: /save FILE")
         return
     paths = _paths(name)
     if len(paths) != 1:
         raise ConfigError(f"/save takes one file, not {len(paths)}", fix="put its name in quotes")
     session.save(paths[0])
     turns = len(session.conversation.turns)
-    _tell(f"saved {turns} {'turn' if turns == 1 else 'turns'} in {paths[0]}")
+    _show(f"saved {turns} {'turn' if turns == 1 else 'turns'} in {paths[0]}")
 
 
 def _paths(text: str) -> list[Path]:
@@ -160,12 +160,12 @@ def _read(interactive: bool) -> str | None:
         line = sys.stdin.readline()
         return line or None
     except EOFError:
-        _tell("")  # the shell's prompt belongs on a line of its own
+        _show("")  # the shell's prompt belongs on a line of its own
         return None
     except KeyboardInterrupt:
-        _tell("\n(/quit or Ctrl-D leaves)")
+        _show("\n(/quit or Ctrl-D leaves)")
         return ""
 
 
-def _tell(text: str) -> None:
+def _show(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -284,12 +284,12 @@ class _Counter:
     """Bytes that are there of each file, counted by several threads."""
 
     def __init__(
-        self, files: Sequence[RemoteFile], tell: Callable[[int, int], None] | None
+        self, files: Sequence[RemoteFile], on_progress: Callable[[int, int], None] | None
     ) -> None:
         self._total = sum(file.size or 0 for file in files)
         self._sizes: dict[str, int] = {}
         self._sum = 0
-        self._tell = tell
+        self._on_progress = on_progress
         self._lock = threading.Lock()
 
     def at(self, file: RemoteFile, size: int) -> None:
@@ -297,8 +297,8 @@ class _Counter:
         with self._lock:
             self._sum += size - self._sizes.get(file.name, 0)
             self._sizes[file.name] = size
-            if self._tell is not None:
-                self._tell(self._sum, max(self._total, self._sum))
+            if self._on_progress is not None:
+                self._on_progress(self._sum, max(self._total, self._sum))
 
 
 class _Sink:

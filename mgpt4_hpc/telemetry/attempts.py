@@ -166,7 +166,7 @@ def _account_for_silence(attempt: Attempt, records: Sequence[Record]) -> None:
     An attempt without logged seconds was starting up until its first step. One that wrote
     its own end was winding down since its last log. Time before a kill stays unattributed.
     """
-    told_at = max((float(r["t"]) for r in records if _tells_seconds(r)), default=None)
+    told_at = max((float(r["t"]) for r in records if _has_seconds(r)), default=None)
     if told_at is None:
         until = attempt.end if attempt.first_step_at is None else attempt.first_step_at
         if records:
@@ -182,7 +182,7 @@ _WITH_STEP = (Kind.FIRST_STEP, Kind.STEPS, Kind.SAVE, Kind.STOP_REQUESTED, Kind.
 _WITH_SECONDS = (Kind.FIRST_STEP, Kind.STEPS, Kind.FAULT, Kind.END)
 
 
-def _tells_seconds(record: Record) -> bool:
+def _has_seconds(record: Record) -> bool:
     return isinstance(record.get("buckets"), dict) and record.get("kind") in _WITH_SECONDS
 
 
@@ -232,7 +232,7 @@ def _apply(attempt: Attempt, record: Record) -> None:
         attempt.finished_at = _int(record.get("all_steps"))
     if kind in _WITH_STEP:
         attempt.last_step = max(attempt.last_step, _int(record.get("step")) or 0)
-    if _tells_seconds(record):
+    if _has_seconds(record):
         seconds = {str(name): _float(value) for name, value in record["buckets"].items()}
         attempt.buckets = {name: value for name, value in seconds.items() if value is not None}
 

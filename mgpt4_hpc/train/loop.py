@@ -122,20 +122,20 @@ def _steps(loop: Loop, progress: _Progress) -> tuple[Ending, str]:
         with buckets.time(DATA_WAIT):
             micro_batches = _next_batches(loop)
         with buckets.time(PRODUCTIVE):
-            wish = _agree(loop, progress, micro_batches)
-            if wish.stop:
+            agreed = _agree(loop, progress, micro_batches)
+            if agreed.stop:
                 return Ending.STOPPED, _reason(loop)
             assert micro_batches is not None, "who has no data says stop"
-            result = loop.step(micro_batches, state.step, wish.global_tokens)
-            state.advance(config.global_batch_size, wish.replaced)
+            result = loop.step(micro_batches, state.step, agreed.global_tokens)
+            state.advance(config.global_batch_size, agreed.replaced)
             progress.note()
-            if wish.replaced:
-                progress.tell_substitutions(micro_batches)
+            if agreed.replaced:
+                progress.log_substitutions(micro_batches)
             if state.step % config.log_every_steps == 0 or state.step == loop.max_steps:
                 progress.report(result, micro_batches)
         # Once the end is near, the next attempt validates: here it would not be finished.
         due = loop.evaluate is not None and state.step % config.eval_every_steps == 0
-        if due and (wish.asked or not _validate(loop, progress)):
+        if due and (agreed.asked or not _validate(loop, progress)):
             return Ending.STOPPED, _reason(loop)
         with buckets.time(CHECKPOINT_STALL):
             saved = loop.saving.save_if_due(state)
@@ -299,7 +299,7 @@ class _Progress:
         loop.recorder.logged(step, values, loop.buckets.seconds, line)
         self.health.look(step, loss, nonfinite_steps)
 
-    def tell_substitutions(self, micro_batches: Sequence[Batch]) -> None:
+    def log_substitutions(self, micro_batches: Sequence[Batch]) -> None:
         """Record the bad samples of all ranks, before a checkpoint says that they were passed."""
         own = [item for batch in micro_batches for item in batch.substitutions]
         for substitutions in self.loop.ranks.gather(own):

@@ -115,7 +115,7 @@ def download_command(
         folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-download", folder, parts=download.num_shards)
         if job_id is not None:
-            _tell_submitted(job_id, as_json)
+            _print_submitted(job_id, as_json)
             return
     else:
         with progress("downloading", "samples") as on_progress:
@@ -136,7 +136,7 @@ def download_command(
         )
 
 
-def _tell_submitted(job_id: str, as_json: bool) -> None:
+def _print_submitted(job_id: str, as_json: bool) -> None:
     if as_json:
         echo_json({"job_id": job_id})
     else:

@@ -88,7 +88,7 @@ def encode_command(
     if part is None:
         _announce(encoding)
     if dry_run:
-        _tell(encoding, as_json)
+        _print_report(encoding, as_json)
         return
     encoding.require_space()
     if part is None and not options["yes"]:
@@ -96,7 +96,7 @@ def encode_command(
     if array.wanted and encoding.num_shards:
         job_id = run_array(array, "mgpt4-encode", out / ".array", parts=encoding.num_shards)
         if job_id is not None:
-            _tell_submitted(job_id, as_json)
+            _print_submitted(job_id, as_json)
             return
         encoding.cache.refresh()
     else:
@@ -108,7 +108,7 @@ def encode_command(
                 on_progress=on_progress,
             )
     if part is None:
-        _tell(encoding, as_json)
+        _print_report(encoding, as_json)
 
 
 def _announce(encoding: Encoding) -> None:
@@ -132,7 +132,7 @@ def _ask(encoding: Encoding) -> None:
     click.confirm("go on?", abort=True, err=True)
 
 
-def _tell(encoding: Encoding, as_json: bool) -> None:
+def _print_report(encoding: Encoding, as_json: bool) -> None:
     from mgpt4_hpc.data.encoding.plan import missing_from
 
     cache, plan = encoding.cache, encoding.plan
@@ -164,7 +164,7 @@ def _tell(encoding: Encoding, as_json: bool) -> None:
         click.echo(f"use it with: --set data.feature_cache={cache.folder}", err=True)
 
 
-def _tell_submitted(job_id: str, as_json: bool) -> None:
+def _print_submitted(job_id: str, as_json: bool) -> None:
     if as_json:
         echo_json({"job_id": job_id})
     else:

@@ -99,7 +99,7 @@ def index_command(
     if array.wanted:
         job_id = run_array(array, f"index-{out.name}", parts_folder, parts=len(paths), merge=True)
         if job_id is not None:
-            _tell_submitted(job_id, out, as_json)
+            _print_submitted(job_id, out, as_json)
             return
     index = partial(
         build_index,
@@ -107,10 +107,10 @@ def index_command(
         options=ScanOptions(verify, decode, workers),
     )
     if part is not None:
-        _tell_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
+        _print_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
         return
     report = _index_whole(index, paths, out, parts_folder)
-    _tell_indexed(report, as_json, left_out_of_folders(shards))
+    _print_indexed(report, as_json, left_out_of_folders(shards))
     if report.quarantined and not as_json:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
 
@@ -322,7 +322,7 @@ def _parts_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.index"))
 
 
-def _tell_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftOut] = ()) -> None:
+def _print_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftOut] = ()) -> None:
     left_out = [*report.left_out, *of_folders]
     if as_json:
         echo_json(
@@ -345,7 +345,7 @@ def _tell_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftO
     )
 
 
-def _tell_submitted(job_id: str, out: Path, as_json: bool) -> None:
+def _print_submitted(job_id: str, out: Path, as_json: bool) -> None:
     if as_json:
         echo_json({"index": str(out), "job_id": job_id})
     else:

@@ -58,9 +58,9 @@ def compare_command(
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences
-    from mgpt4_hpc.model.generation.chat_model import tell_apart
+    from mgpt4_hpc.model.generation.chat_model import with_distinct_names
 
-    sources = tell_apart([eval_options.locate(name) for name in (first, second)])
+    sources = with_distinct_names([eval_options.locate(name) for name in (first, second)])
     if suite == "caption":
         require_libraries()
     examples = find_examples(sources[0], eval_options)

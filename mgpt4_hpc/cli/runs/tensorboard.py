@@ -114,7 +114,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
             if as_json:
                 echo_json(facts)
             else:
-                _tell(facts)
+                _print(facts)
                 click.echo("Ctrl-C ends it.", err=True)
             sys.stdout.flush()
             server.serve()
@@ -161,11 +161,11 @@ def _in_a_job(
     if as_json:
         echo_json(facts)
         return
-    _tell(facts)
+    _print(facts)
     click.echo(f"It is job {job_id} on {facts['node']}; {end}", err=True)
 
 
-def _tell(facts: dict[str, object]) -> None:
+def _print(facts: dict[str, object]) -> None:
     from mgpt4_hpc.launch.side_jobs.tensorboard import OPENING
 
     runs = facts["runs"]

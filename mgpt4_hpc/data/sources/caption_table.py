@@ -35,7 +35,7 @@ NAMES: dict[By, tuple[str, ...]] = {"url": ("url",), "key": ("key", "__key__", "
 
 _META, _HASHES, _TEXT = "table.json", "hashes.npy", "captions.bin"
 _FORMAT = "mgpt4-captions-1"
-_TELL_EVERY = 8192
+_REPORT_EVERY = 8192
 _BATCH_ROWS = 65_536
 
 
@@ -146,7 +146,7 @@ def _write(
                 column.append(value)
             text.write(data)
             end += len(data)
-            if on_progress is not None and report.num_rows % _TELL_EVERY == 0:
+            if on_progress is not None and report.num_rows % _REPORT_EVERY == 0:
                 on_progress(done, total)
     report.reasons = dict(reasons.most_common())
     if not columns[0]:

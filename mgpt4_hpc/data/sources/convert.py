@@ -29,7 +29,7 @@ _GROUP_ROWS = 65_536
 _GROUP_BYTES = 8 * 2**20
 _READ_BYTES = 2**20
 _DRAWN_AT_ONCE = 4096
-_TELL_EVERY = 4096
+_REPORT_EVERY = 4096
 _SHOWN = 20
 _EXCERPT = 120
 _NOT_UTF8 = "\ufdd0"
@@ -156,7 +156,7 @@ def _convert(
                 table.add(entry["url"].strip(), entry["caption"])
             else:
                 report.num_left_out += 1
-            if on_progress is not None and row % _TELL_EVERY == 0:
+            if on_progress is not None and row % _REPORT_EVERY == 0:
                 on_progress(text.num_read, total)
         _sync(bad)
     if on_progress is not None:

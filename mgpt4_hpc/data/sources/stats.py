@@ -35,7 +35,7 @@ NUM_IMAGE_TOKENS = 32
 _END_SYMBOLS = {"stage1": "\n", "stage2": "###"}
 _SHOWN = 10
 _PAUSES_S = (0.2,)
-_TELL_EVERY = 256
+_REPORT_EVERY = 256
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def collect_stats(
             tally.unreadable[error.reason] += 1
         except StorageTrouble as error:
             tally.unreadable[f"the shard cannot be read: {error.__cause__}"] += 1
-        if on_progress is not None and done % _TELL_EVERY == 0:
+        if on_progress is not None and done % _REPORT_EVERY == 0:
             on_progress(done, len(chosen))
     stats = tally.summary(index, reader)
     reader.close()

@@ -90,7 +90,7 @@ class DeadlineStop:
         return replace(request, deadline=self._deadline)
 
     def request(self, reason: str) -> None:
-        """Wish to stop without a signal; changes nothing once one came."""
+        """Request a stop without a signal; changes nothing once one came."""
         self._signals.request(reason)
 
     def interrupting(self) -> AbstractContextManager[None]:

@@ -21,7 +21,7 @@ from mgpt4_hpc.run_dir import RunDir
 
 @dataclass(frozen=True)
 class Cancelled:
-    """What became of the wish to cancel one run.
+    """Result of cancelling one run.
 
     Attributes:
         run: the run.
@@ -92,7 +92,7 @@ def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnre
         f"job {job_id} of {run.name} may or may not be cancelled: {error.what}",
         why="Slurm may have received the request without confirming it, and may still carry it out",
         fix=f"once Slurm answers, `mgpt4 status {name}` shows what became of it; if the job is "
-        f"still there, give `mgpt4 cancel {name}` again, and if it is gone against your wish, "
+        f"still there, give `mgpt4 cancel {name}` again, and if it is gone and should not be, "
         f"`mgpt4 resume {name}`",
     )
 

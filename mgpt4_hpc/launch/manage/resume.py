@@ -48,7 +48,7 @@ from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, version_drift
 
 @dataclass(frozen=True)
 class Resumption:
-    """What became of the wish to go on.
+    """Result of resuming one run.
 
     Attributes:
         run: the run.

@@ -44,7 +44,7 @@ def cancel_requested(
     try:
         marked = retry_storage(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
     except ValueError:
-        return True  # made by hand with `touch`: the wish is plain
+        return True  # made by hand with `touch`, without content
     except (OSError, StorageTrouble):
         return False  # Slurm knows of a cancel, too; an error of storage is no cancel
     return job_id is None or marked is None or marked == job_id

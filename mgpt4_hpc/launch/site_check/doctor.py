@@ -13,8 +13,8 @@ from mgpt4_hpc.launch.site_check.doctor_slurm import (
     Prognosis,
     accepts_finding,
     ask_associations,
-    foretell,
     partition_findings,
+    predict,
     site_findings,
 )
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings, Level
@@ -80,7 +80,7 @@ def examine(
             for candidate in chosen:
                 findings += partition_findings(site, candidate, associations)
                 findings += _accepts(candidate, associations, account, qos, device)
-                prognoses.append(foretell(site, candidate, associations, qos))
+                prognoses.append(predict(site, candidate, associations, qos))
         except SlurmUnreachable as error:
             unreachable = error
             findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))

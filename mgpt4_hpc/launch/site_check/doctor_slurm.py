@@ -311,7 +311,7 @@ def accepts_finding(
 # -- what will happen -------------------------------------------------------------------------
 
 
-def foretell(
+def predict(
     site: SlurmSite,
     partition: Partition,
     associations: Sequence[Association],

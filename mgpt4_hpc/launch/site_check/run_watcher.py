@@ -60,7 +60,7 @@ class Watch:
         """Wait; the attempts once ``reached`` says so of them.
 
         Args:
-            what: names the wish in the failure.
+            what: names the awaited event in the failure.
             reached: asked again and again.
 
         Raises:

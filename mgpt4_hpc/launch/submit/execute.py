@@ -57,12 +57,12 @@ def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
 
             wait_for_runs([job.run for job in submitted], say=say)
     except KeyboardInterrupt:
-        _tell_what_goes_on(submitted, say)
+        _print_what_continues(submitted, say)
         raise
     return submitted
 
 
-def _tell_what_goes_on(submitted: list[Submitted], say: Say) -> None:
+def _print_what_continues(submitted: list[Submitted], say: Say) -> None:
     if not submitted:
         say("interrupted: nothing was submitted")
         return

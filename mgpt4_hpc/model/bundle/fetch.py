@@ -128,7 +128,7 @@ def _from_web(source: PublishedSource, target: Path, say: Say, on_progress: OnPr
                     part.unlink()
             raise
 
-    _insistently(download, source, say)
+    _with_retries(download, source, say)
     try:
         _require_hash(raw, source)
         read_header(raw)
@@ -191,7 +191,7 @@ def _from_hub(source: PublishedSource, folder: Path, say: Say) -> Path:
     if not sys.stderr.isatty():
         disable_progress_bars()
 
-    info = _insistently(
+    info = _with_retries(
         lambda: HfApi().model_info(source.hub, files_metadata=True, timeout=_TIMEOUT_S), source, say
     )
     files = {entry.rfilename: entry for entry in info.siblings or []}
@@ -207,7 +207,7 @@ def _from_hub(source: PublishedSource, folder: Path, say: Say) -> Path:
             max_workers=4,
         )
 
-    _insistently(download, source, say)
+    _with_retries(download, source, say)
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
@@ -232,7 +232,7 @@ def _from_hub(source: PublishedSource, folder: Path, say: Say) -> Path:
 # --- servers that stumble or refuse ---------------------------------------------------------------
 
 
-def _insistently(action: Callable[[], T], source: PublishedSource, say: Say) -> T:
+def _with_retries(action: Callable[[], T], source: PublishedSource, say: Say) -> T:
     """What ``action`` returns, tried again while the server is busy or the connection breaks.
 
     Raises:

@@ -127,7 +127,7 @@ def find_source(
     )
 
 
-def tell_apart(sources: Sequence[Source]) -> list[Source]:
+def with_distinct_names(sources: Sequence[Source]) -> list[Source]:
     """The sources under names that differ: where two have one, with their folders'."""
 
     def checkpoint(source: Source) -> Path:

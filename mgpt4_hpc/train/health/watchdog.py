@@ -159,7 +159,7 @@ class Watchdog:
     def _end(self, hang: Hang) -> None:
         """Stacks first: whatever comes after may hang as well."""
         self._wind_up(_NOTE_S + PEERS_S)
-        self._tell(
+        self._report(
             f"no sign of life for {hang.silent_s:.0f} s in phase {hang.phase!r} after step "
             f"{hang.step} ({hang.allowed_s:.0f} s are allowed); the stacks of all threads:"
         )
@@ -168,10 +168,10 @@ class Watchdog:
         noting.start()
         noting.join(_NOTE_S)
         time.sleep(PEERS_S)
-        self._tell(f"this process ends itself with code {EXIT_HUNG}")
+        self._report(f"this process ends itself with code {EXIT_HUNG}")
         os._exit(EXIT_HUNG)
 
-    def _tell(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         os.write(self._fd, f"\n=== hang: {text} ===\n".encode())
 
 

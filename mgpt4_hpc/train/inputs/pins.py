@@ -207,7 +207,7 @@ def _accepted_by(run: RunDir) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError:
-        return {}  # made by hand with `touch`: the wish is plain
+        return {}  # made by hand with `touch`, without content
 
 
 def _differences(

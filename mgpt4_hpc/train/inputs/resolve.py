@@ -103,7 +103,7 @@ def find_inputs(
     if checkpoint is None and content is not None and start is None:
         start = _start_after_all(run, config, content)
     if is_streamed(config):
-        _tell_of_streams(recorder, checkpoint is not None)
+        _warn_of_streams(recorder, checkpoint is not None)
     return Inputs(indexes, start, content, checkpoint)
 
 
@@ -213,7 +213,7 @@ def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
     recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
 
 
-def _tell_of_streams(recorder: Recorder, resumed: bool) -> None:
+def _warn_of_streams(recorder: Recorder, resumed: bool) -> None:
     recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
     what = "streams cannot be resumed where they stood: they began anew"
     if resumed:

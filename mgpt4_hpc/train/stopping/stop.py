@@ -48,7 +48,7 @@ class Interrupted(BaseException):
 
 @dataclass(frozen=True)
 class StopRequest:
-    """A wish to stop after the current step.
+    """A request to stop after the current step.
 
     Attributes:
         reason: what was noticed, as ``SIGTERM``.
@@ -70,7 +70,7 @@ class StopSource(Protocol):
         ...
 
     def request(self, reason: str) -> None:
-        """Wish to stop without a signal; changes nothing once one came."""
+        """Request a stop without a signal; changes nothing once one came."""
         ...
 
     def interrupting(self) -> AbstractContextManager[None]:
@@ -195,7 +195,7 @@ class SignalStop:
             self._interrupting = False
 
     def request(self, reason: str) -> None:
-        """Wish to stop without a signal; changes nothing once one came.
+        """Request a stop without a signal; changes nothing once one came.
 
         A local signal, even a step late, replaces a peer's request: it carries the reason, and
         so by when.

@@ -9,8 +9,8 @@ import pytest
 from mgpt4_hpc.launch.site_check import doctor_slurm
 from mgpt4_hpc.launch.site_check.doctor_slurm import (
     ask_associations,
-    foretell,
     partition_findings,
+    predict,
     site_findings,
 )
 from mgpt4_hpc.launch.site_check.finding import Level
@@ -21,7 +21,7 @@ from tests.unit.launch.site_check.recorded_sites import site, told
 
 
 def preempted(where: SlurmSite, partition: str = "a100-preempt") -> str:
-    return foretell(where, where.partitions[partition], []).happens["preempted"]
+    return predict(where, where.partitions[partition], []).happens["preempted"]
 
 
 def test_a_recorded_site() -> None:
@@ -99,7 +99,7 @@ def test_preemption_by_qos(qos: str | None, expected: str) -> None:
     assert "could not be asked for" in preempted(found)
     assert "by a higher QOS" in told(site_findings(found))
     found = replace(found, qos=parse_qos(QOS))
-    prognosis = foretell(found, found.partitions["a100"], [], qos)
+    prognosis = predict(found, found.partitions["a100"], [], qos)
     assert expected in prognosis.happens["preempted"]
 
 
@@ -168,7 +168,7 @@ def test_nodes() -> None:
 
 def test_the_settings_to_use() -> None:
     found = site(partition=("MaxTime=2-00:00:00", "MaxTime=00:04:00"))
-    told_settings = foretell(found, found.partitions["a100"], []).settings
+    told_settings = predict(found, found.partitions["a100"], []).settings
     assert told_settings == {
         "launch.partition": "a100",
         "launch.time_min": 4,
@@ -176,10 +176,10 @@ def test_the_settings_to_use() -> None:
         "launch.cpus_per_gpu": 8,
     }
     small = site(nodes=("CPUEfctv=64", "CPUEfctv=16"))
-    assert foretell(small, small.partitions["a100"], []).settings["launch.cpus_per_gpu"] == 4
+    assert predict(small, small.partitions["a100"], []).settings["launch.cpus_per_gpu"] == 4
     closed = site(partition=("AllowAccounts=ALL", "AllowAccounts=b,c"))
     mine = [Association("a"), Association("c")]
-    settings = foretell(closed, closed.partitions["a100"], mine).settings
+    settings = predict(closed, closed.partitions["a100"], mine).settings
     assert settings["launch.account"] == "c"
 
 
@@ -197,7 +197,7 @@ def test_running_over_the_limit(partition: str, config: str, sentence: str) -> N
         config=("OverTimeLimit           = 0 min", f"OverTimeLimit = {config}"),
         partition=("OverTimeLimit=NONE", f"OverTimeLimit={partition}"),
     )
-    assert sentence in foretell(found, found.partitions["a100"], []).happens["time limit"]
+    assert sentence in predict(found, found.partitions["a100"], []).happens["time limit"]
 
 
 @pytest.mark.parametrize(

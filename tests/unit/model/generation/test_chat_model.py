@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgpt4_hpc.errors import ConfigError, WeightsError
-from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source, tell_apart
+from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source, with_distinct_names
 from mgpt4_hpc.model.generation.generate import Sampling
 from mgpt4_hpc.prompts import Dialogue, Turn
 from mgpt4_hpc.run_dir import RunDir
@@ -47,7 +47,10 @@ def test_sources_of_one_name_are_told_apart(
     shutil.copytree(run.path, copied)
 
     def names(*paths: Path) -> list[str]:
-        return [s.name for s in tell_apart([find_source(path, weights=weights) for path in paths])]
+        return [
+            s.name
+            for s in with_distinct_names([find_source(path, weights=weights) for path in paths])
+        ]
 
     assert names(run.path, files[0]) == ["one step-00000012", "projector.safetensors"]
     assert names(*files[:2]) == ["a/projector.safetensors", "b/projector.safetensors"]
