@@ -10,11 +10,11 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import (
-    DurationMin,
     absolute,
     complete_runs,
     json_option,
     runs_dir_option,
+    where_options,
 )
 from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.formatting import printable
@@ -36,12 +36,7 @@ _NO_STEP = (
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
 @click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
 @click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
-@click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
-@click.option("--partition", help="Slurm partition.")
-@click.option("--account", help="Slurm account.")
-@click.option("--qos", help="Slurm quality of service.")
-@click.option("--constraint", help="Node features.")
-@click.option("--exclude", help="Nodes to keep away from.")
+@where_options
 @click.option(
     "--set",
     "assignments",

@@ -12,12 +12,13 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import (
-    DurationMin,
     absolute,
+    executor_option,
     given_runs_dir,
     json_option,
     runs_dir_option,
     site_option,
+    where_options,
 )
 from mgpt4_hpc.errors import ConfigError
 
@@ -46,12 +47,7 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     help="Nodes to spread the GPUs over; with --stage both stage 1's.",
 )
-@click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt.")
-@click.option("--partition", help="Slurm partition.")
-@click.option("--account", help="Slurm account.")
-@click.option("--qos", help="Slurm quality of service.")
-@click.option("--constraint", help="Node features.")
-@click.option("--exclude", help="Nodes to keep away from.")
+@where_options
 @click.option("--mail-type", metavar="TYPE,...", help="When Slurm mails: END, FAIL, REQUEUE ...")
 @click.option("--mail-user", metavar="ADDRESS", help="Recipient of Slurm's mail.")
 @click.option(
@@ -99,13 +95,7 @@ if TYPE_CHECKING:
     help="Any further sbatch option; repeat for more.",
 )
 @site_option
-@click.option(
-    "--executor",
-    type=click.Choice(["auto", "slurm", "local"]),
-    default="auto",
-    show_default=True,
-    help="auto is Slurm where sbatch is installed.",
-)
+@executor_option
 @click.option("--dry-run", is_flag=True, help="Print the batch script; write and submit nothing.")
 @click.option("--test-only", is_flag=True, help="Ask Slurm when it would start; submit nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")

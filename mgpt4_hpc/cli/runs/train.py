@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,9 +17,7 @@ import click
     is_flag=True,
     help="Continue with changed settings, data, weights or versions; the ledger records it.",
 )
-def train_command(
-    config: str, run_dir: Path | None, assignments: tuple[str, ...], accept_drift: bool
-) -> None:
+def train_command(**options: Any) -> None:
     """Train one run in this process, or continue it if its directory exists.
 
     For several GPUs start it by torchrun:
@@ -30,11 +29,5 @@ def train_command(
     # Imported here: it needs torch, which `mgpt4 --help` must not wait for.
     from mgpt4_hpc.train.__main__ import command
 
-    arguments = ["--cfg-path", config]
-    if run_dir is not None:
-        arguments += ["--run-dir", str(run_dir)]
-    for assignment in assignments:
-        arguments += ["--set", assignment]
-    if accept_drift:
-        arguments.append("--accept-drift")
-    command.main(args=arguments, prog_name="mgpt4 train", standalone_mode=False)
+    assert command.callback is not None
+    command.callback(**options)

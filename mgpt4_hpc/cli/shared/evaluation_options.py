@@ -16,7 +16,12 @@ from mgpt4_hpc.cli.shared.model_options import (
     model_options,
     sampling_options,
 )
-from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.options import (
+    absolute,
+    json_option,
+    runs_dir_option,
+    together,
+)
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.output_files import check_output, is_own_page
 
@@ -31,7 +36,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_LIMIT = 100
 """As many images as the paper looked at."""
 
-_OPTIONS = (
+evaluation_options: Callable[[F], F] = together(
     click.option(
         "--images",
         help="Folder of images, aligned folder, shards or their index; a toy run has its own.",
@@ -56,7 +61,12 @@ _OPTIONS = (
         type=click.Path(dir_okay=False, path_type=Path),
         help="Also write a page with the pictures into this file.",
     ),
+    model_options,
+    sampling_options,
+    runs_dir_option,
+    json_option,
 )
+"""Everything that ``eval`` and ``compare`` share; ``EvalOptions.of`` takes it."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +113,6 @@ class EvalOptions:
         from mgpt4_hpc.model.generation.chat_model import ChatModel
 
         return ChatModel(source, device=self.device, precision=self.precision)
-
-
-def evaluation_options(function: F) -> F:
-    """Everything that ``eval`` and ``compare`` share; ``EvalOptions.of`` takes it."""
-    for option in (json_option, runs_dir_option, sampling_options, model_options):
-        function = option(function)
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
 
 
 def find_examples(source: Source, eval_options: EvalOptions) -> list[Example]:

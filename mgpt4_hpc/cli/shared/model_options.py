@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from mgpt4_hpc.cli.shared.options import SEED, Number
+from mgpt4_hpc.cli.shared.options import (
+    SEED,
+    Number,
+    together,
+)
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import list_runs
@@ -22,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _RUNS_SHOWN = 10
 
-_MODEL_OPTIONS = (
+model_options: Callable[[F], F] = together(
     click.option(
         "--weights",
         envvar="MGPT4_WEIGHTS",
@@ -43,8 +47,9 @@ _MODEL_OPTIONS = (
         help="auto is fp32 on a CPU, bf16 on a GPU that has it.",
     ),
 )
+"""Which model answers, and how it computes."""
 
-_SAMPLING_OPTIONS = (
+sampling_options: Callable[[F], F] = together(
     click.option(
         "--max-new-tokens",
         type=click.IntRange(min=1),
@@ -80,22 +85,9 @@ _SAMPLING_OPTIONS = (
         show_default=True,
         help="Above 1 makes tokens that were said less likely; the original's demo has 1.05.",
     ),
-    click.option("--seed", type=SEED, default=42, show_default=True, help="Of the draws."),
+    click.option("--seed", type=SEED, default=42, show_default=True, help="Seed of the draws."),
 )
-
-
-def model_options(function: F) -> F:
-    """--weights, --template, --device and --precision."""
-    for option in reversed(_MODEL_OPTIONS):
-        function = option(function)
-    return function
-
-
-def sampling_options(function: F) -> F:
-    """How answers are generated; they arrive as ``make_sampling``'s arguments."""
-    for option in reversed(_SAMPLING_OPTIONS):
-        function = option(function)
-    return function
+"""How answers are generated; they arrive as ``make_sampling``'s arguments."""
 
 
 def make_sampling(

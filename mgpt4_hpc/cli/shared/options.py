@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,11 @@ class Number(click.FloatRange):
         return number
 
 
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """One decorator for several options, which ``--help`` lists in this order."""
+    return lambda function: reduce(lambda inner, option: option(inner), options[::-1], function)
+
+
 def _default_runs_dir() -> Path:
     """The site's folder, if its profile names one, else ``runs``."""
     from mgpt4_hpc.launch.submit.site_profile import choose_site
@@ -56,6 +62,14 @@ site_option: Callable[[F], F] = click.option(
     "--site",
     metavar="NAME|FILE",
     help="Site profile; else MGPT4_SITE, else the one named like the cluster.",
+)
+
+executor_option: Callable[[F], F] = click.option(
+    "--executor",
+    type=click.Choice(["auto", "slurm", "local"]),
+    default="auto",
+    show_default=True,
+    help="auto is Slurm where sbatch is installed.",
 )
 
 json_option: Callable[[F], F] = click.option(
@@ -105,6 +119,17 @@ class DurationMin(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         if not seconds or seconds < 60:
             self.fail(f"{value!r} is no time limit: write minutes, H:MM:SS or D-HH", param, ctx)
         return int(seconds // 60)
+
+
+where_options: Callable[[F], F] = together(
+    click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt."),
+    click.option("--partition", help="Slurm partition."),
+    click.option("--account", help="Slurm account."),
+    click.option("--qos", help="Slurm quality of service."),
+    click.option("--constraint", help="Node features."),
+    click.option("--exclude", help="Nodes to keep away from."),
+)
+"""Where and for how long a run's job may run."""
 
 
 def given_runs_dir(context: click.Context) -> Path | None:

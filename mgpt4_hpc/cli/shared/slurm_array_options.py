@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 import click
 
-from mgpt4_hpc.cli.shared.options import DurationMin
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    together,
+)
 from mgpt4_hpc.launch.side_jobs.array import (
     ArrayJob,
     Wants,
@@ -81,7 +84,7 @@ def array_options(*, parts: int, time_min: int, by_gpu: bool = False) -> Callabl
             help=f"With --slurm: tasks, at most. [{parts}]",
         )
     )
-    options = (
+    return together(
         click.option("--slurm", is_flag=True, help="Run in parts, as a Slurm array."),
         number,
         click.option("--partition", help="With --slurm: the partition."),
@@ -102,14 +105,6 @@ def array_options(*, parts: int, time_min: int, by_gpu: bool = False) -> Callabl
         click.option("--no-wait", is_flag=True, help="With --slurm: return once it is submitted."),
         click.option("--part", type=PartOf(), help="Do part I of N only, as a task of an array."),
     )
-
-    def decorate(function: F) -> F:
-        """The function with the options in the order of the list above."""
-        for option in reversed(options):
-            function = option(function)
-        return function
-
-    return decorate
 
 
 def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tuple[Array, Any]:

@@ -9,11 +9,14 @@ from typing import Any, TypeVar
 
 import click
 
-from mgpt4_hpc.cli.shared.options import DurationMin
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    together,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS = (
+slurm_options: Callable[[F], F] = together(
     click.option("--slurm", is_flag=True, help="Run on a GPU node, through srun."),
     click.option("--partition", help="With --slurm: the partition."),
     click.option(
@@ -26,6 +29,8 @@ _OPTIONS = (
     click.option("--gpus", type=click.IntRange(0), default=1, help="With --slurm: GPUs. [1]"),
     click.option("--srun", multiple=True, metavar="OPTION", help="With --slurm: option of srun."),
 )
+"""--slurm and its companions; ``split_slurm`` takes them."""
+
 _TAKES_VALUE = {"--partition", "--time", "--gpus", "--srun"}
 
 
@@ -43,13 +48,6 @@ class NodeRequest:
     gpus: int
     time_min: int
     extra: tuple[str, ...]
-
-
-def slurm_options(function: F) -> F:
-    """--slurm, --partition, --time, --gpus and --srun."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
 
 
 def split_slurm(options: Mapping[str, Any]) -> tuple[NodeRequest, dict[str, Any]]:

@@ -13,7 +13,14 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.bars import bars
-from mgpt4_hpc.cli.shared.options import DurationMin, Number, absolute, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.options import (
+    DurationMin,
+    Number,
+    absolute,
+    executor_option,
+    json_option,
+    runs_dir_option,
+)
 from mgpt4_hpc.errors import MgptError
 
 if TYPE_CHECKING:
@@ -74,13 +81,7 @@ if TYPE_CHECKING:
     help="Any further sbatch option; repeat for more.",
 )
 @click.option("--site", help="Site profile.")
-@click.option(
-    "--executor",
-    type=click.Choice(["auto", "slurm", "local"]),
-    default="auto",
-    show_default=True,
-    help="auto is Slurm where sbatch is installed.",
-)
+@executor_option
 @click.option("--keep", is_flag=True, help="Leave the two runs behind, also if all went well.")
 @runs_dir_option
 @json_option
