@@ -289,7 +289,7 @@ class LaunchConfig(_Section):
     mem_gib_per_gpu: Positive | None = None
     """Memory per task; none is the site's default."""
     time_min: Positive = 1440
-    """Time limit of one attempt; the run goes on in the next."""
+    """Time limit of one attempt; the run continues in the next."""
     signal_before_s: Positive = 120
     """Slurm warns this long before the time limit."""
     stop_signals: tuple[StopSignal, ...] = ("TERM", "USR2", "USR1")

@@ -53,7 +53,7 @@ def fetch_command(
     """Fetch ready-made shards from a data set of the Hugging Face hub, or from a list of URLs.
 
     A file appears when it is whole and its hash is right. After any interruption the same command
-    goes on where it stopped, at the same commit of the repository. Several machines may work on one
+    continues where it stopped, at the same commit of the repository. Several machines may fill one
     folder. `mgpt4 data index` then reads the shards as they are.
 
     \b

@@ -18,7 +18,7 @@ from mgpt4_hpc.formatting import printable
 @runs_dir_option
 @json_option
 def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: bool) -> None:
-    """Cancel the jobs of runs. Nothing is deleted: `mgpt4 resume` goes on from the last checkpoint.
+    """Cancel the jobs of runs. Nothing is deleted; `mgpt4 resume` continues a cancelled run.
 
     A sweep's name stands for all of its runs.
 

@@ -22,7 +22,7 @@ _LOOK_EVERY_S = 5.0
 
 @click.command("logs", short_help="Print or follow a run's log.")
 @click.argument("name", metavar="[RUN]", required=False, shell_complete=complete_runs)
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until the run is over.")
+@click.option("-f", "--follow", is_flag=True, help="Continue to print until the run is over.")
 @click.option(
     "--rank", type=click.IntRange(min=0), default=0, show_default=True, help="Which task's log."
 )

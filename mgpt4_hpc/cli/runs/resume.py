@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _NO_STEP = (
-    "a run goes on from its newest checkpoint; from another one a new run does: "
+    "a run continues from its newest checkpoint; a new run can from another one: "
     "mgpt4 submit --from RUN@STEP --continue --name NEW"
 )
 
@@ -63,7 +63,7 @@ _NO_STEP = (
     "--as",
     "new_name",
     metavar="NAME",
-    help="Go on as a new run of this name, which may have other settings; RUN stays as it is.",
+    help="Continue as a new run of this name, which may have other settings; RUN stays as it is.",
 )
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
@@ -80,7 +80,7 @@ def resume_command(
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Submit unfinished runs again; each goes on from its last checkpoint.
+    """Submit unfinished runs again; each continues from its last checkpoint.
 
     Any number of GPUs will do: the samples and their order stay the same. --set train.max_steps=N
     makes a run longer or shorter, whether it is finished, at work or neither. Learning rate, batch
@@ -90,7 +90,7 @@ def resume_command(
     A sweep's name stands for those of its runs that neither are finished nor at work; each becomes
     a job of its own, and waits for others to end where the sweep was submitted with --max-parallel.
 
-    With --as a new run goes on from RUN's checkpoint, with a history of its own and any settings. A
+    With --as a new run continues from RUN's checkpoint, with its own history and any settings. A
     folder that was copied needs that: the job belongs to the original.
 
     \b

@@ -129,7 +129,7 @@ def submit_command(
     RUN is a run's name or path, or one of its checkpoints: RUN@STEP, RUN/checkpoints/step-N.
     With --after the model is RUN's: its bundle and conversation format. With --from all settings
     are RUN's, but for those of --set; the new run starts from RUN's projector, or with --continue
-    goes on from RUN's step as RUN would have.
+    resumes at RUN's step as RUN would have.
 
     \b
     mgpt4 submit --stage both --gpus 4 --nodes 2 --partition a100-preempt

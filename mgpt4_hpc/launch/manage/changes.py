@@ -87,7 +87,7 @@ def change(
         raise ConfigError("the options have faults", faults=[*faults, *refusals])
     if refusals:
         raise ConfigError(
-            "a run that goes on cannot change this",
+            "a resumed run cannot change this",
             faults=refusals,
             fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
             "this one's projector; --continue keeps optimizer and position too",
