@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
 
 
 BEGIN = (
-    "<!-- made from the schema: MGPT4_UPDATE_DOCS=1 pytest tests/unit/config/test_sites.py -->\n"
+    "<!-- made from the schema: MGPT4_UPDATE_DOCS=1 pytest tests/unit/config/test_describe.py -->\n"
 )
 
 
