@@ -261,12 +261,12 @@ class RunDir:
 
     def damaged(self, file: Path, fix: str = "") -> RunDamaged:
         """The error for an unreadable file of the run; ``fix`` names another remedy."""
-        anew = f"mgpt4 submit --set model.projector={shlex.quote(str(self.path))} ..."
+        new_run = f"mgpt4 submit --set model.projector={shlex.quote(str(self.path))} ..."
         fix = f"{fix}; or" if fix else "restore it from a backup, or"
         return RunDamaged(
             f"{file} is damaged: it is empty, cut, or no text of its kind",
             why="a power loss leaves files so that were not on disk yet, and so does a full disk",
-            fix=f"{fix} start a new run from this one's newest checkpoint: {anew}",
+            fix=f"{fix} start a new run from this one's newest checkpoint: {new_run}",
         )
 
     # -- attempts: fencing without locks, which do not hold on NFS and Lustre -----------------

@@ -52,7 +52,7 @@ class _Widgets:
         visitor: the visitor's conversation, None before its first question.
         talk: shows it.
         box: question and images.
-        stop, anew: buttons.
+        stop, reset: buttons.
         speaker: chooses who answers.
         sliders: of the sampling, in the order of ``_sampling``'s arguments.
     """
@@ -61,7 +61,7 @@ class _Widgets:
     talk: gr.Chatbot
     box: gr.MultimodalTextbox
     stop: gr.Button
-    anew: gr.Button
+    reset: gr.Button
     speaker: gr.Dropdown
     sliders: list[gr.components.Component]
 
@@ -101,25 +101,25 @@ def _lay_out(speakers: Sequence[str], start: Sampling, limits: Limits) -> _Widge
             )
             box = gr.MultimodalTextbox(
                 show_label=False,
-                placeholder="A question; images by the clip, or drop them here",
+                placeholder="Ask a question; attach or drop images",
                 sources=["upload"],
                 file_count="multiple",
                 autofocus=True,
                 elem_id="question",
             )
             with gr.Row():
-                stop = gr.Button("Break off", size="sm")
-                anew = gr.Button("New conversation", size="sm")
+                stop = gr.Button("Stop", size="sm")
+                reset = gr.Button("New conversation", size="sm")
         with gr.Column(scale=1, min_width=260):
             speaker = gr.Dropdown(
                 speakers,
                 value=speakers[0],
                 label="Checkpoint",
-                info="Another one begins anew, with the same images.",
+                info="Another one starts a new conversation with the same images.",
                 elem_id="speaker",
             )
             sliders = _sliders(start, limits)
-    return _Widgets(visitor, talk, box, stop, anew, speaker, sliders)
+    return _Widgets(visitor, talk, box, stop, reset, speaker, sliders)
 
 
 def _answering(
@@ -198,7 +198,7 @@ def _connect(widgets: _Widgets, answer: Answering) -> None:
         queue=False,
         api_name=False,
     )
-    for forget in (widgets.anew.click, talk.clear):
+    for forget in (widgets.reset.click, talk.clear):
         forget(
             lambda: (None, [], None),
             None,

@@ -32,14 +32,14 @@ class Ways:
 
     Attributes:
         add: how to add an image.
-        anew: how to begin a new conversation.
+        reset: how to start a new conversation.
     """
 
     add: str
-    anew: str
+    reset: str
 
 
-TERMINAL = Ways(add="add one: /image FILE", anew="begin a new one with /reset")
+TERMINAL = Ways(add="add one: /image FILE", reset="start a new one with /reset")
 
 
 class Answering(Protocol):
@@ -161,6 +161,6 @@ def fitting(sampling: Sampling, room: int | None, ways: Ways) -> Sampling:
         raise ConfigError(
             f"the conversation fills the language model's context: {max(room, 0)} "
             f"tokens are left for an answer, at least {MIN_ANSWER_TOKENS} are needed",
-            fix=f"{ways.anew}, or ask something shorter",
+            fix=f"{ways.reset}, or ask something shorter",
         )
     return dataclasses.replace(sampling, max_new_tokens=room)

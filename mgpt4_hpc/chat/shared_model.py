@@ -31,8 +31,8 @@ _CACHE_SHARE = 0.4
 """Share of free memory for the cache: joins and leaves copy a layer, and prompts need room."""
 
 PAGE = Ways(
-    add="add one by the clip beside the question, or drop it there",
-    anew='begin a new one with "New conversation"',
+    add="attach one to the question, or drop it there",
+    reset='start a new one with "New conversation"',
 )
 """Visitors have a page, not a command line."""
 
@@ -182,7 +182,7 @@ class SharedModel:
         if len(visitor.pictures) >= MAX_IMAGES:
             raise DataError(
                 f"{name} is one image too many: a conversation may have {MAX_IMAGES}",
-                fix=PAGE.anew,
+                fix=PAGE.reset,
             )
         visitor.session.add_picture(data, name)
         visitor.pictures.append(picture)

@@ -12,7 +12,7 @@ from mgpt4_hpc.errors import ConfigError, MgptError
 
 HELP = """\
 /image FILE   show another image (or several, or names in quotes) with the next question
-/reset        begin anew, without images
+/reset        start a new conversation, without images
 /history      what was said so far
 /save FILE    write the conversation; `mgpt4 chat --resume FILE` continues it
 /help         this list
@@ -108,7 +108,7 @@ def _image(session: ChatSession, name: str) -> None:
 
 def _reset(session: ChatSession) -> None:
     session.reset()
-    _show("begun anew; show an image with /image FILE")
+    _show("new conversation; add an image with /image FILE")
 
 
 def _history(session: ChatSession) -> None:

@@ -220,9 +220,9 @@ class CheckpointStore:
         if unreadable:
             raise StorageTrouble(
                 f"no checkpoint in {self.folder.resolve()} can be read: {unreadable[0].what}",
-                why="they may be whole, so the run does not begin anew without them",
+                why="they may be whole, so the run does not start from step 0 without them",
                 fix="the job comes back by itself; if the disk has lost them, move their folders "
-                "away to begin anew",
+                "away to start from step 0",
             ) from unreadable[0]
         return None
 

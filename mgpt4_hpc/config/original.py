@@ -210,7 +210,7 @@ def _take_run(imported: Imported, faults: list[str], theirs: dict[str, Any]) -> 
         if warmup > int(iters):
             faults.append(
                 f"run.warmup_steps {warmup} is above run.iters_per_epoch {iters}: the original "
-                "would begin its warm-up anew in each epoch"
+                "would repeat its warm-up in each epoch"
             )
         imported.put("train.max_steps", total // accum, "run.max_epoch x run.iters_per_epoch")
     imported.put("train.warmup_steps", warmup // accum, "run.warmup_steps")

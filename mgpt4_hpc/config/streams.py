@@ -13,7 +13,7 @@ _BETWEEN_URLS = re.compile(r"::(?=pipe:|[a-z][a-z0-9+.-]*://|[/.~])")
 """An IPv6 address has the two colons as well."""
 
 WARNING = (
-    "its sources are URLs and read as streams: a resumed run begins them anew in another order, "
+    "its sources are URLs and read as streams: a resumed run starts them again in another order, "
     "so that samples may come twice or not at all within an epoch (download the shards and index "
     "them for an exact one)"
 )

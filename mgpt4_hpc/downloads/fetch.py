@@ -272,7 +272,9 @@ def begun_with(out: Path) -> tuple[str, str] | None:
         return None
     begun = _read_json(path)
     if begun is None or begun.get("format") != _FORMAT:
-        raise DataError(f"{path} cannot be read", fix="remove it: what is there is verified anew")
+        raise DataError(
+            f"{path} cannot be read", fix="remove it: the files are then verified again"
+        )
     return str(begun["source"]), str(begun["revision"])
 
 
@@ -331,7 +333,7 @@ class _Sink:
     def seek(self, offset: int, whence: int = 0) -> int:
         """Go back to the begin: the server sends the whole file again."""
         if offset or whence:
-            raise OSError(errno.ESPIPE, "a download goes on or begins anew, and nothing else")
+            raise OSError(errno.ESPIPE, "a download continues or starts from 0, nothing else")
         self._raw.seek(0)
         self.size, self._state = 0, _new_hash(self._file)
         return 0

@@ -31,7 +31,7 @@ from mgpt4_hpc.output_files import check_replaced
 from mgpt4_hpc.retry import retry_storage
 
 _STAT_THREADS = 16
-_UNNOTED = "it is no part of a sample (index the shard anew to see why)"
+_UNNOTED = "it is no part of a sample (index the shard again to see why)"
 _T = TypeVar("_T")
 
 

@@ -78,7 +78,7 @@ class Stager:
         position: int,
     ) -> None:
         self.folder = folder
-        _make_anew(folder)
+        _recreate(folder)
         context = get_context("fork")
         self._position = context.RawValue("q", position)
         self._counts = context.RawArray("q", 4)
@@ -217,7 +217,7 @@ def _copy_range(index: ShardIndex, stretch: Stretch, target: Path) -> None:
             raise OSError(errno.ESTALE, "it is written to while it is copied")
 
 
-def _make_anew(folder: Path) -> None:
+def _recreate(folder: Path) -> None:
     """An empty folder of our own, whatever a killed attempt left."""
     with contextlib.suppress(FileNotFoundError):
         state = folder.lstat()

@@ -106,7 +106,7 @@ def mend(run: RunDir) -> list[str]:
         elif path not in code:
             raise RunDamaged(
                 f"{path} is damaged: it is not what was written, as after a power loss",
-                fix=f"`mgpt4 resume {shlex.quote(str(run.path))}` writes it anew",
+                fix=f"`mgpt4 resume {shlex.quote(str(run.path))}` writes it again",
             )
         if path not in code:
             made.append(f"{path.relative_to(run.path)}: made again")

@@ -152,7 +152,7 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
 def _index_findings(source: SourceConfig, shards: list[Path]) -> tuple[list[str], list[LeftOut]]:
     if not source.index:
         return [], []  # made at the first start, of what is there then
-    again = "make it anew with `mgpt4 data index`"
+    again = "make it again with `mgpt4 data index`"
     index_path = Path(source.index)
     if not index_path.exists():
         near = beside(index_path)

@@ -215,7 +215,7 @@ def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
 
 def _warn_of_streams(recorder: Recorder, resumed: bool) -> None:
     recorder.say(f"WARNING: this run cannot resume exactly: {WARNING}")
-    what = "streams cannot be resumed where they stood: they began anew"
+    what = "streams cannot be resumed where they stood: they started again"
     if resumed:
         recorder.event(Kind.DRIFT, what=[what], accepted=True)
 

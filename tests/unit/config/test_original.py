@@ -135,7 +135,7 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
         ({"model__freeze_vit": False}, "model.freeze_vit is False: only the projector"),
         ({"run__lr_sched": "linear_warmup_step_lr"}, "run.lr_sched is 'linear_warmup_step_lr'"),
         ({"run__init_lr": "fast"}, "run.init_lr is 'fast', which is no number"),
-        ({"run__warmup_steps": 6000}, "begin its warm-up anew in each epoch"),
+        ({"run__warmup_steps": 6000}, "repeat its warm-up in each epoch"),
         ({"datasets__coco_caption": {"batch_size": 64}}, "datasets.coco_caption: not one of"),
         ({"datasets__laion__batch_size": 32}, "one and the same"),
         ({"model__prompt_path": "prompts/alignment.txt"}, "datasets.laion belongs to stage 1"),

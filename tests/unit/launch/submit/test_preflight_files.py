@@ -61,7 +61,7 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     extra = shards / "zzz.tar"
     extra.write_bytes(paths[0].read_bytes())
     (fault,) = source_findings(checked)[0]
-    assert "lacks 1 shard (zzz.tar): make it anew" in fault
+    assert "lacks 1 shard (zzz.tar): make it again" in fault
     extra.unlink()
     with paths[0].open("ab") as file:
         file.write(b"\0" * 512)
