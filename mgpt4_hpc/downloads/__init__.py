@@ -1,1 +1,1 @@
-"""Files of the Hugging Face hub, or behind plain URLs, into a folder."""
+"""Files of the Hugging Face hub, or behind plain URLs, into a folder. Knows no file's meaning."""

@@ -1,1 +1,1 @@
-"""Which sample comes when: a pure function of seed, sources and position."""
+"""Which sample comes when: a pure function of seed, sources and position. Reads no bytes."""

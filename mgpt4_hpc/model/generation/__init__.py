@@ -1,1 +1,1 @@
-"""The model that answers: prompts as embeddings, sampling, decoding."""
+"""The model that answers: embedded prompts, sampling, decoding. Conversations are in ``chat``."""

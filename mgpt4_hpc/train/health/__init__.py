@@ -1,1 +1,4 @@
-"""Whether nodes, ranks and the loss are fit: node check, consensus, watchdog."""
+"""Whether nodes, ranks and the loss are fit: node check, consensus, watchdog.
+
+What a job does about an unfit node is in ``launch.job``.
+"""

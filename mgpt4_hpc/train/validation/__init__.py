@@ -1,1 +1,4 @@
-"""Validation during training: the loss on held-out samples, and answers to questions."""
+"""Validation during training: the loss on held-out samples, and answers to questions.
+
+Scores of answers are in ``evaluation``.
+"""
