@@ -1,10 +1,13 @@
-"""Quantities as people say them."""
+"""Quantities, and the names beside a missing file, as messages show them."""
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import time
+from pathlib import Path
 
+_NAMES_SHOWN = 3
 _STEPS = (("s", 1.0, 90.0), ("min", 60.0, 90 * 60.0), ("h", 3600.0, 48 * 3600.0))
 
 
@@ -65,3 +68,28 @@ def size_text(size: float) -> str:
 def counted(number: int, noun: str) -> str:
     """``1 shard``, ``2 shards``."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def beside(path: Path) -> str:
+    """``; beside it lie 1.png, 1.PNG``, to be put behind "No such file"; empty if nothing is near.
+
+    Near are the same name in other letters or with another extension, then similar names.
+    """
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except OSError:
+        return _folder_beside(path)
+    stem = path.stem.casefold()
+    same = [name for name in names if name.casefold().partition(".")[0] == stem.partition(".")[0]]
+    near = same or difflib.get_close_matches(path.name, names, _NAMES_SHOWN, cutoff=0.75)
+    if not near:
+        return ""
+    more = " ..." if len(near) > _NAMES_SHOWN else ""
+    verb = "lies" if len(near) == 1 else "lie"
+    return f"; beside it {verb} {', '.join(near[:_NAMES_SHOWN])}{more}"
+
+
+def _folder_beside(path: Path) -> str:
+    """The same for the first folder on the way that is missing."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    return f"; {missing[-1]} does not exist{beside(missing[-1])}" if missing else ""

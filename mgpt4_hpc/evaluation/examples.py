@@ -24,7 +24,7 @@ from mgpt4_hpc.data.sources.pack import (
     read_annotations,
 )
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.resources import expand_toy
 from mgpt4_hpc.text_files import NotUtf8, parse_json, read_utf8
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.formatting import clock_time
+from mgpt4_hpc.formatting import beside, clock_time
 from mgpt4_hpc.run_dir import read_json, write_json
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import make_run
@@ -32,3 +32,21 @@ def test_ls_tells_local_times_as_history_does(
     time.tzset()
     assert "2026-11-22 20:47:19" in out and "once" in out
     assert {row["name"]: row["created"] for row in mgpt4("ls", "--json").json} == told
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("Cat.png", "; beside it lies cat.jpg"),
+        ("dgo.jpg", "; beside it lies dog.jpg"),
+        ("0001.tar", "; beside it lie 0001.jpg, 0001.json, 0001.txt ..."),
+        ("bird.jpg", ""),
+        ("no/such/cat.jpg", "; {}/no does not exist"),
+        ("Dgos/x.jpg", "; {}/Dgos does not exist; beside it lies Dogs"),
+    ],
+)
+def test_similar_names_are_listed(wanted: str, message: str, tmp_path: Path) -> None:
+    for name in ("cat.jpg", "dog.jpg", *(f"0001.{end}" for end in ("jpg", "json", "txt", "wds"))):
+        (tmp_path / name).touch()
+    (tmp_path / "Dogs").mkdir()
+    assert beside(tmp_path / wanted) == message.format(tmp_path)

@@ -117,20 +117,15 @@ def serve_command(
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = [place(name) for name in models or (None,)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
-
-    def announce() -> None:
-        """Print the models and the address once the server answers."""
-        _print_models(shared_model, chat_model, sources[0])
-        _print_address(endpoint, page=not no_page, api=api)
-
+    page = not no_page
     serve(
         shared_model,
         settings,
         Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model)),
         endpoint,
-        page=not no_page,
+        page=page,
         api=api,
-        on_ready=announce,
+        on_ready=partial(_print_ready, shared_model, chat_model, sources[0], endpoint, page, api),
     )
     click.echo("stopped", err=True)
 
@@ -152,6 +147,18 @@ def _longest(chat_model: Any) -> int:
     from mgpt4_hpc.model.generation.prompt_embedding import context_length
 
     return max(16, min(2048, (context_length(chat_model.model) or 2048) // 2))
+
+
+def _print_ready(
+    shared_model: SharedModel,
+    chat_model: ChatModel,
+    source: Source,
+    endpoint: Endpoint,
+    page: bool,
+    api: bool,
+) -> None:
+    _print_models(shared_model, chat_model, source)
+    _print_address(endpoint, page=page, api=api)
 
 
 def _print_models(shared_model: SharedModel, chat_model: ChatModel, source: Source) -> None:

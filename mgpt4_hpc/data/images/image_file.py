@@ -11,7 +11,7 @@ from PIL import Image
 from mgpt4_hpc.data.images.decode import ImageError, Pixels, decode_image, decode_rgb
 from mgpt4_hpc.data.images.formats import READ, suffix_of
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.formatting import beside
 
 MAX_PICTURE_BYTES = 50 * 2**20
 """Size of a file beyond which it is not even read."""

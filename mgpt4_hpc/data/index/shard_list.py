@@ -13,7 +13,7 @@ from mgpt4_hpc.config.streams import is_url, split_joined
 from mgpt4_hpc.data.images.formats import suffix_of
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.resources import expand_toy
 from mgpt4_hpc.text_files import NotUtf8, read_utf8
 

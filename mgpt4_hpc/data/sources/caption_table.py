@@ -26,7 +26,7 @@ from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, is_visible
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sources.convert import array_entries, encodes
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.text_files import parse_json
 
 By = Literal["url", "key"]

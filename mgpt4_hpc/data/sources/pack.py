@@ -17,7 +17,7 @@ from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, is_visible
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.nearby import beside
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.retry import is_transient
 from mgpt4_hpc.text_files import NotUtf8, parse_json, read_utf8
 

@@ -155,11 +155,7 @@ class _Drill:
         self._name = f"drill-{time.strftime('%d%H%M%S')}-{os.getpid()}"
 
     def perform(self) -> DrillResult:
-        """Run both jobs, interrupt one, and compare them.
-
-        Raises:
-            DrillFailed: naming what did not happen as it should.
-        """
+        """Run both jobs, interrupt one and compare them. Raises DrillFailed with the reason."""
         began = time.monotonic()
         disturbed = plan_one(self._request("disturbed"), self.environ)
         for note in disturbed.resolved.notes:
@@ -178,13 +174,10 @@ class _Drill:
         before = len(watch.attempts)
         asked_at = time.time()
         how = self._preempt_run(job, watch, preemptor, before)
-        interrupted = watch.until(
+        halted = watch.until(
             "was not stopped", lambda seen: len(seen) > before or seen[before - 1].ended
         )[before - 1]
-        self.reporter.say(
-            f"attempt {interrupted.number} was {interrupted.cause} at step {interrupted.last_step}"
-        )
-
+        self.reporter.say(f"attempt {halted.number} was {halted.cause} at step {halted.last_step}")
         if self.executor != "slurm":
             self._start_alone(None)
         watch.until(
@@ -206,16 +199,16 @@ class _Drill:
             executor=self.executor,
             how=how,
             causes=[attempt.cause for attempt in attempts],
-            stopped_at=interrupted.last_step,
+            stopped_at=halted.last_step,
             resumed_from=again.restored_step,
             steps=self.steps,
-            stop_s=max(0.0, interrupted.end - asked_at),
-            wait_s=max(0.0, again.start - interrupted.end),
+            stop_s=max(0.0, halted.end - asked_at),
+            wait_s=max(0.0, again.start - halted.end),
             start_s=max(0.0, (again.first_step_at or again.end) - again.start),
             follow_s=None if self.executor != "slurm" else undisturbed[0].start - attempts[-1].end,
             seconds=time.monotonic() - began,
             faults=[
-                *_faults(job.run, alone.run, interrupted, again, attempts + undisturbed),
+                *_faults(job.run, alone.run, halted, again, attempts + undisturbed),
                 *self._started_again(job, attempts[-1]),
             ],
             notes=notes,
@@ -331,8 +324,8 @@ class _Drill:
 
         def happened(seen: list[Attempt]) -> bool:
             """Whether the attempt was preempted: it got a signal, ended, or has a successor."""
-            interrupted = seen[before - 1]
-            return len(seen) > before or bool(interrupted.signals) or interrupted.ended
+            halted = seen[before - 1]
+            return len(seen) > before or bool(halted.signals) or halted.ended
 
         def decided(seen: list[Attempt]) -> bool:
             """Whether it was preempted, or is too close to its end for that."""
@@ -405,19 +398,19 @@ def _is_finished(attempts: list[Attempt]) -> bool:
 
 
 def _faults(
-    disturbed: RunDir, alone: RunDir, interrupted: Attempt, again: Attempt, attempts: list[Attempt]
+    disturbed: RunDir, alone: RunDir, halted: Attempt, again: Attempt, attempts: list[Attempt]
 ) -> list[str]:
     faults = []
-    if interrupted.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
-        faults.append(f"the attempt whose nodes were taken ended as {interrupted.cause!r}")
+    if halted.cause not in (Cause.PREEMPTED, Cause.REQUEUED):
+        faults.append(f"the attempt whose nodes were taken ended as {halted.cause!r}")
     if not again.restored_step:
         faults.append(
-            f"the checkpoint of step {interrupted.last_step} was lost: the next attempt began at 0"
+            f"the checkpoint of step {halted.last_step} was lost: the next attempt began at 0"
         )
-    elif again.restored_step != interrupted.last_step:
+    elif again.restored_step != halted.last_step:
         faults.append(
-            f"{interrupted.last_step - again.restored_step} steps were lost: it was stopped at "
-            f"step {interrupted.last_step} and continued from {again.restored_step}"
+            f"{halted.last_step - again.restored_step} steps were lost: it was stopped at "
+            f"step {halted.last_step} and continued from {again.restored_step}"
         )
     unequal = differences(disturbed, alone)
     if unequal:

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.launch.job.launcher_script import write_shim
-from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.run_dir import RunDir
 
 

@@ -13,7 +13,7 @@ from mgpt4_hpc.data.index.left_out import LeftOut, in_words
 from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out_of_folders
 from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.formatting import beside, counted
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.conversion.parts import LLM_FOLDER
@@ -28,7 +28,6 @@ from mgpt4_hpc.model.llm_files.check import check_llm
 from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template, read_llm_config
 from mgpt4_hpc.model.weight_files.headers import read_header
 from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
-from mgpt4_hpc.nearby import beside
 from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
 
 _SHOWN = 3
