@@ -131,7 +131,7 @@ def processes(run: Path) -> dict[str, list[str]]:
     return {
         "import_torch": ["-c", "import torch"],
         "import_rank": ["-c", "import mgpt4_hpc.launch.job.rank, mgpt4_hpc.train.run"],
-        "import_models": ["-c", f"import {models}, timm.models.eva"],
+        "import_models": ["-c", f"import mgpt4_hpc, {models}, timm.models.eva"],
         "one_toy_step": train,
     }
 

@@ -70,7 +70,7 @@ def try_combination(python: str, resolution: str, folder: Path) -> str:
     uv("pip", "install", "-q", "--python", inside, "--resolution", resolution, "-e", ".[dev]")
     listed = json.loads(uv("pip", "list", "--python", inside, "--format", "json").stdout)
     versions = {one["name"]: one["version"] for one in listed}
-    select = ["-m", "not soak and not gpu", "-n", "2", "-q", "-p", "no:cacheprovider"]
+    select = ["-m", "not soak and not gpu and not slow", "-n", "2", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [inside, "-m", "pytest", *select, *TESTS], cwd=ROOT, text=True, capture_output=True
     )

@@ -20,6 +20,7 @@ from mgpt4_hpc.model.bundle.fetch import fetch_bundle
 from mgpt4_hpc.model.bundle.published import PublishedSource
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.resources import toy_world_dir
+from tests.cli.fakes import replace_sleep
 from tests.support.shown import assert_schema
 from tests.support.weights_server import WeightsServer, weights_server
 
@@ -39,6 +40,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WeightsS
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "MGPT4_WEIGHT_SOURCES"):
         monkeypatch.delenv(name, raising=False)
     with weights_server(folder) as running:
+        for module in ("file_download", "utils._http"):  # their pauses: seconds
+            replace_sleep(monkeypatch, f"huggingface_hub.{module}", lambda _: None)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE",
                             running.url + "/{repo_id}/resolve/{revision}/{filename}")  # fmt: skip
