@@ -56,7 +56,7 @@ def event_of(decision: Decision) -> str | None:
     return None
 
 
-def tell(run: RunDir, start: JobStart, event: str | None, cause: str, reason: str) -> None:
+def run_hooks(run: RunDir, start: JobStart, event: str | None, cause: str, reason: str) -> None:
     """Run the run's commands, all at once, and wait for them, but not long.
 
     Args:
@@ -70,22 +70,22 @@ def tell(run: RunDir, start: JobStart, event: str | None, cause: str, reason: st
         return
     try:
         launch = read_config(run.config_file).config.launch
-        if not launch.on_event or not _first_to_tell(run, start, event):
+        if not launch.on_event or not _claim_event(run, start, event):
             return
         text = json.dumps(_facts(run, start, event, cause, reason), sort_keys=True) + "\n"
         # Slurm signals every process of a job that it ends; these get the time that we have.
         with commands.signals_held_back(), ThreadPoolExecutor(len(launch.on_event)) as pool:
-            told = pool.map(
+            outputs = pool.map(
                 lambda command: _run(command, text, launch.on_event_timeout_s), launch.on_event
             )
-            for line in filter(None, told):
+            for line in filter(None, outputs):
                 print(line, flush=True)
     except Exception as error:  # noqa: BLE001 - nothing in here may harm the run
-        print(f"on_event: {event} could not be told: {error}", flush=True)
+        print(f"on_event: {event} could not be sent: {error}", flush=True)
 
 
-def _first_to_tell(run: RunDir, start: JobStart, event: str) -> bool:
-    """Whether this event of this start was not sent yet: rank 0 and the batch script both may."""
+def _claim_event(run: RunDir, start: JobStart, event: str) -> bool:
+    """Whether to send this event of this start: rank 0 and the batch script both may, one does."""
     folder = run.slurm / "told"
     whose = f"{start.cluster}-" if start.cluster else ""
     mark = folder / f"{whose}{start.job_id}-{start.restart_count}-{event}"

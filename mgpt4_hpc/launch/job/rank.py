@@ -16,7 +16,7 @@ from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptEr
 from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.job.environment import JobEnvironment, read_job_environment
-from mgpt4_hpc.launch.job.event_hooks import FINISHED, tell
+from mgpt4_hpc.launch.job.event_hooks import FINISHED, run_hooks
 from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, apply_decision, exit_code, find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.job.successor import of_its_line
@@ -263,7 +263,7 @@ def _record_finished(run: RunDir, start: JobStart, outcome: Outcome, recorder: R
     done = {} if outcome.reason else {"all_steps": outcome.step}
     recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **done)
     reason = outcome.reason or f"all {outcome.step} steps are done"
-    tell(run, start, FINISHED, Cause.FINISHED, reason)
+    run_hooks(run, start, FINISHED, Cause.FINISHED, reason)
 
 
 def _leave(code: int) -> None:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
-from mgpt4_hpc.launch.job.event_hooks import event_of, tell
+from mgpt4_hpc.launch.job.event_hooks import event_of, run_hooks
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.job.successor import submit_successor
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
@@ -218,7 +218,7 @@ def apply_decision(
         the decision; where Slurm refuses the requeue that of a successor, or a request to the user.
     """
     decision = _act(run, start, decision, bad_nodes, until, in_rank=in_rank)
-    tell(run, start, event_of(decision), decision.cause, decision.reason)
+    run_hooks(run, start, event_of(decision), decision.cause, decision.reason)
     return decision
 
 

@@ -25,7 +25,7 @@ from mgpt4_hpc.errors import (
 )
 from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import start_of
-from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, tell
+from mgpt4_hpc.launch.job.event_hooks import FAILED, FINISHED, RESUBMIT_NEEDED, run_hooks
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
 from mgpt4_hpc.launch.job.requeue import (
     EXIT_RESTART,
@@ -103,7 +103,7 @@ def decide_after_exit(run: RunDir, start: JobStart, code: int) -> Verdict:
     """
     mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
     if mine is not None and mine.cause == Cause.FINISHED:
-        tell(run, start, FINISHED, Cause.FINISHED, "all steps are done")
+        run_hooks(run, start, FINISHED, Cause.FINISHED, "all steps are done")
         return Verdict(0, False, "finished")
     if mine is not None and (newer := run.overtaken_by(mine.number)) is not None:
         # Requeued, the two would take the run from each other for ever.
@@ -114,11 +114,11 @@ def decide_after_exit(run: RunDir, start: JobStart, code: int) -> Verdict:
             # A rank that gives up before training leaves the reason, and no line of its end.
             _note(run, start, mine, code, Decision(Cause.FATAL, Action.GIVE_UP, reason))
             mine = replace(mine, cause=Cause.FATAL)
-        tell(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
+        run_hooks(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
         return Verdict(FatalTrainingError.exit_code, False, reason)
     if run.resubmit_needed.exists():
         reason = run.resubmit_needed.read_text().strip()
-        tell(run, start, RESUBMIT_NEEDED, mine.cause if mine else Cause.UNKNOWN, reason)
+        run_hooks(run, start, RESUBMIT_NEEDED, mine.cause if mine else Cause.UNKNOWN, reason)
         return Verdict(EXIT_RESUMABLE, False, reason)
     if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
         accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))

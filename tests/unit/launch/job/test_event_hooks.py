@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.launch.job import event_hooks
-from mgpt4_hpc.launch.job.event_hooks import event_of, tell
+from mgpt4_hpc.launch.job.event_hooks import event_of, run_hooks
 from mgpt4_hpc.launch.job.requeue import apply_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision
 from mgpt4_hpc.launch.job.supervisor import decide_after_exit
@@ -97,7 +97,7 @@ def test_no_word_of_a_command_reaches_a_shell(run: RunDir, tmp_path: Path) -> No
     out = tmp_path / "out"
     script = program(tmp_path / "p", f'echo "$@" > {out}')
     listening(run, f"{script} '$(touch x)' `id` ; true")
-    tell(run, START, "failed", "crashed", "'; touch y; $(touch z)")
+    run_hooks(run, START, "failed", "crashed", "'; touch y; $(touch z)")
     assert out.read_text() == "$(touch x) `id` ; true\n"
     assert not {"x", "y", "z"} & {path.name for path in tmp_path.iterdir()}
 
@@ -117,7 +117,7 @@ def test_a_command_that_fails_or_hangs_does_no_harm(
     file = tmp_path / "heard"
     good = program(tmp_path / "good", f"cat > {file}")
     listening(run, str(program(tmp_path / "bad", body)), str(good), timeout_s=0.2)
-    tell(run, START, "finished", "finished", "")
+    run_hooks(run, START, "finished", "finished", "")
     printed = capfd.readouterr().out
     assert told in printed if told else printed == ""
     assert events(file)[0]["event"] == "finished", "the other one was told all the same"
@@ -128,7 +128,7 @@ def test_a_command_that_cannot_start_is_only_mentioned(
     run: RunDir, capfd: pytest.CaptureFixture[str], command: str
 ) -> None:
     listening(run, command)
-    tell(run, START, "failed", "crashed", "")
+    run_hooks(run, START, "failed", "crashed", "")
     assert "cannot be started" in capfd.readouterr().out
 
 
@@ -136,8 +136,8 @@ def test_a_run_that_cannot_be_read_is_only_mentioned(
     run: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run.config_file.write_text("stage: 9\n")
-    tell(run, START, "failed", "crashed", "")
-    assert "could not be told" in capfd.readouterr().out
+    run_hooks(run, START, "failed", "crashed", "")
+    assert "could not be sent" in capfd.readouterr().out
 
 
 def test_a_full_disk_does_not_silence_it(
@@ -147,5 +147,5 @@ def test_a_full_disk_does_not_silence_it(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(event_hooks.os, "open", full)
-    tell(run, START, "failed", "crashed", "")
+    run_hooks(run, START, "failed", "crashed", "")
     assert len(events(heard)) == 1
