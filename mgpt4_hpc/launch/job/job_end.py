@@ -72,7 +72,7 @@ def release_dependents(name: JobName) -> list[str]:
     except MgptError as error:
         return [f"which jobs wait for this one is not known: {error.what}"]
     others: list[str] | None = None
-    told = []
+    lines = []
     for job_id, dependency in waiting.items():
         target, corresponds = job_id, False
         if any(term.kind == "aftercorr" and name.is_among(term) for term in dependency.terms):
@@ -82,16 +82,15 @@ def release_dependents(name: JobName) -> list[str]:
         try:
             if others is None and any(map(name.is_among, dependency.terms)):
                 others = other_tasks(name, timeout_s=_ASK_S)
-            left = after_success(dependency, name, others or (), corresponds=corresponds)
-            if left == dependency:
+            remaining = after_success(dependency, name, others or (), corresponds=corresponds)
+            if remaining == dependency:
                 continue
-            update_dependency(target, left, timeout_s=_ASK_S)
-            told.append(
-                f"job {target} waited for this one; it now waits for {str(left) or 'nothing more'}"
-            )
+            update_dependency(target, remaining, timeout_s=_ASK_S)
+            now = str(remaining) or "nothing more"
+            lines.append(f"job {target} waited for this one; it now waits for {now}")
         except MgptError as error:
-            told.append(f"job {target} still waits for this one: {error.what}")
-    return told
+            lines.append(f"job {target} still waits for this one: {error.what}")
+    return lines
 
 
 def _may_be_marked(start: JobStart) -> bool:
@@ -109,15 +108,14 @@ def _may_be_marked(start: JobStart) -> bool:
 def _one_at_a_time(lock: Path | None) -> Iterator[None]:
     """Hold a file against the other tasks of an array, which rewrite the same dependencies.
 
-    Who died with it holds it for half a minute; where none can be made, the others are trusted to
-    be elsewhere.
+    A dead task's file counts for half a minute; where no file can be made, nothing is held.
     """
-    mine = False
+    is_own = False
     deadline = time.monotonic() + 2 * _LOCK_STALE_S
-    while lock is not None and not mine and time.monotonic() < deadline:
+    while lock is not None and not is_own and time.monotonic() < deadline:
         try:
             os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-            mine = True
+            is_own = True
         except FileExistsError:
             time.sleep(0.1)
             _remove_stale(lock)
@@ -126,7 +124,7 @@ def _one_at_a_time(lock: Path | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if mine and lock is not None:
+        if is_own and lock is not None:
             lock.unlink(missing_ok=True)
 
 

@@ -70,7 +70,7 @@ def _unexplained(run: RunDir, start: JobStart) -> dict[int, Attempt]:
     if start.executor != "slurm" or start.restart_count == 0:
         return {}
     return {
-        one.restart_count: one
-        for one in read_ledgers(run.ledger)
-        if start.is_of_job(one) and not one.ended_itself and one.cause in _UNEXPLAINED
+        attempt.restart_count: attempt
+        for attempt in read_ledgers(run.ledger)
+        if start.is_of_job(attempt) and not attempt.ended_itself and attempt.cause in _UNEXPLAINED
     }

@@ -52,8 +52,8 @@ def end_part(part: Path, signal_name: str | None) -> str:
 def _bytes_written(part: Path) -> int:
     """Size of the results that the task has in the array's folder."""
     own = {f"{part.name}{suffix}" for suffix in _OWN}
-    found = [*part.parent.glob(f"{part.name}.*"), *part.parent.glob(f"{part.name}-*")]
-    return sum(path.stat().st_size for path in found if path.name not in own)
+    files = [*part.parent.glob(f"{part.name}.*"), *part.parent.glob(f"{part.name}-*")]
+    return sum(path.stat().st_size for path in files if path.name not in own)
 
 
 def _read_ends(path: Path) -> tuple[list[PastAttempt], int]:

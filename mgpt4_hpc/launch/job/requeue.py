@@ -98,16 +98,16 @@ def find_decision(
         cause = Cause(this.cause)
     if cause is not Cause.REQUEUED and is_cancelled(run, start):
         cause = Cause.CANCELLED
-    mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+    attempts = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
     if cause is Cause.BAD_NODE and start.executor == "local":
         return Decision(cause, Action.GIVE_UP, "this machine is unfit, and there is no other")
     decision = decide(
         cause,
         this,
-        [past(attempt) for attempt in mine if not start.is_of(attempt)],
+        [past(attempt) for attempt in attempts if not start.is_of(attempt)],
         budget,
         requeue_allowed=requeue_allowed,
-        bad_nodes=len(nodes_found_bad(mine)),
+        bad_nodes=len(nodes_found_bad(attempts)),
     )
     if cause is Cause.UNKNOWN and start.executor == "slurm" and not commands.has_scontrol():
         reason = f"{decision.reason}: there is no scontrol in PATH on {os.uname().nodename}"
@@ -116,7 +116,7 @@ def find_decision(
         moved = f"{cause}, and the run's folder is {run.place} now, where its job does not look"
         return replace(decision, action=Action.ASK, reason=moved)
     if decision.action is Action.GIVE_UP and (
-        fault := _last_fault(mine) or last_error(run, start.job_id)
+        fault := _last_fault(attempts) or last_error(run, start.job_id)
     ):
         return replace(decision, reason=f"{decision.reason}{LAST_FAULT}{fault}")
     return decision
@@ -169,7 +169,7 @@ def limit_unrecorded(
         return decision
     attempts = read_ledgers(run.ledger)
     alone = replace(start, succeeds=())
-    recorded = {one.restart_count for one in attempts if alone.is_of_job(one)}
+    recorded = {attempt.restart_count for attempt in attempts if alone.is_of_job(attempt)}
     unrecorded = start.restart_count - max(recorded, default=-1)
     if unrecorded < budget.max_stalled_attempts:
         return decision
@@ -183,7 +183,7 @@ def limit_unrecorded(
 
 def _last_fault(attempts: Sequence[Attempt]) -> str:
     """The last fault helps the user more than the attempt count."""
-    reasons = [str(fault.get("reason", "")) for one in attempts for fault in one.faults]
+    reasons = [str(fault.get("reason", "")) for attempt in attempts for fault in attempt.faults]
     return reasons[-1].split("\n")[0] if reasons else ""
 
 
@@ -295,8 +295,8 @@ def _resubmit(
 
 
 def _bad_nodes(run: RunDir, start: JobStart, further: Sequence[str]) -> list[str]:
-    mine = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
-    return list(dict.fromkeys([*nodes_found_bad(mine), *further]))
+    attempts = [attempt for attempt in read_ledgers(run.ledger) if start.is_of_job(attempt)]
+    return list(dict.fromkeys([*nodes_found_bad(attempts), *further]))
 
 
 def _leave_behind(marker: Path, text: str) -> None:

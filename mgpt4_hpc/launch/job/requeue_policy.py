@@ -113,10 +113,10 @@ def classify(
     return Cause.SIGNALLED if signal_name else Cause.CRASHED
 
 
-def _at_once(one: str, other: str) -> bool:
+def _at_once(first: str, other: str) -> bool:
     """Whether Slurm set both times in one go: it looks at the clock for each."""
     try:
-        apart = datetime.fromisoformat(one) - datetime.fromisoformat(other)
+        apart = datetime.fromisoformat(first) - datetime.fromisoformat(other)
     except ValueError:
         return False
     return abs(apart) <= _SAME_MOMENT

@@ -83,9 +83,9 @@ def environment_digest(trees: list[Tree]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for tree in trees:
         lines = [
-            f"{tree.name}/{path} {found.st_mode:o} {found.st_size} {found.st_mtime_ns}\n"
-            for path, found in _entries(tree)
-            if not path.endswith(".pyc") and not stat.S_ISDIR(found.st_mode)
+            f"{tree.name}/{path} {state.st_mode:o} {state.st_size} {state.st_mtime_ns}\n"
+            for path, state in _entries(tree)
+            if not path.endswith(".pyc") and not stat.S_ISDIR(state.st_mode)
         ]
         digest.update("".join(sorted(lines)).encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
@@ -181,8 +181,8 @@ def _expandable(place: str) -> str:
 
 def _assert_private(folder: Path) -> None:
     """Others must not be able to exchange what a job unpacks and executes."""
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    state = folder.lstat()
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise MgptError(
             f"{folder} is another user's, or others may write there",
             fix=f"remove it, or chmod 700 {folder}",
@@ -213,18 +213,18 @@ def _entries(tree: Tree) -> Iterator[tuple[str, os.stat_result]]:
     with ThreadPoolExecutor(_THREADS) as pool:
         while level:
             entries = [entry for each in pool.map(listing, level) for entry in each]
-            entries = [(path, found) for path, found in entries if path not in tree.left_out]
+            entries = [(path, state) for path, state in entries if path not in tree.left_out]
             yield from entries
-            level = [path for path, found in entries if stat.S_ISDIR(found.st_mode)]
+            level = [path for path, state in entries if stat.S_ISDIR(state.st_mode)]
 
 
 def _write_pack(target: Path, trees: list[Tree]) -> None:
     with target.open("xb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
             for tree in trees:
-                for path, found in sorted(_entries(tree)):
+                for path, state in sorted(_entries(tree)):
                     name = f"{tree.name}/{path}"
-                    if stat.S_ISLNK(found.st_mode):
+                    if stat.S_ISLNK(state.st_mode):
                         _add_link(tar, tree.root / path, name, trees)
                     else:
                         tar.add(tree.root / path, arcname=name, recursive=False)

@@ -169,7 +169,7 @@ def _note(run: RunDir, start: JobStart, successor: str) -> None:
 
 def _move(name: JobName, successor: str, waiting: Mapping[str, Dependency]) -> list[str]:
     """Let those that wait for this job wait for its successor; a sentence for each."""
-    told = []
+    notes = []
     others: list[str] | None = None
     for job_id, dependency in waiting.items():
         try:
@@ -178,7 +178,7 @@ def _move(name: JobName, successor: str, waiting: Mapping[str, Dependency]) -> l
             moved = on_successor(dependency, name, successor, others or ())
             if moved != dependency:
                 update_dependency(job_id, moved, timeout_s=_ASK_S)
-                told.append(f"job {job_id} now waits for {moved}")
+                notes.append(f"job {job_id} now waits for {moved}")
         except MgptError as error:
-            told.append(f"job {job_id} waits for this job, not for {successor}: {error.what}")
-    return told
+            notes.append(f"job {job_id} waits for this job, not for {successor}: {error.what}")
+    return notes

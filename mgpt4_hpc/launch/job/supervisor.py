@@ -101,59 +101,67 @@ def decide_after_exit(run: RunDir, start: JobStart, code: int) -> Verdict:
         start: which job, which restart.
         code: srun's exit code, or the worst of the local tasks'.
     """
-    mine = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
-    if mine is not None and mine.cause == Cause.FINISHED:
+    attempt = next((a for a in reversed(read_ledgers(run.ledger)) if start.is_of(a)), None)
+    if attempt is not None and attempt.cause == Cause.FINISHED:
         run_hooks(run, start, FINISHED, Cause.FINISHED, "all steps are done")
         return Verdict(0, False, "finished")
-    if mine is not None and (newer := run.overtaken_by(mine.number)) is not None:
+    if attempt is not None and (newer := run.overtaken_by(attempt.number)) is not None:
         # Requeued, the two would take the run from each other for ever.
         return Verdict(FatalTrainingError.exit_code, False, f"overtaken by attempt {newer}")
     if run.failed.exists():
         reason = run.failed.read_text().strip()
-        if mine is not None and not mine.ended:
+        if attempt is not None and not attempt.ended:
             # A rank that gives up before training leaves the reason, and no line of its end.
-            _note(run, start, mine, code, Decision(Cause.FATAL, Action.GIVE_UP, reason))
-            mine = replace(mine, cause=Cause.FATAL)
-        run_hooks(run, start, FAILED, mine.cause if mine is not None else Cause.FATAL, reason)
+            _note(run, start, attempt, code, Decision(Cause.FATAL, Action.GIVE_UP, reason))
+            attempt = replace(attempt, cause=Cause.FATAL)
+        run_hooks(run, start, FAILED, attempt.cause if attempt is not None else Cause.FATAL, reason)
         return Verdict(FatalTrainingError.exit_code, False, reason)
     if run.resubmit_needed.exists():
         reason = run.resubmit_needed.read_text().strip()
-        run_hooks(run, start, RESUBMIT_NEEDED, mine.cause if mine else Cause.UNKNOWN, reason)
+        run_hooks(run, start, RESUBMIT_NEEDED, attempt.cause if attempt else Cause.UNKNOWN, reason)
         return Verdict(EXIT_RESUMABLE, False, reason)
-    if mine is not None and mine.ended and (mine.requeue is not None or code == EXIT_RESTART):
-        accepted = mine.requeue is None or bool(mine.requeue.get("accepted"))
-        return Verdict(mine.exit_code or EXIT_RESUMABLE, accepted, f"rank 0 decided: {mine.cause}")
-    return _decide(run, start, mine, code)
+    if (
+        attempt is not None
+        and attempt.ended
+        and (attempt.requeue is not None or code == EXIT_RESTART)
+    ):
+        accepted = attempt.requeue is None or bool(attempt.requeue.get("accepted"))
+        return Verdict(
+            attempt.exit_code or EXIT_RESUMABLE, accepted, f"rank 0 decided: {attempt.cause}"
+        )
+    return _decide(run, start, attempt, code)
 
 
-def _decide(run: RunDir, start: JobStart, mine: Attempt | None, code: int) -> Verdict:
+def _decide(run: RunDir, start: JobStart, attempt: Attempt | None, code: int) -> Verdict:
     """No rank decided, or none lived to carry its decision out."""
     this = PastAttempt(Cause.UNKNOWN, False)
-    if mine is not None:
-        this = past(mine) if mine.ended else replace(past(mine), cause=Cause.UNKNOWN)
-    if code in HUNG_CODES or (mine is not None and mine.hangs and not mine.ended):
+    if attempt is not None:
+        this = past(attempt) if attempt.ended else replace(past(attempt), cause=Cause.UNKNOWN)
+    if code in HUNG_CODES or (attempt is not None and attempt.hangs and not attempt.ended):
         this = replace(this, cause=Cause.HUNG)
     signal_name = None
-    if mine is not None and mine.signals and not mine.faults:
+    if attempt is not None and attempt.signals and not attempt.faults:
         # After a fault it came from srun, which ends the others when one rank dies.
-        signal_name = mine.signals[0]
-    if mine is None and code == EXIT_RESUMABLE:
+        signal_name = attempt.signals[0]
+    if attempt is None and code == EXIT_RESUMABLE:
         signal_name = "a stop signal"  # the ranks left before they had met
     budget = read_own_config(run.config_file, pauses_s=_PAUSES_S).config.launch
     decision = find_decision(run, start, budget, signal_name, this)
-    if not _note(run, start, mine, code, decision):
+    if not _note(run, start, attempt, code, decision):
         decision = limit_unrecorded(run, start, budget, decision)
     decision = apply_decision(run, start, decision)
     return Verdict(exit_code(decision), decision.goes_on, decision.reason)
 
 
 def _note(
-    run: RunDir, start: JobStart, mine: Attempt | None, code: int, decision: Decision
+    run: RunDir, start: JobStart, attempt: Attempt | None, code: int, decision: Decision
 ) -> bool:
     """Write down what we found, also for the budgets of later attempts; whether it could be."""
     try:
         number = (
-            mine.number if mine else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
+            attempt.number
+            if attempt
+            else run.claim_attempt({"by": "supervisor", "job_id": start.job_id})
         )
         append_supervisor_note(
             run.ledger,
