@@ -152,9 +152,12 @@ def preempt_now(victim: Victim) -> None:
 
 
 def preempted_while_starting(victim: Victim) -> None:
-    # Its processes are there and still importing torch: that takes them seconds.
+    # Its processes are there and still importing torch: that takes them seconds. Before srun has
+    # started them, Slurm's signal reaches none: the requeue does after the grace time.
     victim.cluster.wait_until(
-        lambda: processes_of(victim, "python"), 60, "the ranks' processes are there"
+        lambda: len(processes_of(victim, "python", "SLURM_STEP_ID=0")) >= victim.ranks,
+        60,
+        "the ranks' processes are there",
     )
     preempt(victim.cluster)
 
@@ -406,12 +409,10 @@ def _run_time_s(victim: Victim) -> int:
     return (int(hours) * 60 + int(minutes)) * 60 + int(seconds)
 
 
-def processes_of(victim: Victim, name: str) -> list[int]:
-    """Processes of the job's tasks and script with this name, oldest first."""
-    wanted = {
-        f"SLURM_JOB_ID={victim.job}".encode(),
-        f"SLURM_CONF={victim.cluster.env['SLURM_CONF']}".encode(),
-    }
+def processes_of(victim: Victim, name: str, *variables: str) -> list[int]:
+    """Processes of the job's tasks and script with this name and environment, oldest first."""
+    conf = f"SLURM_CONF={victim.cluster.env['SLURM_CONF']}"
+    wanted = {entry.encode() for entry in (f"SLURM_JOB_ID={victim.job}", conf, *variables)}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
