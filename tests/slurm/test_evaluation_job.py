@@ -19,8 +19,8 @@ from tests.slurm.jobs import preempt
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
-# Each start imports torch: minutes.
-pytestmark = [pytest.mark.slurm, pytest.mark.soak, pytest.mark.timeout(1800)]
+# Each start imports torch.
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 
 BATCH = 4
 
@@ -41,26 +41,28 @@ def finish(process: subprocess.Popen[str], timeout_s: float = 900) -> dict:
     return json.loads(out)
 
 
-def signal_part(run: RunDir, number: signal.Signals) -> bool:
-    """Signal the process that answers; whether there is one."""
+def processes(run: RunDir) -> dict[str, int]:
+    """Number of each part to the process that answers it."""
+    found = {}
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
             words = path.read_bytes().decode().split("\0")
             if "--part" in words and str(run.path) in words:
-                os.kill(int(path.parent.name), number)
-                return True
-    return False
+                found[words[words.index("--part") + 1].partition("/")[0]] = int(path.parent.name)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("blows", "images"),
+    ("blows", "images", "gpus"),
     [
-        (("preempt", "kill", "preempt", "preempt"), 100),
+        (("kill",), 32, 2),
+        pytest.param(("preempt", "kill", "preempt", "preempt"), 100, 1, marks=pytest.mark.soak),
     ],
 )
 def test_what_ends_it_costs_no_answer_that_is_written(
     blows: tuple[str, ...],
     images: int,
+    gpus: int,
     cluster: Cluster,
     tiny_world: TinyWorld,
     tmp_path: Path,
@@ -71,8 +73,8 @@ def test_what_ends_it_costs_no_answer_that_is_written(
         Image.new("RGB", (24, 24), (number, 255 - number, 90)).save(pictures / f"{number:03}.png")
     asked = (run.path, "--images", pictures, "--batch-size", BATCH, "--max-new-tokens", 90,
              "--device", "cpu", "--json")  # fmt: skip
-    alone = begin(cluster, *asked)
-    job = begin(cluster, *asked, "--slurm", "--partition", "a100-preempt", "--time", 10)
+    slurm = ("--slurm", "--partition", "a100-preempt", "--time", 10, "--gpus", gpus)
+    job = begin(cluster, *asked, *slurm)
 
     def answers() -> list[tuple[str, str]]:
         return [
@@ -82,23 +84,30 @@ def test_what_ends_it_costs_no_answer_that_is_written(
             if (row := json.loads(line or "{}"))
         ]
 
-    def restarts() -> int:
-        signal_part(run, signal.SIGSTOP)  # or it finishes in its grace time
-        return int(cluster.job(job_id)["Restarts"])
+    def restarts(part: str) -> int:
+        for pid in processes(run).values() if blow == "preempt" else ():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)  # or it finishes in its grace time
+        return int(cluster.job(f"{array_id}_{part}")["Restarts"])
 
-    for number, blow in enumerate(blows):
+    for number, blow in enumerate(blows, 1):
         before = len(answers())
-        cluster.wait_until(lambda n=before: len(answers()) > n, 120, "further answers")
-        if not number:
-            (job_id,) = cluster.squeue()
+        cluster.wait_until(lambda n=before: len(answers()) > n, 300, "further answers")
+        (submitted,) = run.path.glob("evaluations/*/array.json")
+        array_id = json.loads(submitted.read_text())["job_id"]
+        part, pid = next(iter(processes(run).items()))
         if blow == "kill":
-            assert signal_part(run, signal.SIGKILL)
+            os.kill(pid, signal.SIGKILL)
         else:
             preempt(cluster)
-        cluster.wait_until(lambda n=number: restarts() == n + 1, 90, f"restart {number + 1}")
-        cluster.wait_for_state(job_id, "PENDING", timeout_s=60)  # its last start has ended
-        now = ["scontrol", "update", f"JobId={job_id}", "StartTime=now"]
+        cluster.wait_until(lambda p=part, n=number: restarts(p) == n, 120, f"restart {number}")
+        # Its last start has ended.
+        cluster.wait_for_state(f"{array_id}_{part}", "PENDING", timeout_s=60)
+        now = ["scontrol", "update", f"JobId={array_id}_{part}", "StartTime=now"]
         cluster.wait_until(lambda now=now: not cluster.run(now, check=False).returncode, 60, "now")
+    again = begin(cluster, *asked, *slurm)
     told = finish(job)
-    assert len(set(answers())) == 2 * images > len(answers()) - BATCH
-    assert told == finish(alone)
+    assert finish(again) == told
+    assert json.loads(submitted.read_text())["job_id"] == array_id, "a second array"
+    assert len(set(answers())) == 2 * images >= len(answers()) - BATCH
+    assert told == finish(begin(cluster, *asked))

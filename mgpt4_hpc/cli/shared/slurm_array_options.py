@@ -17,8 +17,7 @@ from mgpt4_hpc.cli.shared.options import (
 from mgpt4_hpc.launch.side_jobs.array import (
     ArrayJob,
     Wants,
-    submit_array,
-    submit_following,
+    submit_once,
     wait_for_array,
 )
 
@@ -138,7 +137,7 @@ def run_array(
     merge: bool = False,
     options: Sequence[str] = (),
 ) -> str | None:
-    """Run this very command line as an array in ``folder``.
+    """Run this very command line as an array in ``folder``, or wait for the one that does.
 
     Args:
         array: from ``split_array``.
@@ -160,10 +159,13 @@ def run_array(
     arguments = with_options(without_array(sys.argv[1:]), options)
     parts = min(array.parts, parts or array.parts)
     job = ArrayJob(name, arguments, parts, folder, array.wants)
-    job_id = submit_array(job)
-    click.echo(f"job {job_id}: {parts} parts, logs {job.log(1).with_name('*.log')}", err=True)
+    following = arguments if merge and not array.wait else None
+    submitted = submit_once(job, following)
+    job, job_id = submitted.job, submitted.job_id
+    what = "has the work already" if submitted.joined else f"logs {job.log(1).with_name('*.log')}"
+    click.echo(f"job {job_id}, {job.parts} parts: {what}", err=True)
     if not array.wait:
-        return submit_following(job, arguments, job_id) if merge else job_id
+        return submitted.following_id if merge else job_id
     try:
         with progress(name, "parts") as on_progress:
             wait_for_array(job, job_id, on_progress=on_progress)

@@ -13,8 +13,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.sbatch import submit
 from mgpt4_hpc.launch.slurm.sbatch_options import without_rivals
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
+from mgpt4_hpc.output_files import lock
+from mgpt4_hpc.run_dir import read_json, write_json
 from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 T = TypeVar("T")
@@ -35,7 +38,12 @@ POLL_S = 5.0
 _WARNED_FROM_MIN = 5
 """Tasks with a shorter limit get no warning before it: Slurm may send it a minute too early."""
 _SHOWN = 5
-_OWN_FILES = ("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", ".*.partial", ".nfs*")
+_SUBMITTED = "array.json"
+_LOCK = "array.lock"
+_OWN_FILES = (
+    *("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", _SUBMITTED, _LOCK),
+    *(".*.partial", ".*.tmp", ".nfs*"),
+)
 """In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
 NFS keeps of a file that was removed while it was open."""
 _LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
@@ -187,13 +195,48 @@ def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> 
     return _script(f"{job.name}-end", job.wants, options, _mgpt4(arguments))
 
 
-def submit_array(job: ArrayJob) -> str:
-    """Submit the array; its job id. Marks of an earlier one are taken away.
+@dataclass(frozen=True)
+class Submitted:
+    """An array that Slurm has.
+
+    Attributes:
+        job: as it was submitted.
+        job_id: of the array.
+        following_id: of the job behind it; None if there is none.
+        joined: whether the same command submitted it before.
+    """
+
+    job: ArrayJob
+    job_id: str
+    following_id: str | None = None
+    joined: bool = False
+
+
+def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> Submitted:
+    """Submit an array, unless the one that the same command submitted before is under way.
+
+    Args:
+        job: the array.
+        following: arguments of an ``mgpt4`` that runs once all parts have ended well.
 
     Raises:
-        SlurmRejected, SlurmUnreachable: if it cannot be submitted.
+        SlurmRejected, SlurmUnreachable: if it cannot be submitted, or the queue cannot be read.
         MgptError: if the folder cannot be written, or Slurm cannot write logs into it.
     """
+    with _locked(job.folder):
+        found = _under_way(job) or Submitted(job, submit_array(job))
+        if following is not None and found.following_id is None:
+            script = following_script(job, following, found.job_id)
+            found = replace(found, following_id=_sbatch(job.folder / "end.sbatch", script))
+        facts = {"job_id": found.job_id, "parts": found.job.parts,
+                 "arguments": list(job.arguments), "following_id": found.following_id}  # fmt: skip
+        with suppress(OSError):  # then the same command given again submits another array
+            write_json(job.folder / _SUBMITTED, facts)
+    return found
+
+
+def submit_array(job: ArrayJob) -> str:
+    """Submit the array; its job id. Marks of an earlier one are taken away. Raises as above."""
     script = array_script(job)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -201,16 +244,46 @@ def submit_array(job: ArrayJob) -> str:
             job.mark(part).unlink(missing_ok=True)
             job.ends(part).unlink(missing_ok=True)
     except OSError as error:
-        raise MgptError(
-            f"the folder {job.folder} cannot be written: {error.strerror}",
-            fix="choose an output on storage that all nodes share",
-        ) from error
+        raise _cannot_write(job.folder, error) from error
     return _sbatch(job.folder / "array.sbatch", script)
 
 
-def submit_following(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
-    """Submit ``mgpt4 ARGUMENTS`` behind a submitted array; its job id. Raises as above."""
-    return _sbatch(job.folder / "end.sbatch", following_script(job, arguments, array_id))
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The same command may be given twice at one moment."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("ab")
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+    with file:
+        lock(file, wait=True)
+        yield
+
+
+def _cannot_write(folder: Path, error: OSError) -> MgptError:
+    return MgptError(
+        f"the folder {folder} cannot be written: {error.strerror}",
+        fix="choose an output on storage that all nodes share",
+    )
+
+
+def _under_way(job: ArrayJob) -> Submitted | None:
+    """The array that the same command submitted before, unless that is over."""
+    try:
+        facts = read_json(job.folder / _SUBMITTED)
+        job_id, parts, arguments = str(facts["job_id"]), int(facts["parts"]), facts["arguments"]
+        following_id = facts["following_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if arguments != list(job.arguments):
+        return None
+    # A part that has just ended is COMPLETING for a while, with its mark beside it.
+    undone = [part for part in range(1, parts + 1) if not job.mark(part).exists()]
+    jobs = scheduler().queued([f"{job_id}_{part}" for part in undone])
+    # Another cluster, or one that has lost its state, may give the number to another job.
+    under_way = any(found.is_active and found.name == job.name for found in jobs.values())
+    return Submitted(replace(job, parts=parts), job_id, following_id, True) if under_way else None
 
 
 def wait_for_array(

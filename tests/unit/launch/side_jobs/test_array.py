@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreachable
+from mgpt4_hpc.launch.side_jobs import array
 from mgpt4_hpc.launch.side_jobs.array import (
     ArrayJob,
+    Submitted,
     Wants,
     array_script,
+    check_parts_folder,
     following_script,
     slice_of,
     submit_array,
+    submit_once,
     wait_for_array,
 )
+from mgpt4_hpc.launch.slurm import scheduler
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 
 
@@ -70,6 +77,24 @@ def test_a_folder_in_which_slurm_could_write_no_log_is_refused(tmp_path: Path) -
     assert not folder.exists()
     script = array_script(ArrayJob("x", ["data"], 2, tmp_path / "100%"))
     assert "/100%%/%a.log" in script
+
+
+def test_the_same_command_finds_its_array(job: ArrayJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = map(str, count(1))
+    monkeypatch.setattr(array, "_sbatch", lambda path, script: next(ids))
+    queue = {"1_2": QueuedJob("1_2", "PENDING", name=job.name)}
+    monkeypatch.setattr(Slurm, "queued", lambda self, ids: queue, raising=False)
+    monkeypatch.setattr(scheduler, "IN_USE", Slurm(job, {}))
+    first = submit_once(job, ["data", "index"])
+    check_parts_folder(job.folder, "*.index")
+    assert first == Submitted(job, "1", "2")
+    fewer = replace(job, parts=2)
+    assert submit_once(fewer) == submit_once(fewer, ["data"]) == replace(first, joined=True)
+    assert submit_once(replace(job, arguments=["data", "index", "other"])).job_id == "3"
+    queue["1_2"] = QueuedJob("1_2", "PENDING", name="somebody's")
+    assert submit_once(job).job_id == "4"
+    queue["1_2"] = QueuedJob("1_2", "COMPLETED", name=job.name)
+    assert submit_once(job).job_id == "5"
 
 
 class Slurm:
