@@ -109,6 +109,9 @@ def _train_faults(config: RunConfig) -> Iterator[str]:
         )
     if train.eval_every_steps and not config.data.val_fraction:
         yield "train.eval_every_steps needs data.val_fraction above 0"
+    best = config.checkpoint.keep_best
+    if best not in (None, "val/loss", *train.eval_suites):
+        yield f"checkpoint.keep_best {best} is never asked: add it to train.eval_suites"
     if train.eval_every_steps:
         return
     for key in ("train.early_stop", "checkpoint.keep_best"):

@@ -248,8 +248,9 @@ class CheckpointConfig(_Section):
     """Newest checkpoints kept."""
     keep_every_steps: NonNegative = 0
     """Each multiple of this is saved and stays for ever; 0 keeps none."""
-    keep_best: Literal["val/loss"] | None = None
-    """The checkpoint of the lowest held-out loss is saved and stays; none keeps none."""
+    keep_best: Literal["val/loss", "failure", "caption"] | None = None
+    """The checkpoint of the lowest held-out loss is saved and stays, or that of the best score of a
+    suite in `train.eval_suites`: fewest failing answers, highest CIDEr; none keeps none."""
 
 
 _LINE = r"^[^\x00-\x1f\x7f]+$"

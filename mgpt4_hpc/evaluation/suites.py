@@ -203,6 +203,19 @@ def tasks_of(suite: str) -> dict[str, str]:
     return FAILURE_TASKS if suite == "failure" else {"caption": CAPTION_INSTRUCTION}
 
 
+def headline(suite: str, scores: Mapping[str, float]) -> float | None:
+    """The number that ranks checkpoints, the higher the better; None if it is not there.
+
+    Args:
+        suite: ``failure`` or ``caption``.
+        scores: by ``task_metric``.
+    """
+    if suite == "caption":
+        return scores.get("caption_cider")
+    failing = [scores[key] for t in FAILURE_TASKS if (key := f"{t}_failing") in scores]
+    return -sum(failing) / len(failing) if failing else None
+
+
 def score(
     task: str,
     instruction: str,

@@ -309,6 +309,7 @@ class _Progress:
         """Record the held-out loss, and what was said about held-out images."""
         step = self.loop.state.step
         lowest = " (the lowest so far)" if self.loop.state.validated(loss) else ""
+        self.loop.state.scored(answers.headlines)
         scores = {"scores": dict(answers.scores)} if answers.scores else {}
         self.loop.recorder.event(Kind.VALIDATION, step=step, loss=loss, **scores)
         failing = [f"{n} {v:.0%}" for n, v in answers.scores.items() if n.endswith("_failing")]

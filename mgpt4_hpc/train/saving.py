@@ -26,28 +26,40 @@ class SavePolicy:
     Attributes:
         every_s: most seconds of work that a kill can cost.
         every_steps: multiples of any of these are saved.
-        keep_best: the state of the lowest held-out loss is saved, and kept until there is a lower.
+        keep_best: the state that is best by the held-out loss or by a suite is saved, and kept
+            until there is a better one.
     """
 
     every_s: float
     every_steps: tuple[int, ...] = ()
-    keep_best: bool = False
+    keep_best: str | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> SavePolicy:
         """The policy of a run's settings."""
         kept = config.checkpoint
         every_steps = tuple(filter(None, (kept.save_every_steps, kept.keep_every_steps)))
-        return cls(config.train.save_every_s, every_steps, kept.keep_best is not None)
+        return cls(config.train.save_every_s, every_steps, kept.keep_best)
 
     def wants(self, state: TrainState) -> bool:
         """Whether this very state must be saved, whatever the clock says."""
-        best = self.keep_best and state.best_step == state.step == state.validated_step
-        return best or any(state.step % steps == 0 for steps in self.every_steps)
+        best = self._best_step(state)
+        return 0 < best == state.step == state.validated_step or any(
+            state.step % steps == 0 for steps in self.every_steps
+        )
 
     def kept(self, state: TrainState) -> frozenset[int]:
         """Steps that no pruning removes, beside those of the store's own rules."""
-        return frozenset({state.best_step} if self.keep_best and state.best_step else ())
+        best = self._best_step(state)
+        return frozenset({best} if best else ())
+
+    def _best_step(self, state: TrainState) -> int:
+        """0 if there is none, or none is kept."""
+        if self.keep_best is None:
+            return 0
+        if self.keep_best == "val/loss":
+            return state.best_step
+        return state.best_scores.get(self.keep_best, (0, 0.0))[0]
 
 
 class Saving:

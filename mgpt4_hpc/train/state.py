@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -18,6 +19,7 @@ class TrainState:
         validated_step: step of the newest held-out loss; 0 if there is none.
         best_step, best_loss: of the lowest one.
         num_worse: held-out losses since then.
+        best_scores: per suite of ``train.eval_suites`` step and value of its highest headline.
     """
 
     step: int = 0
@@ -27,6 +29,7 @@ class TrainState:
     best_step: int = 0
     best_loss: float | None = None
     num_worse: int = 0
+    best_scores: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def advance(self, samples: int, replaced: int = 0) -> None:
         """One more step is complete."""
@@ -42,6 +45,12 @@ class TrainState:
             return True
         self.num_worse += 1
         return False
+
+    def scored(self, headlines: Mapping[str, float]) -> None:
+        """Note each suite's headline at this step; of equal ones the newest is the best."""
+        for suite, value in headlines.items():
+            if suite not in self.best_scores or value >= self.best_scores[suite][1]:
+                self.best_scores[suite] = (self.step, value)
 
 
 class Ending(StrEnum):

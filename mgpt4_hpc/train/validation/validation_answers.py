@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mgpt4_hpc.config.schema import RunConfig
@@ -23,7 +23,7 @@ from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.evaluation.examples import Example, spread, toy_scenes
 from mgpt4_hpc.evaluation.objects import named_objects
-from mgpt4_hpc.evaluation.suites import Pictures, ask_all, encode_usable, score, tasks_of
+from mgpt4_hpc.evaluation.suites import Pictures, ask_all, encode_usable, headline, score, tasks_of
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
@@ -51,11 +51,13 @@ class ValidationAnswers:
         scores: by ``task_metric``.
         cards: per task a PNG of the images with the answers below.
         texts: per task all answers, as a table in Markdown.
+        headlines: per suite the number that ranks checkpoints, the higher the better.
     """
 
     scores: Mapping[str, float]
     cards: Mapping[str, bytes]
     texts: Mapping[str, str]
+    headlines: Mapping[str, float] = field(default_factory=dict)
 
 
 NO_ANSWERS = ValidationAnswers({}, {}, {})
@@ -183,7 +185,10 @@ class HeldOutAnswers:
             scores |= {f"{task}_{metric}": value for metric, value in result.metrics.items()}
             cards[task] = _card(examples, in_order)
             texts[task] = result.markdown()
-        return ValidationAnswers(scores, cards, texts)
+        headlines: dict[str, float] = {
+            suite: value for suite in self._suites if (value := headline(suite, scores)) is not None
+        }
+        return ValidationAnswers(scores, cards, texts, headlines)
 
 
 def _card(examples: list[Example], answers: list[Answer]) -> bytes:

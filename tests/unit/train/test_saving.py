@@ -39,7 +39,7 @@ def make(tmp_path: Path):
         *errors: Exception,
         save_every_s: float = 1e9,
         every_steps: tuple[int, ...] = (),
-        keep_best: bool = False,
+        keep_best: str | None = None,
         keep_last: int = 9,
         restored_step: int | None = None,
         filesystem: FileSystem | None = None,
@@ -156,13 +156,16 @@ def test_each_multiple_is_saved_however_fast_the_steps_are(make: Make) -> None:
     assert taken == store.steps() == [3, 4, 6, 8, 9, 12]
 
 
-def test_the_best_stays_until_a_better_one_is_durable(make: Make) -> None:
-    saving, store = make(every_steps=(1,), keep_best=True, keep_last=1)
+@pytest.mark.parametrize("best", ["val/loss", "failure"])
+def test_the_best_stays_until_a_better_one_is_durable(make: Make, best: str) -> None:
+    saving, store = make(every_steps=(1,), keep_best=best, keep_last=1)
     losses = [3.0, 2.0, 2.5, 2.5, float("nan"), 1.0, 4.0, 4.0]
     state, kept = TrainState(), []
     for loss in losses:
         state.advance(10)
-        state.validated(loss)
+        state.validated(loss if best == "val/loss" else 0.0)
+        if best != "val/loss":
+            state.scored({"caption": -state.step, best: -min(loss, 3.0)})
         saving.save_if_due(state)
         saving.saver.wait()
         kept.append(store.steps())
@@ -170,7 +173,7 @@ def test_the_best_stays_until_a_better_one_is_durable(make: Make) -> None:
 
 
 def test_a_better_loss_is_saved_at_its_own_step(make: Make) -> None:
-    saving, store = make(keep_best=True)
+    saving, store = make(keep_best="val/loss")
     state = TrainState(5, 50)
     state.validated(2.0)
     assert saving.save_if_due(state)

@@ -13,4 +13,11 @@ def test_the_lowest_held_out_loss_and_the_worse_ones_since() -> None:
         lowest.append(state.validated(loss))
     assert lowest == [True, False, True, False, False]
     assert (state.best_step, state.best_loss, state.num_worse) == (3, 2.0, 2)
+    state.scored({"failure": -0.5})
+    state.step += 1
+    for value in (-0.25, -0.25, -0.5):
+        state.step += 1
+        state.scored({"failure": value})
+    assert state.best_scores == {"failure": (8, -0.25)}
+    state.step = 5
     assert (state.validated_step, state.samples_seen, state.samples_replaced) == (5, 40, 5)

@@ -54,6 +54,8 @@ def test_scores_cards_and_texts(parts: dict[str, Any]) -> None:
     said = ask()
     assert said is not None
     assert {"detail_failing", "poem_failing", "caption_cider", "caption_bleu4"} <= set(said.scores)
+    failing = (said.scores["detail_failing"] + said.scores["poem_failing"]) / 2
+    assert said.headlines == {"failure": -failing, "caption": said.scores["caption_cider"]}
     assert set(said.cards) == set(said.texts) == {"detail", "poem", "caption"}
     for task, png in said.cards.items():
         picture = Image.open(io.BytesIO(png))
