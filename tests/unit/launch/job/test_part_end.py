@@ -52,6 +52,23 @@ def test_a_record_that_was_cut_short_counts_and_stops_nothing(
     assert kill_until_it_stays_away(part, most=20, writes=True) == 3
 
 
+@pytest.mark.parametrize(
+    ("answer", "cause"),
+    [
+        ({"state": "COMPLETING", "reason": "TimeLimit"}, "time limit"),
+        # As PreemptMode=CANCEL does it: Slurm itself brings nothing back.
+        ({"state": "COMPLETING", "preempt": "2026-03-01T10:00:20"}, "preempted"),
+        ({"state": "RUNNING", "preempt": "2026-03-01T10:00:00"}, "preempted"),
+    ],
+)
+def test_a_part_comes_back_after_its_time_limit_and_a_preemption_that_cancels(
+    part: Path, scontrol: FakeScontrol, answer: dict[str, str], cause: str
+) -> None:
+    scontrol.says(**answer)
+    assert end_part(part, "SIGTERM") == f"{cause}: requeued"
+    assert len(scontrol.requeues) == 1
+
+
 def test_a_cancelled_part_stays_away(part: Path, scontrol: FakeScontrol) -> None:
     scontrol.says(state="COMPLETING")
     assert end_part(part, "SIGTERM") == "no requeue: cancelled by a person: not requeued"
