@@ -28,7 +28,6 @@ STAGE2_INSTRUCTIONS: tuple[str, ...] = (
     "Could you describe the contents of this image for me?",
 )
 
-
 _BRACKETED = re.compile(r"[\[<]+\|?/?\w+\|?[\]>]+")
 """What divides a conversation in most formats: ``[INST]``, ``<</SYS>>``, ``<|im_end|>``."""
 

@@ -40,7 +40,6 @@ addEventListener("beforeunload", (event) => {
 });
 </script>"""
 
-
 Answering = Callable[..., Generator[tuple[Any, ...], None, None]]
 
 

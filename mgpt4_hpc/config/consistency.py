@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _SECRET = re.compile(r"TOKEN(?!I)|SECRET|PASSW|CREDENTIAL|API_?KEY|PRIVATE_?KEY|ACCESS_?KEY", re.I)
 """Names of variables that hold secrets."""
 
-
 _OWN_OPTIONS = {
     "array": "its tasks would take the one run from each other: --sweep makes a run for each",
     "chdir": "a checkout there would win over the code that the run was submitted with",
@@ -36,7 +35,6 @@ _OWN_OPTIONS = {
     "wrap": "the job runs the trainer: launch.setup takes commands before it",
 }
 """sbatch options that the launcher must decide, and why."""
-
 
 _MAIL_TYPES = (
     "NONE", "BEGIN", "END", "FAIL", "REQUEUE", "ALL", "INVALID_DEPEND", "STAGE_OUT",

@@ -37,7 +37,6 @@ _Rate = Annotated[float, Field(ge=0, le=1)]
 """A learning rate or decay: beyond 1 an optimizer step only ruins the weights."""
 _Seconds = Annotated[float, Field(gt=0, le=1e9)]
 
-
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 _NUMBER = re.compile(r"[-+]?[0-9]{1,20}(?:\.[0-9]{0,20})?(?:[eE][-+]?[0-9]{1,3})?", re.ASCII)
 """A number that stands in quotes."""
@@ -256,7 +255,6 @@ class CheckpointConfig(_Section):
 _LINE = r"^[^\x00-\x1f\x7f]+$"
 _Line = Annotated[str, Field(pattern=_LINE)]
 """Text for one line of a batch script: a line break in it would begin a command of its own."""
-
 
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _Variable = Annotated[str, Field(pattern=_VARIABLE)]

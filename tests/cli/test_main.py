@@ -110,7 +110,6 @@ loaded = [name for name in {heavy!r} if name in sys.modules]
 print("LOADED", loaded, "CODE", code, file=sys.stderr)
 """
 
-
 DRY_RUN = ("submit", "--config", "tiny.yaml", "--executor", "local", "--dry-run")
 
 

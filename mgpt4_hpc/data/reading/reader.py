@@ -286,7 +286,6 @@ class _ReadError(Exception):
 
 _WITHOUT_IT = "rename the file, and others of its source stand in for its samples"
 
-
 _State = tuple[int, int]
 """Size in bytes and modification time in nanoseconds of an open shard."""
 

@@ -36,7 +36,6 @@ _SAME_MOMENT = timedelta(seconds=2)
 LOST_NODE_STATES = frozenset({"NODE_FAIL", "BOOT_FAIL"})
 """States of a job that lost a node; Slurm requeues it by itself where it may."""
 
-
 _NO_CHANCE = frozenset({Cause.PREEMPTED, Cause.REQUEUED, Cause.BAD_NODE, Cause.NODE_LOST})
 
 

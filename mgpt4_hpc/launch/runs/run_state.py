@@ -24,7 +24,6 @@ FRESH_S = 120.0
 LAG_S = 60.0
 """A job so young may not be known everywhere yet."""
 
-
 LAST_FAULT = "; the last fault: "
 """Between the count of a run that was given up and what went wrong each time."""
 

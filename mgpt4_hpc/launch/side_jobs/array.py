@@ -49,7 +49,6 @@ NFS keeps of a file that was removed while it was open."""
 _LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
 """States that a task with ``--requeue`` does not come back from by itself."""
 
-
 _PART = (
     "stop() {{ signal=$1; kill -TERM $task; }}\n"
     + "".join(f"trap 'stop SIG{name}' {name}\n" for name in STOP_SIGNALS)

@@ -35,7 +35,6 @@ _SMALL = ("*.json", "*.model", "*.txt")
 _BLOCK_BYTES = 8 * 1024 * 1024
 _MIRROR = f"name a mirror or a local copy in a file of sources ({VARIABLE}=FILE)"
 
-
 T = TypeVar("T")
 
 

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 LFS_PREFIX = b"version https://git-lfs"
 """How a git-lfs pointer file begins; the real content was never downloaded."""
 
-
 _SAVE_TABLE = "download the published file again, or save the model's state_dict() alone"
 _PAGES = (b"<!doctype", b"<html", b"<?xml")
 

@@ -7,7 +7,6 @@ PROCESSORS = {
     "text_processor": {"train": {"name": "blip_caption"}},
 }
 
-
 RUN = {
     "task": "image_text_pretrain",
     "lr_sched": "linear_warmup_cosine_lr",

@@ -9,11 +9,9 @@ from mgpt4_hpc.config.describe import describe_keys
 
 DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
 
-
 BEGIN = (
     "<!-- made from the schema: MGPT4_UPDATE_DOCS=1 pytest tests/unit/config/test_describe.py -->\n"
 )
-
 
 END = "<!-- end -->"
 

@@ -35,7 +35,6 @@ STAGE2 = {
     },
 }
 
-
 DECISIVE = {
     "train": {"max_steps", "lr", "min_lr", "warmup_start_lr", "warmup_steps", "weight_decay",
               "global_batch_size", "micro_batch_size", "beta1", "beta2", "eps"},

@@ -21,12 +21,9 @@ from tests.unit.config.profiles import write
 
 DOCS = Path(__file__).parents[3] / "docs" / "sites.md"
 
-
 _OTHERS = ("MGPT4_RUNS_DIR", "MGPT4_WEIGHTS", "MGPT4_PYTHON")
 
-
 SOURCES = (".py", ".sbatch")
-
 
 SHIPPED = ("example-a100", "example-container", "example-no-accounting")
 

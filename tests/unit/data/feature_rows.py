@@ -14,7 +14,6 @@ from mgpt4_hpc.data.reading.feature_cache_file import (
 
 BINDING = {"bundle": "abc", "resize": "squash"}
 
-
 SOURCES = {"a": "d1", "b": "d2"}
 
 

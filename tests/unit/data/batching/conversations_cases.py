@@ -47,9 +47,7 @@ BAD: list[tuple[Record, str]] = [
     ({"id": 3}, "neither conversations nor messages"),
 ]  # fmt: skip
 
-
 IMAGE = {"type": "image"}
-
 
 GOOD: list[Record] = [
     llava("<image>\nWhat is this?", "A cat.", "Why?", "It has whiskers.", image="0.jpg", id="a"),

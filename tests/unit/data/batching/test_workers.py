@@ -18,7 +18,6 @@ from tests.unit.data.worlds import make_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
-
 CHILD = """
 import os, signal, sys
 from mgpt4_hpc.data.index.index import ShardIndex

@@ -11,7 +11,6 @@ from mgpt4_hpc.data.sources.download import Download, ImageSettings
 
 pyarrow = pytest.importorskip("pyarrow")
 
-
 SMALL = ImageSettings(number_sample_per_shard=10)
 
 

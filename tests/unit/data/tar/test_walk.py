@@ -19,7 +19,6 @@ from tests.unit.data.worlds import members, tar_bytes
 
 paths = st.lists(names, min_size=1, max_size=4).map("/".join)
 
-
 contents = st.binary(max_size=30) | st.integers(0, 5000).map(lambda size: b"x" * size)
 
 

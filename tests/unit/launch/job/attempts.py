@@ -9,7 +9,6 @@ from mgpt4_hpc.telemetry.ledger import Ledger, read_ledgers
 
 START = JobStart("slurm", "17", 0)
 
-
 PREEMPTED = {"preempt": "2026-03-01T10:00:00"}
 
 

@@ -18,7 +18,6 @@ from tests.unit.launch.job.attempts import causes
 
 SECOND = JobStart("slurm", "7", 1)
 
-
 LOST = "1893492000|NODE_FAIL\nUnknown|RUNNING\n"
 
 

@@ -17,7 +17,6 @@ from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 NOW = time.time()
 
-
 RESUME = "run `mgpt4 resume one`"
 
 
@@ -41,9 +40,7 @@ def recently() -> Clock:
 
 UNKNOWN_JOB = Answer()
 
-
 SILENT = Answer(asked=False)
-
 
 TOO_OFTEN = "held after too many requeues by Slurm (MaxBatchRequeue): `scontrol release 17`"
 

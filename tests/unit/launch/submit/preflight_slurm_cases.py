@@ -23,14 +23,12 @@ ClusterName             = test
 MaxArraySize            = 11
 """
 
-
 PARTITIONS = """\
 PartitionName=a100 Default=YES MaxTime=1-00:00:00 State=UP TotalNodes=2 AllowAccounts=ALL
 PartitionName=lab MaxTime=UNLIMITED State=UP TotalNodes=1 AllowAccounts=other AllowQos=long
 PartitionName=old MaxTime=UNLIMITED State=DOWN TotalNodes=1
 PartitionName=cpu MaxTime=UNLIMITED State=UP TotalNodes=1 DenyAccounts=mine
 """
-
 
 NODES = """\
 NodeName=n1 CPUTot=64 AvailableFeatures=80g,ib Gres=gpu:a100:4(S:0-1) State=IDLE Partitions=a100,old

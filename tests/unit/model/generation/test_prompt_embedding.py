@@ -16,7 +16,6 @@ TWO_IMAGES = (
     f"###Human: {IMAGE_TAG} And this? ###Assistant: "
 )
 
-
 TEXT_ONLY = "###Human: Who are you? ###Assistant: "
 
 

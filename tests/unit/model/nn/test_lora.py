@@ -11,7 +11,6 @@ from mgpt4_hpc.model.nn.minigpt4 import ModelOptions, build_model
 
 pytest.importorskip("peft")
 
-
 SETTINGS = {"rank": 4, "alpha": 8.0, "target_modules": ("q_proj", "v_proj"), "seed": 1}
 
 

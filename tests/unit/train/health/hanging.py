@@ -9,7 +9,6 @@ from pathlib import Path
 
 REPO = Path(__file__).parents[4]
 
-
 PROGRAM = """
 import ctypes, signal, sys, threading, time
 from mgpt4_hpc.telemetry import awake_clock

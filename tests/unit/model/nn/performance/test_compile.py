@@ -8,7 +8,6 @@ from tests.support.reference import load_reference
 
 LONG = "###Human: <Img><ImageHere></Img> Please provide a detailed description. ###Assistant: "
 
-
 SHORT = "###Human: <Img><ImageHere></Img> Hi ###Assistant: "
 
 
