@@ -1,1 +1,1 @@
-"""Files of the Hugging Face hub, or behind plain URLs, into a folder. Knows no file's meaning."""
+"""Files of the hub or behind URLs, into a folder; programs of PyPI in their own environments."""

@@ -56,6 +56,7 @@ def test_every_example_is_run_by_a_test() -> None:
     for module in ("cli", "integration", "slurm"):
         import_module(f"tests.{module}.test_examples")
     import_module("tests.integration.test_demo")
+    import_module("tests.integration.test_benchmarks")
     assert LINES.keys() - EXECUTED.keys() == set()
     assert {LINES[line] for line in EXECUTED} == COMMANDS.keys()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ ASKED = {
     "train__eval_suites": ["failure"],
     "train__eval_images": 3,
     "train__eval_answer_tokens": 8,
+    "checkpoint": {"keep_best": "failure", "keep_last": 1},
 }
 
 
@@ -58,6 +60,12 @@ def test_answers_at_each_validation_leave_the_bits_alone(
         assert text.tensor_proto.string_val[0].count(b"cc_sbu_align/") == 3
     scores = [r["scores"] for r in records(asked) if r["kind"] == "validation"]
     assert len(scores) == 2 and all("detail_failing" in score for score in scores)
+    *_, newest = sorted(asked.glob("checkpoints/step-*/manifest.json"))
+    step, value = json.loads(newest.read_text())["meta"]["best_scores"]["failure"]
+    failing = [-(score["detail_failing"] + score["poem_failing"]) / 2 for score in scores]
+    assert (step, value) == max(
+        (4, failing[0]), (8, failing[1]), key=lambda best: (best[1], best[0])
+    )
     # Its time is no training: it stands in its own bucket.
     buckets = [read_ledgers(run / "ledger")[0].buckets["validation"] for run in runs]
     assert buckets[1] > buckets[0]

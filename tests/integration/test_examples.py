@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.support.examples import Shell, Typed, executes, lines_of
 from tests.support.hub_server import hub_server
@@ -127,7 +127,7 @@ def test_a_download(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    shell = Shell(tmp_path, {ENV_VARIABLE: str(img2dataset_environment())})
+    shell = Shell(tmp_path, {IMG2DATASET.variable: str(img2dataset_environment())})
     (tmp_path / "cc_sbu_urls").mkdir()
     with image_server() as server:
         urls = [server.url("good", number) for number in range(20)]

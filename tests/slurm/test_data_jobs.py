@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 from tests.slurm.harness import Cluster
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
@@ -26,7 +26,7 @@ def mgpt4(cluster: Cluster, *arguments: object) -> dict:
         capture_output=True,
         text=True,
         timeout=180,
-        env={**cluster.env, ENV_VARIABLE: str(img2dataset_environment())},
+        env={**cluster.env, IMG2DATASET.variable: str(img2dataset_environment())},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mgpt4_hpc.evaluation.benchmarks import LMMS_EVAL
 from mgpt4_hpc.run_dir import RunDir
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import preempt
+from tests.support.lmms_eval import stand_in
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
@@ -25,10 +28,10 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(1800)]
 BATCH = 4
 
 
-def begin(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
+def begin(cluster: Cluster, *arguments: object, **environ: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "mgpt4_hpc.cli.main", "eval", *map(str, arguments)],
-        env={**cluster.env, "OMP_NUM_THREADS": "1"},
+        env={**cluster.env, "OMP_NUM_THREADS": "1", **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,3 +114,15 @@ def test_what_ends_it_costs_no_answer_that_is_written(
     assert json.loads(submitted.read_text())["job_id"] == array_id, "a second array"
     assert len(set(answers())) == 2 * images >= len(answers()) - BATCH
     assert told == finish(begin(cluster, *asked))
+
+
+@pytest.mark.soak
+def test_benchmarks_as_a_job(cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path) -> None:
+    run = make_trained_run(tiny_world, tmp_path / "two")
+    variables = {LMMS_EVAL.variable: str(stand_in(tmp_path / "environment"))}
+    asked = (run.path, "--tasks", "pope,mme", "--device", "cpu", "--json")
+    here = finish(begin(cluster, *asked, **variables))
+    assert [task["task"] for task in here["tasks"]] == ["pope", "mme"]
+    shutil.rmtree(run.path / "evaluations")
+    slurm = ("--slurm", "--partition", "a100", "--time", 10)
+    assert finish(begin(cluster, *asked, *slurm, **variables)) == here

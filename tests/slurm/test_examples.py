@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import wait_for_step
@@ -210,7 +210,7 @@ def test_data_in_parts(cluster: Cluster, shell: Shell) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    shell.environ[ENV_VARIABLE] = str(img2dataset_environment())
+    shell.environ[IMG2DATASET.variable] = str(img2dataset_environment())
     (shell.folder / "laion_urls").mkdir()
     with image_server() as server:
         urls = [server.url("good", number) for number in range(20)]

@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.data.sources.convert import convert_captions
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import Ended, Mgpt4
 from tests.cli.synthetic import attempt, make_run, submitted, write_original, write_pairs
@@ -330,7 +330,7 @@ def test_the_controller_is_down(cluster: Cluster, bare_conf: Path, tiny_world: T
     """
     made = situation("controller down", tiny_world, bare_conf)
     silent_conf(made)
-    made.environ[ENV_VARIABLE] = str(img2dataset_environment())
+    made.environ[IMG2DATASET.variable] = str(img2dataset_environment())
     asking = [row for row in TABLE if row.asks]
     lines = [*(made.words(row) for row in [*asking, *ON_NODES]), ["resume", "one"],
              ["rm", "--yes", "done"]]  # fmt: skip

@@ -7,12 +7,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE, ensure_environment
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 
 
 @cache
 def img2dataset_environment() -> Path:
     """The folder of an environment that has img2dataset; half a minute where there is none yet."""
-    folder = Path(os.environ.get(ENV_VARIABLE) or Path(sys.prefix) / "img2dataset")
-    ensure_environment(folder)
+    folder = Path(os.environ.get(IMG2DATASET.variable) or Path(sys.prefix) / "img2dataset")
+    IMG2DATASET.ensure_environment(folder)
     return folder

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.data.sources.download import Download, Effort
-from mgpt4_hpc.data.sources.download_env import VERSION, ensure_environment
+from mgpt4_hpc.data.sources.download import IMG2DATASET, Download, Effort
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import lock
 from tests.unit.data.sources.download_cases import (
@@ -20,7 +19,7 @@ from tests.unit.data.sources.download_cases import (
 
 def test_without_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     download = Download([write_list(tmp_path / "0.parquet", 10)], tmp_path / "out", SMALL)
-    python = fake_environment(tmp_path / "good", f"echo {VERSION}") / "bin" / "python"
+    python = fake_environment(tmp_path / "good", f"echo {IMG2DATASET.version}") / "bin" / "python"
     parts = (tmp_path / "out" / ".download" / "00000-00001.lock").open("w")
     with parts, (tmp_path / "env.lock").open("w") as installs:
         assert lock(parts) and lock(installs)
@@ -37,4 +36,6 @@ def test_without_locks_work_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         script = f'mkdir -p "$3/bin"; cp {python} "$3/bin/python"'
         maker = fake_environment(tmp_path / "maker", script) / "bin" / "python"
         monkeypatch.setattr("sys.executable", str(maker))
-        assert ensure_environment(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
+        assert (
+            IMG2DATASET.ensure_environment(tmp_path / "env") == tmp_path / "env" / "bin" / "python"
+        )

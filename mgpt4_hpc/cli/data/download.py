@@ -100,16 +100,14 @@ def download_command(
     mgpt4 data download laion_urls --out /data/laion --slurm --parts 32 --partition cpu
     """
     from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.sources.download import WORK_FOLDER, Download
-    from mgpt4_hpc.data.sources.download_env import default_environment, ensure_environment
+    from mgpt4_hpc.data.sources.download import IMG2DATASET, WORK_FOLDER, Download
 
     array, options = split_array(options, cpus=options["processes"])
     check_folder(out.parent)
     download = Download(sources, out, _image_settings(options, samples_per_shard))
     # Before an array starts: its nodes may have no way to PyPI.
-    python = ensure_environment(
-        (environment or default_environment()).absolute(),
-        say=lambda text: click.echo(text, err=True),
+    python = IMG2DATASET.ensure_environment(
+        environment, say=lambda text: click.echo(text, err=True)
     )
     if array.wanted:
         folder = out / WORK_FOLDER / "array"

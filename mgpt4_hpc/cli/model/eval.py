@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, answers_option, keep, measure_loss
+from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, choose_tasks
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
     counting,
@@ -45,13 +46,28 @@ _EXAMPLES_SHOWN = 3
     show_default=True,
     help="What is measured.",
 )
+@click.option(
+    "--tasks",
+    metavar="TASK,...",
+    help="Instead of a suite: benchmarks of lmms-eval, as pope,mme,vqav2_val_lite.",
+)
+@click.option(
+    "--task-folder",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --tasks: a folder with further tasks, in lmms-eval's format.",
+)
 @click.option("--every-checkpoint", is_flag=True, help="Each checkpoint that the run has kept.")
 @evaluation_options
 @answers_option
 @array_options(parts=1, time_min=60, by_gpu=True)
+@click.pass_context
 def eval_command(
+    context: click.Context,
+    /,
     model: str,
     suite: str,
+    tasks: str | None,
+    task_folder: Path | None,
     every_checkpoint: bool,
     answers: Path | None,
     part: Part | None,
@@ -71,25 +87,36 @@ def eval_command(
     With --slurm a job asks, and is requeued when it is preempted or killed, or at its time limit.
     The same command given again asks only what is missing.
 
+    With --tasks lmms-eval asks the questions of public benchmarks, in an environment of its own
+    that is made at the first use. --limit takes the first questions of each task.
+
     \b
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
     mgpt4 eval stage2-vicuna7b --suite caption --images coco/val2014 \\
           --references captions_val2014.json --limit 500
     mgpt4 eval stage2-vicuna7b --every-checkpoint --images coco/val2014 --limit 20
+    mgpt4 eval stage2-vicuna7b --tasks pope,mme,vqav2_val_lite
     """
     array, options = split_array(options, cpus=4, gpus=1)
     eval_options = EvalOptions.of(options)
     if part is not None and answers is None:
         raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
+    chosen = choose_tasks(context, tasks, task_folder)
+    suite = "tasks" if chosen is not None else suite
     _require_tools(suite, array)
     sources = [eval_options.locate(model)]
     if every_checkpoint:
         sources = _checkpoints(sources[0], eval_options)
     objects = None if suite == "loss" else word_list(eval_options.synonyms, sources[0])
-    examples = [] if suite == "loss" else find_examples(sources[0], eval_options)
+    examples = [] if suite in ("loss", "tasks") else find_examples(sources[0], eval_options)
     kept = None
-    if array.wanted or answers is not None:
-        kept = keep(model, suite, sources, eval_options, answers, every_checkpoint=every_checkpoint)
+    if array.wanted or answers is not None or chosen is not None:
+        kept = keep(
+            *(model, suite, sources, eval_options, answers),
+            every_checkpoint=every_checkpoint,
+            also=chosen.facts if chosen is not None else {},
+        )
+        kept = KeptTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
         sources = kept.sources
         if _ask(kept, examples, array, part):
             return
@@ -164,9 +191,10 @@ def _report(
 ) -> list[dict[str, Any]]:
     """Draw and show the checkpoints' scores; returns what ``--json`` prints of each."""
     found, facts = [], []
+    prefix = _question_set(eval_options) if suite == "tasks" else _image_set(eval_options)
     for source, evaluation in evaluations:
         texts = {task.task: task.markdown() for task in evaluation.tasks}
-        _draw(source, eval_options, _scalars(evaluation), texts)
+        _draw(source, prefix, _scalars(evaluation), texts)
         found.append(evaluation)
         facts.append(_facts(source, suite, evaluation))
     if eval_options.html is not None:
@@ -298,7 +326,7 @@ def _scalars(found: Evaluation) -> dict[str, float]:
 
 def _draw(
     source: Source,
-    eval_options: EvalOptions,
+    image_set: str,
     values: Mapping[str, float],
     texts: Mapping[str, str],
 ) -> None:
@@ -308,7 +336,7 @@ def _draw(
     from mgpt4_hpc.telemetry import tags
     from mgpt4_hpc.telemetry.tensorboard import open_writer
 
-    prefix = f"{tags.EVAL}{_image_set(eval_options)}"
+    prefix = f"{tags.EVAL}{image_set}"
     folder = source.run.tensorboard / "eval"
     writer = open_writer(folder)
     writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
@@ -316,6 +344,11 @@ def _draw(
         writer.text(source.step, f"{prefix}{task}_answers", text)
     writer.close()
     click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
+
+
+def _question_set(eval_options: EvalOptions) -> str:
+    """The same for benchmarks."""
+    return f"first-{eval_options.limit}/" if eval_options.limit else ""
 
 
 def _image_set(eval_options: EvalOptions) -> str:
@@ -337,7 +370,7 @@ def _loss(
     source: Source, losses: Sequence[SourceLoss], eval_options: EvalOptions
 ) -> dict[str, Any]:
     """Draw and show one checkpoint's losses; returns what ``--json`` prints of it."""
-    _draw(source, eval_options, {f"loss_{f.source}": f.loss for f in losses}, {})
+    _draw(source, _image_set(eval_options), {f"loss_{f.source}": f.loss for f in losses}, {})
     for found in losses:
         for reason in found.left_out:
             click.echo(f"left out: {reason}", err=True)

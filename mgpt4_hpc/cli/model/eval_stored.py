@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,14 +110,17 @@ class Kept:
         for source in self.sources:
             yield source, stored_evaluation(stored, source.name, examples, objects)
 
-    def run_array(self, array: Array, examples: Sequence[Example]) -> str | None:
-        """Ask what is missing in a Slurm array; as ``slurm_array_options.run_array``."""
+    def num_missing(self, examples: Sequence[Example]) -> int:
+        """How many tasks could share what is missing: batches, or with ``loss`` checkpoints."""
         stored = self.stored()
         if self.suite == "loss":
-            parts = len([source for source in self.sources if source.name not in stored.losses])
-        else:
-            missing = stored.missing([source.name for source in self.sources], examples)
-            parts = -(-len(missing) // self.options.batch_size)
+            return len([source for source in self.sources if source.name not in stored.losses])
+        missing = stored.missing([source.name for source in self.sources], examples)
+        return -(-len(missing) // self.options.batch_size)
+
+    def run_array(self, array: Array, examples: Sequence[Example]) -> str | None:
+        """Ask what is missing in a Slurm array; as ``slurm_array_options.run_array``."""
+        parts = self.num_missing(examples)
         if not parts:
             return None
         options = ("--answers", str(self.folder))
@@ -132,6 +135,7 @@ def keep(
     folder: Path | None,
     *,
     every_checkpoint: bool,
+    also: Mapping[str, Any],
 ) -> Kept:
     """Begin an evaluation whose answers are kept, or continue it with the checkpoints it has.
 
@@ -143,6 +147,7 @@ def keep(
         folder: of the answers; None is one of their own in the run's folder, or in the folder of
             the runs.
         every_checkpoint: whether the sources are all that the run has.
+        also: what the answers depend on besides.
 
     Raises:
         ConfigError: the folder holds answers of another evaluation.
@@ -151,7 +156,7 @@ def keep(
     from mgpt4_hpc.evaluation.stored_answers import begin, digest_of, require_unchanged
 
     run = sources[0].run
-    now = {str(_place(source)): digest_of(source) for source in sources}
+    now = {str(place(source)): digest_of(source) for source in sources}
     asked: dict[str, Any] = {
         "model": model,
         "run": None if run is None else str(absolute(run.path)),
@@ -165,9 +170,10 @@ def keep(
         "precision": options.precision,
         "sampling": asdict(options.sampling),
         "version": __version__,
+        **also,
     }
     if suite == "loss" and options.images is not None:
-        asked["files"] = _files_digest(options.images)
+        asked["files"] = files_digest(options.images)
     if folder is None:
         facts = json.dumps([asked, now]).encode()
         name = hashlib.blake2b(facts, digest_size=8).hexdigest()
@@ -182,7 +188,7 @@ def keep(
     return Kept(absolute(folder), suite, sources, options)
 
 
-def _files_digest(images: str) -> str:
+def files_digest(images: str) -> str:
     """Changes with name, size or time of change of a file that ``--images`` names."""
     from mgpt4_hpc.data.index.shard_list import expand_shards
     from mgpt4_hpc.resources import expand_toy
@@ -193,7 +199,7 @@ def _files_digest(images: str) -> str:
     return hashlib.blake2b(json.dumps(stats).encode(), digest_size=8).hexdigest()
 
 
-def _place(source: Source) -> Path:
+def place(source: Source) -> Path:
     """Under which ``EvalOptions.locate`` finds the same source again."""
     assert source.projector is not None  # eval's MODEL names a run, a checkpoint or a file
     return absolute(source.projector if source.run is None else source.projector.parent)

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.data.sources.download_env import driver_environment
+from mgpt4_hpc.downloads.tool_environment import Tool, tool_variables
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import lock
 from mgpt4_hpc.run_dir import read_json, write_json
@@ -35,6 +35,8 @@ PLAN_FILE = "download.json"
 WORK_FOLDER = ".download"
 _FORMAT = "mgpt4-download-1"
 _DRIVER = Path(__file__).with_name("download_driver.py")
+IMG2DATASET = Tool("img2dataset", "1.47.0", option="--env")
+"""The driver replaces parts of it, so this is the version that it was written for."""
 _OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"  # as the driver has it, which cannot be imported here
 _POLL_S = 0.2
 _LOOK_EVERY_S = 10.0
@@ -195,7 +197,7 @@ class Download:
         """Download what a part is missing; returns when nothing more can be had.
 
         Args:
-            python: of ``ensure_environment``.
+            python: of the environment with img2dataset.
             effort: may differ from start to start.
             part: which part of the shards, from 1.
             parts: of how many; they may run at the same time on several machines.
@@ -288,7 +290,7 @@ class Download:
         return path
 
     def _drive(self, python: Path, order: Path, log: Path, show: Callable[[], None]) -> int:
-        environ = {**driver_environment(), _OUT_VARIABLE: str(self.out)}
+        environ = {**tool_variables(), _OUT_VARIABLE: str(self.out)}
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [str(python), str(_DRIVER), str(order)],

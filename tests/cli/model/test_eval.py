@@ -125,6 +125,16 @@ def test_kept_answers_are_not_those_of_another_model(
     assert changed.code == 2 and "with other weights or settings" in changed.err
 
 
+def test_benchmarks_have_their_own_questions(mgpt4: Mgpt4, run: RunDir) -> None:
+    for options, reason in (
+        (("--tasks", "pope", "--temperature", 1, "--images", "x"), "--images, --temperature"),
+        (("--tasks", "pope,../mme"), "'../mme' is no task"),
+        (("--task-folder", "."), "goes with --tasks"),
+    ):
+        refused = mgpt4("eval", run.path, *options)
+        assert refused.code == 2 and reason in refused.err
+
+
 @pytest.mark.slow
 def test_caption_suite(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> None:
     Path("words.txt").write_text("dog\ncat\nboat\nhouse\ntree\n")

@@ -16,7 +16,7 @@ from mgpt4_hpc.data.images.decode import decode_rgb
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.data.reading.reader import SampleReader
-from mgpt4_hpc.data.sources.download_env import ENV_VARIABLE
+from mgpt4_hpc.data.sources.download import IMG2DATASET
 from tests.support.image_server import ImageServer, image_server
 from tests.support.img2dataset import img2dataset_environment
 from tests.support.runs import REPO, wait_until
@@ -28,7 +28,7 @@ FEW = ["--samples-per-shard", "10", "--processes", "2", "--threads", "16", "--ti
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENV_VARIABLE, str(img2dataset_environment()))
+    monkeypatch.setenv(IMG2DATASET.variable, str(img2dataset_environment()))
 
 
 @pytest.fixture
