@@ -74,7 +74,7 @@ def try_combination(python: str, resolution: str, folder: Path) -> str:
     done = subprocess.run(
         [inside, "-m", "pytest", *select, *TESTS], cwd=ROOT, text=True, capture_output=True
     )
-    log = environment.with_suffix(".log")
+    log = folder / f"{environment.name}.log"
     log.write_text(done.stdout + done.stderr, encoding="utf-8")
     lines = [line for line in done.stdout.splitlines() if re.search(r"\d+ (passed|failed)", line)]
     result = re.sub(r",? *\d+ warnings?| in [\d.]+s.*|=+ ?", "", lines[-1]) if lines else "no test"
