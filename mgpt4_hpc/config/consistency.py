@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.config.original_quirks import ORIGINAL_VALUES, contradictions
-from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES, template_faults
+from mgpt4_hpc.prompts import template_faults
 
 if TYPE_CHECKING:
     from mgpt4_hpc.config.schema import ContainerConfig, LaunchConfig, RunConfig
@@ -57,12 +56,7 @@ def consistency_faults(config: RunConfig) -> list[str]:
 
 
 def _text_faults(config: RunConfig) -> Iterator[str]:
-    text, known = config.text, (*TEMPLATES, MODEL_TEMPLATE.name)
-    if text.template not in known:
-        yield (
-            f"text.template is {text.template!r}: use one of {', '.join(known)}, "
-            "or give your own as text.prompt and text.end_symbol"
-        )
+    text = config.text
     if text.end_symbol == "":
         yield "text.end_symbol is empty: an answer would never end"
     if text.prompt is None:
@@ -138,11 +132,6 @@ def _launch_faults(launch: LaunchConfig, container: ContainerConfig) -> Iterator
             f"launch.env.{name} looks like a secret, and settings are written into the run's "
             "folder and the batch script: export it where you submit, a job inherits it"
         )
-    for command in launch.on_event:
-        try:
-            shlex.split(command)
-        except ValueError as error:
-            yield f"launch.on_event {command!r} is no command: {error}"
 
 
 def _sbatch_faults(launch: LaunchConfig) -> Iterator[str]:

@@ -19,13 +19,26 @@ from mgpt4_hpc.config.assignments import ENV_PREFIX, Layer, env_layer
 from mgpt4_hpc.config.epochs import ConvertEpochs, StepCount
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.original_quirks import apply_faithful
-from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.schema import ALONE, RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
 from mgpt4_hpc.config.streams import is_url, split_joined
 from mgpt4_hpc.config.yaml_file import read_yaml
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 from mgpt4_hpc.run_reference import located_path
+
+
+class InvalidSettings(ConfigError):
+    """Settings that are no configuration.
+
+    Attributes:
+        rest: the configuration without the wrong settings, in which other faults can be found;
+            None if no part is right.
+        wrong: keys of the settings that are left out there; what depends on them is unknown.
+    """
+
+    rest: Resolved | None = None
+    wrong: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -331,17 +344,23 @@ def merge(
         counts.see(flat)
     apply_faithful(values, origins)
     faults = [*faults, *counts.settle(values, origins, convert_epochs)]
+    wrong: frozenset[str] = frozenset()
     try:
         config = RunConfig.model_validate(keys.unflatten(values))
     except ValidationError as error:
-        faults = [*faults, *_all_faults(values, origins, error)]
+        found = error.errors()
+        wrong = frozenset(".".join(map(str, item["loc"][:2])) for item in found if item["loc"])
+        faults += [fault for item in found for fault in keys.explain(item, origins)]
+        faults += _contradictions(values, origins, wrong)
     if faults:
-        raise ConfigError(
-            "the configuration has faults",
-            faults=faults,
-            fix="`mgpt4 config keys` lists every setting",
-        )
+        refused = InvalidSettings("the configuration has faults", faults=faults, fix=LISTED)
+        refused.rest, refused.wrong = _rest(values, origins, wrong), wrong
+        raise refused
     return Resolved(with_absolute_paths(config), origins, counts.notes)
+
+
+LISTED = "`mgpt4 config keys` lists every setting"
+"""Where to look after a wrong setting."""
 
 
 _ANY: dict[str, Any] = {
@@ -355,30 +374,48 @@ _ANY: dict[str, Any] = {
 """Stands in for required settings that are missing or wrong, to look at the others."""
 
 
-def _all_faults(
-    values: Mapping[str, Any], origins: Mapping[str, str], error: ValidationError
+def _without(values: Mapping[str, Any], wrong: frozenset[str]) -> dict[str, Any]:
+    """The settings that are right, between stand-ins, as pydantic takes them."""
+    parts = {key: key.split(".") for key in values}
+    return keys.unflatten(
+        _ANY
+        | {
+            key: values[key]
+            for key, names in parts.items()
+            if not wrong & {names[0], ".".join(names[:2])}
+        }
+    )
+
+
+def _contradictions(
+    values: Mapping[str, Any], origins: Mapping[str, str], wrong: frozenset[str]
 ) -> list[str]:
-    """Also those that pydantic does not look for while a single setting is wrong."""
-    errors = error.errors()
-    faults = [fault for item in errors for fault in keys.explain(item, origins)]
-    wrong = {".".join(str(part) for part in item["loc"][:2]) for item in errors if item["loc"]}
-    rest = {
-        key: value for key, value in values.items() if ".".join(key.split(".")[:2]) not in wrong
-    }
-    if not wrong:
-        return faults
+    """Faults of several settings, which pydantic does not look for while a single one is wrong."""
     try:
-        RunConfig.model_validate(keys.unflatten({**_ANY, **rest}))
-    except ValidationError as second:
+        if wrong:
+            RunConfig.model_validate(_without(values, wrong))
+    except ValidationError as error:
         # What is wrong has another value now, so that whatever mentions it may not be true.
-        faults += [
+        return [
             fault
-            for item in second.errors()
+            for item in error.errors()
             if not item["loc"]
             for fault in keys.explain(item, origins)
             if not any(key in fault for key in wrong)
         ]
-    return faults
+    return []
+
+
+def _rest(
+    values: Mapping[str, Any], origins: dict[str, str], wrong: frozenset[str]
+) -> Resolved | None:
+    try:
+        rest = RunConfig.model_validate(_without(values, wrong), context=ALONE)
+    except ValidationError:
+        return None
+    if "data.sources" in wrong or "data.sources" not in values:
+        rest = rest.model_copy(update={"data": rest.data.model_copy(update={"sources": ()})})
+    return Resolved(with_absolute_paths(rest), origins)
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -7,10 +7,12 @@ carry their unit (``_s``, ``_min``, ``_gib``), and ``step`` always means optimiz
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -22,8 +24,10 @@ from pydantic import (
 from mgpt4_hpc.config.consistency import consistency_faults
 from mgpt4_hpc.prompts import (
     CUSTOM,
+    MODEL_TEMPLATE,
     STAGE1_END_SYMBOL,
     STAGE2_INSTRUCTIONS,
+    TEMPLATES,
     Template,
     get_template,
 )
@@ -132,10 +136,19 @@ class DataConfig(_Section):
     """Unreadable samples beyond this part of those read stop the run."""
 
 
+def _is_template(name: str) -> str:
+    known = (*TEMPLATES, MODEL_TEMPLATE.name)
+    if name not in known:
+        raise ValueError(
+            f"must be one of {', '.join(known)}, or your own as text.prompt and text.end_symbol"
+        )
+    return name
+
+
 class TextConfig(_Section):
     """How captions become tokens."""
 
-    template: str = "vicuna_v0"
+    template: Annotated[str, AfterValidator(_is_template)] = "vicuna_v0"
     """Conversation format: vicuna_v0, llama2, llama3, qwen, mistral, gemma, or `model`'s own."""
     system: str = ""
     """System prompt of conversations that have none of their own, in training and in chat."""
@@ -256,6 +269,12 @@ _LINE = r"^[^\x00-\x1f\x7f]+$"
 _Line = Annotated[str, Field(pattern=_LINE)]
 """Text for one line of a batch script: a line break in it would begin a command of its own."""
 
+
+def _is_command(line: str) -> str:
+    shlex.split(line)  # its ValueError is the fault
+    return line
+
+
 _VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]*$"
 _Variable = Annotated[str, Field(pattern=_VARIABLE)]
 
@@ -307,7 +326,7 @@ class LaunchConfig(_Section):
     """When Slurm mails: BEGIN, END, FAIL, REQUEUE, TIME_LIMIT or ALL, with commas between."""
     mail_user: _Line | None = None
     """Recipient of Slurm's mail; by default the user who submits."""
-    on_event: tuple[_Line, ...] = ()
+    on_event: tuple[Annotated[_Line, AfterValidator(_is_command)], ...] = ()
     """Commands that get finished, failed, preempted and similar events as JSON on their stdin."""
     on_event_timeout_s: Annotated[float, Field(gt=0, le=20)] = 10.0
     """Each of these commands is killed after this; a job being killed has little longer."""
@@ -340,6 +359,10 @@ class ContainerConfig(_Section):
     """Further options: of srun for Pyxis, else of `exec`, as `--cleanenv`."""
 
 
+ALONE = {"each setting": "by itself"}
+"""Validation context in which settings may contradict each other."""
+
+
 class RunConfig(_Section):
     """The whole configuration of one run."""
 
@@ -363,8 +386,8 @@ class RunConfig(_Section):
     container: ContainerConfig = ContainerConfig()
 
     @model_validator(mode="after")
-    def _agree(self) -> RunConfig:
-        if faults := consistency_faults(self):
+    def _agree(self, info: ValidationInfo) -> RunConfig:
+        if info.context is not ALONE and (faults := consistency_faults(self)):
             raise ValueError("\n".join(faults))
         return self
 

@@ -114,5 +114,7 @@ def submissions(monkeypatch: pytest.MonkeyPatch) -> Submissions:
     """`resume` submits nothing; the stand-in records what it was called with."""
     stand_in = Submissions()
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", stand_in)
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
+    monkeypatch.setattr(
+        "mgpt4_hpc.launch.manage.resume.preflight_findings", lambda *_, **__: ([], [])
+    )
     return stand_in

@@ -160,6 +160,8 @@ def submit_command(
     plan = make_plan(request, os.environ)
     for line in plan.notes:
         click.echo(line, err=True)
+    if plan.invalid or not dry_run:
+        plan.assert_sound()
     _show_or_submit(plan, dry_run=dry_run, test_only=test_only, wait=wait, as_json=as_json)
 
 

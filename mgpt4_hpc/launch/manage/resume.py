@@ -32,7 +32,7 @@ from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit.branch import take_new_identity
-from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight import preflight_findings
 from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
@@ -165,7 +165,7 @@ def _resume(
     _check_drift(run, changed.config, changes, accept)
     # Beyond its first checkpoint no start reads it; before, it may be that of a live job.
     dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
-    notes = preflight(
+    faults, notes = preflight_findings(
         changed.config,
         run.path.parent,
         executor=executor,
@@ -175,6 +175,8 @@ def _resume(
     _say_changes(run, changes, say)
     for note in notes:
         say(note)
+    if faults:
+        raise PreflightError("this job would fail", faults=faults)
     if executor == "slurm":
         dependency = _all_of(dependency, behind)
     prepare_environment(run, changed.config, say)
@@ -263,7 +265,7 @@ def _assert_free(run: RunDir) -> RunOverview:
         raise RunAlive(
             f"{run.name} is alive: {row.text} (job {row.job_id})",
             why="two jobs on one run would fence each other off",
-            fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save",
+            fix=f"wait for it, or end it: mgpt4 cancel {run.name} --save{row.there}",
         )
     if row.state is not RunState.FINISHED and read_facts(run).job_is_lost:
         raise run.damaged(

@@ -32,7 +32,9 @@ class Reporter(Protocol):
 
 def plan_one(request: SubmitRequest, environ: Mapping[str, str]) -> PlannedRun:
     """The only run of an order. Raises what `make_plan` raises."""
-    (planned,) = make_plan(request, environ).runs
+    plan = make_plan(request, environ)
+    plan.assert_sound()
+    (planned,) = plan.runs
     return planned
 
 

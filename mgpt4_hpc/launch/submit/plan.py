@@ -11,6 +11,8 @@ from typing import Any
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.assignments import Layer, read_assignments
 from mgpt4_hpc.config.load import (
+    LISTED,
+    InvalidSettings,
     Layers,
     Resolved,
     keep_schedule,
@@ -23,7 +25,7 @@ from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import join_dependencies
 from mgpt4_hpc.launch.submit.branch import Branching
-from mgpt4_hpc.launch.submit.preflight import after_faults, existing_faults, preflight
+from mgpt4_hpc.launch.submit.preflight import after_faults, existing_faults, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, ask_cluster
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import choose_executor
@@ -96,9 +98,10 @@ class Plan:
         executor: "slurm" or "local".
         runs_dir: folder of the runs.
         notes: sentences for the user.
-        faults: why the jobs would fail; none unless it is a dry run.
+        faults: why the jobs would fail.
         sweep: set if the runs are a sweep.
-        unreachable: that Slurm could not be asked; none unless it is a dry run.
+        unreachable: that Slurm could not be asked; None unless it is a dry run.
+        invalid: wrong settings. The runs are planned without these then, to find other faults.
     """
 
     runs: tuple[PlannedRun, ...]
@@ -108,9 +111,19 @@ class Plan:
     faults: tuple[str, ...] = ()
     sweep: PlannedSweep | None = None
     unreachable: SlurmUnreachable | None = None
+    invalid: tuple[str, ...] = ()
 
     def assert_sound(self) -> None:
-        """Raise PreflightError if there are faults, SlurmUnreachable if Slurm did not answer."""
+        """Check that the jobs can be submitted.
+
+        Raises:
+            ConfigError: settings are wrong; it lists the other faults, too.
+            PreflightError: there are faults.
+            SlurmUnreachable: Slurm did not answer.
+        """
+        if self.invalid:
+            faults = [*self.invalid, *self.faults]
+            raise ConfigError("the configuration has faults", faults=faults, fix=LISTED)
         if self.faults:
             raise PreflightError("this job would fail", faults=self.faults)
         if self.unreachable is not None:
@@ -118,11 +131,10 @@ class Plan:
 
 
 def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
-    """Resolve and check everything; writes nothing.
+    """Resolve and check everything; writes nothing. ``assert_sound`` of the plan raises faults.
 
     Raises:
-        ConfigError: settings or options that contradict each other.
-        PreflightError: something that the job needs is missing; a dry run keeps it in the plan.
+        ConfigError: options that contradict each other, or a file that cannot be read.
         SlurmUnreachable: the scheduler cannot be asked.
     """
     executor = choose_executor(request.executor)
@@ -143,17 +155,18 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
         planned = _plan_stages(resolver, runs_dir, after)
     if request.continues:
         planned = [replace(item, continues=resolver.continues) for item in planned]
-    faults = unknown_paths(resolver.flags, [item.resolved for item in planned])
-    if faults:
-        raise ConfigError("cannot use these settings", faults=faults)
-    reply = SlurmReply.of(executor, dry_run=request.dry_run)
+    if "data.sources" not in resolver.wrong:
+        resolver.invalid += unknown_paths(resolver.flags, [item.resolved for item in planned])
+    reply = SlurmReply.of(executor, dry_run=request.dry_run or bool(resolver.invalid))
+    if any(key.startswith(("launch", "container")) for key in resolver.wrong):
+        reply = SlurmReply("none")  # what is asked of Slurm is unknown
     faults, more = _preflight(planned, sweep, reply, runs_dir)
     faults += resolver.drift
     if after is not None and after.run is not None and after.checkpoint is None:
         faults += after_faults(after.run, executor)
     if executor == "slurm":
         faults += _dependency_faults(planned)
-    plan = Plan(
+    return Plan(
         tuple(planned),
         executor,
         runs_dir,
@@ -162,13 +175,11 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
                 (*notes, *(n for p in planned for n in p.resolved.notes), *resolver.notes, *more)
             )
         ),
-        tuple(dict.fromkeys(faults)),
+        tuple(f for f in dict.fromkeys(faults) if not any(key in f for key in resolver.wrong)),
         sweep,
         reply.unreachable,
+        tuple(dict.fromkeys(resolver.invalid)),
     )
-    if not request.dry_run:
-        plan.assert_sound()
-    return plan
 
 
 def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
@@ -215,6 +226,8 @@ class _Resolver:
         self.base: Layer | None = None
         self.continues: Branching | None = None
         self.drift: list[str] = []
+        self.invalid: list[str] = []
+        self.wrong: frozenset[str] = frozenset()
         self.flags: dict[str, Any]
         self.flags, self.faults = read_assignments(request.assignments)
         self.flags |= {f"launch.{key}": value for key, value in request.launch.items()}
@@ -229,7 +242,10 @@ class _Resolver:
         follows: RunReference | None,
         changes: Mapping[str, Any],
     ) -> Resolved:
-        """The configuration of one run, with ``changes`` above the order's own flags."""
+        """The configuration of one run, with ``changes`` above the order's own flags.
+
+        Faults go to ``invalid``; the configuration then lacks the wrong settings.
+        """
         overrides = {**self.start, **self.flags, **changes}
         if follows is not None:
             overrides = {**self._taken_over(follows, overrides), **overrides}
@@ -239,15 +255,21 @@ class _Resolver:
             layers = Layers((self.base, ("flag", overrides)))
         else:
             layers = read_layers(config_name, overrides, site=self.site, environ=self.environ)
-        resolved = layers.resolve(self.faults, _steps_of_epochs, self.runs_dir or Path("runs"))
+        try:
+            resolved = layers.resolve(self.faults, _steps_of_epochs, self.runs_dir or Path("runs"))
+        except InvalidSettings as error:
+            if error.rest is None:
+                raise
+            self.invalid += error.faults
+            self.wrong |= error.wrong
+            resolved = error.rest
         if self.continues is not None and self.parent is not None:
             resolved = keep_schedule(self.parent.config, resolved, "--from")
             self._refuse_nothing_to_train(resolved)
-        if stage is not None and resolved.config.stage != stage:
-            raise ConfigError(
+        if stage is not None and resolved.config.stage != stage and "stage" not in self.wrong:
+            self.invalid.append(
                 f"--stage {stage} was asked for, {config_name} is for stage "
-                f"{resolved.config.stage}",
-                fix=f"choose a preset for stage {stage}",
+                f"{resolved.config.stage}: choose a preset for stage {stage}"
             )
         return resolved
 
@@ -286,11 +308,11 @@ class _Resolver:
     def _refuse_nothing_to_train(self, resolved: Resolved) -> None:
         assert self.continues is not None and self.continues.step is not None
         step, last = self.continues.step, resolved.config.train.max_steps
-        if step >= last:
-            raise ConfigError(
-                f"--continue begins at step {step}, and train.max_steps is {last}: no step is left",
-                fix=f"--set train.max_steps=N with N above {step}, or --from RUN@STEP with an "
-                "earlier step",
+        if step >= last and "train.max_steps" not in self.wrong:
+            self.invalid.append(
+                f"--continue begins at step {step}, and train.max_steps is {last}: no step is "
+                f"left: --set train.max_steps=N with N above {step}, or --from RUN@STEP with an "
+                "earlier step"
             )
 
     def _taken_over(self, follows: RunReference, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,18 +385,15 @@ def _plan_sweep(
     name = resolver.resolve(stage, config_name, after, plain).config.name
     names = run_names(name, all_points)
     planned = []
-    faults: list[str] = []
+    of_all, resolver.invalid = resolver.invalid, []
     for point, run_name in zip(all_points, names, strict=True):
-        try:
-            changes = {**point.overrides, "name": run_name}
-            resolved = resolver.resolve(stage, config_name, after, changes)
-        except ConfigError as error:
-            faults += [f"{run_name}: {fault}" for fault in error.faults or [error.what]]
-        else:
-            run = RunDir(runs_dir / run_name)
-            planned.append(PlannedRun(run, resolved, _job_to_wait_for(after)))
-    if faults:
-        raise ConfigError("some runs of the sweep cannot be", faults=faults)
+        known = len(resolver.invalid)
+        changes = {**point.overrides, "name": run_name}
+        resolved = resolver.resolve(stage, config_name, after, changes)
+        own = [fault for fault in resolver.invalid[known:] if fault not in of_all]
+        resolver.invalid[known:] = [f"{run_name}: {fault}" for fault in own]
+        planned.append(PlannedRun(RunDir(runs_dir / run_name), resolved, _job_to_wait_for(after)))
+    resolver.invalid = [*of_all, *resolver.invalid]
     folder = SweepDir.of(name, runs_dir)
     return PlannedSweep(folder, tuple(all_points), request.max_parallel), planned
 
@@ -478,15 +497,14 @@ def _preflight(
         if checked in seen:
             continue
         seen.add(checked)
-        try:
-            notes += preflight(
-                item.resolved.config,
-                runs_dir,
-                executor=reply.executor,
-                projector_follows=item.follows is not None or item.continues is not None,
-                cluster=reply.cluster,
-                array_tasks=len(planned) if sweep is not None else 0,
-            )
-        except PreflightError as error:
-            faults += error.faults
+        more, told = preflight_findings(
+            item.resolved.config,
+            runs_dir,
+            executor=reply.executor,
+            projector_follows=item.follows is not None or item.continues is not None,
+            cluster=reply.cluster,
+            array_tasks=len(planned) if sweep is not None else 0,
+        )
+        faults += more
+        notes += told
     return faults, list(dict.fromkeys(notes))

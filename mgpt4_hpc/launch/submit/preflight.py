@@ -31,7 +31,20 @@ from mgpt4_hpc.ownership import parent_faults
 from mgpt4_hpc.run_dir import RunDir
 
 
-def preflight(
+def preflight(config: RunConfig, runs_dir: Path, *, executor: str) -> list[str]:
+    """The notes of :func:`preflight_findings`.
+
+    Raises:
+        PreflightError: with every fault at once.
+        SlurmUnreachable: if the scheduler cannot be asked.
+    """
+    faults, notes = preflight_findings(config, runs_dir, executor=executor)
+    if faults:
+        raise PreflightError("this job would fail", faults=faults)
+    return notes
+
+
+def preflight_findings(
     config: RunConfig,
     runs_dir: Path,
     *,
@@ -40,7 +53,7 @@ def preflight(
     new: bool = True,
     cluster: Cluster | None = None,
     array_tasks: int = 0,
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Look for everything that would stop the job later.
 
     Args:
@@ -53,10 +66,9 @@ def preflight(
         array_tasks: tasks of the job array that the run is one of; 0 for a job of its own.
 
     Returns:
-        What is worth knowing and stops nothing, a sentence each.
+        The faults, and what is worth knowing and stops nothing; a sentence each.
 
     Raises:
-        PreflightError: with every fault at once.
         SlurmUnreachable: if the scheduler cannot be asked.
     """
     data_faults, notes = source_findings(config)
@@ -88,9 +100,7 @@ def preflight(
         more, more_notes = container_findings(config.container)
         faults += more
         notes += more_notes
-    if faults:
-        raise PreflightError("this job would fail", faults=faults)
-    return notes
+    return faults, notes
 
 
 def _unshared(runs_dir: Path) -> list[str]:
@@ -210,7 +220,7 @@ def _existing_fault(run: RunDir, row: RunOverview | None) -> str:
     elif row.state.is_live:
         text = (
             f"and its job {row.job_id} is alive ({row.text}): `mgpt4 logs -f {run.name}` follows "
-            f"it, `mgpt4 cancel {run.name}` ends it"
+            f"it, `mgpt4 cancel {run.name}` ends it{row.there}"
         )
     else:
         text = f"and is unfinished ({row.text}): `mgpt4 resume {run.name}` continues it"

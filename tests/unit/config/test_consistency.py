@@ -22,7 +22,7 @@ QWEN = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
         ({"text.prompt": "{} {}", "text.end_symbol": "#"}, "has 2 places {}"),
         ({"text.prompt": "<ImageHere>{}", "text.end_symbol": "#"}, "leave it out"),
         ({"text.end_symbol": ""}, "an answer would never end"),
-        ({"text.template": "falcon"}, "give your own as text.prompt"),
+        ({"text.template": "falcon"}, "or your own as text.prompt"),
     ],
 )
 def test_faults(overrides: dict, told: str) -> None:

@@ -68,7 +68,9 @@ def test_what_holds_for_all_runs_of_a_sweep_is_noted_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     note = "the runs directory is on a local disk"
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [note])
+    monkeypatch.setattr(
+        "mgpt4_hpc.launch.manage.resume.preflight_findings", lambda *_, **__: ([], [note])
+    )
     runs = [make_run(tmp_path / "runs", f"s-{name}") for name in "abc"]
     create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 3, "slurm")
     ended = mgpt4("resume", "s", "--gpus", "2", "--executor", "slurm")

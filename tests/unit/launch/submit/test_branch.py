@@ -29,6 +29,8 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     for last, code in (("max_steps=9", 2), ("max_steps=10", 0)):
         ended = mgpt4(*past, last, "--dry-run")
         assert ended.code == code and ("no step is left" in ended.err) == bool(code), ended.err
+    wrong = mgpt4(*past, "max_steps=0", "--set", "lr=5")
+    assert wrong.code == 2 and wrong.err.count("\n  - ") == 2, wrong.err
     ended = mgpt4(
         "submit", "--from", "one@9", "--continue", "--name", "two", "--set", "max_steps=40"
     )

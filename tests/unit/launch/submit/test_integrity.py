@@ -95,7 +95,9 @@ def test_commands_name_a_damaged_file_or_do_without_it(
     def submit(*_: object, **__: object) -> None:
         raise RuntimeError("the job would be submitted")
 
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
+    monkeypatch.setattr(
+        "mgpt4_hpc.launch.manage.resume.preflight_findings", lambda *_, **__: ([], [])
+    )
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", submit)
     if name in NAMED:
         ended = mgpt4("resume", "one")

@@ -37,6 +37,32 @@ def test_what_contradicts_itself(
 
 
 @pytest.mark.slow
+def test_faults_of_settings_files_and_machine_come_together(
+    mgpt4: Mgpt4, stage1: Path, sbatch: Path
+) -> None:
+    wrong = [
+        *("train.lr=5", "no_such=1", "text.template=llama9", "train.micro_batch_size=0"),
+        *("eval_every_steps=5", "data.paths.laion=/no/laion", "data.paths.other=/x"),
+        *("model.weights=/no/weights", "container.runtime=apptainer", "container.image=/no/x.sif"),
+    ]
+    flags = [part for setting in wrong for part in ("--set", setting)]
+    ended = mgpt4("submit", "--config", stage1, "--stage", "2", *flags, "--executor", "local")
+    assert ended.code == 2
+    for told in (
+        *("train.lr: ", "'no_such'", "text.template: must be one of vicuna_v0", "micro_batch_size"),
+        *("eval_every_steps needs data.val_fraction", "'/no/laion' does not exist", "'other'"),
+        *("/no/weights is no folder", "apptainer is not installed", "/no/x.sif on the nodes?"),
+        "is for stage 1: choose",
+    ):
+        assert ended.err.count(told) == 1, (told, ended.err)
+    assert "no multiple" not in ended.err, "a wrong batch size is not guessed at"
+    none = mgpt4("submit", "--config", stage1, "--set", "data.sources=[]", *flags)
+    assert "'other'" not in none.err and "'/no/laion'" not in none.err
+    docker = mgpt4("submit", "--config", stage1, *flags, "--set", "container.runtime=docker")
+    assert docker.err.count("container.") == 1, docker.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "variable", "expected"),
     [
