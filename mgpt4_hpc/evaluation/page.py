@@ -43,7 +43,7 @@ def write_page(
         path: the file.
         title: its heading.
         tables: caption, column headings, and rows of texts.
-        evaluations: of one model, or of two that were asked the same.
+        evaluations: of one model, or of several that were asked the same.
         examples: the images, for the pictures beside the answers.
 
     Raises:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from tests.cli.fakes import FakeSlurm, Mgpt4
 from tests.cli.synthetic import place_with_runs, write_original, write_pairs
 from tests.support.examples import LINES, each_executes, lines_of, parse
@@ -71,8 +72,11 @@ def material(
     talk = [{"id": "0", "image": "0.jpg", "conversations": said}]
     (tmp_path / "llava_instruct_150k.json").write_text(json.dumps(talk))
     write_original(tmp_path)
-    for stage in (1, 2):
+    runs = [
         make_trained_run(world, tmp_path / "runs" / f"stage{stage}-vicuna7b", stage, seed=stage)
+        for stage in (1, 2)
+    ]
+    create_sweep(SweepDir.of("my-sweep", tmp_path / "runs"), runs, [{}] * 2, "local")
     sources = {"vit": "eva_vit_g.pth", "qformer": "blip2_pretrained_flant5xxl.pth",
                "llm": "vicuna-7b"}  # fmt: skip
     (tmp_path / "sources.json").write_text(json.dumps({

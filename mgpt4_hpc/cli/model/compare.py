@@ -1,9 +1,11 @@
-"""``mgpt4 compare``: two checkpoints on the same images and prompts."""
+"""``mgpt4 compare``: several checkpoints on the same images and prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +21,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     word_list,
 )
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
+from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
@@ -28,9 +31,8 @@ if TYPE_CHECKING:
     from mgpt4_hpc.model.generation.chat_model import Source
 
 
-@click.command("compare", short_help="Two checkpoints on the same images, with intervals.")
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.command("compare", short_help="Checkpoints on the same images, with intervals.")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--suite",
     type=click.Choice(["failure", "caption"]),
@@ -42,14 +44,16 @@ if TYPE_CHECKING:
 @slurm_options
 @click.pass_context
 def compare_command(
-    context: click.Context, /, first: str, second: str, suite: str, **options: Any
+    context: click.Context, /, names: tuple[str, ...], suite: str, **options: Any
 ) -> None:
-    """Ask A and B (runs, checkpoints or files) the same about the same images.
+    """Ask two or more models (runs, sweeps, checkpoints or files) the same about the same images.
 
-    Differences are B minus A, with 95 % bootstrap intervals over the images, which are paired.
+    A sweep's name stands for all of its runs. Each model is compared with A, the first: differences
+    are its value minus A's, with 95 % bootstrap intervals over the images, which are paired.
 
     \b
     mgpt4 compare stage1-vicuna7b stage2-vicuna7b --images coco/val2014 --html stages.html
+    mgpt4 compare my-sweep --images coco/val2014
     """
     node, options = split_slurm(options)
     eval_options = EvalOptions.of(options)
@@ -60,22 +64,52 @@ def compare_command(
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.model.generation.chat_model import with_distinct_names
 
-    sources = with_distinct_names([eval_options.locate(name) for name in (first, second)])
+    sources = with_distinct_names(
+        [eval_options.locate(name) for name in _members(names, eval_options)]
+    )
+    if len(sources) < 2:
+        raise ConfigError("there is nothing to compare with", fix="give two models, or a sweep")
     if suite == "caption":
         require_libraries()
     examples = find_examples(sources[0], eval_options)
     found = _evaluate(
         eval_options, sources, examples, suite, word_list(eval_options.synonyms, sources[0])
     )
-    rows = differences(*found)
+    rows = [(other, row) for other in found[1:] for row in differences(found[0], other)]
     if eval_options.html is not None:
         _write_page(eval_options.html, suite, found, rows, examples)
     if eval_options.as_json:
         _echo(sources, suite, found, rows)
         return
     images = counted(len(found[0].tasks[0].told), "image")
-    click.echo(f"A: {found[0].name}\nB: {found[1].name}\n{images}")
-    print_rows(("task", "metric", ">A", ">B", ">B - A", ">95 % interval", ""), _table(rows))
+    letters = {one.name: _letter(number) for number, one in enumerate(found)}
+    for name, letter in letters.items():
+        click.echo(f"{letter}: {name}")
+    click.echo(images)
+    table = [(letters[other.name], *_cells(row)) for other, row in rows]
+    print_rows(
+        ("model", "task", "metric", ">A", ">model", ">difference", ">95 % interval", ""), table
+    )
+
+
+def _members(names: Sequence[str], eval_options: EvalOptions) -> list[str]:
+    """What is compared, each run of a sweep by itself."""
+    from mgpt4_hpc.launch.runs.sweep_dir import find_runs, is_sweep
+
+    runs_dir = eval_options.runs_dir
+    return [
+        member
+        for name in names
+        for member in (
+            [str(run.path) for run in find_runs([name], runs_dir)]
+            if is_sweep(name, runs_dir)
+            else [name]
+        )
+    ]
+
+
+def _letter(number: int) -> str:
+    return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number + 1)
 
 
 def _evaluate(
@@ -85,7 +119,7 @@ def _evaluate(
     suite: str,
     objects: Objects,
 ) -> list[Evaluation]:
-    """Both models' answers; one model is loaded where only the projectors differ."""
+    """Each model's answers; one model is loaded where only the projectors differ."""
     from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
     from mgpt4_hpc.model.generation.chat_model import same_towers
 
@@ -114,24 +148,23 @@ def _evaluate(
     return found
 
 
-def _table(rows: list[Difference]) -> list[tuple[str, ...]]:
-    return [
-        (
-            row.task,
-            row.metric,
-            shown(row.metric, row.first),
-            shown(row.metric, row.second),
-            shown(row.metric, row.second - row.first),
-            f"{shown(row.metric, row.low)} to {shown(row.metric, row.high)}",
-            "*" if row.clear else "",
-        )
-        for row in rows
-    ]
+Rows = list[tuple["Evaluation", "Difference"]]
+"""A model, and one metric of it and of the first model."""
 
 
-def _echo(
-    sources: list[Source], suite: str, found: list[Evaluation], rows: list[Difference]
-) -> None:
+def _cells(row: Difference) -> tuple[str, ...]:
+    return (
+        row.task,
+        row.metric,
+        shown(row.metric, row.first),
+        shown(row.metric, row.second),
+        shown(row.metric, row.second - row.first),
+        f"{shown(row.metric, row.low)} to {shown(row.metric, row.high)}",
+        "*" if row.clear else "",
+    )
+
+
+def _echo(sources: list[Source], suite: str, found: list[Evaluation], rows: Rows) -> None:
     echo_json(
         {
             "suite": suite,
@@ -143,7 +176,9 @@ def _echo(
                 }
                 for source, evaluation in zip(sources, found, strict=True)
             ],
-            "differences": [{**asdict(row), "clear": row.clear} for row in rows],
+            "differences": [
+                {"model": other.name, **asdict(row), "clear": row.clear} for other, row in rows
+            ],
             "left_out": list(found[0].left_out),
         }
     )
@@ -153,13 +188,13 @@ def _write_page(
     path: Path,
     suite: str,
     found: list[Evaluation],
-    rows: list[Difference],
+    rows: Rows,
     examples: list[Example],
 ) -> None:
     from mgpt4_hpc.evaluation.page import write_page
 
     names = [evaluation.name for evaluation in found]
-    columns = ("task", "metric", *names, "difference", "95 % interval", "clear")
-    title = " and ".join(names)
-    write_page(path, title, [(f"{suite} suite", columns, _table(rows))], found, examples)
+    columns = ("model", "task", "metric", names[0], "model", "difference", "95 % interval", "clear")
+    table = [(other.name, *_cells(row)) for other, row in rows]
+    write_page(path, ", ".join(names), [(f"{suite} suite", columns, table)], found, examples)
     click.echo(f"page: {path}", err=True)

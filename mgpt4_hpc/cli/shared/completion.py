@@ -79,7 +79,7 @@ def _leaf(key: str) -> str:
 
 
 _OFFERS: tuple[tuple[set[str], Offer], ...] = (
-    ({"RUN", "A", "B", "--after", "--from", "--checkpoint"}, complete_runs),
+    ({"RUN", "--after", "--from", "--checkpoint"}, complete_runs),
     ({"PRESET"}, _presets),
     ({"--site"}, _sites),
     ({"--partition"}, _partitions),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 from tests.support.shown import assert_schema
@@ -30,6 +32,33 @@ def test_a_run_against_itself_and_another(
     assert ended.code == 0, ended.err
     assert "A: two step-00000012" in ended.out and "B: three step-00000012" in ended.out
     assert "three step-00000012" in Path("c.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_sweep_is_compared_run_by_run(
+    mgpt4: Mgpt4, run: RunDir, other: RunDir, world: TinyWorld
+) -> None:
+    members = [RunDir(Path("runs").absolute() / name) for name in ("s-a", "s-b")]
+    for made, trained in zip(members, (run, other), strict=True):
+        shutil.copytree(trained.path, made.path)
+    create_sweep(SweepDir.of("s", Path("runs").absolute()), members, [{}] * 2, "local")
+    images = ("--images", world.align / "image", *SHORT)
+    found = mgpt4("compare", "s", run.path, *images, "--json").json
+    assert [one["model"] for one in found["models"]] == [
+        f"{name} step-00000012" for name in ("s-a", "s-b", "two")
+    ]
+    of_each = {name: [] for name in ("s-b step-00000012", "two step-00000012")}
+    for row in found["differences"]:
+        of_each[row["model"]].append(row["second"] - row["first"])
+    assert any(of_each["s-b step-00000012"]) and not any(of_each["two step-00000012"])
+    ended = mgpt4("compare", "s", run.path, *images, "--html", "c.html")
+    assert ended.out.startswith("A: s-a step-00000012\nB: s-b step-00000012\nC: two step")
+    assert len([line for line in ended.out.splitlines() if line.startswith("C ")]) == len(
+        of_each["two step-00000012"]
+    )
+    assert "s-b step-00000012" in Path("c.html").read_text()
+    alone = mgpt4("compare", run.path, *images)
+    assert alone.code == 2 and "give two models, or a sweep" in alone.err
 
 
 @pytest.mark.slow

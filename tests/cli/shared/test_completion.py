@@ -19,7 +19,7 @@ PRECISION = "model.vision_precision"
         ("submit --config toy", {"toy-stage1", "toy-stage2", "toy-stage3"}),
         ("submit --after on", {"one"}),
         ("chat --checkpoint o", {"one"}),
-        ("compare one o", {"one"}),
+        ("compare o", {"one"}),
         ("config show stage1-l", {"stage1-llama2-7b"}),
         ("config show on", {"one"}),
         ("submit --set train.warmup_st", {"train.warmup_start_lr=", "train.warmup_steps="}),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.cli.shared.model_options import say_toy
+from mgpt4_hpc.cli.shared.model_options import locate, say_toy
 from mgpt4_hpc.model.generation.chat_model import find_source
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
@@ -27,6 +27,15 @@ def test_what_a_toy_knows_is_told_of_toys(run: RunDir, capsys: pytest.CaptureFix
     assert capsys.readouterr().err == ""
     say_toy(dataclasses.replace(source, weights=Path(resolve_path("toy:weights"))))
     assert "one image at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["two", "{run}", "two@12", "two/checkpoints/step-12", "{run}/checkpoints/step-00000012"]
+)
+def test_each_way_to_name_a_run_opens_its_checkpoint(run: RunDir, name: str) -> None:
+    """`chat`, `serve`, `eval` and `compare` find their models by this function."""
+    source = locate(name.format(run=run.path), run.path.parent, weights=None, template=None)
+    assert (source.step, source.run) == (12, run) and source.projector is not None
 
 
 def test_the_projector_of_another_model_is_named(
