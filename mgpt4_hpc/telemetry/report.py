@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -21,6 +22,7 @@ from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 Curve = Sequence[tuple[int, float]]
 """Points (step, value)."""
@@ -41,10 +43,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     What a killed attempt drew and a later one drew again is there once.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
+    events = _load(folder, "scalars")
     return {
         tag: [(event.step, event.value) for event in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
@@ -53,10 +52,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def read_texts(folder: Path) -> dict[str, list[tuple[int, str]]]:
     """Every Markdown text of a TensorBoard folder, by tag and step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
-    events.Reload()
+    events = _load(folder, "tensors")
     return {
         tag: [
             (event.step, event.tensor_proto.string_val[0].decode(errors="replace"))
@@ -65,6 +61,16 @@ def read_texts(folder: Path) -> dict[str, list[tuple[int, str]]]:
         ]
         for tag in events.Tags()["tensors"]
     }
+
+
+def _load(folder: Path, kind: str) -> EventAccumulator:
+    """All events of one kind: "scalars" or "tensors"."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # It warns of each point that a later start drew again, as a requeue and a branch do.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
+    events = EventAccumulator(str(folder), size_guidance={kind: 0})
+    return events.Reload()
 
 
 def draw_report(

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from mgpt4_hpc.launch.side_jobs.tensorboard import link_runs
+from mgpt4_hpc.launch.side_jobs.tensorboard import OPENING, link_runs
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.recorder import FirstRankRecorder
 from tests.cli.synthetic import make_run
+from tests.support import browser
 from tests.support.runs import REPO, wait_until
 from tests.support.shown import assert_schema
 
@@ -102,6 +103,17 @@ def test_each_step_is_drawn_once(server: Server) -> None:
     assert [step for _, step, _ in points] == list(range(1, 51))
     by_attempt = [round((value - step) * 10) for _, step, value in points]
     assert by_attempt == [1] * 15 + [2] * 15 + [3] * 20
+
+
+@pytest.mark.skipif(not browser.is_installed(), reason="needs chromium and chromedriver")
+def test_its_link_opens_on_the_training_loss(server: Server, tmp_path: Path) -> None:
+    window = browser.Browser(tmp_path / "profile")
+    try:
+        window.driver.get(server.told["url"] + OPENING)
+        cards = window.wait(lambda: window.texts("card-view"))
+        assert cards[0].split()[:2] == ["train", "/loss"], cards
+    finally:
+        window.close()
 
 
 def test_each_attempt_is_marked_and_has_a_card(server: Server) -> None:

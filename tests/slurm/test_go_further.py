@@ -119,11 +119,12 @@ def test_a_branch_equals_its_parent_until_the_change(
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
     cluster: Cluster, config: Path, runs_dir: Path
 ) -> None:
     parent = runs_dir / "one"
-    submit(cluster, runs_dir, config, "one", ranks=1)
+    submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
     wait_finished(cluster, parent)
     other = ("--set", "lr=0.001", "--set", f"max_steps={STEPS + 100}")
     mgpt4(cluster, runs_dir, "submit", "--from", "one", "--continue", "--name", "other", *other)

@@ -57,7 +57,7 @@ def check_pins(
     run: RunDir,
     current: Mapping[str, Any],
     about: Mapping[str, Any],
-    report: Callable[[list[str], bool], None],
+    report: Callable[[list[str], bool, bool], None],
     note_changes: Callable[[list[str]], None] = lambda changes: None,
 ) -> frozenset[str] | None:
     """Pin a run at its first start, and compare at every other. Called by rank 0.
@@ -66,8 +66,8 @@ def check_pins(
         run: the run.
         current: hashes of everything outside the run that decides its result.
         about: where these things were, for people; files may move. Under ``values`` the settings.
-        report: called with differences that the run continues with, and whether they are accepted
-            (else they matter little).
+        report: called with differences that the run continues with, whether they are accepted
+            (else they matter little), and whether to warn: settings are as the user set them.
         note_changes: called once with which settings are not those of the last start.
 
     Returns:
@@ -87,13 +87,15 @@ def check_pins(
     else:
         minor = _differences(pinned.get(_NOTED, {}), noted, _same_keys)
         values = changed_values(pinned, about.get(_VALUES, {}))
-        changed = _drift(pinned, current, values)
+        settings, inputs = _drift(pinned, current, values)
+        changed = [*settings, *inputs]
         if changed and not _is_accepted(accepted, pinned, current):
             raise drifted(run, changed)
         if changed:
-            report([*changed, f"accepted by {(accepted or {}).get('by', 'a person')}"], True)
+            by = f"accepted by {(accepted or {}).get('by', 'a person')}"
+            report([*changed, by], True, bool(inputs))
         if minor:
-            report(minor, False)
+            report(minor, False, False)
         if values:
             note_changes(values)
         earlier = list(pinned.get(_ABOUT, {}).get(_EARLIER, []))
@@ -119,8 +121,10 @@ def repin_values(run: RunDir, values: Mapping[str, Any]) -> None:
     write_json(run.pins_file, {**pinned, _ABOUT: {**pinned.get(_ABOUT, {}), _VALUES: values}})
 
 
-def _drift(pinned: Mapping[str, Any], current: Mapping[str, Any], values: list[str]) -> list[str]:
-    """What decides the result and is not what it was; of settings their names, where known."""
+def _drift(
+    pinned: Mapping[str, Any], current: Mapping[str, Any], values: list[str]
+) -> tuple[list[str], list[str]]:
+    """What decides the result and is not what it was: settings by name, where known; inputs."""
     inputs = _differences(
         {key: value for key, value in pinned.items() if key not in _NO_INPUTS},
         {key: value for key, value in current.items() if key not in _NO_INPUTS},
@@ -128,9 +132,9 @@ def _drift(pinned: Mapping[str, Any], current: Mapping[str, Any], values: list[s
     )
     digest = _SETTINGS if _SETTINGS in pinned else _CONFIG
     if pinned.get(digest) == current.get(digest):
-        return inputs
+        return [], inputs
     digests = f"config was {pinned.get(_CONFIG)}, is {current.get(_CONFIG)}"
-    return [digests, *values, *inputs]
+    return [digests, *values], inputs
 
 
 def _is_accepted(
@@ -139,9 +143,7 @@ def _is_accepted(
     """Whether the user accepts what changed: all of it, or the settings alone."""
     if accepted is None or accepted.get(_SETTINGS) is None:
         return accepted is not None
-    return accepted[_SETTINGS] == current.get(_SETTINGS) and not _drift(
-        {**pinned, _SETTINGS: current.get(_SETTINGS)}, current, []
-    )
+    return accepted[_SETTINGS] == current.get(_SETTINGS) and not _drift(pinned, current, [])[1]
 
 
 def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:

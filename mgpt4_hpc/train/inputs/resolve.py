@@ -96,7 +96,7 @@ def find_inputs(
             "values": pinned_values(config),
             **indexes,
         },
-        report=lambda what, accepted: _report_drift(recorder, what, accepted),
+        report=lambda what, *how: _report_drift(recorder, what, *how),
         note_changes=lambda changes: recorder.event(Kind.CHANGED, what=changes),
     )
     checkpoint = _find_checkpoint(run, store, settings, recorder)
@@ -208,9 +208,9 @@ def _report_restore(recorder: Recorder, checkpoint: Checkpoint) -> None:
     recorder.say(f"resuming from {checkpoint.path.name}")
 
 
-def _report_drift(recorder: Recorder, what: list[str], accepted: bool) -> None:
+def _report_drift(recorder: Recorder, what: list[str], accepted: bool, warn: bool) -> None:
     recorder.event(Kind.DRIFT, what=what, accepted=accepted)
-    recorder.say(f"{'WARNING: ' if accepted else ''}going on though {'; '.join(what)}")
+    recorder.say(f"{'WARNING: going on though' if warn else 'changed:'} {'; '.join(what)}")
 
 
 def _warn_of_streams(recorder: Recorder, resumed: bool) -> None:

@@ -72,7 +72,10 @@ class Pacing:
                     f"until {_at(until)}"
                 )
             else:
-                self._recorder.say(f"{request.reason}: stopping at once")
+                why = "Slurm names no later end"
+                if request.deadline is not None:
+                    why = f"the end is at {_at(request.deadline)}, too near for another step"
+                self._recorder.say(f"{request.reason}: stopping at once, {why}")
         return now >= until
 
 

@@ -14,6 +14,8 @@ from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import MgptError, RunLocked, StorageTrouble
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.report import read_texts
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.inputs.pins import accept_drift, check_pins, version_drift
 from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
@@ -41,7 +43,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, version: s
 def hold(run: RunDir, **changes: str) -> list[tuple[list[str], bool]]:
     """What is told of a start that finds these."""
     told: list[tuple[list[str], bool]] = []
-    check_pins(run, {**FOUND, **changes}, {}, lambda what, by: told.append((what, by)))
+    check_pins(run, {**FOUND, **changes}, {}, lambda what, by, _: told.append((what, by)))
     return told
 
 
@@ -117,7 +119,7 @@ class StopAt(NeverStop):
 
 @pytest.mark.slow
 def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
-    run: RunDir, tiny_world: TinyWorld, tmp_path: Path
+    run: RunDir, tiny_world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tiny_world.write_config(tmp_path / "x.yaml", train__max_steps=400, data__num_workers=0)
     write_config(run.config_file, load_config(file))
@@ -138,6 +140,10 @@ def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
     drift = [record for record in records(run.path) if record["kind"] == "drift"]
     assert len(drift) == 1 and drift[0]["accepted"]
     assert drift[0]["what"][0] == f"config was {stored.digest}, is {changed.digest}"
+    out = capsys.readouterr().out
+    assert "changed: config was" in out and "WARNING" not in out, "the user asked for it"
+    (shown,) = {text for _, text in read_texts(run.tensorboard)[tags.CHANGES]}
+    assert "train.lr was 0.01, is 0.02" in shown
 
 
 # -- what was there and is gone ----------------------------------------------------------------
@@ -197,7 +203,7 @@ def start(run: RunDir, lr: float, settings: str, **found: str) -> tuple[list[str
         run,
         {**FOUND, "config": f"c{lr}", "settings": settings, **found},
         {"values": {"train.lr": lr}},
-        lambda what, accepted: told.extend(what),
+        lambda what, *_: told.extend(what),
         noted.extend,
     )
     return told, noted
@@ -237,4 +243,4 @@ def test_a_run_that_an_older_release_pinned_goes_on(run: RunDir) -> None:
     assert told == [] and read_json(run.pins_file)["settings"] == "s1"
     write_json(run.pins_file, {**FOUND, "config": "c0"})
     with pytest.raises(RunLocked, match="config was c0, is c1"):
-        check_pins(run, found, {}, lambda what, accepted: None)
+        check_pins(run, found, {}, lambda *_: None)

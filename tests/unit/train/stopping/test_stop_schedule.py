@@ -34,7 +34,7 @@ def test_without_a_deadline_it_is_at_once() -> None:
     pace, told, _ = make()
     assert pace.is_due(StopRequest("SIGTERM", 1000.0), save_s=1.0, step_s=1.0)
     assert told.events == [{"kind": Kind.SIGNAL, "name": "SIGTERM", "deadline": None}]
-    assert told.said == ["SIGTERM: stopping at once"]
+    assert told.said == ["SIGTERM: stopping at once, Slurm names no later end"]
 
 
 def test_with_one_the_time_until_then_is_used() -> None:
@@ -57,6 +57,8 @@ def test_a_deadline_that_comes_nearer_counts() -> None:
     now[0] += 10.0
     assert pace.is_due(replace(request, deadline=None), save_s=1.0, step_s=1.0)
     assert [event["deadline"] for event in told.events] == [1120.0, None]
+    assert pace.is_due(replace(request, deadline=1015.0))
+    assert told.said[-1].endswith("too near for another step") and "the end is at" in told.said[-1]
 
 
 @pytest.mark.parametrize(
