@@ -15,11 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 COMMAND_TIMEOUT_S = 30.0
+_SHOWN_CHARS = 80
+"""Most of a command that a message shows: squeue's list of columns alone is a line long."""
 
 _UNREACHABLE = re.compile(
     r"unable to contact slurm controller|connection refused|communication connection failure"
@@ -90,7 +93,7 @@ def run_slurm(
     """
     if cluster:
         command = [command[0], f"--clusters={cluster}", *command[1:]]
-    command_text = " ".join(command)
+    command_text = shorten(" ".join(command), _SHOWN_CHARS, placeholder=" ...")
     _assert_conf(os.environ if environ is None else environ)
     try:
         with signals_held_back():

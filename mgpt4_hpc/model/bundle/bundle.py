@@ -89,6 +89,11 @@ def require_bundle(folder: Path) -> None:
     if not folder.is_dir():
         raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
     if not (folder / BUNDLE_FILE).exists() and not os.path.lexists(folder / VISION_FILE):
+        if (folder / "config.json").exists():
+            raise WeightsError(
+                f"{folder} is a language model's folder, and no bundle",
+                fix=f"make a bundle with it: `mgpt4 weights import --llm {folder} ...`",
+            )
         raise WeightsError(
             f"{folder} is no bundle: it has neither {BUNDLE_FILE} nor {VISION_FILE}",
             fix="make one with `mgpt4 weights import`",

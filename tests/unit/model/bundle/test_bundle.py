@@ -80,6 +80,9 @@ def test_no_bundle_at_all(tmp_path: Path) -> None:
         open_bundle(tmp_path / "nowhere")
     with pytest.raises(WeightsError, match="is no bundle"):
         open_bundle(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(WeightsError, match=f"weights import --llm {tmp_path}"):
+        open_bundle(tmp_path)
 
 
 # --- architecture ----------------------------------------------------------------------------
