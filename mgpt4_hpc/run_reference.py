@@ -1,8 +1,8 @@
 """What RUN means on a command line and in a setting, whichever command reads it.
 
-A run's name, its path, ``RUN@STEP``, ``RUN/checkpoints/step-N``, and the folder of a checkpoint
-that lies elsewhere. A command that needs a whole run takes the run that the reference names; one
-that needs weights takes the checkpoint, by default the run's newest.
+A run's name, its path, ``RUN@STEP``, ``RUN@best``, ``RUN/checkpoints/step-N``, and the folder of a
+checkpoint that lies elsewhere. A command that needs a whole run takes the run that the reference
+names; one that needs weights takes the checkpoint, by default the run's newest.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.errors import NoSuchRun, did_you_mean
-from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, read_json
 
 _STEP = re.compile(r"(?:step-)?(\d+)")
+_KEEP_BEST = re.compile(r"^  keep_best: (\w+)", re.MULTILINE)
 _SHOWN = 10
 
 
@@ -94,6 +95,22 @@ def newest_checkpoint(run: RunDir) -> Path | None:
     return max(checkpoints, key=lambda folder: step_of(folder) or 0, default=None)
 
 
+def best_validation(run: RunDir, step: int | None) -> tuple[int | None, float | None]:
+    """Step and value of the best validation, as the checkpoint of ``step`` records them.
+
+    It is that of the lowest held-out loss, or of the score that ``checkpoint.keep_best`` names.
+    """
+    try:
+        meta = read_json(run.checkpoints / f"step-{step:08d}" / "manifest.json")["meta"]
+        best = meta["best_step"], meta["best_loss"]
+        if scores := meta.get("best_scores"):
+            kept = _KEEP_BEST.search(run.config_file.read_text(encoding="utf-8"))
+            best = scores.get(kept[1] if kept else "", best)
+        return int(best[0]), float(best[1])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None  # no checkpoint, one without a held-out loss, or a damaged one
+
+
 def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint's folder; None if it has another name."""
     match = _STEP.fullmatch(checkpoint.name)
@@ -126,6 +143,16 @@ def _look_up(text: str, runs_dir: Path) -> RunReference | None:
 
 
 def _at_step(run: RunDir, text: str) -> RunReference:
+    if text == "best":
+        newest = newest_checkpoint(run)
+        best, _ = best_validation(run, step_of(newest) if newest else None)
+        if best is None:
+            raise NoSuchRun(
+                f"{run.name} has no best checkpoint, for it has no held-out loss",
+                fix="train.eval_every_steps measures one, checkpoint.keep_best=val/loss keeps the "
+                f"best checkpoint; without @best it is the newest: {run.name}",
+            )
+        text = str(best)
     number = _STEP.fullmatch(text.rstrip("/"))
     folder = run.checkpoints / f"step-{int(number[1]):08d}" if number else None
     if folder is not None and (folder / "manifest.json").is_file():

@@ -26,7 +26,6 @@ from mgpt4_hpc.telemetry.time_buckets import (
 )
 
 USEFUL: Final = "useful"
-NOT_WRITTEN_DOWN: Final = "not_written_down"
 
 PURPOSES: Final = {
     USEFUL: (PRODUCTIVE,),
@@ -36,12 +35,9 @@ PURPOSES: Final = {
     "waiting": (DATA_WAIT,),
     "validation": (VALIDATION,),
     "wind_down": (WIND_DOWN,),
-    NOT_WRITTEN_DOWN: (UNACCOUNTED,),
+    UNACCOUNTED: (UNACCOUNTED,),
 }
 """What GPU-hours are split into, and the buckets of the ledger that each is made of.
-
-``not_written_down`` is what passed between an attempt's last report and its end when it was
-killed, and the moments between two buckets.
 """
 
 
@@ -135,5 +131,5 @@ def _by_purpose(total: Goodput) -> dict[str, float]:
     purpose_of = {bucket: purpose for purpose, held in PURPOSES.items() for bucket in held}
     for bucket, value in total.gpu_hours.items():
         # A bucket of a newer version must not fall out of the sum.
-        hours[purpose_of.get(bucket, NOT_WRITTEN_DOWN)] += value
+        hours[purpose_of.get(bucket, UNACCOUNTED)] += value
     return hours

@@ -80,4 +80,7 @@ def test_a_runtime_that_the_nodes_lack_is_what_status_tells(
     cluster.wait_until(lambda: not cluster.squeue(), 60, "its job has ended")
     (seen,) = json.loads(mgpt4(cluster, runs_dir, "status", "one", "--json").stdout)
     assert seen["state"] == "failed"
-    assert "singularity: No such file or directory; 1 attempts in a row" in seen["text"]
+    assert seen["text"].endswith("singularity: No such file or directory")
+    assert seen["details"] == [
+        "1 attempt in a row made no checkpoint (launch.max_stalled_attempts)"
+    ]

@@ -149,7 +149,8 @@ def test_a_run_of_another_cluster_is_neither_removed_nor_cancelled_nor_resumed(
     seen = mgpt4(beta, runs_dir, "status", "one", "--json", check=False)
     (row,) = json.loads(seen.stdout)
     assert (row["state"], row["cluster"]) == ("unknown", "devcluster")
-    assert "on the cluster devcluster" in row["text"]
+    assert "on the cluster devcluster" in row["text"] and seen.returncode == 5
+    assert "on a login node of devcluster" in mgpt4(beta, runs_dir, "status").stderr
     assert (runs_dir / "one" / "config.yaml").exists()
     assert beta.job(stranger)["JobState"] in ("PENDING", "RUNNING")
 

@@ -1,14 +1,24 @@
-"""Times and durations, as status and history show them."""
+"""Times, sizes and counts, as tables and messages show them."""
 
 import time
 from pathlib import Path
 
 import pytest
 
-from mgpt4_hpc.formatting import beside, clock_time
+from mgpt4_hpc.formatting import beside, clock_time, counted, size_text
 from mgpt4_hpc.run_dir import read_json, write_json
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import make_run
+
+
+def test_a_size_has_a_unit_that_suits_and_a_count_its_singular() -> None:
+    sizes = [0, 491, 4_580, 491_783, 12 * 2**30, 2**50]
+    assert [size_text(size) for size in sizes] == [
+        *("0 B", "491 B", "4.5 KiB", "480 KiB", "12 GiB", "1024 TiB")
+    ]
+    assert [counted(n, "checkpoint") for n in (0, 1, 2)] == [
+        *("0 checkpoints", "1 checkpoint", "2 checkpoints")
+    ]
 
 
 def test_a_time_of_another_day_has_its_date() -> None:

@@ -9,7 +9,13 @@ from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import read_layers
 from mgpt4_hpc.errors import NoSuchRun
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.run_reference import find_reference, find_run, find_whole_run, located_path
+from mgpt4_hpc.run_reference import (
+    best_validation,
+    find_reference,
+    find_run,
+    find_whole_run,
+    located_path,
+)
 
 
 @pytest.fixture
@@ -42,6 +48,24 @@ def test_every_way_to_name_a_run_names_the_same(run: RunDir, text: str, step: in
     expected = run.path if step is None else run.checkpoints / f"step-{step:08d}"
     assert found.path == expected
     assert find_run(text.format(run=run.path), run.path.parent) == run
+
+
+def test_the_best_step_is_that_of_the_lowest_held_out_loss(run: RunDir) -> None:
+    with pytest.raises(NoSuchRun, match="has no held-out loss"):
+        find_reference("one@best", run.path.parent)
+    store = CheckpointStore(run.checkpoints)
+    for step, best in ((30, 20), (40, 25)):
+        store.commit(step, {"projector": {}}, {"best_step": best, "best_loss": 1.5})
+        if best == 20:
+            assert find_reference("one@best", run.path.parent).step == 20
+    run.config_file.write_text("checkpoint:\n  keep_best: caption  # file x.yaml\n")
+    meta = {"best_step": 25, "best_loss": 1.5, "best_scores": {"caption": [30, 0.7]}}
+    store.commit(41, {"projector": {}}, meta)
+    assert best_validation(run, 41) == (30, 0.7)
+    assert find_reference("one@best", run.path.parent).step == 30
+    run.config_file.write_text("checkpoint:\n  keep_best: val/loss\n")
+    with pytest.raises(NoSuchRun, match="has no checkpoint of step 25"):
+        find_reference("one@best", run.path.parent)
 
 
 def test_a_path_is_relative_to_where_one_is(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,20 +31,26 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
     \b
     mgpt4 history stage1-vicuna7b
     """
+    from mgpt4_hpc.launch.runs.run_facts import origin_of
+
     run = find_run(name, absolute(runs_dir))
     run.identity()
     attempts = read_ledgers(run.ledger)
     total = goodput(attempts)
+    origin = origin_of(run)
     if as_json:
         echo_json(
             {
                 "run": run.name,
                 "path": str(run.path),
+                "origin": origin,
                 "attempts": [_plain_attempt(attempt) for attempt in attempts],
                 "goodput": asdict(total),
             }
         )
         return
+    if origin:
+        click.echo(printable(f"{run.name} {origin}"))
     if not attempts:
         see = f"`mgpt4 status {shell_word(run.name)}`"
         click.echo(printable(f"{run.name} has not started yet: see {see}"), err=True)
@@ -79,15 +85,19 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
         ">saves",
         folding=("job", "nodes"),
     )
+    several = len({attempt.cluster for attempt in attempts if attempt.cluster}) > 1
     for attempt in attempts:
-        restart = f" restart {attempt.restart_count}" if attempt.restart_count else ""
+        # A job that started no rank is known to its batch script alone.
+        job = attempt.job_id or attempt.supervisor.get("job_id") or "-"
+        job += f" on {attempt.cluster}" if several and attempt.cluster else ""
+        job += f" restart {attempt.restart_count}" if attempt.restart_count else ""
         saves = str(attempt.saves)
         if attempt.save_failures:
             saves += f", {attempt.save_failures} failed"
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start))
         cells = (
             attempt.number,
-            f"{attempt.job_id or '-'}{restart}",
+            job,
             ", ".join(attempt.nodes) or "-",
             started if attempt.start else "-",
             f"{attempt.restored_step}-{attempt.last_step}",

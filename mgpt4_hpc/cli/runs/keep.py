@@ -19,8 +19,9 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
     """Submit each run again whose job is gone without having been ended; default: all runs.
 
     Made for cron and scrontab: it prints nothing where there is nothing to do. It leaves alone what
-    is finished, cancelled, given up, waiting or running, and runs without a Slurm job. The new job
-    continues the budgets of the last one, unlike that of `mgpt4 resume`, so a broken run ends.
+    is finished, cancelled, given up, waiting or running, and runs without a Slurm job; unless they
+    are named, also those of another cluster that cannot be asked from here. The new job continues
+    the budgets of the last one, unlike that of `mgpt4 resume`, so a broken run ends.
 
     \b
     mgpt4 keep
@@ -32,7 +33,9 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
 
     folder = absolute(runs_dir)
     runs = find_runs(names, folder) if names else list_runs(folder)
-    kept = keep_runs(runs, say=lambda text: click.echo(printable(text), err=True))
+    kept = keep_runs(
+        runs, say=lambda text: click.echo(printable(text), err=True), named=bool(names)
+    )
     lines = [
         {
             "run": resumption.run.name,

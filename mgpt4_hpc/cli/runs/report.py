@@ -41,6 +41,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     mgpt4 report stage1-vicuna7b --out reports
     """
     from mgpt4_hpc.evaluation.checkpoints import checkpoint_tables
+    from mgpt4_hpc.launch.runs.run_facts import origin_of
     from mgpt4_hpc.telemetry.report import Table, draw_report, read_curves, report_page
 
     run = find_run(name, absolute(runs_dir))
@@ -54,7 +55,8 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
     check_output(page, kind="a page of a run", is_own=is_own_page)
     total = goodput(attempts)
     curves = read_curves(run.tensorboard)
-    facts = [goodput_line(total)]
+    origin = origin_of(run)
+    facts = [*([f"{run.name} {origin}"] if origin else []), goodput_line(total)]
     png = draw_report(
         run.name,
         curves,

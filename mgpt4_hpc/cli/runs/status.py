@@ -59,11 +59,13 @@ def status_command(
 ) -> None:
     """What each run is doing: all runs of the folder, or those named.
 
-    A sweep's name stands for all of its runs.
+    A sweep's name stands for all of its runs. "best" is the lowest held-out loss, or the best score
+    of checkpoint.keep_best, and its step; the checkpoint is RUN@best if that setting keeps it.
 
     While Slurm's controller does not answer, a state that only the accounting knows is marked with
     the time up to which it is certain ("pending (Priority), as of 14:32"), with a warning; the
-    exit code is 0 as long as every run's state is known in that way.
+    exit code is 0 as long as every run's state is known in that way. A run of
+    another cluster, which cannot be asked from here, changes the exit code only if it is named.
 
     \b
     mgpt4 status
@@ -86,11 +88,15 @@ def status_command(
         print_table(status_table(seen.rows, terminal_width()))
     else:
         click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
+    for line in _details(seen):
+        click.echo(line, err=True)
     for warning in seen.warnings:
         if seen.unreachable is None or warning != seen.unreachable.what:
             click.echo(printable(f"warning: {warning}"), err=True)
     if seen.unreachable is not None:
-        raise seen.unreachable
+        if names or not seen.only_elsewhere:
+            raise seen.unreachable
+        click.echo(printable(f"warning: {seen.unreachable}"), err=True)
 
 
 @click.command("ls", short_help="List the runs.")
@@ -194,8 +200,12 @@ def _watch_in_lines(look: Callable[[], Overviews], runs_dir: Path, every_s: floa
 
 
 def _warnings(seen: Overviews, runs_dir: Path) -> list[str]:
-    told = [f"warning: {warning}" for warning in seen.warnings]
+    told = [*_details(seen), *(f"warning: {warning}" for warning in seen.warnings)]
     return told if seen.rows else [*told, told_no_runs(runs_dir)]
+
+
+def _details(seen: Overviews) -> list[str]:
+    return [f"{row.name}: {line}" for row in seen.rows for line in row.details]
 
 
 def _clock() -> str:
@@ -203,9 +213,17 @@ def _clock() -> str:
 
 
 _COLUMNS = ("run", "state", ">step", ">%", ">loss", ">left", ">samples/s", ">attempt", ">goodput",
-            "nodes", ">checkpoint", "source")  # fmt: skip
+            "nodes", ">checkpoint", ">best", "source")  # fmt: skip
 _ALWAYS = _COLUMNS[:6]
-_IF_THERE_IS_ROOM = (">attempt", ">checkpoint", ">samples/s", ">goodput", "nodes", "source")
+_IF_THERE_IS_ROOM = (
+    ">attempt",
+    ">checkpoint",
+    ">best",
+    ">samples/s",
+    ">goodput",
+    "nodes",
+    "source",
+)
 """The most wanted first."""
 _FOLDED = {"state": 32, "nodes": 16}
 """Columns that take a second line, and what they need to be read all the same."""
@@ -213,12 +231,14 @@ _FOLDED = {"state": 32, "nodes": 16}
 
 def status_table(rows: Iterable[RunOverview], width: int | None = None) -> Table:
     """The overviews as a table; ``width`` is the terminal's in columns, None without one."""
+    rows = list(rows)
     lines = [_cells(row) for row in rows]
-    shown = _fitting(lines, width)
+    known = [c for c in _COLUMNS if c != ">best" or any(row.best_step is not None for row in rows)]
+    shown = _fitting(lines, known, width)
     table = new_table(*shown, folding=tuple(_FOLDED))
     for line in lines:
         table.add_row(*(line[column] for column in shown))
-    left_out = [column.removeprefix(">") for column in _COLUMNS if column not in shown]
+    left_out = [column.removeprefix(">") for column in known if column not in shown]
     if left_out:
         table.caption = f"left out in {width} columns: {', '.join(left_out)}"
         table.caption_justify = "left"
@@ -245,6 +265,7 @@ def _cells(row: RunOverview) -> dict[str, Text]:
         _number(row.goodput, ".1%"),
         row.nodes or "-",
         checkpoint,
+        "-" if row.best_value is None else f"{row.best_value:.4f} @{row.best_step}",
         str(row.source),
     )
     cells = {column: Text(visible(text)) for column, text in zip(_COLUMNS, texts, strict=True)}
@@ -252,10 +273,10 @@ def _cells(row: RunOverview) -> dict[str, Text]:
     return cells
 
 
-def _fitting(lines: Sequence[Mapping[str, Text]], width: int | None) -> list[str]:
+def _fitting(lines: Sequence[Mapping[str, Text]], known: list[str], width: int | None) -> list[str]:
     """The columns that a terminal has room for, in their order."""
     if width is None:
-        return list(_COLUMNS)
+        return known
 
     def needed(column: str) -> int:
         """Characters that the column takes, with the gap to the next."""
@@ -265,10 +286,10 @@ def _fitting(lines: Sequence[Mapping[str, Text]], width: int | None) -> list[str
     left = width + 2 - sum(map(needed, _ALWAYS))
     shown = set(_ALWAYS)
     for column in _IF_THERE_IS_ROOM:
-        if needed(column) <= left:
+        if column in known and needed(column) <= left:
             left -= needed(column)
             shown.add(column)
-    return [column for column in _COLUMNS if column in shown]
+    return [column for column in known if column in shown]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -25,6 +25,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from mgpt4_hpc.config.schema import LaunchConfig
+from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.launch.slurm.commands import JobFacts
 from mgpt4_hpc.telemetry.causes import Cause
 
@@ -174,7 +175,8 @@ def decide(
         return Decision(
             cause,
             Action.GIVE_UP,
-            f"{stalled} attempts in a row made no checkpoint (launch.max_stalled_attempts)",
+            f"{counted(stalled, 'attempt')} in a row made no checkpoint "
+            "(launch.max_stalled_attempts)",
         )
     if not requeue_allowed:
         reason = f"{cause}: Slurm does not allow this job to be requeued"

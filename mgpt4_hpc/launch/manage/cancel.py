@@ -72,7 +72,7 @@ def _cancel_slurm(run: RunDir, job: JobRef, save: bool) -> str:
         if not unmarked:
             withdraw_cancel(run)
         if isinstance(error, SlurmUnreachable):
-            raise _unconfirmed(run, job.job_id, error) from error
+            raise _unconfirmed(run, job, error) from error
         raise
 
 
@@ -85,14 +85,15 @@ def _mark(run: RunDir, job_id: str) -> str:
     return ""
 
 
-def _unconfirmed(run: RunDir, job_id: str, error: SlurmUnreachable) -> SlurmUnreachable:
+def _unconfirmed(run: RunDir, job: JobRef, error: SlurmUnreachable) -> SlurmUnreachable:
     """What was sent before Slurm fell silent cannot be called back."""
-    name = shell_word(run.name)
+    name, cluster = shell_word(run.name), other_cluster(job.cluster)
+    where = f", on a login node of {cluster}" if cluster else ""
     return SlurmUnreachable(
-        f"job {job_id} of {run.name} may or may not be cancelled: {error.what}",
+        f"job {job.job_id} of {run.name} may or may not be cancelled: {error.what}",
         why="Slurm may have received the request without confirming it, and may still carry it out",
-        fix=f"once Slurm answers, `mgpt4 status {name}` shows what became of it; if the job is "
-        f"still there, give `mgpt4 cancel {name}` again, and if it is gone and should not be, "
+        fix=f"once Slurm answers{where}, `mgpt4 status {name}` shows what became of it; if the job "
+        f"is still there, give `mgpt4 cancel {name}` again, and if it is gone and should not be, "
         f"`mgpt4 resume {name}`",
     )
 

@@ -42,19 +42,21 @@ class Kept:
     errors: list[MgptError]
 
 
-def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
+def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None], *, named: bool = True) -> Kept:
     """Submit those runs again that should be at work.
 
     Args:
         runs: to look at; only those that were submitted to Slurm are touched.
         say: called with notes.
+        named: the user named them: one of another cluster, which cannot be asked, is an error.
 
     Raises:
         SlurmUnreachable: the runs at work are unknown.
     """
     seen = look_at(runs)
-    if seen.unreachable is not None:
+    if seen.unreachable is not None and not seen.only_elsewhere:
         raise seen.unreachable
+    unknown = [seen.unreachable] if seen.unreachable is not None and named else []
     states = {run.path: row for run, row in zip(runs, seen.rows, strict=True)}
     gone = [run for run in runs if _is_gone(run, states[run.path], say)]
     # What waits for another run comes back with that one.
@@ -63,7 +65,7 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None]) -> Kept:
     done, errors = resume_many(gone, {}, "slurm", say=say, limits=limits, keeps_budgets=True)
     brought_back = [resumption for resumption in done if resumption.submitted is not None]
     was = {resumption.run.name: states[resumption.run.path].text for resumption in brought_back}
-    return Kept(brought_back, was, errors)
+    return Kept(brought_back, was, [*unknown, *errors])
 
 
 def _is_gone(run: RunDir, row: RunOverview, say: Callable[[str], None]) -> bool:

@@ -97,10 +97,12 @@ def _assert_over(runs: Sequence[RunDir], rows: Sequence[RunOverview]) -> None:
         if why:
             refused.append(f"{run.name}: {why}")
     if refused:
-        live = [shell_word(row.name) for row in rows if row.state.is_live]
+        live = [row for row in rows if row.state.is_live]
+        names = " ".join(shell_word(row.name) for row in live)
+        where = next((row.there for row in live if row.there), "")
         raise RunLocked(
             "nothing was removed: " + "; ".join(refused),
-            fix=f"stop it first: mgpt4 cancel {' '.join(live)}; then remove it" if live else "",
+            fix=f"stop it first: mgpt4 cancel {names}{where}; then remove it" if live else "",
         )
 
 

@@ -14,6 +14,7 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.runs.job_ref import JobRef, copied_from, read_ref
 from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_reference import best_validation, find_reference
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
 from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -47,6 +48,7 @@ class RunFacts:
         beat: last sign of life.
         checkpoint_step: newest checkpoint.
         checkpoint_at: unix time of it.
+        best_step, best_value: of the best validation until then (``best_validation``).
         failed: text of FAILED, None without it.
         resubmit: text of RESUBMIT_NEEDED, None without it.
         cancel: whether the user asked this job not to come back.
@@ -66,6 +68,8 @@ class RunFacts:
     beat: Beat | None = None
     checkpoint_step: int | None = None
     checkpoint_at: float | None = None
+    best_step: int | None = None
+    best_value: float | None = None
     failed: str | None = None
     resubmit: str | None = None
     cancel: bool = False
@@ -120,6 +124,7 @@ def read_facts(run: RunDir) -> RunFacts:
     newest = _newest_values([records for records, _ in ledgers.values()])
     max_steps, batch = _sizes(run)
     step, saved_at = _newest_checkpoint(run.checkpoints)
+    best_step, best_value = best_validation(run, step)
     return RunFacts(
         run=run,
         stage=identity.get("stage") or 0,
@@ -133,6 +138,8 @@ def read_facts(run: RunDir) -> RunFacts:
         beat=read_heartbeat(run.heartbeat),
         checkpoint_step=step,
         checkpoint_at=saved_at,
+        best_step=best_step,
+        best_value=best_value,
         failed=_text(run.failed),
         resubmit=_text(run.resubmit_needed),
         cancel=cancel_requested(run, job.job_id if job else None, pauses_s=()),
@@ -149,6 +156,21 @@ def run_it_follows(run: RunDir) -> RunDir | None:
         return None
     first = RunDir(Path(projector or ""))
     return first if projector is not None and first.identity_file.is_file() else None
+
+
+def origin_of(run: RunDir) -> str:
+    """The run whose state or weights this one began with, in words; "" if there is none."""
+    if before := run.identity().get("branched_from"):
+        return f"continues {before[-1].get('name')}@{before[-1].get('step')}"
+    try:
+        projector = read_config(run.config_file).config.model.projector
+        if projector is None:
+            return ""
+        start = find_reference(projector, run.path.parent)
+    except MgptError:
+        return ""  # a file, or a run that is gone
+    at = f"@{start.step}" if start.step is not None else ""
+    return f"starts from the weights of {start.run.name}{at}" if start.run is not None else ""
 
 
 Records = list[Record]

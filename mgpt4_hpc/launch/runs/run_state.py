@@ -328,15 +328,21 @@ def _came_back(attempt: Attempt) -> bool:
 def _left_behind(facts: RunFacts) -> tuple[RunState, str] | None:
     """What the process that ended the run wrote for the user."""
     if facts.failed is not None:
-        count, _, fault = first_line(facts.failed).partition(LAST_FAULT)
-        text = f"{fault}; {count}" if fault else count or "no reason given"
-        return RunState.FAILED, f"failed: {text}"
+        return RunState.FAILED, f"failed: {failure(facts)[0]}"
     cancelled = facts.last is not None and facts.last.cause == Cause.CANCELLED
     if facts.cancel or cancelled:
         return RunState.CANCELLED, "cancelled"
     if facts.resubmit is not None:
         return RunState.STOPPED, f"stopped: run {_resume(facts)}"
     return None
+
+
+def failure(facts: RunFacts) -> tuple[str, tuple[str, ...]]:
+    """Why a run was given up, in a line, and what else its FAILED file says."""
+    lines = map(first_line, (facts.failed or "").splitlines())
+    first, *rest = [line for line in lines if line] or ["no reason given"]
+    count, _, fault = first.partition(LAST_FAULT)
+    return (fault, (count, *rest)) if fault else (count, tuple(rest))
 
 
 def _has_run(facts: RunFacts) -> bool:

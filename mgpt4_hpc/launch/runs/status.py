@@ -11,7 +11,7 @@ from typing import Any
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts, run_it_follows
-from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe
+from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe, failure
 from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
@@ -43,6 +43,8 @@ class RunOverview:
         goodput: share of the time holding nodes that went into new steps, 0 to 1.
         nodes: where it runs, or ran last.
         checkpoint_step, checkpoint_age_s: newest checkpoint.
+        best_step, best_value: of the best validation (``best_validation``).
+        details: of a failed run, lines that say more than ``text``.
     """
 
     name: str
@@ -66,6 +68,14 @@ class RunOverview:
     nodes: str
     checkpoint_step: int | None
     checkpoint_age_s: float | None
+    best_step: int | None
+    best_value: float | None
+    details: tuple[str, ...]
+
+    @property
+    def there(self) -> str:
+        """Where commands about its job are to be given, to be put behind them."""
+        return f" (on a login node of {self.cluster})" if self.cluster else ""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, under the attributes' names."""
@@ -86,6 +96,11 @@ class Overviews:
     warnings: list[str]
     unreachable: SlurmUnreachable | None = None
 
+    @property
+    def only_elsewhere(self) -> bool:
+        """Whether all runs of unknown state belong to another cluster than this one."""
+        return all(row.cluster for row in self.rows if row.state is RunState.UNKNOWN)
+
 
 def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
     """The state and progress of each run."""
@@ -96,7 +111,7 @@ def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
     rows = [
         _row(facts, _with_waited_for(facts, _answer(facts, answers)), now) for facts in all_facts
     ]
-    unknown = [row.cluster or "" for row in rows if row.state is RunState.UNKNOWN]
+    unknown = sorted(row.cluster or "" for row in rows if row.state is RunState.UNKNOWN)
     errors = [error for name in unknown if (error := answers[name].error) is not None]
     warnings = [warning for asked in answers.values() for warning in asked.warnings]
     return Overviews(rows, warnings, errors[0] if errors else None)
@@ -259,4 +274,7 @@ def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:
         nodes=nodes or (",".join(last.nodes) if last else ""),
         checkpoint_step=facts.checkpoint_step,
         checkpoint_age_s=now - facts.checkpoint_at if facts.checkpoint_at is not None else None,
+        best_step=facts.best_step,
+        best_value=facts.best_value,
+        details=failure(facts)[1] if status.state is RunState.FAILED else (),
     )

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.run_dir import read_json, write_json
+from mgpt4_hpc.telemetry.ledger import append_supervisor_note
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
 
@@ -33,6 +35,30 @@ def test_three_attempts(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "17 restart 2" in out
     assert "goodput 74.1%" in out
     assert "queue wait 55 s" in out
+
+
+def test_where_a_run_began_and_which_cluster_an_attempt_was_on(
+    mgpt4: Mgpt4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, run = make_run(tmp_path / "runs"), make_run(tmp_path / "runs", "two")
+    attempt(one, 1, first=1, last=30, cause="finished")
+    monkeypatch.chdir(one.path)
+    assert mgpt4("history", one.path, "--json").json["origin"] == ""
+    monkeypatch.chdir(tmp_path)
+    settings = run.config_file.read_text()
+    start = one.checkpoints / "step-00000030"
+    run.config_file.write_text(settings.replace("projector: null", f"projector: {start}"))
+    attempt(run, 1, first=1, last=30, cause="preempted")
+    for number, cluster in ((2, "alpha"), (3, "beta")):
+        append_supervisor_note(
+            run.ledger, number, cause="crashed", job_id=f"9{number}", cluster=cluster
+        )
+    told = mgpt4("history", "two")
+    assert told.out.splitlines()[0] == "two starts from the weights of one@30"
+    assert "92 on alpha" in told.out and "93 on beta" in told.out
+    identity = read_json(run.identity_file)
+    write_json(run.identity_file, {**identity, "branched_from": [{"name": "one", "step": 20}]})
+    assert mgpt4("history", "two", "--json").json["origin"] == "continues one@20"
 
 
 def test_not_started(mgpt4: Mgpt4, tmp_path: Path) -> None:

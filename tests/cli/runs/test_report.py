@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mgpt4_hpc.run_dir import read_json, write_json
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.report import read_curves
 from mgpt4_hpc.telemetry.tensorboard import open_writer
@@ -33,14 +34,16 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
         range(1, 101)
     )
 
+    identity = read_json(run.identity_file)
+    write_json(run.identity_file, {**identity, "branched_from": [{"name": "zero", "step": 20}]})
     ended = mgpt4("report", "one", "--out", "new/folder", "--json")
-    assert ended.code == 0, ended.err
+    assert (ended.code, ended.err) == (0, ""), "steps that were drawn again are no news"
     with Image.open(ended.json["png"]) as image:
         assert image.format == "PNG" and min(image.size) > 600
     page = Path(ended.json["html"]).read_text()
     (held,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(held) == Path(ended.json["png"]).read_bytes()
-    assert "<td>preempted</td>" in page and "goodput" in page
+    assert "one continues zero@20" in page and "<td>preempted</td>" in page and "goodput" in page
 
 
 @pytest.mark.slow

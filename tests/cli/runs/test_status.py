@@ -40,6 +40,25 @@ def test_a_running_run(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
     assert "squeue" in table
 
 
+def test_the_best_checkpoint_and_the_rest_of_a_failure(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "runs", "seven")
+    submitted(run)
+    attempt(run, 1, first=1, last=50, cause="crashed")
+    assert "best" not in mgpt4("status").out.splitlines()[0]
+    manifest = run.checkpoints / "step-00000050" / "manifest.json"
+    manifest.write_text('{"meta": {"best_step": 40, "best_loss": 1.25}}')
+    run.failed.write_text("crashed 6 times; the last fault: no apptainer\n  fix: install it\n")
+    (row,) = mgpt4("status", "--json").json
+    assert (row["best_step"], row["best_value"]) == (40, 1.25)
+    assert row["text"] == "failed: no apptainer"
+    assert row["details"] == ["crashed 6 times", "fix: install it"]
+    ended = mgpt4("status")
+    assert "1.2500 @40" in ended.out and "failed: no apptainer" in ended.out
+    assert ended.err == "seven: crashed 6 times\nseven: fix: install it\n"
+
+
 def test_finished_runs_need_no_slurm(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path) -> None:
     run = make_run(tmp_path / "runs")
     submitted(run)

@@ -81,7 +81,10 @@ def test_explain_names_who_set_it(
     assert told["seed"] == (7, "environment")
     assert told["train.max_steps"] == (12, "file tiny.yaml")
     assert told["train.beta1"] == (0.9, "default")
-    assert "environment" in mgpt4("config", "explain", tiny).out
+    shown = mgpt4("config", "explain", tiny).out
+    assert "environment" in shown and '["TERM", "USR2", "USR1"]' in shown, (
+        "a list as --set takes it"
+    )
 
 
 @pytest.mark.parametrize(

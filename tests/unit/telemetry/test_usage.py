@@ -58,7 +58,7 @@ def test_what_a_kill_cost_is_replayed_in_the_next_attempt() -> None:
     again = [start(100), {"t": 101, "kind": Kind.RESTORE, "step": 20}]
     again += [steps(150, 60, start_up=10, productive=40), end(150, 60)]
     used = usage("one", attempts(killed, again))
-    assert used.gpu_hours == hours(start_up=20, useful=60, replayed=20, not_written_down=10)
+    assert used.gpu_hours == hours(start_up=20, useful=60, replayed=20, unaccounted=10)
     assert used.num_killed == 1
     assert used.queue_wait_h == pytest.approx(40 / 3600)
 
@@ -69,7 +69,7 @@ def test_killed_before_its_first_step() -> None:
     assert used.gpu_hours == hours(start_up=70)
     between = [start(0), {"t": 20.0, "kind": Kind.FIRST_STEP, "step": 1}]
     between.append({"t": 30.0, "kind": Kind.SAVE, "step": 4})
-    assert usage("one", attempts(between)).gpu_hours == hours(start_up=20, not_written_down=10)
+    assert usage("one", attempts(between)).gpu_hours == hours(start_up=20, unaccounted=10)
 
 
 def test_a_crash_tells_its_seconds() -> None:

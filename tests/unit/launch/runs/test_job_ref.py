@@ -66,7 +66,18 @@ def test_the_job_of_another_cluster_is_asked_about_there(
     slurm.squeue = "CLUSTER: alpha\n" + row_of(run)
     (row,) = mgpt4("status", "one", "--json").json
     assert (row["state"], row["cluster"]) == ("running", "alpha")
+    for words in (("rm", "--yes"), ("resume",)):
+        ended = mgpt4(*words, "one")
+        assert ended.code == 7 and "mgpt4 cancel one" in ended.err
+        assert "(on a login node of alpha)" in ended.err
     slurm.squeue = slurm.sacct = None
+    # Who asks about all runs of a folder gets the others' states; who names this one an error.
+    for words in (("status",), ("keep",)):
+        every, named = mgpt4(*words), mgpt4(*words, "one")
+        assert (every.code, named.code) == (0, 5), (every.err, named.err)
+        assert "login node of alpha" in named.err
+    assert "login node of alpha" in mgpt4("status").err
+    assert len(max(mgpt4("status").err.split("`"), key=len)) < 400
     for words in (("rm", "--yes"), ("cancel",), ("resume",)):
         ended = mgpt4(*words, "one")
         assert ended.code == 5 and "login node of alpha" in ended.err
@@ -122,7 +133,9 @@ def test_a_branch_is_a_run_of_its_own_with_the_others_state(
         submitted.append(made)
 
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.submit_run", submit)
-    monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.preflight", lambda *_, **__: [])
+    monkeypatch.setattr(
+        "mgpt4_hpc.launch.manage.resume.preflight_findings", lambda *_, **__: ([], [])
+    )
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume.version_drift", lambda *_, **__: [])
     ended = mgpt4("resume", "one", "--as", "two", "--set", "train.lr=0.5", "--executor", "local")
     (two,) = submitted

@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.formatting import clock_time
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
-from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe
+from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe, failure
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.run_dir import RunDir, write_json
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
@@ -230,7 +230,8 @@ def test_what_was_left_behind(run: RunDir) -> None:
     run.failed.write_text("crashed 6 times, launch.max_crashes allows 5\n")
     assert said(run, over) == ("failed", "failed: crashed 6 times, launch.max_crashes allows 5")
     run.failed.write_text("crashed 6 times; the last fault: CUDA error: out of memory\n")
-    assert said(run, over) == ("failed", "failed: CUDA error: out of memory; crashed 6 times")
+    assert said(run, over) == ("failed", "failed: CUDA error: out of memory")
+    assert failure(read_facts(run))[1] == ("crashed 6 times",)
 
 
 def test_the_first_of_two_goals_is_not_the_end(run: RunDir) -> None:
