@@ -18,7 +18,8 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
 from mgpt4_hpc.parent_death import die_with
 
-LMMS_EVAL = Tool("lmms-eval", "0.7.3", also=("openai>=2,<4",), sees_ours=True)
+LMMS_EVAL = Tool("lmms-eval", "0.7.3", also=("openai>=2,<4", "filelock<4"), sees_ours=True)
+"""It imports a private module that filelock 4, which transformers may bring, does not have."""
 
 _REQUEST_FAILED = "[LMMS_EVAL_"
 """Begins what lmms-eval scores as the answer to a request that failed."""
