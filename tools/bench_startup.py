@@ -13,7 +13,7 @@ first one warms the file cache and is left out. Medians, in seconds:
 * `import_s`: what of `start_s` passed before the training command began to count;
 * `cpu_s`: CPU time, user and system, of four processes, one after the other: `import torch`; what
   a rank imports before it knows its model; the libraries' classes that the toy's model needs, with
-  torch, below which no run can be; and a toy run of one step from its start to its end, data
+  torch and the garbage collector on; and a toy run of one step from its start to its end, data
   workers included;
 * `calls`: their system calls that name a path in the environment, where there is strace.
 """
@@ -131,7 +131,7 @@ def processes(run: Path) -> dict[str, list[str]]:
     return {
         "import_torch": ["-c", "import torch"],
         "import_rank": ["-c", "import mgpt4_hpc.launch.job.rank, mgpt4_hpc.train.run"],
-        "import_models": ["-c", f"import mgpt4_hpc, {models}, timm.models.eva"],
+        "import_models": ["-c", f"import mgpt4_hpc.train, {models}, timm.models.eva"],
         "one_toy_step": train,
     }
 
