@@ -96,14 +96,18 @@ def run_task(
             fix=f"read {log}; {python} -m lmms_eval tasks lists the tasks, "
             "and --task-folder adds your own",
         )
-    failed = sum(
-        str(row["filtered_resps"]).lstrip("['\"").startswith(_REQUEST_FAILED)
-        for path in partial_out.rglob("*_samples_*.jsonl")
-        for row in _rows(path)
-    )
-    if failed:
+    if failed := _num_failed(partial_out):
         raise MgptError(f"the model did not answer {failed} questions of {task}", fix=f"read {log}")
     partial_out.rename(out)
+
+
+def _num_failed(out: Path) -> int:
+    """Number of requests without an answer."""
+    return sum(
+        _REQUEST_FAILED in str(row["filtered_resps"])
+        for path in out.rglob("*_samples_*.jsonl")
+        for row in _rows(path)
+    )
 
 
 def read_results(name: str, folders: Iterable[Path]) -> Evaluation:
