@@ -121,15 +121,10 @@ def eval_command(
         if _ask(kept, examples, array, part):
             return
     if objects is None:
-        facts = [
-            _loss(*measured, eval_options) for measured in _losses(eval_options, sources, kept)
-        ]
+        losses = _losses(eval_options, sources, kept)
+        facts = [_loss(*source_losses, eval_options) for source_losses in losses]
     else:
-        evaluations = (
-            _evaluate(eval_options, sources, examples, suite, objects)
-            if kept is None
-            else kept.evaluations(examples, objects)
-        )
+        evaluations = _evaluate(eval_options, sources, examples, suite, objects, kept)
         facts = _report(evaluations, suite, examples, eval_options)
     _print_json(facts, eval_options, every_checkpoint)
 
@@ -227,8 +222,15 @@ def _evaluate(
     examples: list[Example],
     suite: str,
     objects: Objects,
+    kept: Kept | None,
 ) -> Iterator[tuple[Source, Evaluation]]:
-    """The sources' models, one after the other; they share the images' features."""
+    """The sources' scores, from answers that are kept or given now.
+
+    Models answer one after the other; they share the images' features.
+    """
+    if kept is not None:
+        yield from kept.evaluations(examples, objects)
+        return
     from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
 
     chat_model = eval_options.chat_model(sources[0])
