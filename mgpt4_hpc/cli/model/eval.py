@@ -12,7 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, answers_option, keep, measure_loss
-from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, choose_tasks
+from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, Tasks, choose_tasks
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
     counting,
@@ -104,19 +104,13 @@ def eval_command(
     chosen = choose_tasks(context, tasks, task_folder)
     suite = "tasks" if chosen is not None else suite
     _require_tools(suite, array)
-    sources = [eval_options.locate(model)]
-    if every_checkpoint:
-        sources = _checkpoints(sources[0], eval_options)
+    source = eval_options.locate(model)
+    sources = _checkpoints(source, eval_options) if every_checkpoint else [source]
     objects = None if suite == "loss" else word_list(eval_options.synonyms, sources[0])
     examples = [] if suite in ("loss", "tasks") else find_examples(sources[0], eval_options)
     kept = None
     if array.wanted or answers is not None or chosen is not None:
-        kept = keep(
-            *(model, suite, sources, eval_options, answers),
-            every_checkpoint=every_checkpoint,
-            also=chosen.facts if chosen is not None else {},
-        )
-        kept = KeptTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
+        kept = _keep(model, suite, sources, eval_options, answers, every_checkpoint, chosen)
         sources = kept.sources
         if _ask(kept, examples, array, part):
             return
@@ -163,6 +157,23 @@ def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | Non
     else:
         click.echo(f"job {job_id} writes the scores into the run's TensorBoard and into its log")
     return True
+
+
+def _keep(
+    model: str,
+    suite: str,
+    sources: list[Source],
+    eval_options: EvalOptions,
+    answers: Path | None,
+    every_checkpoint: bool,
+    chosen: Tasks | None,
+) -> Kept:
+    """Where the answers are kept."""
+    also = chosen.facts if chosen is not None else {}
+    kept = keep(
+        model, suite, sources, eval_options, answers, every_checkpoint=every_checkpoint, also=also
+    )
+    return KeptTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
 
 
 def _losses(

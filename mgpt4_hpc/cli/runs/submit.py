@@ -160,8 +160,6 @@ def submit_command(
     plan = make_plan(request, os.environ)
     for line in plan.notes:
         click.echo(line, err=True)
-    if plan.invalid or not dry_run:
-        plan.assert_sound()
     _show_or_submit(plan, dry_run=dry_run, test_only=test_only, wait=wait, as_json=as_json)
 
 
@@ -171,9 +169,10 @@ def _show_or_submit(
     """Print the plan's scripts, or when its jobs would start, or submit it."""
     from mgpt4_hpc.launch.submit.execute import submit_plan
 
-    if dry_run:
+    if dry_run and not plan.invalid:
         _show_scripts(plan, as_json)
-        plan.assert_sound()
+    plan.assert_sound()
+    if dry_run:
         return
     if test_only:
         _show_starts(plan, as_json)
