@@ -36,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("data.group", "Shards and their index."),
     "weights": ("model.weights", "Fetch, import, export and check weights."),
     "eval": ("model.eval", "Measure what a trained model says about images."),
-    "compare": ("model.compare", "Two checkpoints on the same images, with intervals."),
+    "compare": ("model.compare", "Checkpoints on the same images, with intervals."),
     "report": ("runs.report", "A run's curves and attempts as a picture and a page."),
     "chat": ("model.chat", "Talk with a trained model about images."),
     "serve": ("model.serve", "A web page and an API to talk with a trained model about images."),

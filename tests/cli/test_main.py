@@ -160,6 +160,7 @@ def test_streams_that_are_full_or_closed(redirection: str, code: int, told: str)
     assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
 
 
+@pytest.mark.slow
 def test_a_question_that_nobody_can_answer_is_a_no(tmp_path: Path) -> None:
     made = make_run(tmp_path / "runs")
     command = [sys.executable, "-m", "mgpt4_hpc.cli.main", "rm", "one", "--runs-dir", "runs"]

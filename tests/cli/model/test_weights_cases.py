@@ -68,6 +68,7 @@ def test_import_check_and_submit_refuse_it(
     assert not Path("bundle").exists() and not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_token_without_a_row_is_noted_and_taken(mgpt4: Mgpt4, tmp_path: Path) -> None:
     """``<pad>`` of Llama-2 and Vicuna v0 as first published (transformers' issue 24899)."""
     weights = tmp_path / "weights"

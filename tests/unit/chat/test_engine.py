@@ -108,6 +108,7 @@ def test_those_who_find_no_room_wait_and_the_next_are_refused(
     assert waiting[0].events.empty()
 
 
+@pytest.mark.slow
 def test_a_cancelled_answer_frees_its_row(engine: Engine, model: ChatModel) -> None:
     endless = [Asked(model, tokens=400) for _ in range(MAX_ROWS)]
     go = held(engine)

@@ -122,6 +122,7 @@ def test_the_rest_is_not_there(allowlist: GradioAllowlist, path: str) -> None:
         assert ask(allowlist, method, f"http://localhost{path}").status_code == 404, method
 
 
+@pytest.mark.slow
 def test_files_are_uploads(
     page: GradioAllowlist, allowlist: GradioAllowlist, uploads: Path
 ) -> None:

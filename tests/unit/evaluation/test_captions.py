@@ -29,6 +29,7 @@ def test_bleu_and_meteor_as_nltk_documents_them() -> None:
     assert scores["meteor_like"] == pytest.approx(0.6944, abs=0.01)  # theirs knows synonyms too
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "value"), [("police kill the gunman", 0.75), ("the gunman kill police", 0.5)]
 )

@@ -105,6 +105,7 @@ def test_no_heldout_scene_is_in_anything_trained_on(heldout: list[dict]) -> None
         assert not seen & held, name
 
 
+@pytest.mark.slow
 def test_the_exclusion_is_what_keeps_them_out() -> None:
     free = scenes.scenes(scenes.stream(SEED, "vision/scenes"), splits.NUM_PRETRAINING["vision"])
     assert {scenes.scene_key(scene) for scene in free} & splits.heldout_keys(SEED)

@@ -84,6 +84,7 @@ def test_validation_reads_each_held_out_sample_once(index: ShardIndex) -> None:
         assert not held_out & set(next(train)[0].keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_validation_may_be_broken_off_and_repeated(index: ShardIndex, num_workers: int) -> None:
     loader = ValLoader(

@@ -89,6 +89,7 @@ def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
     assert written(tmp_path / "out") == rows_of(2)
 
 
+@pytest.mark.slow
 def test_a_fraction_is_reproducible_and_nested(tmp_path: Path) -> None:
     rows = rows_of(20_000)
     src = source(tmp_path, rows)

@@ -73,6 +73,7 @@ def test_the_report_adds_up_and_names_what_is_missing(tmp_path: Path) -> None:
     assert (report.missing, report.empty, report.num_bytes) == ([1, 3], [2], 2000)
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_found_is_not_looked_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ paths = st.lists(names, min_size=1, max_size=4).map("/".join)
 contents = st.binary(max_size=30) | st.integers(0, 5000).map(lambda size: b"x" * size)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

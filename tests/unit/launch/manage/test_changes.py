@@ -15,6 +15,7 @@ from tests.support.resuming import Submissions, contents
 from tests.support.tiny_world import TinyWorld
 
 
+@pytest.mark.slow
 def test_allowed_changes_are_recorded(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
 ) -> None:

@@ -75,6 +75,7 @@ def test_the_table_has_every_file(whole: RunDir) -> None:
     assert grouped == MENDED | NAMED | DONE_WITHOUT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", CUTS.values(), ids=CUTS)
 @pytest.mark.parametrize("name", sorted(NAMED | DONE_WITHOUT))
 def test_commands_name_a_damaged_file_or_do_without_it(
@@ -107,6 +108,7 @@ def test_commands_name_a_damaged_file_or_do_without_it(
             mgpt4("resume", "one")
 
 
+@pytest.mark.slow
 def test_pins_are_made_again_where_a_person_accepts_it_or_nothing_hangs_on_them(
     run: RunDir,
 ) -> None:

@@ -17,6 +17,7 @@ from mgpt4_hpc.model.weight_files.untrusted_files import read_pth
 from tests.unit.model.weight_files.folders import same, sources_of
 
 
+@pytest.mark.slow
 def test_a_written_bundle_is_the_original(reference, tmp_path: Path) -> None:
     written = write_bundle(tmp_path / "bundle", sources_of(reference))
     assert same(written.vision_state(), reference.bundle.vision_state())

@@ -60,6 +60,7 @@ def test_the_likely_variant_is_named() -> None:
     assert not projector_faults(EVA_G_PATCHES, 4096, (4096, 5632))
 
 
+@pytest.mark.slow
 def test_missing_shard_and_lfs_pointer_in_the_llm(bundle: Path) -> None:
     llm = bundle / "llm"
     tensors = load_file(llm / "model.safetensors")

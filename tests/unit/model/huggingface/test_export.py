@@ -147,6 +147,7 @@ def theirs_pad(theirs) -> int:
     return theirs.generation_config.pad_token_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(224, 224), (640, 480), (100, 333)])
 def test_pixels_are_ours(ours: ChatModel, exported: Exported, processor, size, tmp_path) -> None:
     from transformers import AutoProcessor

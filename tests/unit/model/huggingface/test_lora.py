@@ -80,6 +80,7 @@ def test_merged_and_as_an_adapter(run: Path, expected: torch.Tensor, tmp_path: P
     torch.testing.assert_close(logits(adapted), expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_original_gets_the_changed_matrices(run: Path, tmp_path: Path) -> None:
     weights("export", run, "--format", "pth", "--merge-lora", "--out", tmp_path / "mine.pth")
     state = torch.load(tmp_path / "mine.pth", weights_only=True)["model"]

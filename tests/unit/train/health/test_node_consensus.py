@@ -169,6 +169,7 @@ def test_a_rank_that_never_comes_is_told_by_its_number(tmp_path: Path) -> None:
     assert "did not come within 0 s: 1, 2" in str(error)
 
 
+@pytest.mark.slow
 def test_a_stop_signal_is_heard_while_ranks_wait_for_each_other() -> None:
     def waiting() -> str:
         stop = SignalStop((signal.SIGTERM,)).install()

@@ -62,6 +62,7 @@ def test_the_checkpoint_of_another_run_is_not_restored(run: RunDir, tmp_path: Pa
     assert f"of another run, {run.run_id}" in str(refused)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_made_with_other_settings_is_not_restored(run: RunDir, tmp_path: Path) -> None:
     assert attempt(run, _after_a_step(run)).step > 0
     newest = max(run.checkpoints.glob("step-*"))
