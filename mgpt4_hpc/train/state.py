@@ -50,7 +50,8 @@ class TrainState:
         """Note each suite's headline at this step; of equal ones the newest is the best."""
         for suite, value in headlines.items():
             if suite not in self.best_scores or value >= self.best_scores[suite][1]:
-                self.best_scores[suite] = (self.step, value)
+                # A new dict: a save in the background may still write the one before.
+                self.best_scores = {**self.best_scores, suite: (self.step, value)}
 
 
 class Ending(StrEnum):

@@ -21,3 +21,12 @@ def test_the_lowest_held_out_loss_and_the_worse_ones_since() -> None:
     assert state.best_scores == {"failure": (8, -0.25)}
     state.step = 5
     assert (state.validated_step, state.samples_seen, state.samples_replaced) == (5, 40, 5)
+
+
+def test_scores_that_a_save_still_writes_do_not_change() -> None:
+    state = TrainState(step=50)
+    state.scored({"failure": -0.5})
+    written = state.best_scores
+    state.step = 60
+    state.scored({"failure": -0.25})
+    assert written == {"failure": (50, -0.5)}
