@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import lock
 
 _OURS = "mgpt4_hpc_packages.pth"
+_INSTALLING = ".mgpt4-installing"
+"""In an environment while it is made here: only such a one may be removed."""
 _QUIET = {
     "WANDB_MODE": "disabled",
     "NO_ALBUMENTATIONS_UPDATE": "1",  # it asks PyPI for a newer one at each import
@@ -77,8 +82,8 @@ class Tool:
             say: called before the installation, which takes minutes.
 
         Raises:
-            DataError: if it cannot be made, or is there with another version; with the commands
-                to make it by hand.
+            DataError: if it cannot be made, or the folder is there without the tool or with another
+                version of it; with the commands to make it by hand.
         """
         folder = (folder or self.default_environment()).absolute()
         python = folder / "bin" / "python"
@@ -101,10 +106,12 @@ class Tool:
                 fix=f"{python} -m pip install {self.name}=={self.version}, "
                 f"or name another with {self.other}",
             )
+        with suppress(OSError):
+            (folder / _INSTALLING).unlink(missing_ok=True)
         return python
 
     def _installed(self, python: Path) -> str | None:
-        """Version of the tool there; None if there is none."""
+        """Version of the tool there; None if there is none, or if that Python does not start."""
         ask = f"import importlib.metadata as m; print(m.version({self.name!r}))"
         try:
             asked = subprocess.run(
@@ -119,14 +126,18 @@ class Tool:
         return asked.stdout.strip() if asked.returncode == 0 else None
 
     def _install(self, folder: Path) -> None:
-        existing = folder.exists() and any(folder.iterdir())
-        if existing and not (folder / "pyvenv.cfg").is_file():
-            raise DataError(
-                f"{folder} is no virtual environment", fix=f"name another with {self.other}"
-            )
-        if existing:  # its installation was killed
-            shutil.rmtree(folder)
         python = str(folder / "bin" / "python")
+        if (folder / _INSTALLING).exists():  # its installation was killed
+            shutil.rmtree(folder)
+        elif folder.exists() and any(folder.iterdir()):
+            raise DataError(
+                f"{folder} has no {self.name}, or its Python does not start on "
+                f"{socket.gethostname()}",
+                fix=f"{shlex.join([python, '-m', 'pip', 'install', self.name])}=={self.version}, "
+                f"or name another with {self.other}, or remove it",
+            )
+        folder.mkdir(exist_ok=True)
+        (folder / _INSTALLING).touch()
         self._run([sys.executable, "-m", "venv", str(folder)], folder)
         if self.sees_ours:
             where = "import sysconfig; print(sysconfig.get_path('purelib'))"

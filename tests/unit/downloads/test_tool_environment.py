@@ -40,8 +40,32 @@ def test_without_network_the_commands_to_make_it_are_told(
             TOOL.ensure_environment(tmp_path / "env", say=said.append)
         assert f"pip install img2dataset=={TOOL.version}" in caught.value.fix
     assert len(said) == 2
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.tex").touch()
-    with pytest.raises(DataError, match="no virtual environment"):
-        TOOL.ensure_environment(tmp_path / "full")
-    assert (tmp_path / "full" / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("python", ["lacks the tool", "does not start", "is none"])
+def test_an_environment_that_was_not_begun_here_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    maker = fake_environment(tmp_path / "maker", 'mkdir -p "$3"; exit 1')
+    monkeypatch.setattr("sys.executable", str(maker / "bin" / "python"))
+    work = fake_environment(tmp_path / "work", "exit 1")
+    if python != "lacks the tool":
+        (work / "bin" / "python").unlink()
+    if python == "does not start":
+        (work / "bin" / "python").symlink_to(tmp_path / "python3.9")  # is not on this node
+    if python != "is none":
+        (work / "pyvenv.cfg").touch()
+    (work / "thesis.tex").touch()
+    with pytest.raises(DataError, match="work has no img2dataset, or its Python does not start"):
+        TOOL.ensure_environment(work)
+    assert (work / "thesis.tex").exists()
+
+
+def test_an_environment_that_was_completed_by_hand_is_no_longer_ours(tmp_path: Path) -> None:
+    folder = fake_environment(tmp_path / "env", f"echo {TOOL.version}")
+    (folder / ".mgpt4-installing").touch()
+    python = TOOL.ensure_environment(folder)
+    python.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(DataError, match="has no img2dataset"):
+        TOOL.ensure_environment(folder)
+    assert python.exists()
