@@ -103,8 +103,7 @@ class Tool:
         if found != self.version:
             raise DataError(
                 f"{folder} has {self.name} {found or '(none)'}, needed is {self.version}",
-                fix=f"{python} -m pip install {self.name}=={self.version}, "
-                f"or name another with {self.other}",
+                fix=f"{self._install_command(python)}, or name another with {self.other}",
             )
         with suppress(OSError):
             (folder / _INSTALLING).unlink(missing_ok=True)
@@ -133,8 +132,8 @@ class Tool:
             raise DataError(
                 f"{folder} has no {self.name}, or its Python does not start on "
                 f"{socket.gethostname()}",
-                fix=f"{shlex.join([python, '-m', 'pip', 'install', self.name])}=={self.version}, "
-                f"or name another with {self.other}, or remove it",
+                fix=f"{self._install_command(python)}, or name another with {self.other}, "
+                "or remove it",
             )
         folder.mkdir(exist_ok=True)
         (folder / _INSTALLING).touch()
@@ -146,7 +145,7 @@ class Tool:
             # Python puts these folders behind the environment's own.
             (packages / _OURS).write_text("".join(f"{path}\n" for path in ours))
         pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        self._run([*pip, f"{self.name}=={self.version}", *self.also], folder)
+        self._run([*pip, *self._requirements], folder)
 
     def _run(self, command: list[str], folder: Path) -> str:
         """A step of the installation; what it printed."""
@@ -159,13 +158,20 @@ class Tool:
         return done.stdout
 
     def _cannot_make(self, folder: Path, why: str) -> DataError:
-        needed = " ".join([f"{self.name}=={self.version}", *self.also])
         return DataError(
             f"{self.name}'s environment {folder} cannot be made: {why}",
             why="it needs the network, and Python's venv and pip",
             fix=f"make it where there is a network and name it with {self.other}: "
-            f"python3 -m venv DIR && DIR/bin/pip install {needed}",
+            f"python3 -m venv DIR && {self._install_command('DIR/bin/python')}",
         )
+
+    def _install_command(self, python: Path | str) -> str:
+        """For a shell."""
+        return shlex.join([str(python), "-m", "pip", "install", *self._requirements])
+
+    @property
+    def _requirements(self) -> list[str]:
+        return [f"{self.name}=={self.version}", *self.also]
 
 
 def tool_variables(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

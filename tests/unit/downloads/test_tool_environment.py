@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,18 @@ from tests.unit.data.sources.download_cases import (
     fake_environment,
 )
 
-TOOL = Tool("img2dataset", "1.47.0")
+TOOL = Tool("img2dataset", "1.47.0", also=("openai>=2,<4",))
 
 
 def test_an_environment_made_by_hand_is_used_and_another_version_refused(tmp_path: Path) -> None:
     good = fake_environment(tmp_path / "good", f"echo {TOOL.version}")
     assert TOOL.ensure_environment(good) == good / "bin" / "python"
-    with pytest.raises(DataError, match=f"has img2dataset 1.0, needed is {TOOL.version}"):
-        TOOL.ensure_environment(fake_environment(tmp_path / "old", "echo 1.0"))
+    old = fake_environment(tmp_path / "it's old", 'test "$2" = pip && echo "$@" || echo 1.0')
+    with pytest.raises(DataError, match=f"has img2dataset 1.0, needed is {TOOL.version}") as caught:
+        TOOL.ensure_environment(old)
+    command = caught.value.fix.rpartition(", or name")[0]
+    shown = subprocess.run(["sh", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert shown.stdout == f"-m pip install img2dataset=={TOOL.version} openai>=2,<4\n"
     assert TOOL.default_environment({"MGPT4_IMG2DATASET_ENV": "/x"}) == Path("/x")
     assert TOOL.default_environment({"XDG_CACHE_HOME": "/c"}) == Path(
         f"/c/mgpt4/img2dataset-{TOOL.version}"
@@ -38,7 +43,7 @@ def test_without_network_the_commands_to_make_it_are_told(
     for _ in range(2):  # what the first left over is no obstacle
         with pytest.raises(DataError, match="No matching distribution") as caught:
             TOOL.ensure_environment(tmp_path / "env", say=said.append)
-        assert f"pip install img2dataset=={TOOL.version}" in caught.value.fix
+        assert f"pip install img2dataset=={TOOL.version} 'openai>=2,<4'" in caught.value.fix
     assert len(said) == 2
 
 
