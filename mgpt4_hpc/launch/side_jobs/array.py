@@ -223,15 +223,22 @@ def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> Submit
         MgptError: if the folder cannot be written, or Slurm cannot write logs into it.
     """
     with _locked(job.folder):
-        found = _under_way(job) or Submitted(job, submit_array(job))
+        if (found := _under_way(job)) is None:
+            found = Submitted(job, submit_array(job))
+            _note(found)  # what follows may be refused: the array is there all the same
         if following is not None and found.following_id is None:
             script = following_script(job, following, found.job_id)
             found = replace(found, following_id=_sbatch(job.folder / "end.sbatch", script))
-        facts = {"job_id": found.job_id, "parts": found.job.parts,
-                 "arguments": list(job.arguments), "following_id": found.following_id}  # fmt: skip
-        with suppress(OSError):  # then the same command given again submits another array
-            write_json(job.folder / _SUBMITTED, facts)
+            _note(found)
     return found
+
+
+def _note(found: Submitted) -> None:
+    job = found.job
+    facts = {"job_id": found.job_id, "parts": job.parts,
+             "arguments": list(job.arguments), "following_id": found.following_id}  # fmt: skip
+    with suppress(OSError):  # then the same command given again submits another array
+        write_json(job.folder / _SUBMITTED, facts)
 
 
 def submit_array(job: ArrayJob) -> str:

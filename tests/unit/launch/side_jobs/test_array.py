@@ -97,6 +97,27 @@ def test_the_same_command_finds_its_array(job: ArrayJob, monkeypatch: pytest.Mon
     assert submit_once(job).job_id == "5"
 
 
+def test_an_array_without_its_following_job_gets_it_from_the_same_command(
+    job: ArrayJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies = iter(["1", SlurmRejected("MaxSubmitJobs"), "2"])
+
+    def sbatch(path: Path, script: str) -> str:
+        reply = next(replies)
+        if isinstance(reply, SlurmRejected):
+            raise reply
+        return reply
+
+    monkeypatch.setattr(array, "_sbatch", sbatch)
+    queue = {"1_2": QueuedJob("1_2", "PENDING", name=job.name)}
+    monkeypatch.setattr(Slurm, "queued", lambda self, ids: queue, raising=False)
+    monkeypatch.setattr(scheduler, "IN_USE", Slurm(job, {}))
+    with pytest.raises(SlurmRejected):
+        submit_once(job, ["data", "index"])
+    both = Submitted(job, "1", "2", joined=True)
+    assert submit_once(job, ["data", "index"]) == submit_once(job, ["data", "index"]) == both
+
+
 class Slurm:
     """Answers one mapping of states after another; the last for ever."""
 
