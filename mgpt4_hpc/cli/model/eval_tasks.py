@@ -130,6 +130,8 @@ class KeptTasks(Kept):
                         limit=self.options.limit,
                         num_concurrent=self.options.batch_size,
                     )
+                    with (self.folder / f"{part[0]}-tasks.log").open("a") as file:
+                        file.write(f"{folder}\n")  # part_end requeues a part that writes
 
     def evaluations(
         self, examples: Sequence[Example], objects: Objects
