@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections import deque
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.downloads.tool_environment import Tool, tool_variables
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
@@ -23,6 +23,7 @@ LMMS_EVAL = Tool("lmms-eval", "0.7.3", also=("openai>=2,<4", "filelock<4"), sees
 
 _REQUEST_FAILED = "[LMMS_EVAL_"
 """Begins what lmms-eval scores as the answer to a request that failed."""
+_RESULTS = "*_results.json"
 _TIMEOUT_S = 600
 _LOG_LINES = 5
 
@@ -66,22 +67,42 @@ def run_task(
     Raises:
         MgptError: if lmms-eval fails, or if it did not get an answer to every question.
     """
-    partial_out = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial_out, ignore_errors=True)
     log = out.with_name(f"{out.name}.log")
     arguments = {"model": endpoint.model, "base_url": endpoint.url, "timeout": _TIMEOUT_S,
                  "num_concurrent": num_concurrent, "httpx_trust_env": False}  # fmt: skip
-    command = [
-        *(str(python), "-m", "lmms_eval", "--model", "openai", "--batch_size", "1"),
-        *("--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())),
-        *("--tasks", task, "--output_path", str(partial_out), "--log_samples"),
-        *(("--include_path", str(task_folder)) if task_folder else ()),
-        *(("--limit", str(limit)) if limit else ()),
-    ]
+    with scratch_beside(out) as holder:
+        made = holder / out.name
+        command = [
+            *(str(python), "-m", "lmms_eval", "--model", "openai", "--batch_size", "1"),
+            *("--model_args", ",".join(f"{key}={value}" for key, value in arguments.items())),
+            *("--tasks", task, "--output_path", str(made), "--log_samples"),
+            *(("--include_path", str(task_folder)) if task_folder else ()),
+            *(("--limit", str(limit)) if limit else ()),
+        ]
+        code = _run(command, endpoint.key, log)
+        if code != 0 or not list(made.rglob(_RESULTS)):
+            raise MgptError(
+                f"lmms-eval could not do the task {task}: {tail(log)}",
+                fix=f"read {log}; {python} -m lmms_eval tasks lists the tasks, "
+                "and --task-folder adds your own",
+            )
+        if failed := _num_failed(made):
+            raise MgptError(
+                f"the model did not answer {failed} questions of {task}", fix=f"read {log}"
+            )
+        try:
+            made.rename(out)
+        except OSError:
+            if not out.is_dir():  # else another process has done the same task
+                raise
+
+
+def _run(command: list[str], key: str, log: Path) -> int:
+    """The exit code of lmms-eval."""
     # The GPU's memory is the model's: lmms-eval only asks.
-    variables = {"OPENAI_API_KEY": endpoint.key, "CUDA_VISIBLE_DEVICES": ""}
+    variables = {"OPENAI_API_KEY": key, "CUDA_VISIBLE_DEVICES": ""}
     with log.open("wb") as file:
-        code = subprocess.run(
+        return subprocess.run(
             command,
             env={**tool_variables(), **variables},
             stdin=subprocess.DEVNULL,
@@ -90,15 +111,6 @@ def run_task(
             preexec_fn=partial(die_with, os.getpid()),
             check=False,
         ).returncode
-    if code != 0 or not list(partial_out.rglob("*_results.json")):
-        raise MgptError(
-            f"lmms-eval could not do the task {task}: {tail(log)}",
-            fix=f"read {log}; {python} -m lmms_eval tasks lists the tasks, "
-            "and --task-folder adds your own",
-        )
-    if failed := _num_failed(partial_out):
-        raise MgptError(f"the model did not answer {failed} questions of {task}", fix=f"read {log}")
-    partial_out.rename(out)
 
 
 def _num_failed(out: Path) -> int:
@@ -116,10 +128,16 @@ def read_results(name: str, folders: Iterable[Path]) -> Evaluation:
     Args:
         name: of the model.
         folders: as ``run_task`` made them.
+
+    Raises:
+        MgptError: one has no results.
     """
     tasks = []
     for folder in folders:
-        (path,) = folder.rglob("*_results.json")
+        if (path := next(folder.rglob(_RESULTS), None)) is None:
+            raise MgptError(
+                f"{folder} has no results", fix="remove it, and give the same command again"
+            )
         results = json.loads(path.read_text())["results"]
         tasks += [_task(task, found, path.parent) for task, found in results.items()]
     return Evaluation(name, tuple(tasks))

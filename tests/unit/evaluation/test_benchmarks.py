@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.evaluation.benchmarks import Endpoint, run_task
+from mgpt4_hpc.evaluation.benchmarks import Endpoint, read_results, run_task
 
 SCORES = '{"results": {"pope": {"accuracy,none": 0.5}}}'
 
 
-def run(tmp_path: Path, ends_with: int, answer: str) -> Path:
-    """Run a task whose program writes one answer; the folder of its results."""
+def run(tmp_path: Path, ends_with: int, answer: str, *, at_once: int = 1) -> Path:
+    """Have processes run a task whose program writes one answer; the folder of its results."""
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\n"
         'while [ "$1" != --output_path ]; do shift; done\n'
         'mkdir -p "$2/model"\n'
+        f"mkdir {tmp_path}/started-$$\n"
+        f"until [ $(ls -d {tmp_path}/started-* | wc -l) = {at_once} ]; do sleep 0.05; done\n"
         f"echo '{SCORES}' > \"$2/model/x_results.json\"\n"
         f'echo \'{{"filtered_resps": ["{answer}"]}}\' > "$2/model/x_samples_pope.jsonl"\n'
         "echo no such task\n"
@@ -26,12 +30,31 @@ def run(tmp_path: Path, ends_with: int, answer: str) -> Path:
     )
     python.chmod(0o700)
     endpoint, out = Endpoint("http://127.0.0.1:9/v1", "key", "toy"), tmp_path / "pope"
-    run_task(python, "pope", endpoint, out, task_folder=None, limit=3, num_concurrent=1)
+    task = partial(
+        run_task, python, "pope", endpoint, out, task_folder=None, limit=3, num_concurrent=1
+    )
+    others = [get_context("fork").Process(target=task) for _ in range(at_once - 1)]
+    for other in others:
+        other.start()
+    task()
+    for other in others:
+        other.join()
+        assert other.exitcode == 0
     return out
 
 
 def test_results_appear_once_every_question_has_an_answer(tmp_path: Path) -> None:
-    assert (run(tmp_path, 0, "yes") / "model" / "x_results.json").exists()
+    out = run(tmp_path, 0, "yes")
+    assert (out / "model" / "x_results.json").exists()
+    (out / "model" / "x_results.json").unlink()
+    with pytest.raises(MgptError, match="pope has no results"):
+        read_results("toy", [out])
+
+
+def test_two_processes_on_one_task_leave_each_other_alone(tmp_path: Path) -> None:
+    out = run(tmp_path, 0, "yes", at_once=2)
+    assert (out / "model" / "x_results.json").exists()
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.parametrize(
