@@ -35,11 +35,13 @@ class FakeSlurm:
     squeue: str | None = ""
     sacct: str | None = ""
     cluster: str = "alpha"
+    down: str = ""
+    """Name of another cluster, which does not answer."""
     calls: list[list[str]] = field(default_factory=list)
 
-    def __call__(self, command: list[str], **_: Any) -> str:
+    def __call__(self, command: list[str], cluster: str = "", **_: Any) -> str:
         self.calls.append(command)
-        answer = getattr(self, command[0], "")
+        answer = getattr(self, command[0], "") if not cluster or cluster != self.down else None
         if answer is None:
             raise SlurmUnreachable(f"`{' '.join(command)}` cannot reach Slurm: it is down")
         return answer

@@ -43,7 +43,7 @@ def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
     """The limit of each run in a sweep that has one; runs of one sweep share it.
 
     Raises:
-        SlurmUnreachable: the number of running jobs is unknown.
+        SlurmUnreachable: the number of jobs that run here is unknown.
         NoSuchRun: if a sweep is broken.
     """
     limits: dict[RunDir, ConcurrencyLimit] = {}
@@ -52,7 +52,7 @@ def limits_of(sweeps: Iterable[SweepDir]) -> dict[RunDir, ConcurrencyLimit]:
         if most is None:
             continue
         seen = look_at(runs)
-        if seen.unreachable is not None:
+        if seen.unreachable is not None and not seen.only_elsewhere:
             raise seen.unreachable
         here = [row for row in seen.rows if row.executor == "slurm" and row.cluster is None]
         live = [row.job_id for row in here if row.state.is_live]

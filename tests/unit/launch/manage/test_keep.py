@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
 from mgpt4_hpc.run_dir import write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4
+from tests.cli.synthetic import make_run
 from tests.support.keeping import begun
 from tests.support.resuming import Submissions
 
@@ -30,3 +32,15 @@ def test_jobs_that_never_begin_come_to_an_end(
     ended = mgpt4("keep")
     assert bool(submissions.asked) is again
     assert ("its last 4 jobs ended before a rank started" in ended.err) is not again
+
+
+def test_a_member_on_a_cluster_that_cannot_be_asked_leaves_the_others(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    runs = tmp_path / "runs"
+    lost, away = begun(runs, "s-a", "30_0"), make_run(runs, "s-b")
+    write_json(away.slurm / "job.json", {"job_id": "9", "submitted": 1.5e9, "cluster": "beta"})
+    create_sweep(SweepDir.of("s", runs), [lost, away], [{}] * 2, "slurm", max_parallel=1)
+    slurm.down, slurm.sacct = "beta", "30_0|NODE_FAIL|0:0|1|2|n1|None|||\n"
+    ended = mgpt4("keep", "--json")
+    assert (ended.code, [row["run"] for row in ended.json]) == (0, ["s-a"]), ended.err
