@@ -90,16 +90,13 @@ class Overviews:
         rows: in the order of the runs given.
         warnings: sentences about tools that did not answer.
         unreachable: set if a run's state hangs on a Slurm that does not answer.
+        only_elsewhere: whether that is another cluster's Slurm each time, not this one's.
     """
 
     rows: list[RunOverview]
     warnings: list[str]
     unreachable: SlurmUnreachable | None = None
-
-    @property
-    def only_elsewhere(self) -> bool:
-        """Whether all runs of unknown state belong to another cluster than this one."""
-        return all(row.cluster for row in self.rows if row.state is RunState.UNKNOWN)
+    only_elsewhere: bool = False
 
 
 def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
@@ -112,9 +109,9 @@ def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
         _row(facts, _with_waited_for(facts, _answer(facts, answers)), now) for facts in all_facts
     ]
     unknown = sorted(row.cluster or "" for row in rows if row.state is RunState.UNKNOWN)
-    errors = [error for name in unknown if (error := answers[name].error) is not None]
+    errors = {name: error for name in unknown if (error := answers[name].error) is not None}
     warnings = [warning for asked in answers.values() for warning in asked.warnings]
-    return Overviews(rows, warnings, errors[0] if errors else None)
+    return Overviews(rows, warnings, next(iter(errors.values()), None), "" not in errors)
 
 
 def look_at_one(run: RunDir) -> RunOverview:

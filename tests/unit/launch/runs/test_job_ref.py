@@ -71,6 +71,8 @@ def test_the_job_of_another_cluster_is_asked_about_there(
         assert ended.code == 7 and "mgpt4 cancel one" in ended.err
         assert "(on a login node of alpha)" in ended.err
     slurm.squeue = slurm.sacct = None
+    # Nor is this one unknown for a Slurm that does not answer.
+    (make_run(run.path.parent, "damaged").slurm / "job.json").write_text("{")
     # Who asks about all runs of a folder gets the others' states; who names this one an error.
     for words in (("status",), ("keep",)):
         every, named = mgpt4(*words), mgpt4(*words, "one")
