@@ -64,11 +64,14 @@ def compare_command(
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.model.generation.chat_model import with_distinct_names
 
-    sources = with_distinct_names(
-        [eval_options.locate(name) for name in _members(names, eval_options)]
-    )
+    located = [eval_options.locate(name) for name in _members(names, eval_options)]
+    # A run that is named beside its sweep is one model.
+    sources = list({source.name: source for source in with_distinct_names(located)}.values())
     if len(sources) < 2:
-        raise ConfigError("there is nothing to compare with", fix="give two models, or a sweep")
+        raise ConfigError(
+            f"there is nothing to compare {sources[0].name} with",
+            fix="give two models, or a sweep; a checkpoint that is given twice is one",
+        )
     if suite == "caption":
         require_libraries()
     examples = find_examples(sources[0], eval_options)

@@ -22,12 +22,13 @@ def test_a_run_against_itself_and_another(
     mgpt4: Mgpt4, run: RunDir, other: RunDir, world: TinyWorld
 ) -> None:
     images = world.align / "image"
-    same = mgpt4("compare", run.path, run.path, "--images", images, *SHORT, "--json")
+    shutil.copytree(run.path, "copy/copied")
+    same = mgpt4("compare", run.path, "copy/copied", "--images", images, *SHORT, "--json")
     assert same.code == 0, same.err
     assert_schema("compare", same.json)
     assert all(row["first"] == row["second"] for row in same.json["differences"])
     one, two = same.json["models"]
-    assert one == two
+    assert one["tasks"] == two["tasks"]
     ended = mgpt4("compare", run.path, other.path, "--images", images, *SHORT, "--html", "c.html")
     assert ended.code == 0, ended.err
     assert "A: two step-00000012" in ended.out and "B: three step-00000012" in ended.out
@@ -51,14 +52,16 @@ def test_a_sweep_is_compared_run_by_run(
     for row in found["differences"]:
         of_each[row["model"]].append(row["second"] - row["first"])
     assert any(of_each["s-b step-00000012"]) and not any(of_each["two step-00000012"])
-    ended = mgpt4("compare", "s", run.path, *images, "--html", "c.html")
+    ended = mgpt4("compare", "s", run.path, "s-a", *images, "--html", "c.html")
     assert ended.out.startswith("A: s-a step-00000012\nB: s-b step-00000012\nC: two step")
+    assert "\nD: " not in ended.out
     assert len([line for line in ended.out.splitlines() if line.startswith("C ")]) == len(
         of_each["two step-00000012"]
     )
     assert "s-b step-00000012" in Path("c.html").read_text()
-    alone = mgpt4("compare", run.path, *images)
-    assert alone.code == 2 and "give two models, or a sweep" in alone.err
+    for names in ((run.path,), (run.path, f"{run.path}@12")):
+        alone = mgpt4("compare", *names, *images)
+        assert alone.code == 2 and "give two models, or a sweep" in alone.err
 
 
 @pytest.mark.slow
