@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -177,6 +178,15 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
             place = place[parent]
         place[leaf] = value
     return nested
+
+
+def mentions(fault: str, names: Iterable[str]) -> bool:
+    """Whether a sentence names one of these settings or sections; what is unknown is neither."""
+    return any(
+        re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", fault)
+        for name in names
+        if name in fields() or _is_section(name)
+    )
 
 
 def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:

@@ -401,7 +401,7 @@ def _contradictions(
             for item in error.errors()
             if not item["loc"]
             for fault in keys.explain(item, origins)
-            if not any(key in fault for key in wrong)
+            if not keys.mentions(fault, wrong)
         ]
     return []
 

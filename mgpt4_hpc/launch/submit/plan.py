@@ -175,11 +175,16 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
                 (*notes, *(n for p in planned for n in p.resolved.notes), *resolver.notes, *more)
             )
         ),
-        tuple(f for f in dict.fromkeys(faults) if not any(key in f for key in resolver.wrong)),
+        tuple(f for f in dict.fromkeys(faults) if not _is_in_doubt(f, resolver.wrong)),
         sweep,
         reply.unreachable,
         tuple(dict.fromkeys(resolver.invalid)),
     )
+
+
+def _is_in_doubt(fault: str, wrong: frozenset[str]) -> bool:
+    """Whether a fault may be that of a stand-in; a feature cache is bound to most settings."""
+    return keys.mentions(fault, wrong) or bool(wrong and fault.startswith("data.feature_cache:"))
 
 
 def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
