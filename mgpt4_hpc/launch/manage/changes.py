@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import time_limit
+from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.train.inputs.pins import read_pins
@@ -151,8 +154,11 @@ def _refusals(
     for key, (was, wanted) in different.items():
         if key == "name":
             faults.append("name: a run keeps its name, for its folder and its curves carry it")
-        elif key not in known:
-            faults.append(f"{key}: the run's own code, of an earlier version, does not know it")
+        elif key not in known or not _knows(run, key, wanted):
+            value = f" {wanted}" if key in known else ""
+            faults.append(
+                f"{key}{value}: the run's own code, of an earlier version, does not know it"
+            )
         elif not _is_decisive(old, new, key, by_content="train.lr_steps" in known):
             continue
         elif key in ADJUSTABLE or (key == "data.sources" and _only_shares(old, new)):
@@ -167,6 +173,16 @@ def _refusals(
                 f"become {wanted!r}"
             )
     return faults
+
+
+def _knows(run: RunDir, key: str, wanted: Any) -> bool:
+    """Whether the run's own code has these words in a setting's list, where it has a list."""
+    schema = run.code / PACKAGE.name / "config" / "schema.py"
+    text = schema.read_text(encoding="utf-8") if schema.is_file() else ""
+    leaf = re.escape(key.rpartition(".")[2])
+    listed = re.search(rf"^    {leaf}: [^=]*?\bLiteral\[([^]]*)\]", text, re.MULTILINE)
+    words = wanted if isinstance(wanted, list) else [wanted]
+    return listed is None or {*words} <= {None, *literal_eval(f"[{listed[1]}]")}
 
 
 def _batch_faults(config: RunConfig, batch_changed: bool) -> list[str]:

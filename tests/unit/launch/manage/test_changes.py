@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import settings_digest
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.launch.manage.changes import _knows
+from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt
@@ -170,6 +173,31 @@ def test_a_run_of_older_code_is_written_nothing_that_it_does_not_know(
     assert ended.code == 2 and "train.lr_steps: the run's own code" in ended.err
     ended = mgpt4("resume", "one", "--set", "model.weights=/elsewhere")
     assert ended.code == 2 and "model.weights" in ended.err
+
+
+def test_a_run_of_older_code_is_written_no_value_that_it_does_not_know(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    schema = run.code / "mgpt4_hpc" / "config" / "schema.py"
+    schema.parent.mkdir(parents=True)
+    text = (PACKAGE / "config" / "schema.py").read_text()
+    schema.write_text(text.replace('"gpus-per-node", "none"]', '"gpus-per-node"]'))
+    assert mgpt4("resume", "one", "--set", "launch.gpu_request=gres").code == 0
+    before = run.config_file.read_text()
+    ended = mgpt4("resume", "one", "--set", "launch.gpu_request=none")
+    assert ended.code == 2 and run.config_file.read_text() == before
+    assert "launch.gpu_request none: the run's own code, of an earlier" in ended.err
+
+
+def test_the_words_that_a_setting_takes_are_found_in_the_schemas_text(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.code.symlink_to(PACKAGE.parent)
+    with_words = [key for key in keys.fields() if keys.choices(key) not in ([], ["true", "false"])]
+    with_words.remove("launch.stop_signals")  # its words have a name of their own there
+    assert "checkpoint.keep_best" in with_words
+    for key in with_words:
+        words = [int(word) if key == "stage" else word for word in keys.choices(key)]
+        assert _knows(run, key, words) and not _knows(run, key, "another"), key
 
 
 def test_paths_are_where_to_look_and_content_is_compared(
