@@ -163,7 +163,11 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
     faults, more = _preflight(planned, sweep, reply, runs_dir)
     faults += resolver.drift
     if after is not None and after.run is not None and after.checkpoint is None:
-        faults += after_faults(after.run, executor)
+        try:
+            faults += after_faults(after.run, executor)
+        except SlurmUnreachable:
+            if not resolver.invalid:
+                raise
     if executor == "slurm":
         faults += _dependency_faults(planned)
     return Plan(

@@ -10,6 +10,7 @@ from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4
 from tests.cli.synthetic import attempt
+from tests.support.keeping import begun
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
@@ -60,6 +61,22 @@ def test_faults_of_settings_files_and_machine_come_together(
     assert "'other'" not in none.err and "'/no/laion'" not in none.err
     docker = mgpt4("submit", "--config", stage1, *flags, "--set", "container.runtime=docker")
     assert docker.err.count("container.") == 1, docker.err
+
+
+def test_wrong_settings_are_reported_although_slurm_is_silent(
+    mgpt4: Mgpt4, stage1: Path, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    before = begun(tmp_path / "runs", "before", "11")
+    before.heartbeat.unlink()
+    (before.checkpoints / "step-00000005").rename(before.path / "none")
+    Path("runs/tiny-stage1").mkdir()
+    slurm.squeue = slurm.sacct = None
+    command = ("submit", "--config", stage1, "--after", "before")
+    assert mgpt4(*command).code == 5
+    wrong = ("--set", "data.sources=[{nam: x}]", "--set", "data.feature_cache=/no/cache")
+    ended = mgpt4(*command, *wrong)
+    assert ended.code == 2 and "data.sources" in ended.err, ended.err
+    assert "exists already" in ended.err and "feature_cache" not in ended.err
 
 
 @pytest.mark.slow
