@@ -17,6 +17,9 @@ from mgpt4_hpc.stop_signals import STOP_SIGNALS
 NOT_FOUND = 127
 """The shell's exit code for a program that is not there."""
 
+UNSET = "PYTHONDONTWRITEBYTECODE"
+"""A variable of the submitting shell that no rank gets; ``launch.env`` may set it."""
+
 
 def gone_lines(python: str, code: int) -> list[str]:
     """Shell lines that say so, and how to go on, where an environment was moved or removed."""
@@ -61,9 +64,9 @@ def write_shim(
         before += [f"shared={interpreter}", *shell_lines(stage_env, python)]
     path.write_text(
         "#!/bin/sh\n"
+        "# Each start would compile all modules again: more than twice the CPU time.\n"
+        f"unset {UNSET}\n"
         + "".join(f"{line}\n" for line in before)
-        + "# Each start would compile all modules again: more than twice the CPU time.\n"
-        + "unset PYTHONDONTWRITEBYTECODE\n"
         + "# Stop signals wait until the trainer's handlers stand, instead of killing the import.\n"
         f"if env {options} true 2>/dev/null; then\n"
         f'    exec env {options} {started} "$@"\n'

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
 from mgpt4_hpc.formatting import beside
-from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.job.launcher_script import UNSET, write_shim
 from mgpt4_hpc.run_dir import RunDir
 
 
@@ -58,15 +58,19 @@ def command_prefix(run: RunDir, config: RunConfig) -> str:
 
 
 def lines_inside(run: RunDir, config: RunConfig) -> list[str]:
-    """Shell lines that set the job's variables again inside the container; none without one.
+    """Shell lines that set the job's variables again: inside a container, or after the launcher.
 
     An image's own values win over the job's: with Pyxis always, with Apptainer where the image's
     definition sets them. The image's PYTHONPATH stays, behind the run's code.
     """
+    exports = {
+        name: f"export {name}={shlex.quote(value)}" for name, value in config.launch.env.items()
+    }
     if config.container.runtime == "none":
-        return []
+        # The job has set them already; the launcher unsets this one for who did not ask for it.
+        return [line for name, line in exports.items() if name == UNSET]
     return [
-        *(f"export {name}={shlex.quote(value)}" for name, value in config.launch.env.items()),
+        *exports.values(),
         f'export PYTHONPATH={shlex.quote(str(run.code))}"${{PYTHONPATH:+:$PYTHONPATH}}"',
         "export PYTHONSAFEPATH=1",
     ]

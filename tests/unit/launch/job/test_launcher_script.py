@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.launch.job.launcher_script import write_shim
+from mgpt4_hpc.launch.submit.container import write_launcher
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 REPORT = (
@@ -53,11 +56,21 @@ def test_signals_are_blocked_and_not_ignored(tmp_path: Path) -> None:
     assert mask == BLOCKED and ignored == [False] * 3
 
 
-def test_a_task_writes_byte_code_whatever_the_shell_wants(tmp_path: Path) -> None:
-    shim = write_shim(tmp_path / "python")
+@pytest.mark.parametrize("runtime", ["none", "pyxis"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_task_writes_byte_code_unless_launch_env_forbids_it(
+    tmp_path: Path, runtime: str, asked: bool
+) -> None:
+    run = RunDir(tmp_path / "one")
+    run.create({})
+    image = {} if runtime == "none" else {"image": "x.sqsh", "python": sys.executable}
+    settings = {f"container.{key}": value for key, value in ({"runtime": runtime} | image).items()}
+    if asked:
+        settings["launch.env.PYTHONDONTWRITEBYTECODE"] = "1"
+    write_launcher(run, load_config("toy-stage1", overrides=settings).config)
     environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [str(shim), "-c", "import sys; print(sys.dont_write_bytecode)"]
-    assert subprocess.check_output(command, text=True, env=environ) == "False\n"
+    command = [str(run.slurm / "python"), "-c", "import sys; print(sys.dont_write_bytecode)"]
+    assert subprocess.check_output(command, text=True, env=environ) == f"{asked}\n"
 
 
 def test_so_they_are_where_env_cannot_do_it(tmp_path: Path, old_env: str) -> None:
