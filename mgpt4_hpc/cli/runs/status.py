@@ -205,7 +205,7 @@ def _warnings(seen: Overviews, runs_dir: Path) -> list[str]:
 
 
 def _details(seen: Overviews) -> list[str]:
-    return [f"{row.name}: {line}" for row in seen.rows for line in row.details]
+    return [printable(f"{row.name}: {line}") for row in seen.rows for line in row.details]
 
 
 def _clock() -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 from mgpt4_hpc.cli.runs.status import status_table
 from mgpt4_hpc.launch.runs.status import look_at
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
+from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, replace_sleep, squeue_row
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -178,6 +179,8 @@ def test_names_are_text_and_not_markup(mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path:
     out = mgpt4("ls").out
     assert "[red]x?[2Jy" in out
     assert "\x1b" not in out
+    submitted(RunDir(run.path.with_name("[red]x\x1b[2Jy"))).failed.write_text("a\nb\x1b[2J\n")
+    assert "[red]x?[2Jy: b [2J" in mgpt4("status").err
 
 
 def test_hints_can_be_pasted_whatever_a_run_is_called(
