@@ -98,14 +98,18 @@ def newest_checkpoint(run: RunDir) -> Path | None:
 def best_validation(run: RunDir, step: int | None) -> tuple[int | None, float | None]:
     """Step and value of the best validation, as the checkpoint of ``step`` records them.
 
-    It is that of the lowest held-out loss, or of the score that ``checkpoint.keep_best`` names.
+    It is that of the lowest held-out loss, or of the score that ``checkpoint.keep_best`` names:
+    CIDEr of ``caption``, share of failing answers (0 to 1) of ``failure``.
     """
     try:
         meta = read_json(run.checkpoints / f"step-{step:08d}" / "manifest.json")["meta"]
         best = meta["best_step"], meta["best_loss"]
         if scores := meta.get("best_scores"):
             kept = _KEEP_BEST.search(run.config_file.read_text(encoding="utf-8"))
-            best = scores.get(kept[1] if kept else "", best)
+            suite = kept[1] if kept else ""
+            best = scores.get(suite, best)
+            if suite == "failure" and suite in scores:
+                best = best[0], -best[1]  # recorded such that the highest is the best
         return int(best[0]), float(best[1])
     except (OSError, ValueError, KeyError, TypeError):
         return None, None  # no checkpoint, one without a held-out loss, or a damaged one

@@ -63,6 +63,11 @@ def test_the_best_step_is_that_of_the_lowest_held_out_loss(run: RunDir) -> None:
     store.commit(41, {"projector": {}}, meta)
     assert best_validation(run, 41) == (30, 0.7)
     assert find_reference("one@best", run.path.parent).step == 30
+    # The trainer records what is the best where it is the highest.
+    meta["best_scores"] = {"failure": [30, -0.25]}
+    store.commit(42, {"projector": {}}, meta)
+    run.config_file.write_text("checkpoint:\n  keep_best: failure\n")
+    assert best_validation(run, 42) == (30, 0.25)
     run.config_file.write_text("checkpoint:\n  keep_best: val/loss\n")
     with pytest.raises(NoSuchRun, match="has no checkpoint of step 25"):
         find_reference("one@best", run.path.parent)
