@@ -147,9 +147,13 @@ def _look_up(text: str, runs_dir: Path) -> RunReference | None:
 
 
 def _at_step(run: RunDir, text: str) -> RunReference:
+    manifests = sorted(run.checkpoints.glob("step-*/manifest.json"))
+    advice = ""
     if text == "best":
-        newest = newest_checkpoint(run)
-        best, _ = best_validation(run, step_of(newest) if newest else None)
+        # The newest manifest may be damaged.
+        found = (best_validation(run, step_of(file.parent))[0] for file in reversed(manifests))
+        best = next((step for step in found if step is not None), None)
+        advice = "; checkpoint.keep_best=val/loss keeps the best one"
         if best is None:
             raise NoSuchRun(
                 f"{run.name} has no best checkpoint, for it has no held-out loss",
@@ -161,13 +165,12 @@ def _at_step(run: RunDir, text: str) -> RunReference:
     folder = run.checkpoints / f"step-{int(number[1]):08d}" if number else None
     if folder is not None and (folder / "manifest.json").is_file():
         return RunReference(run, folder)
-    manifests = sorted(run.checkpoints.glob("step-*/manifest.json"))
     steps = (
         ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in manifests) or "none"
     )
     raise NoSuchRun(
         f"{run.name} has no checkpoint of step {text}",
-        fix=f"its checkpoints are of these steps: {steps}; without @STEP it is the newest",
+        fix=f"its checkpoints are of these steps: {steps}; without @STEP it is the newest{advice}",
     )
 
 

@@ -68,8 +68,12 @@ def test_the_best_step_is_that_of_the_lowest_held_out_loss(run: RunDir) -> None:
     store.commit(42, {"projector": {}}, meta)
     run.config_file.write_text("checkpoint:\n  keep_best: failure\n")
     assert best_validation(run, 42) == (30, 0.25)
+    damaged = run.checkpoints / "step-00000043" / "manifest.json"
+    damaged.parent.mkdir()
+    damaged.write_text("{")
+    assert find_reference("one@best", run.path.parent).step == 30
     run.config_file.write_text("checkpoint:\n  keep_best: val/loss\n")
-    with pytest.raises(NoSuchRun, match="has no checkpoint of step 25"):
+    with pytest.raises(NoSuchRun, match=r"(?s)has no checkpoint of step 25.*checkpoint.keep_best"):
         find_reference("one@best", run.path.parent)
 
 
