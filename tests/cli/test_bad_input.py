@@ -156,7 +156,7 @@ def test_runs_dir_that_anybody_may_exchange(
     shared = tmp_path_factory.mktemp("shared")
     shared.chmod(0o777)
     printed = refused(mgpt4, 3, "--config", stage1, "--runs-dir", shared / "lab" / "runs")
-    assert f"anybody may rename things in {shared} (chmod o-w {shared})" in printed
+    assert f"anybody may rename things in {shared} (chmod o-w {shared}), or give --ru" in printed
 
 
 def test_a_folder_that_may_not_be_searched_is_told_in_a_sentence(

@@ -141,7 +141,10 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
     if "\\" in path:
         return [f"runs directory {runs_dir} has a backslash in its path, which Slurm would drop"]
     # The job refuses to run from such a place.
-    return [f"runs directory {runs_dir}: {fault}" for fault in parent_faults(runs_dir / "run")]
+    return [
+        f"runs directory {runs_dir}: {fault}, or give --runs-dir another folder"
+        for fault in parent_faults(runs_dir / "run")
+    ]
 
 
 def _batch_faults(config: RunConfig) -> list[str]:
