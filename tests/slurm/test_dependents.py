@@ -19,7 +19,7 @@ def test_resume_points_dependents_to_the_new_job(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     first = tiny_world.write_config(
-        tmp_path / "one.yaml", train__max_steps=60, train__global_batch_size=4
+        tmp_path / "one.yaml", train__max_steps=600, train__global_batch_size=4
     )
     second = tiny_world.write_config(tmp_path / "two.yaml", stage=2, train__max_steps=4)
     runs = tmp_path / "runs"

@@ -85,7 +85,7 @@ def test_a_requeued_job_does_not_begin_in_another_run(
     ended = cluster.wait_for_state(old, "FAILED", timeout_s=60)
     assert ended["ExitCode"] == "70:0"
     log = runs_dir / "one" / "slurm" / f"{old}_0_log.out"  # Slurm's own doing
-    assert "another run by now" in log.read_text()
+    assert "holds another run" in log.read_text()
     assert sorted(path for path in (runs_dir / "one").rglob("*") if path != log) == before
 
 

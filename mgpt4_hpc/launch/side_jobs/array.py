@@ -48,6 +48,8 @@ _OWN_FILES = (
 NFS keeps of a file that was removed while it was open."""
 _LOST = frozenset({"FAILED", "TIMEOUT", "CANCELLED", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL"})
 """States that a task with ``--requeue`` does not come back from by itself."""
+LOST_S = 20.0
+"""Seconds for which they must stand: while a task is requeued, Slurm may show its last end."""
 
 _PART = (
     "stop() {{ signal=$1; kill -TERM $task; }}\n"
@@ -299,6 +301,7 @@ def wait_for_array(
     on_progress: Callable[[int, int], None] | None = None,
     poll_s: float = POLL_S,
     lag_s: float = LAG_S,
+    lost_s: float = LOST_S,
     ask: Callable[[Sequence[str]], Mapping[str, QueuedJob]] | None = None,
 ) -> None:
     """Return when all parts have ended well.
@@ -310,6 +313,7 @@ def wait_for_array(
         poll_s: seconds between two looks.
         lag_s: how long a part may be neither in the queue nor marked as done: files and queue lag
             behind each other.
+        lost_s: how long all missing parts must have failed.
         ask: replaced by tests; the parts' jobs as Slurm has them, by id.
 
     Raises:
@@ -341,7 +345,7 @@ def wait_for_array(
         else:
             now = time.monotonic()
             still_since = now if still_since is None else still_since
-            if _all_lost(states) or now - still_since > lag_s:
+            if now - still_since >= (min(lost_s, lag_s) if _all_lost(states) else lag_s):
                 raise _failed(job, states)
         time.sleep(poll_s)
 

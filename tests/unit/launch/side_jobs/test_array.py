@@ -150,6 +150,7 @@ def test_waiting_until_all_are_done(job: ArrayJob) -> None:
         "it ended with code -11",
         {1: "marked", 2: "RUNNING", 3: "REQUEUED"},
         {2: "COMPLETED", 3: "RUNNING"},
+        {3: "FAILED"},  # Slurm shows its last end while it is requeued
         {3: "COMPLETED"},
     )
     told: list[tuple[int, int]] = []
@@ -164,7 +165,7 @@ def test_failed_parts_are_named_with_their_logs(job: ArrayJob) -> None:
     job.log(2).write_text("began\nerror: no such thing\n\n")
     slurm = Slurm(job, {1: "marked", 2: "RUNNING"}, {2: "FAILED", 3: "TIMEOUT"})
     with pytest.raises(MgptError) as raised:
-        wait_for_array(job, "7", poll_s=0.0, lag_s=3600, ask=slurm)
+        wait_for_array(job, "7", poll_s=0.0, lag_s=3600, lost_s=0.0, ask=slurm)
     text = str(raised.value)
     assert "2 of 3 parts" in text
     assert f"part 2: FAILED, {job.log(2)}: error: no such thing" in text
