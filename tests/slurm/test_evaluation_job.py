@@ -106,12 +106,13 @@ def test_what_ends_it_costs_no_answer_that_is_written(
         cluster.wait_until(lambda p=part, n=number: restarts(p) == n, 120, f"restart {number}")
         # Its last start has ended.
         cluster.wait_for_state(f"{array_id}_{part}", "PENDING", timeout_s=60)
+        again = begin(cluster, *asked, *slurm, "--no-wait")
+        assert again.wait(300) == 0, again.communicate()[1]
+        assert json.loads(submitted.read_text())["job_id"] == array_id, "a second array"
         now = ["scontrol", "update", f"JobId={array_id}_{part}", "StartTime=now"]
         cluster.wait_until(lambda now=now: not cluster.run(now, check=False).returncode, 60, "now")
-    again = begin(cluster, *asked, *slurm)
     told = finish(job)
-    assert finish(again) == told
-    assert json.loads(submitted.read_text())["job_id"] == array_id, "a second array"
+    cluster.wait_until(lambda: not cluster.squeue(), 300, "the job behind the array has ended")
     assert len(set(answers())) == 2 * images >= len(answers()) - BATCH
     assert told == finish(begin(cluster, *asked))
 
