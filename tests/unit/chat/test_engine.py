@@ -120,6 +120,7 @@ def test_a_cancelled_answer_frees_its_row(engine: Engine, model: ChatModel) -> N
         engine.cancel(request)
     go.set()
     behind.answer()
+    assert all(request.events.empty() for request in endless[2:])
     for request in endless:
         engine.cancel(request)
 
