@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from dataclasses import dataclass
@@ -31,10 +32,17 @@ class Demo:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
-    """``mgpt4 demo`` as docs/cli.md shows it."""
-    shell = Shell(tmp_path_factory.mktemp("demo"), {})
-    shell.run(DEMO, timeout_s=500)
-    told = json.loads((shell.folder / "demo.json").read_text())
+    """``mgpt4 demo`` as docs/cli.md shows it; xdist's workers share one."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "demo"
+    folder.mkdir(exist_ok=True)
+    shell, finished = Shell(folder, {}), folder / "finished"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            shell.run(DEMO, timeout_s=500)
+            finished.touch()
+    told = json.loads((folder / "demo.json").read_text())
     assert_schema("demo", told)
     return Demo(shell.folder / "demo", told)
 

@@ -36,15 +36,18 @@ def state(cluster: Cluster, run: Path) -> str:
     return str(shown[0]["state"])
 
 
-def test_conversations_and_captions_survive_preemptions_and_other_gpus(
-    cluster: Cluster, config: Path, tmp_path: Path
-) -> None:
-    """Each step has one loss, and it is that of the run left alone: of the same samples."""
-    names = ("alone", "twice", "moved")
-    alone, twice, moved = (tmp_path / name for name in names)
+@pytest.fixture
+def alone(cluster: Cluster, config: Path, tmp_path: Path) -> Path:
+    """The run that is left alone."""
     submit(cluster, tmp_path, config, "alone", "--partition", "a100-preempt")
-    wait_finished(cluster, alone)
+    wait_finished(cluster, tmp_path / "alone")
+    return tmp_path / "alone"
 
+
+def test_conversations_and_captions_survive_two_preemptions(
+    cluster: Cluster, config: Path, alone: Path, tmp_path: Path
+) -> None:
+    twice = tmp_path / "twice"
     submit(cluster, tmp_path, config, "twice", "--partition", "a100-preempt")
     for attempt in (1, 2):
         wait_for_step(cluster, twice, last_step(twice) + 10)
@@ -59,6 +62,13 @@ def test_conversations_and_captions_survive_preemptions_and_other_gpus(
     assert final_projector(twice) == final_projector(alone)
     assert curve(twice) == curve(alone)
 
+
+@pytest.mark.soak
+def test_on_other_gpus_the_samples_are_the_same(
+    cluster: Cluster, config: Path, alone: Path, tmp_path: Path
+) -> None:
+    """Each step has one loss, and it is that of the run left alone: of the same samples."""
+    moved = tmp_path / "moved"
     submit(cluster, tmp_path, config, "moved", "--partition", "a100-preempt")
     wait_for_step(cluster, moved, 10)
     preempt(cluster)

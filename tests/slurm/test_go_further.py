@@ -20,7 +20,7 @@ from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
 
-STEPS = 400
+STEPS = 300
 EARLY = 20
 PREEMPTIBLE = ("--partition", "a100-preempt")
 
@@ -140,6 +140,8 @@ def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
         assert "train.lr was 0.01, is 0.001" in "\n".join(read_changes(run / "ledger"))
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
 def test_a_run_whose_files_have_moved_keeps_its_bits(
     cluster: Cluster, tiny_world: TinyWorld, config: Path, tmp_path: Path
 ) -> None:

@@ -187,7 +187,7 @@ def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
     before = os.umask(0o002)
     try:
         _group_folder(runs_dir)
-        job = submit(cluster, runs_dir, config, "one", "--set", "train.max_steps=1500", ranks=1)
+        job = submit(cluster, runs_dir, config, "one", "--set", "train.max_steps=500", ranks=1)
     finally:
         os.umask(before)
     assert (runs_dir / "one").stat().st_mode & 0o777 == 0o700
@@ -209,12 +209,12 @@ def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
     os.kill(rank, signal.SIGCONT)
     subprocess.run(["chown", "-R", str(os.getuid()), runs_dir / "backup"], check=True)
     wait_finished(cluster, runs_dir / "one")
-    mgpt4(cluster, runs_dir, "resume", "backup", "--as", "variant", "--set", "train.max_steps=1510")
+    mgpt4(cluster, runs_dir, "resume", "backup", "--as", "variant", "--set", "train.max_steps=510")
     variant = RunDir(runs_dir / "variant")
     wait_finished(cluster, variant.path)
     assert variant.run_id not in {RunDir(runs_dir / n).run_id for n in ("one", "backup")}
     attempt = read_ledgers(variant.ledger)[0]
-    assert attempt.number == 1 and attempt.restored_step > 0 and attempt.last_step == 1510
+    assert attempt.number == 1 and attempt.restored_step > 0 and attempt.last_step == 510
 
 
 def test_what_a_run_does_is_looked_at_again_after_the_answer(

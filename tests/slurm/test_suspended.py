@@ -37,6 +37,7 @@ def test_a_suspended_run_wakes_and_goes_on(
     _assert_sleeps_and_goes_on(cluster, tiny_world, tmp_path, suspend, wake)
 
 
+@pytest.mark.soak
 def test_a_run_whose_cores_are_taken_by_turns_goes_on(
     request: pytest.FixtureRequest, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
