@@ -37,8 +37,17 @@ class InvalidSettings(ConfigError):
         wrong: keys of the settings that are left out there; what depends on them is unknown.
     """
 
-    rest: Resolved | None = None
-    wrong: frozenset[str] = frozenset()
+    def __init__(
+        self,
+        what: str,
+        *,
+        rest: Resolved | None = None,
+        wrong: frozenset[str] = frozenset(),
+        **details: Any,
+    ) -> None:
+        super().__init__(what, **details)
+        self.rest = rest
+        self.wrong = wrong
 
 
 @dataclass(frozen=True)
@@ -353,9 +362,13 @@ def merge(
         faults += [fault for item in found for fault in keys.explain(item, origins)]
         faults += _contradictions(values, origins, wrong)
     if faults:
-        refused = InvalidSettings("the configuration has faults", faults=faults, fix=LISTED)
-        refused.rest, refused.wrong = _rest(values, origins, wrong), wrong
-        raise refused
+        raise InvalidSettings(
+            "the configuration has faults",
+            faults=faults,
+            fix=LISTED,
+            rest=_rest(values, origins, wrong),
+            wrong=wrong,
+        )
     return Resolved(with_absolute_paths(config), origins, counts.notes)
 
 

@@ -13,7 +13,7 @@ import pytest
 from mgpt4_hpc.cli import main
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.cluster import parse_slurm_site
-from mgpt4_hpc.launch.submit import plan
+from mgpt4_hpc.launch.submit import preflight_slurm
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster
 from tests.cli.fakes import Ended, FakeSlurm, Mgpt4
 from tests.support.resuming import Submissions
@@ -44,7 +44,7 @@ def sbatch(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     seen = Cluster(parse_slurm_site("MaxArraySize = 1001\n", PARTITIONS, NODES))
-    monkeypatch.setattr(plan, "ask_cluster", lambda: seen)
+    monkeypatch.setattr(preflight_slurm, "ask_cluster", lambda: seen)
     return calls
 
 

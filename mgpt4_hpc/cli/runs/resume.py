@@ -102,22 +102,29 @@ def resume_command(
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs
 
     folder = absolute(runs_dir)
-    free = new_name is not None
-    runs = find_runs(names, folder, no_step="" if free else _NO_STEP)
-    overrides = _overrides(assignments, asked, runs[0], free=free, accept=accept_drift)
+    runs = find_runs(names, folder, no_step=_NO_STEP if new_name is None else "")
+    overrides, faults = _overrides(assignments, asked)
     sweeps = _sweeps(names, folder, max_parallel)
     is_one_run = new_name is not None or (len(names) == 1 and not sweeps)
     errors: list[MgptError] = []
     if new_name is not None:
-        run = _branch(names, new_name, folder, overrides)
+        run = _branch(names, new_name, folder, overrides, faults)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
     elif is_one_run:
-        done = [_resume_one(runs[0], overrides, executor, accept_drift)]
+        done = [_resume_one(runs[0], overrides, faults, executor, accept_drift)]
     else:
         limits = _limits(runs)
         done, errors = resume_many(
-            runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
+            runs,
+            overrides,
+            executor,
+            say=_say,
+            faults=faults,
+            accept=accept_drift,
+            limits=limits,
         )
+        if faults and not errors:  # all are at work
+            errors = [ConfigError("the options have faults", faults=faults)]
     if as_json:
         facts = [_as_json(resumption) for resumption in done]
         echo_json(facts[0] if is_one_run else facts)
@@ -130,21 +137,23 @@ def resume_command(
 
 
 def _overrides(
-    assignments: Sequence[str], options: Mapping[str, Any], run: RunDir, *, free: bool, accept: bool
-) -> dict[str, Any]:
-    """The settings to change, of --set and of options; ``free``: any may change."""
+    assignments: Sequence[str], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """The settings to change, of --set and of options, and what is wrong with --set."""
     from mgpt4_hpc.config.assignments import read_assignments
-    from mgpt4_hpc.launch.manage.changes import change
 
     overrides, faults = read_assignments(assignments)
     overrides |= {f"launch.{key}": value for key, value in options.items() if value is not None}
-    if faults:
-        # Raises an error that lists these faults and those of the values.
-        change(run, overrides, faults, free=free, accept=accept)
-    return overrides
+    return overrides, faults
 
 
-def _branch(names: Sequence[str], name: str, folder: Path, overrides: Mapping[str, Any]) -> RunDir:
+def _branch(
+    names: Sequence[str],
+    name: str,
+    folder: Path,
+    overrides: Mapping[str, Any],
+    faults: Sequence[str],
+) -> RunDir:
     """The new run of --as, with its settings."""
     from mgpt4_hpc.launch.manage.changes import change
     from mgpt4_hpc.launch.submit.branch import Branching, branch
@@ -153,18 +162,24 @@ def _branch(names: Sequence[str], name: str, folder: Path, overrides: Mapping[st
     if len(names) != 1:
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
-    return branch(source, name, folder, change(source.run, overrides, free=True))
+    return branch(source, name, folder, change(source.run, overrides, faults, free=True))
 
 
 def _resume_one(
-    run: RunDir, overrides: Mapping[str, Any], executor: str | None, accept: bool
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    faults: Sequence[str],
+    executor: str | None,
+    accept: bool,
 ) -> Resumption:
     """Resume one run; where its sweep limits the runs at work, behind another run's job."""
     from mgpt4_hpc.launch.manage.resume import resume_run
 
     turn = _limits([run]).get(run)
     behind = turn.next if turn is not None else ()
-    return resume_run(run, overrides, executor, say=_say, accept=accept, behind=behind)
+    return resume_run(
+        run, overrides, executor, say=_say, faults=faults, accept=accept, behind=behind
+    )
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:

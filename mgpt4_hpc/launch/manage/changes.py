@@ -10,6 +10,7 @@ from typing import Any
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import (
+    InvalidSettings,
     Resolved,
     config_digest,
     keep_schedule,
@@ -20,7 +21,6 @@ from mgpt4_hpc.config.load import (
 from mgpt4_hpc.config.run_config_file import read_config, stored_keys
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index.index import ShardIndex
-from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import time_limit
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
@@ -46,6 +46,8 @@ ADJUSTABLE = (
 )
 """Settings that decide the steps to come and may change with ``--accept-drift``."""
 
+FAULTY = "the options have faults"
+
 _SCHEDULE = ("train.max_steps", "train.lr_steps")
 """What makes a run longer or shorter; may change without further ado, and is noted."""
 
@@ -68,7 +70,7 @@ def change(
         accept: those of :data:`ADJUSTABLE` may change.
 
     Raises:
-        ConfigError: naming every setting that may not change, or has a wrong value.
+        InvalidSettings: naming every setting that may not change, or has a wrong value.
     """
     resolved = read_config(run.config_file)
     if not overrides and not faults:
@@ -78,22 +80,25 @@ def change(
     locate_projector(wanted, run.path.parent)
     try:
         changed = merge([("run", old), (ORIGIN, wanted)])
-    except ConfigError as error:
+    except InvalidSettings as error:
         reasons = [*faults, *error.faults]
-        raise ConfigError("the options have faults", faults=reasons, fix=error.fix) from None
+        raise InvalidSettings(
+            FAULTY, faults=reasons, fix=error.fix, rest=error.rest, wrong=error.wrong
+        ) from None
     if not free:
         changed = keep_schedule(resolved.config, changed, ORIGIN)
     different = differences(resolved, changed)
     faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in different)]
     refusals = [] if free else _refusals(run, resolved, changed, different, accept)
     if faults:
-        raise ConfigError("the options have faults", faults=[*faults, *refusals])
+        raise InvalidSettings(FAULTY, faults=[*faults, *refusals], rest=changed)
     if refusals:
-        raise ConfigError(
+        raise InvalidSettings(
             "a resumed run cannot change this",
             faults=refusals,
             fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
             "this one's projector; --continue keeps optimizer and position too",
+            rest=changed,
         )
     origins = {**resolved.origins, **dict.fromkeys(different, ORIGIN)}
     return Resolved(changed.config, origins)

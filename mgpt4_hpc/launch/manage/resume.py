@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc.config.load import Resolved, settings_digest
+from mgpt4_hpc.config.load import InvalidSettings, Resolved, settings_digest
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import (
@@ -32,8 +32,9 @@ from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.submit.branch import take_new_identity
-from mgpt4_hpc.launch.submit.preflight import preflight_findings
+from mgpt4_hpc.launch.submit.preflight import is_in_doubt, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
+from mgpt4_hpc.launch.submit.preflight_slurm import SlurmReply
 from mgpt4_hpc.launch.submit.submit_run import (
     Submitted,
     choose_executor,
@@ -71,6 +72,7 @@ def resume_run(
     executor: str | None,
     *,
     say: Callable[[str], None],
+    faults: Sequence[str] = (),
     accept: bool = False,
     behind: Sequence[str] = (),
     keeps_budgets: bool = False,
@@ -82,6 +84,7 @@ def resume_run(
         overrides: settings to change, by dotted key.
         executor: "slurm", "local" or "auto"; None takes what it ran with before.
         say: called with each change.
+        faults: known faults of the options; the error names them with those found here.
         accept: the job may go on though data, weights, settings or versions are not what the run
             began with.
         behind: Slurm jobs that must have ended, in whatever way, before this one begins.
@@ -99,7 +102,15 @@ def resume_run(
     assert_owned(run.path)
     with submitting(run):
         succeeds = _line(run) if keeps_budgets else ()
-        return _resume(run, overrides, executor, say, accept, behind, succeeds)
+        if set(overrides) == {"train.max_steps"} and not faults:
+            seen = look_at([run]).rows[0]
+            if seen.state.is_live:
+                return _lengthen_live(run, seen, overrides, say)
+        seen = _assert_free(run)
+        _own_the_copy(run)
+        executor = choose_executor(executor or seen.executor or "auto")
+        changed = _change(seen, overrides, faults, executor=executor, accept=accept)
+        return _resume(seen, changed, executor, say, accept, behind, succeeds)
 
 
 def resume_branch(
@@ -137,23 +148,50 @@ def _line(run: RunDir) -> tuple[str, ...]:
     return (*job.succeeds, job.job_id) if job is not None else ()
 
 
-def _resume(
-    run: RunDir,
+def _change(
+    seen: RunOverview,
     overrides: Mapping[str, Any],
-    executor: str | None,
+    faults: Sequence[str],
+    *,
+    executor: str,
+    accept: bool,
+) -> Resolved:
+    """The changed configuration.
+
+    Raises:
+        ConfigError: settings are wrong or may not change; it lists the faults of files as well.
+    """
+    run = RunDir(Path(seen.path))
+    try:
+        return change(run, overrides, faults, accept=accept)
+    except InvalidSettings as error:
+        found: list[str] = []
+        if error.rest is not None:
+            reply = SlurmReply.of(executor, dry_run=True, wrong=error.wrong)
+            found, _ = preflight_findings(
+                error.rest.config,
+                run.path.parent,
+                executor=reply.executor,
+                cluster=reply.cluster,
+                projector_follows=seen.checkpoint_step is not None or _follows_run(error.rest),
+                new=False,
+            )
+        more = [fault for fault in found if not is_in_doubt(fault, error.wrong)]
+        summary, *_ = error.what.splitlines()
+        raise ConfigError(summary, faults=[*error.faults, *more], fix=error.fix) from None
+
+
+def _resume(
+    seen: RunOverview,
+    changed: Resolved,
+    executor: str,
     say: Callable[[str], None],
     accept: bool,
     behind: Sequence[str],
     succeeds: Sequence[str],
 ) -> Resumption:
-    if set(overrides) == {"train.max_steps"}:
-        seen = look_at([run]).rows[0]
-        if seen.state.is_live:
-            return _lengthen_live(run, seen, overrides, say)
-    seen = _assert_free(run)
-    _own_the_copy(run)
+    run = RunDir(Path(seen.path))
     resolved = read_config(run.config_file)
-    changed = change(run, overrides, accept=accept)
     changes = differences(resolved, changed)
     longer = "train.max_steps" in changes and changed.config.train.max_steps > seen.step
     if seen.state is RunState.FINISHED and not longer:
@@ -161,7 +199,6 @@ def _resume(
         if seen.executor == "slurm":
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
-    executor = choose_executor(executor or seen.executor or "auto")
     _check_drift(run, changed.config, changes, accept)
     # Beyond its first checkpoint no start reads it; before, it may be that of a live job.
     dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
@@ -290,16 +327,21 @@ def _own_the_copy(run: RunDir) -> None:
     take_new_identity(run)
 
 
+def _follows_run(resolved: Resolved) -> bool:
+    """Whether its projector is to be another run's."""
+    projector = resolved.config.model.projector
+    return projector is not None and (Path(projector) / "run.json").is_file()
+
+
 def _wait_for_start(resolved: Resolved, executor: str) -> str | None:
     """Dependency on the job of the run that this one starts from, if that is still under way.
 
     Raises:
         PreflightError: if that run is unfinished and has no job.
     """
-    projector = resolved.config.model.projector
-    if projector is None or not (Path(projector) / "run.json").is_file():
+    if not _follows_run(resolved):
         return None
-    seen = look_at([RunDir(Path(projector))]).rows[0]
+    seen = look_at([RunDir(Path(str(resolved.config.model.projector)))]).rows[0]
     if seen.state is RunState.FINISHED:
         return None
     here = seen.executor == "slurm" and seen.cluster is None

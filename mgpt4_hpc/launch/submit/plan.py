@@ -22,11 +22,15 @@ from mgpt4_hpc.config.load import (
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import ConfigError, PreflightError, SlurmUnreachable
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
-from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.batch_script import join_dependencies
 from mgpt4_hpc.launch.submit.branch import Branching
-from mgpt4_hpc.launch.submit.preflight import after_faults, existing_faults, preflight_findings
-from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, ask_cluster
+from mgpt4_hpc.launch.submit.preflight import (
+    after_faults,
+    existing_faults,
+    is_in_doubt,
+    preflight_findings,
+)
+from mgpt4_hpc.launch.submit.preflight_slurm import SlurmReply
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import choose_executor
 from mgpt4_hpc.launch.submit.sweep import Point, parse_axes, points, run_names
@@ -157,9 +161,8 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
         planned = [replace(item, continues=resolver.continues) for item in planned]
     if "data.sources" not in resolver.wrong:
         resolver.invalid += unknown_paths(resolver.flags, [item.resolved for item in planned])
-    reply = SlurmReply.of(executor, dry_run=request.dry_run or bool(resolver.invalid))
-    if any(key.startswith(("launch", "container")) for key in resolver.wrong):
-        reply = SlurmReply("none")  # what is asked of Slurm is unknown
+    dry_run = request.dry_run or bool(resolver.invalid)
+    reply = SlurmReply.of(executor, dry_run=dry_run, wrong=resolver.wrong)
     faults, more = _preflight(planned, sweep, reply, runs_dir)
     faults += resolver.drift
     if after is not None and after.run is not None and after.checkpoint is None:
@@ -179,16 +182,11 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
                 (*notes, *(n for p in planned for n in p.resolved.notes), *resolver.notes, *more)
             )
         ),
-        tuple(f for f in dict.fromkeys(faults) if not _is_in_doubt(f, resolver.wrong)),
+        tuple(f for f in dict.fromkeys(faults) if not is_in_doubt(f, resolver.wrong)),
         sweep,
         reply.unreachable,
         tuple(dict.fromkeys(resolver.invalid)),
     )
-
-
-def _is_in_doubt(fault: str, wrong: frozenset[str]) -> bool:
-    """Whether a fault may be that of a stand-in; a feature cache is bound to most settings."""
-    return keys.mentions(fault, wrong) or bool(wrong and fault.startswith("data.feature_cache:"))
 
 
 def _dependency_faults(planned: Sequence[PlannedRun]) -> list[str]:
@@ -450,39 +448,6 @@ def _sbatch_options(options: tuple[str, ...]) -> tuple[dict[str, str], list[str]
 
 
 # -- what would stop them ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SlurmReply:
-    """What Slurm said before anything is checked.
-
-    Attributes:
-        executor: "slurm", "local", or "none" if Slurm was not to be asked or did not answer.
-        cluster: its answer.
-        unreachable: why there is none.
-    """
-
-    executor: str
-    cluster: Cluster | None = None
-    unreachable: SlurmUnreachable | None = None
-
-    @classmethod
-    def of(cls, executor: str, *, dry_run: bool) -> SlurmReply:
-        """Ask. A dry run renders its script also where there is no Slurm, or none that answers.
-
-        Raises:
-            SlurmUnreachable: unless it is a dry run.
-        """
-        if executor != "slurm":
-            return cls(executor)
-        if dry_run and not scheduler().is_here():
-            return cls("none")
-        try:
-            return cls(executor, ask_cluster())
-        except SlurmUnreachable as error:
-            if not dry_run:
-                raise
-            return cls("none", unreachable=error)
 
 
 def _preflight(

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed
@@ -101,6 +102,17 @@ def preflight_findings(
         faults += more
         notes += more_notes
     return faults, notes
+
+
+def is_in_doubt(fault: str, wrong: frozenset[str]) -> bool:
+    """Whether a fault may be due to the stand-in for a wrong setting.
+
+    Args:
+        fault: one of :func:`preflight_findings`.
+        wrong: keys of the settings that the configuration lacks. A feature cache is bound to
+            most settings.
+    """
+    return keys.mentions(fault, wrong) or bool(wrong and fault.startswith("data.feature_cache:"))
 
 
 def _unshared(runs_dir: Path) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mgpt4_hpc.config.schema import LaunchConfig, RunConfig
-from mgpt4_hpc.errors import MgptError, SlurmRejected, did_you_mean
+from mgpt4_hpc.errors import MgptError, SlurmRejected, SlurmUnreachable, did_you_mean
 from mgpt4_hpc.formatting import counted, first_line, time_limit
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.accounting import (
@@ -23,6 +23,7 @@ from mgpt4_hpc.launch.slurm.accounting import (
 )
 from mgpt4_hpc.launch.slurm.cluster import Node, Partition, SlurmSite, read_slurm_site
 from mgpt4_hpc.launch.slurm.commands import parse_duration_s
+from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.preflight_memory import memory_findings
 
 
@@ -77,6 +78,46 @@ def _seconds(text: str) -> float | None:
         return parse_duration_s(text)
     except ValueError:
         return None
+
+
+@dataclass(frozen=True)
+class SlurmReply:
+    """What Slurm said before anything is checked.
+
+    Attributes:
+        executor: "slurm", "local", or "none" if Slurm was not to be asked or did not answer.
+        cluster: its answer.
+        unreachable: why there is none.
+    """
+
+    executor: str
+    cluster: Cluster | None = None
+    unreachable: SlurmUnreachable | None = None
+
+    @classmethod
+    def of(cls, executor: str, *, dry_run: bool, wrong: frozenset[str] = frozenset()) -> SlurmReply:
+        """Ask. A dry run renders its script also where there is no Slurm, or none that answers.
+
+        Args:
+            executor: "slurm" or "local".
+            dry_run: no job follows.
+            wrong: settings that are wrong; those of the job leave nothing to ask.
+
+        Raises:
+            SlurmUnreachable: unless it is a dry run.
+        """
+        if any(key.startswith(("launch", "container")) for key in wrong):
+            return cls("none")
+        if executor != "slurm":
+            return cls(executor)
+        if dry_run and not scheduler().is_here():
+            return cls("none")
+        try:
+            return cls(executor, ask_cluster())
+        except SlurmUnreachable as error:
+            if not dry_run:
+                raise
+            return cls("none", unreachable=error)
 
 
 def admission_findings(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mgpt4_hpc.errors import SlurmUnreachable
-from mgpt4_hpc.launch.submit import plan
+from mgpt4_hpc.launch.submit import preflight_slurm
 from mgpt4_hpc.launch.submit.preflight_slurm import Cluster
 from mgpt4_hpc.run_dir import read_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
@@ -33,7 +33,7 @@ def test_a_dry_run_without_an_answer_of_slurm_shows_the_script_all_the_same(
     def down() -> Cluster:
         raise SlurmUnreachable("the controller is down")
 
-    monkeypatch.setattr(plan, "ask_cluster", down)
+    monkeypatch.setattr(preflight_slurm, "ask_cluster", down)
     ended = mgpt4("submit", "--config", stage1, "--dry-run")
     assert (ended.code, "#SBATCH" in ended.out) == (5, True)
     assert "the controller is down" in ended.err

@@ -88,6 +88,16 @@ def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None
     assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
 
 
+@pytest.mark.parametrize("wrong", ["lrr=1", "lr=1", "max_steps=none"])
+def test_the_faults_of_files_come_with_those_of_settings(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, wrong: str
+) -> None:
+    ended = mgpt4("resume", "one", "--set", wrong, "--set", "model.weights=/gone", "--gpus", "1")
+    assert ended.code == 2
+    assert ended.err.count("  - model.weights /gone") == 1
+    assert wrong.partition("=")[0] in ended.err
+
+
 def test_the_same_value_is_no_change(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
 ) -> None:
