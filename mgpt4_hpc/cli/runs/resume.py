@@ -108,7 +108,7 @@ def resume_command(
     is_one_run = new_name is not None or (len(names) == 1 and not sweeps)
     errors: list[MgptError] = []
     if new_name is not None:
-        run = _branch(names, new_name, folder, overrides, faults)
+        run = _branch(names, new_name, folder, overrides, faults, executor)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
     elif is_one_run:
         done = [_resume_one(runs[0], overrides, faults, executor, accept_drift)]
@@ -153,16 +153,18 @@ def _branch(
     folder: Path,
     overrides: Mapping[str, Any],
     faults: Sequence[str],
+    executor: str | None,
 ) -> RunDir:
     """The new run of --as, with its settings."""
-    from mgpt4_hpc.launch.manage.changes import change
+    from mgpt4_hpc.launch.manage.resume import checked_change
     from mgpt4_hpc.launch.submit.branch import Branching, branch
     from mgpt4_hpc.run_reference import find_reference
 
     if len(names) != 1:
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
-    return branch(source, name, folder, change(source.run, overrides, faults, free=True))
+    changed = checked_change(source.run, overrides, faults, executor, free=True)
+    return branch(source, name, folder, changed)
 
 
 def _resume_one(

@@ -118,7 +118,7 @@ def drill_command(patience_min: float, runs_dir: Path, as_json: bool, **asked: A
     if result.faults:
         raise MgptError(
             "the drill did not go well: " + "; ".join(result.faults),
-            fix=f"look at the runs: mgpt4 history {result.runs[0]}; mgpt4 doctor tells the "
+            fix=f"look at the runs: mgpt4 history {result.runs[0]}; mgpt4 doctor names the "
             "site's settings",
         )
 

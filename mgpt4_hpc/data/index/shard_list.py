@@ -239,7 +239,7 @@ def _check(spec: str, shards: list[Path], also: str) -> None:
     if [str(shard) for shard in missing] == [spec] and shards[0].suffix != ".tar":
         raise DataError(
             f"{spec!r} does not exist{beside(missing[0])}",
-            fix=f"{_GIVE}{also and f', or {also}'} (docs/data.md tells how to get each)",
+            fix=f"{_GIVE}{also and f', or {also}'} (docs/data.md shows how to get each)",
         )
     if missing:
         listed = ", ".join(str(shard) for shard in missing[:_SHOWN])

@@ -46,8 +46,6 @@ ADJUSTABLE = (
 )
 """Settings that decide the steps to come and may change with ``--accept-drift``."""
 
-FAULTY = "the options have faults"
-
 _SCHEDULE = ("train.max_steps", "train.lr_steps")
 """What makes a run longer or shorter; may change without further ado, and is noted."""
 
@@ -78,26 +76,42 @@ def change(
     old = keys.flatten(resolved.config.model_dump(mode="json"))
     wanted = dict(overrides)
     locate_projector(wanted, run.path.parent)
+    wrong: frozenset[str] = frozenset()
+    fix = ""
     try:
         changed = merge([("run", old), (ORIGIN, wanted)])
     except InvalidSettings as error:
-        reasons = [*faults, *error.faults]
-        raise InvalidSettings(
-            FAULTY, faults=reasons, fix=error.fix, rest=error.rest, wrong=error.wrong
-        ) from None
+        if error.rest is None:
+            raise
+        faults, changed, wrong, fix = [*faults, *error.faults], error.rest, error.wrong, error.fix
     if not free:
         changed = keep_schedule(resolved.config, changed, ORIGIN)
-    different = differences(resolved, changed)
+    # A wrong setting, or its whole section, has the default here, which nobody asked for.
+    different = {
+        key: values
+        for key, values in differences(resolved, changed).items()
+        if not wrong & {key.partition(".")[0], ".".join(key.split(".")[:2])}
+    }
     faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in different)]
     refusals = [] if free else _refusals(run, resolved, changed, different, accept)
     if faults:
-        raise InvalidSettings(FAULTY, faults=[*faults, *refusals], rest=changed)
-    if refusals:
         raise InvalidSettings(
-            "a resumed run cannot change this",
+            "the options have faults",
+            faults=[*faults, *refusals],
+            fix=fix,
+            rest=changed,
+            wrong=wrong,
+        )
+    if refusals:
+        new_run = (
+            "start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
+            "this one's projector; --continue keeps optimizer and position too"
+        )
+        adjustable = all("--accept-drift" in refusal for refusal in refusals)
+        raise InvalidSettings(
+            "this changes the result" if adjustable else "a resumed run cannot change this",
             faults=refusals,
-            fix="start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
-            "this one's projector; --continue keeps optimizer and position too",
+            fix=f"give --accept-drift, or {new_run}" if adjustable else new_run,
             rest=changed,
         )
     origins = {**resolved.origins, **dict.fromkeys(different, ORIGIN)}

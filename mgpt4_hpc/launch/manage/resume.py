@@ -108,9 +108,44 @@ def resume_run(
                 return _lengthen_live(run, seen, overrides, say)
         seen = _assert_free(run)
         _own_the_copy(run)
+        changed = checked_change(run, overrides, faults, executor, accept=accept)
         executor = choose_executor(executor or seen.executor or "auto")
-        changed = _change(seen, overrides, faults, executor=executor, accept=accept)
         return _resume(seen, changed, executor, say, accept, behind, succeeds)
+
+
+def checked_change(
+    run: RunDir,
+    overrides: Mapping[str, Any],
+    faults: Sequence[str],
+    executor: str | None,
+    *,
+    free: bool = False,
+    accept: bool = False,
+) -> Resolved:
+    """As :func:`change`; where settings are wrong, the error lists the faults of files as well.
+
+    Raises:
+        ConfigError: settings are wrong or may not change.
+    """
+    try:
+        return change(run, overrides, faults, free=free, accept=accept)
+    except InvalidSettings as error:
+        found: list[str] = []
+        if error.rest is not None:
+            seen = look_at([run]).rows[0]
+            executor = choose_executor(executor or seen.executor or "auto")
+            reply = SlurmReply.of(executor, dry_run=True, wrong=error.wrong)
+            found, _ = preflight_findings(
+                error.rest.config,
+                run.path.parent,
+                executor=reply.executor,
+                cluster=reply.cluster,
+                projector_follows=seen.checkpoint_step is not None or _follows_run(error.rest),
+                new=False,
+            )
+        more = [fault for fault in found if not is_in_doubt(fault, error.wrong)]
+        summary, *_ = error.what.splitlines()
+        raise ConfigError(summary, faults=[*error.faults, *more], fix=error.fix) from None
 
 
 def resume_branch(
@@ -148,39 +183,6 @@ def _line(run: RunDir) -> tuple[str, ...]:
     return (*job.succeeds, job.job_id) if job is not None else ()
 
 
-def _change(
-    seen: RunOverview,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str],
-    *,
-    executor: str,
-    accept: bool,
-) -> Resolved:
-    """The changed configuration.
-
-    Raises:
-        ConfigError: settings are wrong or may not change; it lists the faults of files as well.
-    """
-    run = RunDir(Path(seen.path))
-    try:
-        return change(run, overrides, faults, accept=accept)
-    except InvalidSettings as error:
-        found: list[str] = []
-        if error.rest is not None:
-            reply = SlurmReply.of(executor, dry_run=True, wrong=error.wrong)
-            found, _ = preflight_findings(
-                error.rest.config,
-                run.path.parent,
-                executor=reply.executor,
-                cluster=reply.cluster,
-                projector_follows=seen.checkpoint_step is not None or _follows_run(error.rest),
-                new=False,
-            )
-        more = [fault for fault in found if not is_in_doubt(fault, error.wrong)]
-        summary, *_ = error.what.splitlines()
-        raise ConfigError(summary, faults=[*error.faults, *more], fix=error.fix) from None
-
-
 def _resume(
     seen: RunOverview,
     changed: Resolved,
@@ -209,11 +211,11 @@ def _resume(
         projector_follows=dependency is not None or seen.checkpoint_step is not None,
         new=False,
     )
-    _say_changes(run, changes, say)
     for note in notes:
         say(note)
     if faults:
         raise PreflightError("this job would fail", faults=faults)
+    _say_changes(run, changes, say)
     if executor == "slurm":
         dependency = _all_of(dependency, behind)
     prepare_environment(run, changed.config, say)

@@ -73,7 +73,7 @@ class Watch:
         raise DrillFailed(
             f"{self.run.name} {what} within {duration(self.patience_s)}: {seen.text}",
             why=self._why_it_waits(seen),
-            fix="--patience MINUTES waits longer; `squeue --start` tells when Slurm expects it",
+            fix="--patience MINUTES waits longer; `squeue --start` shows when Slurm expects it",
         )
 
     def wait(

@@ -86,15 +86,28 @@ def test_all_faults_at_once(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir) -> None
     assert "did you mean train.max_steps" in ended.err and "--from" not in ended.err
     ended = mgpt4("resume", "one", "--set", "lrr=1", "--set", "lr=1")
     assert "unknown setting" in ended.err and "  - train.lr: 0.01 decides" in ended.err
+    wrong = ("--set", "lr=banana", "--set", "seed=7", "--set", "train.max_grad_norm=9")
+    ended = mgpt4("resume", "one", *wrong, "--gpus", "400")
+    assert ended.code == 2
+    for key in ("train.lr", "seed", "train.max_grad_norm", "launch.gpus"):
+        assert ended.err.count(f"  - {key}: ") == 1, key
+    assert "train.min_lr" not in ended.err, "what nobody changed"
+    ended = mgpt4("resume", "one", "--set", "lr=1")
+    assert "a resumed run cannot" not in ended.err and "fix: give --accept-drift, or" in ended.err
 
 
 @pytest.mark.parametrize("wrong", ["lrr=1", "lr=1", "max_steps=none"])
 def test_the_faults_of_files_come_with_those_of_settings(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, wrong: str
 ) -> None:
-    ended = mgpt4("resume", "one", "--set", wrong, "--set", "model.weights=/gone", "--gpus", "1")
-    assert ended.code == 2
-    assert ended.err.count("  - model.weights /gone") == 1
+    for more in ((), ("--as", "two")):
+        where = ("--set", "model.weights=/gone", "--executor", "local")
+        ended = mgpt4("resume", "one", "--set", wrong, *where, *more)
+        if more and wrong == "lr=1":
+            assert ended.code == 3, "a new run may have it"
+        else:
+            assert ended.code == 2
+        assert ended.err.count("  - model.weights /gone") == 1
     assert wrong.partition("=")[0] in ended.err
 
 
