@@ -164,6 +164,8 @@ def _branch(
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
     changed = checked_change(source.run, overrides, faults, executor, free=True)
+    if none_left := source.nothing_left(changed.config.train.max_steps):
+        raise ConfigError(f"--as {name}: {none_left}")
     return branch(source, name, folder, changed)
 
 

@@ -17,6 +17,7 @@ from mgpt4_hpc.config.load import (
     locate_projector,
     merge,
     settings_digest,
+    unknown_paths,
 )
 from mgpt4_hpc.config.run_config_file import read_config, stored_keys
 from mgpt4_hpc.config.schema import RunConfig
@@ -92,6 +93,8 @@ def change(
         for key, values in differences(resolved, changed).items()
         if not wrong & {key.partition(".")[0], ".".join(key.split(".")[:2])}
     }
+    if "data.sources" not in wrong:
+        faults = [*faults, *unknown_paths(wanted, [changed])]
     faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in different)]
     refusals = [] if free else _refusals(run, resolved, changed, different, accept)
     if faults:
@@ -156,7 +159,23 @@ def input_drift(
     ]
 
 
-def shown(key: str, value: Any) -> str:
+def describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Each change as a line; of a list of data sources, what differs in each."""
+    lines = []
+    for key, (old, new) in changes.items():
+        if key == "data.sources":
+            for before, after in zip(old, new, strict=False):
+                lines += [
+                    f"{key}.{before['name']}.{leaf}: {value} -> {after[leaf]}"
+                    for leaf, value in before.items()
+                    if after.get(leaf) != value
+                ]
+        else:
+            lines.append(f"{key} {_shown(key, old)} -> {_shown(key, new)}")
+    return lines
+
+
+def _shown(key: str, value: Any) -> str:
     """A setting's value; a time limit also as --time takes it and squeue shows it."""
     return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
 

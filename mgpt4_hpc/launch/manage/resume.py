@@ -24,7 +24,7 @@ from mgpt4_hpc.errors import (
     StorageTrouble,
 )
 from mgpt4_hpc.formatting import shell_word
-from mgpt4_hpc.launch.manage.changes import change, differences, input_drift, shown
+from mgpt4_hpc.launch.manage.changes import change, describe, differences, input_drift
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
@@ -258,8 +258,8 @@ def _refuse_fewer_steps(run: RunDir, changes: Mapping[str, tuple[Any, Any]], ste
 def _say_changes(
     run: RunDir, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], None]
 ) -> None:
-    for key, (old, new) in changes.items():
-        say(f"{run.name}: {key} {shown(key, old)} -> {shown(key, new)}")
+    for line in describe(changes):
+        say(f"{run.name}: {line}")
     if changes.get("train.lr_steps", ("set", 0))[0] is None:
         length = changes["train.lr_steps"][1]
         say(f"the cosine has {length} steps; --set train.lr_steps=N gives it another length")

@@ -61,6 +61,19 @@ class Branching:
             )
         return cls(reference.run, reference.step)
 
+    def nothing_left(self, max_steps: int) -> str:
+        """Why a run that continues here would train nothing; empty if there is a step to do."""
+        step = self.step
+        if step is None and (newest := newest_checkpoint(self.run)) is not None:
+            step = step_of(newest)
+        if step is None or step < max_steps:
+            return ""
+        return (
+            f"it begins at step {step} of {self.run.name}, and train.max_steps is {max_steps}: no "
+            f"step is left: --set train.max_steps=N with N above {step}, or RUN@STEP with an "
+            "earlier step"
+        )
+
 
 def branch(source: Branching, name: str, runs_dir: Path, wanted: Resolved) -> RunDir:
     """Make a new run from another's state: settings, pins, data, curves, checkpoints.

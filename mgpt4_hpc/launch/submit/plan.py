@@ -272,7 +272,9 @@ class _Resolver:
             resolved = error.rest
         if self.continues is not None and self.parent is not None:
             resolved = keep_schedule(self.parent.config, resolved, "--from")
-            self._refuse_nothing_to_train(resolved)
+            if "train.max_steps" not in self.wrong:
+                none_left = self.continues.nothing_left(resolved.config.train.max_steps)
+                self.invalid += [f"--continue: {none_left}"] if none_left else []
         if stage is not None and resolved.config.stage != stage and "stage" not in self.wrong:
             self.invalid.append(
                 f"--stage {stage} was asked for, {config_name} is for stage "
@@ -311,16 +313,6 @@ class _Resolver:
                     f"the cosine has {length} steps, as in {source.run.name}; "
                     "--set train.lr_steps=N gives it another length"
                 )
-
-    def _refuse_nothing_to_train(self, resolved: Resolved) -> None:
-        assert self.continues is not None and self.continues.step is not None
-        step, last = self.continues.step, resolved.config.train.max_steps
-        if step >= last and "train.max_steps" not in self.wrong:
-            self.invalid.append(
-                f"--continue begins at step {step}, and train.max_steps is {last}: no step is "
-                f"left: --set train.max_steps=N with N above {step}, or --from RUN@STEP with an "
-                "earlier step"
-            )
 
     def _taken_over(self, follows: RunReference, flags: Mapping[str, Any]) -> dict[str, Any]:
         """Bundle and conversation format of an earlier run, for its projector fits no other."""

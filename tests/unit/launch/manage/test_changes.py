@@ -1,6 +1,7 @@
 """Which settings a resume may change, and that a refused change leaves the run as it was."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -241,3 +242,13 @@ def test_paths_are_where_to_look_and_content_is_compared(
         ended = mgpt4("resume", "one", "--set", f"data.sources={source}")
         assert ended.code == code, ended.err
     assert "index laion was another" in ended.err
+
+
+def test_a_source_that_the_run_lacks_and_one_that_moved(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    ended = mgpt4("resume", "one", "--set", "data.paths.nothing=/x")
+    assert ended.code == 2 and "no data source 'nothing', only laion" in ended.err
+    ended = mgpt4("resume", "one", "--set", "data.paths.laion=/elsewhere")
+    assert re.search(r"one: data.sources.laion.path: \S+ -> /elsewhere\n", ended.err), ended.err
+    assert "[{" not in ended.err

@@ -152,6 +152,9 @@ def test_a_branch_is_a_run_of_its_own_with_the_others_state(
     again = mgpt4("resume", "one", "--as", "two")
     assert again.code == 7 and "exists already" in again.err
     assert mgpt4("resume", "one", "--as", "no/name").code == 2
+    idle = mgpt4("resume", "one", "--as", "three", "--set", "train.max_steps=20")
+    assert idle.code == 2 and "no step is left" in idle.err
+    assert not run.path.with_name("three").exists()
 
 
 @pytest.mark.parametrize("words", ["cancel", "logs", "chat --checkpoint", "serve", "eval"])
