@@ -135,18 +135,20 @@ def index_command(
 def pack_command(
     src: Path, out: Path, images: Path | None, leave_out_bad: bool, as_json: bool
 ) -> None:
-    """Pack conversations, or a cc_sbu_align folder, into tar shards.
+    """Pack conversations, pairs of images and texts, or a cc_sbu_align folder into tar shards.
 
     SRC is a file of conversations (LLaVA's JSON, or the messages format as JSON Lines or Parquet),
-    or a folder with filter_cap.json and image/. Every image is decoded once, and all that is bad
-    is named at once. Training packs such a folder by itself, but not a file.
+    a folder of pairs (KEY.jpg with KEY.txt or KEY.json), or one with filter_cap.json and image/.
+    Every image is decoded once, and all that is bad is named at once. Training packs a folder with
+    filter_cap.json by itself, and nothing else.
 
     \b
     mgpt4 data pack llava_instruct_150k.json --images train2017 --out llava_shards
+    mgpt4 data pack my-images-and-texts --out my-pairs
     mgpt4 data pack cc_sbu_align --out cc_sbu_align_shards
     """
     from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.sources.pack import pack_align_folder
+    from mgpt4_hpc.data.sources.pack import is_align_folder, pack_align_folder, pack_pairs
 
     check_folder(out.parent)
     src = Path(expand_toy(str(src)))
@@ -160,7 +162,7 @@ def pack_command(
     elif images is not None or leave_out_bad:
         raise click.UsageError("--images and --leave-out-bad are for a file of conversations")
     else:
-        packed = pack_align_folder(src, out)
+        packed = (pack_align_folder if is_align_folder(src) else pack_pairs)(src, out)
     if as_json:
         echo_json(
             {

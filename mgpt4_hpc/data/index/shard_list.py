@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mgpt4_hpc.config.streams import is_url, split_joined
-from mgpt4_hpc.data.images.formats import suffix_of
+from mgpt4_hpc.data.images.formats import READ, suffix_of
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import beside
@@ -300,6 +300,9 @@ def _folder_hint(path: Path) -> str:
             _unpacking(packed[0])
         )
     held = left_out_of_folders(path)
+    extensions = {entry.extension for entry in held}
+    if extensions & set(READ) and extensions & {"txt", "json"}:
+        return f"these are images and texts: pack them first (mgpt4 data pack {path} --out SHARDS)"
     if held:
         kinds = ", ".join(f"{entry.count} .{entry.extension or '?'}" for entry in held[:_SHOWN])
         return f"point to the folder that holds the shards themselves; this one holds {kinds}"

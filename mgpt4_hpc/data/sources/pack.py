@@ -1,6 +1,7 @@
-"""cc_sbu_align's folder (``filter_cap.json`` and ``image/ID.jpg``) into tar shards.
+"""A folder of images and texts into tar shards.
 
-Images of one's own pairs may be of any format that is read, under any spelling of its extension.
+It is laid out as cc_sbu_align (``filter_cap.json`` and ``image/ID.jpg``), or holds pairs,
+``KEY.jpg`` with ``KEY.txt`` or ``KEY.json``. Images of one's own may be of any format that is read, under any spelling of its extension.
 """
 
 from __future__ import annotations
@@ -8,12 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mgpt4_hpc.data.images.formats import ImageFolder, suffix_of
-from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, is_visible
+from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, CaptionError, is_visible, text_of
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.errors import DataError
@@ -24,7 +25,11 @@ from mgpt4_hpc.text_files import NotUtf8, parse_json, read_utf8
 CAPTION_FILE = "filter_cap.json"
 IMAGE_FOLDER = "image"
 SAMPLES_PER_SHARD = 1000
+_TEXTS = ("json", "txt")
 _SHOWN = 10
+
+_Sample = tuple[str, Path, dict[str, bytes]]
+"""Key, image, and the other members of a sample by their extension."""
 
 
 def is_align_folder(path: Path) -> bool:
@@ -36,7 +41,7 @@ class PackedShards(NamedTuple):
     """What packing made.
 
     Attributes:
-        left_out: files of ``image/`` that were not used.
+        left_out: files beside the samples that were not used.
         bad: why conversations are not there, if that was asked for.
     """
 
@@ -74,19 +79,74 @@ def pack_align_folder(
     images = list_align_images(src)
     samples, faults = _checked(images, annotations)
     if faults:
-        listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
-        more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-        raise DataError(
-            f"{len(faults)} of the {len(annotations)} pairs of {src} are unusable:{listed}{more}",
-            fix=f"repair them, or remove them from {CAPTION_FILE}",
-        )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_beside(out) as holder:
-        folder = holder / "shards"
-        folder.mkdir()
-        _write(folder, samples, samples_per_shard)
-        folder.rename(out)
+        raise _unusable(src, faults, len(annotations), f"remove them from {CAPTION_FILE}")
+    _write(out, samples, samples_per_shard)
     return PackedShards(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
+
+
+def pack_pairs(
+    src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD
+) -> PackedShards:
+    """Pack a folder of images, each with a text of its name, into shards under ``out``.
+
+    Every image is decoded and every text parsed. A dot in a name becomes ``_`` in the key.
+
+    Args:
+        src: holds ``KEY.jpg``, or another extension of an image, and ``KEY.txt`` or ``KEY.json``.
+        out: as of :func:`pack_align_folder`.
+        samples_per_shard: the last shard may have fewer.
+
+    Raises:
+        DataError: if there is no pair, or naming every one that is unusable at once.
+    """
+    require_empty(out)
+    try:
+        images, files = ImageFolder(src), sorted(src.iterdir())
+    except OSError as error:
+        raise DataError(f"{src} cannot be read: {error.strerror}{beside(src)}") from error
+    texts: dict[str, dict[str, Path]] = {}
+    for path in files:
+        if suffix_of(path.name) in _TEXTS and images.find(path.stem):
+            texts.setdefault(path.stem, {})[suffix_of(path.name)] = path
+    if not texts:
+        raise DataError(
+            f"{src} has no image with a text of the same name",
+            fix="give a folder of pairs, KEY.jpg with KEY.txt or KEY.json, or the one that holds "
+            f"{CAPTION_FILE} and {IMAGE_FOLDER}/",
+        )
+    samples: list[_Sample] = []
+    faults, seen, used = [], set[str](), set[Path]()
+    for stem, members in texts.items():
+        key, found = stem.replace(".", "_"), images.find(stem)
+        data = {kind: path.read_bytes() for kind, path in members.items()}
+        fault = _id_fault(key, seen) or _text_fault(data) or _image_fault(images, stem, found)
+        faults += [f"{stem}: {fault}"] if fault else []
+        samples.append((key, found[0], data))
+        seen.add(key)
+        used |= {found[0], *members.values()}
+    if faults:
+        raise _unusable(src, faults, len(texts), "move them elsewhere")
+    _write(out, samples, samples_per_shard)
+    left_out = [LeftOut("it is in no pair of an image and a text of its name", suffix_of(path.name),
+                        1, path.name) for path in files if path not in used]  # fmt: skip
+    return PackedShards(sorted(out.glob("*.tar")), len(samples), add_up(left_out))
+
+
+def _text_fault(data: dict[str, bytes]) -> str:
+    try:
+        text_of(data.get("json"), data.get("txt"), num_images=1)
+    except CaptionError as error:
+        return str(error)
+    return ""
+
+
+def _unusable(src: Path, faults: Sequence[str], total: int, removal: str) -> DataError:
+    listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
+    more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+    return DataError(
+        f"{len(faults)} of the {total} pairs of {src} are unusable:{listed}{more}",
+        fix=f"repair them, or {removal}",
+    )
 
 
 def read_annotations(src: Path) -> list[Any]:
@@ -134,9 +194,9 @@ def left_out_of_align(src: Path) -> list[LeftOut]:
 
 def _checked(
     images: ImageFolder, annotations: list[Any]
-) -> tuple[list[tuple[str, str, Path]], list[str]]:
-    """(id, caption, image) of each pair, and what is wrong with the others."""
-    samples: list[tuple[str, str, Path]] = []
+) -> tuple[list[_Sample], list[str]]:
+    """The sample of each pair, and what is wrong with the others."""
+    samples: list[_Sample] = []
     faults = []
     seen: set[str] = set()
     for number, entry in enumerate(annotations):
@@ -149,12 +209,23 @@ def _checked(
         if fault:
             faults.append(f"{image_id}: {fault}")
         else:
-            samples.append((image_id, caption.removeprefix(BYTE_ORDER_MARK), paths[0]))
+            caption = caption.removeprefix(BYTE_ORDER_MARK)
+            record = json.dumps({"image_id": image_id, "caption": caption}, ensure_ascii=False)
+            texts = {"json": record.encode(), "txt": caption.encode()}
+            samples.append((image_id, paths[0], texts))
         seen.add(image_id)
     return samples, faults
 
 
 def _entry_fault(image_id: str, caption: object, seen: set[str]) -> str:
+    if fault := _id_fault(image_id, seen):
+        return fault
+    if not isinstance(caption, str) or not is_visible(caption):
+        return "the caption is empty"
+    return ""
+
+
+def _id_fault(image_id: str, seen: set[str]) -> str:
     if not image_id or not image_id.isprintable() or set(image_id) & set("/\\."):
         dotted = (
             " (a dot ends a key in a shard: leave its extension out)" if "." in image_id else ""
@@ -162,8 +233,6 @@ def _entry_fault(image_id: str, caption: object, seen: set[str]) -> str:
         return f"the id is no plain file name{dotted}"
     if image_id in seen:
         return "the id occurs twice"
-    if not isinstance(caption, str) or not is_visible(caption):
-        return "the caption is empty"
     return ""
 
 
@@ -190,29 +259,21 @@ def _image_fault(images: ImageFolder, image_id: str, paths: Sequence[Path]) -> s
     return ""
 
 
-def _write(folder: Path, samples: list[tuple[str, str, Path]], per_shard: int) -> None:
+def _write(out: Path, samples: list[_Sample], per_shard: int) -> None:
+    """Write the shards; their folder appears when it is complete."""
     # It brings torch along, which the login node's commands do without.
     import webdataset
 
-    for number, chunk in enumerate(_chunks(samples, per_shard)):
-        with (folder / f"{number:05d}.tar").open("wb") as file:
-            # A fixed time, owner and format: the same folder gives the same bytes.
-            writer = webdataset.TarWriter(file, encoder=False, mtime=0, compress=False)
-            for image_id, caption, image in chunk:
-                record = json.dumps({"image_id": image_id, "caption": caption}, ensure_ascii=False)
-                writer.write(
-                    {
-                        "__key__": image_id,
-                        suffix_of(image.name): image.read_bytes(),
-                        "json": record.encode(),
-                        "txt": caption.encode(),
-                    }
-                )
-            writer.close()
-
-
-def _chunks(
-    samples: list[tuple[str, str, Path]], size: int
-) -> Iterator[list[tuple[str, str, Path]]]:
-    for begin in range(0, len(samples), size):
-        yield samples[begin : begin + size]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with scratch_beside(out) as holder:
+        folder = holder / "shards"
+        folder.mkdir()
+        for number, begin in enumerate(range(0, len(samples), per_shard)):
+            with (folder / f"{number:05d}.tar").open("wb") as file:
+                # A fixed time, owner and format: the same folder gives the same bytes.
+                writer = webdataset.TarWriter(file, encoder=False, mtime=0, compress=False)
+                for key, image, texts in samples[begin : begin + per_shard]:
+                    members = {suffix_of(image.name): image.read_bytes(), **texts}
+                    writer.write({"__key__": key, **members})
+                writer.close()
+        folder.rename(out)

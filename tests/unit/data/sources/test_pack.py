@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
-from mgpt4_hpc.data.sources.pack import pack_align_folder
+from mgpt4_hpc.data.index.shard_list import expand_shards
+from mgpt4_hpc.data.sources.pack import pack_align_folder, pack_pairs
 from mgpt4_hpc.errors import DataError
 from tests.unit.data.sources.align_folder import align_folder
 from tests.unit.data.worlds import encoded, jpeg
@@ -110,3 +111,40 @@ class TestPack:
         folder = align_folder(tmp_path / "align")
         with pytest.raises(DataError, match="not empty"):
             pack_align_folder(folder, folder)
+
+
+class TestPairs:
+    def test_a_folder_of_images_and_texts(self, tmp_path: Path) -> None:
+        src = tmp_path / "pairs"
+        src.mkdir()
+        for stem in ("a", "b.1", "c", "alone"):
+            (src / f"{stem}.jpg").write_bytes(jpeg())
+        (src / "a.txt").write_text("A résumé.")
+        (src / "b.1.TXT").write_text("Two.")
+        (src / "c.json").write_text('{"caption": "Three."}')
+        (src / "README.txt").write_text("of no image")
+        with pytest.raises(DataError, match=r"pack them first \(mgpt4 data pack .*pairs --out"):
+            expand_shards(src)
+        packed = pack_pairs(src, tmp_path / "out", samples_per_shard=2)
+        assert [shard.name for shard in packed.shards] == ["00000.tar", "00001.tar"]
+        assert {(e.count, e.example) for e in packed.left_out} == {
+            (1, "alone.jpg"), (1, "README.txt"),
+        }  # fmt: skip
+        report = build_index(packed.shards, tmp_path / "i.index", ScanOptions(decode=True))
+        assert (report.num_samples, report.quarantined) == (3, [])
+        again = pack_pairs(src, tmp_path / "two", samples_per_shard=2).shards
+        assert [a.read_bytes() for a in packed.shards] == [b.read_bytes() for b in again]
+
+    def test_names_all_that_is_bad(self, tmp_path: Path) -> None:
+        for stem, text in (("a.b", "x"), ("a_b", "x"), ("mute", " "), ("web", "x"), ("good", "x")):
+            (tmp_path / f"{stem}.jpg").write_bytes(b"<html>" if stem == "web" else jpeg())
+            (tmp_path / f"{stem}.txt").write_text(text)
+        with pytest.raises(DataError) as error:
+            pack_pairs(tmp_path, tmp_path / "out")
+        for fault in ("3 of the 5", "the id occurs twice", "its caption is empty", "web page"):
+            assert fault in str(error.value)
+        assert not (tmp_path / "out").exists()
+
+    def test_a_folder_without_any(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match=r"KEY.txt .*filter_cap.json"):
+            pack_pairs(tmp_path, tmp_path / "out")
