@@ -18,6 +18,19 @@ def test_every_missing_weight_file_is_told_at_once(mgpt4: Mgpt4, tmp_path: Path)
     assert not (tmp_path / "bundle").exists()
 
 
+def test_near_names_and_an_output_in_the_way_are_named_with_what_is_missing(
+    mgpt4: Mgpt4, tmp_path: Path
+) -> None:
+    for name in ("my-llm", "there"):
+        (tmp_path / name).mkdir()
+    parts = ("--vit", tmp_path / "a.pth", "--llm", tmp_path / "my-lm")
+    for given in (parts, ("--hf", tmp_path / "my-lm")):
+        ended = mgpt4("weights", "import", *given, "--out", tmp_path / "there")
+        assert ended.code == 2
+        assert "my-lm does not exist; beside it lies my-llm" in ended.err
+        assert f"{tmp_path / 'there'} exists already" in ended.err
+
+
 def test_the_toy_weights_can_be_checked(mgpt4: Mgpt4) -> None:
     assert mgpt4("weights", "check", "toy:weights").code == 0
     assert mgpt4("weights", "check", "toy:none").code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from mgpt4_hpc.cli.model.weights_export import export_weights
 from mgpt4_hpc.cli.shared.options import absolute, json_option
 from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.formatting import beside, shell_word
 from mgpt4_hpc.output_files import check_folder
 from mgpt4_hpc.resources import expand_toy
 
@@ -129,12 +131,9 @@ def import_weights(
     if (llm is None) == (vicuna_delta is None):
         raise click.UsageError("give either --llm or --vicuna-delta")
     given = (vit, qformer, llm, projector, architecture, *(vicuna_delta or ()))
-    missing = [f"{path} does not exist" for path in given if path is not None and not path.exists()]
-    if missing:
-        raise ConfigError("nothing was imported", faults=missing)
-    sizes = Architecture.from_file(architecture) if architecture else None
     out = absolute(out)
-    check_folder(out.parent)
+    _require_paths(out, given)
+    sizes = Architecture.from_file(architecture) if architecture else None
     base, model = vicuna_delta or (None, llm)
     assert model is not None
     sources = Sources(vit, model, qformer, projector, sizes, base)
@@ -150,11 +149,26 @@ def import_weights(
     _show_bundle(bundle, as_json)
 
 
+def _require_paths(out: Path, given: Iterable[Path | None]) -> None:
+    """Raises ConfigError with every source that is not there, and why nothing can be written."""
+    faults = [
+        f"{path} does not exist{beside(path)}" for path in given if path and not path.exists()
+    ]
+    if out.exists():
+        faults.append(f"{out} exists already: choose another name for --out, or remove it first")
+    elif not out.parent.is_dir():
+        faults.append(
+            f"the folder {out.parent} does not exist: mkdir -p {shell_word(str(out.parent))}"
+        )
+    if faults:
+        raise ConfigError("nothing was imported", faults=faults)
+
+
 def _import_export(folder: Path, out: Path, quick: bool) -> Bundle:
     from mgpt4_hpc.model.huggingface.reimport import import_export
 
     out = absolute(out)
-    check_folder(out.parent)
+    _require_paths(out, [folder])
     with progress("import", "bytes") as on_progress:
         return import_export(
             out, absolute(folder), finite=not quick, say=_say, on_progress=on_progress

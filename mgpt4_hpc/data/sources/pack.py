@@ -84,9 +84,7 @@ def pack_align_folder(
     return PackedShards(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
 
 
-def pack_pairs(
-    src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD
-) -> PackedShards:
+def pack_pairs(src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHARD) -> PackedShards:
     """Pack a folder of images, each with a text of its name, into shards under ``out``.
 
     Every image is decoded and every text parsed. A dot in a name becomes ``_`` in the key.
@@ -192,9 +190,7 @@ def left_out_of_align(src: Path) -> list[LeftOut]:
     )
 
 
-def _checked(
-    images: ImageFolder, annotations: list[Any]
-) -> tuple[list[_Sample], list[str]]:
+def _checked(images: ImageFolder, annotations: list[Any]) -> tuple[list[_Sample], list[str]]:
     """The sample of each pair, and what is wrong with the others."""
     samples: list[_Sample] = []
     faults = []

@@ -76,6 +76,9 @@ def lines_inside(run: RunDir, config: RunConfig) -> list[str]:
     ]
 
 
+_IMAGE = "put the image there, or set container.image to another file or address"
+
+
 def container_findings(container: ContainerConfig) -> tuple[list[str], list[str]]:
     """Faults and notes about the image and the program that runs it.
 
@@ -91,10 +94,12 @@ def container_findings(container: ContainerConfig) -> tuple[list[str], list[str]
         is_file = image.startswith(("/", "./", "../")) or path.suffix == ".sqsh"
     else:
         is_file = "://" not in image
-    if is_file and not path.exists() and not path.parent.exists():
+    if not image:
+        pass  # reported already
+    elif is_file and not path.exists() and not path.parent.exists():
         notes.append(f"container.image: {path.parent} is not here; is {image} on the nodes?")
     elif is_file and not path.exists():
-        faults.append(f"container.image {image} does not exist{beside(path)}")
+        faults.append(f"container.image {image} does not exist{beside(path)}: {_IMAGE}")
     elif is_file and not path.is_absolute():
         # The ranks start in the run's folder.
         faults.append(f"container.image {image} must be an absolute path: {path.absolute()}")

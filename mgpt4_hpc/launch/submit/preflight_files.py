@@ -18,6 +18,7 @@ from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
 from mgpt4_hpc.model.conversion.parts import LLM_FOLDER
 from mgpt4_hpc.model.conversion.variants import (
+    OTHER_PROJECTOR,
     VARIANTS,
     find_variant,
     projector_faults,
@@ -46,7 +47,7 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
     if not weights:
         return [], None  # reported already
     folder = Path(weights)
-    if not folder.is_dir():
+    if not folder.exists():
         near = beside(folder)
         return [
             f"model.weights {weights} is no folder{near}: `mgpt4 weights import` makes one"
@@ -223,7 +224,7 @@ def _width_faults(path: Path, sizes: Architecture | None) -> list[str]:
     if len(shapes[0]) != 2:
         return [f"model.projector: the llama_proj.weight in {file} is no matrix"]
     return [
-        f"model.projector {path}: {fault}"
+        f"model.projector {path}: {fault}: {OTHER_PROJECTOR}, or set model.weights to its bundle"
         for fault in projector_faults(sizes, sizes.llm_dim, (shapes[0][0], shapes[0][1]))
     ]
 

@@ -18,8 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
+from mgpt4_hpc.model.bundle.manifest import (
+    BUNDLE_FILE,
+    EXPORT_FOLDER,
+    EXPORT_RECORD,
+    BundleManifest,
+)
 from mgpt4_hpc.model.conversion.importer import KeyReport, State
 from mgpt4_hpc.model.conversion.parts import VISION_FILE, Sources, gather, original_sources
 from mgpt4_hpc.model.llm_files.folder import llm_files, read_llm_config
@@ -86,9 +92,21 @@ def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -
 
 def require_bundle(folder: Path) -> None:
     """Raises WeightsError unless it is a folder of either kind."""
+    make = "make one with `mgpt4 weights import`"
+    if folder.is_file():
+        inside = _holds_bundle(folder.parent)
+        raise WeightsError(
+            f"{folder} is a file, and a bundle is a folder",
+            fix=f"give the folder, {folder.parent}" if inside else make,
+        )
     if not folder.is_dir():
-        raise WeightsError(f"no bundle at {folder}", fix="make one with `mgpt4 weights import`")
-    if not (folder / BUNDLE_FILE).exists() and not os.path.lexists(folder / VISION_FILE):
+        raise WeightsError(f"no bundle at {folder}{beside(folder)}", fix=make)
+    if not _holds_bundle(folder):
+        if (folder / EXPORT_FOLDER / EXPORT_RECORD).exists():
+            raise WeightsError(
+                f"{folder} was written by `mgpt4 weights export`, and is no bundle",
+                fix=f"make a bundle of it: `mgpt4 weights import --hf {folder} --out BUNDLE`",
+            )
         if (folder / "config.json").exists():
             raise WeightsError(
                 f"{folder} is a language model's folder, and no bundle",
@@ -96,8 +114,12 @@ def require_bundle(folder: Path) -> None:
             )
         raise WeightsError(
             f"{folder} is no bundle: it has neither {BUNDLE_FILE} nor {VISION_FILE}",
-            fix="make one with `mgpt4 weights import`",
+            fix=make,
         )
+
+
+def _holds_bundle(folder: Path) -> bool:
+    return (folder / BUNDLE_FILE).exists() or os.path.lexists(folder / VISION_FILE)
 
 
 def _open_written(folder: Path, architecture: Architecture | None) -> Bundle:

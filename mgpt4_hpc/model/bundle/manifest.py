@@ -15,6 +15,10 @@ from mgpt4_hpc.text_files import parse_json
 
 FORMAT_VERSION = 1
 BUNDLE_FILE = "bundle.json"
+EXPORT_FOLDER = "mgpt4"
+"""What `weights export --format hf` adds to a model's folder for an import."""
+EXPORT_RECORD = "export.json"
+"""The file in it that describes the export."""
 
 
 @dataclass(frozen=True)

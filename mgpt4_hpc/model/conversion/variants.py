@@ -98,6 +98,10 @@ def input_words(width: int) -> str:
     return f"the variant {name} (width {width})" if name else f"an input of width {width}"
 
 
+OTHER_PROJECTOR = "take the projector that was trained or published for this language model"
+"""What to do where ``projector_faults`` finds any."""
+
+
 def projector_faults(arch: Architecture, llm_dim: int, shape: tuple[int, ...]) -> list[str]:
     """Why a projector's weight of that shape fits neither end; empty if it fits both."""
     faults = []
@@ -121,6 +125,5 @@ def require_projector_fits(
     faults = projector_faults(arch, llm_dim, shape)
     if faults:
         raise WeightsError(
-            f"{source}: " + "; ".join(faults),
-            fix="take the projector that was published for this language model, or the other model",
+            f"{source}: " + "; ".join(faults), fix=f"{OTHER_PROJECTOR}, or the other model"
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.model.bundle.manifest import EXPORT_FOLDER, EXPORT_RECORD
 from mgpt4_hpc.model.bundle.writer import appearing, require_free
 from mgpt4_hpc.model.conversion.variants import require_projector_fits
 from mgpt4_hpc.model.huggingface.lora import merge_lora, write_adapter
@@ -38,10 +39,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-OURS = "mgpt4"
-"""The folder's part that transformers does not read."""
-
-RECORD_FILE = "export.json"
 LANGUAGE = "language_model."
 _ANSWER_TOKENS = 300
 
@@ -125,7 +122,7 @@ def export_model(
             image_size=arch.image_size, system=model.system,
         )  # fmt: skip
         _write_settings(folder, config, tokenizer, model.template)
-        _write_ours(folder / OURS, bundle, longer)
+        _write_ours(folder / EXPORT_FOLDER, bundle, longer)
         (folder / "README.md").write_text(card, encoding="utf-8")
         say("writing the weights")
         write_shards(folder, entries, on_progress=on_progress)
@@ -270,4 +267,4 @@ def _write_ours(folder: Path, bundle: Bundle, longer: Sequence[str]) -> None:
         "architecture": bundle.architecture.to_dict(),
         "with_image_row": list(longer),
     }
-    (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (folder / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -10,9 +10,10 @@ from typing import Any
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle
+from mgpt4_hpc.model.bundle.manifest import EXPORT_FOLDER, EXPORT_RECORD
 from mgpt4_hpc.model.bundle.writer import appearing, write_bundle
 from mgpt4_hpc.model.conversion.parts import Sources
-from mgpt4_hpc.model.huggingface.export import LANGUAGE, OURS, RECORD_FILE
+from mgpt4_hpc.model.huggingface.export import LANGUAGE
 from mgpt4_hpc.model.huggingface.shards import WEIGHTS_FILE, Entry, stored, write_shards
 from mgpt4_hpc.model.huggingface.tensors import without_last_row
 from mgpt4_hpc.model.weight_files.headers import read_header
@@ -50,7 +51,7 @@ def import_export(
     try:
         with appearing(parts, say) as new:
             say("taking the language model and the projector out")
-            shutil.copytree(folder / OURS / "llm", new / "llm")
+            shutil.copytree(folder / EXPORT_FOLDER / "llm", new / "llm")
             write_shards(new / "llm", language, on_progress=on_progress)
             (new / "projector").mkdir()
             projector = _part(entries, _PROJECTION)
@@ -62,7 +63,7 @@ def import_export(
             qformer=folder,
             llm=parts / "llm",
             projector=parts / "projector" / WEIGHTS_FILE,
-            architecture=Architecture.from_dict(record["architecture"], source=RECORD_FILE),
+            architecture=Architecture.from_dict(record["architecture"], source=EXPORT_RECORD),
         )
         return write_bundle(
             out, sources, llm="move", finite=finite, say=say, on_progress=on_progress
@@ -79,7 +80,7 @@ def _part(entries: dict[str, Entry], prefix: str) -> dict[str, Entry]:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    path = folder / OURS / RECORD_FILE
+    path = folder / EXPORT_FOLDER / EXPORT_RECORD
     try:
         record: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         if record["format"] != 1:

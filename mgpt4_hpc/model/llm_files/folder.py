@@ -189,7 +189,8 @@ def require_tokenizer_files(llm_dir: Path) -> None:
     if not files:
         raise WeightsError(
             f"{llm_dir} has no tokenizer (none of {', '.join(TOKENIZER_FILES)})",
-            fix="copy tokenizer.model from the model's own repository into that folder",
+            fix="copy tokenizer.json and tokenizer_config.json from the model's own repository "
+            "into that folder, or tokenizer.model where that is all it has",
         )
     for path in files:
         require_real_file(path)

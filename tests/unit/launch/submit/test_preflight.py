@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.schema import RunConfig
+from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.submit.container import container_findings
 from mgpt4_hpc.launch.submit.preflight import preflight
@@ -149,7 +149,10 @@ def test_an_image_and_its_runtime_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "mgpt4.sqsh").touch()
     for runtime in ("apptainer", "singularity", "pyxis"):
         faults, _ = container_findings(contained(image, runtime).container)
-        assert faults == [f"container.image {image} does not exist; beside it lies mgpt4.sqsh"]
+        (fault,) = faults
+        assert fault.startswith(
+            f"container.image {image} does not exist; beside it lies mgpt4.sqsh: put the image"
+        )
     assert f"container.image {image} does not exist" in faults_of(contained(image), tmp_path)[-1]
     faults, notes = container_findings(contained("/no/such/folder/i.sif").container)
     assert faults == [] and "is /no/such/folder/i.sif on the nodes?" in notes[0]
@@ -160,3 +163,5 @@ def test_an_image_and_its_runtime_are_looked_for(tmp_path: Path) -> None:
     ):
         assert container_findings(contained(address, runtime).container)[0] == []
     assert container_findings(config().container) == ([], [])
+    nameless = ContainerConfig(runtime="apptainer")
+    assert container_findings(nameless)[0] == [], "that it is not set is said already"

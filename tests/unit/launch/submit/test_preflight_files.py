@@ -104,6 +104,21 @@ def test_stage_2_starts_from_a_checkpoint_that_verifies(tmp_path: Path) -> None:
 # -- what the projector fits --------------------------------------------------------------------
 
 
+def test_what_is_taken_for_a_bundle_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mgpt4").mkdir()
+    for name, fix in (
+        ("config.json", f"`mgpt4 weights import --llm {tmp_path} ...`"),
+        ("mgpt4/export.json", f"`mgpt4 weights import --hf {tmp_path} --out BUNDLE`"),
+    ):
+        (tmp_path / name).write_text("{}")
+        (fault,), _ = weights_findings(config(model__weights=str(tmp_path)))
+        assert fix in fault
+    manifest = tmp_path / "bundle.json"
+    manifest.write_text("{}")
+    (fault,), _ = weights_findings(config(model__weights=str(manifest)))
+    assert "is a file" in fault and f"fix: give the folder, {tmp_path}" in fault
+
+
 def a_projector(path: Path, rows: int, columns: int, prefix: str = "") -> Path:
     """A projector's file of these sizes."""
     save_file({f"{prefix}llama_proj.weight": np.zeros((rows, columns), np.float32)}, path)
@@ -121,6 +136,7 @@ def test_a_projector_of_another_width_is_told_with_both_sizes(tmp_path: Path) ->
     for number in (columns, columns + 2):
         assert f"(width {number})" in first or f"of width {number}" in first
     assert f"width {rows + 1}" in second and f"width {rows}" in second
+    assert "take the projector that was trained" in first and "set model.weights" in second
 
     run = tmp_path / "one"
     (run / "checkpoints" / "step-00000005").mkdir(parents=True)

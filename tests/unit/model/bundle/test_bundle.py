@@ -65,8 +65,9 @@ def test_an_existing_folder_is_never_overwritten(vicuna, tmp_path: Path) -> None
 
 def test_llm_folder_without_tokenizer(folder: Path, vicuna, tmp_path: Path) -> None:
     (folder / "llm" / "tokenizer.model").unlink()
-    with pytest.raises(WeightsError, match="has no tokenizer"):
+    with pytest.raises(WeightsError, match="has no tokenizer") as caught:
         write_bundle(tmp_path / "b", sources_of(vicuna, llm=folder / "llm"))
+    assert "copy tokenizer.json and" in str(caught.value)
     assert not (tmp_path / "b").exists()
 
 
