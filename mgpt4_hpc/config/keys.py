@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from mgpt4_hpc.config.schema import PATTERNS_IN_WORDS, RunConfig
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.errors import ConfigError, did_you_mean
 
 
 def _section_of(field: FieldInfo) -> type[BaseModel] | None:
@@ -189,6 +189,17 @@ def mentions(fault: str, names: Iterable[str]) -> bool:
     )
 
 
+_IN_A_LIST = re.compile(r"[\w.]+\.\d+\.")
+"""Begins a fault of an entry, as a data source, whose fields are no settings by themselves."""
+
+
+def suggested(faults: Iterable[str]) -> frozenset[str]:
+    """The settings that unknown ones in these faults were probably meant to be."""
+    pattern = re.compile(r"unknown setting.*; did you mean ([\w.]+)\?")
+    found = (pattern.search(fault) for fault in faults if not _IN_A_LIST.match(fault))
+    return frozenset(match[1] for match in found if match)
+
+
 def explain(error: Mapping[str, Any], origins: Mapping[str, str]) -> list[str]:
     """One pydantic fault as a sentence: key, value, what is allowed, who set it.
 
@@ -213,6 +224,8 @@ def _explain_field(
         return f"{key}: not set, and has no default"
     if kind == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], message)
+    if kind == "literal_error" and isinstance(error["input"], str):
+        message += did_you_mean(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]))
     given = repr(error["input"])
     given = given if len(given) <= _MOST_CHARS else f"{given[:_MOST_CHARS]}..."
     return f"{key}: {message[0].lower()}{message[1:]}, got {given}{origin_text}"

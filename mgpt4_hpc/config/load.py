@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.assignments import ENV_PREFIX, Layer, env_layer
-from mgpt4_hpc.config.epochs import ConvertEpochs, StepCount
+from mgpt4_hpc.config.epochs import STEPS, ConvertEpochs, StepCount
 from mgpt4_hpc.config.original import import_original, is_original
 from mgpt4_hpc.config.original_quirks import apply_faithful
 from mgpt4_hpc.config.schema import ALONE, RunConfig
@@ -34,7 +34,8 @@ class InvalidSettings(ConfigError):
     Attributes:
         rest: the configuration without the wrong settings, in which other faults can be found;
             None if no part is right.
-        wrong: keys of the settings that are left out there; what depends on them is unknown.
+        wrong: keys of the settings that are left out there, and of those that misspelt ones may
+            have meant; what depends on them is unknown.
     """
 
     def __init__(
@@ -352,14 +353,15 @@ def merge(
             origins[key] = origin
         counts.see(flat)
     apply_faithful(values, origins)
-    faults = [*faults, *counts.settle(values, origins, convert_epochs)]
-    wrong: frozenset[str] = frozenset()
+    unknown_steps = counts.settle(values, origins, convert_epochs)
+    faults = [*faults, *unknown_steps]
+    wrong = keys.suggested(faults) | {STEPS for _ in unknown_steps}
     try:
         config = RunConfig.model_validate(keys.unflatten(values))
     except ValidationError as error:
-        found = error.errors()
-        wrong = frozenset(".".join(map(str, item["loc"][:2])) for item in found if item["loc"])
-        faults += [fault for item in found for fault in keys.explain(item, origins)]
+        own = [item for item in error.errors() if item["loc"]]
+        faults += [fault for item in own for fault in keys.explain(item, origins)]
+        wrong |= {".".join(map(str, item["loc"][:2])) for item in own} | keys.suggested(faults)
         faults += _contradictions(values, origins, wrong)
     if faults:
         raise InvalidSettings(
@@ -405,8 +407,7 @@ def _contradictions(
 ) -> list[str]:
     """Faults of several settings, which pydantic does not look for while a single one is wrong."""
     try:
-        if wrong:
-            RunConfig.model_validate(_without(values, wrong))
+        RunConfig.model_validate(_without(values, wrong) if wrong else keys.unflatten(values))
     except ValidationError as error:
         # What is wrong has another value now, so that whatever mentions it may not be true.
         return [

@@ -56,8 +56,10 @@ def material(
                          ("cc_sbu_align", world.align),
                          ("vicuna-7b", REFERENCE / "llm"), ("data/align", world.align),
                          ("coco/val2014", world.align / "image"),
-                         ("train2017", world.align / "image")):  # fmt: skip
+                         ("train2017", world.align / "image"),
+                         ("my-images-and-texts", world.align / "image")):  # fmt: skip
         shutil.copytree(source, tmp_path / name)
+    (tmp_path / "my-images-and-texts" / "0.txt").write_text("A picture.")
     for number in range(2, 1256):
         os.link(tmp_path / "cc_sbu" / "00000.tar", tmp_path / "cc_sbu" / f"{number:05d}.tar")
     for name in ("eva_vit_g.pth", "blip2_pretrained_flant5xxl.pth"):

@@ -1,7 +1,8 @@
 """A folder of images and texts into tar shards.
 
 It is laid out as cc_sbu_align (``filter_cap.json`` and ``image/ID.jpg``), or holds pairs,
-``KEY.jpg`` with ``KEY.txt`` or ``KEY.json``. Images of one's own may be of any format that is read, under any spelling of its extension.
+``KEY.jpg`` with ``KEY.txt`` or ``KEY.json``. Images of one's own may be of any format that is
+read, under any spelling of their extension.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from mgpt4_hpc.launch.submit.preflight import (
 from mgpt4_hpc.launch.submit.preflight_slurm import SlurmReply
 from mgpt4_hpc.launch.submit.site_profile import choose_site
 from mgpt4_hpc.launch.submit.submit_run import choose_executor
-from mgpt4_hpc.launch.submit.sweep import Point, parse_axes, points, run_names
+from mgpt4_hpc.launch.submit.sweep import Axis, Point, parse_axes, points, run_names
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import (
@@ -179,7 +179,12 @@ def make_plan(request: SubmitRequest, environ: Mapping[str, str]) -> Plan:
         runs_dir,
         tuple(
             dict.fromkeys(
-                (*notes, *(n for p in planned for n in p.resolved.notes), *resolver.notes, *more)
+                (
+                    *notes,
+                    *(n for p in planned for n in p.resolved.notes),
+                    *resolver.notes,
+                    *(note for note in more if not is_in_doubt(note, resolver.wrong)),
+                )
             )
         ),
         tuple(f for f in dict.fromkeys(faults) if not is_in_doubt(f, resolver.wrong)),
@@ -379,7 +384,7 @@ def _plan_sweep(
             fix="sweep stage 1, then submit stage 2 --after the run that you like best",
         )
     ((stage, config_name),) = _stages(request)
-    all_points = points(parse_axes(request.sweep, fixed=resolver.flags))
+    all_points = points(_axes(resolver))
     plain = {"name": request.name} if request.name is not None else {}
     name = resolver.resolve(stage, config_name, after, plain).config.name
     names = run_names(name, all_points)
@@ -395,6 +400,18 @@ def _plan_sweep(
     resolver.invalid = [*of_all, *resolver.invalid]
     folder = SweepDir.of(name, runs_dir)
     return PlannedSweep(folder, tuple(all_points), request.max_parallel), planned
+
+
+def _axes(resolver: _Resolver) -> list[Axis]:
+    """The settings that can be swept as asked; why the others cannot goes to ``invalid``."""
+    axes: list[Axis] = []
+    for option in resolver.request.sweep:
+        try:
+            axes += parse_axes([option], fixed=[*resolver.flags, *(axis.key for axis in axes)])
+        except ConfigError as error:
+            resolver.invalid += error.faults
+            resolver.wrong |= keys.suggested(error.faults)
+    return axes
 
 
 def _stages(request: SubmitRequest) -> list[tuple[int | None, str | None]]:

@@ -18,6 +18,7 @@ from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.shared_storage import not_shared
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
+from mgpt4_hpc.launch.slurm.cluster import SlurmSite
 from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
 from mgpt4_hpc.launch.submit.container import container_findings, unmounted
 from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
@@ -27,7 +28,12 @@ from mgpt4_hpc.launch.submit.preflight_files import (
     template_notes,
     weights_findings,
 )
-from mgpt4_hpc.launch.submit.preflight_slurm import Cluster, admission_findings, ask_cluster
+from mgpt4_hpc.launch.submit.preflight_slurm import (
+    Cluster,
+    admission_findings,
+    ask_cluster,
+    nodes_for,
+)
 from mgpt4_hpc.ownership import parent_faults
 from mgpt4_hpc.run_dir import RunDir
 
@@ -81,7 +87,9 @@ def preflight_findings(
         faults += more
         notes += more_notes
     faults += _extra_faults(config)
-    faults += _batch_faults(config) if new else []
+    if executor == "slurm" and cluster is None:
+        cluster = ask_cluster()
+    faults += _batch_faults(config, cluster.site if cluster else None) if new else []
     # Jobs that Slurm took before it was asked here must come back.
     faults += sbatch_faults(config.launch) if new and executor != "local" else []
     faults += _runs_dir_faults(runs_dir)
@@ -91,8 +99,8 @@ def preflight_findings(
     notes += [*unmounted(config), *template_notes(config)]
     if is_streamed(config):
         notes.append(f"this run cannot resume exactly: {WARNING}")
-    if executor == "slurm":
-        more, more_notes = admission_findings(config, cluster or ask_cluster(), array_tasks)
+    if cluster is not None:
+        more, more_notes = admission_findings(config, cluster, array_tasks)
         faults += more
         notes += [*more_notes, *_unshared(runs_dir)]
     elif executor == "local":
@@ -159,22 +167,28 @@ def _runs_dir_faults(runs_dir: Path) -> list[str]:
     ]
 
 
-def _batch_faults(config: RunConfig) -> list[str]:
+def _batch_faults(config: RunConfig, site: SlurmSite | None) -> list[str]:
     gpus, micro = config.launch.gpus, config.train.micro_batch_size
     batch, per_pass = config.train.global_batch_size, gpus * micro
     if batch % per_pass == 0:
         return []
     return [
         f"train.global_batch_size {batch} is no multiple of launch.gpus {gpus} x "
-        f"train.micro_batch_size {micro} = {per_pass}: {_batch_advice(batch, gpus, micro)}"
+        f"train.micro_batch_size {micro} = {per_pass}: {_batch_advice(config, site)}"
     ]
 
 
-def _batch_advice(batch: int, gpus: int, micro: int) -> str:
+def _batch_advice(config: RunConfig, site: SlurmSite | None) -> str:
     """The nearest settings that divide; first those that leave the result as it is."""
-    fewer = _largest_divisor(batch, gpus)
+    batch, gpus = config.train.global_batch_size, config.launch.gpus
+    micro, launch = config.train.micro_batch_size, config.launch
+    divisors = [n for n in range(min(batch, gpus), 0, -1) if batch % n == 0]
+    fewer, nodes = next(
+        ((n, k) for n in divisors if (k := nodes_for(site, launch, n))), (divisors[0], launch.nodes)
+    )
     smaller = _largest_divisor(batch // fewer, micro)
     same = [f"--gpus {fewer}"] if fewer != gpus else []
+    same += [f"--nodes {nodes}"] if nodes != launch.nodes else []
     same += [f"--set micro_batch_size={smaller}"] if smaller != micro else []
     per_pass = gpus * micro
     below = batch // per_pass * per_pass

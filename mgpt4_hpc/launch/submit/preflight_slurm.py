@@ -106,7 +106,7 @@ class SlurmReply:
         Raises:
             SlurmUnreachable: unless it is a dry run.
         """
-        if any(key.startswith(("launch", "container")) for key in wrong):
+        if any(key.startswith("launch") for key in wrong):
             return cls("none")
         if executor != "slurm":
             return cls(executor)
@@ -137,6 +137,8 @@ def admission_findings(
     if site is not None:
         wanted, missing = _partitions(site, launch)
         faults += missing
+        if missing and not wanted:
+            faults += _faults_everywhere(site, launch)
         for partition in wanted:
             faults += _partition_faults(partition, launch)
             faults += _node_faults(partition, launch)
@@ -241,12 +243,40 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     return []
 
 
+def _faults_everywhere(site: SlurmSite, launch: LaunchConfig) -> list[str]:
+    """Why no partition's nodes can hold the job, where the one that it names is unknown."""
+    up = [partition for partition in site.partitions.values() if partition.is_up]
+    faults = [_node_faults(partition, launch) for partition in up]
+    return [fault for of_one in faults for fault in of_one] if all(faults) else []
+
+
+def nodes_for(site: SlurmSite | None, launch: LaunchConfig, gpus: int) -> int | None:
+    """Over how many nodes the job can spread ``gpus``: as many as asked for if it may be.
+
+    None if there is no such number in any of its partitions.
+    """
+    wanted = _partitions(site, launch)[0] or [*site.partitions.values()] if site else []
+    if launch.gpu_request == "none":
+        wanted = []  # the user asks for GPUs with other options
+    held = [[_gpus(node, launch) for node in p.nodes] for p in wanted if p.nodes]
+    if gpus % launch.nodes == 0 and (
+        not held or any(sum(n >= gpus // launch.nodes for n in of) >= launch.nodes for of in held)
+    ):
+        return launch.nodes
+    return next((n for of in held if (n := _num_nodes(gpus, sorted(of, reverse=True)))), None)
+
+
+def _num_nodes(gpus: int, held: Sequence[int]) -> int | None:
+    """The fewest nodes of those that hold ``held`` GPUs, most first, for ``gpus`` spread evenly."""
+    spreads = (n for n, least in enumerate(held, 1) if gpus % n == 0 and gpus // n <= least)
+    return next(spreads, None)
+
+
 def _spread(gpus: int, per_node: Iterable[int]) -> str:
     """How ``gpus`` fit on nodes that have ``per_node`` each, with the same number on every node."""
     held = sorted(per_node, reverse=True)
-    for nodes, least in enumerate(held, start=1):
-        if gpus % nodes == 0 and gpus // nodes <= least:
-            return f"--nodes {nodes} spreads them"
+    if nodes := _num_nodes(gpus, held):
+        return f"--nodes {nodes} spreads them"
     largest, nodes = max((nodes * least, -nodes) for nodes, least in enumerate(held, start=1))
     most = f"--gpus {largest} --nodes {-nodes} is the most"
     return f"--gpus {gpus} fits on no number of its nodes, {most}"

@@ -63,6 +63,32 @@ def test_faults_of_settings_files_and_machine_come_together(
     assert docker.err.count("container.") == 1, docker.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told", "not_told"),
+    [
+        (["--sweep", "lr=1e-3,banana", "--sweep", "seeed=1,2"],
+         ["tiny-stage1-lrbanana: train.lr", "did you mean seed?"], []),
+        (["--set", "container.runtime=aptainer"], ["did you mean apptainer?"], []),
+        (["--set", "data.val_fracton=0.1", "--set", "eval_every_steps=2"],
+         ["did you mean data.val_fraction?"], ["needs data.val_fraction"]),
+        (["--set", "train.max_epochs=1"], ["has no index"], ["warmup_steps"]),
+        (["--set", "text.template=llama9"], ["must be one of"], ["another model's format"]),
+    ],
+)  # fmt: skip
+def test_a_fault_neither_hides_others_nor_brings_what_follows_from_it(
+    mgpt4: Mgpt4, world: TinyWorld, arguments: list[str], told: list[str], not_told: list[str]
+) -> None:
+    config = world.write_config(Path("tiny.yaml"), 1)
+    (world.weights / "llm" / "chat_template.jinja").write_text("<|im_start|>")
+    try:
+        ended = mgpt4("submit", "--executor", "local", "--config", config, *arguments)
+    finally:
+        (world.weights / "llm" / "chat_template.jinja").unlink()
+    assert ended.code == 2
+    assert all(text in ended.err for text in told), ended.err
+    assert not any(text in ended.err for text in not_told), ended.err
+
+
 def test_wrong_settings_are_reported_although_slurm_is_silent(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

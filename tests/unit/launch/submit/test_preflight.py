@@ -14,9 +14,10 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.schema import ContainerConfig, RunConfig
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.submit.container import container_findings
-from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight import preflight, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_files import template_notes
 from mgpt4_hpc.resources import toy_world_dir
+from tests.unit.launch.submit.preflight_slurm_cases import cluster
 
 
 def config(**changes: Any) -> RunConfig:
@@ -49,6 +50,17 @@ def test_a_batch_that_does_not_divide_is_told_what_does(
 
 
 @pytest.mark.slow
+def test_the_advice_on_a_batch_fits_the_nodes(tmp_path: Path) -> None:
+    checked = config(launch__gpus=6, train__global_batch_size=8, train__micro_batch_size=2)
+    faults, _ = preflight_findings(checked, tmp_path, executor="slurm", cluster=cluster())
+    assert any("--gpus 4 keeps it" in fault for fault in faults), faults
+    checked = config(
+        launch__gpus=40, train__global_batch_size=48, train__micro_batch_size=2, launch__nodes=1
+    )
+    faults, _ = preflight_findings(checked, tmp_path, executor="slurm", cluster=cluster())
+    assert any("--gpus 8 --nodes 2" in fault for fault in faults), faults
+
+
 def test_the_toy_passes_without_torch(tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path\n"

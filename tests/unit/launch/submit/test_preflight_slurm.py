@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.submit.preflight_slurm import (
     _spread,
     ask_cluster,
+    nodes_for,
 )
 from tests.unit.launch.submit.preflight_slurm_cases import (
     CONFIG,
@@ -95,6 +97,32 @@ def test_what_slurm_would_refuse_is_told_with_what_there_is(
 )
 def test_the_advice_about_nodes_can_be_followed(gpus: int, per_node: list[int], told: str) -> None:
     assert _spread(gpus, per_node).endswith(told)
+
+
+def test_an_unknown_partition_does_not_hide_that_none_has_the_gpus() -> None:
+    assert len(faults_of(partition="a10", gpus=8)) == 1, "lab has a node of eight"
+    unknown, *others = faults_of(partition="a10", gpus=40)
+    assert "'a10' does not exist" in unknown
+    assert [fault.partition(" at most")[0] for fault in others] == [
+        "a node of partition a100 has 4 GPUs",
+        "a node of partition lab has 8 GPUs",
+        "partition cpu has no GPUs",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("launch", "gpus", "nodes"),
+    [
+        ({}, 4, 1), ({}, 8, 2), ({}, 6, 2), ({}, 16, None), ({"nodes": 2}, 4, 2),
+        ({"nodes": 3}, 4, 1), ({"partition": "a10"}, 8, 1),
+        ({"gpu_request": "none", "nodes": 2}, 16, 2),
+    ],
+)  # fmt: skip
+def test_over_how_many_nodes_gpus_spread(
+    launch: dict[str, Any], gpus: int, nodes: int | None
+) -> None:
+    wanted = LaunchConfig.model_validate({"partition": "a100"} | launch)
+    assert nodes_for(cluster().site, wanted, gpus) == nodes
 
 
 def test_features_and_nodes_that_there_are_have_no_faults() -> None:
