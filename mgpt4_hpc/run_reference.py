@@ -115,6 +115,15 @@ def best_validation(run: RunDir, step: int | None) -> tuple[int | None, float | 
         return None, None  # no checkpoint, one without a held-out loss, or a damaged one
 
 
+def validations_since_best(run: RunDir, step: int) -> int:
+    """Validations since the lowest held-out loss at a checkpoint; 0 where it is not recorded."""
+    try:
+        meta = read_json(run.checkpoints / f"step-{step:08d}" / "manifest.json")["meta"]
+        return int(meta["num_worse"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def step_of(checkpoint: Path) -> int | None:
     """The step of a checkpoint's folder; None if it has another name."""
     match = _STEP.fullmatch(checkpoint.name)
@@ -169,8 +178,9 @@ def _at_step(run: RunDir, text: str) -> RunReference:
         ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in manifests) or "none"
     )
     raise NoSuchRun(
-        f"{run.name} has no checkpoint of step {text}",
-        fix=f"its checkpoints are of these steps: {steps}; without @STEP it is the newest{advice}",
+        f"{run.name} has no checkpoint of step {text}{did_you_mean(text, ['best'])}",
+        fix=f"its checkpoints are of these steps: {steps}; @best is the one of the best "
+        f"validation, without @STEP it is the newest{advice}",
     )
 
 

@@ -26,7 +26,8 @@ may be missing where it is not known; unknown fields are kept and ignored.
 | `hang` | a rank's watchdog found that nothing moves | `rank`, `host`, `phase`, `silent_s`, `step` |
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
-| `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets`, `all_steps` (of a finished run: how many there were) |
+| `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets`; of a finished run `all_steps` (its steps) and |
+| | | `num_worse` (validations since its lowest held-out loss) |
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _run(
             cause="finished" if finished else "signalled",
             step=outcome.step,
             exit_code=0 if finished else EXIT_RESUMABLE,
-            all_steps=outcome.step if finished else None,
+            **outcome.finished_at,
         )
         if not finished:
             recorder.say(

@@ -84,10 +84,13 @@ class Loop:
         """Where the run ends, the same on all ranks."""
 
     def follow_plan(self) -> None:
-        """Take over, on all ranks, the number of steps that is asked for now."""
+        """Take over, on all ranks, the number of steps that is asked for now.
+
+        A run that has passed it ends at the step that it has reached.
+        """
         if self.planned_steps is not None:
             planned = self.planned_steps() if self.ranks.is_first else 0
-            self.max_steps = int(self.ranks.sum_on_cpu([planned])[0])
+            self.max_steps = max(int(self.ranks.sum_on_cpu([planned])[0]), self.state.step)
 
 
 def train(loop: Loop) -> tuple[Ending, str]:

@@ -297,7 +297,15 @@ class _Attempt:
             if staged := built.batches.staging.facts:
                 self.recorder.event(Kind.STAGING, **staged)
             step, durable = built.state.step, saving.durable_step
-            outcome = Outcome(ending, step, inputs.restored_step, durable, reason, self.number)
+            outcome = Outcome(
+                ending,
+                step,
+                inputs.restored_step,
+                durable,
+                reason,
+                self.number,
+                built.state.num_worse,
+            )
             with self.buckets.time(WIND_DOWN):
                 self._wind_down(outcome)
             return outcome

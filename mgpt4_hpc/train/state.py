@@ -73,6 +73,7 @@ class Outcome:
         reason: what asked for the stop, as ``SIGTERM``; of a finished run why it ended early, or
             empty.
         attempt: number of this attempt.
+        num_worse: as :class:`TrainState` has it.
     """
 
     ending: Ending
@@ -81,3 +82,11 @@ class Outcome:
     durable_step: int | None
     reason: str
     attempt: int
+    num_worse: int = 0
+
+    @property
+    def finished_at(self) -> dict[str, int]:
+        """What the ledger records of a finished run, to find later whether it may continue."""
+        if self.ending is not Ending.FINISHED:
+            return {}
+        return {"all_steps": self.step, "num_worse": self.num_worse}

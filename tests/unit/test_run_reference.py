@@ -53,6 +53,8 @@ def test_every_way_to_name_a_run_names_the_same(run: RunDir, text: str, step: in
 def test_the_best_step_is_that_of_the_lowest_held_out_loss(run: RunDir) -> None:
     with pytest.raises(NoSuchRun, match="has no held-out loss"):
         find_reference("one@best", run.path.parent)
+    with pytest.raises(NoSuchRun, match=r"(?s)step beest; did you mean best\?.*5, 20; @best is"):
+        find_reference("one@beest", run.path.parent)
     store = CheckpointStore(run.checkpoints)
     for step, best in ((30, 20), (40, 25)):
         store.commit(step, {"projector": {}}, {"best_step": best, "best_loss": 1.5})

@@ -164,7 +164,7 @@ def _branch(
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
     changed = checked_change(source.run, overrides, faults, executor, free=True)
-    if none_left := source.nothing_left(changed.config.train.max_steps):
+    if none_left := source.nothing_left(changed.config.train):
         raise ConfigError(f"--as {name}: {none_left}")
     return branch(source, name, folder, changed)
 
@@ -241,9 +241,10 @@ def _as_text(resumption: Resumption) -> str:
     if job is None:
         return f"{resumption.run.name} is finished already: nothing to resume"
     if not resumption.is_new:
-        return (
-            f"{resumption.run.name}: its {job.executor} job {job.job_id} goes to the new last step"
-        )
+        what = "goes to the new last step"
+        if resumption.is_passed:
+            what = "stops now, at the step it has reached"
+        return f"{resumption.run.name}: its {job.executor} job {job.job_id} {what}"
     return f"{resumption.run.name}  {job.executor} job {job.job_id}  {resumption.run.path}"
 
 

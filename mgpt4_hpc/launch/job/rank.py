@@ -259,9 +259,9 @@ def _record_finished(run: RunDir, start: JobStart, outcome: Outcome, recorder: R
     """Record the run's end in the ledger, and run the user's hook for it."""
     from mgpt4_hpc.telemetry.event_kinds import Kind
 
-    # A run that early_stop ended is finished whatever its last step was to be.
-    done = {} if outcome.reason else {"all_steps": outcome.step}
-    recorder.event(Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **done)
+    recorder.event(
+        Kind.END, cause=Cause.FINISHED, step=outcome.step, exit_code=0, **outcome.finished_at
+    )
     reason = outcome.reason or f"all {outcome.step} steps are done"
     run_hooks(run, start, FINISHED, Cause.FINISHED, reason)
 

@@ -7,7 +7,7 @@ import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,11 @@ from mgpt4_hpc.errors import (
     SlurmUnconfirmed,
     StorageTrouble,
 )
-from mgpt4_hpc.formatting import shell_word
+from mgpt4_hpc.formatting import counted, shell_word
 from mgpt4_hpc.launch.manage.changes import change, describe, differences, input_drift
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
-from mgpt4_hpc.launch.runs.run_facts import read_facts
+from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
@@ -57,6 +57,7 @@ class Resumption:
         submitted: its job; None if finished.
         changes: setting to (old, new) value.
         is_new: whether the job is new; else it is the live one.
+        is_passed: whether the live one is beyond the new last step.
     """
 
     run: RunDir
@@ -64,6 +65,7 @@ class Resumption:
     submitted: Submitted | None = None
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     is_new: bool = True
+    is_passed: bool = False
 
 
 def resume_run(
@@ -195,9 +197,10 @@ def _resume(
     run = RunDir(Path(seen.path))
     resolved = read_config(run.config_file)
     changes = differences(resolved, changed)
-    longer = "train.max_steps" in changes and changed.config.train.max_steps > seen.step
-    if seen.state is RunState.FINISHED and not longer:
-        _refuse_fewer_steps(run, changes, seen.step)
+    train = changed.config.train
+    facts = replace(read_facts(run), max_steps=train.max_steps, early_stop=train.early_stop)
+    if seen.state is RunState.FINISHED and facts.finished:
+        _check_no_effect(facts, changes, say)
         if seen.executor == "slurm":
             _resume_dependents(run, None, say)
         return Resumption(run, finished=True)
@@ -245,14 +248,37 @@ def _check_drift(
         raise drifted(run, drift)
 
 
-def _refuse_fewer_steps(run: RunDir, changes: Mapping[str, tuple[Any, Any]], step: int) -> None:
-    """A finished run cannot be made shorter, and a change that has no effect is an error."""
-    if "train.max_steps" in changes:
+def _check_no_effect(
+    facts: RunFacts, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], None]
+) -> None:
+    """Refuse a number of steps or a patience with which a finished run stays finished.
+
+    Other settings of a finished run stay as they are, which is printed.
+
+    Raises:
+        ConfigError: with the setting that would let it continue.
+    """
+    assert facts.last is not None
+    wanted = [key for key in ("train.max_steps", "train.early_stop") if key in changes]
+    if not wanted:
+        for line in describe(changes):
+            say(f"{facts.run.name} is finished, so this has no effect: {line}")
+        return
+    given = ", ".join(f"{key}={changes[key][1]}" for key in wanted)
+    what = f"{facts.run.name} is finished at step {facts.step}; with {given} no step is left"
+    if facts.stops_early:
+        count = counted(facts.last.num_worse, "validation")
         raise ConfigError(
-            f"{run.name} is finished at step {step}; with train.max_steps="
-            f"{changes['train.max_steps'][1]} no step is left",
-            fix=f"train.max_steps counts from the run's first step: give one above {step}",
+            what,
+            why=f"train.early_stop is {facts.early_stop}, and the last {count} made no new lowest "
+            "held-out loss",
+            fix="--set train.early_stop=0, or a patience above "
+            f"{facts.last.num_worse}, lets it continue up to train.max_steps",
         )
+    raise ConfigError(
+        what,
+        fix=f"train.max_steps counts from the run's first step: give one above {facts.step}",
+    )
 
 
 def _say_changes(
@@ -277,7 +303,8 @@ def _lengthen_live(
     _say_changes(run, changes, say)
     rewrite_config(run.config_file, changed)
     job = Submitted(run, seen.executor or "slurm", seen.job_id or "")
-    return Resumption(run, False, job, changes, is_new=False)
+    is_passed = changed.config.train.max_steps <= seen.step
+    return Resumption(run, False, job, changes, is_new=False, is_passed=is_passed)
 
 
 def _resume_dependents(run: RunDir, job_id: str | None, say: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ _TAIL_BYTES = 24 * 1024
 _PROGRESS = b'"kind": "steps"'
 # `write_config` puts one setting on a line. Parsing YAML costs 100 times as much.
 _STEPS_LINE = re.compile(r"^  max_steps: (\d+)\b", re.MULTILINE)
+_EARLY_STOP_LINE = re.compile(r"^  early_stop: (\d+)\b", re.MULTILINE)
 _BATCH_LINE = re.compile(r"^  global_batch_size: (\d+)\b", re.MULTILINE)
 
 
@@ -39,7 +40,10 @@ class RunFacts:
         run: its directory.
         stage: 1 or 2; 0 where run.json does not say.
         created: as run.json has it.
-        max_steps, global_batch_size: of its configuration; None where it cannot be read.
+        max_steps: of its configuration, or the step that it has reached if that is beyond; None
+            where it cannot be read.
+        global_batch_size: of its configuration; None where it cannot be read.
+        early_stop: of its configuration; 0 where it cannot be read.
         job: the newest job; None if it was never submitted, or is a copy's original's.
         job_is_lost: the note of the newest job is there, and is empty or cut.
         copied_from: the folder that has the job, if this one is a copy of it.
@@ -61,6 +65,7 @@ class RunFacts:
     created: str = ""
     max_steps: int | None = None
     global_batch_size: int | None = None
+    early_stop: int = 0
     job: JobRef | None = None
     job_is_lost: bool = False
     copied_from: str | None = None
@@ -83,13 +88,18 @@ class RunFacts:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done, as many as its settings ask for now."""
+        """Whether no step is left by its present settings."""
         last = self.last
         if last is None or last.cause != Cause.FINISHED:
             return False
         if self.max_steps is None or last.finished_at is None:
             return True
-        return self.max_steps <= last.finished_at
+        return self.max_steps <= last.finished_at or self.stops_early
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether ``train.early_stop`` holds where its newest attempt finished."""
+        return self.last is not None and 0 < self.early_stop <= self.last.num_worse
 
     @property
     def step(self) -> int:
@@ -122,15 +132,16 @@ def read_facts(run: RunDir) -> RunFacts:
     if original is None:
         job = _job(noted, [records for records, _ in ledgers.values()])
     newest = _newest_values([records for records, _ in ledgers.values()])
-    max_steps, batch = _sizes(run)
+    max_steps, batch, early_stop = _sizes(run)
     step, saved_at = _newest_checkpoint(run.checkpoints)
     best_step, best_value = best_validation(run, step)
-    return RunFacts(
+    facts = RunFacts(
         run=run,
         stage=identity.get("stage") or 0,
         created=str(identity.get("created", "")),
         max_steps=max_steps,
         global_batch_size=batch,
+        early_stop=early_stop,
         job=job,
         job_is_lost=not noted and (run.slurm / "job.json").exists(),
         copied_from=original,
@@ -146,6 +157,9 @@ def read_facts(run: RunDir) -> RunFacts:
         loss=_number(newest.get("loss")),
         samples_per_s=_number(newest.get("samples_per_s")),
     )
+    # A last step that the user gives may be one that the run has passed.
+    passed = max_steps is not None and facts.step > max_steps
+    return replace(facts, max_steps=facts.step) if passed else facts
 
 
 def run_it_follows(run: RunDir) -> RunDir | None:
@@ -236,16 +250,18 @@ def _newest_values(ledgers: list[Records]) -> Mapping[str, Any]:
     return {}
 
 
-def _sizes(run: RunDir) -> tuple[int | None, int | None]:
+def _sizes(run: RunDir) -> tuple[int | None, int | None, int]:
+    """max_steps, global_batch_size and early_stop of its configuration."""
     text = _text(run.config_file) or ""
     steps, batch = _STEPS_LINE.search(text), _BATCH_LINE.search(text)
+    early_stop = _EARLY_STOP_LINE.search(text)  # older runs do not have it
     if steps and batch:
-        return int(steps[1]), int(batch[1])
+        return int(steps[1]), int(batch[1]), int(early_stop[1]) if early_stop else 0
     try:
         train = read_config(run.config_file).config.train
     except MgptError:
-        return None, None
-    return train.max_steps, train.global_batch_size
+        return None, None, 0
+    return train.max_steps, train.global_batch_size, train.early_stop
 
 
 def _newest_checkpoint(folder: Path) -> tuple[int | None, float | None]:

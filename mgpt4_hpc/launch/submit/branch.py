@@ -12,13 +12,19 @@ from mgpt4_hpc import __version__
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved, merge
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
+from mgpt4_hpc.config.schema import TrainConfig
 from mgpt4_hpc.errors import ConfigError, MgptError, RunLocked
-from mgpt4_hpc.formatting import shell_word
+from mgpt4_hpc.formatting import counted, shell_word
 from mgpt4_hpc.identity import new_identity
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir, write_json
-from mgpt4_hpc.run_reference import RunReference, newest_checkpoint, step_of
+from mgpt4_hpc.run_reference import (
+    RunReference,
+    newest_checkpoint,
+    step_of,
+    validations_since_best,
+)
 from mgpt4_hpc.train.inputs.pins import accept_drift
 
 _ORIGIN = "name of the branch"
@@ -61,17 +67,26 @@ class Branching:
             )
         return cls(reference.run, reference.step)
 
-    def nothing_left(self, max_steps: int) -> str:
+    def nothing_left(self, train: TrainConfig) -> str:
         """Why a run that continues here would train nothing; empty if there is a step to do."""
         step = self.step
         if step is None and (newest := newest_checkpoint(self.run)) is not None:
             step = step_of(newest)
-        if step is None or step < max_steps:
+        if step is None:
+            return ""
+        begins = f"it begins at step {step} of {self.run.name}, and"
+        if step >= train.max_steps:
+            return (
+                f"{begins} train.max_steps is {train.max_steps}: no step is left: "
+                f"--set train.max_steps=N with N above {step}, or RUN@STEP with an earlier step"
+            )
+        worse = validations_since_best(self.run, step)
+        if not 0 < train.early_stop <= worse:
             return ""
         return (
-            f"it begins at step {step} of {self.run.name}, and train.max_steps is {max_steps}: no "
-            f"step is left: --set train.max_steps=N with N above {step}, or RUN@STEP with an "
-            "earlier step"
+            f"{begins} train.early_stop is {train.early_stop}: no step is left after "
+            f"{counted(worse, 'validation')} without a new lowest held-out loss: "
+            "--set train.early_stop=0, or a larger patience"
         )
 
 

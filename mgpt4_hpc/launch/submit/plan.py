@@ -277,8 +277,8 @@ class _Resolver:
             resolved = error.rest
         if self.continues is not None and self.parent is not None:
             resolved = keep_schedule(self.parent.config, resolved, "--from")
-            if "train.max_steps" not in self.wrong:
-                none_left = self.continues.nothing_left(resolved.config.train.max_steps)
+            if not {"train.max_steps", "train.early_stop"} & self.wrong:
+                none_left = self.continues.nothing_left(resolved.config.train)
                 self.invalid += [f"--continue: {none_left}"] if none_left else []
         if stage is not None and resolved.config.stage != stage and "stage" not in self.wrong:
             self.invalid.append(

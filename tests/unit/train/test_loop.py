@@ -338,3 +338,4 @@ def test_a_run_follows_a_plan_that_changes(plan: list[int], last: int) -> None:
     assert train(loop) == (Ending.FINISHED, "")
     assert [note[1] for note in notes if note[0] == "step"] == list(range(last))
     assert notes[-1] == ("save", last, 10 * last)
+    assert loop.max_steps == last, "no line of the log has a step beyond the last one"

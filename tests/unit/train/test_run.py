@@ -58,14 +58,17 @@ def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_int
         checkpoint={"keep_best": "val/loss", "keep_last": 1},
     )
 
-    def finish(name: str, *stops_at: int) -> tuple[int, list[int], str]:
+    def finish(name: str, *stops_at: int, patience: int = 3) -> tuple[int, list[int], str]:
         made = RunDir(tmp_path / name)
-        made.create({"name": name, "stage": 1})
-        write_config(made.config_file, load_config(file))
+        if not made.path.exists():
+            made.create({"name": name, "stage": 1})
+        wanted = load_config(file, overrides={"train.early_stop": patience})
+        write_config(made.config_file, wanted)
         endings = [attempt(made, Stop(at)).ending for at in stops_at]
         assert set(endings) <= {Ending.STOPPED}
         outcome = attempt(made, NeverStop())
-        assert outcome.ending is Ending.FINISHED and "in the last 3 validations" in outcome.reason
+        assert outcome.ending is Ending.FINISHED and outcome.num_worse == patience
+        assert f"in the last {patience} validations" in outcome.reason
         again = attempt(made, NeverStop())
         assert (again.ending, again.step) == (Ending.FINISHED, outcome.step)
         store = CheckpointStore(made.checkpoints)
@@ -76,6 +79,8 @@ def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_int
     assert alone[:2] == (8, [2, 8]), "the best, and the last"
     # Polls fall between steps and inside of validations.
     assert finish("interrupted", 8, 9, 10, 9) == alone
+    # More patience afterwards is more patience from the beginning.
+    assert finish("interrupted", patience=5) == finish("patient", patience=5)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -123,8 +124,9 @@ def outcome(ending: Ending = Ending.STOPPED, *, progressed: bool = True) -> Outc
 
 
 def test_finished(run: RunDir) -> None:
-    assert settle(run, SLURM, outcome(Ending.FINISHED)) == 0
-    assert read_ledgers(run.ledger)[0].cause == "finished"
+    assert settle(run, SLURM, replace(outcome(Ending.FINISHED), num_worse=2)) == 0
+    (attempt,) = read_ledgers(run.ledger)
+    assert (attempt.cause, attempt.finished_at, attempt.num_worse) == ("finished", 9, 2)
 
 
 def test_preempted_under_slurm(run: RunDir, scontrol: FakeScontrol) -> None:

@@ -10,7 +10,10 @@ from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import settings_digest
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
+from mgpt4_hpc.launch.job.start_check import why_leave
 from mgpt4_hpc.launch.manage.changes import _knows
+from mgpt4_hpc.launch.runs.run_facts import read_facts
+from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
@@ -118,12 +121,13 @@ def test_the_same_value_is_no_change(
     assert ended.json["changes"] == {}
 
 
-def finish(run: RunDir, at: int) -> None:
+def finish(run: RunDir, at: int, num_worse: int = 0) -> None:
     """As today's trainer ends a run: with the number of its steps."""
     attempt(run, 2, first=21, last=at, cause="finished")
     file = run.ledger / "attempt-0002.jsonl"
     *lines, end = file.read_text().splitlines()
-    file.write_text("\n".join([*lines, json.dumps({**json.loads(end), "all_steps": at}), ""]))
+    ended = {**json.loads(end), "all_steps": at, "num_worse": num_worse}
+    file.write_text("\n".join([*lines, json.dumps(ended), ""]))
 
 
 def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
@@ -152,6 +156,66 @@ def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
     assert read_json(run.drift_accepted)["settings"] == settings_digest(config) != held
 
 
+def test_a_setting_without_effect_on_a_finished_run_is_printed(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    finish(run, at=100)
+    before = run.config_file.read_text()
+    ended = mgpt4("resume", "one", "--set", "launch.max_crashes=9")
+    assert ended.code == 0 and "no effect: launch.max_crashes 5 -> 9" in ended.err
+    ended = mgpt4("resume", "one", "--set", "data.val_fraction=0.1", "--set", "early_stop=3")
+    assert ended.code == 2
+    assert run.config_file.read_text() == before and submissions.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "last_step"),
+    [
+        (["early_stop=0"], 135),
+        (["early_stop=5"], 135),
+        (["early_stop=0", "max_steps=120"], 120),
+        (["max_steps=115"], None),
+        (["max_steps=300"], None),
+        (["early_stop=1"], None),
+        (["early_stop=2", "max_steps=300"], None),
+        (["early_stop=0", "max_steps=110"], None),
+    ],
+)
+def test_a_run_that_finished_early_continues_where_its_patience_allows_it(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    changes: list[str],
+    last_step: int | None,
+) -> None:
+    run.resubmit_needed.unlink()
+    text = run.config_file.read_text()
+    settings = {"max_steps": 135, "early_stop": 2, "eval_every_steps": 5, "val_fraction": 0.1}
+    for name, value in settings.items():
+        text, count = re.subn(rf"^  {name}: \S+", f"  {name}: {value}", text, flags=re.MULTILINE)
+        assert count == 1
+    run.config_file.write_text(text)
+    finish(run, at=110, num_worse=2)
+    (row,) = mgpt4("status", "one", "--json").json
+    assert (row["text"], row["step"], row["max_steps"]) == ("finished early", 110, 135)
+    before = run.config_file.read_bytes()
+    arguments = [word for change in changes for word in ("--set", f"train.{change}")]
+    ended = mgpt4("resume", "one", *arguments)
+    if last_step is None:
+        assert ended.code == 2 and "no step is left" in ended.err, ended.err
+        why = "above 110" if "early_stop=0" in changes else "--set train.early_stop=0"
+        assert why in ended.err
+        assert run.config_file.read_bytes() == before and submissions.asked == []
+        return
+    assert ended.code == 0, ended.err
+    assert submissions.asked[0][0].config.train.max_steps == last_step
+    assert not run.drift_accepted.exists(), "what is computed is what was asked for at first"
+    # The job's own check before srun reads this, too.
+    assert not read_facts(run).finished
+    assert why_leave(run, JobStart("slurm", "18", 0)) is None
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING"])
 def test_a_job_that_waits_or_trains_is_given_more_steps(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
@@ -163,6 +227,11 @@ def test_a_job_that_waits_or_trains_is_given_more_steps(
     assert read_config(run.config_file).config.train.max_steps == 300
     assert submissions.asked == []
     assert "its slurm job 17" in mgpt4("resume", "one", "--set", "max_steps=200").out
+    assert "stops now, at the step" in mgpt4("resume", "one", "--set", "max_steps=20").out
+    assert "goes to the new last step" in mgpt4("resume", "one", "--set", "max_steps=21").out
+    mgpt4("resume", "one", "--set", "max_steps=9")
+    (row,) = mgpt4("status", "one", "--json").json
+    assert (row["step"], row["max_steps"], row["percent"]) == (20, 20, 100)
     for more in (["--set", "max_steps=400", "--gpus", "2"], ["--set", "lr_steps=10"]):
         assert mgpt4("resume", "one", *more).code == 7, "only a new job reads that"
 

@@ -20,7 +20,8 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
 ) -> None:
     one = make_trained_run(world, tmp_path / "runs" / "one", 1, step=9)
-    CheckpointStore(one.checkpoints).commit(12, {"projector": {}}, {"samples_seen": 12})
+    meta = {"samples_seen": 12, "num_worse": 2}
+    CheckpointStore(one.checkpoints).commit(12, {"projector": {}}, meta)
     one.record_identity()
     submitted(one, "17")
     (one.slurm / "17_0_log.out").write_text("its log")
@@ -29,6 +30,11 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     for last, code in (("max_steps=9", 2), ("max_steps=10", 0)):
         ended = mgpt4(*past, last, "--dry-run")
         assert ended.code == code and ("no step is left" in ended.err) == bool(code), ended.err
+    early = ("submit", "--from", "one@12", "--continue", "--set", "max_steps=40", "--dry-run")
+    for patience, code in ((2, 2), (3, 0)):
+        settings = f"early_stop={patience}", "data.val_fraction=0.2", "eval_every_steps=3"
+        ended = mgpt4(*early, *(word for setting in settings for word in ("--set", setting)))
+        assert ended.code == code and ("early_stop is 2: no step" in ended.err) == bool(code), ended.err
     wrong = mgpt4(*past, "max_steps=0", "--set", "lr=5")
     assert wrong.code == 2 and wrong.err.count("\n  - ") == 2, wrong.err
     ended = mgpt4(
