@@ -146,10 +146,13 @@ def locate(
     say_loading(name or str(weights))
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.bundle.projector_origin import other_llm_note
     from mgpt4_hpc.model.generation.chat_model import find_source
 
     source = find_source(path, weights=weights, template=template)
     open_bundle(source.weights)  # says at once what is missing; nothing large is read yet
+    if source.projector and (note := other_llm_note(source.projector, source.weights)):
+        click.echo(f"warning: {note}", err=True)
     if source.projector and (source.projector.parent / "manifest.json").is_file():
         folder = source.projector.parent
         try:

@@ -25,6 +25,7 @@ from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
     projector_findings,
     source_findings,
+    start_findings,
     template_notes,
     weights_findings,
 )
@@ -84,6 +85,10 @@ def preflight_findings(
     faults += feature_faults(config)
     if not projector_follows:
         more, more_notes = projector_findings(config, sizes)
+        faults += more
+        notes += more_notes
+    elif new and config.model.projector is not None:
+        more, more_notes = start_findings(config, Path(config.model.projector))
         faults += more
         notes += more_notes
     faults += _extra_faults(config)

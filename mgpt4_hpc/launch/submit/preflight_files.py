@@ -7,7 +7,8 @@ from pathlib import Path
 from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
 from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
 from mgpt4_hpc.config.load import missing_start
-from mgpt4_hpc.config.schema import RunConfig, SourceConfig
+from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.config.schema import LoraConfig, RunConfig, SourceConfig
 from mgpt4_hpc.config.streams import is_url, stream_faults
 from mgpt4_hpc.data.index.left_out import LeftOut, in_words
 from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out_of_folders
@@ -16,6 +17,7 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import beside, counted
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
+from mgpt4_hpc.model.bundle.projector_origin import other_llm_note
 from mgpt4_hpc.model.conversion.parts import LLM_FOLDER
 from mgpt4_hpc.model.conversion.variants import (
     OTHER_PROJECTOR,
@@ -30,6 +32,7 @@ from mgpt4_hpc.model.llm_files.folder import format_note, own_chat_template, rea
 from mgpt4_hpc.model.weight_files.headers import read_header
 from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
 from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
+from mgpt4_hpc.run_dir import RunDir, read_json
 
 _SHOWN = 3
 _SPARE_TOKENS = 64
@@ -204,7 +207,48 @@ def projector_findings(
         faults = [f"model.projector {fault}"] if fault else []
     elif path.is_dir():
         faults = [f"model.projector {projector} is neither a run, a checkpoint nor a file"]
-    return faults or _width_faults(path, sizes), notes
+    if faults := faults or _width_faults(path, sizes):
+        return faults, notes
+    faults, more = start_findings(config, path)
+    return faults, notes + more
+
+
+def start_findings(config: RunConfig, start: Path) -> tuple[list[str], list[str]]:
+    """Whether a run has what its first projector was trained with: language model and LoRA.
+
+    Args:
+        config: of the run.
+        start: a run, a checkpoint's folder, or a file.
+    """
+    note = other_llm_note(start, Path(config.model.weights))
+    notes = [f"model.projector: {note}"] if note else []
+    lora = _trained_lora(start.parent if start.is_file() else start)
+    if lora is None or not lora.rank:
+        return [], notes
+    wanted = (
+        f"lora.rank={lora.rank}, lora.alpha={lora.alpha:g} and "
+        f"lora.target_modules=[{','.join(lora.target_modules)}]"
+    )
+    if start.is_file():
+        return [], [
+            *notes,
+            f"model.projector: the LoRA weights beside {start} are left out; to start from both "
+            f"name the folder {start.parent}, with {wanted}",
+        ]
+    own = config.lora
+    if (own.rank, {*own.target_modules}) == (lora.rank, {*lora.target_modules}):
+        return [], notes
+    return [f"model.projector: {start} was trained together with LoRA, and needs {wanted}"], notes
+
+
+def _trained_lora(folder: Path) -> LoraConfig | None:
+    """LoRA of a checkpoint, or of a run that has none yet; None if there is no record of it."""
+    try:
+        if (folder / "run.json").exists():
+            return read_config(RunDir(folder).config_file).config.lora
+        return LoraConfig(**read_json(folder / "manifest.json")["meta"]["lora"])
+    except (MgptError, OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _width_faults(path: Path, sizes: Architecture | None) -> list[str]:

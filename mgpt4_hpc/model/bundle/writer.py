@@ -23,6 +23,7 @@ from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest, LlmRecord
+from mgpt4_hpc.model.bundle.projector_origin import other_llm_note
 from mgpt4_hpc.model.conversion.importer import KeyReport
 from mgpt4_hpc.model.conversion.parts import Parts, Sources, gather
 from mgpt4_hpc.model.conversion.vicuna_delta import merge_vicuna_delta
@@ -110,6 +111,8 @@ def write_bundle(
         sources.llm.rename(out / "llm")  # last: a killed call can be finished, see fetch.py
     bundle = open_bundle(out)
     if note := format_note(bundle.llm_dir, original_format(bundle.architecture)):
+        say(f"note: {note}")
+    if sources.projector and (note := other_llm_note(sources.projector, out)):
         say(f"note: {note}")
     return bundle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_each_way_to_name_a_run_opens_its_checkpoint(run: RunDir, name: str) -> 
     """`chat`, `serve`, `eval` and `compare` find their models by this function."""
     source = locate(name.format(run=run.path), run.path.parent, weights=None, template=None)
     assert (source.step, source.run) == (12, run) and source.projector is not None
+
+
+def test_another_language_model_than_the_runs_is_a_warning(
+    run: RunDir, world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "weights"
+    shutil.copytree(world.weights, other)
+    locate("two", run.path.parent, weights=str(other), template=None)
+    assert "warning" not in capsys.readouterr().err
+    file = next((other / "llm").glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    locate("two", run.path.parent, weights=str(other), template=None)
+    assert "warning: the projector of" in capsys.readouterr().err
 
 
 def test_the_projector_of_another_model_is_named(

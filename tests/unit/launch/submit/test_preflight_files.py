@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ from safetensors.numpy import save_file
 
 from mgpt4_hpc.checkpoint import manifest as checkpoints
 from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.errors import PreflightError
-from mgpt4_hpc.launch.submit.preflight import preflight
+from mgpt4_hpc.launch.submit.preflight import preflight, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_files import (
     checkpoint_fault,
     projector_findings,
     source_findings,
+    start_findings,
     weights_findings,
 )
+from mgpt4_hpc.model.bundle.bundle import original_digest
+from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.resources import toy_world_dir
+from mgpt4_hpc.run_dir import RunDir
 
 
 def config(**changes: Any) -> RunConfig:
@@ -71,13 +77,13 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     assert len(source_findings(checked)[0]) == 1
 
 
-def a_checkpoint(run: Path, step: int, data: bytes = b"projector") -> Path:
+def a_checkpoint(run: Path, step: int, data: bytes = b"projector", **meta: Any) -> Path:
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     digest = checkpoints.new_hash()
     digest.update(data)
     record = checkpoints.FileRecord(len(data), digest.hexdigest())
-    manifest = checkpoints.Manifest(step, {"projector": record}, {})
+    manifest = checkpoints.Manifest(step, {"projector": record}, meta)
     (folder / "manifest.json").write_bytes(manifest.to_bytes())
     (folder / "projector.safetensors").write_bytes(data)
     return folder
@@ -154,6 +160,75 @@ def test_a_projector_of_another_width_is_told_with_both_sizes(tmp_path: Path) ->
         assert f"width {rows + 1}" in fault
     whole = config(model__projector=str(run))
     assert any(f"width {rows + 1}" in fault for fault in faults_of(whole, tmp_path))
+
+
+def other_weights(folder: Path, *changed: str) -> Path:
+    """A copy of the toy's bundle in which these files end with other numbers."""
+    shutil.copytree(toy_world_dir() / "weights", folder)
+    for name in changed:
+        data = bytearray((folder / name).read_bytes())
+        data[-3] ^= 1
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.mark.parametrize("recorded", ["its digest", "none"])
+def test_a_projector_of_another_language_model_of_the_same_width_is_noted(
+    tmp_path: Path, recorded: str
+) -> None:
+    run = RunDir(tmp_path / "one")
+    run.create({"name": "one", "stage": 1})
+    trained = other_weights(tmp_path / "trained")
+    write_config(
+        run.config_file, load_config("toy-stage1", overrides={"model.weights": str(trained)})
+    )
+    digest = original_digest(original_sources(trained))
+    data = a_projector(tmp_path / "p.safetensors", 4, 4).read_bytes()
+    meta = {"bundle_digest": digest} if recorded != "none" else {}
+    checkpoint = a_checkpoint(run.path, 5, data, **meta)
+    same = [trained, other_weights(tmp_path / "vision", "eva_vit_g.pth")]
+    tuned = other_weights(tmp_path / "tuned", "llm/model.safetensors")
+    for start in (run.path, checkpoint, checkpoint / "projector.safetensors"):
+        for weights in same:
+            checked = config(model__weights=str(weights), model__projector=str(start))
+            assert projector_findings(checked) == ([], [])
+        checked = config(model__weights=str(tuned), model__projector=str(start))
+        faults, (note,) = projector_findings(checked)
+        assert faults == [] and f"another language model, that of {trained}" in note
+    # Behind a run that is still to finish nothing else of its projector is looked at.
+    notes = preflight_findings(checked, tmp_path, executor="none", projector_follows=True)[1]
+    assert note in notes
+    # What lies where the run's bundle was is another one now.
+    shutil.copy(tuned / "llm" / "model.safetensors", trained / "llm")
+    checked = config(model__weights=str(trained), model__projector=str(run.path))
+    faults, notes = projector_findings(checked)
+    assert faults == [] and bool(notes) == (recorded != "none")
+    shutil.rmtree(trained)
+    checked = config(model__weights=str(tuned), model__projector=str(run.path))
+    assert bool(projector_findings(checked)[1]) == (recorded != "none")
+
+
+def test_a_projector_that_was_trained_with_lora_needs_it(tmp_path: Path) -> None:
+    """The job refuses the same: ``train/build.py``."""
+    run = RunDir(tmp_path / "one")
+    run.create({"name": "one", "stage": 1})
+    lora = {"rank": 4, "alpha": 8.0, "target_modules": ["q_proj", "v_proj"]}
+    wanted = {f"lora.{key}": value for key, value in lora.items()}
+    write_config(run.config_file, load_config("toy-stage1", overrides=wanted))
+
+    def found(start: Path, **changes: Any) -> tuple[list[str], list[str]]:
+        return start_findings(config(model__projector=str(start), **changes), start)
+
+    (fault,) = found(run.path)[0]  # no checkpoint yet
+    assert "needs lora.rank=4, lora.alpha=8 and lora.target_modules=[q_proj,v_proj]" in fault
+    folder = a_checkpoint(run.path, 5, lora=lora)
+    for start in (run.path, folder):
+        for wrong in ({}, {"lora__rank": 8}, {"lora__rank": 4, "lora__target_modules": ["q_proj"]}):
+            assert len(found(start, **wrong)[0]) == 1, wrong
+        fitting = {"lora__rank": 4, "lora__target_modules": ["v_proj", "q_proj"]}
+        assert found(start, **fitting) == ([], [])
+    faults, (note,) = found(folder / "projector.safetensors")
+    assert faults == [] and "are left out; to start from both name the folder" in note
 
 
 def test_a_projector_in_the_originals_format_is_looked_at_too(tmp_path: Path) -> None:

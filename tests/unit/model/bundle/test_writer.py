@@ -11,12 +11,16 @@ import stat
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from mgpt4_hpc.checkpoint.store import CheckpointStore
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle import writer
 from mgpt4_hpc.model.bundle.bundle import open_bundle
@@ -26,6 +30,7 @@ from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 from mgpt4_hpc.model.weight_files.fingerprint import WeightFileRecord
 from mgpt4_hpc.model.weight_files.headers import read_header
+from mgpt4_hpc.run_dir import RunDir
 
 
 def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:
@@ -37,6 +42,28 @@ def test_modes_are_those_of_the_umask(sources, tmp_path: Path) -> None:
     for path in [bundle.path, *bundle.path.rglob("*")]:
         wanted = 0o750 if path.is_dir() else 0o640
         assert stat.S_IMODE(path.stat().st_mode) == wanted, path
+
+
+def test_a_projector_that_a_run_trained_with_another_language_model_is_noted(
+    sources, weights: Path, tmp_path: Path
+) -> None:
+    run = RunDir(tmp_path / "one")
+    run.create({"name": "one", "stage": 1})
+    overrides = {"model.weights": str(weights)}
+    write_config(run.config_file, load_config("toy-stage1", overrides=overrides))
+    sizes = open_bundle(weights).architecture
+    tensors = {"weight": torch.zeros(sizes.llm_dim, sizes.projector_in)}
+    tensors["bias"] = torch.zeros(sizes.llm_dim)
+    named = {f"llama_proj.{name}": tensor for name, tensor in tensors.items()}
+    checkpoint = CheckpointStore(run.checkpoints).commit(5, {"projector": named}, {})
+    started = replace(sources, projector=checkpoint / "projector.safetensors")
+    lines: list[str] = []
+    write_bundle(tmp_path / "same", started, say=lines.append)
+    assert not any("another language model" in line for line in lines)
+    file = weights / "llm" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    write_bundle(tmp_path / "other", started, say=lines.append)
+    assert lines[-1].startswith("note: the projector of") and "another language" in lines[-1]
 
 
 @pytest.mark.slow
