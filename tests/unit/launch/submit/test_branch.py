@@ -34,7 +34,8 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
     for patience, code in ((2, 2), (3, 0)):
         settings = f"early_stop={patience}", "data.val_fraction=0.2", "eval_every_steps=3"
         ended = mgpt4(*early, *(word for setting in settings for word in ("--set", setting)))
-        assert ended.code == code and ("early_stop is 2: no step" in ended.err) == bool(code), ended.err
+        assert ended.code == code, ended.err
+        assert ("early_stop is 2: no step" in ended.err) == bool(code)
     wrong = mgpt4(*past, "max_steps=0", "--set", "lr=5")
     assert wrong.code == 2 and wrong.err.count("\n  - ") == 2, wrong.err
     ended = mgpt4(
