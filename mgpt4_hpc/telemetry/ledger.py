@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _FILE = re.compile(r"(attempt|supervisor|hang)-(\d{4,})(?:-rank-\d{4,})?\.jsonl")
 _PROGRESS, _LOSS = f'"kind": "{Kind.STEPS}"'.encode(), b'"loss"'
+_OF_CHANGES = tuple(f'"{k}"'.encode() for k in (Kind.CHANGED, Kind.RESTORE, Kind.FIRST_STEP))
 _PENDING = 1000
 """Lines kept in memory while the disk refuses them."""
 
@@ -179,15 +181,41 @@ def read_ledgers(folder: Path) -> list[Attempt]:
     return summarise([(n, records.get(n, []), notes.get(n, [])) for n in numbers])
 
 
-def read_changes(folder: Path) -> list[str]:
-    """A line for each change of a setting that the ledgers note, oldest first."""
-    changes = []
+@dataclass
+class Change:
+    """A setting that is not what it was.
+
+    Attributes:
+        attempt: the one that noted it.
+        step: the last one with the old value.
+        what: key, old value and new value, as a sentence.
+    """
+
+    attempt: int
+    step: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt}, step {self.step}: {self.what}"
+
+
+def read_changes(folder: Path) -> list[Change]:
+    """Each change of a setting that the ledgers note, oldest first."""
+    changes: list[Change] = []
+    begun = 0  # changes before this one have their step
     for path in sorted(Path(folder).glob("attempt-*.jsonl")):
-        for record in _parse([line for line in _lines(path) if b'"changed"' in line]):
-            if record.get("kind") == Kind.CHANGED and isinstance(record.get("what"), list):
-                when = f"attempt {int(path.stem.removeprefix('attempt-'))}"
-                when += f", step {record['step']}" if "step" in record else ""
-                changes += [f"{when}: {what}" for what in record["what"]]
+        attempt = int(path.stem.removeprefix("attempt-"))
+        lines = [line for line in _lines(path) if any(kind in line for kind in _OF_CHANGES)]
+        for record in _parse(lines):
+            kind, step = record.get("kind"), record.get("step")
+            if kind == Kind.CHANGED and isinstance(record.get("what"), list):
+                changes += [Change(attempt, step or 0, str(what)) for what in record["what"]]
+                begun = begun if step is None else len(changes)
+            elif kind in (Kind.RESTORE, Kind.FIRST_STEP) and isinstance(step, int):
+                # A change at a start is noted before its checkpoint is read.
+                for change in changes[begun:]:
+                    change.step = step - (kind == Kind.FIRST_STEP)
+                begun = len(changes)
     return changes
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from mgpt4_hpc.output_files import GENERATOR, PNG_INFO
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED
+from mgpt4_hpc.telemetry.ledger import Change
 from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE, QUEUE_WAIT
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ def _load(folder: Path, kind: str) -> EventAccumulator:
 
 
 def draw_report(
-    name: str, curves: Mapping[str, Curve], attempts: Sequence[Attempt], note: str = ""
+    name: str,
+    curves: Mapping[str, Curve],
+    attempts: Sequence[Attempt],
+    changes: Sequence[Change] = (),
+    note: str = "",
 ) -> bytes:
     """The picture as PNG.
 
@@ -82,6 +87,7 @@ def draw_report(
         name: the run's, for the title.
         curves: by tag, as ``read_curves`` gives them; missing ones leave their panel empty.
         attempts: as ``read_ledgers`` gives them.
+        changes: as ``read_changes`` gives them; the settings' names are drawn where they changed.
         note: a line below the title.
 
     Raises:
@@ -112,6 +118,7 @@ def draw_report(
     for key in ("loss", "lr", "rate", "goodput"):
         panels[key].set_xlabel("optimizer step")
         _mark_restarts(panels[key], attempts)
+        _mark_changes(panels[key], changes)
     _draw_attempts(panels["attempts"], attempts)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=_DOTS_PER_INCH, metadata=PNG_INFO)
@@ -202,6 +209,20 @@ def _mark_restarts(panel: Axes, attempts: Sequence[Attempt]) -> None:
             textcoords="offset points",
             fontsize="x-small",
             color="grey",
+        )
+
+
+def _mark_changes(panel: Axes, changes: Sequence[Change]) -> None:
+    for step, changed in groupby(changes, key=lambda change: change.step):
+        panel.axvline(step, color="C1", linestyle="--", linewidth=1)
+        panel.annotate(
+            "\n".join(change.what.partition(" was ")[0] for change in changed),
+            (step, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(2, 4),
+            textcoords="offset points",
+            fontsize="x-small",
+            color="C1",
         )
 
 

@@ -162,7 +162,7 @@ class FirstRankRecorder(Recorder):
     def _draw_changes(self, step: int) -> None:
         """Show all changes of settings so far: a later point replaces an earlier one's text."""
         if noted := read_changes(self.run.ledger):
-            self._drawn.text(step, tags.CHANGES, "\n".join(f"- {line}" for line in noted))
+            self._drawn.text(step, tags.CHANGES, "\n".join(f"- {change}" for change in noted))
 
     def flush(self) -> None:
         """Bring all points to the file. Called before a checkpoint becomes official.

@@ -97,7 +97,7 @@ def test_a_longer_run_equals_one_that_was_long_from_the_beginning(
     assert curve(run) == curve(whole)
     assert_every_step_once(run, 3 * STEPS)
     assert_preempted(run, ["preempted", "finished", "preempted", "finished"])
-    noted = "\n".join(read_changes(run / "ledger"))
+    noted = "\n".join(map(str, read_changes(run / "ledger")))
     for old in (STEPS, 2 * STEPS):
         assert f"train.max_steps was {old}, is {old + STEPS}" in noted
 
@@ -137,7 +137,7 @@ def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
     assert final_projector(runs_dir / "other") == final_projector(parent)
     assert curve(runs_dir / "other") == curve(parent)
     for run in (parent, runs_dir / "other"):
-        assert "train.lr was 0.01, is 0.001" in "\n".join(read_changes(run / "ledger"))
+        assert "train.lr was 0.01, is 0.001" in "\n".join(map(str, read_changes(run / "ledger")))
 
 
 @pytest.mark.soak

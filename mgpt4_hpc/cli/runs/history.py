@@ -17,7 +17,7 @@ from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import BAD_NODE
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
-from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
 from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE
 
 
@@ -26,7 +26,7 @@ from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE
 @runs_dir_option
 @json_option
 def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
-    """The attempts of a run, why each ended, and what share of the time trained.
+    """The attempts of a run, why each ended, what changed, and what share of the time trained.
 
     \b
     mgpt4 history stage1-vicuna7b
@@ -35,7 +35,7 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
 
     run = find_run(name, absolute(runs_dir))
     run.identity()
-    attempts = read_ledgers(run.ledger)
+    attempts, changes = read_ledgers(run.ledger), read_changes(run.ledger)
     total = goodput(attempts)
     origin = origin_of(run)
     if as_json:
@@ -45,6 +45,7 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
                 "path": str(run.path),
                 "origin": origin,
                 "attempts": [_plain_attempt(attempt) for attempt in attempts],
+                "changes": [asdict(change) for change in changes],
                 "goodput": asdict(total),
             }
         )
@@ -56,6 +57,8 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
         click.echo(printable(f"{run.name} has not started yet: see {see}"), err=True)
         return
     _print_attempts(attempts)
+    for change in changes:
+        click.echo(printable(str(change)))
     click.echo()
     _print_seconds(attempts)
     click.echo()
@@ -100,7 +103,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
             job,
             ", ".join(attempt.nodes) or "-",
             started if attempt.start else "-",
-            f"{attempt.restored_step}-{attempt.last_step}",
+            steps_of(attempt),
             attempt.cause,
             attempt.steps_replayed,
             saves,
@@ -112,6 +115,11 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
             if fault.get("what") == BAD_NODE:
                 told = f"attempt {attempt.number}: bad node {fault['node']}: {fault['reason']}"
                 click.echo(told)
+
+
+def steps_of(attempt: Attempt) -> str:
+    """From which to which step it went; one that was refused before has none."""
+    return f"{attempt.restored_step}-{attempt.last_step}" if attempt.last_step else "-"
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.runs.history import goodput_line
+from mgpt4_hpc.cli.runs.history import goodput_line, steps_of
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_output, is_own_page, is_own_png
 from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.goodput import goodput
-from mgpt4_hpc.telemetry.ledger import read_ledgers
+from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
 
 _COLUMNS = ("attempt", "job", "steps", "replayed", "saves", "minutes", "ended")
 
@@ -46,7 +46,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
 
     run = find_run(name, absolute(runs_dir))
     run.identity()
-    attempts = read_ledgers(run.ledger)
+    attempts, changes = read_ledgers(run.ledger), read_changes(run.ledger)
     if not attempts:
         raise MgptError(f"{run.name} has not started yet", fix=f"see: mgpt4 status {run.name}")
     out.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         run.name,
         curves,
         attempts,
+        changes,
         f"goodput {total.without_queue:.1%} of the time on nodes, "
         f"{counted(len(attempts), 'attempt')}",
     )
@@ -68,7 +69,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         (
             attempt.number,
             attempt.job_id or "-",
-            f"{attempt.restored_step}-{attempt.last_step}",
+            steps_of(attempt),
             attempt.steps_replayed,
             attempt.saves,
             f"{attempt.seconds / 60:.1f}",
@@ -76,7 +77,11 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
         )
         for attempt in attempts
     ]
-    tables = [Table("Attempts", _COLUMNS, rows), *checkpoint_tables(run)]
+    tables = [Table("Attempts", _COLUMNS, rows)]
+    if changes:
+        rows_of_changes = [(change.attempt, change.step, change.what) for change in changes]
+        tables.append(Table("Changes of settings", ("attempt", "step", "change"), rows_of_changes))
+    tables += checkpoint_tables(run)
     picture.write_bytes(png)
     page.write_text(report_page(run.name, png, facts, tables), encoding="utf-8")
     if as_json:

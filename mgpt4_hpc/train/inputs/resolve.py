@@ -109,7 +109,9 @@ def find_inputs(
 
 def pinned_values(config: RunConfig) -> dict[str, Any]:
     """The settings that are compared: what decides a step, and how many steps there are."""
-    return {**step_settings(config), "train.max_steps": config.train.max_steps}
+    train = config.train
+    steps = {"train.max_steps": train.max_steps, "train.lr_steps": train.lr_steps}
+    return {**step_settings(config), **steps}
 
 
 def _find_start(

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.run_dir import read_json, write_json
-from mgpt4_hpc.telemetry.ledger import append_supervisor_note
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger, append_supervisor_note
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
 
@@ -59,6 +60,21 @@ def test_where_a_run_began_and_which_cluster_an_attempt_was_on(
     identity = read_json(run.identity_file)
     write_json(run.identity_file, {**identity, "branched_from": [{"name": "one", "step": 20}]})
     assert mgpt4("history", "two", "--json").json["origin"] == "continues one@20"
+
+
+def test_changes_of_settings_and_a_refused_start(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    attempt(run, 1, first=1, last=30, cause="cancelled")
+    append_supervisor_note(run.ledger, 2, cause="refused", job_id="18")
+    ledger = Ledger(run.ledger, 3)
+    ledger.event(Kind.CHANGED, what=["train.lr was 0.01, is 0.001"])
+    ledger.event(Kind.RESTORE, step=30)
+    ledger.close()
+    assert mgpt4("history", "one", "--json").json["changes"] == [
+        {"attempt": 3, "step": 30, "what": "train.lr was 0.01, is 0.001"}
+    ]
+    out = mgpt4("history", "one").out
+    assert "attempt 3, step 30: train.lr was 0.01, is 0.001" in out and "0-0" not in out
 
 
 def test_not_started(mgpt4: Mgpt4, tmp_path: Path) -> None:

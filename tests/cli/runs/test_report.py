@@ -13,6 +13,8 @@ from PIL import Image
 
 from mgpt4_hpc.run_dir import read_json, write_json
 from mgpt4_hpc.telemetry import tags
+from mgpt4_hpc.telemetry.event_kinds import Kind
+from mgpt4_hpc.telemetry.ledger import Ledger
 from mgpt4_hpc.telemetry.report import read_curves
 from mgpt4_hpc.telemetry.tensorboard import open_writer
 from tests.cli.fakes import Mgpt4
@@ -34,6 +36,9 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
         range(1, 101)
     )
 
+    ledger = Ledger(run.ledger, 2)
+    ledger.event(Kind.CHANGED, what=["train.lr was 0.01, is 0.001"], step=60)
+    ledger.close()
     identity = read_json(run.identity_file)
     write_json(run.identity_file, {**identity, "branched_from": [{"name": "zero", "step": 20}]})
     ended = mgpt4("report", "one", "--out", "new/folder", "--json")
@@ -44,6 +49,7 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
     (held,) = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(held) == Path(ended.json["png"]).read_bytes()
     assert "one continues zero@20" in page and "<td>preempted</td>" in page and "goodput" in page
+    assert "<td>60</td><td>train.lr was 0.01, is 0.001</td>" in page
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import (
     Ledger,
     append_supervisor_note,
+    read_changes,
     read_ledgers,
     read_records,
 )
@@ -123,6 +124,20 @@ def test_foreign_lines_are_passed_over(tmp_path, line):
     (tmp_path / "attempt-0001.jsonl.swp").write_bytes(b"x")
     [attempt] = read_ledgers(tmp_path)
     assert attempt.last_step == 3
+
+
+def test_a_change_at_a_start_has_the_step_of_the_checkpoint_that_was_read(tmp_path):
+    def changed(what, **fields):
+        return (Kind.CHANGED, {"what": [what], **fields})
+
+    write(tmp_path, 1, begin(), (Kind.FIRST_STEP, {"step": 1}), changed("longer", step=7))
+    write(tmp_path, 2, begin(), changed("killed before it read one"))
+    write(tmp_path, 3, begin(), changed("rate"), (Kind.RESTORE, {"step": 6}))
+    write(tmp_path, 4, begin(), changed("batch"), (Kind.FIRST_STEP, {"step": 1}))
+    write(tmp_path, 5, begin(), (Kind.RESTORE, {"step": 9}))
+    seen = [(change.attempt, change.step, change.what) for change in read_changes(tmp_path)]
+    killed = (2, 6, "killed before it read one")
+    assert seen == [(1, 7, "longer"), killed, (3, 6, "rate"), (4, 0, "batch")]
 
 
 def test_a_run_without_attempts(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from mgpt4_hpc.train.inputs.pins import changed_values
 from mgpt4_hpc.train.inputs.planned_steps import PlannedSteps
+from mgpt4_hpc.train.inputs.resolve import pinned_values
 from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.state import TrainState
 
@@ -32,7 +34,8 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def ask_for(run: RunDir, steps: int) -> None:
-    rewrite_config(run.config_file, load_config("toy-stage1", overrides={"train.max_steps": steps}))
+    length = {"train.max_steps": steps, "train.lr_steps": 350}
+    rewrite_config(run.config_file, load_config("toy-stage1", overrides=length))
 
 
 def test_a_change_is_followed_and_noted_once(run: RunDir) -> None:
@@ -42,9 +45,12 @@ def test_a_change_is_followed_and_noted_once(run: RunDir) -> None:
     assert planned() == planned() == config.train.max_steps
     ask_for(run, 900)
     assert planned() == planned() == 900
-    assert recorder.noted == [(7, [f"train.max_steps was {config.train.max_steps}, is 900"])]
+    longer = f"train.max_steps was {config.train.max_steps}, is 900"
+    assert recorder.noted == [(7, [longer, "train.lr_steps was None, is 350"])]
     about = read_json(run.pins_file)["about"]
     assert about["laion"] == "/path" and about["values"]["train.max_steps"] == 900
+    begun_again = pinned_values(read_config(run.config_file).config)
+    assert changed_values(read_json(run.pins_file), begun_again) == []
 
 
 def test_a_file_that_cannot_be_read_changes_nothing(run: RunDir) -> None:
