@@ -156,6 +156,15 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
+def raise_all(errors: Sequence[MgptError]) -> None:
+    """Print errors in their order and end with the exit code of the first, if there are any."""
+    for error in errors[:-1]:
+        click.echo(f"error: {printable(str(error))}", err=True)
+    if errors:
+        errors[-1].exit_code = errors[0].exit_code
+        raise errors[-1]
+
+
 def echo_json(value: Any) -> None:
     """Print ``value`` as JSON on stdout."""
     import json

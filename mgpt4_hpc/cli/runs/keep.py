@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, raise_all
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.formatting import printable
 
@@ -51,7 +51,4 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
     else:
         for row in lines:
             click.echo(printable(f"{row['run']}  job {row['job_id']}  (it was {row['was']})"))
-    for another in kept.errors[1:]:
-        click.echo(printable(f"error: {another}"), err=True)
-    if kept.errors:
-        raise kept.errors[0]
+    raise_all(kept.errors)

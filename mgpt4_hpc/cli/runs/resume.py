@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, raise_all
 from mgpt4_hpc.cli.shared.options import (
     absolute,
     complete_runs,
@@ -17,7 +17,6 @@ from mgpt4_hpc.cli.shared.options import (
     where_options,
 )
 from mgpt4_hpc.errors import ConfigError, MgptError
-from mgpt4_hpc.formatting import printable
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
@@ -89,6 +88,7 @@ def resume_command(
 
     A sweep's name stands for those of its runs that neither are finished nor at work; each becomes
     a job of its own, and waits for others to end where the sweep was submitted with --max-parallel.
+    A larger train.max_steps extends its finished runs too, and alone also those at work.
 
     With --as a new run continues from RUN's checkpoint, with its own history and any settings. A
     folder that was copied needs that: the job belongs to the original.
@@ -131,7 +131,7 @@ def resume_command(
     else:
         for resumption in done:
             click.echo(_as_text(resumption))
-    _raise_first(errors)
+    raise_all(errors)
     if wait:
         _wait_for(done)
 
@@ -222,14 +222,6 @@ def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
             f"`mgpt4 resume {sweep.name} --max-parallel N` changes that"
         )
     return limits_of(sweeps)
-
-
-def _raise_first(errors: Sequence[MgptError]) -> None:
-    """The first error decides the exit code; the others are printed."""
-    for another in errors[1:]:
-        click.echo(printable(f"error: {another}"), err=True)
-    if errors:
-        raise errors[0]
 
 
 def _say(text: str) -> None:

@@ -33,18 +33,20 @@ def resume_many(
     ``limits``, of those runs that may not all be at work at once.
 
     Returns:
-        What became of those that could be resumed, and why the others could not.
+        What became of those that could be resumed, and why the others could not: each reason once,
+        with the names of its runs where there are several.
     """
     done: list[Resumption] = []
-    errors: list[MgptError] = []
+    # What is wrong with the command itself is wrong for every run, and is one error.
+    failed: dict[str, tuple[MgptError, list[str]]] = {}
     here: RunDir | None = None
     say_once = cache(say)  # what holds for every run is printed once
     for run in runs:
-        try:
-            if here is not None:
+        if here is not None:
+            try:
                 wait_for_runs([here], say=say)
-        except MgptError as error:
-            errors.append(error)
+            except MgptError as error:
+                failed.setdefault(str(error), (error, []))[1].append(here.name)
         here = None
         turn = (limits or {}).get(run)
         behind = turn.next if turn is not None else ()
@@ -64,13 +66,14 @@ def resume_many(
             continue
         except MgptError as error:
             say(f"{run.name} could not be resumed")
-            # What is wrong with the command itself is wrong for every run, and printed once.
-            if str(error) not in map(str, errors):
-                errors.append(error)
+            failed.setdefault(str(error), (error, []))[1].append(run.name)
             continue
         done.append(resumption)
         if resumption.submitted is not None and resumption.submitted.executor == "local":
             here = run
         elif resumption.submitted is not None and turn is not None:
             turn.take(resumption.submitted.job_id)
-    return done, errors
+    if len(failed) > 1:
+        for reason, names in failed.values():
+            reason.what = f"{', '.join(names)}: {reason.what}"
+    return done, [reason for reason, _ in failed.values()]

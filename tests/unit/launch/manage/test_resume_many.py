@@ -60,6 +60,19 @@ def test_what_is_wrong_with_all_runs_is_told_once(
     assert submissions.asked == []
 
 
+def test_reasons_that_differ_name_their_runs_in_the_sweep_s_order(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path, submissions: Submissions
+) -> None:
+    rates = {"s-a": 0.01, "s-b": 0.02, "s-c": 0.01, "s-d": 0.03}
+    runs = [make_run(tmp_path / "runs", name, train__lr=lr) for name, lr in rates.items()]
+    create_sweep(SweepDir.of("s", tmp_path / "runs"), runs, [{}] * 4, "slurm")
+    ended = mgpt4("resume", "s", "--set", "lr=0.1", "--executor", "slurm")
+    assert ended.code == 2
+    errors = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    changes = "this changes the result"
+    assert errors == [f"error: {names}: {changes}" for names in ("s-a, s-c", "s-b", "s-d")]
+
+
 def test_what_holds_for_all_runs_of_a_sweep_is_noted_once(
     mgpt4: Mgpt4,
     slurm: FakeSlurm,
