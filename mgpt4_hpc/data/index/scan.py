@@ -141,7 +141,7 @@ class ShardScan:
         """Quarantine samples, by row, with their reasons."""
         if not bad:
             return
-        keep = np.asarray([row not in bad for row in range(len(self.keys))])
+        keep = np.asarray([row not in bad for row in range(len(self.keys))], dtype=np.bool_)
         self.quarantined += [Quarantined(show(self.keys[row]), why) for row, why in bad.items()]
         self.keys = [key for row, key in enumerate(self.keys) if keep[row]]
         self.blocks, self.lengths = self.blocks[keep], self.lengths[keep]

@@ -200,14 +200,14 @@ class SampleOrder:
         """
         part = self._parts[source_id]
         word = keyed_words(1, self.seed, part.source.name, "substitute", position, attempt)[0]
-        return int(part.train_ids(np.asarray([int(word) % part.num_train]))[0])
+        return int(part.train_ids(np.asarray([int(word) % part.num_train], dtype=np.int64))[0])
 
     def substitute_val(self, source_id: int, position: int, attempt: int) -> int:
         """The same for a held-out sample: a random held-out one, seldom of the same shard."""
         part = self._parts[source_id]
         name = part.source.name
         word = keyed_words(1, self.seed, name, "val substitute", position, attempt)[0]
-        return int(part.val_ids(np.asarray([int(word) % part.num_val]))[0])
+        return int(part.val_ids(np.asarray([int(word) % part.num_val], dtype=np.int64))[0])
 
     def num_train(self, source_id: int) -> int:
         """Samples per epoch of a source: all but the held-out ones."""
