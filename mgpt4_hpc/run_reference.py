@@ -8,12 +8,15 @@ names; one that needs weights takes the checkpoint, by default the run's newest.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mgpt4_hpc.errors import NoSuchRun, did_you_mean
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, read_json
+
+T = TypeVar("T")
 
 _STEP = re.compile(r"(?:step-)?(\d+)")
 _KEEP_BEST = re.compile(r"^  keep_best: (\w+)", re.MULTILINE)
@@ -75,6 +78,24 @@ def find_run(text: str, runs_dir: Path) -> RunDir:
             f"{text} is a checkpoint that lies in no run", fix="give a run's name or its path"
         )
     return reference.run
+
+
+def find_all(names: Iterable[str], find: Callable[[str], T]) -> list[T]:
+    """What each name stands for.
+
+    Raises:
+        NoSuchRun: with every name that is missing.
+    """
+    found, errors = [], []
+    for name in names:
+        try:
+            found.append(find(name))
+        except NoSuchRun as error:
+            errors.append(error)
+    if errors:
+        fixes = dict.fromkeys(error.fix for error in errors)
+        raise NoSuchRun("; ".join(error.what for error in errors), fix="; ".join(fixes))
+    return found
 
 
 def find_whole_run(text: str, runs_dir: Path, instead: str) -> RunDir:

@@ -23,6 +23,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import counted
+from mgpt4_hpc.run_reference import find_all
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -64,7 +65,7 @@ def compare_command(
     from mgpt4_hpc.evaluation.results import differences
     from mgpt4_hpc.model.generation.chat_model import with_distinct_names
 
-    located = [eval_options.locate(name) for name in _members(names, eval_options)]
+    located = find_all(_members(names, eval_options), eval_options.locate)
     # A run that is named beside its sweep is one model.
     sources = list({source.name: source for source in with_distinct_names(located)}.values())
     if len(sources) < 2:

@@ -81,8 +81,12 @@ def eval_command(
     caption  BLEU-4, ROUGE-L, METEOR-like, CIDEr, coverage and hallucination of objects
     loss     held-out loss and perplexity per source
 
-    Numbers also go to the run's TensorBoard folder: under eval/ those of the run's own held-out
-    images, under eval/SET/ those of images that are named or limited. `mgpt4 report` shows them.
+    failure and caption need --images; only a toy run has images of its own. loss takes the samples
+    that the run held out (data.val_fraction), unless --images are given.
+
+    Numbers also go to the run's TensorBoard folder: under eval/ the held-out loss and the scores of
+    a toy run's own images, under eval/SET/ those of images that are named or limited. `mgpt4
+    report` shows them.
 
     With --slurm a job asks, and is requeued when it is preempted or killed, or at its time limit.
     The same command given again asks only what is missing.

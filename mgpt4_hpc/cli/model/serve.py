@@ -21,6 +21,7 @@ from mgpt4_hpc.cli.shared.model_options import (
 from mgpt4_hpc.cli.shared.options import Number, absolute, runs_dir_option
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
 from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.run_reference import find_all
 
 if TYPE_CHECKING:
     from mgpt4_hpc.chat.server import Endpoint
@@ -48,7 +49,8 @@ _SHORTEST_TOKEN = 8
 @click.option(
     "--token",
     envvar="MGPT4_SERVE_TOKEN",
-    help="Asked of every visitor; better given as MGPT4_SERVE_TOKEN, which `ps` does not show.",
+    help="Asked of every visitor, at least 8 characters; better given as MGPT4_SERVE_TOKEN, which "
+    "`ps` does not show.",
 )
 @click.option("--api", is_flag=True, help="Answer OpenAI's chat completions API below /v1 too.")
 @click.option("--no-page", is_flag=True, help="With --api: without the page.")
@@ -101,6 +103,8 @@ def serve_command(
     \b
     mgpt4 serve stage1-vicuna7b stage2-vicuna7b
     mgpt4 serve stage2-vicuna7b --api --slurm --partition a100
+
+    --slurm ends with the terminal. docs/serve.md has the sbatch line of an endpoint that stays.
     """
     if no_page and not api:
         raise ConfigError("--no-page leaves nothing to serve", fix="give --api too")
@@ -115,7 +119,7 @@ def serve_command(
     require_gradio()
     endpoint = _listen(host, port, token)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
-    sources = [place(name) for name in models or (None,)]
+    sources = find_all(models, place) if models else [place(None)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
     page = not no_page
     serve(
@@ -206,7 +210,9 @@ def _own_or_made_token(token: str | None, host: str) -> str | None:
         return None if host in LOOPBACK else secrets.token_urlsafe(24)
     if len(token) < _SHORTEST_TOKEN or not all(c.isalnum() or c in "-._~" for c in token):
         raise ConfigError(
-            f"the token must have at least {_SHORTEST_TOKEN} letters, digits, - . _ or ~",
-            fix="leave --token out where one is needed, and a good one is made",
+            f"the token of MGPT4_SERVE_TOKEN or --token must have at least {_SHORTEST_TOKEN} "
+            "letters, digits, - . _ or ~, and nothing else",
+            fix="set another one; or unset MGPT4_SERVE_TOKEN and leave --token out: a good one is "
+            "made where one is needed",
         )
     return token

@@ -39,7 +39,7 @@ DEFAULT_LIMIT = 100
 evaluation_options: Callable[[F], F] = together(
     click.option(
         "--images",
-        help="Folder of images, aligned folder, shards or their index; a toy run has its own.",
+        help="Folder of images, aligned folder, shards or their index; only a toy run has its own.",
     ),
     click.option(
         "--references",
@@ -124,8 +124,9 @@ def find_examples(source: Source, eval_options: EvalOptions) -> list[Example]:
         scenes = toy_scenes(source.weights)
         if scenes is None:
             raise ConfigError(
-                "there is nothing to look at",
-                fix="--images FOLDER|SHARDS, best images that the model was not trained on",
+                "there is nothing to look at: no --images are given",
+                fix="--images FOLDER|SHARDS, best images that the model was not trained on; the "
+                "loss of a run's held-out samples (data.val_fraction): mgpt4 eval RUN --suite loss",
             )
         images = str(scenes)
     return load_examples(images, eval_options.references, eval_options.limit or DEFAULT_LIMIT)

@@ -21,7 +21,7 @@ from pathlib import Path
 from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.run_dir import SWEEPS, RunDir, list_sweeps, read_json, write_json
-from mgpt4_hpc.run_reference import find_run, find_whole_run
+from mgpt4_hpc.run_reference import find_all, find_run, find_whole_run
 
 
 @dataclass(frozen=True)
@@ -156,16 +156,17 @@ def find_runs(names: Iterable[str], runs_dir: Path, *, no_step: str = "") -> lis
             named, which is refused then.
 
     Raises:
-        NoSuchRun: with the names that exist.
+        NoSuchRun: with every name that is missing, and the names that exist.
     """
-    runs: list[RunDir] = []
-    for name in names:
+
+    def find(name: str) -> list[RunDir]:
+        """The runs of one name."""
         if is_sweep(name, runs_dir):
-            runs += SweepDir.of(name, runs_dir).runs()
-        else:
-            whole = find_whole_run(name, runs_dir, no_step) if no_step else None
-            runs.append(whole or find_run(name, runs_dir))
-    return list(dict.fromkeys(runs))
+            return SweepDir.of(name, runs_dir).runs()
+        whole = find_whole_run(name, runs_dir, no_step) if no_step else None
+        return [whole or find_run(name, runs_dir)]
+
+    return list(dict.fromkeys(run for runs in find_all(names, find) for run in runs))
 
 
 def limited_sweeps(runs: Iterable[RunDir]) -> list[SweepDir]:

@@ -185,7 +185,7 @@ def test_a_bad_image_is_left_out_and_named(
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
-        ((), 2, "there is nothing to look at"),
+        ((), 2, "mgpt4 eval RUN --suite loss"),
         (("--images", "nowhere"), 1, "nowhere"),
         (("--images", "IMAGES", "--weights", "nowhere"), 1, "no bundle at"),
         (("--images", "IMAGES", "--device", "cuda"), 2, "no GPU here"),

@@ -101,10 +101,11 @@ def test_checkpoints_of_two_bundles(
     ("arguments", "code", "told"),
     [
         (("nowhere",), 6, "neither a run"),
+        (("nowhere", "RUN", "tt"), 6, "'tt' is neither a run"),
         ((), 2, "give a RUN; there is none in"),
         (("--weights", "nowhere"), 1, "no bundle at"),
         (("RUN", "--host", "192.0.2.1"), 1, "cannot be listened on"),
-        (("RUN", "--token", "short"), 2, "at least 8 letters"),
+        (("RUN", "--token", "short"), 2, "MGPT4_SERVE_TOKEN or --token must have at least 8"),
         (("RUN", "--token", "with a space in it"), 2, "at least 8 letters"),
         (("RUN", "--max-megapixels", "0"), 2, "--max-megapixels"),
         (("RUN", "--temperature", "-1"), 2, "-1.0 is not in the range"),

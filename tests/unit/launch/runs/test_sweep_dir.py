@@ -24,8 +24,8 @@ def two(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[RunDir]
 def test_a_sweeps_name_stands_for_its_runs(two: list[RunDir], tmp_path: Path) -> None:
     assert find_runs(["s"], tmp_path) == two
     assert find_runs(["s-seed2", "s"], tmp_path) == [two[1], two[0]], "each once"
-    with pytest.raises(NoSuchRun):
-        find_runs(["t"], tmp_path)
+    with pytest.raises(NoSuchRun, match=r"no run 't' in .*; no run 'u' in "):
+        find_runs(["t", "s", "u"], tmp_path)
     with pytest.raises(NoSuchRun):
         find_runs(["../.sweeps/s"], tmp_path)
     (two[0].identity_file).unlink()
