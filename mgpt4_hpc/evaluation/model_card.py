@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import ConfigError
@@ -11,6 +13,7 @@ from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.bundle.published import read_published
 from mgpt4_hpc.model.conversion.variants import find_variant
 from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_reference import step_of
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.report import read_curves
 from mgpt4_hpc.telemetry.run_card import text_card
@@ -96,13 +99,24 @@ def _training(run: RunDir) -> str:
     data = [f"- {source.name}: {source.weight / total:.0%}" for source in config.data.sources]
     settings = dict(_flat(config.model_dump(mode="json")))
     # Paths name the site that trained it, and not the data.
-    public = {
-        key: who for key, who in resolved.origins.items()
-        if not key.startswith(("launch", "data.", "model.weights", "init_from"))
-    }  # fmt: skip
+    public = [
+        key for key in resolved.origins
+        if not key.startswith(("launch", "container", "data.", "model.weights"))
+    ]  # fmt: skip
+    if config.model.projector is not None:
+        settings["model.projector"] = _name_of_start(run, config.model.projector)
     identity = read_json(run.identity_file)
     card = text_card(run.name, identity, {}, settings, dict.fromkeys(public, "the run"))
     return "## Training\n\n" + "\n".join(data) + f"\n\n{card}\n"
+
+
+def _name_of_start(run: RunDir, projector: str) -> str:
+    """The first projector without the path: a run and its step where they are known, or a file."""
+    with suppress(OSError, ValueError, KeyError):
+        projector = read_json(run.pins_file)["about"]["projector"] or projector
+    path = Path(projector)
+    step = step_of(path)
+    return path.name if step is None else f"{path.parent.parent.name}, step {step}"
 
 
 def _flat(values: Mapping[str, object], front: str = "") -> Sequence[tuple[str, object]]:

@@ -61,15 +61,16 @@ def text_card(
         origins: of each that is no default, who set it.
     """
     versions = start.get("versions") or {}
-    nodes = start.get("nodes") or start.get("hostname") or "?"
+    nodes = start.get("nodes") or start.get("hostname") or ""
+    code, job = identity.get("code_version"), start.get("job_id")
     facts = {
         "run": name,
         "stage": settings.get("stage"),
         "created": identity.get("created"),
-        "code": f"mgpt4-hpc {identity.get('code_version', '?')}",
+        "code": code and f"mgpt4-hpc {code}",
         "config digest": identity.get("config_digest"),
-        "job": f"{start.get('executor', '?')} {start.get('job_id', '?')}, "
-        f"restart {start.get('restart_count', 0)}",
+        "job": job
+        and f"{start.get('executor', '')} {job}, restart {start.get('restart_count', 0)}",
         "nodes": nodes if isinstance(nodes, str) else ", ".join(map(str, nodes)),
         "ranks": start.get("world_size"),
         "versions": ", ".join(f"{key} {value}" for key, value in versions.items()),

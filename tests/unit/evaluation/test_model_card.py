@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from mgpt4_hpc.evaluation.model_card import model_card
 from mgpt4_hpc.model.bundle.bundle import open_bundle
+from mgpt4_hpc.run_dir import write_json
 from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.tensorboard import open_writer
 from tests.support.tiny_world import TinyWorld
@@ -31,3 +33,35 @@ def test_data_settings_curve_scores_and_licences(tiny_world: TinyWorld, tmp_path
     assert "| coco/detail_failing | 0.1250 | 20 |" in card
     assert "for 20 steps" in card and "Licences of the parts" in card
     assert str(tmp_path) not in card and str(tiny_world.root) not in card
+
+
+def test_no_path_whatever_the_run_was_made_with(tiny_world: TinyWorld, tmp_path: Path) -> None:
+    there = "/site/private"
+    step = f"{there}/runs/stage1/checkpoints/step-00000030"
+    paths = {
+        "model__projector": f"{there}/runs/stage1",
+        "data__feature_cache": f"{there}/features",
+        "data__stage_to": f"{there}/local",
+        "data__paths": {"cc_sbu_align": f"{there}/data"},
+        "launch__env": {"DATA": there},
+        "launch__setup": [f"source {there}/env.sh"],
+        "launch__on_event": [f"{there}/notify"],
+        "launch__sbatch": {"comment": there},
+        "launch__runs_dir": f"{there}/runs",
+        "container__runtime": "apptainer",
+        "container__image": f"{there}/image.sif",
+        "container__mounts": [f"{there}:/data"],
+        "container__python": f"{there}/bin/python",
+        "container__options": [f"--home={there}"],
+    }
+    run = make_trained_run(tiny_world, tmp_path / "two", **paths)
+    bundle = open_bundle(tiny_world.weights)
+
+    def card() -> str:
+        return model_card("mine", bundle, end_symbol="###", run=run, step=12)
+
+    assert '| model.projector | "stage1" |' in card()
+    write_json(run.pins_file, {"about": {"projector": step}})
+    assert '| model.projector | "stage1, step 30" |' in card()
+    assert not re.search(r"(?<![\w.])/\w", card()), card()
+    assert "?" not in card() and "| job |" not in card() and "| nodes |" not in card()
