@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,21 @@ def make_trained_run(
     run = RunDir(path)
     run.create({"name": path.name, "stage": stage})
     write_config(run.config_file, load_config(file))
-    architecture = open_bundle(world.weights).architecture
+    bundle = open_bundle(world.weights)
+    architecture = bundle.architecture
     torch.manual_seed(seed)
     layer = torch.nn.Linear(architecture.projector_in, architecture.llm_dim or 0)
     tensors = {f"llama_proj.{name}": p.detach() for name, p in layer.named_parameters()}
-    CheckpointStore(run.checkpoints).commit(step, {"projector": tensors}, {"samples_seen": step})
+    meta = {"samples_seen": step, "bundle_digest": bundle.digest}
+    CheckpointStore(run.checkpoints).commit(step, {"projector": tensors}, meta)
     return run
+
+
+def other_weights(world: TinyWorld, path: Path) -> Path:
+    """The world's bundle with one number of the language model changed."""
+    shutil.copytree(world.weights, path)
+    file = path / "llm" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-4] ^= 1
+    file.write_bytes(data)
+    return path

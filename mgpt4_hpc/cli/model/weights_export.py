@@ -15,6 +15,7 @@ from mgpt4_hpc.resources import expand_toy
 from mgpt4_hpc.run_reference import find_reference
 
 if TYPE_CHECKING:
+    from mgpt4_hpc.model.bundle.bundle import Bundle
     from mgpt4_hpc.model.generation.chat_model import Source
     from mgpt4_hpc.model.nn.lora import SavedLora
 
@@ -101,22 +102,20 @@ def _export_file(
 
     merged = {}
     if lora is not None:
-        from mgpt4_hpc.model.bundle.bundle import open_bundle
         from mgpt4_hpc.model.huggingface.lora import merged_tensors
 
-        bundle = open_bundle(_source(projector, weights).weights)
+        bundle = _bundle(_source(projector, weights))
         merged = {f"llama_model.{key}": t for key, t in merged_tensors(bundle, lora).items()}
     export_projector(read_projector(projector), out, fmt=fmt, beside=merged)
 
 
 def _export_folder(projector: Path, out: Path, weights: str | None, lora: SavedLora | None) -> None:
     from mgpt4_hpc.evaluation.model_card import model_card
-    from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.bundle.export import read_projector
     from mgpt4_hpc.model.huggingface.export import TrainedModel, export_model, require_exportable
 
     source = _source(projector, weights)
-    bundle = open_bundle(source.weights)
+    bundle = _bundle(source)
     require_exportable(bundle.architecture)
     card = model_card(
         out.name,
@@ -140,6 +139,21 @@ def _source(projector: Path, weights: str | None) -> Source:
     if weights is None and (projector.parent / BUNDLE_FILE).is_file():
         weights = str(projector.parent)
     return find_source(projector, weights=weights)
+
+
+def _bundle(source: Source) -> Bundle:
+    """The frozen parts. Raises WeightsError if the projector was trained on others."""
+    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.model.generation.chat_model import other_bundle
+
+    bundle = open_bundle(source.weights)
+    if other := other_bundle(source, bundle):
+        raise WeightsError(
+            other,
+            why="the export would be a model that nobody trained",
+            fix="give the bundle that it was trained on: --weights DIR",
+        )
+    return bundle
 
 
 def _located(source: Path, runs_dir: Path) -> Path:

@@ -14,6 +14,7 @@ from mgpt4_hpc.cli.shared.options import (
     together,
 )
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
+from mgpt4_hpc.formatting import printable
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import list_runs
 from mgpt4_hpc.run_reference import find_reference
@@ -147,10 +148,12 @@ def locate(
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.bundle.projector_origin import other_llm_note
-    from mgpt4_hpc.model.generation.chat_model import find_source
+    from mgpt4_hpc.model.generation.chat_model import find_source, other_bundle
 
     source = find_source(path, weights=weights, template=template)
-    open_bundle(source.weights)  # says at once what is missing; nothing large is read yet
+    bundle = open_bundle(source.weights)  # names what is missing; nothing large is read yet
+    if other := other_bundle(source, bundle):
+        click.echo(printable(f"warning: {other}: another model answers"), err=True)
     if source.projector and (note := other_llm_note(source.projector, source.weights)):
         click.echo(f"warning: {note}", err=True)
     if source.projector and (source.projector.parent / "manifest.json").is_file():

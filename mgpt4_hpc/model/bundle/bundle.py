@@ -90,6 +90,18 @@ def open_bundle(path: Path | str, *, architecture: Architecture | None = None) -
     return _open_original(folder, architecture)
 
 
+def bundle_digest(folder: Path) -> str:
+    """The digest of ``open_bundle``, without a look at any tensor.
+
+    Raises:
+        WeightsError, OSError: it is no bundle, or cannot be read.
+    """
+    require_bundle(folder)
+    if (folder / BUNDLE_FILE).exists():
+        return BundleManifest.read(folder / BUNDLE_FILE).digest
+    return original_digest(original_sources(folder))
+
+
 def require_bundle(folder: Path) -> None:
     """Raises WeightsError unless it is a folder of either kind."""
     make = "make one with `mgpt4 weights import`"
@@ -100,7 +112,10 @@ def require_bundle(folder: Path) -> None:
             fix=f"give the folder, {folder.parent}" if inside else make,
         )
     if not folder.is_dir():
-        raise WeightsError(f"no bundle at {folder}{beside(folder)}", fix=make)
+        raise WeightsError(
+            f"no bundle at {folder}{beside(folder)}",
+            fix=f"if it was moved, give its new path; or {make}",
+        )
     if not _holds_bundle(folder):
         if (folder / EXPORT_FOLDER / EXPORT_RECORD).exists():
             raise WeightsError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,6 +117,11 @@ def find_source(
         )
     chosen = get_template(template) if template else (config.template if config else None)
     bundle_folder = Path(resolve_path(folder))
+    if not weights and run is not None and not bundle_folder.is_dir():
+        raise WeightsError(
+            f"{run.name} was trained on the bundle {bundle_folder}, which is not there",
+            fix="if it was moved: --weights NEW",
+        )
     return Source(
         name=_name(projector, run) or bundle_folder.name,
         weights=bundle_folder,
@@ -124,6 +130,20 @@ def find_source(
         config=config,
         run=run,
         step=_step(projector),
+    )
+
+
+def other_bundle(source: Source, bundle: Bundle) -> str:
+    """How the bundle differs from the one that the checkpoint was trained on; "" if it does not.
+
+    A projector's file, and a checkpoint of an early release, do not record their bundle.
+    """
+    trained_on = _manifest(source.projector).get("meta", {}).get("bundle_digest")
+    if trained_on in (None, bundle.digest):
+        return ""
+    return (
+        f"{source.name} was trained on a bundle with the digest {trained_on}, and that of "
+        f"{bundle.path} is {bundle.digest}"
     )
 
 
@@ -342,13 +362,16 @@ def _name(projector: Path | None, run: RunDir | None) -> str:
 
 
 def _step(projector: Path | None) -> int | None:
-    if projector is None:
-        return None
-    try:
-        step = read_json(projector.parent / "manifest.json").get("step")
-    except (OSError, ValueError):
-        return None
+    step = _manifest(projector).get("step")
     return step if isinstance(step, int) else None
+
+
+def _manifest(projector: Path | None) -> dict[str, Any]:
+    """The manifest of a projector's checkpoint; empty if it lies in none."""
+    try:
+        return read_json(projector.parent / "manifest.json") if projector is not None else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _template_of(bundle: Bundle) -> Template:

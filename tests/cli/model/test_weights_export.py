@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
+from mgpt4_hpc.model.bundle.bundle import bundle_digest
+from mgpt4_hpc.run_dir import RunDir
 from tests.cli.model.weights_cases import call
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import other_weights
 
 
 def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
@@ -34,6 +38,17 @@ def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
     assert call("export", "one", *out).exit_code == 0
     with pytest.raises(NoSuchRun, match="one of the runs there: one"):
         call("export", "two", *out[:3], tmp_path / "q.pth", *out[4:])
+
+
+def test_export_refuses_a_bundle_that_the_run_was_not_trained_on(
+    world: TinyWorld, run: RunDir, tmp_path: Path
+) -> None:
+    wrong = other_weights(world, tmp_path / "wrong")
+    out = ("--format", "hf", "--out", tmp_path / "out")
+    with pytest.raises(WeightsError, match="trained on a bundle with the digest") as raised:
+        call("export", run.path, "--weights", wrong, *out)
+    assert all(bundle_digest(folder) in raised.value.what for folder in (world.weights, wrong))
+    assert not (tmp_path / "out").exists()
 
 
 def test_export_replaces_nothing_and_makes_no_folder(imported: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.cli.shared.model_options import locate, say_toy
+from mgpt4_hpc.errors import WeightsError
+from mgpt4_hpc.model.bundle.bundle import bundle_digest
 from mgpt4_hpc.model.generation.chat_model import find_source
 from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 from tests.support.tiny_world import TinyWorld
-from tests.support.trained import make_trained_run
+from tests.support.trained import make_trained_run, other_weights
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,31 @@ def test_another_language_model_than_the_runs_is_a_warning(
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     locate("two", run.path.parent, weights=str(other), template=None)
     assert "warning: the projector of" in capsys.readouterr().err
+
+
+def test_a_bundle_that_a_run_was_not_trained_on_is_named(
+    run: RunDir, world: TinyWorld, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, same = other_weights(world, tmp_path / "wrong"), tmp_path / "same"
+    shutil.copytree(world.weights, same)
+    for weights, warns in ((wrong, True), (same, False), (None, False)):
+        text = str(weights) if weights else None
+        locate("two", run.path.parent, weights=text, template=None)
+        digests = [bundle_digest(folder) for folder in (world.weights, wrong)]
+        told = capsys.readouterr().err
+        assert [digest in told for digest in digests] == [warns, warns], told
+        assert ("warning: two step-00000012 was trained on" in told) == warns
+
+
+def test_a_bundle_that_was_moved_has_a_way_out(run: RunDir, tmp_path: Path) -> None:
+    copy = tmp_path / "two"
+    shutil.copytree(run.path, copy)
+    config = copy / "config.yaml"
+    weights = find_source(run.path).weights
+    config.write_text(config.read_text().replace(str(weights), "/moved/bundle"))
+    with pytest.raises(WeightsError, match="bundle /moved/bundle, which is not") as raised:
+        locate(str(copy), tmp_path, weights=None, template=None)
+    assert raised.value.fix == "if it was moved: --weights NEW"
 
 
 def test_the_projector_of_another_model_is_named(
