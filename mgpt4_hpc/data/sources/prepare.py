@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from mgpt4_hpc.config.streams import is_url
 from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index, no_samples
 from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
@@ -77,6 +78,36 @@ def prepare_source(
             "`mgpt4 data index` makes: it leaves out what cannot be read",
         ) from error
     return _usable(out, name)
+
+
+def known_difference(name: str, path: str, index: Path | None, work_dir: Path, digest: str) -> str:
+    """How :func:`prepare_source` would find another index than that of ``digest``.
+
+    Looks at names, sizes and times of the shards. Empty where they do not differ in these, or must
+    be read to know.
+
+    Raises:
+        DataError, OSError: the index or a shard is missing.
+    """
+    if is_url(path):
+        return f"stream of {path}" if digest != f"stream of {path}" else ""
+    if index is not None:
+        given = ShardIndex.open(index).digest
+        return given if given != digest else ""
+    out = work_dir / f"{name}.index"
+    if not out.is_file() or is_align_folder(Path(expand_toy(path))):
+        return ""
+    shards = [shard.absolute() for shard in expand_shards(path)]
+    own = ShardIndex.open(out)
+    if own.digest == digest:
+        root = os.path.commonpath([shard.parent for shard in shards])
+        listed = [(os.path.relpath(shard, root), shard.stat().st_size) for shard in shards]
+        held = [(own.shard_names[i], own.shard_size(i)) for i in range(own.num_shards)]
+        return "" if listed == held else "that of other shards"
+    # A start that was refused has indexed other shards; are these the ones?
+    now = [(str(shard), shard.stat().st_mtime_ns) for shard in shards]
+    then = [(os.path.abspath(own.shard_path(i)), own.shard_mtime(i)) for i in range(own.num_shards)]  # noqa: PTH100
+    return own.digest if now == then else ""
 
 
 def _usable(path: Path, name: str) -> Path:

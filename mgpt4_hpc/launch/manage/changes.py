@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from mgpt4_hpc.config.load import (
 )
 from mgpt4_hpc.config.run_config_file import read_config, stored_keys
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.sources.prepare import known_difference
+from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import time_limit
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
-from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
-from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.model.bundle.bundle import bundle_digest
+from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_reference import newest_checkpoint
 from mgpt4_hpc.train.inputs.pins import read_pins
 
 ORIGIN = "resume"
@@ -137,26 +140,48 @@ def input_drift(
 ) -> list[str]:
     """What lies where weights and data are said to be now, if it is not what the run began with.
 
-    Compares digests of bundles and indexes; the job makes an index that is missing, and compares
-    it then.
-
-    Raises:
-        MgptError: the bundle or an index cannot be opened.
+    The digest of the bundle is known here; that of shards without an index where names, sizes or
+    times show that they are others. The job compares the rest. What is missing is for the preflight
+    checks to name.
     """
     pinned = read_pins(run, accepted=False) or {}
     current = {}
-    manifest = Path(config.model.weights) / BUNDLE_FILE
-    if "model.weights" in changes and manifest.is_file():
-        current["bundle"] = BundleManifest.read(manifest).digest
-    if "data.sources" in changes:
-        for source in config.data.sources:
-            if source.index and Path(source.index).is_file():
-                current[f"index {source.name}"] = ShardIndex.open(source.index).digest
+    if "bundle" in pinned:
+        with suppress(MgptError, OSError):
+            current["bundle"] = bundle_digest(Path(config.model.weights))
+    # A look at each shard takes time: only where they may be others.
+    suspects = config.data.sources if "data.sources" in changes or run.failed.exists() else ()
+    for source in suspects:
+        if (key := f"index {source.name}") in pinned:
+            index = Path(source.index) if source.index else None
+            with suppress(MgptError, OSError):
+                current[key] = (
+                    known_difference(source.name, source.path, index, run.data, pinned[key])
+                    or pinned[key]
+                )
     return [
         f"{key} was {pinned[key]}, is {value}"
         for key, value in current.items()
-        if key in pinned and pinned[key] != value
+        if pinned[key] != value
     ]
+
+
+def moved_projector(run: RunDir) -> dict[str, str]:
+    """``model.projector`` of a run that has not begun, where the folder of its runs was moved.
+
+    A run that lay beside this one is looked for beside it.
+    """
+    projector = read_config(run.config_file).config.model.projector
+    if projector is None or Path(projector).exists() or newest_checkpoint(run) is not None:
+        return {}
+    try:
+        runs_dir = Path(read_json(run.slurm / "job.json")["folder"]).parent
+        moved = run.path.parent / Path(projector).resolve().relative_to(runs_dir)
+    except (OSError, ValueError, KeyError):
+        return {}
+    # The code of an older run is held to the path.
+    by_content = "train.lr_steps" in stored_keys(run.config_file)
+    return {"model.projector": str(moved)} if by_content and moved.exists() else {}
 
 
 def describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:

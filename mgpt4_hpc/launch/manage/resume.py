@@ -24,7 +24,13 @@ from mgpt4_hpc.errors import (
     StorageTrouble,
 )
 from mgpt4_hpc.formatting import counted, shell_word
-from mgpt4_hpc.launch.manage.changes import change, describe, differences, input_drift
+from mgpt4_hpc.launch.manage.changes import (
+    change,
+    describe,
+    differences,
+    input_drift,
+    moved_projector,
+)
 from mgpt4_hpc.launch.manage.dependents import repoint
 from mgpt4_hpc.launch.runs.cancel_request import cancel_mark, withdraw_cancel
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts
@@ -44,7 +50,7 @@ from mgpt4_hpc.launch.submit.submit_run import (
 )
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, version_drift
+from mgpt4_hpc.train.inputs.pins import accept_drift, drifted, input_places, version_drift
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,7 @@ def resume_run(
             if seen.state.is_live:
                 return _lengthen_live(run, seen, overrides, say)
         seen = _assert_free(run)
+        overrides = {**moved_projector(run), **overrides}
         _own_the_copy(run)
         changed = checked_change(run, overrides, faults, executor, accept=accept)
         executor = choose_executor(executor or seen.executor or "auto")
@@ -241,11 +248,14 @@ def _resume(
 def _check_drift(
     run: RunDir, config: RunConfig, changes: Mapping[str, tuple[Any, Any]], accept: bool
 ) -> None:
+    if accept:
+        return
     # A container has versions of its own, which only the job sees.
-    drift = version_drift(run, accepted=accept) if config.container.runtime == "none" else []
-    drift += input_drift(run, config, changes)
-    if drift and not accept:
-        raise drifted(run, drift)
+    drift = version_drift(run) if config.container.runtime == "none" else []
+    if not run.drift_accepted.exists():  # a branch's settings may name other inputs
+        drift += input_drift(run, config, changes)
+    if drift:
+        raise drifted(run, drift, input_places(config))
 
 
 def _check_no_effect(

@@ -53,7 +53,8 @@ def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]
     if not folder.exists():
         near = beside(folder)
         return [
-            f"model.weights {weights} is no folder{near}: `mgpt4 weights import` makes one"
+            f"model.weights {weights} is no folder{near}: if it was moved, "
+            "--set model.weights=NEW; `mgpt4 weights import` makes one"
         ], None
     try:
         if not (folder / BUNDLE_FILE).exists():
@@ -146,6 +147,8 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
                 left_out = [*left_out, *left_out_of_folders(source.path)]
         except MgptError as error:
             source_faults = [f"{error.what}; {error.fix}" if error.fix else error.what]
+            if source.path and not Path(source.path).exists():
+                source_faults[0] += f"; if it was moved, --set data.paths.{source.name}=NEW"
         faults += [f"data source {source.name}: {fault}" for fault in source_faults]
         if left_out:
             notes.append(f"data source {source.name}: left out: {in_words(left_out)}")
@@ -197,7 +200,10 @@ def projector_findings(
         return missing_start(config), []
     path = Path(projector)
     if not path.exists():
-        return [f"model.projector {projector} does not exist{beside(path)}"], []
+        return [
+            f"model.projector {projector} does not exist{beside(path)}: if it was moved, "
+            "--set model.projector=RUN|CHECKPOINT|FILE"
+        ], []
     faults: list[str] = []
     notes: list[str] = []
     if (path / "run.json").exists():

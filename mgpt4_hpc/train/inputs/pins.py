@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from mgpt4_hpc import __version__
+from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import RunLocked
 from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
@@ -59,6 +60,7 @@ def check_pins(
     about: Mapping[str, Any],
     report: Callable[[list[str], bool, bool], None],
     note_changes: Callable[[list[str]], None] = lambda changes: None,
+    places: Mapping[str, str] = {},
 ) -> frozenset[str] | None:
     """Pin a run at its first start, and compare at every other. Called by rank 0.
 
@@ -69,6 +71,7 @@ def check_pins(
         report: called with differences that the run continues with, whether they are accepted
             (else they matter little), and whether to warn: settings are as the user set them.
         note_changes: called once with which settings are not those of the last start.
+        places: see :func:`input_places`; for the error.
 
     Returns:
         Digests of the settings under which the run's checkpoints may have been made; None if a
@@ -90,7 +93,7 @@ def check_pins(
         settings, inputs = _drift(pinned, current, values)
         changed = [*settings, *inputs]
         if changed and not _is_accepted(accepted, pinned, current):
-            raise drifted(run, changed)
+            raise drifted(run, changed, places)
         if changed:
             by = f"accepted by {(accepted or {}).get('by', 'a person')}"
             report([*changed, by], True, bool(inputs))
@@ -184,13 +187,37 @@ def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
     return _differences(pinned_versions, decisive_versions(), _same_keys)
 
 
-def drifted(run: RunDir, changed: list[str]) -> RunLocked:
-    """The error with what changed and how to continue."""
+def input_places(config: RunConfig) -> dict[str, str]:
+    """The setting that names where each input lies, as ``model.weights=/bundle``, by its pin."""
+    return {
+        "bundle": f"model.weights={config.model.weights}",
+        "projector": f"model.projector={config.model.projector}",
+        "features": f"data.feature_cache={config.data.feature_cache}",
+        **{
+            f"index {source.name}": f"data.sources={source.index}"
+            if source.index
+            else f"data.paths.{source.name}={source.path}"
+            for source in config.data.sources
+        },
+    }
+
+
+def drifted(run: RunDir, changed: list[str], places: Mapping[str, str] = {}) -> RunLocked:
+    """The error with what changed, where that lies, and how to continue."""
+    found = [
+        place
+        for key, place in places.items()
+        if any(text.startswith(f"{key} was ") for text in changed)
+    ]
+    where = f" ({', '.join(found)})" if found else ""
+    options = " ".join(f"--set {place.partition('=')[0]}=PATH" for place in found)
+    named = f", or name where they lie now: {options}" if found else ""
     return RunLocked(
-        f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}",
+        f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}{where}",
         why="a run continued on other inputs is neither the old run nor a new one",
-        fix="restore them; or start a new run from this one's checkpoint (model.projector); or go "
-        f"on in spite of it: mgpt4 resume {run.name} --accept-drift",
+        fix=f"restore them{named}; or start a new run from this one's checkpoint "
+        "(model.projector); or go on in spite of it: "
+        f"mgpt4 resume {run.name} --accept-drift",
     )
 
 

@@ -24,7 +24,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.inputs.feature_encoding import feature_binding
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights, find_start_weights
-from mgpt4_hpc.train.inputs.pins import check_pins, drifted, read_pins
+from mgpt4_hpc.train.inputs.pins import check_pins, drifted, input_places, read_pins
 from mgpt4_hpc.train.recorder import Recorder
 
 
@@ -91,13 +91,14 @@ def find_inputs(
             "features": features,
         },
         about={
-            "projector": start.source if start else config.model.projector,
+            **({"projector": start.source} if start else {}),  # else as the first start noted it
             "features": config.data.feature_cache,
             "values": pinned_values(config),
             **indexes,
         },
         report=lambda what, *how: _report_drift(recorder, what, *how),
         note_changes=lambda changes: recorder.event(Kind.CHANGED, what=changes),
+        places=input_places(config),
     )
     checkpoint = _find_checkpoint(run, store, settings, recorder)
     if checkpoint is None and content is not None and start is None:
@@ -150,7 +151,8 @@ def _start_after_all(run: RunDir, config: RunConfig, content: str) -> StartWeigh
     """The projector to start from where no checkpoint can be used; it must be the pinned one."""
     start = find_start_weights(config.model.projector or "")
     if start.content != content:
-        raise drifted(run, [f"projector was {content}, is {start.content}"])
+        changed = [f"projector was {content}, is {start.content}"]
+        raise drifted(run, changed, input_places(config))
     return start
 
 

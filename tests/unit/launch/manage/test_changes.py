@@ -2,24 +2,28 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import settings_digest
-from mgpt4_hpc.config.run_config_file import read_config
+from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.launch.job.start_check import why_leave
-from mgpt4_hpc.launch.manage.changes import _knows
+from mgpt4_hpc.launch.manage.changes import _knows, change, moved_projector
+from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
+from mgpt4_hpc.model.bundle.bundle import bundle_digest
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
-from tests.cli.synthetic import attempt
+from tests.cli.synthetic import attempt, make_run
 from tests.support.resuming import Submissions, contents
 from tests.support.tiny_world import TinyWorld
+from tests.support.trained import other_weights
 
 
 @pytest.mark.slow
@@ -321,3 +325,83 @@ def test_a_source_that_the_run_lacks_and_one_that_moved(
     ended = mgpt4("resume", "one", "--set", "data.paths.laion=/elsewhere")
     assert re.search(r"one: data.sources.laion.path: \S+ -> /elsewhere\n", ended.err), ended.err
     assert "[{" not in ended.err
+
+
+def test_another_bundle_is_refused_before_the_queue_whatever_was_changed(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    world: TinyWorld,
+    tmp_path: Path,
+) -> None:
+    wrong = other_weights(world, tmp_path / "wrong")
+    right = bundle_digest(world.weights)
+    write_json(run.pins_file, {"bundle": right})
+    for weights, code in ((wrong, 7), (world.weights, 0)):
+        ended = mgpt4("resume", "one", "--set", f"model.weights={weights}")
+        assert ended.code == code, ended.err
+        if code:
+            assert f"bundle was {right}, is {bundle_digest(wrong)} (model.weights={wrong})" in (
+                ended.err
+            )
+            assert "name where they lie now: --set model.weights=PATH" in ended.err
+    write_json(run.pins_file, {"bundle": "another"})
+    assert mgpt4("resume", "one").code == 7, "the path is as it was, and what lies there is not"
+    assert mgpt4("resume", "one", "--accept-drift").code == 0
+
+
+def test_other_shards_are_refused_before_the_queue_where_a_look_shows_it(
+    mgpt4: Mgpt4,
+    slurm: FakeSlurm,
+    run: RunDir,
+    submissions: Submissions,
+    world: TinyWorld,
+    tmp_path: Path,
+) -> None:
+    own = run.data / "laion.index"
+    build_index(sorted(world.shards("laion").glob("*.tar")), own, name="laion")
+    held = ShardIndex.open(own).digest
+    write_json(run.pins_file, {"index laion": held})
+    wrong = f"data.paths.laion={world.shards('cc_sbu')}"
+    copy = tmp_path / "moved"
+    shutil.copytree(world.shards("laion"), copy)
+    ended = mgpt4("resume", "one", "--set", wrong)
+    assert (
+        ended.code == 7
+        and f"({wrong})" in ended.err
+        and "--set data.paths.laion=PATH" in (ended.err)
+    )
+    assert mgpt4("resume", "one", "--set", f"data.paths.laion={copy}").code == 0
+    # A start that was refused leaves the index of the wrong shards, and their path in the settings.
+    build_index(sorted(world.shards("cc_sbu").glob("*.tar")), own, name="laion")
+    rewrite_config(run.config_file, change(run, {wrong.partition("=")[0]: wrong.partition("=")[2]}))
+    run.failed.write_text("inputs changed")
+    ended = mgpt4("resume", "one")
+    assert ended.code == 7 and f"index laion was {held}, is {ShardIndex.open(own).digest}" in (
+        ended.err
+    )
+    assert mgpt4("resume", "one", "--set", f"data.paths.laion={copy}").code == 0
+
+
+def test_the_first_projector_is_found_where_the_folder_of_the_runs_was_moved(
+    mgpt4: Mgpt4, slurm: FakeSlurm, submissions: Submissions, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    finish(make_run(old, "stage1"), at=100)
+    elsewhere = make_run(tmp_path / "others", "stage1")
+    for name, projector in (("two", old / "stage1"), ("three", elsewhere.path)):
+        made = make_run(old, name, stage=2, model__projector=str(projector))
+        note_job(made, "slurm", "17")
+        note = made.slurm / "job.json"
+        write_json(note, {**read_json(note), "submitted": 1e9})
+    old.rename(tmp_path / "runs")
+    shutil.rmtree(elsewhere.path)
+    ended = mgpt4("resume", "two")
+    assert ended.code == 0, ended.err
+    moved = tmp_path / "runs" / "stage1"
+    assert f"two: model.projector {old / 'stage1'} -> {moved}" in ended.err
+    config = read_config(RunDir(tmp_path / "runs" / "two").config_file).config
+    assert config.model.projector == str(moved)
+    # One that lay elsewhere may be another run of that name.
+    assert moved_projector(RunDir(tmp_path / "runs" / "three")) == {}

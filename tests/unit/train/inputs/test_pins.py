@@ -21,6 +21,7 @@ from mgpt4_hpc.train.inputs.pins import accept_drift, check_pins, version_drift
 from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
 from tests.support.runs import records
 from tests.support.tiny_world import TinyWorld
+from tests.support.trained import other_weights
 
 FOUND = {"bundle": "b1", "config": "c1", "index laion": "i1"}
 
@@ -150,7 +151,7 @@ def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
 
 
 @pytest.mark.slow
-def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
+def test_data_that_vanish_cost_a_pause_or_a_crash_and_others_are_named(
     run: RunDir, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mount, away = tmp_path / "mount", tmp_path / "away"
@@ -190,6 +191,16 @@ def test_data_that_vanish_for_a_while_cost_a_pause_and_for_good_a_crash(
         run_module, "retry_storage", partial(retry.retry_storage, pauses_s=(1.0,), sleep=comes_back)
     )
     start()
+    wrong = {
+        "model.weights": str(other_weights(tiny_world, tmp_path / "wrong")),
+        "data.paths.laion": str(tiny_world.shards("cc_sbu")),
+    }
+    rewrite_config(run.config_file, load_config(file, overrides=wrong))
+    with pytest.raises(RunLocked) as refused:
+        start()
+    for key, value in wrong.items():
+        assert f"{key}={value}" in refused.value.what and f"--set {key}=PATH" in refused.value.fix
+    assert "data.paths.cc_sbu" not in str(refused.value), "it is what it was"
 
 
 # -- settings that change on the way -----------------------------------------------------------
