@@ -156,10 +156,10 @@ def _is_section(name: str) -> bool:
 
 
 def split_mappings(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"data.paths": {"laion": "x"}}`` to ``{"data.paths.laion": "x"}``."""
+    """``{"data.paths": {"laion": "x"}}`` to ``{"data.paths.laion": "x"}``; an empty one stays."""
     split: dict[str, Any] = {}
     for key, value in flat.items():
-        if key in MAPPINGS and isinstance(value, Mapping):
+        if key in MAPPINGS and isinstance(value, Mapping) and value:
             split.update({f"{key}.{leaf}": leaf_value for leaf, leaf_value in value.items()})
         else:
             split[key] = value

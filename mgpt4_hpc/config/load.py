@@ -349,6 +349,9 @@ def merge(
     counts = StepCount()
     for origin, flat in layers:
         for key, value in keys.split_mappings(flat).items():
+            if key in keys.MAPPINGS:  # as a whole: {} clears it, and any other value is wrong
+                for entry in [entry for entry in values if entry.startswith(f"{key}.")]:
+                    del values[entry], origins[entry]
             values[key] = value
             origins[key] = origin
         counts.see(flat)

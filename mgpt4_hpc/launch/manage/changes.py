@@ -222,6 +222,8 @@ def _refusals(
             faults.append(
                 f"{key}{value}: the run's own code, of an earlier version, does not know it"
             )
+        elif key in ("data.paths", "data.shares") and not wanted:
+            faults.append(f"{key}: a run's sources keep their own; set {key}.SOURCE")
         elif not _is_decisive(old, new, key, by_content="train.lr_steps" in known):
             continue
         elif key in ADJUSTABLE or (key == "data.sources" and _only_shares(old, new)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from mgpt4_hpc.formatting import clock_time, duration, first_line, shell_word
 from mgpt4_hpc.launch.runs.run_facts import RunFacts
@@ -132,7 +133,10 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", Source.FOLDER)
     if facts.copied_from is not None:
         how = f"run `mgpt4 resume {_word(facts)} --as NAME`"
-        sentence = f"stopped: a copy of {facts.copied_from}, without a job; {how}"
+        original = facts.copied_from
+        if not Path(original).is_dir():
+            original = f"a run that was in {original}"
+        sentence = f"stopped: a copy of {original}, without a job; {how}"
         return Status(RunState.STOPPED, sentence, Source.FOLDER)
     if facts.job is None:
         sentence = "stopped: never submitted; run " + _resume(facts)

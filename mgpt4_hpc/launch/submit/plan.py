@@ -281,9 +281,14 @@ class _Resolver:
                 none_left = self.continues.nothing_left(resolved.config.train)
                 self.invalid += [f"--continue: {none_left}"] if none_left else []
         if stage is not None and resolved.config.stage != stage and "stage" not in self.wrong:
+            source = config_name or self.request.origin
+            fix = f"choose a preset for stage {stage}"
+            if config_name is None:
+                fix = "leave --stage out"
+                fix += f", or begin stage 2 with --stage 2 --after {source}" if stage == 2 else ""
             self.invalid.append(
-                f"--stage {stage} was asked for, {config_name} is for stage "
-                f"{resolved.config.stage}: choose a preset for stage {stage}"
+                f"--stage {stage} was asked for, {source} is for stage "
+                f"{resolved.config.stage}: {fix}"
             )
         return resolved
 

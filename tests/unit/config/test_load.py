@@ -65,6 +65,18 @@ def test_mappings_are_laid_over_one_another_entry_by_entry(file: Path, tmp_path:
     assert resolved.origin("launch.sbatch") == "file mine.yaml, flag, site s"
 
 
+def test_an_empty_mapping_clears_what_was_set_below_it(file: Path) -> None:
+    below = {"sbatch": {"comment": "a", "begin": "now+1"}, "env": {"A": "1"}}
+    file.write_text(yaml.safe_dump({**MINIMAL, "launch": below}))
+    overrides = {"launch.sbatch": {}, "launch.sbatch.comment": "b", "launch.env": {}}
+    resolved = load_config(file, overrides=overrides)
+    launch = resolved.config.launch
+    assert (launch.sbatch, launch.env) == ({"comment": "b"}, {})
+    assert resolved.origin("launch.env") == resolved.origin("launch.sbatch") == "flag"
+    with pytest.raises(ConfigError, match=r"launch\.sbatch: .* got 5 \(from flag\)"):
+        load_config(file, overrides={"launch.sbatch": 5})
+
+
 def test_an_empty_section_changes_nothing(file: Path) -> None:
     file.write_text(file.read_text() + "launch:\n#  gpus: 4\n")
     assert load_config(file).config.launch.gpus == 1

@@ -47,6 +47,14 @@ def test_allowed_changes_are_recorded(
     assert stored.digest == digest
     assert submissions.asked[0][0].config == stored.config
     assert not list(run.path.glob(".*tmp"))
+    ended = mgpt4("resume", "one", "--set", "launch.sbatch={}")
+    assert "one: launch.sbatch {'reservation': 'x'} -> {}" in ended.err
+    assert read_config(run.config_file).config.launch.sbatch == {}
+    source = read_config(run.config_file).config.data.sources[0]
+    shares = f"data.shares.{source.name}={source.weight:g}"
+    assert mgpt4("resume", "one", "--accept-drift", "--set", shares).code == 0
+    idle = mgpt4("resume", "one", "--set", "data.shares={}")
+    assert idle.code == 2 and "set data.shares.SOURCE" in idle.err
 
 
 @pytest.mark.parametrize(

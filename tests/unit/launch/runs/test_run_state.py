@@ -1,6 +1,7 @@
 """What a run is said to be doing, whatever squeue, sacct and its folder hold."""
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe, failure
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
 NOW = time.time()
@@ -52,6 +53,29 @@ def test_a_job_that_waits_names_the_run_it_waits_for(run: RunDir) -> None:
         waited_for=RunDir(Path("/r/a")),
     )
     assert said(run, waits) == ("pending", "pending (waits for a)")
+
+
+def test_the_reasons_of_slurm_to_let_a_job_wait_are_in_the_table() -> None:
+    page = (Path(__file__).parents[4] / "docs" / "troubleshooting.md").read_text()
+    reasons = (
+        "None Priority Resources Dependency BeginTime JobArrayTaskLimit Licenses Reservation "
+        "ReqNodeNotAvail PartitionTimeLimit PartitionNodeLimit PartitionDown PartitionInactive "
+        "BadConstraints InvalidQOS InvalidAccount QOSMaxWallDurationPerJobLimit AssocMax AssocGrp"
+    )
+    assert [reason for reason in reasons.split() if f"({reason}" not in page] == []
+
+
+def test_a_copy_whose_original_was_renamed_does_not_name_its_old_place_as_a_run(
+    tmp_path: Path,
+) -> None:
+    one = submitted(make_run(tmp_path))
+    job = read_json(one.slurm / "job.json")
+    write_json(one.slurm / "job.json", {**job, "folder": str(one.path), "inode": 0})
+    copy = RunDir(shutil.copytree(one.path, tmp_path / "copy"))
+    assert f"stopped: a copy of {one.path}, without a job" in said(copy, UNKNOWN_JOB)[1]
+    one.path.rename(tmp_path / "renamed")
+    text = said(copy, UNKNOWN_JOB)[1]
+    assert f"stopped: a copy of a run that was in {one.path}, without a job" in text
 
 
 def test_a_cancelled_job_that_ends_is_not_said_to_be_killed(run: RunDir) -> None:

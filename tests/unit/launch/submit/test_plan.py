@@ -160,6 +160,13 @@ def test_a_run_from_another_has_its_settings_and_its_weights(
         (["one", "--after", "one"], 2), (["one", "--stage", "2"], 2),
     ):  # fmt: skip
         assert mgpt4("submit", "--from", *wrong).code == code
+    fault = (
+        "--stage 2 was asked for, one@12 is for stage 1: leave --stage out, or begin stage 2 with "
+    )
+    assert (
+        fault + "--stage 2 --after one@12"
+        in mgpt4("submit", "--from", "one@12", "--stage", "2").err
+    )
     assert mgpt4("submit", "--config", "toy-stage1", "--continue").code == 2
 
 
