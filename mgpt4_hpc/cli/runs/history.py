@@ -12,11 +12,14 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
-from mgpt4_hpc.formatting import printable, shell_word
+from mgpt4_hpc.formatting import duration, printable, shell_word
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import BAD_NODE
+from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
+from mgpt4_hpc.telemetry.heartbeat import read_heartbeat
 from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
 from mgpt4_hpc.telemetry.time_buckets import BADPUT, PRODUCTIVE
 
@@ -56,7 +59,7 @@ def history_command(name: str, runs_dir: Path, as_json: bool) -> None:
         see = f"`mgpt4 status {shell_word(run.name)}`"
         click.echo(printable(f"{run.name} has not started yet: see {see}"), err=True)
         return
-    _print_attempts(attempts)
+    _print_attempts(run, attempts)
     for change in changes:
         click.echo(printable(str(change)))
     click.echo()
@@ -74,7 +77,7 @@ def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _print_attempts(attempts: Sequence[Attempt]) -> None:
+def _print_attempts(run: RunDir, attempts: Sequence[Attempt]) -> None:
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
 
     table = new_table(
@@ -104,7 +107,7 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
             ", ".join(attempt.nodes) or "-",
             started if attempt.start else "-",
             steps_of(attempt),
-            attempt.cause,
+            ending_of(run, attempt),
             attempt.steps_replayed,
             saves,
         )
@@ -120,6 +123,18 @@ def _print_attempts(attempts: Sequence[Attempt]) -> None:
 def steps_of(attempt: Attempt) -> str:
     """From which to which step it went; one that was refused before has none."""
     return f"{attempt.restored_step}-{attempt.last_step}" if attempt.last_step else "-"
+
+
+def ending_of(run: RunDir, attempt: Attempt) -> str:
+    """Why it ended; one that recorded no end runs, or was killed and shows no sign of life."""
+    from mgpt4_hpc.launch.runs.run_state import SILENT_S
+
+    beat = read_heartbeat(run.heartbeat)
+    of_beat = beat.time if beat is not None and beat.attempt == attempt.number else 0.0
+    silent_s = time.time() - max(attempt.end, of_beat)
+    if attempt.cause != RUNNING_CAUSE or silent_s < SILENT_S:
+        return attempt.cause
+    return f"silent for {duration(silent_s)}"
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:
@@ -145,7 +160,11 @@ def _print_seconds(attempts: Sequence[Attempt]) -> None:
 def goodput_line(total: Goodput) -> str:
     """The whole run's time in a sentence."""
     lost = sorted(
-        ((total.seconds[name], name) for name in (*BADPUT, UNACCOUNTED) if total.seconds[name] > 0),
+        (
+            (total.seconds[name], name)
+            for name in (*BADPUT, UNACCOUNTED)
+            if total.seconds[name] >= 0.5
+        ),
         reverse=True,
     )
     named = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for seconds, name in lost)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.runs.history import goodput_line, steps_of
+from mgpt4_hpc.cli.runs.history import ending_of, goodput_line, steps_of
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import counted
@@ -73,7 +73,7 @@ def report_command(name: str, out: Path, runs_dir: Path, as_json: bool) -> None:
             attempt.steps_replayed,
             attempt.saves,
             f"{attempt.seconds / 60:.1f}",
-            attempt.cause,
+            ending_of(run, attempt),
         )
         for attempt in attempts
     ]

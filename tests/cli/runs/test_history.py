@@ -77,6 +77,16 @@ def test_changes_of_settings_and_a_refused_start(mgpt4: Mgpt4, tmp_path: Path) -
     assert "attempt 3, step 30: train.lr was 0.01, is 0.001" in out and "0-0" not in out
 
 
+def test_an_attempt_that_was_killed_is_not_said_to_run(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs")
+    attempt(run, 1, first=1, last=30)
+    assert " running " in mgpt4("history", "one").out
+    beat = read_json(run.heartbeat)
+    write_json(run.heartbeat, {**beat, "time": beat["time"] - 1200})
+    out = mgpt4("history", "one").out
+    assert " running " not in out and "silent for 20 min" in out
+
+
 def test_not_started(mgpt4: Mgpt4, tmp_path: Path) -> None:
     make_run(tmp_path / "runs")
     ended = mgpt4("history", "one")
