@@ -152,7 +152,11 @@ def _answering(
             return
         yield _messages(visitor), None, visitor
         if not whole.stopped:
-            gr.Info("The answer was cut off at the limit of tokens; the slider raises it.")
+            gr.Info(
+                "The answer was cut off: the conversation fills the model's context."
+                if visitor.session.context_is_limit
+                else "The answer was cut off at the limit of tokens; the slider raises it."
+            )
 
     return answer
 

@@ -6,7 +6,7 @@ Shapes: N images, I image tokens, Q projector's input width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -31,15 +31,15 @@ class Ways:
     """What the user can do, in the words of the interface (terminal or page).
 
     Attributes:
-        add: how to add an image.
         reset: how to start a new conversation.
+        add: how to add an image, where each conversation must have one; "" where none needs any.
     """
 
-    add: str
     reset: str
+    add: str = ""
 
 
-TERMINAL = Ways(add="add one: /image FILE", reset="start a new one with /reset")
+TERMINAL = Ways(reset="start a new one with /reset")
 
 
 class Answering(Protocol):
@@ -55,6 +55,9 @@ class Answering(Protocol):
 
     def encode(self, images_u8_NCHW: torch.Tensor) -> torch.Tensor:
         """See ``ChatModel.encode``."""
+
+    def encode_each(self, images_u8_1CHW: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See ``ChatModel.encode_each``."""
 
     def prompt(self, dialogue: Dialogue) -> Layout:
         """See ``ChatModel.prompt``."""
@@ -75,6 +78,9 @@ class ChatSession:
         chat_model: answers.
         sampling: how it answers.
         ways: what errors advise.
+
+    Attributes:
+        context_is_limit: whether the context, and not the sampling, limits the last answer.
     """
 
     def __init__(self, chat_model: Answering, sampling: Sampling, ways: Ways = TERMINAL) -> None:
@@ -82,6 +88,7 @@ class ChatSession:
         self.sampling = sampling
         self.ways = ways
         self.conversation = Conversation(chat_model.source.template)
+        self.context_is_limit = False
         self._features: list[torch.Tensor] = []
 
     def add_image(self, path: Path) -> None:
@@ -104,14 +111,15 @@ class ChatSession:
         An answer that is abandoned in the middle leaves the conversation as it was.
 
         Raises:
-            ConfigError: if the question is empty, there is no image yet, or the conversation
-                fills the language model's context.
+            ConfigError: if the question is empty, an image is needed and there is none yet, or the
+                conversation fills the language model's context.
         """
         question = question.strip()
         dialogue = self.conversation.dialogue(question)
-        if not self._features:
+        if not self._features and self.ways.add:
             raise ConfigError("there is no image to talk about yet", fix=self.ways.add)
-        features_NIQ = torch.cat(self._features)
+        seen = self._features
+        features_NIQ = torch.cat(seen) if seen else self.chat_model.encode_each([])
         prompt = self.chat_model.prompt(dialogue)
         answer = yield from self.chat_model.stream(prompt, features_NIQ, self._fitting(prompt))
         self.conversation.add(question, answer.text)
@@ -146,7 +154,9 @@ class ChatSession:
 
     def _fitting(self, prompt: Layout) -> Sampling:
         """The sampling, shortened to what is left of the context."""
-        return fitting(self.sampling, self.chat_model.max_answer_tokens(prompt), self.ways)
+        room = self.chat_model.max_answer_tokens(prompt)
+        self.context_is_limit = room is not None and room <= self.sampling.max_new_tokens
+        return fitting(self.sampling, room, self.ways)
 
 
 def fitting(sampling: Sampling, room: int | None, ways: Ways) -> Sampling:

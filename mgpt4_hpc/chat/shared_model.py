@@ -89,6 +89,11 @@ class Place:
         shared_model = self._shared_model
         return shared_model.engine.call(lambda: shared_model.chat_model.encode(images_u8_NCHW))
 
+    def encode_each(self, images_u8_1CHW: Sequence[torch.Tensor]) -> torch.Tensor:
+        """See ``session.Answering``."""
+        shared_model = self._shared_model
+        return shared_model.engine.call(lambda: shared_model.chat_model.encode_each(images_u8_1CHW))
+
     def prompt(self, dialogue: Dialogue) -> Layout:
         """See ``session.Answering``."""
         return self._shared_model.prompt(dialogue, self.trained)

@@ -20,6 +20,7 @@ HELP = """\
 Ctrl-C breaks off an answer; what was broken off is not remembered."""
 
 PROMPT = "> "
+_NO_IMAGE = "(no image: /image FILE adds one; only stage 3 may have learned to answer without)"
 
 
 def converse(session: ChatSession, *, interactive: bool | None = None) -> int:
@@ -75,6 +76,8 @@ def _obey(session: ChatSession, line: str) -> bool:
 
 
 def _answer(session: ChatSession, question: str) -> None:
+    if not session.conversation.images and not session.conversation.turns:
+        _show(_NO_IMAGE)
     pieces = session.ask(question)
     try:
         while True:
@@ -89,7 +92,11 @@ def _answer(session: ChatSession, question: str) -> None:
     sys.stdout.write("\n")
     sys.stdout.flush()
     if not answer.stopped:
-        _show("(cut off at the limit of tokens; --max-new-tokens raises it)")
+        _show(
+            "(cut off: the conversation fills the model's context; /reset starts a new one)"
+            if session.context_is_limit
+            else "(cut off at the limit of tokens; --max-new-tokens raises it)"
+        )
 
 
 def _printable(text: str) -> str:

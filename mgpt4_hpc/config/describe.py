@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -93,13 +95,14 @@ def describe_presets() -> list[tuple[str, Path, str]]:
 
 
 def first_comment(path: Path) -> str:
-    """The first comment line of a YAML file, which says what it is for; empty if there is none."""
+    """The first sentence of a YAML file's comments, which says what it is for; "" without any."""
     comments = [
-        line.lstrip("# ").strip()
+        line.lstrip("#").strip()
         for line in path.read_text(encoding="utf-8").splitlines()
-        if line.startswith("#")
+        if line.startswith("#") and not line.startswith("# yaml-language-server:")
     ]
-    return next((line for line in comments if line), "")
+    paragraph = " ".join(takewhile(bool, dropwhile(lambda line: not line, comments)))
+    return re.split(r"(?<=\.)\s", paragraph, maxsplit=1)[0]
 
 
 def _setting(key: str, field: FieldInfo) -> Setting:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mgpt4_hpc.cli.shared.model_options import (
+    find_model,
     locate,
     make_sampling,
     model_options,
@@ -52,7 +53,7 @@ def chat_command(
     runs_dir: Path,
     **others: Any,
 ) -> None:
-    """Talk about IMAGEs with a trained model; /help lists what can be done meanwhile.
+    """Talk about IMAGEs with a trained model, or without any; /help lists what can be done.
 
     Questions come from the terminal or from a pipe, one a line. Answers go to stdout as they
     grow, everything else to stderr.
@@ -64,23 +65,25 @@ def chat_command(
     """
     node, sampling = split_slurm(others)
     settings = make_sampling(**sampling)
+    word = "--checkpoint RUN"
+
+    def check() -> None:
+        """What is named is there, before a node is waited for or gigabytes are loaded."""
+        from mgpt4_hpc.data.images.image_file import read_picture
+
+        find_model(checkpoint, absolute(runs_dir), weights=weights, word=word)
+        for image in images:
+            read_picture(image)
+
     if node.wanted:
-        go_to_node(node, context, terminal=sys.stdin.isatty())
+        go_to_node(node, context, terminal=sys.stdin.isatty(), check=check)
         return
-    source = locate(
-        checkpoint,
-        absolute(runs_dir),
-        weights=weights,
-        template=template,
-        word="--checkpoint RUN",
-    )
+    check()
+    source = locate(checkpoint, absolute(runs_dir), weights=weights, template=template, word=word)
     from mgpt4_hpc.chat.session import ChatSession
     from mgpt4_hpc.chat.terminal import converse
-    from mgpt4_hpc.data.images.image_file import read_picture
     from mgpt4_hpc.model.generation.chat_model import ChatModel
 
-    for image in images:
-        read_picture(image)  # before a model of gigabytes is loaded
     chat_model = ChatModel(source, device=device, precision=precision)
     session = ChatSession(chat_model, settings)
     if resume is not None:

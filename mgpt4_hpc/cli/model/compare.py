@@ -59,7 +59,12 @@ def compare_command(
     node, options = split_slurm(options)
     eval_options = EvalOptions.of(options)
     if node.wanted:
-        go_to_node(node, context, terminal=False)
+        go_to_node(
+            node,
+            context,
+            terminal=False,
+            check=lambda: [eval_options.find(name) for name in _members(names, eval_options)],
+        )
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
     from mgpt4_hpc.evaluation.results import differences

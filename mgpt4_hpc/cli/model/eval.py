@@ -24,7 +24,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
 )
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part, array_options, split_array
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.errors import ConfigError, SlurmRejected
 from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
@@ -153,7 +153,11 @@ def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | Non
     if not array.wanted:
         kept.ask(examples, part or NO_PART)
         return part is not None
-    job_id = kept.run_array(array, examples)
+    try:
+        job_id = kept.run_array(array, examples)
+    except SlurmRejected:
+        kept.forget()
+        raise
     if job_id is None:
         return False
     if kept.options.as_json:

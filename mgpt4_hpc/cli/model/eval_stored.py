@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from mgpt4_hpc.cli.shared.evaluation_options import EvalOptions, counting
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part, run_array
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.launch.side_jobs.array import slice_of
+from mgpt4_hpc.launch.side_jobs.array import SUBMITTED_FILE, slice_of
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
@@ -39,12 +40,14 @@ class Kept:
         suite: what is asked.
         sources: who is asked.
         options: the command's.
+        is_new: whether this command made the folder.
     """
 
     folder: Path
     suite: str
     sources: list[Source]
     options: EvalOptions
+    is_new: bool = field(default=False, kw_only=True)
 
     def stored(self, part: Part = NO_PART) -> StoredAnswers:
         """What is there now."""
@@ -126,6 +129,11 @@ class Kept:
         options = ("--answers", str(self.folder))
         return run_array(array, "mgpt4-eval", self.folder, parts=parts, merge=True, options=options)
 
+    def forget(self) -> None:
+        """Remove a folder that this command made, unless Slurm has a job that writes there."""
+        if self.is_new and not (self.folder / SUBMITTED_FILE).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
 
 def keep(
     model: str,
@@ -179,13 +187,14 @@ def keep(
         name = hashlib.blake2b(facts, digest_size=8).hexdigest()
         above = run.path / "evaluations" if run else options.runs_dir / ".evaluations"
         folder = above / name
+    is_new = not folder.exists()
     begun = begin(absolute(folder), asked, now)
     if begun.keys() != now.keys():
         click.echo(f"{folder} was begun with {', '.join(begun)}: no other is asked", err=True)
         sources = [options.locate(place) for place in begun]
         now = {place: digest_of(source) for place, source in zip(begun, sources, strict=True)}
     require_unchanged(absolute(folder), begun, now)
-    return Kept(absolute(folder), suite, sources, options)
+    return Kept(absolute(folder), suite, sources, options, is_new=is_new)
 
 
 def files_digest(images: str) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.shared.model_options import (
+    find_model,
     locate,
     make_sampling,
     model_options,
@@ -110,13 +111,21 @@ def serve_command(
         raise ConfigError("--no-page leaves nothing to serve", fix="give --api too")
     node, sampling = split_slurm(others)
     settings = make_sampling(**sampling)
-    if node.wanted:
-        go_to_node(node, context, terminal=sys.stdin.isatty())
-        return
     from mgpt4_hpc.chat.limits import Limits
     from mgpt4_hpc.chat.server import require_gradio, serve
 
     require_gradio()
+    if node.wanted:
+        _own_or_made_token(token, host)
+        go_to_node(
+            node,
+            context,
+            terminal=sys.stdin.isatty(),
+            check=lambda: [
+                find_model(name, absolute(runs_dir), weights=weights) for name in models or (None,)
+            ],
+        )
+        return
     endpoint = _listen(host, port, token)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = find_all(models, place) if models else [place(None)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from mgpt4_hpc.cli.shared.model_options import (
+    find_model,
     locate,
     make_sampling,
     model_options,
@@ -107,6 +108,10 @@ class EvalOptions:
     def locate(self, name: str) -> Source:
         """What a run's name, a checkpoint or a file stands for."""
         return locate(name, self.runs_dir, weights=self.weights, template=self.template)
+
+    def find(self, name: str) -> Path | None:
+        """Look for it without torch; see ``find_model``."""
+        return find_model(name, self.runs_dir, weights=self.weights)
 
     def chat_model(self, source: Source) -> ChatModel:
         """The model of a source."""

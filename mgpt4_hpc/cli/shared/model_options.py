@@ -15,7 +15,10 @@ from mgpt4_hpc.cli.shared.options import (
 )
 from mgpt4_hpc.errors import CheckpointError, ConfigError, NoSuchRun
 from mgpt4_hpc.formatting import printable
+from mgpt4_hpc.model.bundle.bundle import require_bundle
+from mgpt4_hpc.model.bundle.export import find_projector
 from mgpt4_hpc.ownership import assert_owned
+from mgpt4_hpc.resources import resolve_path
 from mgpt4_hpc.run_dir import list_runs
 from mgpt4_hpc.run_reference import find_reference
 
@@ -132,18 +135,9 @@ def locate(
         word: what to give in place of nothing, as "--checkpoint RUN".
 
     Raises:
-        ConfigError: if neither a name nor a bundle is given.
-        NoSuchRun: if nothing of that name exists.
-        MgptError: if it cannot be used.
+        MgptError: as :func:`find_model`, or if it cannot be used.
     """
-    if name is None and not weights:
-        known = ", ".join(run.name for run in list_runs(runs_dir)[:_RUNS_SHOWN])
-        there = f", one of the runs in {runs_dir}: {known}" if known else ""
-        none = "" if known else f"; there is none in {runs_dir}"
-        raise ConfigError("nothing says which model to talk with", fix=f"give {word}{there}{none}")
-    path = _path(name, runs_dir)
-    if path is not None and (path / "run.json").is_file():
-        assert_owned(path)
+    path = find_model(name, runs_dir, weights=weights, word=word)
     say_loading(name or str(weights))
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle.bundle import open_bundle
@@ -165,6 +159,33 @@ def locate(
                 f"the checkpoint {folder} is damaged: {error}", fix="use an older one of the run"
             ) from None
     return source
+
+
+def find_model(
+    name: str | None, runs_dir: Path, *, weights: str | None, word: str = "a RUN"
+) -> Path | None:
+    """The path of a model, looked up without torch; None is the projector in the bundle.
+
+    Arguments are those of :func:`locate`.
+
+    Raises:
+        ConfigError: if neither a name nor a bundle is given.
+        NoSuchRun: if nothing of that name exists.
+        MgptError: the run has no checkpoint, is another user's, or the bundle is none.
+    """
+    if name is None and not weights:
+        known = ", ".join(run.name for run in list_runs(runs_dir)[:_RUNS_SHOWN])
+        there = f", one of the runs in {runs_dir}: {known}" if known else ""
+        none = "" if known else f"; there is none in {runs_dir}"
+        raise ConfigError("nothing says which model to talk with", fix=f"give {word}{there}{none}")
+    path = _path(name, runs_dir)
+    if path is not None and (path / "run.json").is_file():
+        assert_owned(path)
+    if path is not None:
+        find_projector(path)
+    if weights:
+        require_bundle(Path(resolve_path(weights)))
+    return path
 
 
 def say_loading(name: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from mgpt4_hpc.launch.slurm.commands import parse_duration_s
 from mgpt4_hpc.run_dir import SWEEPS
@@ -39,6 +40,20 @@ class Number(click.FloatRange):
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
     """One decorator for several options, which ``--help`` lists in this order."""
     return lambda function: reduce(lambda inner, option: option(inner), options[::-1], function)
+
+
+def refuse_without_slurm() -> None:
+    """Raises UsageError if an option of the running command is typed that only --slurm reads."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        if (
+            isinstance(option, click.Option)
+            and (option.help or "").startswith("With --slurm:")
+            and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
+        ):
+            raise click.UsageError(
+                f"{option.opts[0]} is of the job: give --slurm too, or leave it out"
+            )
 
 
 def _default_runs_dir() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ import click
 
 from mgpt4_hpc.cli.shared.options import (
     DurationMin,
+    refuse_without_slurm,
     together,
 )
+from mgpt4_hpc.cli.shared.srun_options import require_admission
 from mgpt4_hpc.launch.side_jobs.array import (
     ArrayJob,
     Wants,
@@ -111,6 +114,8 @@ def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tupl
     rest = dict(options)
     pairs = dict(_pair(option) for option in rest.pop("sbatch"))
     wanted, wait = rest.pop("slurm"), not rest.pop("no_wait")
+    if not wanted:
+        refuse_without_slurm()
     if (parts := rest.pop("parts", None)) is None:
         number = rest.pop("gpus")
         parts, gpus = max(1, number), min(1, number)
@@ -156,6 +161,12 @@ def run_array(
     """
     from mgpt4_hpc.cli.shared.progress import progress
 
+    wants = array.wants
+    require_admission(
+        wants.sbatch.get("partition", wants.partition) or os.environ.get("SBATCH_PARTITION"),
+        gpus=0 if {"gres", "gpus", "gpus-per-task"} & set(wants.sbatch) else wants.gpus,
+        time_min=wants.time_min,
+    )
     arguments = with_options(without_array(sys.argv[1:]), options)
     parts = min(array.parts, parts or array.parts)
     job = ArrayJob(name, arguments, parts, folder, array.wants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ import click
 
 from mgpt4_hpc.cli.shared.options import (
     DurationMin,
+    refuse_without_slurm,
     together,
 )
+from mgpt4_hpc.errors import SlurmRejected
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -30,6 +33,9 @@ slurm_options: Callable[[F], F] = together(
     click.option("--srun", multiple=True, metavar="OPTION", help="With --slurm: option of srun."),
 )
 """--slurm and its companions; ``split_slurm`` takes them."""
+
+_OTHER_GPUS = {"--gres", "--gpus", "-G", "--gpus-per-node", "--gpus-per-task", "-p", "--partition"}
+"""Options of srun that ask for other GPUs than ``--gpus``, or for nodes that are not looked at."""
 
 _TAKES_VALUE = {"--partition", "--time", "--gpus", "--srun"}
 
@@ -53,6 +59,8 @@ class NodeRequest:
 def split_slurm(options: Mapping[str, Any]) -> tuple[NodeRequest, dict[str, Any]]:
     """The options above as one value, and the rest."""
     rest = dict(options)
+    if not rest["slurm"]:
+        refuse_without_slurm()
     node = NodeRequest(
         wanted=rest.pop("slurm"),
         partition=rest.pop("partition"),
@@ -63,18 +71,52 @@ def split_slurm(options: Mapping[str, Any]) -> tuple[NodeRequest, dict[str, Any]
     return node, rest
 
 
-def go_to_node(node: NodeRequest, context: click.Context, *, terminal: bool) -> None:
+def require_admission(partition: str | None, *, gpus: int, time_min: int) -> None:
+    """Refuse a task that no node of its partition can hold.
+
+    Raises:
+        SlurmRejected: with every reason and the valid values.
+        SlurmUnreachable: if Slurm does not answer.
+    """
+    from mgpt4_hpc.launch.slurm.commands import has_scontrol
+    from mgpt4_hpc.launch.submit.preflight_slurm import task_faults
+
+    if not has_scontrol():
+        return
+    if faults := task_faults(partition, gpus=gpus, time_min=time_min):
+        raise SlurmRejected("Slurm would refuse this: " + "; ".join(faults))
+
+
+def go_to_node(
+    node: NodeRequest,
+    context: click.Context,
+    *,
+    terminal: bool,
+    check: Callable[[], object],
+) -> None:
     """Become the srun that runs this very command line, without ``--slurm``.
 
     Args:
         node: where.
         context: of the running command.
         terminal: attach a pseudo terminal, which mixes stdout and stderr.
+        check: looks at what the command names, before it waits for a node.
 
     Raises:
         SlurmUnreachable: if there is no srun, or Slurm does not answer.
+        SlurmRejected: if no node could run it.
+        MgptError: as ``check``.
     """
-    from mgpt4_hpc.launch.slurm.srun import become, srun_command
+    from mgpt4_hpc.launch.slurm.srun import become, require_srun, srun_command
+
+    require_srun()
+    words = {word.partition("=")[0] for word in node.extra}
+    require_admission(
+        node.partition or os.environ.get("SLURM_PARTITION"),
+        gpus=0 if words & _OTHER_GPUS else node.gpus,
+        time_min=node.time_min,
+    )
+    check()
 
     arguments = _without_slurm(sys.argv[1:])
     assert context.info_name in arguments

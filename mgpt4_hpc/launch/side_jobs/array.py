@@ -38,10 +38,11 @@ POLL_S = 5.0
 _WARNED_FROM_MIN = 5
 """Tasks with a shorter limit get no warning before it: Slurm may send it a minute too early."""
 _SHOWN = 5
-_SUBMITTED = "array.json"
+SUBMITTED_FILE = "array.json"
+"""In the folder of the parts once Slurm has the array."""
 _LOCK = "array.lock"
 _OWN_FILES = (
-    *("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", _SUBMITTED, _LOCK),
+    *("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", SUBMITTED_FILE, _LOCK),
     *(".*.partial", ".*.tmp", ".nfs*"),
 )
 """In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
@@ -240,7 +241,7 @@ def _note(found: Submitted) -> None:
     facts = {"job_id": found.job_id, "parts": job.parts,
              "arguments": list(job.arguments), "following_id": found.following_id}  # fmt: skip
     with suppress(OSError):  # then the same command given again submits another array
-        write_json(job.folder / _SUBMITTED, facts)
+        write_json(job.folder / SUBMITTED_FILE, facts)
 
 
 def submit_array(job: ArrayJob) -> str:
@@ -279,7 +280,7 @@ def _cannot_write(folder: Path, error: OSError) -> MgptError:
 def _under_way(job: ArrayJob) -> Submitted | None:
     """The array that the same command submitted before, unless that is over."""
     try:
-        facts = read_json(job.folder / _SUBMITTED)
+        facts = read_json(job.folder / SUBMITTED_FILE)
         job_id, parts, arguments = str(facts["job_id"]), int(facts["parts"]), facts["arguments"]
         following_id = facts["following_id"]
     except (OSError, ValueError, KeyError, TypeError):

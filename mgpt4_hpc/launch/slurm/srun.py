@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from mgpt4_hpc.errors import SlurmUnreachable
-from mgpt4_hpc.launch.slurm.commands import has_scontrol, show_config
 
 
 def srun_command(
@@ -44,21 +43,17 @@ def srun_command(
     return [*command, *extra, sys.executable, "-P", "-m", "mgpt4_hpc.cli.main", *arguments]
 
 
-def become(command: Sequence[str]) -> None:
-    """Replace this process by ``command``, so that signals and exit code are its own.
-
-    The controller is asked first: srun's own complaints would be all that is left afterwards.
-
-    Raises:
-        SlurmUnreachable: if it is not installed, or Slurm does not answer.
-        SlurmRejected: if Slurm does not let us ask.
-    """
-    path = shutil.which(command[0])
+def require_srun() -> str:
+    """The path of srun. Raises SlurmUnreachable if it is not installed."""
+    path = shutil.which("srun")
     if path is None:
         raise SlurmUnreachable(
-            f"{command[0]} is not installed here",
+            "srun is not installed here",
             fix="start this on a machine of the cluster, or leave --slurm out",
         )
-    if has_scontrol():
-        show_config()
-    os.execv(path, list(command))
+    return path
+
+
+def become(command: Sequence[str]) -> None:
+    """Replace this process by an srun, so that signals and exit code are its own."""
+    os.execv(require_srun(), list(command))

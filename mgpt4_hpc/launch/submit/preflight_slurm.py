@@ -156,6 +156,29 @@ def admission_findings(
     return faults, notes
 
 
+def task_faults(partition: str | None, *, gpus: int, time_min: int) -> list[str]:
+    """Why Slurm would refuse a task on one node, or never start it.
+
+    Raises:
+        SlurmUnreachable: the controller does not answer.
+    """
+    try:
+        site = read_slurm_site()
+    except SlurmRejected:
+        return []  # users may not look
+    launch = LaunchConfig(
+        partition=partition,
+        gpus=max(1, gpus),
+        gpu_request="auto" if gpus else "none",
+        time_min=time_min,
+        cpus_per_gpu=1,
+    )
+    wanted, faults = _partitions(site, launch)
+    for one in wanted:
+        faults += [*_partition_faults(one, launch), *_node_faults(one, launch, may_spread=False)]
+    return faults
+
+
 def _warning_faults(launch: LaunchConfig) -> list[str]:
     limit_s = launch.time_min * 60
     if launch.signal_before_s < limit_s:
@@ -208,7 +231,9 @@ def _partition_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     return faults
 
 
-def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
+def _node_faults(
+    partition: Partition, launch: LaunchConfig, *, may_spread: bool = True
+) -> list[str]:
     """Why no nodes of the partition can hold the job, be they free or not."""
     name, nodes = partition.name, partition.nodes
     total = int(partition.record.get("TotalNodes", "0") or 0) or len(nodes)
@@ -228,9 +253,11 @@ def _node_faults(partition: Partition, launch: LaunchConfig) -> list[str]:
     per_node = launch.gpus // launch.nodes
     most = max(_gpus(node, launch) for node in nodes)
     if per_node > most:
+        held = [_gpus(node, launch) for node in nodes]
+        mend = _spread(launch.gpus, held) if may_spread else f"--gpus {most} is the most"
         return [
             f"a node of partition {name} has {counted(most, 'GPU')} at most, the job asks for "
-            f"{per_node} on each: {_spread(launch.gpus, [_gpus(node, launch) for node in nodes])}"
+            f"{per_node} on each: {mend}"
         ]
     cpus = per_node * launch.cpus_per_gpu
     fitting = [n for n in nodes if _gpus(n, launch) >= per_node and (n.cpus >= cpus or not n.cpus)]

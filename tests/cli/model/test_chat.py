@@ -39,11 +39,19 @@ def test_a_conversation_on_pipes(mgpt4: Mgpt4, run: RunDir, image: Path, typed) 
     assert again.out.splitlines()[1] == answer
 
 
+def test_without_an_image_the_language_model_answers_and_that_is_noted(
+    mgpt4: Mgpt4, run: RunDir, typed
+) -> None:
+    typed("What is a cube?", "And a ball?")
+    ended = mgpt4("chat", "--checkpoint", run.path, "--max-new-tokens", 4)
+    assert ended.code == 0 and len(ended.out.splitlines()) == 2
+    assert ended.err.count("(no image: /image FILE adds one") == 1, ended.err
+
+
 def test_a_pipe_learns_of_failures_by_the_exit_code(mgpt4: Mgpt4, run: RunDir, typed) -> None:
-    typed("What is this?", "/image nowhere.jpg")
+    typed("/image nowhere.jpg")
     ended = mgpt4("chat", "--checkpoint", run.path)
     assert ended.code == 1 and ended.out == ""
-    assert "there is no image to talk about yet" in ended.err
     assert "cannot read the image nowhere.jpg" in ended.err
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from html import escape
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.data.index.index import build_index
+from mgpt4_hpc.errors import SlurmRejected
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import attempt
@@ -102,6 +104,29 @@ def test_answers_that_are_kept(mgpt4: Mgpt4, run: RunDir, world: TinyWorld) -> N
     measured = mgpt4(*losses).json
     for _ in range(2):
         assert mgpt4(*losses, "--answers", "losses").json == measured
+
+
+@pytest.mark.slow
+def test_a_job_that_is_refused_leaves_nothing(
+    mgpt4: Mgpt4, run: RunDir, world: TinyWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("eval", run.path, "--images", world.align / "image", *SHORT, "--slurm")
+    monkeypatch.setattr(sys, "argv", ["mgpt4", *map(str, asked)])
+    monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.show_config", str)
+    monkeypatch.setattr("mgpt4_hpc.launch.submit.preflight_slurm.task_faults", lambda *_, **__: [])
+    folders = []
+
+    def refuse(path: Path, script: str) -> str:
+        folders.append(path.parent)
+        raise SlurmRejected("sbatch refused the job: Invalid account")
+
+    monkeypatch.setattr("mgpt4_hpc.launch.side_jobs.array._sbatch", refuse)
+    for answers in ((), ("--answers", "kept")):
+        assert mgpt4(*asked, *answers).code == 4
+        assert not folders[-1].exists()
+    Path("kept").mkdir()
+    assert mgpt4(*asked, "--answers", "kept").code == 4
+    assert Path("kept").exists(), "it may hold answers"
 
 
 @pytest.mark.slow

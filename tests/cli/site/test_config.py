@@ -56,6 +56,8 @@ def test_the_schema_takes_what_is_shipped_and_names_a_fault(mgpt4: Mgpt4) -> Non
 def test_presets(mgpt4: Mgpt4) -> None:
     rows = mgpt4("config", "presets", "--json").json
     assert [row["name"] for row in rows] == preset_names()
+    for row in rows:
+        assert row["about"].startswith("Stage ") and row["about"].endswith("."), row
     assert mgpt4("config", "presets").code == 0
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.chat.session import ChatSession
+from mgpt4_hpc.chat.shared_model import PAGE
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.generation.chat_model import ChatModel
 from mgpt4_hpc.model.generation.sampling import Sampling
@@ -63,9 +64,9 @@ def test_an_abandoned_answer_is_forgotten(chat_model: ChatModel, image: Path) ->
     assert chat.conversation.turns == [] and len(chat.conversation.pending) == 1
 
 
-def test_no_image_no_question(chat_model: ChatModel) -> None:
+def test_the_page_asks_for_an_image(chat_model: ChatModel) -> None:
     with pytest.raises(ConfigError, match="no image"):
-        ask(session(chat_model), "What is this?")
+        ask(ChatSession(chat_model, Sampling(), PAGE), "What is this?")
 
 
 @pytest.mark.slow
@@ -79,6 +80,7 @@ def test_a_full_conversation_says_so(chat_model: ChatModel, image: Path) -> None
     max_answer_tokens = chat_model.max_answer_tokens(prompt)
     assert max_answer_tokens is not None and 16 <= max_answer_tokens < 300
     assert ask(chat, "Why?")
+    assert chat.context_is_limit
 
 
 def test_bad_pictures_are_refused_before_they_are_decoded(
