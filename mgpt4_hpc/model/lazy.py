@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import sys
@@ -24,6 +25,8 @@ def garbage_collector_off() -> Iterator[None]:
             # What exists now will never be collected, a half-built model too: only if need be.
             if len(sys.modules) > modules:
                 gc.freeze()
+                # What is frozen when Python ends is a leak to triton, which lists it on stderr.
+                atexit.register(gc.unfreeze)
             gc.enable()
 
 
