@@ -18,6 +18,7 @@ from mgpt4_hpc.cli.shared.options import (
 )
 from mgpt4_hpc.cli.shared.srun_options import require_admission
 from mgpt4_hpc.launch.side_jobs.array import (
+    SUBMITTED_FILE,
     ArrayJob,
     Wants,
     submit_once,
@@ -162,11 +163,13 @@ def run_array(
     from mgpt4_hpc.cli.shared.progress import progress
 
     wants = array.wants
-    require_admission(
-        wants.sbatch.get("partition", wants.partition) or os.environ.get("SBATCH_PARTITION"),
-        gpus=0 if {"gres", "gpus", "gpus-per-task"} & set(wants.sbatch) else wants.gpus,
-        time_min=wants.time_min,
-    )
+    # An array that was submitted before may be at work, though nothing starts there any more.
+    if not (folder / SUBMITTED_FILE).exists() and not {"clusters", "time"} & set(wants.sbatch):
+        require_admission(
+            wants.sbatch.get("partition", wants.partition) or os.environ.get("SBATCH_PARTITION"),
+            gpus=0 if {"gres", "gpus", "gpus-per-task"} & set(wants.sbatch) else wants.gpus,
+            time_min=wants.time_min,
+        )
     arguments = with_options(without_array(sys.argv[1:]), options)
     parts = min(array.parts, parts or array.parts)
     job = ArrayJob(name, arguments, parts, folder, array.wants)

@@ -34,8 +34,10 @@ slurm_options: Callable[[F], F] = together(
 )
 """--slurm and its companions; ``split_slurm`` takes them."""
 
-_OTHER_GPUS = {"--gres", "--gpus", "-G", "--gpus-per-node", "--gpus-per-task", "-p", "--partition"}
-"""Options of srun that ask for other GPUs than ``--gpus``, or for nodes that are not looked at."""
+_OTHER_GPUS = {"--gres", "--gpus", "-G", "--gpus-per-node", "--gpus-per-task"}
+"""Options of srun that ask for other GPUs than ``--gpus``."""
+_OTHER_PLACE = ("--partition", "-p", "--jobid", "--clusters", "-M", "--time", "-t")
+"""How options of srun begin that choose another partition, time or cluster than is looked at."""
 
 _TAKES_VALUE = {"--partition", "--time", "--gpus", "--srun"}
 
@@ -111,11 +113,13 @@ def go_to_node(
 
     require_srun()
     words = {word.partition("=")[0] for word in node.extra}
-    require_admission(
-        node.partition or os.environ.get("SLURM_PARTITION"),
-        gpus=0 if words & _OTHER_GPUS else node.gpus,
-        time_min=node.time_min,
-    )
+    # Inside an allocation srun starts a step on the nodes of that allocation.
+    if "SLURM_JOB_ID" not in os.environ and not any(w.startswith(_OTHER_PLACE) for w in words):
+        require_admission(
+            node.partition or os.environ.get("SLURM_PARTITION"),
+            gpus=0 if words & _OTHER_GPUS else node.gpus,
+            time_min=node.time_min,
+        )
     check()
 
     arguments = _without_slurm(sys.argv[1:])

@@ -192,6 +192,8 @@ def _warning_faults(launch: LaunchConfig) -> list[str]:
 
 def _partitions(site: SlurmSite, launch: LaunchConfig) -> tuple[list[Partition], list[str]]:
     """Those that the job names, or the default; and what is wrong with the names."""
+    if not site.partitions:
+        return [], []  # users may not see any
     known = _listed(name for name, partition in site.partitions.items() if partition.is_up)
     if launch.partition is None:
         default = [partition for partition in site.partitions.values() if partition.is_default]

@@ -37,7 +37,11 @@ def started(
     bin_dir = tmp_path_factory.mktemp("bin")
     for name, text in (("config", CONFIG), ("partition", PARTITIONS), ("node", NODES)):
         (bin_dir / name).write_text(text)
-    scripts = {"srun": "exit 9", "scontrol": f"shift $(($# > 2)); cat {bin_dir}/$2"}
+    scripts = {
+        "srun": "exit 9",
+        "sbatch": "echo refused by sbatch >&2; exit 1",
+        "scontrol": f"shift $(($# > 2)); cat {bin_dir}/$2",
+    }
     for name, script in scripts.items():
         (bin_dir / name).write_text(f"#!/bin/sh\n{script}\n")
         (bin_dir / name).chmod(0o755)
@@ -100,3 +104,29 @@ def test_what_is_wrong_is_reported_before_a_node_is_waited_for(
     ended = mgpt4(*words.split())
     assert ended.code == code and told in ended.err, ended.err
     assert started == [] and [path.name for path in Path().iterdir()] == ["0.tar"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--gpus 9", "--srun=-pother --gpus 9", "--srun=--jobid=7"])
+def test_nodes_that_are_not_looked_at_are_left_to_slurm(
+    monkeypatch: pytest.MonkeyPatch, mgpt4: Mgpt4, started: list[list[str]], words: str
+) -> None:
+    if "--srun" not in words:
+        monkeypatch.setenv("SLURM_JOB_ID", "7")  # inside an allocation
+    monkeypatch.setenv("SLURM_PARTITION", "nosuch")
+    command = ["chat", "--weights", "toy:weights", "--slurm", *words.split()]
+    monkeypatch.setattr(sys, "argv", ["mgpt4", *command])
+    ended = mgpt4(*command)
+    assert ended.code == 0 and len(started) == 1, ended.err
+
+
+def test_an_array_that_is_there_is_joined_whatever_its_partition_is_now(
+    monkeypatch: pytest.MonkeyPatch, mgpt4: Mgpt4, started: list[list[str]]
+) -> None:
+    Path("0.tar").touch()
+    Path("i.index.parts").mkdir()
+    Path("i.index.parts/array.json").write_text("{}")
+    words = ["data", "index", ".", "--out", "i.index", "--slurm", "--partition", "old"]
+    monkeypatch.setattr(sys, "argv", ["mgpt4", *words])
+    ended = mgpt4(*words)
+    assert ended.code == 4 and "refused by sbatch" in ended.err, ended.err

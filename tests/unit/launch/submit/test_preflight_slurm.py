@@ -13,6 +13,7 @@ from mgpt4_hpc.launch.submit.preflight_slurm import (
     _spread,
     ask_cluster,
     nodes_for,
+    task_faults,
 )
 from tests.unit.launch.submit.preflight_slurm_cases import (
     CONFIG,
@@ -183,3 +184,11 @@ def test_a_controller_that_does_not_answer_is_an_error(monkeypatch: pytest.Monke
     answering(monkeypatch, config=SlurmUnreachable("down"))
     with pytest.raises(SlurmUnreachable):
         ask_cluster()
+
+
+def test_where_users_see_no_partition_slurm_is_left_to_judge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answering(monkeypatch, partition="No partitions in the system\n", node="")
+    assert task_faults(None, gpus=1, time_min=60) == task_faults("a100", gpus=1, time_min=60) == []
+    assert "a100" not in "".join(faults_of(ask_cluster(), partition="a100"))
