@@ -111,11 +111,14 @@ def _training(run: RunDir) -> str:
 
 
 def _name_of_start(run: RunDir, projector: str) -> str:
-    """The first projector without the path: a run and its step where they are known, or a file."""
+    """The first projector without the path: a run and its step where the path has them, or a name.
+
+    A checkpoint may lie outside its run, and no other folder's name is for the public.
+    """
     with suppress(OSError, ValueError, KeyError):
         projector = read_json(run.pins_file)["about"]["projector"] or projector
     path = Path(projector)
-    step = step_of(path)
+    step = step_of(path) if path.parent.name == "checkpoints" else None
     return path.name if step is None else f"{path.parent.parent.name}, step {step}"
 
 

@@ -64,4 +64,6 @@ def test_no_path_whatever_the_run_was_made_with(tiny_world: TinyWorld, tmp_path:
     write_json(run.pins_file, {"about": {"projector": step}})
     assert '| model.projector | "stage1, step 30" |' in card()
     assert not re.search(r"(?<![\w.])/\w", card()), card()
+    write_json(run.pins_file, {"about": {"projector": f"{there}/kept/step-00000030"}})
+    assert '| model.projector | "step-00000030" |' in card()
     assert "?" not in card() and "| job |" not in card() and "| nodes |" not in card()
