@@ -105,6 +105,8 @@ def pack_pairs(src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHA
         raise DataError(f"{src} cannot be read: {error.strerror}{beside(src)}") from error
     texts: dict[str, dict[str, Path]] = {}
     for path in files:
+        if path.name.startswith(".") or path.is_dir():  # "._KEY.jpg" holds what macOS adds
+            continue
         if suffix_of(path.name) in _TEXTS and images.find(path.stem):
             texts.setdefault(path.stem, {})[suffix_of(path.name)] = path
     if not texts:
@@ -117,8 +119,14 @@ def pack_pairs(src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHA
     faults, seen, used = [], set[str](), set[Path]()
     for stem, members in texts.items():
         key, found = stem.replace(".", "_"), images.find(stem)
-        data = {kind: path.read_bytes() for kind, path in members.items()}
-        fault = _id_fault(key, seen) or _text_fault(data) or _image_fault(images, stem, found)
+        try:
+            data = {kind: path.read_bytes() for kind, path in members.items()}
+        except OSError as error:
+            faults.append(f"{stem}: {error.filename}: {error.strerror}")
+            continue
+        twice = f"its key {key} occurs twice: a dot becomes _" if key in seen else ""
+        fault = twice or _id_fault(key, seen) or _text_fault(data)
+        fault = fault or _image_fault(images, stem, found)
         faults += [f"{stem}: {fault}"] if fault else []
         samples.append((key, found[0], data))
         seen.add(key)

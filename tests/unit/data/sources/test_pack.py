@@ -123,12 +123,15 @@ class TestPairs:
         (src / "b.1.TXT").write_text("Two.")
         (src / "c.json").write_text('{"caption": "Three."}')
         (src / "README.txt").write_text("of no image")
+        (src / "alone.txt").mkdir()
+        for name in ("._a.jpg", "._a.txt"):
+            (src / name).write_bytes(b"macOS")
         with pytest.raises(DataError, match=r"pack them first \(mgpt4 data pack .*pairs --out"):
             expand_shards(src)
         packed = pack_pairs(src, tmp_path / "out", samples_per_shard=2)
         assert [shard.name for shard in packed.shards] == ["00000.tar", "00001.tar"]
         assert {(e.count, e.example) for e in packed.left_out} == {
-            (1, "alone.jpg"), (1, "README.txt"),
+            (2, "._a.jpg"), (3, "._a.txt"),
         }  # fmt: skip
         report = build_index(packed.shards, tmp_path / "i.index", ScanOptions(decode=True))
         assert (report.num_samples, report.quarantined) == (3, [])
@@ -139,9 +142,12 @@ class TestPairs:
         for stem, text in (("a.b", "x"), ("a_b", "x"), ("mute", " "), ("web", "x"), ("good", "x")):
             (tmp_path / f"{stem}.jpg").write_bytes(b"<html>" if stem == "web" else jpeg())
             (tmp_path / f"{stem}.txt").write_text(text)
+        (tmp_path / "lost.jpg").write_bytes(jpeg())
+        (tmp_path / "lost.txt").symlink_to("nowhere")
         with pytest.raises(DataError) as error:
             pack_pairs(tmp_path, tmp_path / "out")
-        for fault in ("3 of the 5", "the id occurs twice", "its caption is empty", "web page"):
+        faults = ("4 of the 6", "a_b occurs twice", "lost.txt: No such", "its caption is empty")
+        for fault in (*faults, "web page"):
             assert fault in str(error.value)
         assert not (tmp_path / "out").exists()
 
