@@ -146,7 +146,8 @@ def input_drift(
     """
     pinned = read_pins(run, accepted=False) or {}
     current = {}
-    if "bundle" in pinned:
+    # The code of an older run may take other files of a folder for its digest.
+    if "bundle" in pinned and "train.lr_steps" in stored_keys(run.config_file):
         with suppress(MgptError, OSError):
             current["bundle"] = bundle_digest(Path(config.model.weights))
     # A look at each shard takes time: only where they may be others.

@@ -285,6 +285,13 @@ def _check_no_effect(
             fix="--set train.early_stop=0, or a patience above "
             f"{facts.last.num_worse}, lets it continue up to train.max_steps",
         )
+    if facts.last.finished_at is None:
+        raise ConfigError(
+            f"{facts.run.name} is finished at step {facts.step}, and stays so with {given}",
+            why="an earlier version finished it, and did not record whether it stopped early",
+            fix=f"continue it under another name: mgpt4 resume {facts.run.name} --as NAME "
+            + " ".join(f"--set {key}={changes[key][1]}" for key in wanted),
+        )
     raise ConfigError(
         what,
         fix=f"train.max_steps counts from the run's first step: give one above {facts.step}",

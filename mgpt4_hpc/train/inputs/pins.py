@@ -210,7 +210,7 @@ def drifted(run: RunDir, changed: list[str], places: Mapping[str, str] = {}) -> 
         if any(text.startswith(f"{key} was ") for text in changed)
     ]
     where = f" ({', '.join(found)})" if found else ""
-    options = " ".join(f"--set {place.partition('=')[0]}=PATH" for place in found)
+    options = " ".join(dict.fromkeys(_option(place.partition("=")[0]) for place in found))
     named = f", or name where they lie now: {options}" if found else ""
     return RunLocked(
         f"{run.name} cannot go on, for its inputs changed: {'; '.join(changed)}{where}",
@@ -219,6 +219,12 @@ def drifted(run: RunDir, changed: list[str], places: Mapping[str, str] = {}) -> 
         "(model.projector); or go on in spite of it: "
         f"mgpt4 resume {run.name} --accept-drift",
     )
+
+
+def _option(setting: str) -> str:
+    if setting == "data.sources":  # the setting of an index's path
+        return "--set 'data.sources=[{name: NAME, path: PATH, index: INDEX}, ...]'"
+    return f"--set {setting}=PATH"
 
 
 def accept_drift(run: RunDir, settings: str | None = None) -> None:

@@ -168,6 +168,17 @@ def test_a_finished_run_gets_more_steps_and_keeps_its_schedule(
     assert read_json(run.drift_accepted)["settings"] == settings_digest(config) != held
 
 
+def test_a_run_that_an_earlier_version_finished_continues_under_another_name(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    attempt(run, 2, first=21, last=60, cause="finished")
+    ended = mgpt4("resume", "one", "--set", "max_steps=200")
+    assert ended.code == 2 and "give one above" not in ended.err, ended.err
+    assert "fix: continue it under another name: mgpt4 resume one --as NAME --set" in ended.err
+    ended = mgpt4("resume", "one", "--as", "two", "--set", "train.max_steps=200")
+    assert ended.code == 0 and submissions.asked, ended.err
+
+
 def test_a_setting_without_effect_on_a_finished_run_is_printed(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
 ) -> None:
@@ -323,6 +334,7 @@ def test_paths_are_where_to_look_and_content_is_compared(
         ended = mgpt4("resume", "one", "--set", f"data.sources={source}")
         assert ended.code == code, ended.err
     assert "index laion was another" in ended.err
+    assert "--set 'data.sources=[{name: NAME" in ended.err
 
 
 def test_a_source_that_the_run_lacks_and_one_that_moved(
@@ -357,6 +369,10 @@ def test_another_bundle_is_refused_before_the_queue_whatever_was_changed(
     write_json(run.pins_file, {"bundle": "another"})
     assert mgpt4("resume", "one").code == 7, "the path is as it was, and what lies there is not"
     assert mgpt4("resume", "one", "--accept-drift").code == 0
+    run.drift_accepted.unlink()
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    run.config_file.write_text("".join(x for x in lines if not x.startswith("  lr_steps:")))
+    assert mgpt4("resume", "one").code == 0, "older code may take other files for its digest"
 
 
 def test_other_shards_are_refused_before_the_queue_where_a_look_shows_it(
