@@ -82,7 +82,7 @@ def _seconds(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class SlurmReply:
-    """What Slurm said before anything is checked.
+    """What Slurm answers before anything is checked.
 
     Attributes:
         executor: "slurm", "local", or "none" if Slurm was not to be asked or did not answer.
@@ -166,7 +166,8 @@ def task_faults(partition: str | None, *, gpus: int, time_min: int) -> list[str]
         site = read_slurm_site()
     except SlurmRejected:
         return []  # users may not look
-    launch = LaunchConfig(
+    # Not validated: what is no partition's name is reported as one that is unknown.
+    launch = LaunchConfig.model_construct(
         partition=partition,
         gpus=max(1, gpus),
         gpu_request="auto" if gpus else "none",

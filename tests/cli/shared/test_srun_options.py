@@ -84,6 +84,7 @@ def test_on_a_node_it_starts_itself(
         ("compare nosuchrun other --slurm", 6, "'nosuchrun' is neither a run"),
         ("serve --weights nowhere --slurm", 1, "no bundle at"),
         ("serve x --slurm --partition gpu", 4, "'gpu' does not exist: use one of a100, cpu, lab"),
+        ("serve x --slurm --partition a\nb", 4, "does not exist: use one of a100, cpu, lab"),
         ("serve x --slurm --gpus 9", 4, "has 4 GPUs at most, the job asks for 9 on each: --gpus 4"),
         ("data index . --out i.index --slurm --partition gpu", 4, "use one of a100, cpu, lab"),
         ("serve x --gpus 1", 2, "--gpus is of the job: give --slurm too, or leave it out"),
@@ -100,8 +101,8 @@ def test_what_is_wrong_is_reported_before_a_node_is_waited_for(
 ) -> None:
     monkeypatch.delenv("MGPT4_WEIGHTS", raising=False)
     Path("0.tar").touch()
-    monkeypatch.setattr(sys, "argv", ["mgpt4", *words.split()])
-    ended = mgpt4(*words.split())
+    monkeypatch.setattr(sys, "argv", ["mgpt4", *words.split(" ")])
+    ended = mgpt4(*words.split(" "))
     assert ended.code == code and told in ended.err, ended.err
     assert started == [] and [path.name for path in Path().iterdir()] == ["0.tar"]
 
