@@ -17,7 +17,7 @@ from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import find_run
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.bad_nodes import BAD_NODE
-from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE
+from mgpt4_hpc.telemetry.event_kinds import RUNNING_CAUSE, UNKNOWN_CAUSE
 from mgpt4_hpc.telemetry.goodput import UNACCOUNTED, Goodput, goodput
 from mgpt4_hpc.telemetry.heartbeat import read_heartbeat
 from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
@@ -131,10 +131,12 @@ def ending_of(run: RunDir, attempt: Attempt) -> str:
 
     beat = read_heartbeat(run.heartbeat)
     of_beat = beat.time if beat is not None and beat.attempt == attempt.number else 0.0
-    silent_s = time.time() - max(attempt.end, of_beat)
+    last_sign = max(attempt.end, of_beat)
+    silent_s = time.time() - last_sign
     if attempt.cause != RUNNING_CAUSE or silent_s < SILENT_S:
         return attempt.cause
-    return f"silent for {duration(silent_s)}"
+    # A power loss can leave a ledger without a line.
+    return f"silent for {duration(silent_s)}" if last_sign else UNKNOWN_CAUSE
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:

@@ -85,6 +85,9 @@ def test_an_attempt_that_was_killed_is_not_said_to_run(mgpt4: Mgpt4, tmp_path: P
     write_json(run.heartbeat, {**beat, "time": beat["time"] - 1200})
     out = mgpt4("history", "one").out
     assert " running " not in out and "silent for 20 min" in out
+    (run.ledger / "attempt-0002.jsonl").touch()  # as a power loss leaves it
+    out = mgpt4("history", "one").out
+    assert " unknown " in out and "silent" not in out
 
 
 def test_not_started(mgpt4: Mgpt4, tmp_path: Path) -> None:
