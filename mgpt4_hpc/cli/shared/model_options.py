@@ -146,10 +146,11 @@ def locate(
 
     source = find_source(path, weights=weights, template=template)
     bundle = open_bundle(source.weights)  # names what is missing; nothing large is read yet
-    if other := other_bundle(source, bundle):
-        click.echo(printable(f"warning: {other}: another model answers"), err=True)
-    if source.projector and (note := other_llm_note(source.projector, source.weights)):
-        click.echo(f"warning: {note}", err=True)
+    note = other_llm_note(source.projector, source.weights) if source.projector else ""
+    if not note and (other := other_bundle(source, bundle)):
+        note = f"{other}: another model answers"
+    if note:
+        click.echo(printable(f"warning: {note}"), err=True)
     if source.projector and (source.projector.parent / "manifest.json").is_file():
         folder = source.projector.parent
         try:
