@@ -235,7 +235,7 @@ def _as_text(resumption: Resumption) -> str:
     if not resumption.is_new:
         what = "goes to the new last step"
         if resumption.is_passed:
-            what = "stops now, at the step it has reached"
+            what = "ends at the step that it has reached"
         return f"{resumption.run.name}: its {job.executor} job {job.job_id} {what}"
     return f"{resumption.run.name}  {job.executor} job {job.job_id}  {resumption.run.path}"
 

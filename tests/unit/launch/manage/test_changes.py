@@ -250,7 +250,7 @@ def test_a_job_that_waits_or_trains_is_given_more_steps(
     assert read_config(run.config_file).config.train.max_steps == 300
     assert submissions.asked == []
     assert "its slurm job 17" in mgpt4("resume", "one", "--set", "max_steps=200").out
-    assert "stops now, at the step" in mgpt4("resume", "one", "--set", "max_steps=20").out
+    assert "ends at the step that" in mgpt4("resume", "one", "--set", "max_steps=20").out
     assert "goes to the new last step" in mgpt4("resume", "one", "--set", "max_steps=21").out
     mgpt4("resume", "one", "--set", "max_steps=9")
     (row,) = mgpt4("status", "one", "--json").json
