@@ -20,7 +20,7 @@ HELP = """\
 Ctrl-C breaks off an answer; what was broken off is not remembered."""
 
 PROMPT = "> "
-_NO_IMAGE = "(no image: /image FILE adds one; only stage 3 may have learned to answer without)"
+_NO_IMAGE = "(no image: /image FILE adds one; only stage 3 trains on conversations without any)"
 
 
 def converse(session: ChatSession, *, interactive: bool | None = None) -> int:

@@ -53,7 +53,7 @@ def chat_command(
     runs_dir: Path,
     **others: Any,
 ) -> None:
-    """Talk about IMAGEs with a trained model, or without any; /help lists what can be done.
+    """Talk with a trained model, about IMAGEs or without any; /help lists the commands.
 
     Questions come from the terminal or from a pipe, one a line. Answers go to stdout as they
     grow, everything else to stderr.

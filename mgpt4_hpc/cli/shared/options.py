@@ -43,7 +43,7 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 
 def refuse_without_slurm() -> None:
-    """Raises UsageError if an option of the running command is typed that only --slurm reads."""
+    """Raise UsageError if the command line has an option that only --slurm reads, without it."""
     context = click.get_current_context()
     for option in context.command.params:
         if (
@@ -52,7 +52,7 @@ def refuse_without_slurm() -> None:
             and context.get_parameter_source(option.name or "") is ParameterSource.COMMANDLINE
         ):
             raise click.UsageError(
-                f"{option.opts[0]} is of the job: give --slurm too, or leave it out"
+                f"{option.opts[0]} has an effect only with --slurm: add --slurm, or leave it out"
             )
 
 

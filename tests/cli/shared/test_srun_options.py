@@ -87,8 +87,8 @@ def test_on_a_node_it_starts_itself(
         ("serve x --slurm --partition a\nb", 4, "does not exist: use one of a100, cpu, lab"),
         ("serve x --slurm --gpus 9", 4, "has 4 GPUs at most, the job asks for 9 on each: --gpus 4"),
         ("data index . --out i.index --slurm --partition gpu", 4, "use one of a100, cpu, lab"),
-        ("serve x --gpus 1", 2, "--gpus is of the job: give --slurm too, or leave it out"),
-        ("eval x --partition a100", 2, "--partition is of the job: give --slurm too"),
+        ("serve x --gpus 1", 2, "--gpus has an effect only with --slurm: add --slurm, or"),
+        ("eval x --partition a100", 2, "--partition has an effect only with --slurm"),
     ],
 )
 def test_what_is_wrong_is_reported_before_a_node_is_waited_for(
