@@ -309,7 +309,8 @@ def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) ->
     listed = ", ".join(dict.fromkeys(known))
     named = [key for key in keys.split_mappings(overrides) if key.startswith(_BY_SOURCE)]
     return [
-        f"{key}: there is no data source {name!r}, only {listed}"
+        f"{key}: there is no data source {name!r}, only {listed}; for sources of your own: "
+        f"--set 'data.sources=[{{name: {name}, path: ...}}]'"
         for key in named
         if (name := key.split(".", 2)[2]) not in known
     ]

@@ -61,6 +61,8 @@ def export_weights(
 
     if merge_lora and fmt not in ("pth", "hf"):
         raise click.UsageError("--merge-lora is for --format pth and hf")
+    if weights is not None and fmt != "hf" and not merge_lora:
+        raise click.UsageError(f"--weights is for --format hf; {fmt} holds nothing of the bundle")
     out = out.expanduser()
     # A file of the same kind may be the only copy of other weights: none is replaced.
     check_output(out, kind="an exported model")

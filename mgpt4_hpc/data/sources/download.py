@@ -35,7 +35,13 @@ PLAN_FILE = "download.json"
 WORK_FOLDER = ".download"
 _FORMAT = "mgpt4-download-1"
 _DRIVER = Path(__file__).with_name("download_driver.py")
-IMG2DATASET = Tool("img2dataset", "1.47.0", option="--env")
+IMG2DATASET = Tool(
+    "img2dataset",
+    "1.47.0",
+    # It imports a module that Python 3.13 no longer has.
+    also=("standard-imghdr; python_version >= '3.13'",),
+    option="--env",
+)
 """The driver replaces parts of it, so this is the version that it was written for."""
 _OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"  # as the driver has it, which cannot be imported here
 _POLL_S = 0.2

@@ -55,7 +55,10 @@ environment_unpack() {
         rm -rf "$partial"
         environment_refuse "$pack could not be unpacked in $home" || return 1
     fi
-    if ! "$1/$program" -I -c "import ctypes, ssl, sys; sys.exit(not sys.prefix.startswith('$1'))"; then
+    # The program may be a link to the system's, which starts where nothing may be executed.
+    printf '#!/bin/sh\n' > "$1/probe"
+    chmod 700 "$1/probe"
+    if ! "$1/probe" || ! "$1/$program" -I -c "import ctypes, ssl, sys; sys.exit(not sys.prefix.startswith('$1'))"; then
         rm -rf "$1"
         environment_refuse "its Python does not start in $home" || return 1
     fi

@@ -203,7 +203,9 @@ def describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
 
 def _shown(key: str, value: Any) -> str:
     """A setting's value; a time limit also as --time takes it and squeue shows it."""
-    return f"{value} ({time_limit(value * 60)})" if key == "launch.time_min" else str(value)
+    if key == "launch.time_min":
+        return f"{value} ({time_limit(value * 60)})"
+    return "(default)" if value is None else str(value)
 
 
 def _refusals(
@@ -256,7 +258,8 @@ def _batch_faults(config: RunConfig, batch_changed: bool) -> list[str]:
     if config.launch.gpus > config.train.global_batch_size:
         faults.append(
             f"launch.gpus: {config.launch.gpus} GPUs cannot share "
-            f"train.global_batch_size {config.train.global_batch_size} samples"
+            f"train.global_batch_size {config.train.global_batch_size} samples: give at most "
+            f"{config.train.global_batch_size}"
         )
     if batch_changed and config.data.feature_cache is not None:
         faults.append(

@@ -110,9 +110,11 @@ def find_inputs(
 
 def pinned_values(config: RunConfig) -> dict[str, Any]:
     """The settings that are compared: what decides a step, and how many steps there are."""
-    train = config.train
-    steps = {"train.max_steps": train.max_steps, "train.lr_steps": train.lr_steps}
-    return {**step_settings(config), **steps}
+    names = ("max_steps", "lr_steps", "early_stop")
+    return {
+        **step_settings(config),
+        **{f"train.{name}": getattr(config.train, name) for name in names},
+    }
 
 
 def _find_start(

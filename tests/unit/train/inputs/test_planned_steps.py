@@ -53,6 +53,22 @@ def test_a_change_is_followed_and_noted_once(run: RunDir) -> None:
     assert changed_values(read_json(run.pins_file), begun_again) == []
 
 
+def test_another_patience_is_a_change_of_the_next_start() -> None:
+    config = load_config("toy-stage1").config
+    before, after = (
+        pinned_values(
+            config.model_copy(
+                update={"train": config.train.model_copy(update={"early_stop": patience})}
+            )
+        )
+        for patience in (2, 0)
+    )
+    changes = changed_values({"about": {"values": before}}, after)
+    assert changes == ["train.early_stop was 2, is 0"]
+    del before["train.early_stop"]  # as an earlier version pinned it
+    assert changed_values({"about": {"values": before}}, after) == []
+
+
 def test_a_file_that_cannot_be_read_changes_nothing(run: RunDir) -> None:
     config = read_config(run.config_file).config
     planned = PlannedSteps(run, config, Noting(), TrainState())
