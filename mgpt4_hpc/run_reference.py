@@ -16,6 +16,7 @@ from typing import TypeVar
 from mgpt4_hpc.errors import NoSuchRun, did_you_mean
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, read_json
 
+N = TypeVar("N")
 T = TypeVar("T")
 
 _STEP = re.compile(r"(?:step-)?(\d+)")
@@ -80,7 +81,7 @@ def find_run(text: str, runs_dir: Path) -> RunDir:
     return reference.run
 
 
-def find_all(names: Iterable[str], find: Callable[[str], T]) -> list[T]:
+def find_all(names: Iterable[N], find: Callable[[N], T]) -> list[T]:
     """What each name stands for.
 
     Raises:

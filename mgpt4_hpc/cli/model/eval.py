@@ -89,10 +89,9 @@ def eval_command(
     report` shows them.
 
     With --slurm a job asks, and is requeued when it is preempted or killed, or at its time limit.
-    The same command given again asks only what is missing.
-
-    With --tasks lmms-eval asks the questions of public benchmarks, in an environment of its own
-    that is made at the first use. --limit takes the first questions of each task.
+    The same command given again asks only what is missing. With --tasks lmms-eval asks the
+    questions of public benchmarks, in an environment that is made at the first use; --limit takes
+    the first questions of each task.
 
     \b
     mgpt4 eval stage2-vicuna7b --images coco/val2014 --html failures.html --slurm
@@ -103,28 +102,30 @@ def eval_command(
     """
     array, options = split_array(options, cpus=4, gpus=1)
     eval_options = EvalOptions.of(options)
-    if part is not None and answers is None:
-        raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
+    _require_kept(part, answers)
     chosen = choose_tasks(context, tasks, task_folder)
-    suite = "tasks" if chosen is not None else suite
-    _require_tools(suite, array)
+    _require_tools(suite := "tasks" if chosen is not None else suite, array)
     source = eval_options.locate(model)
     sources = _checkpoints(source, eval_options) if every_checkpoint else [source]
     objects = None if suite == "loss" else word_list(eval_options.synonyms, sources[0])
     examples = [] if suite in ("loss", "tasks") else find_examples(sources[0], eval_options)
-    kept = None
-    if array.wanted or answers is not None or chosen is not None:
-        kept = _keep(model, suite, sources, eval_options, answers, every_checkpoint, chosen)
-        sources = kept.sources
-        if _ask(kept, examples, array, part):
-            return
+    keeps = array.wanted or answers is not None or chosen is not None
+    asked = (model, suite, sources, eval_options, answers, every_checkpoint, chosen)
+    kept = _keep(*asked) if keeps else None
+    if kept is not None and _ask(kept, examples, array, part):
+        return
+    sources = kept.sources if kept is not None else sources
     if objects is None:
-        losses = _losses(eval_options, sources, kept)
-        facts = [_loss(*source_losses, eval_options) for source_losses in losses]
+        facts = [_loss(*found, eval_options) for found in _losses(eval_options, sources, kept)]
     else:
         evaluations = _evaluate(eval_options, sources, examples, suite, objects, kept)
         facts = _report(evaluations, suite, examples, eval_options)
     _print_json(facts, eval_options, every_checkpoint)
+
+
+def _require_kept(part: Part | None, answers: Path | None) -> None:
+    if part is not None and answers is None:
+        raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
 
 
 def _require_tools(suite: str, array: Array) -> None:

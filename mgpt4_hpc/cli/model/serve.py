@@ -117,29 +117,18 @@ def serve_command(
     require_gradio()
     if node.wanted:
         _own_or_made_token(token, host)
-        go_to_node(
-            node,
-            context,
-            terminal=sys.stdin.isatty(),
-            check=lambda: [
-                find_model(name, absolute(runs_dir), weights=weights) for name in models or (None,)
-            ],
-        )
+        find = partial(find_model, runs_dir=absolute(runs_dir), weights=weights)
+        check = partial(find_all, models or (None,), find)
+        go_to_node(node, context, terminal=sys.stdin.isatty(), check=check)
         return
     endpoint = _listen(host, port, token)
     place = partial(locate, runs_dir=absolute(runs_dir), weights=weights, template=template)
     sources = find_all(models, place) if models else [place(None)]
     shared_model, chat_model = _open_shared_model(sources, device, precision)
     page = not no_page
-    serve(
-        shared_model,
-        settings,
-        Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model)),
-        endpoint,
-        page=page,
-        api=api,
-        on_ready=partial(_print_ready, shared_model, chat_model, sources[0], endpoint, page, api),
-    )
+    limits = Limits(int(max_upload_mib * 2**20), int(max_megapixels * 1e6), _longest(chat_model))
+    ready = partial(_print_ready, shared_model, chat_model, sources[0], endpoint, page, api)
+    serve(shared_model, settings, limits, endpoint, page=page, api=api, on_ready=ready)
     click.echo("stopped", err=True)
 
 

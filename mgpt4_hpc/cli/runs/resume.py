@@ -19,6 +19,7 @@ from mgpt4_hpc.cli.shared.options import (
 from mgpt4_hpc.errors import ConfigError, MgptError
 
 if TYPE_CHECKING:
+    from mgpt4_hpc.launch.manage.changes import Overrides
     from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
     from mgpt4_hpc.launch.manage.resume import Resumption
     from mgpt4_hpc.launch.runs.sweep_dir import SweepDir
@@ -103,56 +104,47 @@ def resume_command(
 
     folder = absolute(runs_dir)
     runs = find_runs(names, folder, no_step=_NO_STEP if new_name is None else "")
-    overrides, faults = _overrides(assignments, asked)
+    overrides = _overrides(assignments, asked)
     sweeps = _sweeps(names, folder, max_parallel)
     is_one_run = new_name is not None or (len(names) == 1 and not sweeps)
     errors: list[MgptError] = []
     if new_name is not None:
-        run = _branch(names, new_name, folder, overrides, faults, executor)
+        run = _branch(names, new_name, folder, overrides, executor)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
     elif is_one_run:
-        done = [_resume_one(runs[0], overrides, faults, executor, accept_drift)]
+        done = [_resume_one(runs[0], overrides, executor, accept_drift)]
     else:
         limits = _limits(runs)
         done, errors = resume_many(
-            runs,
-            overrides,
-            executor,
-            say=_say,
-            faults=faults,
-            accept=accept_drift,
-            limits=limits,
+            runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
         )
-        if faults and not errors:  # all are at work
-            errors = [ConfigError("the options have faults", faults=faults)]
+        if overrides.faults and not errors:  # all are at work
+            errors = [ConfigError("the options have faults", faults=overrides.faults)]
+    facts = [_as_json(resumption) for resumption in done]
     if as_json:
-        facts = [_as_json(resumption) for resumption in done]
         echo_json(facts[0] if is_one_run else facts)
-    else:
-        for resumption in done:
-            click.echo(_as_text(resumption))
+    for resumption in done if not as_json else ():
+        click.echo(_as_text(resumption))
     raise_all(errors)
     if wait:
         _wait_for(done)
 
 
-def _overrides(
-    assignments: Sequence[str], options: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """The settings to change, of --set and of options, and what is wrong with --set."""
+def _overrides(assignments: Sequence[str], options: Mapping[str, Any]) -> Overrides:
+    """The settings to change, of --set and of options."""
     from mgpt4_hpc.config.assignments import read_assignments
+    from mgpt4_hpc.launch.manage.changes import Overrides
 
-    overrides, faults = read_assignments(assignments)
-    overrides |= {f"launch.{key}": value for key, value in options.items() if value is not None}
-    return overrides, faults
+    values, faults = read_assignments(assignments)
+    values |= {f"launch.{key}": value for key, value in options.items() if value is not None}
+    return Overrides(values, tuple(faults))
 
 
 def _branch(
     names: Sequence[str],
     name: str,
     folder: Path,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str],
+    overrides: Overrides,
     executor: str | None,
 ) -> RunDir:
     """The new run of --as, with its settings."""
@@ -163,27 +155,21 @@ def _branch(
     if len(names) != 1:
         raise ConfigError(f"--as {name} names one run, not {len(names)}", fix="give one RUN")
     source = Branching.of(find_reference(names[0], folder))
-    changed = checked_change(source.run, overrides, faults, executor, free=True)
+    changed = checked_change(source.run, overrides, executor, free=True)
     if none_left := source.nothing_left(changed.config.train):
         raise ConfigError(f"--as {name}: {none_left}")
     return branch(source, name, folder, changed)
 
 
 def _resume_one(
-    run: RunDir,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str],
-    executor: str | None,
-    accept: bool,
+    run: RunDir, overrides: Overrides, executor: str | None, accept: bool
 ) -> Resumption:
     """Resume one run; where its sweep limits the runs at work, behind another run's job."""
     from mgpt4_hpc.launch.manage.resume import resume_run
 
     turn = _limits([run]).get(run)
     behind = turn.next if turn is not None else ()
-    return resume_run(
-        run, overrides, executor, say=_say, faults=faults, accept=accept, behind=behind
-    )
+    return resume_run(run, overrides, executor, say=_say, accept=accept, behind=behind)
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:

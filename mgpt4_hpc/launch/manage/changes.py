@@ -6,6 +6,7 @@ import re
 from ast import literal_eval
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,20 +55,27 @@ _SCHEDULE = ("train.max_steps", "train.lr_steps")
 """What makes a run longer or shorter; may change without further ado, and is noted."""
 
 
+@dataclass(frozen=True)
+class Overrides:
+    """What a user wants to change in a run.
+
+    Attributes:
+        values: settings by dotted key.
+        faults: known faults of the options, to be reported with those of the values.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+
+
 def change(
-    run: RunDir,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str] = (),
-    *,
-    free: bool = False,
-    accept: bool = False,
+    run: RunDir, overrides: Overrides, *, free: bool = False, accept: bool = False
 ) -> Resolved:
     """A run's configuration with some settings changed.
 
     Args:
         run: the run.
-        overrides: settings to change, by dotted key.
-        faults: known faults of the options, reported with the rest.
+        overrides: the changes.
         free: settings that decide the result may change, too: it is a new run.
         accept: those of :data:`ADJUSTABLE` may change.
 
@@ -75,19 +83,19 @@ def change(
         InvalidSettings: naming every setting that may not change, or has a wrong value.
     """
     resolved = read_config(run.config_file)
-    if not overrides and not faults:
+    if overrides == Overrides():
         return resolved
     old = keys.flatten(resolved.config.model_dump(mode="json"))
-    wanted = dict(overrides)
+    wanted = dict(overrides.values)
     locate_projector(wanted, run.path.parent)
-    wrong: frozenset[str] = frozenset()
-    fix = ""
+    faults, wrong, fix = [*overrides.faults], frozenset[str](), ""
     try:
         changed = merge([("run", old), (ORIGIN, wanted)])
     except InvalidSettings as error:
         if error.rest is None:
             raise
-        faults, changed, wrong, fix = [*faults, *error.faults], error.rest, error.wrong, error.fix
+        changed, wrong, fix = error.rest, error.wrong, error.fix
+        faults += error.faults
     if not free:
         changed = keep_schedule(resolved.config, changed, ORIGIN)
     # A wrong setting, or its whole section, has the default here, which nobody asked for.
@@ -96,32 +104,30 @@ def change(
         for key, values in differences(resolved, changed).items()
         if not wrong & {key.partition(".")[0], ".".join(key.split(".")[:2])}
     }
-    if "data.sources" not in wrong:
-        faults = [*faults, *unknown_paths(wanted, [changed])]
-    faults = [*faults, *_batch_faults(changed.config, "train.global_batch_size" in different)]
+    faults += unknown_paths(wanted, [changed]) if "data.sources" not in wrong else []
+    faults += _batch_faults(changed.config, "train.global_batch_size" in different)
     refusals = [] if free else _refusals(run, resolved, changed, different, accept)
     if faults:
-        raise InvalidSettings(
-            "the options have faults",
-            faults=[*faults, *refusals],
-            fix=fix,
-            rest=changed,
-            wrong=wrong,
-        )
+        what, faults = "the options have faults", [*faults, *refusals]
+        raise InvalidSettings(what, faults=faults, fix=fix, rest=changed, wrong=wrong)
     if refusals:
-        new_run = (
-            "start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
-            "this one's projector; --continue keeps optimizer and position too"
-        )
-        adjustable = all("--accept-drift" in refusal for refusal in refusals)
-        raise InvalidSettings(
-            "this changes the result" if adjustable else "a resumed run cannot change this",
-            faults=refusals,
-            fix=f"give --accept-drift, or {new_run}" if adjustable else new_run,
-            rest=changed,
-        )
+        raise _refused(refusals, changed)
     origins = {**resolved.origins, **dict.fromkeys(different, ORIGIN)}
     return Resolved(changed.config, origins)
+
+
+def _refused(refusals: Sequence[str], changed: Resolved) -> InvalidSettings:
+    new_run = (
+        "start a new run with it: mgpt4 submit --from RUN --name NEW --set ... begins with "
+        "this one's projector; --continue keeps optimizer and position too"
+    )
+    adjustable = all("--accept-drift" in refusal for refusal in refusals)
+    return InvalidSettings(
+        "this changes the result" if adjustable else "a resumed run cannot change this",
+        faults=refusals,
+        fix=f"give --accept-drift, or {new_run}" if adjustable else new_run,
+        rest=changed,
+    )
 
 
 def differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:

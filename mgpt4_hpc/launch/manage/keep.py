@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.job.successor import of_its_line
+from mgpt4_hpc.launch.manage.changes import Overrides
 from mgpt4_hpc.launch.manage.concurrency_limit import limits_of
 from mgpt4_hpc.launch.manage.resume import Resumption
 from mgpt4_hpc.launch.manage.resume_many import resume_many
@@ -62,7 +63,9 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None], *, named: bool
     # What waits for another run comes back with that one.
     gone = [run for run in gone if _may_start(run, states[run.path])]
     limits = limits_of(limited_sweeps(gone))
-    done, errors = resume_many(gone, {}, "slurm", say=say, limits=limits, keeps_budgets=True)
+    done, errors = resume_many(
+        gone, Overrides(), "slurm", say=say, limits=limits, keeps_budgets=True
+    )
     brought_back = [resumption for resumption in done if resumption.submitted is not None]
     was = {resumption.run.name: states[resumption.run.path].text for resumption in brought_back}
     return Kept(brought_back, was, [*unknown, *errors])

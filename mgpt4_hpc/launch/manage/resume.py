@@ -25,6 +25,7 @@ from mgpt4_hpc.errors import (
 )
 from mgpt4_hpc.formatting import counted, shell_word
 from mgpt4_hpc.launch.manage.changes import (
+    Overrides,
     change,
     describe,
     differences,
@@ -76,11 +77,10 @@ class Resumption:
 
 def resume_run(
     run: RunDir,
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     executor: str | None,
     *,
     say: Callable[[str], None],
-    faults: Sequence[str] = (),
     accept: bool = False,
     behind: Sequence[str] = (),
     keeps_budgets: bool = False,
@@ -89,10 +89,9 @@ def resume_run(
 
     Args:
         run: the run.
-        overrides: settings to change, by dotted key.
+        overrides: settings to change.
         executor: "slurm", "local" or "auto"; None takes what it ran with before.
         say: called with each change.
-        faults: known faults of the options; the error names them with those found here.
         accept: the job may go on though data, weights, settings or versions are not what the run
             began with.
         behind: Slurm jobs that must have ended, in whatever way, before this one begins.
@@ -110,22 +109,21 @@ def resume_run(
     assert_owned(run.path)
     with submitting(run):
         succeeds = _line(run) if keeps_budgets else ()
-        if set(overrides) == {"train.max_steps"} and not faults:
+        if set(overrides.values) == {"train.max_steps"} and not overrides.faults:
             seen = look_at([run]).rows[0]
             if seen.state.is_live:
                 return _lengthen_live(run, seen, overrides, say)
         seen = _assert_free(run)
-        overrides = {**moved_projector(run), **overrides}
+        overrides = replace(overrides, values={**moved_projector(run), **overrides.values})
         _own_the_copy(run)
-        changed = checked_change(run, overrides, faults, executor, accept=accept)
+        changed = checked_change(run, overrides, executor, accept=accept)
         executor = choose_executor(executor or seen.executor or "auto")
         return _resume(seen, changed, executor, say, accept, behind, succeeds)
 
 
 def checked_change(
     run: RunDir,
-    overrides: Mapping[str, Any],
-    faults: Sequence[str],
+    overrides: Overrides,
     executor: str | None,
     *,
     free: bool = False,
@@ -137,7 +135,7 @@ def checked_change(
         ConfigError: settings are wrong or may not change.
     """
     try:
-        return change(run, overrides, faults, free=free, accept=accept)
+        return change(run, overrides, free=free, accept=accept)
     except InvalidSettings as error:
         found: list[str] = []
         if error.rest is not None:
@@ -178,7 +176,7 @@ def resume_branch(
         MgptError: as :func:`resume_run`.
     """
     try:
-        return resume_run(made, {}, executor, say=say, accept=accept)
+        return resume_run(made, Overrides(), executor, say=say, accept=accept)
     except MgptError as error:
         # If its job may have been accepted, it needs its folder.
         if made != source and not isinstance(error, (SlurmUnconfirmed, StorageTrouble)):
@@ -309,7 +307,7 @@ def _say_changes(
 
 
 def _lengthen_live(
-    run: RunDir, seen: RunOverview, overrides: Mapping[str, Any], say: Callable[[str], None]
+    run: RunDir, seen: RunOverview, overrides: Overrides, say: Callable[[str], None]
 ) -> Resumption:
     """Let a job that waits or runs go to another last step: it looks at each line of its log."""
     resolved = read_config(run.config_file)
@@ -328,7 +326,7 @@ def _resume_dependents(run: RunDir, job_id: str | None, say: Callable[[str], Non
     """Bring back the runs that waited for this one and that Slurm removed."""
     for other in repoint(run, job_id, say):
         try:
-            done = resume_run(other, {}, "slurm", say=say)
+            done = resume_run(other, Overrides(), "slurm", say=say)
         except MgptError as error:
             # This run is submitted, whatever becomes of that one.
             say(f"{other.name} waited for {run.name} and could not be submitted again: {error}")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from typing import Any
 
 from mgpt4_hpc.errors import MgptError, RunAlive
+from mgpt4_hpc.launch.manage.changes import Overrides
 from mgpt4_hpc.launch.manage.concurrency_limit import ConcurrencyLimit
 from mgpt4_hpc.launch.manage.resume import Resumption, resume_run
 from mgpt4_hpc.launch.runs.wait import wait_for_runs
@@ -15,11 +15,10 @@ from mgpt4_hpc.run_dir import RunDir
 
 def resume_many(
     runs: Sequence[RunDir],
-    overrides: Mapping[str, Any],
+    overrides: Overrides,
     executor: str | None,
     *,
     say: Callable[[str], None],
-    faults: Sequence[str] = (),
     accept: bool = False,
     limits: Mapping[RunDir, ConcurrencyLimit] | None = None,
     keeps_budgets: bool = False,
@@ -56,7 +55,6 @@ def resume_many(
                 overrides,
                 executor,
                 say=say_once,
-                faults=faults,
                 accept=accept,
                 behind=behind,
                 keeps_budgets=keeps_budgets,
@@ -73,7 +71,12 @@ def resume_many(
             here = run
         elif resumption.submitted is not None and turn is not None:
             turn.take(resumption.submitted.job_id)
+    return done, _with_names(failed.values())
+
+
+def _with_names(failed: Collection[tuple[MgptError, Sequence[str]]]) -> list[MgptError]:
+    """The reasons; where there are several, each with its runs."""
     if len(failed) > 1:
-        for reason, names in failed.values():
+        for reason, names in failed:
             reason.what = f"{', '.join(names)}: {reason.what}"
-    return done, [reason for reason, _ in failed.values()]
+    return [reason for reason, _ in failed]

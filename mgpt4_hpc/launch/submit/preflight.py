@@ -81,17 +81,15 @@ def preflight_findings(
     """
     data_faults, notes = source_findings(config)
     weights_faults, sizes = weights_findings(config)
-    faults = [*unset_paths(config), *weights_faults, *data_faults]
-    faults += feature_faults(config)
+    faults = [*unset_paths(config), *weights_faults, *data_faults, *feature_faults(config)]
+    more: list[str] = []
+    more_notes: list[str] = []
     if not projector_follows:
         more, more_notes = projector_findings(config, sizes)
-        faults += more
-        notes += more_notes
     elif new and config.model.projector is not None:
         more, more_notes = start_findings(config, Path(config.model.projector))
-        faults += more
-        notes += more_notes
-    faults += _extra_faults(config)
+    faults += [*more, *_extra_faults(config)]
+    notes += more_notes
     if executor == "slurm" and cluster is None:
         cluster = ask_cluster()
     faults += _batch_faults(config, cluster.site if cluster else None) if new else []
@@ -102,8 +100,7 @@ def preflight_findings(
     faults += hook_faults
     notes += hook_notes
     notes += [*unmounted(config), *template_notes(config)]
-    if is_streamed(config):
-        notes.append(f"this run cannot resume exactly: {WARNING}")
+    notes += [f"this run cannot resume exactly: {WARNING}"] if is_streamed(config) else []
     if cluster is not None:
         more, more_notes = admission_findings(config, cluster, array_tasks)
         faults += more

@@ -12,7 +12,7 @@ from mgpt4_hpc.config.load import settings_digest
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config
 from mgpt4_hpc.data.index.index import ShardIndex, build_index
 from mgpt4_hpc.launch.job.start_check import why_leave
-from mgpt4_hpc.launch.manage.changes import _knows, change, moved_projector
+from mgpt4_hpc.launch.manage.changes import Overrides, _knows, change, moved_projector
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.slurm.job_start import JobStart
@@ -399,7 +399,8 @@ def test_other_shards_are_refused_before_the_queue_where_a_look_shows_it(
     assert mgpt4("resume", "one", "--set", f"data.paths.laion={copy}").code == 0
     # A start that was refused leaves the index of the wrong shards, and their path in the settings.
     build_index(sorted(world.shards("cc_sbu").glob("*.tar")), own, name="laion")
-    rewrite_config(run.config_file, change(run, {wrong.partition("=")[0]: wrong.partition("=")[2]}))
+    key, _, path = wrong.partition("=")
+    rewrite_config(run.config_file, change(run, Overrides({key: path})))
     run.failed.write_text("inputs changed")
     ended = mgpt4("resume", "one")
     assert ended.code == 7 and f"index laion was {held}, is {ShardIndex.open(own).digest}" in (

@@ -8,6 +8,7 @@ import pytest
 
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.manage.changes import Overrides
 from mgpt4_hpc.launch.manage.resume import Resumption
 from mgpt4_hpc.launch.manage.resume_many import resume_many
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
@@ -109,7 +110,7 @@ def test_several_runs_here_follow_each_other(
 
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume_many.resume_run", resume)
     monkeypatch.setattr("mgpt4_hpc.launch.manage.resume_many.wait_for_runs", wait)
-    done, errors = resume_many(runs, {}, "local", say=told.append)
+    done, errors = resume_many(runs, Overrides(), "local", say=told.append)
     assert told == ["begin a", "end a", "begin b", "end b", "begin c"]
     assert [one.run for one in done] == runs
     assert [error.what for error in errors] == ["a did not finish"]
