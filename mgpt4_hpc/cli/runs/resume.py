@@ -65,6 +65,7 @@ _NO_STEP = (
     metavar="NAME",
     help="Continue as a new run of this name, which may have other settings; RUN stays as it is.",
 )
+@click.option("--dry-run", is_flag=True, help="Check and print the changes; submit nothing.")
 @click.option("--wait", is_flag=True, help="Stay until the run has finished.")
 @runs_dir_option
 @json_option
@@ -75,6 +76,7 @@ def resume_command(
     accept_drift: bool,
     max_parallel: int | None,
     new_name: str | None,
+    dry_run: bool,
     wait: bool,
     runs_dir: Path,
     as_json: bool,
@@ -104,7 +106,8 @@ def resume_command(
 
     folder = absolute(runs_dir)
     runs = find_runs(names, folder, no_step=_NO_STEP if new_name is None else "")
-    overrides = _overrides(assignments, asked)
+    overrides = _overrides(assignments, asked, accept_drift)
+    _require_alone(dry_run, new_name, max_parallel, wait)
     sweeps = _sweeps(names, folder, max_parallel)
     is_one_run = new_name is not None or (len(names) == 1 and not sweeps)
     errors: list[MgptError] = []
@@ -112,32 +115,39 @@ def resume_command(
         run = _branch(names, new_name, folder, overrides, executor)
         done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
     elif is_one_run:
-        done = [_resume_one(runs[0], overrides, executor, accept_drift)]
+        done = [_resume_one(runs[0], overrides, executor, dry_run)]
     else:
         limits = _limits(runs)
         done, errors = resume_many(
-            runs, overrides, executor, say=_say, accept=accept_drift, limits=limits
+            runs, overrides, executor, say=_say, limits=limits, dry_run=dry_run
         )
         if overrides.faults and not errors:  # all are at work
             errors = [ConfigError("the options have faults", faults=overrides.faults)]
-    facts = [_as_json(resumption) for resumption in done]
-    if as_json:
-        echo_json(facts[0] if is_one_run else facts)
-    for resumption in done if not as_json else ():
-        click.echo(_as_text(resumption))
+    _print(done, is_one_run, as_json)
     raise_all(errors)
     if wait:
         _wait_for(done)
 
 
-def _overrides(assignments: Sequence[str], options: Mapping[str, Any]) -> Overrides:
+def _require_alone(
+    dry_run: bool, new_name: str | None, max_parallel: int | None, wait: bool
+) -> None:
+    """Raise a ConfigError where --dry-run stands beside an option that does something."""
+    if dry_run and (new_name is not None or max_parallel is not None or wait):
+        raise ConfigError(
+            "--dry-run excludes --as, --max-parallel and --wait",
+            fix="for --as: mgpt4 submit --from RUN --continue --name NEW --dry-run",
+        )
+
+
+def _overrides(assignments: Sequence[str], options: Mapping[str, Any], accept: bool) -> Overrides:
     """The settings to change, of --set and of options."""
     from mgpt4_hpc.config.assignments import read_assignments
     from mgpt4_hpc.launch.manage.changes import Overrides
 
     values, faults = read_assignments(assignments)
     values |= {f"launch.{key}": value for key, value in options.items() if value is not None}
-    return Overrides(values, tuple(faults))
+    return Overrides(values, tuple(faults), accept)
 
 
 def _branch(
@@ -162,14 +172,14 @@ def _branch(
 
 
 def _resume_one(
-    run: RunDir, overrides: Overrides, executor: str | None, accept: bool
+    run: RunDir, overrides: Overrides, executor: str | None, dry_run: bool
 ) -> Resumption:
     """Resume one run; where its sweep limits the runs at work, behind another run's job."""
     from mgpt4_hpc.launch.manage.resume import resume_run
 
     turn = _limits([run]).get(run)
     behind = turn.next if turn is not None else ()
-    return resume_run(run, overrides, executor, say=_say, accept=accept, behind=behind)
+    return resume_run(run, overrides, executor, say=_say, behind=behind, dry_run=dry_run)
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:
@@ -214,10 +224,21 @@ def _say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def _print(done: Sequence[Resumption], is_one_run: bool, as_json: bool) -> None:
+    if as_json:
+        facts = [_as_json(resumption) for resumption in done]
+        echo_json(facts[0] if is_one_run else facts)
+        return
+    for resumption in done:
+        click.echo(_as_text(resumption))
+
+
 def _as_text(resumption: Resumption) -> str:
     job = resumption.submitted
-    if job is None:
+    if resumption.finished:
         return f"{resumption.run.name} is finished already: nothing to resume"
+    if job is None:
+        return f"{resumption.run.name} can be resumed; nothing was submitted (--dry-run)"
     if not resumption.is_new:
         what = "goes to the new last step"
         if resumption.is_passed:

@@ -62,28 +62,28 @@ class Overrides:
     Attributes:
         values: settings by dotted key.
         faults: known faults of the options, to be reported with those of the values.
+        accept: data, weights and versions may not be those that the run began with, and settings
+            of :data:`ADJUSTABLE` may change.
     """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
+    accept: bool = False
 
 
-def change(
-    run: RunDir, overrides: Overrides, *, free: bool = False, accept: bool = False
-) -> Resolved:
+def change(run: RunDir, overrides: Overrides, *, free: bool = False) -> Resolved:
     """A run's configuration with some settings changed.
 
     Args:
         run: the run.
         overrides: the changes.
         free: settings that decide the result may change, too: it is a new run.
-        accept: those of :data:`ADJUSTABLE` may change.
 
     Raises:
         InvalidSettings: naming every setting that may not change, or has a wrong value.
     """
     resolved = read_config(run.config_file)
-    if overrides == Overrides():
+    if not overrides.values and not overrides.faults:
         return resolved
     old = keys.flatten(resolved.config.model_dump(mode="json"))
     wanted = dict(overrides.values)
@@ -106,7 +106,7 @@ def change(
     }
     faults += unknown_paths(wanted, [changed]) if "data.sources" not in wrong else []
     faults += _batch_faults(changed.config, "train.global_batch_size" in different)
-    refusals = [] if free else _refusals(run, resolved, changed, different, accept)
+    refusals = [] if free else _refusals(run, resolved, changed, different, overrides.accept)
     if faults:
         what, faults = "the options have faults", [*faults, *refusals]
         raise InvalidSettings(what, faults=faults, fix=fix, rest=changed, wrong=wrong)

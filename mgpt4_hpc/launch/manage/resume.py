@@ -81,9 +81,9 @@ def resume_run(
     executor: str | None,
     *,
     say: Callable[[str], None],
-    accept: bool = False,
     behind: Sequence[str] = (),
     keeps_budgets: bool = False,
+    dry_run: bool = False,
 ) -> Resumption:
     """Submit an unfinished run again.
 
@@ -92,10 +92,9 @@ def resume_run(
         overrides: settings to change.
         executor: "slurm", "local" or "auto"; None takes what it ran with before.
         say: called with each change.
-        accept: the job may go on though data, weights, settings or versions are not what the run
-            began with.
         behind: Slurm jobs that must have ended, in whatever way, before this one begins.
         keeps_budgets: the new job succeeds the last one; a resume by the user has full budgets.
+        dry_run: only check; the result has the changes and no job.
 
     Raises:
         UnsafeRun: if others can write its folder.
@@ -112,13 +111,23 @@ def resume_run(
         if set(overrides.values) == {"train.max_steps"} and not overrides.faults:
             seen = look_at([run]).rows[0]
             if seen.state.is_live:
-                return _lengthen_live(run, seen, overrides, say)
+                return _lengthen_live(seen, overrides, say, dry_run)
         seen = _assert_free(run)
         overrides = replace(overrides, values={**moved_projector(run), **overrides.values})
-        _own_the_copy(run)
-        changed = checked_change(run, overrides, executor, accept=accept)
+        if not dry_run:
+            _own_the_copy(run)
+        changed = checked_change(run, overrides, executor)
         executor = choose_executor(executor or seen.executor or "auto")
-        return _resume(seen, changed, executor, say, accept, behind, succeeds)
+        checked = _check(seen, changed, executor, overrides.accept, say)
+        if checked is None:
+            if seen.executor == "slurm" and not dry_run:
+                _resume_dependents(run, None, say)
+            return Resumption(run, finished=True)
+        if dry_run:
+            return Resumption(run, False, None, checked.changes)
+        if executor == "slurm":
+            checked = replace(checked, dependency=_all_of(checked.dependency, behind))
+        return _submit(checked, overrides.accept, succeeds, say)
 
 
 def checked_change(
@@ -127,7 +136,6 @@ def checked_change(
     executor: str | None,
     *,
     free: bool = False,
-    accept: bool = False,
 ) -> Resolved:
     """As :func:`change`; where settings are wrong, the error lists the faults of files as well.
 
@@ -135,7 +143,7 @@ def checked_change(
         ConfigError: settings are wrong or may not change.
     """
     try:
-        return change(run, overrides, free=free, accept=accept)
+        return change(run, overrides, free=free)
     except InvalidSettings as error:
         found: list[str] = []
         if error.rest is not None:
@@ -170,13 +178,13 @@ def resume_branch(
         source: the other, which stays; the same where it was a copy.
         executor: as of :func:`resume_run`.
         say: called with each change.
-        accept: as of :func:`resume_run`.
+        accept: as of :class:`Overrides`.
 
     Raises:
         MgptError: as :func:`resume_run`.
     """
     try:
-        return resume_run(made, Overrides(), executor, say=say, accept=accept)
+        return resume_run(made, Overrides(accept=accept), executor, say=say)
     except MgptError as error:
         # If its job may have been accepted, it needs its folder.
         if made != source and not isinstance(error, (SlurmUnconfirmed, StorageTrouble)):
@@ -190,15 +198,25 @@ def _line(run: RunDir) -> tuple[str, ...]:
     return (*job.succeeds, job.job_id) if job is not None else ()
 
 
-def _resume(
+@dataclass(frozen=True)
+class _Checked:
+    """What may be submitted: a run, its changed settings, and the job that it must wait for."""
+
+    run: RunDir
+    changed: Resolved
+    executor: str
+    changes: Mapping[str, tuple[Any, Any]]
+    dependency: str | None
+
+
+def _check(
     seen: RunOverview,
     changed: Resolved,
     executor: str,
-    say: Callable[[str], None],
     accept: bool,
-    behind: Sequence[str],
-    succeeds: Sequence[str],
-) -> Resumption:
+    say: Callable[[str], None],
+) -> _Checked | None:
+    """Look for all that would stop the job; None if the run has no step left."""
     run = RunDir(Path(seen.path))
     resolved = read_config(run.config_file)
     changes = differences(resolved, changed)
@@ -206,9 +224,7 @@ def _resume(
     facts = replace(read_facts(run), max_steps=train.max_steps, early_stop=train.early_stop)
     if seen.state is RunState.FINISHED and facts.finished:
         _check_no_effect(facts, changes, say)
-        if seen.executor == "slurm":
-            _resume_dependents(run, None, say)
-        return Resumption(run, finished=True)
+        return None
     _check_drift(run, changed.config, changes, accept)
     # Beyond its first checkpoint no start reads it; before, it may be that of a live job.
     dependency = _wait_for_start(changed, executor) if seen.checkpoint_step is None else None
@@ -224,8 +240,15 @@ def _resume(
     if faults:
         raise PreflightError("this job would fail", faults=faults)
     _say_changes(run, changes, say)
-    if executor == "slurm":
-        dependency = _all_of(dependency, behind)
+    return _Checked(run, changed, executor, changes, dependency)
+
+
+def _submit(
+    checked: _Checked, accept: bool, succeeds: Sequence[str], say: Callable[[str], None]
+) -> Resumption:
+    """Write the changed settings and submit; both are undone if no job can be had."""
+    run, changed, executor = checked.run, checked.changed, checked.executor
+    resolved = read_config(run.config_file)
     prepare_environment(run, changed.config, say)
     markers = (run.failed, run.resubmit_needed, cancel_mark(run), run.drift_accepted)
     with _put_back(run.config_file, run.slurm / "python", *markers):
@@ -234,13 +257,15 @@ def _resume(
             accept_drift(run)
         elif settings_digest(changed.config) != settings_digest(resolved.config):
             accept_drift(run, settings_digest(changed.config))
-        if changes:
+        if checked.changes:
             rewrite_config(run.config_file, changed)
         withdraw_cancel(run)
-        submitted = submit_run(run, changed, executor, dependency=dependency, succeeds=succeeds)
+        submitted = submit_run(
+            run, changed, executor, dependency=checked.dependency, succeeds=succeeds
+        )
     if executor == "slurm":
         _resume_dependents(run, submitted.job_id, say)
-    return Resumption(run, False, submitted, changes)
+    return Resumption(run, False, submitted, checked.changes)
 
 
 def _check_drift(
@@ -307,15 +332,18 @@ def _say_changes(
 
 
 def _lengthen_live(
-    run: RunDir, seen: RunOverview, overrides: Overrides, say: Callable[[str], None]
+    seen: RunOverview, overrides: Overrides, say: Callable[[str], None], dry_run: bool
 ) -> Resumption:
     """Let a job that waits or runs go to another last step: it looks at each line of its log."""
+    run = RunDir(Path(seen.path))
     resolved = read_config(run.config_file)
     changed = change(run, overrides)
     if faults := feature_faults(changed.config):
         raise PreflightError("this job would fail", faults=faults)
     changes = differences(resolved, changed)
     _say_changes(run, changes, say)
+    if dry_run:
+        return Resumption(run, False, None, changes)
     rewrite_config(run.config_file, changed)
     job = Submitted(run, seen.executor or "slurm", seen.job_id or "")
     is_passed = changed.config.train.max_steps <= seen.step

@@ -19,9 +19,9 @@ def resume_many(
     executor: str | None,
     *,
     say: Callable[[str], None],
-    accept: bool = False,
     limits: Mapping[RunDir, ConcurrencyLimit] | None = None,
     keeps_budgets: bool = False,
+    dry_run: bool = False,
 ) -> tuple[list[Resumption], list[MgptError]]:
     """Submit each unfinished run again, whatever becomes of the others.
 
@@ -55,9 +55,9 @@ def resume_many(
                 overrides,
                 executor,
                 say=say_once,
-                accept=accept,
                 behind=behind,
                 keeps_budgets=keeps_budgets,
+                dry_run=dry_run,
             )
         except RunAlive as error:
             say(f"left alone: {error.what}")

@@ -29,6 +29,26 @@ def test_as_it_was(mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Sub
     assert not cancel_requested(run)
 
 
+def test_a_dry_run_checks_and_leaves_all_as_it_was(
+    mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions
+) -> None:
+    request_cancel(run, "17")
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    dry = ("resume", "one", "--dry-run", "--set", "max_steps=200", "--json")
+    ended = mgpt4(*dry)
+    assert ended.code == 0 and submissions.asked == []
+    assert (ended.json["job_id"], ended.json["finished"]) == (None, False)
+    assert ended.json["changes"]["train.max_steps"] == {"old": 100, "new": 200}
+    slurm.squeue = squeue_row("17", "RUNNING")
+    assert mgpt4(*dry).json["job_id"] is None, "a job that runs keeps its last step"
+    assert mgpt4("resume", "one", "--dry-run", "--set", "seed=3").code == 7
+    slurm.squeue = ""
+    assert mgpt4("resume", "one", "--dry-run", "--set", "seed=3").code == 2
+    assert mgpt4("resume", "one", "--dry-run", "--as", "two").code == 2
+    after = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    assert {path: text for path, text in after.items() if text != before.get(path)} == {}
+
+
 @pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING"])
 def test_its_job_is_alive(
     mgpt4: Mgpt4, slurm: FakeSlurm, run: RunDir, submissions: Submissions, state: str
