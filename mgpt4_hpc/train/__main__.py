@@ -16,10 +16,9 @@ from mgpt4_hpc.config.load import (
     Resolved,
     keep_schedule,
     load_config,
-    missing_start,
     settings_digest,
-    unset_paths,
 )
+from mgpt4_hpc.config.missing_inputs import missing_start, unset_paths
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
 from mgpt4_hpc.data.sources.epochs import steps_of_epochs
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group

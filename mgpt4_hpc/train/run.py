@@ -18,7 +18,7 @@ import torch
 from mgpt4_hpc import __version__
 from mgpt4_hpc.checkpoint.saver import AsyncSaver
 from mgpt4_hpc.checkpoint.store import CheckpointStore
-from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.missing_inputs import unset_paths
 from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.distributed import PEER_TIMEOUT, Ranks

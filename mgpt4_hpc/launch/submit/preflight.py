@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mgpt4_hpc.config import keys
-from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.missing_inputs import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError

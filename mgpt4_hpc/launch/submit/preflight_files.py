@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
 from mgpt4_hpc.checkpoint.manifest import file_name, new_hash
-from mgpt4_hpc.config.load import missing_start
+from mgpt4_hpc.config.missing_inputs import missing_start
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.config.schema import LoraConfig, RunConfig, SourceConfig
 from mgpt4_hpc.config.streams import is_url, stream_faults

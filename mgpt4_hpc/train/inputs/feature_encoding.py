@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mgpt4_hpc.config.load import unset_paths
+from mgpt4_hpc.config.missing_inputs import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.batching.worker_stream import BatchStream
 from mgpt4_hpc.data.encoding.images import Pictures, PlanImages

@@ -6,7 +6,8 @@ from functools import cache
 
 import pytest
 
-from mgpt4_hpc.config.load import load_config, unset_paths
+from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.missing_inputs import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
