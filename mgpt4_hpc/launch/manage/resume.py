@@ -240,6 +240,8 @@ def _check(
     if faults:
         raise PreflightError("this job would fail", faults=faults)
     _say_changes(run, changes, say)
+    if "train.max_steps" in changes and train.max_steps <= seen.step:
+        say(f"{run.name} is at step {seen.step} already: its job finishes it there")
     return _Checked(run, changed, executor, changes, dependency)
 
 

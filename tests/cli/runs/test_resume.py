@@ -39,6 +39,8 @@ def test_a_dry_run_checks_and_leaves_all_as_it_was(
     assert ended.code == 0 and submissions.asked == []
     assert (ended.json["job_id"], ended.json["finished"]) == (None, False)
     assert ended.json["changes"]["train.max_steps"] == {"old": 100, "new": 200}
+    shorter = mgpt4("resume", "one", "--dry-run", "--set", "max_steps=10")
+    assert shorter.code == 0 and "one is at step 20 already" in shorter.err, shorter.err
     slurm.squeue = squeue_row("17", "RUNNING")
     assert mgpt4(*dry).json["job_id"] is None, "a job that runs keeps its last step"
     assert mgpt4("resume", "one", "--dry-run", "--set", "seed=3").code == 7
