@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.examples import Shell
+from tests.support.examples import Shell, has_run
 from tests.support.shown import assert_schema
 
 DEMO = "mgpt4 demo --dir demo --json > demo.json"
@@ -42,6 +42,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
         if not finished.exists():
             shell.run(DEMO, timeout_s=500)
             finished.touch()
+        else:
+            has_run(DEMO)
     told = json.loads((folder / "demo.json").read_text())
     assert_schema("demo", told)
     return Demo(shell.folder / "demo", told)

@@ -85,10 +85,15 @@ def each_executes(*sequences: list[str]) -> Callable[[Callable[..., None]], Call
     return decorate
 
 
-def placed(line: str, folder: Path) -> str:
-    """The line with the absolute folders under ``folder``."""
+def has_run(line: str) -> None:
+    """Note that this line was run, by this process or by another of xdist's workers."""
     assert line in LINES, f"docs/cli.md has no line {line!r}"
     _RAN.add(line)
+
+
+def placed(line: str, folder: Path) -> str:
+    """The line with the absolute folders under ``folder``."""
+    has_run(line)
     names = "|".join(map(re.escape, ABSOLUTE))
     return re.sub(rf"(?<=[\s=])({names})", lambda found: f"{folder}{found[1]}", line)
 
