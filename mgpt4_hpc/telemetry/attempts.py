@@ -31,6 +31,7 @@ class Attempt:
         cause: why it ended: what itself says, else its supervisor, else "unknown" (or "running"
             for the newest one).
         finished_at: steps of a finished run; None if it is not known.
+        early: why a finished run ended before its last step; empty if it did not.
         num_worse: of a finished run the validations since its lowest held-out loss.
         exit_code: of the process, where known.
         steps_replayed: steps that an earlier attempt had done already and this one did again.
@@ -64,6 +65,7 @@ class Attempt:
     last_step: int = 0
     cause: str = UNKNOWN_CAUSE
     finished_at: int | None = None
+    early: str = ""
     num_worse: int = 0
     exit_code: int | None = None
     steps_replayed: int = 0
@@ -232,6 +234,7 @@ def _apply(attempt: Attempt, record: Record) -> None:
         attempt.cause = str(record.get("cause") or UNKNOWN_CAUSE)
         attempt.exit_code = _int(record.get("exit_code"))
         attempt.finished_at = _int(record.get("all_steps"))
+        attempt.early = str(record.get("early") or "")
         attempt.num_worse = _int(record.get("num_worse")) or 0
     if kind in _WITH_STEP:
         attempt.last_step = max(attempt.last_step, _int(record.get("step")) or 0)

@@ -27,7 +27,7 @@ may be missing where it is not known; unknown fields are kept and ignored.
 | `fault` | anything else worth knowing | `what`, `reason` |
 | `requeue` | this attempt asked for its successor | `accepted`, `command`, `reason` |
 | `end` | the attempt is over | `cause`, `step`, `exit_code`, `buckets`; of a finished run `all_steps` (its steps) and |
-| | | `num_worse` (validations since its lowest held-out loss) |
+| | | `num_worse` (validations since its lowest held-out loss), `early` (why before its last step, or empty) |
 """
 
 from __future__ import annotations

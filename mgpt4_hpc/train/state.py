@@ -85,8 +85,8 @@ class Outcome:
     num_worse: int = 0
 
     @property
-    def finished_at(self) -> dict[str, int]:
+    def finished_at(self) -> dict[str, int | str]:
         """What the ledger records of a finished run, to find later whether it may continue."""
         if self.ending is not Ending.FINISHED:
             return {}
-        return {"all_steps": self.step, "num_worse": self.num_worse}
+        return {"all_steps": self.step, "num_worse": self.num_worse, "early": self.reason}

@@ -71,6 +71,7 @@ def attempt(
     requeue: bool | None = None,
     executor: str = "slurm",
     device: str = "cuda",
+    early: str = "",
 ) -> None:
     """Write one attempt's ledger: steps ``first`` to ``last``, one second each, a save at the end.
 
@@ -107,7 +108,8 @@ def attempt(
     checkpoint.mkdir(exist_ok=True)
     (checkpoint / "manifest.json").write_text("{}")
     if cause is not None:
-        ledger.event(Kind.END, cause=cause, step=last, exit_code=0 if cause == "finished" else 75)
+        code = 0 if cause == "finished" else 75
+        ledger.event(Kind.END, cause=cause, step=last, exit_code=code, early=early)
     if requeue is not None:
         ledger.event(Kind.REQUEUE, accepted=requeue)
     ledger.close()

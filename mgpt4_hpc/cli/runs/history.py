@@ -134,7 +134,7 @@ def ending_of(run: RunDir, attempt: Attempt) -> str:
     last_sign = max(attempt.end, of_beat)
     silent_s = time.time() - last_sign
     if attempt.cause != RUNNING_CAUSE or silent_s < SILENT_S:
-        return attempt.cause
+        return f"{attempt.cause} early" if attempt.early else attempt.cause
     # A power loss can leave a ledger without a line.
     return f"silent for {duration(silent_s)}" if last_sign else UNKNOWN_CAUSE
 

@@ -38,6 +38,14 @@ def test_three_attempts(mgpt4: Mgpt4, tmp_path: Path) -> None:
     assert "queue wait 55 s" in out
 
 
+def test_a_run_that_finished_early_is_named_so(mgpt4: Mgpt4, tmp_path: Path) -> None:
+    run, why = make_run(tmp_path / "runs"), "no new lowest held-out loss"
+    attempt(run, 1, first=1, last=30, cause="finished", early=why)
+    assert "finished early" in mgpt4("history", "one").out
+    (told,) = mgpt4("history", "one", "--json").json["attempts"]
+    assert (told["cause"], told["early"]) == ("finished", why)
+
+
 def test_where_a_run_began_and_which_cluster_an_attempt_was_on(
     mgpt4: Mgpt4, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

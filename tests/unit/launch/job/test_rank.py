@@ -124,9 +124,11 @@ def outcome(ending: Ending = Ending.STOPPED, *, progressed: bool = True) -> Outc
 
 
 def test_finished(run: RunDir) -> None:
-    assert settle(run, SLURM, replace(outcome(Ending.FINISHED), num_worse=2)) == 0
+    finished = replace(outcome(Ending.FINISHED), num_worse=2, reason="no new lowest loss")
+    assert settle(run, SLURM, finished) == 0
     (attempt,) = read_ledgers(run.ledger)
     assert (attempt.cause, attempt.finished_at, attempt.num_worse) == ("finished", 9, 2)
+    assert attempt.early == "no new lowest loss"
 
 
 def test_preempted_under_slurm(run: RunDir, scontrol: FakeScontrol) -> None:
