@@ -118,7 +118,9 @@ class RunDir:
     @property
     def data(self) -> Path:
         """Shards and indexes made for this run."""
-        return self.path / "data"
+        # A path that every node opens: not the held handle, which is this process's alone.
+        is_moved = self.hold is not None and self.hold.is_moved
+        return (self.place if is_moved else self.path) / "data"
 
     @property
     def heartbeat(self) -> Path:

@@ -70,6 +70,12 @@ def test_a_job_never_writes_into_the_run_that_took_its_folders_place(held: RunDi
     assert written == {"run.json"}
 
 
+def test_what_a_job_makes_lies_where_its_folder_was_moved(held: RunDir) -> None:
+    assert held.data == held.path / "data"
+    moved = held.path.rename(held.path.with_name("elsewhere"))
+    assert held.data == moved / "data"
+
+
 def test_a_job_whose_folder_is_gone_ends(held: RunDir) -> None:
     shutil.rmtree(held.path)
     with pytest.raises(Displaced, match="gone"):
