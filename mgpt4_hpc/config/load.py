@@ -319,6 +319,15 @@ def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) ->
 _BY_SOURCE = ("data.paths.", "data.shares.")
 
 
+def idle_clearings(overrides: Mapping[str, Any]) -> list[str]:
+    """Flags that clear a mapping which a run's sources have taken in: they would change nothing."""
+    return [
+        f"{key}: a run's sources keep their own; set {key}.SOURCE"
+        for key in ("data.paths", "data.shares")
+        if overrides.get(key) == {}
+    ]
+
+
 def _file_layer(path: Path, above: list[Layer]) -> Layer:
     """The settings in a file; one of the original's is translated."""
     nested = read_yaml(path)

@@ -15,6 +15,7 @@ from mgpt4_hpc.config.load import (
     InvalidSettings,
     Resolved,
     config_digest,
+    idle_clearings,
     keep_schedule,
     locate_projector,
     merge,
@@ -105,6 +106,7 @@ def change(run: RunDir, overrides: Overrides, *, free: bool = False) -> Resolved
         if not wrong & {key.partition(".")[0], ".".join(key.split(".")[:2])}
     }
     faults += unknown_paths(wanted, [changed]) if "data.sources" not in wrong else []
+    faults += idle_clearings(wanted)
     faults += _batch_faults(changed.config, "train.global_batch_size" in different)
     refusals = [] if free else _refusals(run, resolved, changed, different, overrides.accept)
     if faults:
@@ -231,8 +233,6 @@ def _refusals(
             faults.append(
                 f"{key}{value}: the run's own code, of an earlier version, does not know it"
             )
-        elif key in ("data.paths", "data.shares") and not wanted:
-            faults.append(f"{key}: a run's sources keep their own; set {key}.SOURCE")
         elif not _is_decisive(old, new, key, by_content="train.lr_steps" in known):
             continue
         elif key in ADJUSTABLE or (key == "data.sources" and _only_shares(old, new)):

@@ -15,6 +15,7 @@ from mgpt4_hpc.config.load import (
     InvalidSettings,
     Layers,
     Resolved,
+    idle_clearings,
     keep_schedule,
     read_layers,
     unknown_paths,
@@ -307,6 +308,7 @@ class _Resolver:
                 f"--config {source.run.config_file}",
             )
         step = step_of(checkpoint)
+        self.invalid += idle_clearings(self.flags)
         self.parent = read_config(source.run.config_file)
         flat = keys.flatten(self.parent.config.model_dump(mode="json"))
         self.base = f"run {source.run.name}", {**flat, "name": _free_name(source.run, runs_dir)}

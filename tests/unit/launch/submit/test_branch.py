@@ -36,6 +36,8 @@ def test_a_run_that_continues_another_has_its_state_and_an_identity_of_its_own(
         ended = mgpt4(*early, *(word for setting in settings for word in ("--set", setting)))
         assert ended.code == code, ended.err
         assert ("early_stop is 2: no step" in ended.err) == bool(code)
+    idle = mgpt4(*past, "max_steps=40", "--set", "data.shares={}")
+    assert idle.code == 2 and "set data.shares.SOURCE" in idle.err, idle.err
     wrong = mgpt4(*past, "max_steps=0", "--set", "lr=5")
     assert wrong.code == 2 and wrong.err.count("\n  - ") == 2, wrong.err
     ended = mgpt4(
