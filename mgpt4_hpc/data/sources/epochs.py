@@ -1,4 +1,4 @@
-"""From passes over the data to optimizer steps, which is what a run counts in."""
+"""How many samples a run's sources have, to train on and held out, and the steps of an epoch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,27 @@ def steps_of_epochs(values: Mapping[str, Any]) -> tuple[int, str]:
     try:
         epochs, batch = float(values["train.max_epochs"]), int(values["train.global_batch_size"])
         sizes = [_size(source) for source in values["data.sources"]]
-        seed, held_out = int(values.get("seed", 42)), float(values.get("data.val_fraction", 0.0))
-        order = SampleOrder(sizes, seed=seed, val_fraction=held_out)
+        seed, fraction = int(values.get("seed", 42)), float(values.get("data.val_fraction", 0.0))
+        order = SampleOrder(sizes, seed=seed, val_fraction=fraction)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"train.max_epochs cannot be converted: {error!r}") from None
     samples = sum(order.num_train(number) for number in range(len(sizes)))
     steps = max(1, math.ceil(epochs * samples / batch))
     counted = f"{samples:,} samples, {batch} a step"
     return steps, f"train.max_epochs {epochs:g} is train.max_steps {steps}: {counted}"
+
+
+def held_out(name: str, index: str, val_fraction: float) -> tuple[int, int]:
+    """How many samples of a source are held out, and how many it has.
+
+    Raises:
+        ConfigError: nothing is left to train on.
+        DataError: the index cannot be read.
+    """
+    samples = ShardIndex.open(Path(index)).num_samples
+    # The held-out blocks depend on the source alone, not on the seed.
+    order = SampleOrder([SourceSize(name, samples, 1)], seed=0, val_fraction=val_fraction)
+    return order.val_size(0), samples
 
 
 def _size(source: Mapping[str, Any]) -> SourceSize:

@@ -155,6 +155,27 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
     return faults, notes
 
 
+def held_out_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+    """Faults, and how many samples ``data.val_fraction`` holds out of each source with an index.
+
+    The sources have no faults of their own.
+    """
+    fraction = config.data.val_fraction
+    indexed = [source for source in config.data.sources if source.index]
+    if not fraction or not indexed:
+        return [], []
+    from mgpt4_hpc.data.sources.epochs import held_out
+
+    parts = []
+    try:
+        for source in indexed:
+            held, samples = held_out(source.name, str(source.index), fraction)
+            parts.append(f"{held:,} of {samples:,} samples of {source.name}")
+    except MgptError as error:
+        return [f"data.{error.what}; {error.fix}"], []
+    return [], [f"held out (data.val_fraction {fraction:g}): {', '.join(parts)}"]
+
+
 def _index_findings(source: SourceConfig, shards: list[Path]) -> tuple[list[str], list[LeftOut]]:
     if not source.index:
         return [], []  # made at the first start, of what is there then

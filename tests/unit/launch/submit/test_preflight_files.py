@@ -15,12 +15,13 @@ from mgpt4_hpc.checkpoint import manifest as checkpoints
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.config.schema import RunConfig
-from mgpt4_hpc.data.index.index import ScanOptions, build_index
+from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_files import (
     checkpoint_fault,
+    held_out_findings,
     projector_findings,
     source_findings,
     start_findings,
@@ -75,6 +76,23 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     assert "1 shard changed since indexing" in fault and paths[0].name in fault
     index.write_bytes(b"no index")
     assert len(source_findings(checked)[0]) == 1
+
+
+def test_the_held_out_samples_of_an_index_are_counted(shards: Path, tmp_path: Path) -> None:
+    index = tmp_path / "laion.index"
+    build_index(expand_shards(str(shards)), index, ScanOptions(workers=1), name="laion")
+    checked = with_index(shards, index)
+    samples = ShardIndex.open(index).num_samples
+
+    def of(fraction: float) -> tuple[list[str], list[str]]:
+        data = checked.data.model_copy(update={"val_fraction": fraction})
+        return held_out_findings(checked.model_copy(update={"data": data}))
+
+    assert of(0.0) == ([], [])
+    named = f"held out (data.val_fraction 0.001): 1 of {samples} samples of laion"
+    assert of(0.001) == ([], [named])
+    ((fault,), notes) = of(0.999)
+    assert "data.val_fraction 0.999 leaves nothing to train on in laion" in fault and not notes
 
 
 def a_checkpoint(run: Path, step: int, data: bytes = b"projector", **meta: Any) -> Path:
