@@ -222,6 +222,8 @@ def _explain_field(
         return f"{key}: unknown setting{_suggestion(key)}{origin_text}"
     if kind == "missing":
         return f"{key}: not set, and has no default"
+    if key == "launch.time_min" and isinstance(error["input"], str):
+        message = "write minutes; --time also takes H:MM:SS and D-HH"
     if kind == "string_pattern_mismatch":
         message = PATTERNS_IN_WORDS.get(error["ctx"]["pattern"], message)
     if kind == "literal_error" and isinstance(error["input"], str):

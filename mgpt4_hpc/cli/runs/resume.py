@@ -10,6 +10,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json, raise_all
 from mgpt4_hpc.cli.shared.options import (
+    Setting,
     absolute,
     complete_runs,
     json_option,
@@ -34,8 +35,8 @@ _NO_STEP = (
 
 @click.command("resume", short_help="Submit an unfinished run again.")
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
-@click.option("--gpus", type=click.IntRange(min=1), help="GPUs of the whole job.")
-@click.option("--nodes", type=click.IntRange(min=1), help="Nodes to spread the GPUs over.")
+@click.option("--gpus", type=Setting(click.INT), help="GPUs of the whole job.")
+@click.option("--nodes", type=Setting(click.INT), help="Nodes to spread the GPUs over.")
 @where_options
 @click.option(
     "--set",

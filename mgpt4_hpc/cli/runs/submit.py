@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import (
+    Setting,
     absolute,
     executor_option,
     given_runs_dir,
@@ -39,12 +40,12 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the run and its folder; of a sweep the beginning.")
 @click.option(
     "--gpus",
-    type=click.IntRange(min=1),
+    type=Setting(click.INT),
     help="GPUs of the whole job, one task each; with --stage both of stage 1's.",
 )
 @click.option(
     "--nodes",
-    type=click.IntRange(min=1),
+    type=Setting(click.INT),
     help="Nodes to spread the GPUs over; with --stage both stage 1's.",
 )
 @where_options

@@ -136,8 +136,29 @@ class DurationMin(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         return int(seconds // 60)
 
 
+class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+    """Type of an option that is a setting: a wrong value is reported with all wrong settings.
+
+    Args:
+        of: the type of the right values.
+    """
+
+    def __init__(self, of: click.ParamType) -> None:  # type: ignore[type-arg]
+        self.of = of
+        self.name = of.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The right value, or a wrong one as it was given, which no configuration takes."""
+        try:
+            return self.of.convert(value, param, ctx)
+        except click.BadParameter:
+            return value
+
+
 where_options: Callable[[F], F] = together(
-    click.option("--time", "time_min", type=DurationMin(), help="Time limit of one attempt."),
+    click.option(
+        "--time", "time_min", type=Setting(DurationMin()), help="Time limit of one attempt."
+    ),
     click.option("--partition", help="Slurm partition."),
     click.option("--account", help="Slurm account."),
     click.option("--qos", help="Slurm quality of service."),

@@ -73,6 +73,9 @@ def test_faults_of_settings_files_and_machine_come_together(
          ["did you mean data.val_fraction?"], ["needs data.val_fraction"]),
         (["--set", "train.max_epochs=1"], ["has no index"], ["warmup_steps"]),
         (["--set", "text.template=llama9"], ["must be one of"], ["another model's format"]),
+        (["--gpus", "many", "--nodes", "0", "--time", "soon", "--set", "lr=x"],
+         ["launch.gpus: ", "got 'many' (from flag)", "launch.nodes: ", "train.lr: ",
+          "launch.time_min: write minutes; --time also takes H:MM:SS"], ["no multiple"]),
     ],
 )  # fmt: skip
 def test_a_fault_neither_hides_others_nor_brings_what_follows_from_it(
