@@ -196,7 +196,10 @@ def moved_projector(run: RunDir) -> dict[str, str]:
 def describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Each change as a line; of a list of data sources, what differs in each."""
     lines = []
+    taken_in = ("data.paths", "data.shares") if "data.sources" in changes else ()
     for key, (old, new) in changes.items():
+        if key in taken_in:
+            continue  # as the source's path and weight
         if key == "data.sources":
             for before, after in zip(old, new, strict=False):
                 lines += [

@@ -111,8 +111,11 @@ def find_inputs(
 def pinned_values(config: RunConfig) -> dict[str, Any]:
     """The settings that are compared: what decides a step, and how many steps there are."""
     names = ("max_steps", "lr_steps", "early_stop")
+    values = step_settings(config)
+    sources = values.pop("data.sources")
     return {
-        **step_settings(config),
+        **values,
+        **{f"data.sources.{of['name']}.{leaf}": of[leaf] for of in sources for leaf in of},
         **{f"train.{name}": getattr(config.train, name) for name in names},
     }
 

@@ -345,6 +345,7 @@ def test_a_source_that_the_run_lacks_and_one_that_moved(
     assert ended.code == 2 and "no data source 'nothing', only laion" in ended.err
     ended = mgpt4("resume", "one", "--set", "data.paths.laion=/elsewhere")
     assert re.search(r"one: data.sources.laion.path: \S+ -> /elsewhere\n", ended.err), ended.err
+    assert "data.paths" not in ended.err
     assert "[{" not in ended.err
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
+from mgpt4_hpc.train.inputs.resolve import pinned_values
 from mgpt4_hpc.train.state import Ending, Outcome
 from mgpt4_hpc.train.stopping.stop import Interrupted
 from tests.unit.train.attempts import Stop, attempt
@@ -78,3 +80,11 @@ def test_a_checkpoint_made_with_other_settings_is_not_restored(run: RunDir, tmp_
     assert ledger.restored_step == 0
     (refused,) = ledger.damaged
     assert "made with other settings" in str(refused)
+
+
+def test_what_is_compared_names_each_source() -> None:
+    two = [{"name": "a", "path": "/a", "weight": 3}, {"name": "b", "path": "/b"}]
+    config = load_config("toy-stage1", overrides={"data.sources": two}).config
+    values = pinned_values(config)
+    assert (values["data.sources.a.weight"], values["data.sources.b.weight"]) == (3, 1)
+    assert not any(value in ("/a", "/b") for value in values.values()), "paths may change"
