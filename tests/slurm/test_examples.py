@@ -56,6 +56,7 @@ def test_a_chain_is_watched_cancelled_and_resumed(cluster: Cluster, shell: Shell
     shell.environ["MGPT4_TRAIN__MAX_STEPS"] = str(LONG)
     shell.run(BOTH)
     first = shell.folder / "runs" / "stage1-vicuna7b"
+    shell.environ["TERM"] = "xterm"
     watch = shell.start(WATCH, terminal=True)
     wait_for_step(cluster, first, 2)
     cluster.wait_until(lambda: "running" in watch.out, 30, "the live table says so")

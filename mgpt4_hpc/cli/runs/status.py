@@ -18,7 +18,14 @@ from mgpt4_hpc.cli.shared.options import (
     json_option,
     runs_dir_option,
 )
-from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table, terminal_width, visible
+from mgpt4_hpc.cli.shared.tables import (
+    can_be_drawn_over,
+    new_table,
+    plain,
+    print_table,
+    terminal_width,
+    visible,
+)
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import printable
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, told_no_runs
@@ -166,10 +173,10 @@ def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
         return look_at(_chosen(names, runs_dir))
 
     try:
-        if terminal_width() is None:
-            _watch_in_lines(look, runs_dir, every_s)
-        else:
+        if can_be_drawn_over():
             _watch_live(look, runs_dir, every_s)
+        else:
+            _watch_in_lines(look, runs_dir, every_s)
     except KeyboardInterrupt:
         pass
 
@@ -189,11 +196,11 @@ def _watch_live(look: Callable[[], Overviews], runs_dir: Path, every_s: float) -
 
 
 def _watch_in_lines(look: Callable[[], Overviews], runs_dir: Path, every_s: float) -> NoReturn:
-    """For a pipe or a file, where nothing can be drawn over: one table below the other."""
+    """One table below the other, for a pipe, a file or a dumb terminal."""
     while True:
         seen = look()
         click.echo(_clock())
-        print_table(status_table(seen.rows))
+        print_table(status_table(seen.rows, terminal_width()))
         for warning in _warnings(seen, runs_dir):
             click.echo(printable(warning), err=True)
         time.sleep(every_s)

@@ -168,7 +168,7 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_interactive:
         yield lambda count: None
         return
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn())

@@ -23,7 +23,7 @@ def progress(
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_interactive:  # a dumb terminal cannot be drawn over
         yield _lines(label)
         return
     from rich.progress import (

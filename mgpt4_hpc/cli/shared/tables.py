@@ -52,6 +52,13 @@ def terminal_width() -> int | None:
     return console.width if console.is_terminal else None
 
 
+def can_be_drawn_over() -> bool:
+    """Whether stdout is a terminal on which lines can be replaced: no pipe, and not TERM=dumb."""
+    from rich.console import Console
+
+    return Console().is_interactive
+
+
 def print_table(table: Table) -> None:
     """On stdout; in a pipe as wide as it needs to be, one row a line.
 

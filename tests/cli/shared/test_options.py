@@ -21,12 +21,12 @@ def no_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("gpus", ["0", "-1", "two"])
 def test_gpus(mgpt4: Mgpt4, stage1: Path, gpus: str) -> None:
-    assert "--gpus" in refused(mgpt4, 2, "--config", stage1, "--gpus", gpus)
+    assert "launch.gpus" in refused(mgpt4, 2, "--config", stage1, "--gpus", gpus)
 
 
 @pytest.mark.parametrize("time", ["0", "soon", "x-5", "1:2:3:4"])
 def test_time(mgpt4: Mgpt4, stage1: Path, time: str) -> None:
-    assert "--time" in refused(mgpt4, 2, "--config", stage1, "--time", time)
+    assert "launch.time_min: " in refused(mgpt4, 2, "--config", stage1, "--time", time)
 
 
 @pytest.mark.parametrize(

@@ -31,3 +31,12 @@ def test_a_pipe_gets_a_row_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     table.add_row("one", "n " * 100)
     tables.print_table(table)
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("kind", "is_so"), [("xterm", True), ("dumb", False)])
+def test_a_dumb_terminal_cannot_be_drawn_over(
+    kind: str, is_so: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", kind)
+    assert tables.can_be_drawn_over() is is_so
