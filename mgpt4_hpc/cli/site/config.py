@@ -194,6 +194,8 @@ def resolve_settings(
 ) -> Resolved:
     """Settings of a preset, a file or a run, as ``PRESET|FILE|RUN`` on a command line names them.
 
+    Prints, on stderr, where the environment replaces what the file has.
+
     Raises:
         ConfigError: if there is none, or a run's were to be changed.
     """
@@ -222,7 +224,7 @@ def resolve_settings(
     find_config(what)
     chosen = choose_site(site)
     path = chosen.path if chosen is not None else None
-    return load_config(
+    resolved = load_config(
         what,
         overrides=overrides,
         faults=faults,
@@ -230,6 +232,9 @@ def resolve_settings(
         environ=os.environ,
         convert_epochs=steps_of_epochs,
     )
+    for note in resolved.notes:
+        click.echo(note, err=True)
+    return resolved
 
 
 def _origin(resolved: Resolved, key: str) -> str:

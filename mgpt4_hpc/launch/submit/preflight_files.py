@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 from mgpt4_hpc.checkpoint.manifest import Manifest as CheckpointManifest
@@ -10,7 +11,7 @@ from mgpt4_hpc.config.missing_inputs import missing_start
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.config.schema import LoraConfig, RunConfig, SourceConfig
 from mgpt4_hpc.config.streams import is_url, stream_faults
-from mgpt4_hpc.data.index.left_out import LeftOut, in_words
+from mgpt4_hpc.data.index.left_out import LeftOut, add_up, in_words
 from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out_of_folders
 from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
 from mgpt4_hpc.errors import MgptError
@@ -35,6 +36,11 @@ from mgpt4_hpc.prompts import MODEL_TEMPLATE, TEMPLATES
 from mgpt4_hpc.run_dir import RunDir, read_json
 
 _SHOWN = 3
+_OPENED = 100
+"""Most shards of a source that are opened to find one that is a tar: seconds on a slow storage."""
+_SEARCHED = 1024 * 1024
+_BEGINNING = 15
+"""Bytes that show what a file is: ``<!DOCTYPE html>``."""
 _SPARE_TOKENS = 64
 """Tokens that copies of one language model add to its vocabulary, as Vicuna v0 its padding."""
 
@@ -130,8 +136,8 @@ def template_notes(config: RunConfig) -> list[str]:
 def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
     """Faults of sources, and notes on what lies there and will not be read.
 
-    A fault is a missing shard, an index that does not match, or a pattern without sense. What the
-    tars themselves hold is known here only where there is an index.
+    A fault is a missing shard, an index that does not match, a pattern without sense, or shards
+    that are no tars. What the tars themselves hold is known here only where there is an index.
     """
     faults, notes = stream_faults(config), []
     for source in config.data.sources:
@@ -178,7 +184,7 @@ def held_out_findings(config: RunConfig) -> tuple[list[str], list[str]]:
 
 def _index_findings(source: SourceConfig, shards: list[Path]) -> tuple[list[str], list[LeftOut]]:
     if not source.index:
-        return [], []  # made at the first start, of what is there then
+        return _header_findings(shards)  # it is made at the first start, of what is there then
     again = "make it again with `mgpt4 data index`"
     index_path = Path(source.index)
     if not index_path.exists():
@@ -200,6 +206,39 @@ def _index_findings(source: SourceConfig, shards: list[Path]) -> tuple[list[str]
             f"({'; '.join(changed[:_SHOWN])}): {again}"
         )
     return faults, index.left_out
+
+
+def _header_findings(shards: list[Path]) -> tuple[list[str], list[LeftOut]]:
+    """A fault if no shard is a tar; the job leaves out those before the first that is."""
+    wrong: list[LeftOut] = []
+    for shard in shards[:_OPENED]:
+        if not (why := _no_tar(shard)):
+            return [], add_up(wrong)
+        wrong.append(LeftOut(why, "", 1, str(shard)))
+    return [f"no shard can be read: {in_words(add_up(wrong))}"], []
+
+
+def _no_tar(shard: Path) -> str:
+    """Why no member of this shard can be read; "" if its beginning is that of a tar."""
+    try:
+        with shard.open("rb") as file:
+            block = file.read(tarfile.BLOCKSIZE)
+            try:
+                tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            except tarfile.HeaderError:
+                # A good header behind a damaged one is found.
+                return "" if b"ustar" in block + file.read(_SEARCHED) else _what_it_is(block)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    return ""
+
+
+def _what_it_is(block: bytes) -> str:
+    if not block:
+        return "is empty"
+    if not block.strip(b"\0"):
+        return "is a tar without members"
+    return f"is no tar, it begins with {block[:_BEGINNING]!r}"
 
 
 def _some(paths: set[Path]) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.errors import ConfigError, NoSuchRun, WeightsError
 from mgpt4_hpc.model.bundle.bundle import bundle_digest
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.model.weights_cases import call
 from tests.support.tiny_world import TinyWorld
-from tests.support.trained import other_weights
+from tests.support.trained import make_trained_run, other_weights
 
 
 def test_import_check_export(imported: Path, vicuna, tmp_path: Path) -> None:
@@ -38,6 +40,20 @@ def test_export_finds_a_run_by_its_name(imported: Path, tmp_path: Path) -> None:
     assert call("export", "one", *out).exit_code == 0
     with pytest.raises(NoSuchRun, match="one of the runs there: one"):
         call("export", "two", *out[:3], tmp_path / "q.pth", *out[4:])
+
+
+def test_export_takes_the_step_that_is_named(world: TinyWorld, tmp_path: Path) -> None:
+    run = make_trained_run(world, tmp_path / "runs" / "one", step=12)
+    early = load_file(run.checkpoints / "step-00000012" / "projector.safetensors")
+    late = {name: -tensor for name, tensor in early.items()}
+    CheckpointStore(run.checkpoints).commit(30, {"projector": late}, {"samples_seen": 30})
+    for model, expected in (("one@12", early), ("one", late)):
+        out = tmp_path / f"{model}.pth"
+        runs = ("--runs-dir", tmp_path / "runs")
+        assert call("export", model, "--format", "pth", "--out", out, *runs).exit_code == 0
+        written = torch.load(out, weights_only=True)["model"]
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
 def test_export_refuses_a_bundle_that_the_run_was_not_trained_on(

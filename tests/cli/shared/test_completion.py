@@ -18,6 +18,7 @@ PRECISION = "model.vision_precision"
     [
         ("submit --config toy", {"toy-stage1", "toy-stage2", "toy-stage3"}),
         ("submit --after on", {"one"}),
+        ("submit --from on", {"one"}),
         ("chat --checkpoint o", {"one"}),
         ("compare o", {"one"}),
         ("config show stage1-l", {"stage1-llama2-7b"}),

@@ -68,7 +68,8 @@ def test_faults_of_settings_files_and_machine_come_together(
     [
         (["--sweep", "lr=1e-3,banana", "--sweep", "seeed=1,2"],
          ["tiny-stage1-lrbanana: train.lr", "did you mean seed?"], []),
-        (["--set", "container.runtime=aptainer"], ["did you mean apptainer?"], []),
+        (["--set", "container.runtime=aptainer"], ["did you mean apptainer?",
+          "text.template vicuna_v0 is another model's format: set it to"], []),
         (["--set", "data.val_fracton=0.1", "--set", "eval_every_steps=2"],
          ["did you mean data.val_fraction?"], ["needs data.val_fraction"]),
         (["--set", "train.max_epochs=1"], ["has no index"], ["warmup_steps"]),
@@ -139,6 +140,23 @@ def test_the_runs_lie_where_explain_says(
         assert told["value"] == expected
 
 
+def test_a_variable_that_replaces_what_the_file_has_is_named(
+    mgpt4: Mgpt4, stage1: Path, sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MGPT4_WEIGHTS", str(tmp_path))
+    replaced = f"model.weights is {tmp_path} as the environment has it (MGPT4_*), and not "
+    for command in (
+        ("submit", "--dry-run", "--config", stage1),
+        ("config", "show", stage1),
+        ("config", "explain", stage1, "model.weights"),
+        ("data", "encode", stage1, "--out", "features", "--dry-run"),
+    ):
+        ended = mgpt4(*command)
+        assert ended.err.count(replaced) == 1, (command, ended.err)
+        assert replaced not in ended.out, "it is YAML, JSON or a table"
+        assert replaced not in mgpt4(*command, "--set", f"model.weights={tmp_path}").err
+
+
 @pytest.mark.slow
 def test_a_run_from_another_has_its_settings_and_its_weights(
     mgpt4: Mgpt4,
@@ -171,6 +189,22 @@ def test_a_run_from_another_has_its_settings_and_its_weights(
         in mgpt4("submit", "--from", "one@12", "--stage", "2").err
     )
     assert mgpt4("submit", "--config", "toy-stage1", "--continue").code == 2
+
+
+@pytest.mark.slow
+def test_the_projector_of_a_step_is_found_in_the_folder_of_the_runs(
+    mgpt4: Mgpt4, world: TinyWorld, sbatch: Path, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    for folder, step in (("runs", 13), ("elsewhere", 12)):
+        make_trained_run(world, tmp_path / folder / "one", 1, step=step)
+    config = world.write_config(tmp_path / "two.yaml", 2)
+    command = ("submit", "--config", config, "--set", "model.projector=one@12")
+    assert mgpt4(*command).code == 3, "runs/one has no such step"
+    ended = mgpt4(*command, "--runs-dir", "elsewhere", "--name", "two")
+    assert ended.code == 0, ended.err
+    stored = read_config(Path("elsewhere/two/config.yaml")).config
+    found = tmp_path / "elsewhere" / "one" / "checkpoints" / "step-00000012"
+    assert stored.model.projector == str(found)
 
 
 @pytest.mark.slow

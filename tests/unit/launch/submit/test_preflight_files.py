@@ -78,6 +78,52 @@ def test_an_index_must_match_its_shards(shards: Path, tmp_path: Path) -> None:
     assert len(source_findings(checked)[0]) == 1
 
 
+def no_permission(shard: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a shard of another user; root may read everything."""
+    shard.chmod(0)
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == shard:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<html>\n<head>not found</head>" * 99, r"is no tar, it begins with b'<html>\n<head>no'"),
+        (b"", "is empty"),
+        (bytes(10240), "is a tar without members"),
+        (None, "cannot be read (Permission denied)"),
+    ],
+)
+def test_a_shard_that_is_no_tar_is_named_before_the_job_opens_it(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, told: str
+) -> None:
+    checked = config(data__sources=[{"name": "laion", "path": str(shards)}])
+    assert source_findings(checked) == ([], [])
+    first = shards / "0.tar"
+    first.write_bytes(content or b"")
+    if content is None:
+        no_permission(first, monkeypatch)
+    wrong = f"1 x {told}, as {first}"
+    assert source_findings(checked) == ([], [f"data source laion: left out: {wrong}"])
+    alone = config(data__sources=[{"name": "laion", "path": str(first)}])
+    assert source_findings(alone)[0] == [f"data source laion: no shard can be read: {wrong}"]
+
+
+def test_a_tar_whose_first_header_is_damaged_can_be_read(shards: Path) -> None:
+    checked = config(data__sources=[{"name": "laion", "path": str(shards)}])
+    first = expand_shards(shards)[0]
+    data = bytearray(first.read_bytes())
+    data[:400] = b"?" * 400
+    first.write_bytes(data)
+    assert source_findings(checked) == ([], [])
+
+
 def test_the_held_out_samples_of_an_index_are_counted(shards: Path, tmp_path: Path) -> None:
     index = tmp_path / "laion.index"
     build_index(expand_shards(str(shards)), index, ScanOptions(workers=1), name="laion")
