@@ -302,6 +302,22 @@ def _rows(task: TaskResult) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _rows_side_by_side(tasks: Sequence[TaskResult]) -> list[tuple[str, ...]]:
+    """Each metric that all have, with its values and their intervals."""
+    columns = [
+        {
+            metric: f"{value} ({spread})" if spread else value
+            for metric, value, spread in _rows(task)
+        }
+        for task in tasks
+    ]
+    return [
+        (metric, *(column[metric] for column in columns))
+        for metric in columns[0]
+        if all(metric in column for column in columns)
+    ]
+
+
 def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
     return {
         "model": found.name,
@@ -326,11 +342,7 @@ def _write_page(
             (
                 tasks[0].task,
                 ("metric", *(evaluation.name for evaluation in found)),
-                [
-                    (metric, *(shown(metric, task.metrics[metric]) for task in tasks))
-                    for metric in tasks[0].metrics
-                    if all(metric in task.metrics for task in tasks)
-                ],
+                _rows_side_by_side(tasks),
             )
             for tasks in zip(*(evaluation.tasks for evaluation in found), strict=True)
         ]

@@ -76,6 +76,8 @@ def test_every_checkpoint_side_by_side(mgpt4: Mgpt4, world: TinyWorld, tmp_path:
     assert [found["model"][-2:] for found in losses.json["checkpoints"]] == ["12", "30"]
     page = Path("page.html").read_text()
     assert "one step-00000012" in page and "one step-00000030" in page
+    interval = r"<td>[\d.]+% \([\d.]+% to [\d.]+%\)</td>"
+    assert re.search(rf"<td>failing</td>{interval}{interval}</tr>", page), page[:5000]
 
     attempt(run, 1, first=1, last=30)
     assert mgpt4("report", "one").code == 0
