@@ -8,7 +8,7 @@ import pytest
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config
-from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.config.run_config_file import rewrite_config, write_config
 from mgpt4_hpc.errors import Overtaken
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
@@ -81,6 +81,31 @@ def test_a_run_that_stops_early_does_so_at_the_same_step_however_often_it_is_int
     assert finish("interrupted", 8, 9, 10, 9) == alone
     # More patience afterwards is more patience from the beginning.
     assert finish("interrupted", patience=5) == finish("patient", patience=5)
+
+
+@pytest.mark.slow
+def test_multiples_of_steps_are_saved_and_some_of_them_stay(
+    tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    made = RunDir(tmp_path / "run")
+    made.create({"name": "run", "stage": 1})
+    file = tiny_world.write_config(
+        tmp_path / "x.yaml",
+        train__save_every_s=1e9,
+        train__lr_steps=24,
+        data__num_workers=0,
+        checkpoint={"save_every_steps": 4, "keep_every_steps": 10},
+    )
+
+    def saved(max_steps: int, keep_last: int) -> list[int]:
+        asked = {"train.max_steps": max_steps, "checkpoint.keep_last": keep_last}
+        resolved = load_config(file, overrides=asked)
+        (rewrite_config if made.config_file.exists() else write_config)(made.config_file, resolved)
+        assert attempt(made, NeverStop()).ending is Ending.FINISHED
+        return CheckpointStore(made.checkpoints).steps()
+
+    assert saved(24, keep_last=50) == [4, 8, 10, 12, 16, 20, 24]
+    assert saved(33, keep_last=1) == [10, 20, 30, 33]
 
 
 @pytest.mark.slow

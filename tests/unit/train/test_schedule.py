@@ -53,3 +53,15 @@ def test_beyond_its_cosine_a_run_has_the_lowest_rate() -> None:
     longer = WarmupCosine.from_config(config.model_copy(update={"lr_steps": 20000}))
     assert longer == STAGE1
     assert longer(20000) == longer(35000) == longer(49999) == 8e-5
+
+
+def test_a_longer_cosine_applies_from_the_step_on_at_which_it_is_given() -> None:
+    """As ``mgpt4 resume --set max_steps=40000 --set lr_steps=40000`` at step 10,000."""
+    preset = load_config("stage1-vicuna7b").config.train
+    doubled = preset.model_copy(update={"max_steps": 40000, "lr_steps": 40000})
+    longer = WarmupCosine.from_config(doubled)
+    assert longer(10000) == pytest.approx(8e-5 + 1e-5 * (1 + math.sqrt(0.5)), rel=1e-12)
+    assert longer(10000) > STAGE1(10000) == pytest.approx(9e-5, rel=1e-12)
+    assert longer(20000) == pytest.approx(9e-5, rel=1e-12)
+    assert longer(40000) == 8e-5
+    assert [longer(step) for step in range(5000)] == [STAGE1(step) for step in range(5000)]

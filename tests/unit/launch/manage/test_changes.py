@@ -20,10 +20,10 @@ from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE
 from mgpt4_hpc.model.bundle.bundle import bundle_digest
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
-from tests.cli.synthetic import attempt, make_run
+from tests.cli.synthetic import Clock, attempt, make_run, submitted
 from tests.support.resuming import Submissions, contents
 from tests.support.tiny_world import TinyWorld
-from tests.support.trained import other_weights
+from tests.support.trained import make_trained_run, other_weights
 
 
 @pytest.mark.slow
@@ -432,3 +432,24 @@ def test_the_first_projector_is_found_where_the_folder_of_the_runs_was_moved(
     assert config.model.projector == str(moved)
     # One that lay elsewhere may be another run of that name.
     assert moved_projector(RunDir(tmp_path / "runs" / "three")) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_the_first_projector_may_be_gone_where_the_run_has_a_checkpoint(
+    mgpt4: Mgpt4,
+    world: TinyWorld,
+    sbatch: Path,
+    slurm: FakeSlurm,
+    tmp_path: Path,
+    has_checkpoint: bool,
+) -> None:
+    made = make_trained_run(world, tmp_path / "runs" / "one", 2, model__projector="/gone/stage1")
+    submitted(made)
+    if has_checkpoint:
+        attempt(made, 1, first=1, last=11, cause="time limit", clock=Clock(1e9))
+    else:
+        shutil.rmtree(made.checkpoints)
+    ended = mgpt4("resume", "one", "--set", "launch.max_crashes=9")
+    assert ended.code == (0 if has_checkpoint else 3), ended.err
+    assert ("model.projector /gone/stage1 does not exist" in ended.err) != has_checkpoint

@@ -76,6 +76,19 @@ def test_preempted_in_accounting_may_be_back_in_the_queue(
     assert mgpt4("status", "--json").json[0]["state"] == "stopped"
 
 
+def test_a_job_that_waits_for_another_names_its_run(
+    mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    first = make_run(tmp_path / "runs", "first")
+    submitted(make_run(tmp_path / "runs", "second", model__projector=str(first.path)), "18")
+    slurm.squeue = squeue_row("18", "PENDING", "Dependency")
+    (row,) = mgpt4("status", "second", "--json").json
+    assert row["text"] == "pending (waits for first)"
+    slurm.squeue = squeue_row("18", "PENDING", "Priority")
+    (row,) = mgpt4("status", "second", "--json").json
+    assert row["text"] == "pending (Priority)"
+
+
 def test_who_cancelled_a_job_that_waited_for_another(
     mgpt4: Mgpt4, slurm: FakeSlurm, tmp_path: Path
 ) -> None:

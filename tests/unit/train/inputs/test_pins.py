@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mgpt4_hpc import retry
+from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
+from mgpt4_hpc.data.batching.batch import Batch
+from mgpt4_hpc.data.sampling.order import mixing_pattern
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import MgptError, RunLocked, StorageTrouble
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
@@ -18,10 +23,12 @@ from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.report import read_texts
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.inputs.pins import accept_drift, check_pins, version_drift
+from mgpt4_hpc.train.step import StepResult, TrainStep
 from mgpt4_hpc.train.stopping.stop import NeverStop, StopRequest
 from tests.support.runs import records
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import other_weights
+from tests.unit.train.attempts import attempt
 
 FOUND = {"bundle": "b1", "config": "c1", "index laion": "i1"}
 
@@ -145,6 +152,46 @@ def test_a_whole_start_refuses_edited_settings_and_goes_on_when_told(
     assert "changed: config was" in out and "WARNING" not in out, "the user asked for it"
     (shown,) = {text for _, text in read_texts(run.tensorboard)[tags.CHANGES]}
     assert "train.lr was 0.01, is 0.02" in shown
+
+
+@pytest.mark.slow
+def test_another_batch_and_mixture_continue_with_the_samples_that_come_next(
+    run: RunDir, tiny_world: TinyWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tiny_world.write_config(tmp_path / "x.yaml", train__max_steps=400, data__num_workers=0)
+    write_config(run.config_file, load_config(file))
+    seen: list[Batch] = []
+    steps: list[TrainStep] = []
+
+    def noting(step: TrainStep, batches: Sequence[Batch], *args: Any) -> StepResult:
+        seen.extend(batches)
+        steps.append(step)
+        return trained(step, batches, *args)
+
+    trained = TrainStep.__call__
+    monkeypatch.setattr(TrainStep, "__call__", noting)
+    first = attempt(run, StopAt(6))
+    assert first.step > 1
+    other = {
+        "train.global_batch_size": 6,
+        "train.weight_decay": 0.3,
+        "data.shares": {"laion": 1, "cc_sbu": 2},
+    }
+    rewrite_config(run.config_file, load_config(file, overrides=other))
+    accept_drift(run)
+    seen.clear()
+    second = attempt(run, StopAt(6))
+    assert second.restored_step == first.step < second.step
+    position = 4 * first.step
+    positions = [place for batch in seen for place in batch.positions]
+    assert positions == list(range(position, position + 6 * (second.step - first.step)))
+    pattern = mixing_pattern((1, 2))
+    assert [key.startswith("cc_sbu") for batch in seen for key in batch.keys] == [
+        bool(pattern[place % len(pattern)]) for place in positions
+    ]
+    newest = CheckpointStore(run.checkpoints).load_newest()
+    assert newest is not None and newest.meta["samples_seen"] == positions[-1] + 1
+    assert {group["weight_decay"] for group in steps[-1].optimizer.param_groups} == {0.0, 0.3}
 
 
 # -- what was there and is gone ----------------------------------------------------------------

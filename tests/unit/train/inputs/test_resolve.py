@@ -9,12 +9,16 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.config.load import load_config
+from mgpt4_hpc.config.run_config_file import rewrite_config
+from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.train import run as run_module
 from mgpt4_hpc.train.inputs.resolve import pinned_values
 from mgpt4_hpc.train.state import Ending, Outcome
 from mgpt4_hpc.train.stopping.stop import Interrupted
+from tests.support.tiny_world import TinyWorld
+from tests.support.trained import make_trained_run
 from tests.unit.train.attempts import Stop, attempt
 
 
@@ -80,6 +84,23 @@ def test_a_checkpoint_made_with_other_settings_is_not_restored(run: RunDir, tmp_
     assert ledger.restored_step == 0
     (refused,) = ledger.damaged
     assert "made with other settings" in str(refused)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_checkpoint_never_needs_its_first_projector_again(
+    run: RunDir, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    first = make_trained_run(tiny_world, tmp_path / "first", 1)
+    resolved = load_config(tmp_path / "x.yaml", overrides={"model.projector": str(first.path)})
+    rewrite_config(run.config_file, resolved)
+    begun = attempt(run, _after_a_step(run))
+    assert begun.step > 0
+    shutil.rmtree(first.path)
+    resumed = attempt(run, Stop(at=6))
+    assert resumed.restored_step == begun.step < resumed.step
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(MgptError, match=re.escape(str(first.path))):
+        attempt(run, Stop(at=6))
 
 
 def test_what_is_compared_names_each_source() -> None:
