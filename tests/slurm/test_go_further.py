@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import mgpt4, pid_of_rank, preempt, submit, wait_finished, wait_for_step
-from tests.support.runs import assert_every_step_once, curve, final_projector, last_step
+from tests.support.runs import assert_every_step_once, curve, final_projector
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -26,9 +26,19 @@ PREEMPTIBLE = ("--partition", "a100-preempt")
 
 
 @pytest.fixture
-def config(tiny_world: TinyWorld, tmp_path: Path) -> Path:
-    return tiny_world.write_config(
-        tmp_path / "one.yaml",
+def world(tiny_world: TinyWorld, tmp_path: Path) -> TinyWorld:
+    """A copy of the weights and the data, which may be moved."""
+    return TinyWorld(shutil.copytree(tiny_world.root, tmp_path / "world"))
+
+
+@pytest.fixture
+def config(world: TinyWorld, tmp_path: Path) -> Path:
+    return write_config(world, tmp_path)
+
+
+def write_config(world: TinyWorld, folder: Path) -> Path:
+    return world.write_config(
+        folder / "one.yaml",
         train__max_steps=STEPS,
         train__min_lr=0.0005,
         train__save_every_s=1,
@@ -67,14 +77,25 @@ def wait_for_end(cluster: Cluster, run: Path, steps: int) -> None:
     wait_finished(cluster, run)
 
 
+def settings(values: Mapping[str, object]) -> list[str]:
+    """As flags of the command line."""
+    return [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
+
+
 def assert_preempted(run: Path, causes: list[str]) -> None:
     assert [attempt.cause for attempt in read_ledgers(run / "ledger")] == causes
 
 
-def test_a_longer_run_equals_one_that_was_long_from_the_beginning(
-    cluster: Cluster, config: Path, runs_dir: Path
+def moved(world: TinyWorld, runs: Path) -> tuple[TinyWorld, Path]:
+    """Move weights, data and runs to other folders."""
+    elsewhere = TinyWorld(world.root.rename(world.root.with_name("elsewhere")))
+    return elsewhere, runs.rename(runs.with_name("runs2"))
+
+
+def test_a_longer_moved_run_equals_one_that_was_long_from_the_beginning(
+    cluster: Cluster, world: TinyWorld, config: Path, runs_dir: Path
 ) -> None:
-    run, whole = runs_dir / "one", runs_dir / "whole"
+    run = runs_dir / "one"
     job = submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
     preempted(cluster, run, EARLY)
     # While it trains, it is given more steps: its job goes on.
@@ -83,15 +104,25 @@ def test_a_longer_run_equals_one_that_was_long_from_the_beginning(
         longer = mgpt4(cluster, runs_dir, "resume", "one", *more)
     assert json.loads(longer.stdout)["job_id"] == job
     wait_for_end(cluster, run, 2 * STEPS)
-    # Finished, it is given more again.
-    (seen,) = json.loads(mgpt4(cluster, runs_dir, "status", "one", "--json").stdout)
+    cluster.wait_until(lambda: not cluster.squeue(), 120, "the job has ended")
+    # Finished, it is given more again, while all its files are moved.
+    old_weights = world.weights
+    world, runs = moved(world, runs_dir)
+    run, whole = runs / "one", runs / "whole"
+    (seen,) = json.loads(mgpt4(cluster, runs, "status", "one", "--json").stdout)
     assert (seen["state"], seen["step"], seen["max_steps"]) == ("finished", 2 * STEPS, 2 * STEPS)
-    mgpt4(cluster, runs_dir, "resume", "one", "--set", f"max_steps={3 * STEPS}")
+    last = {"max_steps": 3 * STEPS}
+    lost = mgpt4(cluster, runs, "resume", "one", *settings(last), check=False)
+    assert lost.returncode == 3 and str(old_weights) in lost.stderr
+    data = {f"data.paths.{name}": world.shards(name) for name in ("laion", "cc_sbu")}
+    places = settings({"model.weights": world.weights, **data})
+    mgpt4(cluster, runs, "resume", "one", *settings(last), *places)
     preempted(cluster, run, 2 * STEPS + EARLY)
     wait_for_end(cluster, run, 3 * STEPS)
 
-    from_the_start = ("--set", f"max_steps={3 * STEPS}", "--set", f"lr_steps={STEPS}")
-    submit(cluster, runs_dir, config, "whole", *from_the_start, ranks=1)
+    from_the_start = settings({**last, "lr_steps": STEPS})
+    config = write_config(world, config.parent)
+    submit(cluster, runs, config, "whole", *from_the_start, ranks=1)
     wait_finished(cluster, whole)
     assert final_projector(run) == final_projector(whole)
     assert curve(run) == curve(whole)
@@ -100,22 +131,34 @@ def test_a_longer_run_equals_one_that_was_long_from_the_beginning(
     noted = "\n".join(map(str, read_changes(run / "ledger")))
     for old in (STEPS, 2 * STEPS):
         assert f"train.max_steps was {old}, is {old + STEPS}" in noted
+    assert f"model.weights was {old_weights}" not in noted, "the content is the same"
 
 
 def test_a_branch_equals_its_parent_until_the_change(
     cluster: Cluster, config: Path, runs_dir: Path
 ) -> None:
-    parent = runs_dir / "one"
+    parent, same, other = (runs_dir / name for name in ("one", "same", "other"))
     submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
     preempted(cluster, parent, EARLY)
     wait_finished(cluster, parent)
-    step = sorted(int(p.name[5:]) for p in parent.glob("checkpoints/step-*"))[0]
-    same = ("--from", f"one@{step}", "--continue", "--name", "same")
-    mgpt4(cluster, runs_dir, "submit", *same)
-    preempted(cluster, runs_dir / "same", step + EARLY)
-    wait_finished(cluster, runs_dir / "same")
-    assert final_projector(runs_dir / "same") == final_projector(parent)
-    assert curve(runs_dir / "same") == curve(parent)
+    before = read_ledgers(parent / "ledger")[0].last_step
+    steps = sorted(int(path.name[5:]) for path in parent.glob("checkpoints/step-*"))
+    step = next(step for step in steps if step > before)
+    branch = ("submit", "--from", f"one@{step}", "--continue", "--name")
+    mgpt4(cluster, runs_dir, *branch, "same")
+    mgpt4(cluster, runs_dir, *branch, "other", "--set", "lr=0.001")
+    preempted(cluster, same, step + EARLY)  # takes the nodes of both
+    for run in (same, other):
+        wait_finished(cluster, run)
+        assert_every_step_once(run, STEPS)
+    assert_preempted(same, ["preempted", "finished"])
+    assert final_projector(same) == final_projector(parent)
+    assert curve(same) == curve(parent)
+    # The loss of a step is that of the weights before it: the first with the other rate keeps it.
+    for tag, equal in (("train/lr", step), ("train/loss", step + 1)):
+        changed, as_before = curve(other, tag), curve(parent, tag)
+        assert changed[:equal] == as_before[:equal]
+        assert not set(changed[equal:]) & set(as_before[equal:])
 
 
 @pytest.mark.soak
@@ -123,59 +166,23 @@ def test_a_branch_equals_its_parent_until_the_change(
 def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
     cluster: Cluster, config: Path, runs_dir: Path
 ) -> None:
-    parent = runs_dir / "one"
+    parent, branch = runs_dir / "one", runs_dir / "other"
     submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
+    preempted(cluster, parent, EARLY)
     wait_finished(cluster, parent)
-    other = ("--set", "lr=0.001", "--set", f"max_steps={STEPS + 100}")
+    other = settings({"lr": 0.001, "max_steps": STEPS + 100})
     mgpt4(cluster, runs_dir, "submit", "--from", "one", "--continue", "--name", "other", *other)
-    preempted(cluster, runs_dir / "other", STEPS + EARLY)
-    wait_finished(cluster, runs_dir / "other")
+    preempted(cluster, branch, STEPS + EARLY)
+    wait_finished(cluster, branch)
     refused = mgpt4(cluster, runs_dir, "resume", "one", *other, check=False)
     assert refused.returncode == 2 and "--accept-drift" in refused.stderr
     mgpt4(cluster, runs_dir, "resume", "one", *other, "--accept-drift")
+    preempted(cluster, parent, STEPS + EARLY)
     wait_for_end(cluster, parent, STEPS + 100)
-    assert final_projector(runs_dir / "other") == final_projector(parent)
-    assert curve(runs_dir / "other") == curve(parent)
-    for run in (parent, runs_dir / "other"):
+    assert_preempted(parent, ["preempted", "finished", "preempted", "finished"])
+    assert_preempted(branch, ["preempted", "finished"])
+    assert final_projector(branch) == final_projector(parent)
+    assert curve(branch) == curve(parent)
+    for run in (parent, branch):
+        assert_every_step_once(run, STEPS + 100)
         assert "train.lr was 0.01, is 0.001" in "\n".join(map(str, read_changes(run / "ledger")))
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_a_run_whose_files_have_moved_keeps_its_bits(
-    cluster: Cluster, tiny_world: TinyWorld, config: Path, tmp_path: Path
-) -> None:
-    runs, new_runs = tmp_path / "runs", tmp_path / "runs2"
-    world = TinyWorld(tmp_path / "world")
-    shutil.copytree(tiny_world.root, world.root)
-    submit(cluster, runs, config, "first", ranks=1)
-    second = world.write_config(
-        tmp_path / "two.yaml", 2, train__max_steps=2 * STEPS, train__save_every_s=1
-    )
-    after = ("--after", "first", "--set", f"model.weights={world.weights}")
-    wait_finished(cluster, runs / "first")
-    for name in ("whole", "two"):
-        submit(cluster, runs, second, name, *after, *PREEMPTIBLE, ranks=1)
-        if name == "whole":
-            wait_finished(cluster, runs / name)
-    preempted(cluster, runs / "two", EARLY)
-    mgpt4(cluster, runs, "cancel", "two", "--save")
-    cluster.wait_until(lambda: not cluster.squeue(), 120, "the job has saved and ended")
-
-    moved = TinyWorld(tmp_path / "elsewhere")
-    world.root.rename(moved.root)
-    runs.rename(new_runs)
-    shutil.rmtree(new_runs / "first")  # it started there, and has a checkpoint of its own
-    lost = mgpt4(cluster, new_runs, "resume", "two", check=False)
-    assert lost.returncode == 3 and str(world.weights) in lost.stderr
-    where = (
-        "--set",
-        f"model.weights={moved.weights}",
-        "--set",
-        f"data.paths.cc_sbu_align={moved.align}",
-    )
-    mgpt4(cluster, new_runs, "resume", "two", *where)
-    preempted(cluster, new_runs / "two", last_step(new_runs / "two") + EARLY)
-    wait_finished(cluster, new_runs / "two")
-    assert final_projector(new_runs / "two") == final_projector(new_runs / "whole")
-    assert_every_step_once(new_runs / "two", 2 * STEPS)
