@@ -439,7 +439,6 @@ def test_the_first_projector_is_found_where_the_folder_of_the_runs_was_moved(
 def test_the_first_projector_may_be_gone_where_the_run_has_a_checkpoint(
     mgpt4: Mgpt4,
     world: TinyWorld,
-    sbatch: Path,
     slurm: FakeSlurm,
     tmp_path: Path,
     has_checkpoint: bool,
@@ -450,6 +449,7 @@ def test_the_first_projector_may_be_gone_where_the_run_has_a_checkpoint(
         attempt(made, 1, first=1, last=11, cause="time limit", clock=Clock(1e9))
     else:
         shutil.rmtree(made.checkpoints)
-    ended = mgpt4("resume", "one", "--set", "launch.max_crashes=9")
+    local = ("--executor", "local", "--dry-run")
+    ended = mgpt4("resume", "one", "--set", "launch.max_crashes=9", *local)
     assert ended.code == (0 if has_checkpoint else 3), ended.err
     assert ("model.projector /gone/stage1 does not exist" in ended.err) != has_checkpoint
