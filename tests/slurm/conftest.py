@@ -47,7 +47,12 @@ def own_cluster(session: pytest.Session, *flags: str) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="mgpt4-slurm-", dir="/tmp"))
     devcluster("up", "--dir", str(folder), *flags)
     try:
-        yield Cluster(folder)
+        running = Cluster(folder)
+        version = running.run("sinfo --version").stdout
+        wanted = os.environ.get("MGPT4_SLURM") or "native"
+        assert wanted in ("native", running.release), (wanted, running.release)
+        assert f" {running.release}." in version, (version, running.release)
+        yield running
     finally:
         devcluster("down", "--dir", str(folder))
         if session.testsfailed == 0:

@@ -27,6 +27,16 @@ srun --kill-on-bad-exit=1 bash -c '
 """
 
 
+# Its task, unlike its batch script, is started by a slurmstepd of its own.
+STEP_PID = "srun bash -c 'echo $$; exec sleep 300'"
+
+
+def pid_of_step(cluster: Cluster, job_id: str) -> int:
+    """The id of the process that STEP_PID started."""
+    cluster.wait_until(lambda: cluster.output(job_id), 30, f"the step of job {job_id} has begun")
+    return int(cluster.output(job_id))
+
+
 def alive(pid: int) -> bool:
     """Whether the process runs; one that has ended and is not yet reaped does not."""
     try:
@@ -105,10 +115,13 @@ def test_what_sites_refuse_is_refused(cluster: Cluster, arguments: list[str], me
     assert message in result.stderr
 
 
+@pytest.mark.every_slurm
 def test_a_node_fails_and_comes_back(cluster: Cluster):
-    job_id = cluster.sbatch("srun sleep 300", "--nodes=1", "--nodelist=node3", "--requeue")
-    cluster.wait_for_state(job_id, "RUNNING")
+    job_id = cluster.sbatch(STEP_PID, "--nodes=1", "--nodelist=node3", "--requeue")
+    task = pid_of_step(cluster, job_id)
+    assert alive(task)
     cluster.devcluster("node-down", "node3")
+    assert not alive(task)
     assert cluster.node_states()["node3"].startswith("down")
     job = cluster.wait_for_state(job_id, "PENDING")
     assert job["Restarts"] == "1"
@@ -131,6 +144,7 @@ def test_two_clusters_at_once_and_down_ends_only_its_own(
         *("up", "--dir", str(second_cluster_folder)),
         *("--nodes=1", "--gpus-per-node=1", "--no-accounting"),
     )
+    assert f"Slurm {cluster.release}." in up.stderr
     second = Cluster(second_cluster_folder)
     shell = subprocess.run(
         ["bash", "-c", f"{up.stdout} echo $SLURM_CONF; command -v sbatch"],
@@ -140,14 +154,14 @@ def test_two_clusters_at_once_and_down_ends_only_its_own(
     )
     assert shell.stdout.split() == [second.env["SLURM_CONF"], f"{second.folder}/bin/sbatch"]
     first_job = cluster.sbatch("sleep 300", "--job-name=first")
-    second_job = second.sbatch("echo $$; exec sleep 300", "--job-name=second")
+    second_job = second.sbatch(STEP_PID, "--job-name=second")
     cluster.wait_for_state(first_job, "RUNNING")
-    second.wait_until(lambda: second.output(second_job), 30, "the second cluster's job has begun")
+    task = pid_of_step(second, second_job)
     assert [cluster.job(job)["JobName"] for job in cluster.squeue()] == ["first"]
     assert [second.job(job)["JobName"] for job in second.squeue()] == ["second"]
 
     processes = [process["pid"] for process in second.status()["processes"]]
-    processes.append(int(second.output(second_job)))
+    processes.append(task)
     assert len(processes) >= 5
     assert all(alive(pid) for pid in processes)
     # A stranger that uses the cluster, as somebody's shell would.
@@ -180,7 +194,7 @@ def test_up_replaces_a_crashed_cluster(second_cluster_folder: Path):
     assert second.node_states() == {"node1": "idle"}
 
 
-def test_a_half_made_or_moved_release_is_made_again(tmp_path: Path, monkeypatch):
+def test_a_half_made_damaged_or_moved_release_is_not_used(tmp_path: Path, monkeypatch):
     native = devcluster("install", "--slurm", "native").stdout.rpartition(".")[0]
     other = "22.05" if native == "24.11" else "24.11"
     check = ("install", "--check", "--slurm", other)
@@ -195,6 +209,12 @@ def test_a_half_made_or_moved_release_is_made_again(tmp_path: Path, monkeypatch)
     assert devcluster("install", "--slurm", other).stdout.startswith(f"{other}.")
     assert not half_made.exists()
     assert devcluster(*check).stdout.startswith(f"{other}.")
+    for missing in ("usr/bin/sbatch", "usr/lib/*/slurm-wlm/select_cons_tres.so"):
+        (file,) = (cache / other).glob(missing)
+        aside = file.rename(tmp_path / file.name)
+        assert devcluster(*check, check=False).returncode == 1, missing
+        aside.rename(file)
+    assert devcluster(*check).returncode == 0
 
     # Its programs name the folder that they were made in.
     monkeypatch.setenv("MGPT4_DEVCLUSTER_CACHE", str(cache.rename(tmp_path / "moved")))

@@ -38,6 +38,14 @@ _PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurmdbd")
 # sid is the one Debian that has Apptainer; the tests of containers take it from there.
 _FURTHER_PACKAGES = {"26.05": ("apptainer",)}
 _APPTAINER = ("apptainer", "starter", "mksquashfs", "unsquashfs")
+_PROGRAMS = frozenset({*CLIENTS, *DAEMONS}) - {"scrontab"}
+"""What every release has; bookworm's packages lack scrontab."""
+_PLUGINS = (
+    *("accounting_storage_mysql", "accounting_storage_slurmdbd", "auth_munge", "cred_munge"),
+    *("gres_gpu", "jobacct_gather_linux", "preempt_partition_prio", "priority_basic"),
+    *("proctrack_linuxproc", "sched_backfill", "select_cons_tres"),
+)
+"""Those that the clusters' settings name."""
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # To be changed when folders made by an earlier devcluster no longer serve.
 _FORMAT = 1
@@ -118,7 +126,7 @@ def _native_if(wanted: str) -> Release | None:
 
 
 def _unpacked(number: str) -> Release | None:
-    """The release in the cache; None if it is not there, half made, or does not run."""
+    """The release in the cache; None if it is not there, not whole, or does not run."""
     root = _root(number)
     try:
         stamp = json.loads(_stamp(root).read_text())
@@ -127,9 +135,16 @@ def _unpacked(number: str) -> Release | None:
     program = _unpacked_program(root, "slurmd")
     version = _version(program) if program else None
     # The programs hold the folder's path: one that was moved does not serve.
-    if version is None or stamp != _content_of_stamp(root, version):
+    if version is None or stamp != _content_of_stamp(root, version) or not _is_whole(root):
         return None
     return Release(number, version, root)
+
+
+def _is_whole(root: Path) -> bool:
+    """Whether every program and plugin that a cluster needs is there."""
+    files = [_unpacked_program(root, name) for name in _PROGRAMS]
+    folder = next(root.glob("usr/lib/*/slurm-wlm"), root)
+    return all(files) and all((folder / f"{name}.so").is_file() for name in _PLUGINS)
 
 
 def _version(slurmd: str) -> str | None:
