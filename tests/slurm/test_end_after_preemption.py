@@ -177,3 +177,55 @@ def test_a_run_that_gives_up_after_a_preemption_stays_away(
     assert site.output(behind) == "" and site.job(behind)["JobState"] == "CANCELLED"
     (row,) = json.loads(mgpt4(site, runs, "status", "--json").stdout)
     assert row["state"] == "failed" and "timm" in row["text"]
+
+
+GATE = """import os, sys, time
+while "--part" in sys.orig_argv and not os.path.exists({path!r}):
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.every_slurm
+def test_an_index_made_in_parts_that_were_preempted(
+    site: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """Both parts end once, and the job that puts them together starts."""
+    gate, modules, out = tmp_path / "gate", tmp_path / "modules", tmp_path / "laion.index"
+    modules.mkdir()
+    # Parts of the tiny world are done too soon to be preempted at work.
+    (modules / "sitecustomize.py").write_text(GATE.format(path=str(gate)))
+    user = Cluster(site.folder)
+    user.env["PYTHONPATH"] = f"{REPO}:{modules}"
+    done = mgpt4(
+        user, tmp_path, "data", "index", tiny_world.shards("laion"), "--out", str(out), "--json",
+        "--slurm", "--no-wait", "--parts", "2", "--time", "10", "--partition", "a100-preempt",
+        "--sbatch", "gpus-per-node=1",
+    )  # fmt: skip
+    following = json.loads(done.stdout)["job_id"]
+    array = site.job(following)["Dependency"].removeprefix("afterok:").partition("_")[0]
+    parts = [f"{array}_{part}" for part in (1, 2)]
+    on_failure = waiting_job(site, f"afternotok:{parts[0]}")
+    folder = tmp_path / "laion.index.parts"
+    site.wait_until(
+        lambda: all(site.job(part)["JobState"] == "RUNNING" for part in parts), 60, "both run"
+    )
+    preempt(site)
+    site.wait_until(
+        lambda: all(site.job(part)["PreemptTime"] != "None" for part in parts), 60, "a grace time"
+    )
+    # As PreemptParameters=send_user_signal does; the grace time's TERM is for srun's tasks.
+    site.run(["scancel", "--batch", "--signal=USR2", array])
+    site.wait_until(
+        lambda: all(site.job(part)["Restarts"] == "1" for part in parts), 60, "both are requeued"
+    )
+    for part in (1, 2):
+        assert json.loads((folder / f"{part}.ends").read_text())[0] == "preempted"
+    assert site.job(following)["JobState"] == "PENDING"
+    gate.touch()
+    site.wait_until(lambda: not site.squeue(), 120, "all is over")
+    for part in parts:
+        shown = site.job(part)
+        assert (shown["Restarts"], shown["ExitCode"]) == ("1", "0:0"), site.report()
+    assert site.job(following)["JobState"] == "COMPLETED", site.report()
+    assert out.exists() and not folder.exists()
+    assert site.output(on_failure) == "" and site.job(on_failure)["JobState"] == "CANCELLED"

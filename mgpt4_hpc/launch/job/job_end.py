@@ -5,6 +5,7 @@ job requeues itself. The next end of that job, in whichever start, then counts a
 finished run's dependents are cancelled (PreemptMode=CANCEL), or the finished job starts once more
 (PreemptMode=REQUEUE). Nothing shows the mark. So each job that may bear it lets its dependents go
 before it ends, and takes back its wish to be requeued; where there is no mark this changes nothing.
+The same holds for a run's job and for an array's task that does a part of other work.
 """
 
 from __future__ import annotations
@@ -25,30 +26,34 @@ from mgpt4_hpc.launch.slurm.dependencies import (
 )
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
-from mgpt4_hpc.run_dir import RunDir
 
 _ASK_S = 10.0
 """Patience with each command: the job may be inside a grace time, and was preempted once."""
 _LOCK_STALE_S = 30.0
 
 
-def end_finished(run: RunDir, start: JobStart, environ: Mapping[str, str] = os.environ) -> None:
-    """Let go of the jobs that wait for a finished run, then stay away.
+def end_finished(start: JobStart, folder: Path, environ: Mapping[str, str] = os.environ) -> None:
+    """Let go of the jobs that wait for finished work, then stay away.
 
-    A job killed in between starts again, finds the run finished and comes here: to let go
-    twice does no harm, and a dependent that started found a finished run.
+    A job killed in between starts again, finds its work finished and comes here: to let go
+    twice does no harm, and a dependent that started found finished work.
+
+    Args:
+        start: the job's start.
+        folder: the same for all tasks of an array, and not removed by a job that waits for them.
+        environ: of the batch script.
     """
     if not _may_be_marked(start):
         return
     name = JobName.of(start.job_id, environ)
-    with _one_at_a_time(run.path.parent / f".ending-{name.array}" if name.array else None):
+    with _one_at_a_time(folder / f".ending-{name.array}" if name.array else None):
         for line in release_dependents(name):
             print(line, flush=True)
     _stay_away(start)
 
 
 def end_unfinished(start: JobStart) -> None:
-    """Stay away though the run is unfinished: it was given up or cancelled."""
+    """Stay away though the work is unfinished: it was given up or cancelled."""
     if _may_be_marked(start):
         _stay_away(start)
 

@@ -63,7 +63,7 @@ def _check(run: RunDir, start: JobStart) -> int | None:
     code, reason = leave
     print(f"this start ends at once: {reason.strip()}", flush=True)
     if code == 0:
-        end_finished(run, start)
+        end_finished(start, run.path.parent)
     else:
         end_unfinished(start)
     return code

@@ -81,7 +81,7 @@ def submit_successor(
             successor = _submit(run, start, exclude, is_forgotten, environ)
         waiting.pop(successor, None)
         _note(run, start, successor)
-        for line in _move(name, successor, waiting):
+        for line in move_dependents(name, successor, waiting):
             print(line, flush=True)
     try:
         scheduler().forbid_requeue(start.job_id, timeout_s=_ASK_S)
@@ -132,12 +132,18 @@ def _submit(
     return scheduler().submit(script, options, _environment(run, environ), timeout_s=_ASK_S)
 
 
-def _environment(run: RunDir, environ: Mapping[str, str]) -> dict[str, str]:
-    """What the batch script was given, without what Slurm and the script itself have added."""
+def without_devices(environ: Mapping[str, str]) -> dict[str, str]:
+    """``environ`` without the devices and the temporary folder of the one job."""
     job_id = environ.get("SLURM_JOB_ID", "")
     clean = {key: value for key, value in environ.items() if key not in _OF_THE_JOB}
     if job_id and re.search(rf"(?<!\d){job_id}(?!\d)", clean.get("TMPDIR", "")):
         del clean["TMPDIR"]  # made by the site for this job
+    return clean
+
+
+def _environment(run: RunDir, environ: Mapping[str, str]) -> dict[str, str]:
+    """What the batch script was given, without what Slurm and the script itself have added."""
+    clean = without_devices(environ)
     paths = clean.get("PYTHONPATH", "").split(os.pathsep)
     clean["PYTHONPATH"] = os.pathsep.join(path for path in paths if path != str(run.code))
     if not clean["PYTHONPATH"]:
@@ -167,7 +173,7 @@ def _note(run: RunDir, start: JobStart, successor: str) -> None:
         print(f"that job {successor} succeeds this one cannot be noted: {error}", flush=True)
 
 
-def _move(name: JobName, successor: str, waiting: Mapping[str, Dependency]) -> list[str]:
+def move_dependents(name: JobName, successor: str, waiting: Mapping[str, Dependency]) -> list[str]:
     """Let those that wait for this job wait for its successor; a sentence for each."""
     notes = []
     others: list[str] | None = None

@@ -212,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_RESUMABLE
     print(f"supervisor: srun ended with {arguments.exit_code}; {verdict.reason}", flush=True)
     if verdict.exit_code == 0:
-        end_finished(run, start)
+        end_finished(start, run.path.parent)
     elif verdict.exit_code == FatalTrainingError.exit_code or is_cancelled(run, start):
         end_unfinished(start)
     return verdict.exit_code

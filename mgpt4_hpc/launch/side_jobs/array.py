@@ -2,9 +2,8 @@
 
 For work without a run directory (indexing, downloading, encoding). Each part must write its result
 atomically and skip what is there already: then a requeued task, or the whole command given again,
-costs only what is missing. Slurm requeues a task that was preempted or lost its node by itself, as
-its only process does not outlive the job. A task that was killed, or is at its time limit, asks for
-that itself: ``launch.job.part_end``.
+costs only what is missing. Slurm requeues a task that lost its node. One that was preempted or
+killed, or is at its time limit, asks for that itself: ``launch.job.part_end``.
 """
 
 from __future__ import annotations
@@ -41,8 +40,10 @@ _SHOWN = 5
 SUBMITTED_FILE = "array.json"
 """In the folder of the parts once Slurm has the array."""
 _LOCK = "array.lock"
+END = "end"
+"""Name of the task that puts the parts together, where a part has its number."""
 _OWN_FILES = (
-    *("*.log", "*.done", "*.ends", "array.sbatch", "end.sbatch", SUBMITTED_FILE, _LOCK),
+    *("*.log", "*.done", "*.ends", "*.job", "array.sbatch", "end.sbatch", SUBMITTED_FILE, _LOCK),
     *(".*.partial", ".*.tmp", ".nfs*"),
 )
 """In the folder of the parts, beside their results: see ``ArrayJob``; half-written results; what
@@ -53,20 +54,22 @@ LOST_S = 20.0
 """Seconds for which they must stand: while a task is requeued, Slurm may show its last end."""
 
 _PART = (
-    "stop() {{ signal=$1; kill -TERM $task; }}\n"
-    + "".join(f"trap 'stop SIG{name}' {name}\n" for name in STOP_SIGNALS)
-    + """{command} &
-task=$!
-wait $task; code=$?
-trap '' {signals}
-if [ $code -eq 0 ]; then
-  : > {folder}/"$SLURM_ARRAY_TASK_ID.done"
-elif [ $code -gt 128 ]; then  # killed, or stopped
-  {end} ${{signal:+--signal $signal}}
+    """code=0
+# a start that Slurm makes of what is done ends here; its folder may be gone
+if [ ! -e {part}.done ] && {{ [ -d {folder} ] || [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; }}; then
+  stop() {{ signal=$1; kill -TERM $task; }}
+"""
+    + "".join(f"  trap 'stop SIG{name}' {name}\n" for name in STOP_SIGNALS)
+    + """  {command} &
+  task=$!
+  wait $task; code=$?
 fi
+trap '' {signals}
+[ $code -ne 0 ] || [ ! -d {folder} ] || : > {part}.done
+{end} {part} --exit-code $code ${{signal:+--signal $signal}}
 exit $code"""
 )
-"""Script of an array's task: its command beside a shell that outlives it."""
+"""Script of a task: its command beside a shell that outlives it."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,23 @@ class ArrayJob:
         """Output of one part; a requeued one goes on in the same file."""
         return self.folder / f"{part}.log"
 
-    def mark(self, part: int) -> Path:
+    def mark(self, part: int | str) -> Path:
         """Appears when a part has ended well."""
         return self.folder / f"{part}.done"
 
-    def ends(self, part: int) -> Path:
+    def ends(self, part: int | str) -> Path:
         """How earlier starts of a part ended, a line each."""
         return self.folder / f"{part}.ends"
+
+    def successor(self, part: int | str) -> Path:
+        """Id of the job that does a part whose own may not be requeued."""
+        return self.folder / f"{part}.job"
+
+    def task_id(self, array_id: str, part: int) -> str:
+        """Slurm's id of a part's task, in the array or in a successor's."""
+        with suppress(OSError):
+            array_id = self.successor(part).read_text(encoding="utf-8")
+        return f"{array_id}_{part}"
 
 
 def slice_of(items: Sequence[T], part: int, parts: int) -> Sequence[T]:
@@ -174,14 +187,7 @@ def array_script(job: ArrayJob) -> str:
         f"{_mgpt4(job.arguments[:options_end])} "
         f'--part "$SLURM_ARRAY_TASK_ID/{job.parts}" {names}'.rstrip()
     )
-    folder = shlex.quote(str(job.folder.absolute()))
-    end = f'{_python("mgpt4_hpc.launch.job.part_end")} {folder}/"$SLURM_ARRAY_TASK_ID"'
-    return _script(
-        job.name,
-        wants,
-        options,
-        _PART.format(command=command, folder=folder, end=end, signals=" ".join(STOP_SIGNALS)),
-    )
+    return _script(job.name, wants, options, _task(job, '"$SLURM_ARRAY_TASK_ID"', command))
 
 
 def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> str:
@@ -194,7 +200,17 @@ def following_script(job: ArrayJob, arguments: Sequence[str], array_id: str) -> 
         # Otherwise it waits for ever behind a part that failed.
         "kill-on-invalid-dep": "yes",
     }
-    return _script(f"{job.name}-end", job.wants, options, _mgpt4(arguments))
+    return _script(f"{job.name}-end", job.wants, options, _task(job, END, _mgpt4(arguments)))
+
+
+def _task(job: ArrayJob, part: str, command: str) -> str:
+    """Shell lines that run one part's command; ``part`` is its name for the shell."""
+    folder = shlex.quote(str(job.folder.absolute()))
+    end = _python("mgpt4_hpc.launch.job.part_end")
+    signals = " ".join(STOP_SIGNALS)
+    return _PART.format(
+        command=command, folder=folder, part=f"{folder}/{part}", end=end, signals=signals
+    )
 
 
 @dataclass(frozen=True)
@@ -249,9 +265,10 @@ def submit_array(job: ArrayJob) -> str:
     script = array_script(job)
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        for part in range(1, job.parts + 1):
+        for part in (*range(1, job.parts + 1), END):
             job.mark(part).unlink(missing_ok=True)
             job.ends(part).unlink(missing_ok=True)
+            job.successor(part).unlink(missing_ok=True)
     except OSError as error:
         raise _cannot_write(job.folder, error) from error
     return _sbatch(job.folder / "array.sbatch", script)
@@ -289,7 +306,7 @@ def _under_way(job: ArrayJob) -> Submitted | None:
         return None
     # A part that has just ended is COMPLETING for a while, with its mark beside it.
     undone = [part for part in range(1, parts + 1) if not job.mark(part).exists()]
-    jobs = scheduler().queued([f"{job_id}_{part}" for part in undone])
+    jobs = scheduler().queued([job.task_id(job_id, part) for part in undone])
     # Another cluster, or one that has lost its state, may give the number to another job.
     under_way = any(found.is_active and found.name == job.name for found in jobs.values())
     return Submitted(replace(job, parts=parts), job_id, following_id, True) if under_way else None
@@ -329,8 +346,9 @@ def wait_for_array(
         answered, states = True, dict[int, QueuedJob | None]()
         if missing:
             try:
-                jobs = ask([f"{job_id}_{part}" for part in missing])
-                states = {part: jobs.get(f"{job_id}_{part}") for part in missing}
+                ids = {part: job.task_id(job_id, part) for part in missing}
+                jobs = ask(list(ids.values()))
+                states = {part: jobs.get(task) for part, task in ids.items()}
             except (SlurmRejected, SlurmUnreachable):
                 answered = False
         well = {part for part, queued in states.items() if queued and queued.state == "COMPLETED"}

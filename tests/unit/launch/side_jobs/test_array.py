@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
@@ -53,6 +58,48 @@ def test_the_script(job: ArrayJob) -> None:
     assert """-m mgpt4_hpc.cli.main data index 'a b' --out x --part "$SLURM_ARRAY""" in script
     checked = subprocess.run(["bash", "-n"], input=script, text=True, check=False)
     assert checked.returncode == 0
+
+
+PYTHON = """#!/bin/bash
+echo "$@" >> CALLS
+case "$*" in
+  *part_end*) ;;
+  *"--part 2/"*) kill -USR2 $PPID; exec sleep 60;;
+  *"--part 3/"*) exit 1;;
+esac
+"""
+
+
+def test_the_end_of_each_part_is_settled_and_what_is_done_starts_nothing(
+    job: ArrayJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = job.folder.with_name("python")
+    python.write_text(PYTHON.replace("CALLS", shlex.quote(str(calls := python.with_name("calls")))))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    script, following = array_script(job), following_script(job, ["data", "index"], "17")
+
+    def run(script: str, part: int, restarts: str = "1") -> tuple[int, list[str]]:
+        calls.write_text("")
+        env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(part), "SLURM_RESTART_COUNT": restarts}
+        done = subprocess.run(["bash"], input=script, text=True, env=env, timeout=30, check=False)
+        return done.returncode, calls.read_text().splitlines()
+
+    code, (work, end) = run(script, 1)
+    assert code == 0 and "--part 1/3" in work and job.mark(1).exists()
+    settle = f"-P -m mgpt4_hpc.launch.job.part_end {job.folder}"
+    assert end == f"{settle}/1 --exit-code 0"
+    assert run(script, 1) == (0, [f"{settle}/1 --exit-code 0"])
+    code, (_, end) = run(script, 2)
+    assert code == 128 + signal.SIGUSR2
+    assert end == f"{settle}/2 --exit-code {code} --signal SIGUSR2"
+    assert run(script, 3)[1][1:] == [f"{settle}/3 --exit-code 1"] and not job.mark(3).exists()
+
+    code, (work, end) = run(following, 0)
+    assert code == 0 and job.mark("end").exists() and end == f"{settle}/end --exit-code 0"
+    shutil.rmtree(job.folder)  # as that job does; a first start says why it finds nothing
+    assert run(following, 0) == (0, [f"{settle}/end --exit-code 0"])
+    assert len(run(following, 0, restarts="0")[1]) == 2
 
 
 def test_what_follows_waits_for_all_parts(job: ArrayJob) -> None:
@@ -177,3 +224,15 @@ def test_parts_that_slurm_forgot_are_given_up_after_the_lag(job: ArrayJob) -> No
     slurm = Slurm(job, {1: "marked", 2: "marked"}, {})
     with pytest.raises(MgptError, match="part 3: gone"):
         wait_for_array(job, "7", poll_s=0.0, lag_s=0.0, ask=slurm)
+
+
+def test_a_part_is_followed_to_its_successor(job: ArrayJob) -> None:
+    job.successor(3).write_text("31")
+    asked: list[str] = []
+
+    def slurm(ids: Sequence[str]) -> dict[str, QueuedJob]:
+        asked.extend(ids)
+        return {task: QueuedJob(task, "COMPLETED") for task in ids}
+
+    wait_for_array(job, "7", ask=slurm)
+    assert asked == ["7_1", "7_2", "31_3"]
