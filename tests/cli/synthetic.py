@@ -124,7 +124,7 @@ def place_with_runs(folder: Path) -> Path:
         submitted(run)
         attempt(run, 1, first=1, last=50, cause="preempted")
         attempt(run, 2, first=41, last=100, restart_count=1, cause="finished")
-        log = "=== one: attempt 1 on 2 rank(s) ===\n=== one: attempt 2 on 2 rank(s) ===\n"
+        log = "".join(f"=== one: attempt {n}, rank 0 of 2, process 3 on n ===\n" for n in (1, 2))
         for rank in range(4):
             (run.slurm / f"17_{rank}_log.out").write_text(log)
     sweep = SweepDir.of("my-sweep", folder / "runs")

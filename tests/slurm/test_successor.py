@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ STEPS = 60
 
 
 def submit_chain(
-    user: Cluster, world: TinyWorld, folder: Path, **settings: object
+    user: Cluster, world: TinyWorld, folder: Path, *, gpus: int = 1, **settings: object
 ) -> tuple[Path, Path, list[str]]:
     """A first run that is long enough to be preempted, and a short second; their jobs."""
     first = world.write_config(
@@ -32,7 +33,7 @@ def submit_chain(
     runs = folder / "runs"
     done = mgpt4(
         user, runs, "submit", "--stage", "both", "--config", str(first), "--config", str(second),
-        "--gpus", "1", "--partition", "a100-preempt", "--name", "x", "--json",
+        "--gpus", str(gpus), "--partition", "a100-preempt", "--name", "x", "--json",
         *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
     )  # fmt: skip
     jobs = [entry["job_id"] for entry in json.loads(done.stdout)]
@@ -53,7 +54,7 @@ def wait_through(site: Cluster, runs: Path) -> int:
     return most
 
 
-def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str]) -> None:
+def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str], *, gpus: int = 1) -> None:
     """In a second job, without losing or repeating a step, and the second run after it."""
     attempts = read_ledgers(one / "ledger")
     assert [attempt.cause for attempt in attempts] == ["preempted", "finished"], site.report()
@@ -71,18 +72,27 @@ def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str]) -> None
         "x-stage2": ("finished", jobs[1]),
     }
     assert "preempted" in mgpt4(site, one.parent, "history", "x-stage1").stdout
+    (used,) = json.loads(mgpt4(site, one.parent, "usage", "--json", "x-stage1").stdout)["runs"]
+    assert used["num_attempts"] == 2
+    hours = sum(attempt.seconds for attempt in attempts) / 3600 * gpus
+    assert used["total_gpu_hours"] == pytest.approx(hours, rel=0.01)
+    for number in ("1", "2"):
+        for rank in range(gpus):
+            asked = ("logs", "x-stage1", "--attempt", number, "--rank", str(rank))
+            text = mgpt4(site, one.parent, *asked).stdout
+            assert re.findall(r": attempt (\d+), rank (\d+) of", text) == [(number, str(rank))]
 
 
 def test_a_job_that_asks_for_no_requeue(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     """As on a site with JobRequeue=0 whose plugin takes the request out of each job."""
-    one, two, jobs = submit_chain(cluster, tiny_world, tmp_path)
+    one, two, jobs = submit_chain(cluster, tiny_world, tmp_path, gpus=2)
     cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
     wait_for_step(cluster, one, 20)
     preempt(cluster)
     assert wait_through(cluster, one.parent) == 1
-    assert_went_on(cluster, one, two, jobs)
+    assert_went_on(cluster, one, two, jobs, gpus=2)
 
 
 def test_a_user_who_may_not_requeue(

@@ -1,8 +1,8 @@
 """A run's log files: which there are, and which part of one belongs to an attempt.
 
 They are named ``JOBID_RANK_log.out``, as submitit does. A requeued job appends to its file. Each
-start of a task begins with a line of submitit's, except under the plain batch scripts, and rank 0
-then says which attempt it is.
+start of a task begins with a line of submitit's, except in successors, arrays of runs and plain
+batch scripts, and each rank then says which attempt it is (before, only rank 0 did).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 _FILE = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.out")
 _TASK_START = re.compile(rb"^submitit INFO \(.*\) - Starting with ")
-_BANNER = re.compile(rb"^(?:\d\d:\d\d:\d\d )?=== .*: attempt (\d+) on ")
+_BANNER = re.compile(rb"^(?:\d\d:\d\d:\d\d )?=== .*: attempt (\d+)(?:, rank \d+ of | on )")
+"""As ``train.run`` prints it, or an earlier version."""
 _CHUNK = 1 << 16
 
 
@@ -132,7 +133,7 @@ def attempt_bytes(run: RunDir, rank: int, number: int) -> bytes:
     for part in parts:
         if attempt_of(part) == number:
             return part
-    # Rank 0 alone says its attempt's number; on the others the job's restarts are counted.
+    # Who says no number ended early, or is of an earlier version: the job's restarts are counted.
     starts = [part for part in parts if _TASK_START.match(part)]
     if attempt.restart_count < len(starts) and attempt_of(starts[attempt.restart_count]) is None:
         return starts[attempt.restart_count]

@@ -11,8 +11,9 @@ from tests.cli.synthetic import attempt, make_run, submitted
 START = "submitit INFO (2026-11-22 15:26:43,760) - Starting with JobEnvironment(job_id=17)\n"
 
 
-def one_start(number: int, text: str) -> str:
-    return f"{START}15:26:44 === one: attempt {number} on 2 rank(s), cpu ===\n{text}\n"
+def one_start(number: int, text: str, rank: int = 0) -> str:
+    where = f"rank {rank} of 2, process 3{number} on node1, cuda"
+    return f"{START}15:26:44 === one: attempt {number}, {where} ===\n{text}\n"
 
 
 @pytest.fixture
@@ -71,12 +72,13 @@ class TestPrint:
 
 
 def test_attempts_of_a_plain_batch_script(mgpt4: Mgpt4, run: RunDir) -> None:
-    """Without submitit only rank 0's own banner tells the attempts apart."""
-    text = one_start(1, "first") + one_start(2, "second")
-    log(run, "17_0", text.replace(START, ""))
-    assert mgpt4("logs", "one", "--attempt", "1").out.endswith("first\n")
-    assert mgpt4("logs", "one", "--attempt", "2").out.startswith("15:26:44 === one: attempt 2 on")
-    log(run, "17_1", "rank one\n")
+    """As in a successor and an array: without submitit a rank's banner tells them apart."""
+    for rank in (0, 1):
+        first, second = (one_start(n, f"of {n}", rank).replace(START, "") for n in (1, 2))
+        log(run, f"17_{rank}", first + second)
+        asked = ("logs", "one", "--rank", rank, "--attempt")
+        assert (mgpt4(*asked, 1).out, mgpt4(*asked, 2).out) == (first, second)
+    log(run, "17_1", "rank one of an earlier version\n")
     ended = mgpt4("logs", "one", "--attempt", "2", "--rank", "1")
     assert ended.code == 1
     assert "mgpt4 logs one --rank 1" in ended.err
