@@ -41,19 +41,23 @@ def cancel_requested(
         job_id: asks about this job only; None asks about any.
         pauses_s: seconds between the tries while storage stumbles.
     """
+    return _is_marked(run, () if job_id is None else (job_id,), pauses_s)
+
+
+def _is_marked(run: RunDir, job_ids: Sequence[str], pauses_s: Sequence[float]) -> bool:
+    """Whether one of these jobs was cancelled, or any job if none is named."""
     try:
         marked = retry_storage(lambda: read_json(cancel_mark(run)), pauses_s=pauses_s).get("job_id")
     except ValueError:
         return True  # made by hand with `touch`, without content
     except (OSError, StorageTrouble):
         return False  # Slurm knows of a cancel, too; an error of storage is no cancel
-    return job_id is None or marked is None or marked == job_id
+    return not job_ids or marked is None or marked in job_ids
 
 
 def is_cancelled(run: RunDir, start: JobStart, *, pauses_s: Sequence[float] = PAUSES_S) -> bool:
     """Whether the user cancelled this job, or one that it succeeds."""
-    jobs = (start.job_id, *start.succeeds)
-    return any(cancel_requested(run, job_id, pauses_s=pauses_s) for job_id in jobs)
+    return _is_marked(run, (start.job_id, *start.succeeds), pauses_s)
 
 
 def withdraw_cancel(run: RunDir) -> None:
