@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,16 @@ def python_mounts() -> list[str]:
 
 
 def test_a_preempted_run_comes_back_from_within_an_image(
-    cluster: Cluster, tiny_world: TinyWorld, search_path: str, folder: Path, tmp_path: Path
+    cluster: Cluster,
+    tiny_world: TinyWorld,
+    search_path: str,
+    folder: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     image, options, why = build(folder, search_path)
+    ran = "a folder, in a user namespace" if options else "an image file"
+    record_property("apptainer", f"not run: {why}" if why else ran)
     if why:
         warnings.warn(f"this machine lets no Apptainer run: {why}", stacklevel=1)
         return

@@ -42,6 +42,10 @@ def test_the_doctor_reads_a_real_site(cluster: Cluster, tmp_path: Path) -> None:
     assert "a job of partition a100 that needs its nodes" in partition["happens"]["preempted"]
     assert "TERM and 20 s of grace" in partition["happens"]["preempted"]
     sentences = [finding["what"] for finding in told["findings"]]
+    release = cluster.run("scontrol --version").stdout.split()[1]
+    assert any(what.startswith(f"Slurm {release} of cluster") for what in sentences), sentences
+    keeps_mark = any("as another preemption" in what for what in sentences)
+    assert keeps_mark == ((24, 5) <= tuple(map(int, release.split("."))) < (26, 5, 4))
     assert "Slurm would take a job of yours" in sentences
     assert "accounting is on; you may charge: devaccount, root" in sentences
     assert "4 usable nodes with 16 a100, up to 4 a node" in sentences

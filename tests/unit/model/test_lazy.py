@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import pytest
 
@@ -21,6 +23,22 @@ def test_the_garbage_collector_is_on_again_also_after_an_error() -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+ENDING = """
+import atexit, gc
+atexit.register(lambda: print(gc.get_freeze_count()))  # runs last
+from mgpt4_hpc.model.lazy import garbage_collector_off
+with garbage_collector_off():
+    import colorsys
+print(gc.get_freeze_count() > 0)
+"""
+
+
+def test_nothing_is_frozen_when_python_ends() -> None:
+    """A library with a leak check there would list it all."""
+    done = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["True", "0"], "")
 
 
 def test_transformers_warns_again_afterwards() -> None:

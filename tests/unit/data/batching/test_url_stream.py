@@ -115,3 +115,15 @@ def test_nothing_in_a_whole_epoch_is_an_end(tmp_path: Path) -> None:
         for _ in range(5):
             with pytest.raises(BadSampleError):
                 reader.read(0, 0)
+
+
+def test_a_node_without_curl_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    for program in ("bash", "sh"):
+        (tmp_path / "bin" / program).symlink_to(f"/bin/{program}")
+    (reader,) = readers(StreamSource("web", "http://127.0.0.1:9/00000.tar"), 1)
+    with pytest.raises(DataError, match=r"source web .*curl is not installed on this node"):
+        for _ in range(5):
+            with pytest.raises(BadSampleError):
+                reader.read(0, 0)

@@ -126,6 +126,6 @@ def test_a_part_that_was_preempted_before_ends_once(
 def test_a_part_that_slurm_has_requeued_already_may_start_again(
     part: Path, scontrol: FakeScontrol
 ) -> None:
-    scontrol.says(state="COMPLETING", restarts=1)
+    scontrol.says(state="COMPLETING", restarts=1, preempt=PREEMPTED)
     main([str(part), "--exit-code", "143", "--signal", "SIGTERM"])
     assert not [call for call in scontrol.calls if "Requeue=0" in call]

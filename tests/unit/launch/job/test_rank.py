@@ -12,7 +12,7 @@ import pytest
 from mgpt4_hpc import errors
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.config.schema import LaunchConfig
-from mgpt4_hpc.launch.job import rank
+from mgpt4_hpc.launch.job import rank, requeue
 from mgpt4_hpc.launch.job.rank import run_rank
 from mgpt4_hpc.launch.job.requeue import find_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
@@ -107,14 +107,16 @@ def test_the_runs_own_stop_signals_are_taken_and_slurms_always(run: RunDir) -> N
 SLURM, LOCAL = JobStart("slurm", "17", 0), JobStart("local", "99", 0)
 
 
-def settle(run: RunDir, start: JobStart, outcome: Outcome) -> int:
+def settle(
+    run: RunDir, start: JobStart, outcome: Outcome, budget: LaunchConfig | None = None
+) -> int:
     number = run.claim_attempt({})
     recorder = FirstRankRecorder(run, number)
     recorder.event(Kind.START, job_id=start.job_id, restart_count=start.restart_count)
     stop = SignalStop()
     stop.request("SIGTERM")
     try:
-        return rank._settle(run, start, _budget(run), stop, outcome, recorder)
+        return rank._settle(run, start, budget or _budget(run), stop, outcome, recorder)
     finally:
         recorder.ledger.close()
 
@@ -138,6 +140,28 @@ def test_preempted_under_slurm(run: RunDir, scontrol: FakeScontrol) -> None:
     (attempt,) = read_ledgers(run.ledger)
     assert attempt.cause == "preempted" and attempt.requeue is not None
     assert attempt.requeue["accepted"] is True
+
+
+def test_no_settings_are_read_in_the_grace_time(
+    run: RunDir, scontrol: FakeScontrol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise AssertionError("storage may not answer now")
+
+    budget = _budget(run)
+    run.config_file.unlink()
+    for module in (rank, requeue):
+        monkeypatch.setattr(module, "read_own_config", fail)
+    monkeypatch.setattr(rank, "read_config", fail)
+    scontrol.says(preempt="2026-03-01T10:00:00")
+    assert settle(run, SLURM, outcome(), budget) == 75
+    assert scontrol.requeues == ["requeue 17"]
+    # Those of the start count: they allow no time-out.
+    scontrol.says(state="COMPLETING", reason="TimeLimit", restarts=1)
+    strict = budget.model_copy(update={"max_timeouts": 0})
+    last = replace(outcome(), attempt=2)
+    assert settle(run, replace(SLURM, restart_count=1), last, strict) == 70
+    assert "launch.max_timeouts allows 0" in run.failed.read_text()
 
 
 def test_preempted_without_slurm(run: RunDir) -> None:
