@@ -21,9 +21,9 @@ Each cell is one run of 200 steps on the test cluster of `tools/devcluster`, str
 on one release of Slurm. *passed* means that the run ended with the projector of a run that was left
 alone, to the bit, with every step exactly once in TensorBoard (on another number of ranks: with
 losses within 1e-4), or, for `scancel`, that it saved, stopped and stayed away. Rows about chains,
-arrays, successors, suspended jobs and many preemptions are runs and jobs of their own: there *passed*
-means that each ended once, a run with every step exactly once in TensorBoard, and that what waited
-for it started or, after a failure or a cancel, did not. *durable* is the
+arrays, successors, suspended jobs and many preemptions are jobs of their own: there *passed* means
+that each ended once, a run with every step exactly once in TensorBoard, and that what waited for it
+started or, after a failure or a cancel, did not. *durable* is the
 longest time from a signal to a durable checkpoint; where Slurm reported the end and steps were made
 until near it, from the last of them: 5 s at most. Where no signal came, it is left out. *first
 step* is the longest time from a restarted process to its first finished step: 60 s at most.
