@@ -69,6 +69,13 @@ def has_scontrol(environ: Mapping[str, str] = os.environ) -> bool:
     return shutil.which("scontrol", path=environ.get("PATH")) is not None
 
 
+def scontrol_folder() -> str:
+    """Folder of this machine's ``scontrol``; "" without one, or if it is in every PATH anyway."""
+    command = shutil.which("scontrol")
+    folder = str(Path(command).absolute().parent) if command else ""
+    return "" if folder in ("/bin", "/usr/bin", "/usr/local/bin") else folder
+
+
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """``environ`` without what an enclosing job would force upon a new one."""
     return {key: value for key, value in environ.items() if not _INHERITED.match(key)}

@@ -15,6 +15,7 @@ from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
 from mgpt4_hpc.launch.job.staged_environment import PACK_VARIABLE
+from mgpt4_hpc.launch.slurm.commands import scontrol_folder
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
@@ -147,11 +148,13 @@ def _mail(launch: LaunchConfig) -> dict[str, str]:
 
 def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable) -> list[str]:
     """Shell lines before srun."""
+    # With sbatch --export=NONE the job's PATH is not that of its submission.
+    slurms = f":{shlex.quote(folder)}" if (folder := scontrol_folder()) else ""
     code, markers = shlex.quote(str(run.code)), map(str, (run.failed, run.resubmit_needed))
     return [
         *shell_check(shlex.quote(str(run.path))),
         *_identity_lines(run),
-        "submitted_path=$PATH",
+        f"submitted_path=$PATH{slurms}",
         *module_lines(launch),
         *(f"export {name}={shlex.quote(value)}" for name, value in launch.env.items()),
         *launch.setup,

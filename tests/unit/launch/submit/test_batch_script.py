@@ -21,6 +21,12 @@ from tests.support.scripts import CASES, script_of
 GOLDEN = Path(__file__).parent / "golden"
 
 
+@pytest.fixture(autouse=True)
+def _no_slurm_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script names the folder of this machine's scontrol, if it is an unusual one."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_script_is_the_golden_one(case: str) -> None:
     script = script_of(case) + "\n"
@@ -102,6 +108,23 @@ def test_slurms_commands_are_found_whatever_setup_made_of_the_path(tmp_path: Pat
     assert "PATH=/nowhere" in script
     _, calls = execute(script, tmp_path, "exit 1")
     assert calls[1].startswith("scontrol  show node") and calls[2].startswith("srun 10.0.0.7")
+
+
+def test_slurms_commands_are_found_where_the_jobs_own_path_never_had_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with sbatch --export=NONE: the submission's scontrol is the fallback."""
+    slurm = tmp_path / "it's slurm" / "bin"
+    slurm.mkdir(parents=True)
+    (slurm / "scontrol").write_text("#!/bin/bash\necho NodeAddr=10.0.0.9\n")
+    (slurm / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{slurm}:/usr/bin:/bin")
+    lines = script_of("one-gpu").splitlines()
+    first = next(n for n, line in enumerate(lines) if line.startswith("submitted_path="))
+    last = next(n for n, line in enumerate(lines) if line.startswith("command -v scontrol"))
+    script = "\n".join(["PATH=/nowhere", *lines[first : last + 1], "command -v scontrol"])
+    done = subprocess.run(["/bin/bash"], input=script, text=True, capture_output=True)
+    assert done.stdout == f"{slurm}/scontrol\n"
 
 
 def test_a_start_of_a_run_that_is_over_ends_before_srun(tmp_path: Path) -> None:
