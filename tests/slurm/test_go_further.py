@@ -6,16 +6,19 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_changes, read_ledgers
+from mgpt4_hpc.train.stopping.stop_schedule import DECISION_S, MARGIN_S
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import mgpt4, pid_of_rank, preempt, submit, wait_finished, wait_for_step
-from tests.support.runs import assert_every_step_once, curve, final_projector
+from tests.support.runs import assert_every_step_once, curve, final_projector, records
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -56,13 +59,24 @@ def standing_still(run: Path) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+def signals(run: Path) -> list[dict[str, Any]]:
+    """Signals to stop in the run's ledgers, with their deadlines."""
+    return [record for record in records(run) if record["kind"] == "signal"]
+
+
 def preempted(cluster: Cluster, run: Path, step: int) -> None:
     """Take the run's node once it is at ``step``, and wait until it trains again."""
     wait_for_step(cluster, run, step)
     starts = len(read_ledgers(run / "ledger"))
+    before = len(signals(run))
     # It must not finish before Slurm comes, whose CONT at a preemption wakes it.
     os.kill(pid_of_rank(run, 0), signal.SIGSTOP)
     preempt(cluster)
+    cluster.wait_until(lambda: len(signals(run)) > before, 120, f"{run.name} had its TERM")
+    # Nor in the seconds of its grace time in which it trains on.
+    with standing_still(run):
+        last_moment = (signals(run)[-1]["deadline"] or 0.0) - DECISION_S - MARGIN_S
+        cluster.wait_until(lambda: time.time() > last_moment, 60, "it is time to stop")
 
     def trains_again() -> bool:
         attempts = read_ledgers(run / "ledger")
@@ -170,7 +184,7 @@ def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
     submit(cluster, runs_dir, config, "one", *PREEMPTIBLE, ranks=1)
     preempted(cluster, parent, EARLY)
     wait_finished(cluster, parent)
-    other = settings({"lr": 0.001, "max_steps": STEPS + 100})
+    other = settings({"lr": 0.001, "max_steps": STEPS + 200})
     mgpt4(cluster, runs_dir, "submit", "--from", "one", "--continue", "--name", "other", *other)
     preempted(cluster, branch, STEPS + EARLY)
     wait_finished(cluster, branch)
@@ -178,11 +192,11 @@ def test_another_rate_from_a_step_on_is_the_same_in_the_run_and_in_a_branch(
     assert refused.returncode == 2 and "--accept-drift" in refused.stderr
     mgpt4(cluster, runs_dir, "resume", "one", *other, "--accept-drift")
     preempted(cluster, parent, STEPS + EARLY)
-    wait_for_end(cluster, parent, STEPS + 100)
+    wait_for_end(cluster, parent, STEPS + 200)
     assert_preempted(parent, ["preempted", "finished", "preempted", "finished"])
     assert_preempted(branch, ["preempted", "finished"])
     assert final_projector(branch) == final_projector(parent)
     assert curve(branch) == curve(parent)
     for run in (parent, branch):
-        assert_every_step_once(run, STEPS + 100)
+        assert_every_step_once(run, STEPS + 200)
         assert "train.lr was 0.01, is 0.001" in "\n".join(map(str, read_changes(run / "ledger")))
