@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.support.runs import assert_every_step_once, last_step, log, records
+from tests.support.runs import REPO, assert_every_step_once, last_step, log, records
 from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
@@ -96,6 +96,25 @@ def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:
 def preempt(cluster: Cluster) -> str:
     """Take all nodes for a moment through the partition with priority; that job's id."""
     return cluster.sbatch("sleep 1", "--partition=a100", "--nodes=4", "--gpus-per-node=4")
+
+
+_GATE = """import os, sys, time
+while "--part" in sys.orig_argv and not os.path.exists({path!r}):
+    time.sleep(0.1)
+"""
+
+
+def hold_parts(cluster: Cluster, folder: Path) -> tuple[Cluster, Path]:
+    """A user whose parts of ``mgpt4 ... --slurm`` wait until the file is there.
+
+    Parts of the tiny world are done too soon to be preempted at work.
+    """
+    gate, modules = folder / "gate", folder / "modules"
+    modules.mkdir()
+    (modules / "sitecustomize.py").write_text(_GATE.format(path=str(gate)))
+    user = copy(cluster)
+    user.env = {**cluster.env, "PYTHONPATH": f"{REPO}:{modules}"}
+    return user, gate
 
 
 def preempt_contained(

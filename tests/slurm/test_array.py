@@ -12,6 +12,7 @@ import pytest
 from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from tests.slurm.harness import Cluster
+from tests.slurm.jobs import hold_parts
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -63,3 +64,27 @@ def test_parts_that_fail_are_reported(
     assert "1 of 2 parts did not end well" in failed.stderr
     assert "part 1: FAILED" in failed.stderr and "1.log" in failed.stderr
     assert not out.exists()
+
+
+def test_a_part_that_may_not_be_requeued_is_done_by_another_job(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    user, gate = hold_parts(cluster, tmp_path)
+    shards, out = tiny_world.shards("laion"), tmp_path / "laion.index"
+    index = ("data", "index", shards, "--out", out, *SLURM, "--parts", 2, "--no-wait", "--json")
+    following = json.loads(mgpt4(user, *index).stdout)["job_id"]
+    array = cluster.job(following)["Dependency"].removeprefix("afterok:").partition("_")[0]
+    cluster.wait_for_state(f"{array}_1", "RUNNING")
+    cluster.run(["scontrol", "update", f"JobId={array}_1", "Requeue=0"])
+    cluster.run(["scancel", "--batch", "--signal=TERM", f"{array}_1"])
+    noted = tmp_path / "laion.index.parts" / "1.job"
+    cluster.wait_until(noted.exists, 60, "a successor")
+    successor = noted.read_text()
+    cluster.wait_for_state(f"{successor}_1", "RUNNING", timeout_s=60)
+    waits_for = cluster.job(following)["Dependency"]
+    assert f"afterok:{successor}" in waits_for and f"{array}_1" not in waits_for
+    again = mgpt4(user, *index)
+    assert "has the work already" in again.stderr
+    gate.touch()
+    cluster.wait_until(lambda: not cluster.squeue(), 120, "all is over")
+    assert cluster.job(following)["JobState"] == "COMPLETED" and out.exists(), cluster.report()

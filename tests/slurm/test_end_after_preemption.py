@@ -16,7 +16,7 @@ from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.conftest import own_cluster
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, wait_for_step
+from tests.slurm.jobs import hold_parts, mgpt4, preempt, wait_for_step
 from tests.support.runs import REPO, assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 
@@ -179,23 +179,13 @@ def test_a_run_that_gives_up_after_a_preemption_stays_away(
     assert row["state"] == "failed" and "timm" in row["text"]
 
 
-GATE = """import os, sys, time
-while "--part" in sys.orig_argv and not os.path.exists({path!r}):
-    time.sleep(0.1)
-"""
-
-
 @pytest.mark.every_slurm
 def test_an_index_made_in_parts_that_were_preempted(
     site: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     """Both parts end once, and the job that puts them together starts."""
-    gate, modules, out = tmp_path / "gate", tmp_path / "modules", tmp_path / "laion.index"
-    modules.mkdir()
-    # Parts of the tiny world are done too soon to be preempted at work.
-    (modules / "sitecustomize.py").write_text(GATE.format(path=str(gate)))
-    user = Cluster(site.folder)
-    user.env["PYTHONPATH"] = f"{REPO}:{modules}"
+    user, gate = hold_parts(site, tmp_path)
+    out = tmp_path / "laion.index"
     done = mgpt4(
         user, tmp_path, "data", "index", tiny_world.shards("laion"), "--out", str(out), "--json",
         "--slurm", "--no-wait", "--parts", "2", "--time", "10", "--partition", "a100-preempt",
