@@ -33,7 +33,7 @@ PAGE = REPO / "docs" / "reliability.md"
 PARTS = {
     "faults": [
         f"tests/slurm/test_{name}.py"
-        for name in ("faults", "end_after_preemption", "many_preemptions", "successor")
+        for name in ("faults", "end_after_preemption", "many_preemptions", "successor", "suspended")
     ],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
     "identity": [
@@ -43,6 +43,7 @@ PARTS = {
         *("-m", "soak"),
         *("--ignore=tests/unit/checkpoint", "--ignore=tests/slurm/test_faults.py"),
         *("--ignore=tests/slurm/test_schedules.py", "--ignore=tests/slurm/test_folder_faults.py"),
+        "--ignore=tests/slurm/test_suspended.py",
     ],
 }
 """What pytest is given for each."""
