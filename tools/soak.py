@@ -33,7 +33,10 @@ PAGE = REPO / "docs" / "reliability.md"
 PARTS = {
     "faults": [
         f"tests/slurm/test_{name}.py"
-        for name in ("faults", "end_after_preemption", "many_preemptions", "successor", "suspended")
+        for name in (
+            *("faults", "end_after_preemption", "many_preemptions", "successor", "suspended"),
+            "held_and_forgotten",
+        )
     ],
     "crashes": ["-m", "soak", "tests/unit/checkpoint"],
     "identity": [

@@ -110,6 +110,8 @@ _HOLDS = {
     "launch failed": "held because a node could not start it",
 }
 """Parts of Slurm's reasons, in lower case, and what they mean."""
+_RELEASED = frozenset({"BeginTime", "Priority", "Resources", DEPENDENCY})
+"""Reasons of a job that waits for its turn; one that was released is REQUEUE_HOLD until it runs."""
 
 _FAILURES = frozenset({"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"})
 
@@ -199,6 +201,8 @@ def _hold(job: QueuedJob) -> str:
     if job.reason == "JobHeldAdmin":
         return "held by an administrator, who alone can release it: ask the cluster's support"
     reason = job.reason.lower().replace("_", " ")
+    if job.reason in _RELEASED:
+        return ""
     if job.state not in _HELD and "held" not in reason and "jobhold" not in reason:
         return ""
     why = next((why for part, why in _HOLDS.items() if part in reason), "held")

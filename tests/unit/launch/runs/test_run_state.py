@@ -113,8 +113,9 @@ def test_never_submitted(tmp_path: Path) -> None:
             "held by an administrator, who alone can release it: ask the cluster's support",
         ),
         (squeue("REQUEUE_HOLD", reason="JobHoldMaxRequeue"), "pending", TOO_OFTEN),  # 22.05
-        (
-            squeue("REQUEUE_HOLD", reason="launch failure limit exceeded requeued held"),  # 24.11
+        (squeue("REQUEUE_HOLD", reason="BeginTime"), "pending", "pending (BeginTime)"),  # released
+        (  # 24.11, 26.05
+            squeue("REQUEUE_HOLD", reason="launch failure limit exceeded requeued held"),
             "pending",
             TOO_OFTEN,
         ),
