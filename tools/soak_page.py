@@ -26,7 +26,8 @@ that each ended once, a run with every step exactly once in TensorBoard, and tha
 started or, after a failure or a cancel, did not. *durable* is the
 longest time from a signal to a durable checkpoint; where Slurm reported the end and steps were made
 until near it, from the last of them: 5 s at most. Where no signal came, it is left out. *first
-step* is the longest time from a restarted process to its first finished step: 60 s at most.
+step* is the longest time from a restarted process to its first finished step: 60 s at most. *next
+run* is the time from the end of a run to the start of the run that waits for it: 15 s at most.
 `tests/slurm/faults.py` has what is done in each.
 """
 
@@ -131,6 +132,7 @@ def _cell(case: Case) -> str:
             ("steps_replayed", "{} replayed"),
             ("durable_s", "durable {:.2f} s"),
             ("first_step_s", "first step {:.1f} s"),
+            ("next_s", "next run after {:.1f} s"),
         )
         if key in told
     ]

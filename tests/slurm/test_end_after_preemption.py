@@ -7,7 +7,7 @@ that requeues preempted jobs, and on one that cancels them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,10 @@ def preempt_once(site: Cluster, run: Path, job: str) -> None:
 
 @pytest.mark.every_slurm
 def test_a_chain_and_a_users_own_jobs_follow_a_run_that_was_preempted(
-    site: Cluster, tiny_world: TinyWorld, tmp_path: Path
+    site: Cluster,
+    tiny_world: TinyWorld,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     first = tiny_world.write_config(
         tmp_path / "one.yaml", train__max_steps=STEPS, train__global_batch_size=8
@@ -97,6 +100,8 @@ def test_a_chain_and_a_users_own_jobs_follow_a_run_that_was_preempted(
     attempts, (follower,) = read_ledgers(one / "ledger"), read_ledgers(two / "ledger")
     assert_one_end(site, one_job, attempts)
     assert follower.cause == "finished"
+    record_property("attempts", len(attempts))
+    record_property("next_s", follower.start - attempts[-1].end)
     assert 0 <= follower.start - attempts[-1].end <= AT_ONCE_S
     assert_ran_after(site, other, attempts[-1].end)
     assert_ran_after(site, either, attempts[-1].end)
@@ -112,8 +117,21 @@ def test_a_chain_and_a_users_own_jobs_follow_a_run_that_was_preempted(
     # Slurm remembers the first as preempted, and what is submitted behind it must start.
     mgpt4(site, runs, "submit", "--config", str(second), "--gpus", "1", "--name", "y",
           "--after", "x-stage1")  # fmt: skip
+    again = site.run(["sbatch", "--parsable", str(one / "slurm" / "job.sbatch")]).stdout.strip()
     site.wait_until(lambda: not site.squeue(), 240, "a later one is over")
     assert read_ledgers(runs / "y" / "ledger")[-1].cause == "finished"
+    assert_leaves_at_once(site, again, one)
+
+
+def assert_leaves_at_once(site: Cluster, job: str, finished: Path) -> None:
+    """A start of a finished run ended in the batch script: no step, no attempt, a clean end."""
+    shown = site.job(job)
+    assert (shown["JobState"], shown["ExitCode"]) == ("COMPLETED", "0:0"), site.report()
+    log = Path(shown["StdOut"]).read_text()
+    assert f"this start ends at once: {finished.name} is finished" in log
+    assert len(read_ledgers(finished / "ledger")) == 2
+    site.wait_until(lambda: len(site.sacct(job)) > 1, 20, "sacct has the batch step")
+    assert [row["JobID"] for row in site.sacct(job)] == [job, f"{job}.batch"]
 
 
 def test_what_waits_for_an_arrays_task_or_for_all_of_it(

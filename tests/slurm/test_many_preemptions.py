@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,10 @@ TIMES = 12
 
 
 def test_twelve_preemptions_in_a_row_lead_to_no_hold(
-    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+    cluster: Cluster,
+    tiny_world: TinyWorld,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Each comes while the ranks import torch: then the batch script requeues the job."""
     config = tiny_world.write_config(tmp_path / "one.yaml", train__max_steps=60)
@@ -44,6 +48,7 @@ def test_twelve_preemptions_in_a_row_lead_to_no_hold(
     cluster.wait_until(lambda: not cluster.squeue(), 300, "it is over")
     assert cluster.job(job)["Restarts"] == str(TIMES)
     causes = [attempt.cause for attempt in read_ledgers(tmp_path / "x" / "ledger")]
+    record_property("attempts", len(causes))
     # On a busy machine a grace time may end before the batch script asks; then Slurm requeues.
     assert causes[-1] == "finished" and set(causes[:-1]) <= {"preempted", "requeued"}
     (row,) = json.loads(mgpt4(cluster, tmp_path, "status", "--json").stdout)

@@ -54,10 +54,18 @@ def wait_through(site: Cluster, runs: Path) -> int:
     return most
 
 
-def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str], *, gpus: int = 1) -> None:
+def assert_went_on(
+    site: Cluster,
+    one: Path,
+    two: Path,
+    jobs: list[str],
+    *,
+    cause: str = "preempted",
+    gpus: int = 1,
+) -> None:
     """In a second job, without losing or repeating a step, and the second run after it."""
     attempts = read_ledgers(one / "ledger")
-    assert [attempt.cause for attempt in attempts] == ["preempted", "finished"], site.report()
+    assert [attempt.cause for attempt in attempts] == [cause, "finished"], site.report()
     noted = read_json(one / "slurm" / "job.json")
     assert [attempt.job_id for attempt in attempts] == [jobs[0], noted["job_id"]]
     assert noted["succeeds"] == [jobs[0]] and noted["job_id"] != jobs[0]
@@ -71,7 +79,7 @@ def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str], *, gpus
         "x-stage1": ("finished", noted["job_id"]),
         "x-stage2": ("finished", jobs[1]),
     }
-    assert "preempted" in mgpt4(site, one.parent, "history", "x-stage1").stdout
+    assert cause in mgpt4(site, one.parent, "history", "x-stage1").stdout
     (used,) = json.loads(mgpt4(site, one.parent, "usage", "--json", "x-stage1").stdout)["runs"]
     assert used["num_attempts"] == 2
     hours = sum(attempt.seconds for attempt in attempts) / 3600 * gpus
@@ -81,6 +89,28 @@ def assert_went_on(site: Cluster, one: Path, two: Path, jobs: list[str], *, gpus
             asked = ("logs", "x-stage1", "--attempt", number, "--rank", str(rank))
             text = mgpt4(site, one.parent, *asked).stdout
             assert re.findall(r": attempt (\d+), rank (\d+) of", text) == [(number, str(rank))]
+
+
+def answering(site: Cluster, folder: Path, commands: str, answer: str) -> Cluster:
+    """The cluster for a user whose jobs get another answer to some of scontrol's commands.
+
+    Args:
+        site: the cluster.
+        folder: where the scontrol is written that does this.
+        commands: a shell pattern of their words.
+        answer: shell commands.
+    """
+    real = shutil.which("scontrol", path=site.env["PATH"])
+    shim = folder / "bin" / "scontrol"
+    shim.parent.mkdir()
+    shim.write_text(
+        f'#!/bin/sh\n[ -z "$SLURM_JOB_ID" ] || case "$*" in {commands}) {answer};; esac\n'
+        f'exec {real} "$@"\n'
+    )
+    shim.chmod(0o755)
+    user = Cluster(site.folder)
+    user.env["PATH"] = f"{shim.parent}:{user.env['PATH']}"
+    return user
 
 
 def test_a_job_that_asks_for_no_requeue(
@@ -98,19 +128,28 @@ def test_a_job_that_asks_for_no_requeue(
 def test_a_user_who_may_not_requeue(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    real = shutil.which("scontrol", path=cluster.env["PATH"])
-    shim = tmp_path / "bin" / "scontrol"
-    shim.parent.mkdir()
-    denied = "echo Access/permission denied >&2; exit 1"
-    shim.write_text(f'#!/bin/sh\n[ "$1" = requeue ] && {{ {denied}; }}\nexec {real} "$@"\n')
-    shim.chmod(0o755)
-    user = Cluster(cluster.folder)
-    user.env["PATH"] = f"{shim.parent}:{user.env['PATH']}"
+    user = answering(cluster, tmp_path, '"requeue "*', "echo Access/permission denied >&2; exit 1")
     one, two, jobs = submit_chain(user, tiny_world, tmp_path)
     wait_for_step(cluster, one, 20)
     preempt(cluster)
     assert wait_through(cluster, one.parent) == 1
     assert_went_on(cluster, one, two, jobs)
+
+
+@pytest.mark.soak
+def test_a_controller_that_has_forgotten_the_job(
+    cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """As after it lost its state: no other job can wait for this one, and yet two never run."""
+    about_itself = '"show job "*"$SLURM_JOB_ID"|"requeue $SLURM_JOB_ID"'
+    user = answering(cluster, tmp_path, about_itself, "echo Invalid job id specified >&2; exit 1")
+    one, two, jobs = submit_chain(user, tiny_world, tmp_path)
+    wait_for_step(cluster, one, 20)
+    cluster.run(["scancel", "--signal=USR2", jobs[0]])
+    assert wait_through(cluster, one.parent) == 1
+    assert_went_on(cluster, one, two, jobs, cause="signalled")
+    first, second = read_ledgers(one / "ledger")
+    assert first.end <= second.start
 
 
 def test_a_successor_is_cancelled_as_any_job(
@@ -165,13 +204,18 @@ def test_keep_brings_back_what_died_with_its_node(
     cluster.devcluster("node-down", node)
     cluster.wait_until(lambda: not cluster.squeue(), 120, "the chain is gone")
     cluster.devcluster("node-up", node)
-    kept = mgpt4(cluster, one.parent, "keep", "--json")
+    assert_kept(cluster, one, two, jobs)
+
+
+def assert_kept(site: Cluster, one: Path, two: Path, jobs: list[str]) -> None:
+    """`keep` brings both runs back, and then has nothing more to do."""
+    kept = mgpt4(site, one.parent, "keep", "--json")
     assert [row["run"] for row in json.loads(kept.stdout)] == ["x-stage1"]
     assert "x-stage2, which waited for x-stage1, is job" in kept.stderr
-    assert mgpt4(cluster, one.parent, "keep").stdout == ""
-    assert wait_through(cluster, one.parent) == 1
+    assert mgpt4(site, one.parent, "keep").stdout == ""
+    assert wait_through(site, one.parent) == 1
     assert read_json(one / "slurm" / "job.json")["succeeds"] == [jobs[0]]
     for run in (one, two):
         assert read_ledgers(run / "ledger")[-1].cause == "finished"
     assert_every_step_once(one, STEPS)
-    assert mgpt4(cluster, one.parent, "keep").stdout == ""
+    assert mgpt4(site, one.parent, "keep").stdout == ""

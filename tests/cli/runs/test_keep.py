@@ -22,6 +22,7 @@ def test_it_brings_back_what_nobody_ended(
     begun(runs, "timed-out", "11")
     begun(runs, "asked", "12", "unknown").resubmit_needed.write_text("mgpt4 resume asked\n")
     begun(runs, "node-died", "13")
+    begun(runs, "preempted", "19")
     begun(runs, "running", "14")
     begun(runs, "finished", "15", "finished")
     begun(runs, "failed", "16", "crashed").failed.write_text("crashed 4 times\n")
@@ -31,19 +32,16 @@ def test_it_brings_back_what_nobody_ended(
     slurm.squeue = squeue_row("14", "RUNNING")
     slurm.sacct = (
         "11|TIMEOUT|0:0|1|2|n1|None|||\n12|FAILED|75:0|1|2|n1|None|||\n13|NODE_FAIL|0:0|1|2|n1|None|||\n"
-        "18|CANCELLED by 1000|0:0|1|2|n1|None|||\n"
+        "18|CANCELLED by 1000|0:0|1|2|n1|None|||\n19|PREEMPTED|0:0|1|2|n1|None|||\n"
     )
     ended = mgpt4("keep", "--json")
     assert ended.code == 0, ended.err
     assert_schema("keep", ended.json)
-    assert {row["run"] for row in ended.json} == {"timed-out", "asked", "node-died"}
-    assert {asked[0].config.name for asked in submissions.asked} == {
-        "timed-out",
-        "asked",
-        "node-died",
-    }
+    back = {"timed-out", "asked", "node-died", "preempted"}
+    assert {row["run"] for row in ended.json} == back
+    assert {asked[0].config.name for asked in submissions.asked} == back
     assert {asked[1] for asked in submissions.asked} == {"slurm"}
-    assert sorted(submissions.succeeds) == [("11",), ("12",), ("13",)]
+    assert sorted(submissions.succeeds) == [("11",), ("12",), ("13",), ("19",)]
 
     nothing = mgpt4("keep", "finished", "running")
     assert (nothing.code, nothing.out, nothing.err) == (0, "", "")

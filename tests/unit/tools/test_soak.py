@@ -15,7 +15,8 @@ REPORT = """\
 <testsuites><testsuite>
 <testcase classname="tests.slurm.test_faults" name="test_fault[one]" time="61.2">
   <properties><property name="fault" value="scancel"/><property name="attempts" value="2"/>
-  <property name="causes" value="a | b"/><property name="durable_s" value="1.26"/></properties>
+  <property name="causes" value="a | b"/><property name="durable_s" value="1.26"/>
+  <property name="next_s" value="2.04"/></properties>
 </testcase>
 <testcase classname="tests.slurm.test_faults" name="test_fault[two]" time="3">
   <properties><property name="fault" value="SIGSTOP of rank 0"/></properties>
@@ -40,6 +41,7 @@ def test_cases_are_read_once_each_with_what_they_told(cases: list[dict]) -> None
     assert [case["result"] for case in cases] == ["passed", "failed", "skipped"]
     assert cases[0]["told"] == {
         "fault": "scancel", "attempts": "2", "causes": "a | b", "durable_s": "1.26",
+        "next_s": "2.04",
     }  # fmt: skip
     assert cases[1]["message"] == "AssertionError: not within 5 s"
 
@@ -57,9 +59,10 @@ def test_the_page_shows_failures_and_parts_that_never_ran(cases: list[dict]) -> 
         json.dumps(found),
     ).splitlines()
     assert "| what was done | what happened | seconds | date | commit |" in page
-    assert "| scancel | passed, 2 attempts, durable 1.26 s | 61 | 2030-01-01 | c |" in page
+    scancel = "| scancel | passed, 2 attempts, durable 1.26 s, next run after 2.0 s |"
+    assert f"{scancel} 61 | 2030-01-01 | c |" in page
     assert "| fault | 22.05 | 24.11 |" in page
-    assert "| scancel | passed, 2 attempts, durable 1.26 s | not run |" in page
+    assert f"{scancel} not run |" in page
     assert "| SIGSTOP of rank 0 | FAILED: AssertionError: not within 5 s | not run |" in page
     assert "| fault [three] | skipped: no Slurm | not run |" in page
     assert any(
