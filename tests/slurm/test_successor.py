@@ -178,7 +178,7 @@ def test_a_successor_is_cancelled_as_any_job(
 def test_cancelled_by_a_preemption_without_grace(
     request: pytest.FixtureRequest, cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    """While it is killed the job may requeue itself or not: either way the chain goes on."""
+    """The job requeues itself while Slurm cancels it."""
     flags = ("--preempt-mode", "CANCEL", "--grace-s", "0")
     with own_cluster(request.session, *flags) as site:
         one, two, jobs = submit_chain(site, tiny_world, tmp_path)
@@ -187,9 +187,28 @@ def test_cancelled_by_a_preemption_without_grace(
         assert wait_through(site, one.parent) == 1
         attempts = read_ledgers(one / "ledger")
         assert [attempt.cause for attempt in attempts] == ["preempted", "finished"]
+        assert [attempt.job_id for attempt in attempts] == [jobs[0]] * 2
+        assert not read_json(one / "slurm" / "job.json")["succeeds"]
         assert_every_step_once(one, STEPS)
         (follower,) = read_ledgers(two / "ledger")
         assert follower.cause == "finished" and follower.job_id == jobs[1]
+
+
+@pytest.mark.soak
+def test_keep_brings_back_what_a_preemption_killed(
+    request: pytest.FixtureRequest, cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
+) -> None:
+    """KillWait was over before any process could requeue the job or submit a successor."""
+    flags = ("--preempt-mode", "CANCEL", "--grace-s", "0", "--kill-wait-s", "2")
+    with own_cluster(request.session, *flags) as site:
+        user = answering(site, tmp_path, '"requeue "*', "exec sleep 600")
+        one, two, jobs = submit_chain(user, tiny_world, tmp_path, save_every_s=1)
+        wait_for_step(site, one, 20)
+        wait_for_checkpoints(site, one)
+        preempt(site)
+        site.wait_until(lambda: not site.squeue(), 120, "the chain is gone")
+        site.wait_until(lambda: site.sacct(jobs[0])[0]["State"] == "PREEMPTED", 20, "it is noted")
+        assert_kept(site, one, two, jobs)
 
 
 def test_keep_brings_back_what_died_with_its_node(
