@@ -36,7 +36,7 @@ slow: install  ## the other tests of single modules and commands
 	$(BIN)/python -m pytest -m "$(SELECT) and slow" -n 2 $(UNIT) $(PYTEST_ARGS) $(SLOW_ARGS)
 
 real: install  ## the tests that start real jobs, on a real Slurm where there is one
-	$(BIN)/python -m pytest -m "$(SELECT)" -n 2 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
+	$(BIN)/python -m pytest -m "$(SELECT)" -n 3 --dist loadfile --no-loadscope-reorder $(REAL) $(PYTEST_ARGS) $(REAL_ARGS)
 
 lint: install  ## ruff, mypy, import contracts, generated files, the lock file
 	$(BIN)/ruff check .

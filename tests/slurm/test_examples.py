@@ -129,7 +129,8 @@ def test_drills(cluster: Cluster, tmp_path: Path) -> None:
     # It wants a GPU, and those here are pretended: its run would find each node unfit.
     drill = shell.start(PREEMPTED)
     cluster.wait_until(lambda: "RUNNING" in cluster.squeue().values(), 60, "its run has begun")
-    (job,) = cluster.squeue()
+    # The second of its two runs may be there already, and wait.
+    (job,) = (job for job, state in cluster.squeue().items() if state == "RUNNING")
     assert cluster.job(job)["Partition"] == "a100-preempt"
     drill.interrupt()
     drill.ends(130)
