@@ -23,7 +23,6 @@ from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
 from mgpt4_hpc.launch.submit.container import container_findings, unmounted
 from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.preflight_files import (
-    held_out_findings,
     projector_findings,
     source_findings,
     start_findings,
@@ -81,9 +80,6 @@ def preflight_findings(
         SlurmUnreachable: if the scheduler cannot be asked.
     """
     data_faults, notes = source_findings(config)
-    if not data_faults:
-        data_faults, held_out = held_out_findings(config)
-        notes += held_out
     weights_faults, sizes = weights_findings(config)
     faults = [*unset_paths(config), *weights_faults, *data_faults, *feature_faults(config)]
     more: list[str] = []

@@ -158,10 +158,13 @@ def source_findings(config: RunConfig) -> tuple[list[str], list[str]]:
         faults += [f"data source {source.name}: {fault}" for fault in source_faults]
         if left_out:
             notes.append(f"data source {source.name}: left out: {in_words(left_out)}")
+    if not faults:
+        faults, held_out = _held_out_findings(config)
+        notes += held_out
     return faults, notes
 
 
-def held_out_findings(config: RunConfig) -> tuple[list[str], list[str]]:
+def _held_out_findings(config: RunConfig) -> tuple[list[str], list[str]]:
     """Faults, and how many samples ``data.val_fraction`` holds out of each source with an index.
 
     The sources have no faults of their own.

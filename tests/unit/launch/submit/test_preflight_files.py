@@ -21,7 +21,6 @@ from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_files import (
     checkpoint_fault,
-    held_out_findings,
     projector_findings,
     source_findings,
     start_findings,
@@ -132,7 +131,7 @@ def test_the_held_out_samples_of_an_index_are_counted(shards: Path, tmp_path: Pa
 
     def of(fraction: float) -> tuple[list[str], list[str]]:
         data = checked.data.model_copy(update={"val_fraction": fraction})
-        return held_out_findings(checked.model_copy(update={"data": data}))
+        return source_findings(checked.model_copy(update={"data": data}))
 
     assert of(0.0) == ([], [])
     named = f"held out (data.val_fraction 0.001): 1 of {samples} samples of laion"
