@@ -149,8 +149,9 @@ class SampleOrder:
         empty = [part.source.name for part in self._parts if part.num_train == 0]
         if empty:
             raise ConfigError(
-                f"val_fraction {val_fraction} leaves nothing to train on in {', '.join(empty)}",
-                fix="lower val_fraction",
+                f"data.val_fraction {val_fraction} leaves nothing to train on in "
+                f"{', '.join(empty)}",
+                fix="lower it",
             )
         divisor = math.gcd(*(source.weight for source in sources))
         weights = [source.weight // divisor for source in sources]
@@ -352,6 +353,6 @@ def _check(sources: Sequence[SourceSize], granularity: int, val_fraction: float)
     if granularity < 1:
         faults.append(f"granularity is {granularity}; it must be 1 or more")
     if not 0.0 <= val_fraction < 1.0:
-        faults.append(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
+        faults.append(f"data.val_fraction is {val_fraction}; it must be at least 0 and below 1")
     if faults:
         raise ConfigError("the samples cannot be put in order", faults=faults)

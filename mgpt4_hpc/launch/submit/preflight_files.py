@@ -14,7 +14,7 @@ from mgpt4_hpc.config.streams import is_url, stream_faults
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up, in_words
 from mgpt4_hpc.data.index.shard_list import expand_shards, expand_urls, left_out_of_folders
 from mgpt4_hpc.data.sources.pack import is_align_folder, left_out_of_align
-from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.errors import FaultList, MgptError
 from mgpt4_hpc.formatting import beside, counted
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE, BundleManifest
@@ -181,7 +181,8 @@ def _held_out_findings(config: RunConfig) -> tuple[list[str], list[str]]:
             held, samples = held_out(source.name, str(source.index), fraction)
             parts.append(f"{held:,} of {samples:,} samples of {source.name}")
     except MgptError as error:
-        return [f"data.{error.what}; {error.fix}"], []
+        faults = error.faults if isinstance(error, FaultList) else []
+        return faults or [f"{error.what}; {error.fix}"], []
     return [], [f"held out (data.val_fraction {fraction:g}): {', '.join(parts)}"]
 
 
