@@ -42,14 +42,12 @@ PARTS = {
     "identity": [
         f"tests/slurm/test_{name}.py" for name in ("identity", "folder_faults", "schedules")
     ],
-    "others": [
-        *("-m", "soak"),
-        *("--ignore=tests/unit/checkpoint", "--ignore=tests/slurm/test_faults.py"),
-        *("--ignore=tests/slurm/test_schedules.py", "--ignore=tests/slurm/test_folder_faults.py"),
-        "--ignore=tests/slurm/test_suspended.py",
-    ],
 }
-"""What pytest is given for each."""
+PARTS["others"] = [
+    *("-m", "soak"),
+    *(f"--ignore={word}" for part in PARTS.values() for word in part if word.startswith("tests/")),
+]
+"""What pytest is given for each; the last part is what the others leave."""
 RELEASES = ("22.05", "24.11", "26.05")
 """Of Slurm, on which the faults run, one after the other."""
 

@@ -125,6 +125,23 @@ def test_a_job_that_may_not_be_requeued_is_explained(cluster: Cluster, tmp_path:
 
 
 @pytest.mark.soak
+def test_a_node_without_scontrol_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    commands, runs = tmp_path / "bin", tmp_path / "runs"
+    commands.mkdir()
+    for folder in reversed(cluster.env["PATH"].split(":")):
+        for command in Path(folder).glob("*"):
+            (commands / command.name).unlink(missing_ok=True)
+            (commands / command.name).symlink_to(command)
+    (commands / "scontrol").unlink()
+    setup = f'launch.setup=["PATH={commands} submitted_path="]'
+    drill = start_drill(cluster, runs, "-p", "a100-preempt", "--steps", "60", "--set", setup)
+    _, err = drill.communicate(timeout=500)
+    assert drill.returncode == 1 and "jobs found no scontrol on node" in err, err
+    found = json.loads(mgpt4(cluster, runs, "doctor", "--json").stdout)["findings"]
+    assert any("jobs found no scontrol on node" in finding["what"] for finding in found)
+
+
+@pytest.mark.soak
 def test_where_nobody_may_preempt_it_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100", "--steps", "40", "--json")
     out, err = drill.communicate(timeout=500)

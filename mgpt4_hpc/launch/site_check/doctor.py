@@ -18,12 +18,16 @@ from mgpt4_hpc.launch.site_check.doctor_slurm import (
     site_findings,
 )
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings, Level
+from mgpt4_hpc.launch.site_check.node_findings import node_findings
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.accounting import Association
 from mgpt4_hpc.launch.slurm.cluster import Partition, SlurmSite, read_slurm_site
+from mgpt4_hpc.run_dir import list_runs
 
 MOST_PARTITIONS = 6
 """Partitions looked at where none is named, those with GPUs first."""
+_MOST_RUNS = 50
+"""Newest runs, the logs of which are read."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def examine(
         except MgptError as error:
             findings.append(Finding(Level.WARNING, "Slurm", error.what, error.fix))
     findings += folder_findings(runs_dir, shared=has_slurm)
+    findings += node_findings(list_runs(runs_dir)[:_MOST_RUNS])
     findings += python_findings(shared=has_slurm)
     gpu_nodes = device != "cpu" and any(partition.has_gpus for partition in chosen)
     findings += gpu_findings(gpu_nodes=gpu_nodes)

@@ -20,6 +20,7 @@ from mgpt4_hpc.formatting import duration
 from mgpt4_hpc.launch.manage.cancel import cancel_run
 from mgpt4_hpc.launch.runs.status import look_at_one
 from mgpt4_hpc.launch.site_check.bit_identity import differences
+from mgpt4_hpc.launch.site_check.node_findings import node_findings
 from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
 from mgpt4_hpc.launch.site_check.trial_run import (
@@ -210,6 +211,7 @@ class _Drill:
             faults=[
                 *_faults(job.run, alone.run, halted, again, attempts + undisturbed),
                 *self._started_again(job, attempts[-1]),
+                *(finding.what for finding in node_findings([job.run, alone.run])),
             ],
             notes=notes,
             runs=(str(job.run.path), str(alone.run.path)),

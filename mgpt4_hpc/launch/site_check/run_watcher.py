@@ -11,6 +11,7 @@ from mgpt4_hpc.launch.runs.logs import choose_log
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.run_state import RunState
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at_one
+from mgpt4_hpc.launch.site_check.node_findings import node_findings
 from mgpt4_hpc.launch.site_check.trial_run import Reporter
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
@@ -140,6 +141,7 @@ class Watch:
         ]
         # A marker counts the crashes; what they were stands in the ledger, or in the log alone.
         crashed = not reasons or facts.failed is not None
+        reasons += [finding.what for finding in node_findings([self.run])]
         return "; ".join([*reasons, *(faults or ([_last_words(self.run)] if crashed else []))])
 
 

@@ -21,6 +21,8 @@ from mgpt4_hpc.errors import ConfigError, SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.stop_signals import STOP_SIGNALS
 
 COMMAND_TIMEOUT_S = 30.0
+NO_SCONTROL = "warning: no scontrol on "
+"""How a batch script's log begins its line about its node, where it found no ``scontrol``."""
 _SHOWN_CHARS = 80
 """Most of a command that a message shows: squeue's list of columns alone is a line long."""
 

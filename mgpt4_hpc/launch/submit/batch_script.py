@@ -15,7 +15,7 @@ from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.environment import MASTER_ADDR_VARIABLE
 from mgpt4_hpc.launch.job.launcher_script import gone_lines
 from mgpt4_hpc.launch.job.staged_environment import PACK_VARIABLE
-from mgpt4_hpc.launch.slurm.commands import scontrol_folder
+from mgpt4_hpc.launch.slurm.commands import NO_SCONTROL, scontrol_folder
 from mgpt4_hpc.launch.slurm.sbatch_options import plain_name
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.launch.submit.container import command_prefix, srun_options
@@ -165,7 +165,7 @@ def setup_lines(run: RunDir, launch: LaunchConfig, python: str = sys.executable)
         "# the lines above may have taken Slurm's commands out of PATH",
         'command -v scontrol >/dev/null || PATH="$PATH:$submitted_path"',
         "command -v scontrol >/dev/null || echo "
-        '"warning: no scontrol on $SLURMD_NODENAME: the job cannot requeue itself"',
+        f'"{NO_SCONTROL}$SLURMD_NODENAME: the job cannot requeue itself"',
         *seal_lines(run, shlex.quote(str(run.path))),
         "# the code that this run was submitted with, not what the checkout says by now",
         f'export PYTHONPATH={code}"${{PYTHONPATH:+:$PYTHONPATH}}" PYTHONSAFEPATH=1',
