@@ -211,7 +211,6 @@ class _Drill:
             faults=[
                 *_faults(job.run, alone.run, halted, again, attempts + undisturbed),
                 *self._started_again(job, attempts[-1]),
-                *(finding.what for finding in node_findings([job.run, alone.run])),
             ],
             notes=notes,
             runs=(str(job.run.path), str(alone.run.path)),
@@ -422,4 +421,4 @@ def _faults(
                 f"the attempts ran on {', '.join(sorted(nodes))}: other models of processor or GPU "
                 "give other bits; --sbatch constraint=FEATURE keeps a run to one kind"
             )
-    return faults + unequal
+    return [*faults, *unequal, *(finding.what for finding in node_findings([disturbed, alone]))]
