@@ -134,6 +134,10 @@ class NoSuchRun(MgptError):
     exit_code = 6
 
 
+class NoSuchStep(NoSuchRun):
+    """The run has no checkpoint of that step."""
+
+
 class RunLocked(MgptError):
     """Another attempt owns the run, or its inputs changed since it started."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from mgpt4_hpc.errors import NoSuchRun, did_you_mean
+from mgpt4_hpc.errors import NoSuchRun, NoSuchStep, did_you_mean
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, read_json
 
 N = TypeVar("N")
@@ -153,11 +153,17 @@ def step_of(checkpoint: Path) -> int | None:
 
 
 def located_path(text: str, runs_dir: Path) -> str:
-    """The path that a reference stands for; ``text`` itself where it is a file or names nothing."""
+    """The path that a reference stands for; ``text`` itself where it is a file or names nothing.
+
+    Raises:
+        NoSuchStep: it names a run and a step that the run does not have.
+    """
     if Path(text).expanduser().is_file():
         return text
     try:
         return str(find_reference(text, runs_dir).path)
+    except NoSuchStep:
+        raise
     except NoSuchRun:
         return text
 
@@ -186,7 +192,7 @@ def _at_step(run: RunDir, text: str) -> RunReference:
         best = next((step for step in found if step is not None), None)
         advice = "; checkpoint.keep_best=val/loss keeps the best one"
         if best is None:
-            raise NoSuchRun(
+            raise NoSuchStep(
                 f"{run.name} has no best checkpoint, for it has no held-out loss",
                 fix="train.eval_every_steps measures one, checkpoint.keep_best=val/loss keeps the "
                 f"best checkpoint; without @best it is the newest: {run.name}",
@@ -199,7 +205,7 @@ def _at_step(run: RunDir, text: str) -> RunReference:
     steps = (
         ", ".join(str(int(file.parent.name.removeprefix("step-"))) for file in manifests) or "none"
     )
-    raise NoSuchRun(
+    raise NoSuchStep(
         f"{run.name} has no checkpoint of step {text}{did_you_mean(text, ['best'])}",
         fix=f"its checkpoints are of these steps: {steps}; @best is the one of the best "
         f"validation, without @STEP it is the newest{advice}",

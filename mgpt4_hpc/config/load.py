@@ -23,7 +23,7 @@ from mgpt4_hpc.config.schema import ALONE, RunConfig
 from mgpt4_hpc.config.sites import find_site, read_site
 from mgpt4_hpc.config.streams import is_url, split_joined
 from mgpt4_hpc.config.yaml_file import read_yaml
-from mgpt4_hpc.errors import ConfigError
+from mgpt4_hpc.errors import ConfigError, NoSuchStep
 from mgpt4_hpc.resources import configs_dir, preset_names, resolve_path
 from mgpt4_hpc.run_reference import located_path
 
@@ -219,9 +219,11 @@ class Layers:
 
         ``runs_dir`` is where a run is looked for that ``model.projector`` names.
         """
+        wrong: list[str] = []
         for _, flat in self.layers:
-            locate_projector(flat, runs_dir)
-        resolved = merge(self.layers, (*faults, *self.faults), convert_epochs)
+            if "model.projector" in flat:  # a later layer replaces it
+                wrong = locate_projector(flat, runs_dir)
+        resolved = merge(self.layers, (*faults, *self.faults, *wrong), convert_epochs)
         return replace(resolved, notes=(*self.notes, *resolved.notes))
 
 
@@ -293,11 +295,15 @@ def _replaced(file: Layer, environ: Mapping[str, Any], flags: Mapping[str, Any])
     )
 
 
-def locate_projector(flat: dict[str, Any], runs_dir: Path) -> None:
-    """Replace a run or a checkpoint that ``model.projector`` names by its path."""
+def locate_projector(flat: dict[str, Any], runs_dir: Path) -> list[str]:
+    """Replace a run or a checkpoint that ``model.projector`` names by its path; faults."""
     text = flat.get("model.projector")
     if isinstance(text, str):
-        flat["model.projector"] = located_path(text, runs_dir)
+        try:
+            flat["model.projector"] = located_path(text, runs_dir)
+        except NoSuchStep as error:
+            return [f"model.projector: {error.what}; {error.fix}"]
+    return []
 
 
 def unknown_paths(overrides: Mapping[str, Any], resolved: Iterable[Resolved]) -> list[str]:

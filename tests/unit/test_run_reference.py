@@ -7,7 +7,7 @@ import torch
 
 from mgpt4_hpc.checkpoint.store import CheckpointStore
 from mgpt4_hpc.config.load import read_layers
-from mgpt4_hpc.errors import NoSuchRun
+from mgpt4_hpc.errors import ConfigError, NoSuchRun
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import (
     best_validation,
@@ -129,3 +129,11 @@ def test_the_start_of_a_run_is_named_in_the_same_ways(run: RunDir, tmp_path: Pat
     file = tmp_path / "one.pth"
     file.write_bytes(b"")
     assert start(str(file)) == located_path(str(file), runs_dir) == str(file)
+    for text in ("one@7", "one@best", "one/checkpoints/step-7"):
+        with pytest.raises(ConfigError, match=r"model\.projector: one has no"):
+            start(text)
+    with pytest.raises(ConfigError, match="of these steps: 5, 20"):
+        start("one@7")
+    replaced = read_layers("toy-stage2", {"model.projector": "one@5"})
+    replaced.layers[0][1]["model.projector"] = "one@7"
+    assert replaced.resolve(runs_dir=runs_dir).config.model.projector == start("one@5")

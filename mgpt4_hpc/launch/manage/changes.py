@@ -88,8 +88,8 @@ def change(run: RunDir, overrides: Overrides, *, free: bool = False) -> Resolved
         return resolved
     old = keys.flatten(resolved.config.model_dump(mode="json"))
     wanted = dict(overrides.values)
-    locate_projector(wanted, run.path.parent)
-    faults, wrong, fix = [*overrides.faults], frozenset[str](), ""
+    faults = [*overrides.faults, *locate_projector(wanted, run.path.parent)]
+    wrong, fix = frozenset[str](), ""
     try:
         changed = merge([("run", old), (ORIGIN, wanted)])
     except InvalidSettings as error:
