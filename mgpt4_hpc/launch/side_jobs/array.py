@@ -54,15 +54,16 @@ LOST_S = 20.0
 """Seconds for which they must stand: while a task is requeued, Slurm may show its last end."""
 
 _PART = (
-    """code=0
+    """code=0 signal=
 # a start that Slurm makes of what is done ends here; its folder may be gone
 if [ ! -e {part}.done ] && {{ [ -d {folder} ] || [ "${{SLURM_RESTART_COUNT:-0}}" = 0 ]; }}; then
-  stop() {{ signal=$1; kill -TERM $task; }}
+  # a signal may come before there is a task
+  stop() {{ signal=$1; [ -z "$!" ] || kill -TERM $!; }}
 """
     + "".join(f"  trap 'stop SIG{name}' {name}\n" for name in STOP_SIGNALS)
     + """  {command} &
-  task=$!
-  wait $task; code=$?
+  [ -z "$signal" ] || kill -TERM $!
+  wait $!; code=$?
 fi
 trap '' {signals}
 [ $code -ne 0 ] || [ ! -d {folder} ] || : > {part}.done

@@ -65,9 +65,11 @@ echo "$@" >> CALLS
 case "$*" in
   *part_end*) ;;
   *"--part 2/"*) kill -USR2 $PPID; exec sleep 60;;
-  *"--part 3/"*) exit 1;;
+  *"--part 3/"*) [ -z "$BASH_ENV" ] || exec sleep 60; exit 1;;
 esac
 """
+EARLY = "trap 'case $BASH_COMMAND in trap*SIGHUP*) kill -USR2 $$;; esac' DEBUG"
+"""Signals a part's script when it has set its traps, but for the last, and has no task yet."""
 
 
 def test_the_end_of_each_part_is_settled_and_what_is_done_starts_nothing(
@@ -79,9 +81,10 @@ def test_the_end_of_each_part_is_settled_and_what_is_done_starts_nothing(
     monkeypatch.setattr(sys, "executable", str(python))
     script, following = array_script(job), following_script(job, ["data", "index"], "17")
 
-    def run(script: str, part: int, restarts: str = "1") -> tuple[int, list[str]]:
+    def run(script: str, part: int, restarts: str = "1", **more: str) -> tuple[int, list[str]]:
         calls.write_text("")
-        env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(part), "SLURM_RESTART_COUNT": restarts}
+        slurm = {"SLURM_ARRAY_TASK_ID": str(part), "SLURM_RESTART_COUNT": restarts}
+        env = {**os.environ, **slurm, **more}
         done = subprocess.run(["bash"], input=script, text=True, env=env, timeout=30, check=False)
         return done.returncode, calls.read_text().splitlines()
 
@@ -94,6 +97,11 @@ def test_the_end_of_each_part_is_settled_and_what_is_done_starts_nothing(
     assert code == 128 + signal.SIGUSR2
     assert end == f"{settle}/2 --exit-code {code} --signal SIGUSR2"
     assert run(script, 3)[1][1:] == [f"{settle}/3 --exit-code 1"] and not job.mark(3).exists()
+
+    (early := python.with_name("early")).write_text(EARLY)
+    code, (*_, end) = run(script, 3, BASH_ENV=str(early))
+    assert code == 128 + signal.SIGTERM
+    assert end == f"{settle}/3 --exit-code {code} --signal SIGUSR2"
 
     code, (work, end) = run(following, 0)
     assert code == 0 and job.mark("end").exists() and end == f"{settle}/end --exit-code 0"
