@@ -88,7 +88,8 @@ class Tool:
         folder = (folder or self.default_environment()).absolute()
         python = folder / "bin" / "python"
         found = self._installed(python)
-        if found is None:
+        # A process that installs it now may have installed the tool and not yet all of it.
+        if found is None or (folder / _INSTALLING).exists():
             try:
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 with folder.with_name(folder.name + ".lock").open("w") as file:
