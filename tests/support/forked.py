@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.support.runs import patience
+
 
 def in_processes(actions: Sequence[Callable[[], Any]], timeout_s: float = 30.0) -> list[Any]:
     """Fork one process per action; their results, or the exceptions that they raised.
 
-    A process that has not answered within ``timeout_s`` is killed and fails the test.
+    A process that has not answered within ``timeout_s``, or longer on a busy machine, is killed
+    and fails the test.
     """
+    timeout_s *= patience()
     children = [_fork(action) for action in actions]
     deadline = time.monotonic() + timeout_s
     results: list[Any] = []

@@ -22,12 +22,32 @@ def patience() -> float:
     return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
+class Patience:
+    """A limit that grows while others keep the machine busy.
+
+    Args:
+        timeout_s: of an idle machine.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._factor = 1.0
+        self._since = time.monotonic()
+
+    def is_over(self) -> bool:
+        """Whether the limit has passed; the busiest moment so far counts."""
+        self._factor = max(self._factor, patience())
+        return time.monotonic() - self._since > self._timeout_s * self._factor
+
+    def __str__(self) -> str:
+        return f"{self._timeout_s * self._factor:.0f} s"
+
+
 def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
     """Ask until true; fail with ``what`` after ``timeout_s``, or later on a busy machine."""
-    timeout_s *= patience()
-    deadline = time.monotonic() + timeout_s
+    waited = Patience(timeout_s)
     while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
+        assert not waited.is_over(), f"not within {waited}: {what}"
         time.sleep(0.05)
 
 
@@ -126,4 +146,4 @@ class ForkedRanks:
         """End the forking process."""
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=60 * patience())

@@ -55,8 +55,8 @@ def meet(token: str, world_size: int, *, rank0_late_s: float = 0.0) -> list[Any]
             if rank == 0 and rank0_late_s:
                 threading.Event().wait(rank0_late_s)
             ranks = Ranks(rank, rank, world_size, world_size)
-            store = rendezvous(ranks, HOST, token, timeout_s=20)
-            start_group(ranks, torch.device("cpu"), store, timeout_s=20)
+            store = rendezvous(ranks, HOST, token, timeout_s=60)
+            start_group(ranks, torch.device("cpu"), store, timeout_s=60)
             total = ranks.sum_on_cpu([rank + 1.0])[0]
             ranks.barrier()
             return total
@@ -144,7 +144,7 @@ def test_two_ranks_agree(token: str) -> None:
         def run() -> list[Any]:
             torch.set_num_threads(1)
             ranks = Ranks(rank, rank, 2, 2)
-            start_group(ranks, torch.device("cpu"), rendezvous(ranks, HOST, token, timeout_s=20))
+            start_group(ranks, torch.device("cpu"), rendezvous(ranks, HOST, token, timeout_s=60))
             seen: list[Any] = [
                 ranks.sum_on_cpu([0.5, 2.0**40 + rank]),
                 ranks.broadcast({"from": rank}),

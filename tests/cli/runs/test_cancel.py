@@ -104,7 +104,7 @@ def test_local(mgpt4: Mgpt4, run: RunDir, controller: subprocess.Popen[bytes]) -
     ended = mgpt4("cancel", "one")
     assert ended.code == 0
     assert f"process {controller.pid} was asked to save and end" in ended.out
-    assert controller.wait(timeout=10) == -signal.SIGINT
+    assert controller.wait(timeout=60) == -signal.SIGINT
     assert cancel_requested(run, str(controller.pid))
 
 
@@ -112,7 +112,7 @@ def test_local_with_a_full_quota(
     mgpt4: Mgpt4, run: RunDir, controller: subprocess.Popen[bytes], full: None
 ) -> None:
     assert "asked to save and end (no mark could be left" in mgpt4("cancel", "one").out
-    assert controller.wait(timeout=10) == -signal.SIGINT
+    assert controller.wait(timeout=60) == -signal.SIGINT
 
 
 def test_on_another_machine(mgpt4: Mgpt4, run: RunDir) -> None:

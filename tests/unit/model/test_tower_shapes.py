@@ -31,9 +31,9 @@ LLAMA_13B = LLAMA_7B | {
     ids=["vicuna-7b", "vicuna-13b", "llama2-7b"],
 )
 def test_full_size_models_are_planned_without_memory(arch, config: dict, trainable: int) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     model = plan_model(arch.with_llm_dim(config["hidden_size"]), config)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert {p.device.type for p in model.parameters()} == {"meta"}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == trainable
     assert sum(p.numel() for p in model.vision.parameters()) == 985_894_528

@@ -83,7 +83,7 @@ def test_a_full_disk_and_a_lost_shard_are_survived(
     assert counts[0] >= 3
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -7,7 +7,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
 from mgpt4_hpc.launch.runs.processes import exists
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from tests.support.runs import wait_until
+from tests.support.runs import patience, wait_until
 
 REPO = Path(__file__).parents[4]
 
@@ -86,7 +85,7 @@ class Controlled:
         wait_until(lambda: what in self.told(rank), 30, f"rank {rank} told {what!r}")
 
     def wait(self) -> int:
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=30 * patience())
 
 
 Make = Callable[..., Controlled]
@@ -281,17 +280,16 @@ def test_the_controller_keeps_none_of_our_streams(tmp_path: Path) -> None:
         f"executor = LocalExecutor(folder=Path({str(folder)!r}))\n"
         "executor.update_parameters(tasks_per_node=1, gpus_per_node=0, "
         f"run_dir={str(tmp_path)!r}, code={str(REPO)!r})\n"
-        "print(executor._submit_command('sleep 60').job_id)\n"
+        "print(executor._submit_command('sleep 600').job_id)\n"
         "import os; sys.stdout.flush(); os._exit(0)"
     )
-    began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     os.killpg(int(done.stdout), signal.SIGKILL)
-    assert time.monotonic() - began < 45
     assert (folder / "controller.log").exists()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.runs import patience
+
 REPO = Path(__file__).parents[4]
 
 PROGRAM = """
@@ -16,7 +18,7 @@ from mgpt4_hpc.train.health import alarm, watchdog
 awake_clock.SHORTEST_S, awake_clock._TICK_S = 0.5, 0.05
 alarm.FIRST_STAGE = signal.SIGHUP  # its second stage takes one second
 watchdog.PEERS_S, watchdog.ALARM_DELAY_S = 0.1, 0.2
-watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.2
+watchdog._LOOK_EVERY_S, watchdog._NOTE_S = 0.05, 0.6
 def note(hang):
     print("noted", hang.phase, hang.step, flush=True)
 dog = watchdog.Watchdog({step_s}, {slow_s}, note=note).start()
@@ -32,7 +34,7 @@ def run_program(body: str, step_s: float = 0.2, slow_s: float = 0.4) -> tuple[in
         env={**os.environ, "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=60 * patience(),
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

@@ -78,7 +78,7 @@ def agree(
     """
     token = f"nodes-{os.getpid()}-{time.time_ns()}"
     world = len(findings)
-    timeout_s = 0.5 if late or None in findings else 20.0
+    timeout_s = 1.0 if late or None in findings else 20.0
     acted = tmp_path / "acted"
     alive: list[object] = []
 
@@ -86,8 +86,8 @@ def agree(
         def run() -> Any:
             ranks = Ranks(rank, rank, world, world)
             if late and rank == late:
-                time.sleep(4 * timeout_s)
-            store = rendezvous(ranks, "127.0.0.1", token, timeout_s=20)
+                time.sleep(2 * timeout_s)
+            store = rendezvous(ranks, "127.0.0.1", token, timeout_s=60)
             alive.append(store)  # as in a job, which goes on
 
             def check() -> NodeFindings:
