@@ -33,12 +33,13 @@ def sync_tree(folder: Path, *, deep: bool = True) -> None:
     """
     paths = list(folder.rglob("*") if deep else folder.iterdir())
     with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(_sync_file, (path for path in paths if path.is_file())))
+        list(pool.map(fsync_file, (path for path in paths if path.is_file())))
         list(pool.map(fsync_folder, (path for path in paths if deep and path.is_dir())))
     fsync_folder(folder)
 
 
-def _sync_file(path: Path) -> None:
+def fsync_file(path: Path) -> None:
+    """Return once the content of a file would survive a power cut. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -15,6 +15,7 @@ from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.config.yaml_file import read_yaml, resolve_as_1_2
+from mgpt4_hpc.disk import fsync_file
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.retry import PAUSES_S, retry_storage
 from mgpt4_hpc.run_dir import RunDir
@@ -55,8 +56,7 @@ def rewrite_config(path: Path, resolved: Resolved) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     write_config(temporary, resolved, known=stored_keys(path))
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
+    fsync_file(temporary)
     temporary.replace(path)
 
 

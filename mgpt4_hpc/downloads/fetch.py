@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.downloads.listing import CONNECTIONS, WORK_FOLDER, Listing, RemoteFile
 from mgpt4_hpc.downloads.partial import Partials, flat, own_name
 from mgpt4_hpc.downloads.transport import (
@@ -253,7 +254,7 @@ class Fetch:
         target.parent.mkdir(parents=True, exist_ok=True)
         stat = partial.stat()
         partial.replace(target)
-        _sync_folder(target.parent)
+        fsync_folder(target.parent)
         state = {"key": file.key, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
         _write_json(self._note(file), state)
         self._partials.remove_others(file)
@@ -390,11 +391,3 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     fresh = path.with_name(f".{path.name}.{own_name()}")
     fresh.write_text(json.dumps(value), encoding="utf-8")
     fresh.replace(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

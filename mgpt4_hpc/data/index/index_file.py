@@ -36,7 +36,6 @@ import struct
 import tempfile
 from dataclasses import astuple
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -44,6 +43,7 @@ from numpy.typing import NDArray
 
 from mgpt4_hpc.data.index.scan import ShardScan
 from mgpt4_hpc.data.index.temporary_output import remove_leftovers, scratch_path
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.text_files import parse_json
 
@@ -192,7 +192,7 @@ class IndexWriter:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-        sync_folder(self.out.parent)
+        fsync_folder(self.out.parent)
 
     def _put(self, name: str, array: NDArray[Any]) -> None:
         self._files[name].write(array.astype(_DTYPES[_SHAPES[name][0]], copy=False).tobytes())
@@ -200,23 +200,9 @@ class IndexWriter:
     def __enter__(self) -> IndexWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         for file in self._files.values():
             file.close()
-
-
-def sync_folder(folder: Path) -> None:
-    """Fsync a folder, so that a rename in it survives a power cut."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def is_index(path: Path) -> bool:

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgpt4_hpc.data.index.conversations import parse_conversation, record_of
-from mgpt4_hpc.data.index.index_file import sync_folder
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import Dialogue
 from mgpt4_hpc.text_files import parse_json
@@ -114,7 +114,7 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 class FeatureShard:

@@ -18,6 +18,7 @@ from typing import IO, Any
 from mgpt4_hpc.data.index.caption import is_visible
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.data.sampling.order import keyed_words
+from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import DataError
 
 ROWS_PER_FILE = 1_000_000
@@ -103,7 +104,7 @@ def convert_captions(
                 folder.mkdir()
                 _convert(file, folder, report, rows_per_file, on_progress)
                 folder.rename(out)
-                _sync_folder(out.parent)
+                fsync_folder(out.parent)
     except OSError as error:
         other = f"{error.filename}: " if error.filename and Path(error.filename) != src else ""
         raise DataError(f"cannot convert {src}: {other}{error.strerror or error}") from error
@@ -175,7 +176,7 @@ def _convert(
     with (folder / REPORT_FILE).open("w", encoding="utf-8") as told_file:
         json.dump(report.__dict__, told_file, indent=2)
         _sync(told_file)
-    _sync_folder(folder)
+    fsync_folder(folder)
 
 
 def array_entries(path: Path) -> Iterator[tuple[Any, int]]:
@@ -349,11 +350,3 @@ def _require_array(file: IO[bytes], src: Path) -> None:
 def _sync(file: IO[Any]) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

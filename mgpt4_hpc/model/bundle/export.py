@@ -6,13 +6,13 @@ A ``.pth`` is written as the original's own checkpoints are laid out
 
 from __future__ import annotations
 
-import os
 import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from mgpt4_hpc.disk import fsync_file
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.conversion.importer import State, import_projector
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
@@ -59,8 +59,7 @@ def export_projector(
             from safetensors.torch import save_file
 
             save_file(named, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        fsync_file(temporary)
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import shutil
 import struct
 import uuid
@@ -18,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from mgpt4_hpc.disk import fsync_folder
+from mgpt4_hpc.disk import fsync_file, fsync_folder
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
@@ -182,7 +181,7 @@ def _write_all(folder: Path, plan: _Plan, on_progress: OnProgress) -> None:
         plan.finite,
     )  # fmt: skip
     manifest.write(folder / BUNDLE_FILE)
-    _sync(folder / BUNDLE_FILE)
+    fsync_file(folder / BUNDLE_FILE)
 
 
 def _write_from_memory(output: Output, plan: _Plan, name: str, keys: Sequence[str]) -> None:
@@ -230,7 +229,7 @@ def _llm_readings(folder: Path, plan: _Plan) -> tuple[dict[str, Reading], dict[s
         outputs = {path.name: Output(target / path.name) for path in files}
         for path in companion_files(plan.llm_dir):
             shutil.copyfile(path, target / path.name)
-            _sync(target / path.name)
+            fsync_file(target / path.name)
     readings = {}
     for path in files:
         weights = path.suffix in (".safetensors", ".bin")
@@ -359,11 +358,3 @@ def _remove_left_over(out: Path, say: Say) -> None:
             ) from None
         except OSError as error:
             say(f"{folder} may be left of an import that was killed: remove it ({error.strerror})")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
