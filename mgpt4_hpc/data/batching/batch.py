@@ -7,8 +7,8 @@ I image tokens, Q their width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,30 +72,16 @@ class Batch:
 
     def pin_memory(self, device: object = None) -> Batch:
         """A copy in page-locked memory (called by DataLoader), for asynchronous copies to a GPU."""
-        return replace(
-            self,
-            images_NCHW=self.images_NCHW.pin_memory(),
-            features_NIQ=None if self.features_NIQ is None else self.features_NIQ.pin_memory(),
-            input_ids_BT=self.input_ids_BT.pin_memory(),
-            image_mask_BT=self.image_mask_BT.pin_memory(),
-            labels_BT=self.labels_BT.pin_memory(),
-            attention_mask_BT=self.attention_mask_BT.pin_memory(),
-        )
+        return self._with_tensors(Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``; asynchronous from pinned memory."""
-        features_NIQ = self.features_NIQ
-        if features_NIQ is not None:
-            features_NIQ = features_NIQ.to(device, non_blocking=True)
-        return replace(
-            self,
-            images_NCHW=self.images_NCHW.to(device, non_blocking=True),
-            features_NIQ=features_NIQ,
-            input_ids_BT=self.input_ids_BT.to(device, non_blocking=True),
-            image_mask_BT=self.image_mask_BT.to(device, non_blocking=True),
-            labels_BT=self.labels_BT.to(device, non_blocking=True),
-            attention_mask_BT=self.attention_mask_BT.to(device, non_blocking=True),
-        )
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **(values | {name: change(tensors[name]) for name in tensors}))
 
 
 def collate(
