@@ -45,16 +45,6 @@ class Setting:
         """The default for people."""
         return "(required)" if self.required else json.dumps(self.default, ensure_ascii=False)
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {
-            "key": self.key,
-            "type": self.type,
-            "default": self.default,
-            "required": self.required,
-            "doc": self.doc,
-        }
-
 
 def describe_keys() -> list[Setting]:
     """Every setting, in the schema's order; the fields of a source as ``data.sources[].name``."""

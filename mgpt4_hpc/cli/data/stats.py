@@ -89,7 +89,7 @@ def stats_command(
     if as_json:
         echo_json(
             {
-                **stats.to_json(),
+                **asdict(stats),
                 "left_out": [asdict(entry) for entry in left_out],
                 "contact_sheet": sheet,
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,7 +245,7 @@ def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "digest": bundle.digest,
         "architecture": bundle.architecture.to_dict(),
         "llm": str(bundle.llm_dir),
-        "sources": [report.to_dict() for report in bundle.reports],
+        "sources": [asdict(report) for report in bundle.reports],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def keys_command(as_json: bool) -> None:
 
     described = describe_keys()
     if as_json:
-        echo_json([setting.to_json() for setting in described])
+        echo_json([asdict(setting) for setting in described])
         return
     from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
 

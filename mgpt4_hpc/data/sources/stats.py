@@ -8,8 +8,7 @@ import warnings
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -156,10 +155,6 @@ class SourceStats:
     images: Duplicates | None = None
     captions: Duplicates | None = None
     conversations: ConversationStats | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
 
 
 def spread_choice(num_samples: int, count: int, *key: object) -> Int64:

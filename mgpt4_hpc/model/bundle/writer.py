@@ -13,7 +13,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -251,7 +251,7 @@ def _source(report: KeyReport, chains: Mapping[str, Sequence[Reading]]) -> dict[
         }
         for reading in chains.get(report.source, ())
     }  # fmt: skip
-    return report.to_dict() | {"files": hashes}
+    return asdict(report) | {"files": hashes}
 
 
 def _resolved(

@@ -39,15 +39,6 @@ class KeyReport:
     dropped: dict[str, str] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for ``bundle.json``."""
-        return {
-            "source": self.source,
-            "used": self.used,
-            "dropped": self.dropped,
-            "missing": self.missing,
-        }
-
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> KeyReport:
         """Back from ``bundle.json``."""

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_words_tokens_and_what_is_cut(tmp_path: Path) -> None:
 def test_without_a_tokenizer_there_are_no_tokens(tmp_path: Path) -> None:
     stats = collect_stats(make_index(tmp_path, 10))
     assert (stats.tokens, stats.truncated) == ({}, {})
-    json.dumps(stats.to_json())
+    json.dumps(asdict(stats))
 
 
 def test_sizes_and_duplicates(tmp_path: Path) -> None:
