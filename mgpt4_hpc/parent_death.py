@@ -1,4 +1,4 @@
-"""Processes that must not outlive the process that started them."""
+"""Processes that must not outlive the process that started them, and which of a host live."""
 
 from __future__ import annotations
 
@@ -19,3 +19,14 @@ def die_with(parent: int) -> None:
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before the request: no signal will come
         os._exit(1)
+
+
+def lives(pid: int) -> bool:
+    """Whether a process of this host has that id, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

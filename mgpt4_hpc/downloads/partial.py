@@ -7,11 +7,13 @@ the same, the hash of the whole shows it.
 
 from __future__ import annotations
 
+import glob
 import os
 import socket
 from pathlib import Path
 
 from mgpt4_hpc.downloads.listing import RemoteFile
+from mgpt4_hpc.parent_death import lives
 
 _STALE_S = 180.0
 """A partial file of another machine is taken over after this time without a write: longer than
@@ -63,7 +65,7 @@ class Partials:
 
     def remove_others(self, file: RemoteFile) -> None:
         """Remove what is left of other contents of a file, once it is there."""
-        for path in self._folder.glob(f"{glob_escape(flat(file.name))}.*"):
+        for path in self._folder.glob(f"{glob.escape(flat(file.name))}.*"):
             name = path.name.removeprefix(f"{flat(file.name)}.")
             if name.count(".") >= 2 and self._is_dead(path, name.partition(".")[2]):
                 path.unlink(missing_ok=True)
@@ -72,7 +74,7 @@ class Partials:
         """Whether no process works on a partial file any more."""
         host, _, pid = owner.rpartition(".")
         if host == socket.gethostname():
-            return not _lives(pid)
+            return not (pid.isdecimal() and lives(int(pid)))
         # By the file server's clock, which may differ from this machine's.
         probe = self._folder / f".clock.{own_name()}"
         try:
@@ -80,18 +82,3 @@ class Partials:
             return probe.stat().st_mtime - partial.stat().st_mtime > _STALE_S
         except FileNotFoundError:
             return False
-
-
-def glob_escape(name: str) -> str:
-    """A name as a pattern that matches it alone."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)
-
-
-def _lives(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -8,7 +8,10 @@ import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+
+from mgpt4_hpc.parent_death import lives
 
 _SUFFIX = ".partial"
 
@@ -31,13 +34,9 @@ def scratch_beside(out: Path) -> Iterator[Path]:
 
 def scratch_path(out: Path) -> Path:
     """A hidden name beside ``out`` that names its writer; no other process makes it."""
-    number = 0
-    while True:
-        name = f".{out.name}.{socket.gethostname()}.{os.getpid()}.{number}{_SUFFIX}"
-        path = out.parent / name
-        if not path.exists():
-            return path
-        number += 1
+    own = f".{out.name}.{socket.gethostname()}.{os.getpid()}"
+    paths = (out.parent / f"{own}.{number}{_SUFFIX}" for number in count())
+    return next(path for path in paths if not path.exists())
 
 
 def remove_leftovers(out: Path) -> None:
@@ -49,19 +48,9 @@ def remove_leftovers(out: Path) -> None:
     except OSError:
         return
     for entry, match in leftovers:
-        if match is None or _lives(int(match.group(1))):
+        if match is None or lives(int(match.group(1))):
             continue
         if entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
