@@ -52,7 +52,7 @@ def test_every_reason_that_damage_gives_is_explained(tmp_path: Path) -> None:
     link.type, link.linkname = tarfile.SYMTYPE, "other.jpg"
     with tarfile.open(tmp_path / "linked.tar", "w") as tar:
         tar.addfile(link)
-    report = build_index(
+    index, _ = build_index(
         sorted(tmp_path.glob("*.tar")), tmp_path / "x.index", ScanOptions(decode=True)
     )
     explained = [
@@ -61,7 +61,7 @@ def test_every_reason_that_damage_gives_is_explained(tmp_path: Path) -> None:
         for entry in re.findall(r"`([^`]+)`", row)
     ]
     patterns = [re.sub(r"\b(NAME|N|A|B|W|H|WxH)\b", r"\\S+", entry) for entry in explained]
-    reasons = {reason for _, _, reason in report.quarantined}
+    reasons = {reason for _, _, reason in index.quarantined}
     assert len(reasons) >= 10
     unexplained = [
         reason for reason in reasons if not any(re.search(found, reason) for found in patterns)

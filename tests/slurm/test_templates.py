@@ -64,7 +64,7 @@ def test_index_sbatch_does_parts_as_an_array_and_puts_them_together(
     array = submit("--array=1-2")
     merging = submit(f"--dependency=afterok:{array}")
     cluster.wait_for_state(merging, "COMPLETED", timeout_s=60)
-    alone = build_index(sorted(shards.glob("*.tar")), tmp_path / "alone.index")
+    alone, _ = build_index(sorted(shards.glob("*.tar")), tmp_path / "alone.index")
     assert ShardIndex.open(index).num_samples == alone.num_samples > 0
     assert not list(tmp_path.glob("pwned"))
 

@@ -26,8 +26,10 @@ from mgpt4_hpc.output_files import check_folder, check_output
 from mgpt4_hpc.resources import expand_toy
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.data.index.index import IndexReport
+    from mgpt4_hpc.data.index.index import ShardIndex
     from mgpt4_hpc.data.index.left_out import LeftOut
+
+    _Indexed = tuple[ShardIndex, int]
 
 Quarantine = Sequence[tuple[str, str, str]]
 """(shard, key, reason) of what training will not see."""
@@ -109,9 +111,9 @@ def index_command(
     if part is not None:
         _print_indexed(_index_part(index, paths, out, parts_folder, part), as_json)
         return
-    report = _index_whole(index, paths, out, parts_folder)
-    _print_indexed(report, as_json, left_out_of_folders(shards))
-    if report.quarantined and not as_json:
+    indexed = _index_whole(index, paths, out, parts_folder)
+    _print_indexed(indexed, as_json, left_out_of_folders(shards))
+    if indexed[0].quarantined and not as_json:
         click.echo(f"see what was left out: mgpt4 data check {out}", err=True)
 
 
@@ -261,14 +263,14 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
         scratch_beside(Path(gettempdir()) / "mgpt4-check") as folder,
         progress("reading", "shards") as on_progress,
     ):
-        report = build_index(
+        index, _ = build_index(
             paths,
             folder / "source.index",
             ScanOptions(verify=verify, decode=decode, texts=True, workers=workers),
             on_shard=on_progress,
         )
-    left_out = [*report.left_out, *left_out_of_folders(what)]
-    return what, report.num_samples, report.num_shards, report.quarantined, [], left_out
+        left_out = [*index.left_out, *left_out_of_folders(what)]
+        return what, index.num_samples, index.num_shards, index.quarantined, [], left_out
 
 
 def _print_quarantine(quarantined: Quarantine) -> None:
@@ -287,8 +289,8 @@ def _print_quarantine(quarantined: Quarantine) -> None:
 
 
 def _index_part(
-    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path, part: Part
-) -> IndexReport:
+    index: Callable[..., _Indexed], paths: Sequence[Path], out: Path, folder: Path, part: Part
+) -> _Indexed:
     """One part's shards into a file of its own; what the whole index had serves again."""
     from mgpt4_hpc.cli.shared.progress import progress
     from mgpt4_hpc.launch.side_jobs.array import slice_of
@@ -304,46 +306,47 @@ def _index_part(
 
 
 def _index_whole(
-    index: Callable[..., IndexReport], paths: Sequence[Path], out: Path, folder: Path
-) -> IndexReport:
+    index: Callable[..., _Indexed], paths: Sequence[Path], out: Path, folder: Path
+) -> _Indexed:
     """All shards, the parts put together; their folder is not needed after that."""
     import shutil
 
     from mgpt4_hpc.cli.shared.progress import progress
 
     with progress("indexing", "shards") as on_progress:
-        report = index(
+        indexed = index(
             paths, out, reuse=_parts_in(folder), may_be_empty=False, on_shard=on_progress
         )
     if folder.is_dir():
         shutil.rmtree(folder, ignore_errors=True)
-    return report
+    return indexed
 
 
 def _parts_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.index"))
 
 
-def _print_indexed(report: IndexReport, as_json: bool, of_folders: Sequence[LeftOut] = ()) -> None:
-    left_out = [*report.left_out, *of_folders]
+def _print_indexed(indexed: _Indexed, as_json: bool, of_folders: Sequence[LeftOut] = ()) -> None:
+    index, num_reused = indexed
+    left_out = [*index.left_out, *of_folders]
     if as_json:
         echo_json(
             {
-                "index": str(report.path),
-                "num_samples": report.num_samples,
-                "num_shards": report.num_shards,
-                "num_reused": report.num_reused,
-                "num_ignored": report.num_ignored,
-                "num_quarantined": len(report.quarantined),
+                "index": str(index.path),
+                "num_samples": index.num_samples,
+                "num_shards": index.num_shards,
+                "num_reused": num_reused,
+                "num_ignored": index.num_ignored,
+                "num_quarantined": len(index.quarantined),
                 "left_out": [asdict(entry) for entry in left_out],
             }
         )
         return
     echo_left_out(left_out)
     click.echo(
-        f"{report.path}: {counted(report.num_samples, 'sample')} in "
-        f"{counted(report.num_shards, 'shard')}, {len(report.quarantined)} quarantined"
-        + (f", {counted(report.num_reused, 'shard')} unchanged" if report.num_reused else "")
+        f"{index.path}: {counted(index.num_samples, 'sample')} in "
+        f"{counted(index.num_shards, 'shard')}, {len(index.quarantined)} quarantined"
+        + (f", {counted(num_reused, 'shard')} unchanged" if num_reused else "")
     )
 
 

@@ -32,6 +32,7 @@ from mgpt4_hpc.retry import retry_storage
 
 _STAT_THREADS = 16
 _UNNOTED = "it is no part of a sample (index the shard again to see why)"
+_J = TypeVar("_J")
 _T = TypeVar("_T")
 
 
@@ -57,26 +58,6 @@ class SampleRef:
     key: str
     parts: Mapping[str, Span]
     images: tuple[Span, ...]
-
-
-@dataclass(frozen=True)
-class IndexReport:
-    """What ``build_index`` did.
-
-    Attributes:
-        num_reused: shards that had not changed and were taken from the older index.
-        num_ignored: members that belong to no sample.
-        quarantined: (shard, key, reason) of everything that training will not see.
-        left_out: both added up, by reason and extension.
-    """
-
-    path: Path
-    num_samples: int
-    num_shards: int
-    num_reused: int
-    num_ignored: int
-    quarantined: list[tuple[str, str, str]]
-    left_out: list[LeftOut]
 
 
 class ShardIndex:
@@ -317,7 +298,7 @@ def build_index(
     reuse: Sequence[Path] = (),
     may_be_empty: bool = True,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
-) -> IndexReport:
+) -> tuple[ShardIndex, int]:
     """Index tar shards into the file ``out``, atomically.
 
     An existing index is brought up to date: only shards that are new or differ in size
@@ -332,6 +313,9 @@ def build_index(
             reading: the parts that the tasks of a Slurm array made, for example.
         may_be_empty: write an index also if no sample is usable; a part of one may be.
         on_shard: called with (shards done, shards in all) after each scan and each reuse check.
+
+    Returns:
+        The index, and how many of its shards had not changed and were taken from an older one.
 
     Raises:
         DataError: if no shard is there, or no usable sample and ``may_be_empty`` is not set;
@@ -360,7 +344,7 @@ def build_index(
         if not writer.num_samples and not may_be_empty:
             raise no_samples(f"the shards of {name!r}", _all_left_out(writer))
         writer.commit()
-    return _report(out, sum(old is not None for _, _, old in jobs))
+    return ShardIndex.open(out), sum(old is not None for _, _, old in jobs)
 
 
 def _jobs(
@@ -383,19 +367,6 @@ def _jobs(
 def _all_left_out(writer: IndexWriter) -> list[LeftOut]:
     return _left_out_samples(writer.quarantined) + add_up(
         LeftOut(*entry) for entry in chain.from_iterable(writer.left_out)
-    )
-
-
-def _report(path: Path, reused: int) -> IndexReport:
-    index = ShardIndex.open(path)
-    return IndexReport(
-        path=path,
-        num_samples=index.num_samples,
-        num_shards=index.num_shards,
-        num_reused=reused,
-        num_ignored=index.num_ignored,
-        quarantined=index.quarantined,
-        left_out=index.left_out,
     )
 
 
@@ -439,18 +410,19 @@ def _scan_all(
     jobs: Sequence[_Job], scan: Callable[[tuple[Path, str]], ShardScan], workers: int
 ) -> Iterator[ShardScan]:
     """Scans in the order of the jobs, unchanged ones from the old index."""
-    fresh = [(path, name) for path, name, old in jobs if old is None]
-    if workers > 1 and len(fresh) > 1:
-        # spawn: the caller may have threads (a progress bar), with which fork does not mix.
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield from _merge(jobs, pool.map(scan, fresh))
-    else:
-        yield from _merge(jobs, map(scan, fresh))
-
-
-def _merge(jobs: Sequence[_Job], fresh: Iterator[ShardScan]) -> Iterator[ShardScan]:
+    fresh = map_shards(scan, [(path, name) for path, name, old in jobs if old is None], workers)
     for _, _, old in jobs:
         yield old[0].scan_of(old[1]) if old is not None else next(fresh)
+
+
+def map_shards(action: Callable[[_J], _T], jobs: Sequence[_J], workers: int) -> Iterator[_T]:
+    """What ``action`` returns for each job, in their order, from up to ``workers`` processes."""
+    if workers > 1 and len(jobs) > 1:
+        # spawn: the caller may have threads (a progress bar), with which fork does not mix.
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            yield from pool.map(action, jobs)
+    else:
+        yield from map(action, jobs)
 
 
 def _reusable(out: Path, options: ScanOptions) -> dict[Path, tuple[ShardIndex, int]]:

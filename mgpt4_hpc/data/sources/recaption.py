@@ -16,15 +16,14 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.data.images import formats
 from mgpt4_hpc.data.images.decode import ImageError, decode_image
+from mgpt4_hpc.data.index.index import map_shards
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.index.member_names import name_fault, show, split_name
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
@@ -96,13 +95,8 @@ def recaption(
     run = partial(_recaption_shard, table=table)
     on_progress = on_shard or (lambda done, total: None)
     on_progress(len(jobs) - len(todo), len(jobs))
-    if workers > 1 and len(todo) > 1:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for number, _ in enumerate(pool.map(run, todo), start=1):
-                on_progress(len(jobs) - len(todo) + number, len(jobs))
-    else:
-        for number, _ in enumerate(map(run, todo), start=1):
-            on_progress(len(jobs) - len(todo) + number, len(jobs))
+    for number, _ in enumerate(map_shards(run, todo, workers), start=1):
+        on_progress(len(jobs) - len(todo) + number, len(jobs))
 
 
 def begin(shards: Sequence[Path], captions: Path, by: By, out: Path, size: int | None) -> Path:

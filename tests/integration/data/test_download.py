@@ -77,7 +77,7 @@ def assert_nothing_half_written(out: Path) -> None:
     """Beside whole shards there is the plan and the hidden work folder, which holds logs only."""
     for tar in out.glob("*.tar"):
         assert json.loads((out / f"{tar.stem}_stats.json").read_text())["count"]
-        assert build_index([tar], out.parent / "one.index").quarantined == []
+        assert build_index([tar], out.parent / "one.index")[0].quarantined == []
     beside = {path.name for path in out.iterdir()} - {"download.json", ".download"}
     assert {name[:5] for name in beside} == {tar.stem for tar in out.glob("*.tar")}
 

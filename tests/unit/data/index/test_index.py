@@ -25,9 +25,9 @@ def shards(tmp_path: Path) -> list[Path]:
 
 
 def test_every_sample_is_found_where_it_lies(tmp_path: Path, shards: list[Path]) -> None:
-    report = build_index(shards, tmp_path / "toy.index", ScanOptions(verify=True))
-    assert (report.num_samples, report.num_shards, report.num_reused) == (50, 3, 0)
-    assert report.quarantined == []
+    built, num_reused = build_index(shards, tmp_path / "toy.index", ScanOptions(verify=True))
+    assert (built.num_samples, built.num_shards, num_reused) == (50, 3, 0)
+    assert built.quarantined == []
     index = ShardIndex.open(tmp_path / "toy.index")
     assert (index.name, index.num_samples, index.num_shards) == ("toy", 50, 3)
     expected = dict(members(range(50)))
@@ -79,12 +79,12 @@ def test_only_changed_and_new_shards_are_read_again(
         module, "scan_shard", lambda path, name, **kw: read.append(name) or scan(path, name, **kw)
     )
     shards[1].write_bytes(tar_bytes([*members(range(20, 45)), ("a.cls", b"1")]))
-    report = build_index(shards, out)
+    built, num_reused = build_index(shards, out)
     assert read == ["00001.tar", "00002.tar"]
-    assert (report.num_reused, report.num_samples, report.num_ignored) == (1, 55, 1)
-    afresh = build_index(shards, tmp_path / "other.index", name="toy")
+    assert (num_reused, built.num_samples, built.num_ignored) == (1, 55, 1)
+    _, num_reused = build_index(shards, tmp_path / "other.index", name="toy")
     assert out.read_bytes() == (tmp_path / "other.index").read_bytes()
-    assert afresh.num_reused == 0
+    assert num_reused == 0
     read.clear()
     build_index(shards, out, ScanOptions(verify=True))
     assert len(read) == 3, "an index without CRCs does not serve one with"
@@ -97,8 +97,8 @@ def test_parts_made_elsewhere_are_put_together_unread(
     for number, part in enumerate(parts):
         build_index(shards[number::2], part)
     monkeypatch.setattr("mgpt4_hpc.data.index.index.scan_shard", None)
-    report = build_index(shards, tmp_path / "toy.index", reuse=parts)
-    assert report.num_reused == 3
+    _, num_reused = build_index(shards, tmp_path / "toy.index", reuse=parts)
+    assert num_reused == 3
     index = ShardIndex.open(tmp_path / "toy.index")
     assert [index.key(sample) for sample in (0, 20, 49)] == ["000000000", "000000020", "000000049"]
 
@@ -147,13 +147,13 @@ def test_missing_and_resized_shards_are_told(tmp_path: Path, shards: list[Path])
 
 def test_an_unreadable_shard_is_tried_again_later(tmp_path: Path, shards: list[Path]) -> None:
     hidden = shards[1].rename(tmp_path / "hidden")
-    report = build_index(shards, tmp_path / "toy.index")
-    assert report.num_samples == 30
-    assert report.quarantined == [
+    built, _ = build_index(shards, tmp_path / "toy.index")
+    assert built.num_samples == 30
+    assert built.quarantined == [
         ("00001.tar", "@0", "the shard cannot be read: No such file or directory")
     ]
     hidden.rename(shards[1])
-    assert build_index(shards, tmp_path / "toy.index").num_samples == 50
+    assert build_index(shards, tmp_path / "toy.index")[0].num_samples == 50
 
 
 def test_an_index_travels_to_other_processes(tmp_path: Path) -> None:
@@ -193,9 +193,9 @@ def test_what_is_left_out_goes_from_index_to_index(tmp_path: Path) -> None:
     shard.write_bytes(
         tar_bytes([("a.jpg", jpeg()), ("a.txt", b"x"), ("b.jpg", jpeg()), ("v1.2.jpg", b"x")])
     )
-    first = build_index([shard], out)
-    again = build_index([shard], out)
-    assert again.num_reused == 1
+    first, _ = build_index([shard], out)
+    again, num_reused = build_index([shard], out)
+    assert num_reused == 1
     assert again.left_out == first.left_out
     assert [(entry.count, entry.example) for entry in first.left_out] == [(1, "b"), (1, "v1.2.jpg")]
     older = ShardIndex.open(out)
@@ -211,7 +211,7 @@ def test_nothing_usable_is_an_error_that_names_what_is_there(tmp_path: Path) -> 
     for told in ("no usable sample", "v1.2.jpg", "c.heic", "KEY.jpg", "KEY.txt"):
         assert told in str(error.value)
     assert not out.exists()
-    assert build_index([shard], out).num_samples == 0  # a part of an array may have none
+    assert build_index([shard], out)[0].num_samples == 0  # a part of an array may have none
 
 
 def test_useless_requests_are_refused(tmp_path: Path) -> None:

@@ -133,8 +133,8 @@ class TestPairs:
         assert {(e.count, e.example) for e in packed.left_out} == {
             (2, "._a.jpg"), (3, "._a.txt"),
         }  # fmt: skip
-        report = build_index(packed.shards, tmp_path / "i.index", ScanOptions(decode=True))
-        assert (report.num_samples, report.quarantined) == (3, [])
+        index, _ = build_index(packed.shards, tmp_path / "i.index", ScanOptions(decode=True))
+        assert (index.num_samples, index.quarantined) == (3, [])
         again = pack_pairs(src, tmp_path / "two", samples_per_shard=2).shards
         assert [a.read_bytes() for a in packed.shards] == [b.read_bytes() for b in again]
 
