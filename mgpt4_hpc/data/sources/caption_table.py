@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, is_visible
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
-from mgpt4_hpc.data.sources.convert import array_entries, encodes
+from mgpt4_hpc.data.sources.convert import array_entries, encodes, require_packages
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import beside
 from mgpt4_hpc.text_files import parse_json
@@ -263,12 +263,9 @@ def _of_csv(path: Path) -> Iterator[tuple[Mapping[str, Any], int, int]]:
 
 
 def _of_parquet(path: Path) -> Iterator[tuple[Mapping[str, Any], int, int]]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(
-            "reading parquet needs pyarrow", fix="pip install 'mgpt4-hpc[data]'"
-        ) from None
+    require_packages("reading parquet", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     try:
         file = parquet.ParquetFile(path)
         known = {"caption", *(name for names in NAMES.values() for name in names)}

@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
@@ -92,7 +93,7 @@ def convert_captions(
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"fraction is {fraction}; it must be above 0 and at most 1")
-    _require_packages()
+    require_packages("converting", "ijson", "pyarrow")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} is not an empty folder", fix="choose another folder or remove it")
     report = ConvertReport(str(src), str(out), fraction, seed)
@@ -185,7 +186,7 @@ def array_entries(path: Path) -> Iterator[tuple[Any, int]]:
     Raises:
         DataError: if it is no array, or is cut short.
     """
-    _require_packages()
+    require_packages("reading a JSON array", "ijson")
     with path.open("rb") as file:
         _require_array(file, path)
         text = _Utf8File(file)
@@ -322,15 +323,13 @@ class _Table:
             self._file.close()
 
 
-def _require_packages() -> None:
-    try:
-        import ijson  # noqa: F401
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise DataError(
-            f"converting needs {error.name}, which is not installed",
-            fix="pip install 'mgpt4-hpc[data]'",
-        ) from None
+def require_packages(what: str, *names: str) -> None:
+    """Raises DataError, naming the extra, unless ``what`` finds the packages that it needs."""
+    for name in names:
+        if find_spec(name) is None:
+            raise DataError(
+                f"{what} needs {name}, which is not installed", fix="pip install 'mgpt4-hpc[data]'"
+            )
 
 
 def _require_array(file: IO[bytes], src: Path) -> None:

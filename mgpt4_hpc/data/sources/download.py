@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mgpt4_hpc.data.sources.convert import require_packages
 from mgpt4_hpc.downloads.tool_environment import Tool, tool_variables
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import lock
@@ -176,10 +177,7 @@ class Download:
 
     def shards_of(self, part: int, parts: int) -> range:
         """Numbers of the shards that part ``part`` of 1 ... ``parts`` sees to."""
-        return range(
-            (part - 1) * self.num_shards // parts,
-            part * self.num_shards // parts,
-        )
+        return range((part - 1) * self.num_shards // parts, part * self.num_shards // parts)
 
     def rows_of(self, shards: range) -> int:
         """Rows of the input in these shards."""
@@ -357,13 +355,9 @@ class Download:
 
 
 def _input_files(sources: Sequence[Path], settings: ImageSettings) -> list[InputFile]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise DataError(
-            "downloading needs pyarrow, which is not installed",
-            fix="pip install 'mgpt4-hpc[data]'",
-        ) from None
+    require_packages("downloading", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     paths: list[Path] = []
     for source in sources:
         parquets = sorted(source.glob("*.parquet")) if source.is_dir() else [source]

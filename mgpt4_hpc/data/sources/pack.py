@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from mgpt4_hpc.data.images.formats import ImageFolder, suffix_of
 from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, CaptionError, is_visible, text_of
@@ -27,7 +27,6 @@ CAPTION_FILE = "filter_cap.json"
 IMAGE_FOLDER = "image"
 SAMPLES_PER_SHARD = 1000
 _TEXTS = ("json", "txt")
-_SHOWN = 10
 
 _Sample = tuple[str, Path, dict[str, bytes]]
 """Key, image, and the other members of a sample by their extension."""
@@ -80,7 +79,8 @@ def pack_align_folder(
     images = list_align_images(src)
     samples, faults = _checked(images, annotations)
     if faults:
-        raise _unusable(src, faults, len(annotations), f"remove them from {CAPTION_FILE}")
+        what = f"{len(faults)} of the {len(annotations)} pairs of {src}"
+        raise unusable(what, faults, f"repair them, or remove them from {CAPTION_FILE}")
     _write(out, samples, samples_per_shard)
     return PackedShards(sorted(out.glob("*.tar")), len(samples), left_out_of_align(src))
 
@@ -132,7 +132,8 @@ def pack_pairs(src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHA
         seen.add(key)
         used |= {found[0], *members.values()}
     if faults:
-        raise _unusable(src, faults, len(texts), "move them elsewhere")
+        what = f"{len(faults)} of the {len(texts)} pairs of {src}"
+        raise unusable(what, faults, "repair them, or move them elsewhere")
     _write(out, samples, samples_per_shard)
     left_out = [LeftOut("it is in no pair of an image and a text of its name", suffix_of(path.name),
                         1, path.name) for path in files if path not in used]  # fmt: skip
@@ -147,13 +148,11 @@ def _text_fault(data: dict[str, bytes]) -> str:
     return ""
 
 
-def _unusable(src: Path, faults: Sequence[str], total: int, removal: str) -> DataError:
-    listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
-    more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    return DataError(
-        f"{len(faults)} of the {total} pairs of {src} are unusable:{listed}{more}",
-        fix=f"repair them, or {removal}",
-    )
+def unusable(what: str, faults: Sequence[str], fix: str, most: int = 10) -> DataError:
+    """The error that lists the first ``most`` faults of samples."""
+    listed = "".join(f"\n  - {fault}" for fault in faults[:most])
+    more = f"\n  - and {len(faults) - most} more" if len(faults) > most else ""
+    return DataError(f"{what} are unusable:{listed}{more}", fix=fix)
 
 
 def read_annotations(src: Path) -> list[Any]:
@@ -266,19 +265,48 @@ def _image_fault(images: ImageFolder, image_id: str, paths: Sequence[Path]) -> s
 
 def _write(out: Path, samples: list[_Sample], per_shard: int) -> None:
     """Write the shards; their folder appears when it is complete."""
-    # It brings torch along, which the login node's commands do without.
-    import webdataset
-
     out.parent.mkdir(parents=True, exist_ok=True)
     with scratch_beside(out) as holder:
         folder = holder / "shards"
         folder.mkdir()
-        for number, begin in enumerate(range(0, len(samples), per_shard)):
-            with (folder / f"{number:05d}.tar").open("wb") as file:
-                # A fixed time, owner and format: the same folder gives the same bytes.
-                writer = webdataset.TarWriter(file, encoder=False, mtime=0, compress=False)
-                for key, image, texts in samples[begin : begin + per_shard]:
-                    members = {suffix_of(image.name): image.read_bytes(), **texts}
-                    writer.write({"__key__": key, **members})
-                writer.close()
+        with ShardWriter(folder, per_shard) as shards:
+            for key, image, texts in samples:
+                shards.add(key, {suffix_of(image.name): image.read_bytes(), **texts})
         folder.rename(out)
+
+
+class ShardWriter:
+    """Tar shards of equal length, written into a folder one after the other."""
+
+    def __init__(self, folder: Path, per_shard: int) -> None:
+        self.num_samples = 0
+        self._folder = folder
+        self._per_shard = per_shard
+        self._file: IO[bytes] | None = None
+        self._writer: Any = None
+
+    def add(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Write a sample's members, by their extensions."""
+        # It brings torch along, which the login node's commands do without.
+        import webdataset
+
+        if self.num_samples % self._per_shard == 0:
+            self._finish()
+            name = f"{self.num_samples // self._per_shard:05d}.tar"
+            self._file = (self._folder / name).open("wb")
+            # A fixed time, owner and format: the same input gives the same bytes.
+            self._writer = webdataset.TarWriter(self._file, encoder=False, mtime=0, compress=False)
+        self._writer.write({"__key__": key, **members})
+        self.num_samples += 1
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            self._writer.close()
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._finish()

@@ -27,9 +27,15 @@ from mgpt4_hpc.data.index.conversations import (
     record_of,
 )
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
-from mgpt4_hpc.data.sources.pack import SAMPLES_PER_SHARD, PackedShards, require_empty
+from mgpt4_hpc.data.sources.convert import require_packages
+from mgpt4_hpc.data.sources.pack import (
+    SAMPLES_PER_SHARD,
+    PackedShards,
+    ShardWriter,
+    require_empty,
+    unusable,
+)
 from mgpt4_hpc.errors import DataError
-from mgpt4_hpc.prompts import Dialogue
 from mgpt4_hpc.retry import is_transient
 from mgpt4_hpc.text_files import NotUtf8, decode_utf8
 
@@ -61,12 +67,6 @@ class _Entry:
         """For people: the number, and the id if it has one."""
         own = self.value.get("id") if isinstance(self.value, dict) else None
         return f"record {self.number}" + (f" (id {ascii(own)[:60]})" if own is not None else "")
-
-
-@dataclass(frozen=True)
-class _Sample:
-    dialogue: Dialogue
-    images: tuple[bytes, ...]
 
 
 def pack_conversations(
@@ -103,7 +103,7 @@ def pack_conversations(
     with scratch_beside(out) as holder, ThreadPoolExecutor(_cpus()) as pool:
         fresh = holder / "shards"
         fresh.mkdir()
-        with _Shards(fresh, samples_per_shard) as shards:
+        with ShardWriter(fresh, samples_per_shard) as shards:
             entries = _entries(src)
             while chunk := list(islice(entries, _AT_ONCE)):
                 loaded = pool.map(lambda entry: _load(entry, folder), chunk)
@@ -112,7 +112,7 @@ def pack_conversations(
                     if isinstance(sample, str):
                         faults.append(f"{entry.name}: {sample}")
                     elif leave_out_bad or not faults:
-                        shards.add(entry.number, sample)
+                        shards.add(f"{entry.number:09d}", sample)
                 on_progress(int(chunk[-1].share * size), size)
         if not total:
             raise DataError(f"{src} holds no conversation")
@@ -123,24 +123,20 @@ def pack_conversations(
 
 
 def _unusable(src: Path, folder: Path, faults: list[str], total: int) -> DataError:
-    listed = "".join(f"\n  - {fault}" for fault in faults[:_SHOWN])
-    more = f"\n  - and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
     fix = "repair them"
     if any(fault.endswith(os.strerror(errno.ENOENT)) for fault in faults):
         fix += f"; images are looked up in {folder}, --images DIR names another folder"
     if len(faults) < total:
         fix += "; or pack the others with --leave-out-bad"
-    return DataError(
-        f"{len(faults)} of the {total} conversations of {src} are unusable:{listed}{more}", fix=fix
-    )
+    return unusable(f"{len(faults)} of the {total} conversations of {src}", faults, fix, _SHOWN)
 
 
 def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _load(entry: _Entry, folder: Path) -> _Sample | str:
-    """The sample of a record, or why it cannot be used."""
+def _load(entry: _Entry, folder: Path) -> dict[str, bytes] | str:
+    """The members of a record's sample by their extensions, or why it cannot be used."""
     if entry.fault:
         return entry.fault
     if not is_conversation(entry.value):
@@ -150,14 +146,16 @@ def _load(entry: _Entry, folder: Path) -> _Sample | str:
         places = _places(parsed)
     except ConversationError as error:
         return str(error)
-    images, faults = [], []
-    for place in places:
+    members: dict[str, bytes] = {}
+    faults = []
+    for number, place in enumerate(places):
         data = _image(place, folder)
         if isinstance(data, str):
             faults.append(data)
         else:
-            images.append(data)
-    return "; ".join(faults) or _Sample(parsed.dialogue, tuple(images))
+            members[f"{number}.jpg" if number else "jpg"] = data
+    record = json.dumps(record_of(parsed.dialogue), ensure_ascii=False).encode()
+    return "; ".join(faults) or {**members, "json": record}
 
 
 def _places(parsed: Parsed) -> list[Any]:
@@ -300,14 +298,10 @@ def _lines(text: str) -> Iterator[_Entry]:
 
 
 def _rows(file: IO[bytes], src: Path) -> Iterator[_Entry]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(
-            "reading Parquet needs pyarrow, which is not installed",
-            fix="pip install 'mgpt4-hpc[data]'",
-        ) from None
+    require_packages("reading Parquet", "pyarrow")
+    import pyarrow
+    from pyarrow import parquet
+
     try:
         table, number = parquet.ParquetFile(file), 0
         for batch in table.iter_batches(_AT_ONCE):
@@ -316,44 +310,3 @@ def _rows(file: IO[bytes], src: Path) -> Iterator[_Entry]:
                 yield _Entry(number - 1, number / table.metadata.num_rows, row)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{src} is no whole Parquet file: {str(error)[:200]}") from None
-
-
-class _Shards:
-    """Tar shards of equal length, written one after the other."""
-
-    def __init__(self, folder: Path, per_shard: int) -> None:
-        self.num_samples = 0
-        self._folder = folder
-        self._per_shard = per_shard
-        self._file: IO[bytes] | None = None
-        self._writer: Any = None
-
-    def add(self, number: int, sample: _Sample) -> None:
-        """Write a sample; ``number`` is its place in the source, and its key in the shard."""
-        # It brings torch along, which the login node's commands do without.
-        import webdataset
-
-        if self.num_samples % self._per_shard == 0:
-            self._finish()
-            name = f"{self.num_samples // self._per_shard:05d}.tar"
-            self._file = (self._folder / name).open("wb")
-            # A fixed time, owner and format: the same input gives the same bytes.
-            self._writer = webdataset.TarWriter(self._file, encoder=False, mtime=0, compress=False)
-        images = {
-            f"{place}.jpg" if place else "jpg": data for place, data in enumerate(sample.images)
-        }
-        record = json.dumps(record_of(sample.dialogue), ensure_ascii=False).encode()
-        self._writer.write({"__key__": f"{number:09d}", **images, "json": record})
-        self.num_samples += 1
-
-    def _finish(self) -> None:
-        if self._file is not None:
-            self._writer.close()
-            self._file.close()
-            self._file = None
-
-    def __enter__(self) -> _Shards:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._finish()
