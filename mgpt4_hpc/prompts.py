@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from mgpt4_hpc.errors import ConfigError
 
@@ -64,6 +65,17 @@ class Dialogue:
         """Its first ``count`` turns."""
         return Dialogue(self.turns[:count], self.system)
 
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates take it, and shards hold it: role and content."""
+        spoken: list[tuple[str, Sequence[Piece]]] = []
+        if self.system:
+            spoken.append(("system", [self.system]))
+        for turn in self.turns:
+            spoken.append(("user", turn.question))
+            if turn.answer is not None:
+                spoken.append(("assistant", [turn.answer]))
+        return [{"role": role, "content": list(map(_piece, pieces))} for role, pieces in spoken]
+
     def transcript(self) -> str:
         """The conversation as one text, for people."""
         lines = [f"System: {self.system}"] if self.system else []
@@ -71,6 +83,10 @@ class Dialogue:
             asked = " ".join("<image>" if piece is None else piece for piece in turn.question)
             lines += [f"Q: {asked}", f"A: {turn.answer or ''}"]
         return "\n".join(lines)
+
+
+def _piece(piece: Piece) -> dict[str, str]:
+    return {"type": "image"} if piece is None else {"type": "text", "text": piece}
 
 
 @dataclass(frozen=True)

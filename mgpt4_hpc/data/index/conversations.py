@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mgpt4_hpc.prompts import Dialogue, Piece, Turn
+from mgpt4_hpc.prompts import Dialogue, Turn
 
 IMAGE_MARK = "<image>"
 """Where a picture stands in a text of either form."""
@@ -91,35 +91,19 @@ def parse_conversation(record: Mapping[str, Any]) -> Parsed:
             raise ConversationError(f"its {place} is empty")
         if not answer:
             raise ConversationError(f"its answer to {place} is empty")
-        turns.append(Turn(tuple(_text_or_none(piece) for piece in question), answer))
+        turns.append(Turn(tuple(p if isinstance(p, str) else None for p in question), answer))
         images += [piece.reference for piece in question if isinstance(piece, _Image)]
     return Parsed(Dialogue(tuple(turns), system), tuple(images), _listed(record))
 
 
 def record_of(dialogue: Dialogue) -> dict[str, Any]:
     """The form that stands in shards; ``parse_conversation`` gives the same dialogue back."""
-    messages: list[dict[str, Any]] = []
-    if dialogue.system:
-        messages.append({"role": "system", "content": _content([dialogue.system])})
-    for turn in dialogue.turns:
-        messages.append({"role": "user", "content": _content(turn.question)})
-        messages.append({"role": "assistant", "content": _content([turn.answer or ""])})
-    return {"messages": messages}
+    return {"messages": dialogue.messages()}
 
 
 @dataclass(frozen=True)
 class _Image:
     reference: Any = None
-
-
-def _content(pieces: Sequence[Piece]) -> list[dict[str, str]]:
-    return [
-        {"type": "image"} if piece is None else {"type": "text", "text": piece} for piece in pieces
-    ]
-
-
-def _text_or_none(piece: str | _Image) -> Piece:
-    return piece if isinstance(piece, str) else None
 
 
 def _messages(record: Mapping[str, Any]) -> Iterator[tuple[str, list[str | _Image]]]:

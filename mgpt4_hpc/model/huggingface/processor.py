@@ -144,23 +144,6 @@ def export_processor(
         processor.save_pretrained(folder)
 
 
-def messages_of(dialogue: Dialogue) -> list[dict[str, Any]]:
-    """A conversation as chat templates take it."""
-    messages: list[dict[str, Any]] = []
-    if dialogue.system:
-        messages.append({"role": "system", "content": [{"type": "text", "text": dialogue.system}]})
-    for turn in dialogue.turns:
-        pieces = [
-            {"type": "image"} if piece is None else {"type": "text", "text": piece}
-            for piece in turn.question
-        ]
-        messages.append({"role": "user", "content": pieces})
-        if turn.answer is not None:
-            text = [{"type": "text", "text": turn.answer}]
-            messages.append({"role": "assistant", "content": text})
-    return messages
-
-
 def _backend(tokenizer: TextTokenizer, image: ImageToken) -> Any:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -215,7 +198,7 @@ def _fitting(
             spoken = dialogue if dialogue.system else Dialogue(dialogue.turns, system)
             wanted = _flat(ours.lay_out(spoken), image.id)
             encoded = backend.apply_chat_template(
-                messages_of(dialogue), chat_template=text, add_generation_prompt=True,
+                dialogue.messages(), chat_template=text, add_generation_prompt=True,
                 return_dict=False,
             )  # fmt: skip
             if list(encoded) != wanted:

@@ -22,7 +22,6 @@ from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from mgpt4_hpc.model.generation.prompt_embedding import build_context
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.huggingface.export import TrainedModel, export_model
-from mgpt4_hpc.model.huggingface.processor import messages_of
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.prompts import STAGE2_INSTRUCTIONS, Dialogue, Turn, get_template
@@ -71,7 +70,7 @@ def inputs_of(processor, dialogue: Dialogue, images: list[Image.Image]) -> dict:
     """One conversation, repeated where there are images for more."""
     left, conversations = iter(images), []
     for _ in range(len(images) // max(1, dialogue.num_images) or 1):
-        conversations.append(messages_of(dialogue))
+        conversations.append(dialogue.messages())
         for message in conversations[-1]:
             for piece in message["content"]:
                 if piece["type"] == "image":

@@ -14,7 +14,6 @@ from mgpt4_hpc.model.huggingface.processor import (
     _flat,
     export_processor,
     image_token,
-    messages_of,
 )
 from mgpt4_hpc.model.llm_files.chat_template import chat_format
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
@@ -142,6 +141,6 @@ def compare(tokenizer: TextTokenizer, template: Template, out: Path) -> None:
         turns = (*asked.turns[: count - 1], Turn(asked.turns[count - 1].question, None))
         told = Dialogue(turns, asked.system)
         found = theirs.apply_chat_template(
-            messages_of(Dialogue(turns)), add_generation_prompt=True, return_dict=False
+            Dialogue(turns).messages(), add_generation_prompt=True, return_dict=False
         )
         assert found == _flat(ours.lay_out(told), image.id)
