@@ -16,8 +16,8 @@ from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
 from mgpt4_hpc.model.nn.performance.compile import compile_layers
 from mgpt4_hpc.model.nn.performance.fsdp import shard_layers
 from mgpt4_hpc.model.nn.performance.node_broadcast import LocalRunner
+from mgpt4_hpc.model.nn.precision import choose_precision
 from mgpt4_hpc.train.checkpoint_state import trained_parameters
-from mgpt4_hpc.train.device import choose_precision
 from mgpt4_hpc.train.inputs.initial_weights import StartWeights
 from mgpt4_hpc.train.optimizer import build_optimizer
 from mgpt4_hpc.train.schedule import WarmupCosine
@@ -46,7 +46,7 @@ def build_run_model(
     model = build_model(
         bundle,
         ModelOptions(
-            precision=choose_precision(config, device),
+            precision=choose_precision(config.model.precision, device),
             vision_precision=config.model.vision_precision,
             ln_vision=config.model.ln_vision,
             llm_8bit=config.model.llm_8bit,
@@ -122,7 +122,7 @@ def build_step(
         WarmupCosine.from_config(config.train),
         StepOptions(
             world_size=ranks.world_size,
-            fp16=choose_precision(config, device) == "fp16",
+            fp16=choose_precision(config.model.precision, device) == "fp16",
             loss_reduction=config.train.loss_reduction,
             max_grad_norm=config.train.max_grad_norm,
             num_passes=_most_passes(config, ranks.world_size) if model.sharded else 0,

@@ -49,16 +49,6 @@ def _is_bound_to_one() -> bool:
     return len(named) == 1 and torch.cuda.device_count() == 1
 
 
-def choose_precision(config: RunConfig, device: torch.device) -> str:
-    """Precision of the frozen towers: fp32, bf16 or fp16."""
-    wanted = config.model.precision
-    if wanted != "auto":
-        return wanted
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-
-
 def set_up_process(config: RunConfig, ranks: Ranks) -> None:
     """Threads and determinism, after :func:`choose_device`.
 

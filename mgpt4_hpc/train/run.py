@@ -27,6 +27,7 @@ from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.nn.lora import lora_parameters
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
+from mgpt4_hpc.model.nn.precision import choose_precision
 from mgpt4_hpc.retry import retry_storage
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
@@ -35,12 +36,7 @@ from mgpt4_hpc.telemetry.time_buckets import START_UP, WEIGHTS_LOADING, WIND_DOW
 from mgpt4_hpc.train.build import build_run_model, build_step, uniform_loss
 from mgpt4_hpc.train.checkpoint_state import describe, restore, snapshot
 from mgpt4_hpc.train.ddp import wrap_projector
-from mgpt4_hpc.train.device import (
-    choose_device,
-    choose_precision,
-    peak_memory_gib,
-    set_up_process,
-)
+from mgpt4_hpc.train.device import choose_device, peak_memory_gib, set_up_process
 from mgpt4_hpc.train.health.watchdog import Watchdog
 from mgpt4_hpc.train.inputs.loaders import Batches, open_batches
 from mgpt4_hpc.train.inputs.planned_steps import PlannedSteps
@@ -377,7 +373,7 @@ class _Attempt:
                 bundle.architecture,
                 bundle.llm_config,
                 self.device,
-                choose_precision(self.config, self.device),
+                choose_precision(self.config.model.precision, self.device),
             ),
             buckets=self.buckets,
             uniform_loss=uniform_loss(model),

@@ -27,6 +27,7 @@ from mgpt4_hpc.model.llm_files.folder import original_format, own_format
 from mgpt4_hpc.model.llm_files.tokenizer import load_tokenizer
 from mgpt4_hpc.model.nn.lora import LORA_FILE, SavedLora, read_lora_beside, use_lora
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, ModelOptions, build_model
+from mgpt4_hpc.model.nn.precision import choose_precision
 from mgpt4_hpc.model.nn.preprocess import normalise
 from mgpt4_hpc.prompts import Dialogue, Template, get_template
 from mgpt4_hpc.resources import resolve_path
@@ -194,7 +195,7 @@ class ChatModel:
         self.bundle: Bundle = open_bundle(source.weights)
         config = source.config
         target = _device(device)
-        self.precision = _precision(precision, target)
+        self.precision = choose_precision(precision, target)
         self.model = build_model(
             self.bundle,
             ModelOptions(
@@ -387,11 +388,3 @@ def _device(wanted: str) -> torch.device:
             "there is no GPU here", fix="start this on a GPU node (--slurm), or use --device cpu"
         )
     return device
-
-
-def _precision(wanted: str, device: torch.device) -> str:
-    if wanted != "auto":
-        return wanted
-    if device.type == "cpu":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

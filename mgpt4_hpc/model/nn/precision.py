@@ -7,20 +7,25 @@ model in 16 bits throughout, the projector's parameters and the loss in float32.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import nn
 
 from mgpt4_hpc.errors import WeightsError
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Precision of the frozen towers, ``fp32``, ``bf16`` or ``fp16``, where it may be ``auto``."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def compute_dtype(precision: str) -> torch.dtype:

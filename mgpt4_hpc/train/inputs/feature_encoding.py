@@ -39,8 +39,9 @@ from mgpt4_hpc.formatting import size_text
 from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.conversion.variants import require_variant
 from mgpt4_hpc.model.nn.image_encoder import ImageEncoder
+from mgpt4_hpc.model.nn.precision import choose_precision
 from mgpt4_hpc.model.nn.preprocess import normalise
-from mgpt4_hpc.train.device import choose_device, choose_precision, set_up_process
+from mgpt4_hpc.train.device import choose_device, set_up_process
 
 INDEX_FOLDER = "indexes"
 _TEXT_BYTES = 400
@@ -50,9 +51,9 @@ _SPARE_BYTES = 64 * 2**20
 
 def feature_binding(config: RunConfig, bundle: Bundle, device: torch.device) -> dict[str, Any]:
     """Everything that decides a sample's features, but for the sample."""
-    precision = config.model.vision_precision
+    precision: str = config.model.vision_precision
     if precision == "same":
-        precision = choose_precision(config, device)  # type: ignore[assignment]
+        precision = choose_precision(config.model.precision, device)
     return binding_of(
         bundle=bundle.digest,
         image_size=bundle.architecture.image_size,
