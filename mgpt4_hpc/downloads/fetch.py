@@ -365,11 +365,8 @@ def _hash_text(file: RemoteFile, state: Any) -> str:
 
 
 def _digest(path: Path, file: RemoteFile) -> str:
-    state = _new_hash(file)
-    with path.open("rb") as raw:
-        while data := raw.read(_PIECE):
-            state.update(data)
-    return _hash_text(file, state)
+    with path.open("rb", buffering=0) as raw:
+        return _hash_text(file, hashlib.file_digest(raw, lambda: _new_hash(file)))
 
 
 def _size(path: Path) -> int:

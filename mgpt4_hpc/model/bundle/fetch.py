@@ -32,7 +32,6 @@ _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 600.0
 _TIMEOUT_S = 60.0
 _SMALL = ("*.json", "*.model", "*.txt")
-_BLOCK_BYTES = 8 * 1024 * 1024
 _MIRROR = f"name a mirror or a local copy in a file of sources ({VARIABLE}=FILE)"
 
 T = TypeVar("T")
@@ -163,10 +162,8 @@ def _require_hash(path: Path, source: PublishedSource) -> None:
 
 
 def _compare(path: Path, kind: str, wanted: str) -> None:
-    digest = hashlib.new(kind, usedforsecurity=False)
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
+        digest = hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False))
     if digest.hexdigest() != wanted.lower():
         raise WeightsError(
             f"{path.name}: its {kind} is {digest.hexdigest()}, {wanted} is published",

@@ -17,15 +17,12 @@ HASH_BYTES = 16
 
 _SAMPLES = 64
 _SAMPLE_BYTES = 64 * 1024
-_BLOCK_BYTES = 8 * 1024 * 1024
 
 
 def full_hash(path: Path) -> str:
     """BLAKE2b of the whole content, 32 hex digits."""
-    digest = hashlib.blake2b(digest_size=HASH_BYTES)
     with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=HASH_BYTES))
     return digest.hexdigest()
 
 
