@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES, TensorInfo
+from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES, TORCH_NAMES, TensorInfo
 from mgpt4_hpc.model.weight_files.one_pass import (
     BLOCK_BYTES,
     Output,
@@ -92,10 +92,8 @@ def torch_type(dtype: str) -> torch.dtype:
     """Torch's type for safetensors' name of it."""
     import torch
 
-    kinds = {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    }  # fmt: skip
-    return kinds[dtype]
+    kind: torch.dtype = getattr(torch, TORCH_NAMES[dtype])
+    return kind
 
 
 def write_shards(

@@ -15,7 +15,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.tower_shapes import Shapes
-from mgpt4_hpc.model.weight_files.headers import TensorInfo
+from mgpt4_hpc.model.weight_files.headers import TORCH_NAMES, TensorInfo
 from mgpt4_hpc.model.weight_files.untrusted_files import one_line
 
 _SHOWN = 6
@@ -212,12 +212,6 @@ def _on_meta(stored: Stored) -> dict[str, Any]:
     """Tensors of the stored shapes and types, without numbers, that stay on the meta device."""
     import torch
 
-    kinds = {
-        "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-        "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-        "U8": torch.uint8, "BOOL": torch.bool,
-    }  # fmt: skip
-
     class OnMeta(torch.Tensor):
         """Stays on the meta device when the loader moves it to another."""
 
@@ -227,7 +221,7 @@ def _on_meta(stored: Stored) -> dict[str, Any]:
 
     return {
         key: torch.empty(
-            info.shape, dtype=kinds.get(info.dtype, torch.float16), device="meta"
+            info.shape, dtype=getattr(torch, TORCH_NAMES.get(info.dtype, "float16")), device="meta"
         ).as_subclass(OnMeta)
         for key, info in stored.items()
     }

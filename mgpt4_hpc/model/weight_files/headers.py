@@ -26,6 +26,15 @@ ITEM_BYTES = {
 }  # fmt: skip
 """Bytes of one number, by safetensors' names of the types."""
 
+DTYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16",
+    "uint32": "U32", "uint64": "U64", "complex64": "C64", "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+"""Safetensors' names of the types, by torch's."""
+TORCH_NAMES = {name: torch_name for torch_name, name in DTYPE_NAMES.items()}
+
 
 @dataclass(frozen=True)
 class TensorInfo:

@@ -18,7 +18,7 @@ from typing import IO, Any, Literal
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.weight_files.fingerprint import HASH_BYTES, WeightFileRecord, fingerprint
-from mgpt4_hpc.model.weight_files.headers import TensorInfo
+from mgpt4_hpc.model.weight_files.headers import DTYPE_NAMES, ITEM_BYTES, TensorInfo
 
 BLOCK_BYTES = 4 * 1024 * 1024
 _MOST_FILES_AT_ONCE = 8
@@ -245,8 +245,6 @@ class Layout:
 
 def lay_out(tensors: Mapping[str, TensorInfo]) -> Layout:
     """Order the tensors, and write the header."""
-    from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES
-
     sums: dict[str, int] = {}
     for info in tensors.values():
         sums[info.dtype] = sums.get(info.dtype, 0) + info.num_bytes
@@ -283,9 +281,7 @@ def tensor_info(tensor: Any) -> TensorInfo:
     """A torch tensor on the CPU as a description that holds its bytes."""
     import torch
 
-    names = {
-        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    }  # fmt: skip
+    name = DTYPE_NAMES[str(tensor.dtype).removeprefix("torch.")]
     whole = tensor.detach().cpu().contiguous()
     data = whole.reshape(-1).view(torch.uint8).numpy().tobytes()
-    return TensorInfo(names[tensor.dtype], tuple(tensor.shape), len(data), data=data)
+    return TensorInfo(name, tuple(tensor.shape), len(data), data=data)

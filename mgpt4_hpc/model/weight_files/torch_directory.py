@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.model.weight_files.headers import ITEM_BYTES, TensorInfo
+from mgpt4_hpc.model.weight_files.headers import DTYPE_NAMES, ITEM_BYTES, TensorInfo
 from mgpt4_hpc.model.weight_files.untrusted_files import (
     broken_file,
     no_table,
@@ -35,13 +35,6 @@ _STORAGE_TYPES = {
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8",
     "ByteStorage": "U8", "BoolStorage": "BOOL", "ComplexFloatStorage": "C64",
     "UntypedStorage": "U8", "_UntypedStorage": "U8",
-}  # fmt: skip
-
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "uint16": "U16",
-    "uint32": "U32", "uint64": "U64", "complex64": "C64", "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
 }  # fmt: skip
 
 _DAMAGE = (
@@ -157,7 +150,7 @@ class _Reader(pickle.Unpickler):
         }
         self._known |= {f"torch.{name}": kind for name, kind in _STORAGE_TYPES.items()}
         self._known |= {f"torch.storage.{name}": kind for name, kind in _STORAGE_TYPES.items()}
-        self._known |= {f"torch.{name}": kind for name, kind in _DTYPES.items()}
+        self._known |= {f"torch.{name}": kind for name, kind in DTYPE_NAMES.items()}
         for name in ("torch.device", "torch.Tensor", "torch.nn.parameter.Parameter",
                      "torch.serialization._get_layout"):  # fmt: skip
             self._known[name] = _Inert
