@@ -15,7 +15,7 @@ from typing import Any
 
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.architecture import Architecture
-from mgpt4_hpc.model.conversion.importer import KeyReport, State, convert, grid_of
+from mgpt4_hpc.model.conversion.importer import KeyReport, State, convert, grid_of, renamed
 from mgpt4_hpc.model.tower_shapes import connector_shapes, vision_shapes
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.untrusted_files import require_real_file
@@ -159,11 +159,7 @@ def _is_connector(key: str) -> bool:
 def _vision_key(key: str) -> str | None:
     if re.match(r"blocks\.\d+\.attn\.[qv]_bias$", key):
         return key
-    for pattern, replacement in _VISION_RENAMES:
-        renamed, hits = re.subn(pattern, replacement, key)
-        if hits:
-            return renamed
-    return None
+    return renamed(key, _VISION_RENAMES)
 
 
 def _connector_key(key: str) -> str | None:

@@ -8,7 +8,7 @@ Letters: the tables are those of ``tower_shapes.py``; nothing here depends on a 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,6 +156,10 @@ def import_projector(raw: Raw, source: str) -> tuple[State, KeyReport]:
     return convert(raw, expected, target, why_dropped, source)
 
 
+_TEXT_SIDE = re.compile(
+    r"Qformer\.(cls\.|bert\.embeddings\.(word|position)_embeddings\."
+    r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+)
 _CONNECTOR_RENAMES: tuple[tuple[str, str], ...] = (
     (r"^(ln_vision\..+|query_tokens)$", r"\1"),
     (r"^Qformer\.bert\.embeddings\.LayerNorm\.", "qformer.layernorm."),
@@ -171,11 +175,13 @@ _CONNECTOR_RENAMES: tuple[tuple[str, str], ...] = (
 
 
 def _connector_key(key: str) -> str | None:
-    for pattern, replacement in _CONNECTOR_RENAMES:
-        renamed, hits = re.subn(pattern, replacement, key)
-        if hits:
-            return renamed
-    return None
+    return renamed(key, _CONNECTOR_RENAMES)
+
+
+def renamed(key: str, table: Iterable[tuple[str, str]]) -> str | None:
+    """The key by the first pattern of the table that it fits, replaced; None if it fits none."""
+    found = (re.subn(pattern, replacement, key) for pattern, replacement in table)
+    return next((new for new, hits in found if hits), None)
 
 
 def _connector_drop(key: str) -> str | None:
@@ -183,9 +189,7 @@ def _connector_drop(key: str) -> str | None:
         return "a constant buffer; queries have no positions"
     if key.startswith(("t5_proj.", "opt_proj.")):
         return "BLIP-2's own projection; llama_proj takes its place"
-    if re.match(r"Qformer\.(cls\.|bert\.embeddings\.(word|position)_embeddings\.)", key):
-        return "text side of the Q-Former; MiniGPT-4 feeds it queries only"
-    if re.match(r"Qformer\.bert\.encoder\.layer\.\d+\.(intermediate|output)\.", key):
+    if _TEXT_SIDE.match(key):
         return "text side of the Q-Former; MiniGPT-4 feeds it queries only"
     if key.startswith("visual_encoder."):
         return "a copy of the vision tower, taken from its own file"
