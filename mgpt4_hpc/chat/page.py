@@ -28,17 +28,19 @@ _WAITING = 64
 _VISITS = 200
 """Conversations kept; the oldest is forgotten for one more."""
 
-_STYLE = """
+STYLE = """
 .talk .message-content { white-space: pre-wrap; overflow-wrap: anywhere }
 .talk img.shown { max-width: 10rem; max-height: 10rem; border-radius: .4rem; margin: .2rem 0 }
 footer { display: none !important }
 """
+"""The page's own style rules; the server inserts them."""
 # A page that is loaded again is another visit: browsers ask before they leave this one.
-_HEAD = """<script>
+HEAD = """<script>
 addEventListener("beforeunload", (event) => {
   if (document.querySelector(".talk [data-testid=user]")) event.preventDefault();
 });
 </script>"""
+"""What the page's head needs beside Gradio's own; the server inserts it."""
 
 Answering = Callable[..., Generator[tuple[Any, ...], None, None]]
 
@@ -210,16 +212,6 @@ def _connect(widgets: _Widgets, answer: Answering) -> None:
             queue=False,
             api_name=False,
         )
-
-
-def head() -> str:
-    """What the page's head needs beside Gradio's own; the server inserts it."""
-    return _HEAD
-
-
-def style() -> str:
-    """The page's own style rules; the server inserts them."""
-    return _STYLE
 
 
 def _sliders(start: Sampling, limits: Limits) -> list[gr.components.Component]:

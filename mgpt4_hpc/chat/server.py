@@ -148,7 +148,7 @@ def build_application(
     from fastapi import FastAPI
 
     from mgpt4_hpc.chat.gradio_allowlist import GradioAllowlist
-    from mgpt4_hpc.chat.page import build_page, head, style
+    from mgpt4_hpc.chat.page import HEAD, STYLE, build_page
 
     page = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -163,8 +163,8 @@ def build_application(
         pwa=False,
         mcp_server=False,
         footer_links=[],
-        css=style(),
-        head=head(),
+        css=STYLE,
+        head=HEAD,
     )
     return GradioAllowlist(page, uploads)
 

@@ -52,13 +52,15 @@ class Reply:
         """The chunks that close the answer."""
         events = self._chunk({}, _reason(answer))
         if self._with_usage:
-            events += _event({**self._head, **_CHUNK, "choices": [], "usage": self._usage(answer)})
+            events += event_of(
+                {**self._head, **_CHUNK, "choices": [], "usage": self._usage(answer)}
+            )
         return events + b"data: [DONE]\n\n"
 
     def _chunk(self, delta: dict[str, str], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         usage = {"usage": None} if self._with_usage else {}
-        return _event({**self._head, **_CHUNK, "choices": [choice], **usage})
+        return event_of({**self._head, **_CHUNK, "choices": [choice], **usage})
 
     def _usage(self, answer: Answer) -> dict[str, int]:
         return {
@@ -71,12 +73,8 @@ class Reply:
 _CHUNK = {"object": "chat.completion.chunk"}
 
 
-def failed(body: dict[str, Any]) -> bytes:
-    """An error after the first piece."""
-    return _event(body)
-
-
-def _event(value: dict[str, Any]) -> bytes:
+def event_of(value: dict[str, Any]) -> bytes:
+    """A server-sent event: a chunk, or an error after the first piece."""
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 
 
