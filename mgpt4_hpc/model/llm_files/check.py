@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ from mgpt4_hpc.model.llm_files.tensors import (
 from mgpt4_hpc.model.weight_files.headers import TensorInfo, read_header
 from mgpt4_hpc.model.weight_files.one_pass import require_finite_vectors
 from mgpt4_hpc.model.weight_files.torch_directory import flat_table, read_directory
-
-Look = Callable[[Path, "LlmCheck"], None]
 
 
 @dataclass
@@ -66,15 +64,14 @@ def check_llm(folder: Path, *, torch_free: bool = False) -> LlmCheck:
             families other than LLaMA are then not compared with config.json.
     """
     check = LlmCheck()
-    look_at_tokenizer: Look = _look_at_tokenizer_files if torch_free else _look_at_tokenizer
     try:
         _look_at_config(folder, check)
     except WeightsError as error:
         check.faults.append(str(error))
         return check
-    for look in (_look_at_weights, look_at_tokenizer):
+    for look in (_look_at_weights, _look_at_tokenizer):
         try:
-            look(folder, check)
+            look(folder, check, torch_free)
         except WeightsError as error:
             check.faults.append(str(error))
     if not check.faults:
@@ -95,7 +92,7 @@ def _look_at_config(folder: Path, check: LlmCheck) -> None:
         llama_shapes(config, folder)
 
 
-def _look_at_weights(folder: Path, check: LlmCheck) -> None:
+def _look_at_weights(folder: Path, check: LlmCheck, _torch_free: bool) -> None:
     files = llm_files(folder)
     weights = [path for path in files if path.suffix in (".safetensors", ".bin")]
     tables = {path.name: read_stored(path) for path in weights}
@@ -179,11 +176,10 @@ def _tensor_faults(folder: Path, check: LlmCheck, torch_free: bool) -> list[str]
     return faults
 
 
-def _look_at_tokenizer_files(folder: Path, _found: LlmCheck) -> None:
-    require_tokenizer_files(folder)
-
-
-def _look_at_tokenizer(folder: Path, check: LlmCheck) -> None:
+def _look_at_tokenizer(folder: Path, check: LlmCheck, torch_free: bool) -> None:
+    if torch_free:
+        require_tokenizer_files(folder)
+        return
     from mgpt4_hpc.model.llm_files.tokenizer import PAD_TOKEN, load_tokenizer
 
     tokenizer = load_tokenizer(folder)
