@@ -84,14 +84,8 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The kept gradient times ``grad``; the head is frozen and has none."""
         (gradient_AD,) = ctx.saved_tensors
-        return (
-            (gradient_AD.view(ctx.shape) * (grad / _lift(gradient_AD.dtype))),
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        gradient_AD = gradient_AD.view(ctx.shape) * (grad / _lift(gradient_AD.dtype))
+        return gradient_AD, None, None, None, None, None
 
 
 def _rows_at_once(num_rows: int, most: int) -> int:

@@ -61,16 +61,12 @@ def load_vision(
     fitted = dict(state)
     fitted["pos_embed"] = fit_position_embedding(fitted["pos_embed"], arch.grid)
     tower.load_state_dict(fitted, strict=True, assign=True)
-    zero_key_biases(tower, "cpu")
-    return tower
-
-
-def zero_key_biases(tower: nn.Module, device: torch.device | str) -> None:
-    """Give the blocks their constant zero key bias, which no file holds."""
+    # The blocks' key biases are constant zeros, which no file holds.
     for block in tower.get_submodule("blocks").children():
-        attention = block.get_submodule("attn")
-        bias = attention.get_parameter("q_bias")
-        attention.k_bias = torch.zeros(bias.shape, dtype=bias.dtype, device=device)
+        attention_module = block.get_submodule("attn")
+        bias = attention_module.get_parameter("q_bias")
+        attention_module.k_bias = torch.zeros(bias.shape, dtype=bias.dtype, device="cpu")
+    return tower
 
 
 def fit_position_embedding(pos_embed: torch.Tensor, grid: int) -> torch.Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from mgpt4_hpc.model.nn.attention import exclude_from_compilation
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 
@@ -28,9 +26,5 @@ def compile_layers(model: MiniGPT4) -> int:
     for block in blocks:
         block.compile()
     for layer in layers:
-        _compile_dynamic(layer)
+        layer.compile(dynamic=True)
     return len(blocks) + len(layers)
-
-
-def _compile_dynamic(layer: nn.Module) -> None:
-    layer.compile(dynamic=True)
