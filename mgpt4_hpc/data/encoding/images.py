@@ -48,12 +48,12 @@ class PlanImages:
         self,
         plan: EncodePlan,
         reader: SampleReader,
-        shape: tuple[int, int, int],
+        image_size: int,
         resize: Resize,
     ) -> None:
         self._plan = plan
         self._reader = reader
-        self._shape = shape
+        self._image_size = image_size
         self._resize: Resize = resize
 
     def __call__(self, rows: list[int]) -> Pictures:
@@ -68,7 +68,7 @@ class PlanImages:
             DataError, StorageTrouble: if a shard cannot be read, whatever its samples may be: a
                 cache knows bad ones for ever.
         """
-        images = [np.empty((0, *self._shape), np.uint8)]
+        images = [np.empty((0, 3, self._image_size, self._image_size), np.uint8)]
         texts: list[tuple[int, str, str | Dialogue]] = []
         bad: list[tuple[int, str, str]] = []
         for row, (source_id, sample_id) in zip(rows, samples, strict=True):
@@ -76,7 +76,7 @@ class PlanImages:
                 sample = self._reader.read(source_id, sample_id)
                 # A caption is of the first image; a conversation may have none.
                 used = sample.images[:1] if isinstance(sample.text, str) else sample.images
-                pixels_NCHW = decode_images(used, self._shape[1], self._resize)
+                pixels_NCHW = decode_images(used, self._image_size, self._resize)
             except ImageError as error:
                 shard = self._reader.shard_path(source_id, sample_id)
                 bad.append((row, sample.key, f"{shard}: {error}"))

@@ -27,7 +27,6 @@ from mgpt4_hpc.data.encoding.plan import (
     shard_name,
     substitutes,
 )
-from mgpt4_hpc.data.images.decode import Resize
 from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache, binding_of
 from mgpt4_hpc.data.reading.feature_cache_file import STORED, BadRow, FeatureRow, write_shard
@@ -182,7 +181,12 @@ class Encoding:
         if not total:
             return 0
         size = batch_size or self.config.train.micro_batch_size
-        images = PlanImages(self.plan, SampleReader(self.indexes), self.shape_of_image, self.resize)
+        images = PlanImages(
+            self.plan,
+            SampleReader(self.indexes),
+            self.bundle.architecture.image_size,
+            self.config.data.resize,
+        )
         stream: BatchStream[Pictures] = BatchStream(
             images, lambda: _chunks(todo, size), self.config.data.num_workers, 2, None
         )
@@ -210,17 +214,6 @@ class Encoding:
             stream.close()
             self.cache.refresh()
         return num_bad
-
-    @property
-    def shape_of_image(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
-        size = self.bundle.architecture.image_size
-        return (3, size, size)
-
-    @property
-    def resize(self) -> Resize:
-        """How images of another size are fitted."""
-        return self.config.data.resize
 
     def _encoder(self) -> ImageEncoder:
         return ImageEncoder(

@@ -174,7 +174,7 @@ def read_pins(run: RunDir, *, accepted: bool) -> dict[str, Any] | None:
         ) from None
 
 
-def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
+def version_drift(run: RunDir) -> list[str]:
     """How this environment's libraries differ from those that the run is held to.
 
     For the login node, before a job waits in the queue; a run without pins is free.
@@ -182,7 +182,7 @@ def version_drift(run: RunDir, *, accepted: bool = False) -> list[str]:
     Raises:
         RunDamaged: see :func:`read_pins`.
     """
-    pinned = read_pins(run, accepted=accepted) or {}
+    pinned = read_pins(run, accepted=False) or {}
     pinned_versions = {key: pinned[key] for key in decisive_versions() if key in pinned}
     return _differences(pinned_versions, decisive_versions(), _same_keys)
 

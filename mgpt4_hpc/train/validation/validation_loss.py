@@ -50,12 +50,6 @@ class SourceLoss:
 class EverySample:
     """Draws all samples of one source in their order, for shards that were held out by hand."""
 
-    def __init__(self, num_samples: int) -> None:
-        self._num_samples = num_samples
-
-    def __len__(self) -> int:
-        return self._num_samples
-
     def at(self, positions: Sequence[int]) -> list[tuple[int, int]]:
         """(0, position) of each position."""
         return [(0, position) for position in positions]
@@ -129,7 +123,7 @@ def _loss(
     index = ShardIndex.open(prepare_source(source.name, source.path, known, work))
     draws: Draws
     if every:
-        draws, available = EverySample(index.num_samples), index.num_samples
+        draws, available = EverySample(), index.num_samples
     else:
         # Which samples are held out depends on seed and source alone, so one source is enough.
         size = SourceSize(source.name, index.num_samples, source.weight)
