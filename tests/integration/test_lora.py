@@ -14,7 +14,7 @@ from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.bundle.bundle import open_bundle
-from mgpt4_hpc.model.nn.lora import lora_parameters, use_lora_beside
+from mgpt4_hpc.model.nn.lora import lora_parameters, read_lora_beside, use_lora
 from mgpt4_hpc.model.nn.minigpt4 import build_model
 from mgpt4_hpc.run_dir import RunDir
 from tests.support.runs import ForkedRanks, curve, final_projector, last_step, wait_until
@@ -85,12 +85,13 @@ def train_alone(run: Path) -> None:
 def assert_answers_use_both(world: TinyWorld, run: Path) -> None:
     model = build_model(open_bundle(world.weights))
     newest = max((run / "checkpoints").glob("step-*"))
-    assert use_lora_beside(model.language_model, newest / "projector.safetensors")
+    use_lora(model.language_model, read_lora_beside(newest / "projector.safetensors"))
     added = lora_parameters(model.language_model)
     saved = lora_of(run)
     assert all(torch.equal(p, saved[name]) for name, p in added.items())
     # Another projector, trained without: what was added must add nothing any more.
-    assert not use_lora_beside(model.language_model, world.weights / "eva_vit_g.pth")
+    assert read_lora_beside(world.weights / "eva_vit_g.pth") is None
+    use_lora(model.language_model, None)
     assert not any(p.any() for p in added.values())
     result = CliRunner().invoke(
         weights_command,

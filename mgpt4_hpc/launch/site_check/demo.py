@@ -61,11 +61,6 @@ class StageResult:
     attempts: list[Attempt]
     seconds: float
 
-    @property
-    def projector(self) -> Path:
-        """Weights of the final checkpoint."""
-        return max(self.run.checkpoints.glob("step-*")) / "projector.safetensors"
-
 
 @dataclass(frozen=True)
 class DemoResult:
@@ -214,40 +209,28 @@ def _caption(
     # The only part that computes in this process, and so the only one that needs torch here.
     import torch
 
-    from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.evaluation.answers import Answerer
+    from mgpt4_hpc.evaluation.examples import load_examples
     from mgpt4_hpc.evaluation.scenes import load_scenes, score
-    from mgpt4_hpc.model.bundle.bundle import open_bundle
+    from mgpt4_hpc.evaluation.suites import CAPTION_INSTRUCTION, ask_all, look_at
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
+    from mgpt4_hpc.model.generation.sampling import Sampling
 
     # Matrices this small are slower on two threads: 2 s against 61 s where others use the cores.
     torch.set_num_threads(1)
     held_out = toy_world_dir() / "heldout"
     scenes = load_scenes(held_out / "scenes.json")
-    config = read_config(stages[1].run.config_file).config
-    answerer = Answerer(
-        open_bundle(config.model.weights),
-        [held_out / "image" / scene["image"] for scene in scenes],
-        batch_size=len(scenes),
-    )
+    sources = [find_source(stage.run.path) for stage in stages]
+    chat_model = ChatModel(sources[0], device="cpu", precision="fp32")
+    pictures = look_at(chat_model, load_examples(held_out), batch_size=len(scenes))
     reporter.begin(f"captions for {len(scenes)} held-out scenes, twice", 2 * len(scenes))
-    done = 0
-
-    def count(answers: int) -> None:
-        """Advance the reporter by the answers of a batch."""
-        nonlocal done
-        done += answers
-        reporter.advance_to(done)
-
-    answers = [
-        answerer.answers(
-            stage.projector,
-            config.prompts[0],
-            stop=config.end_symbol,
-            max_new_tokens=_MAX_ANSWER_TOKENS,
-            on_batch=count,
+    answers = []
+    for source in sources:
+        chat_model.use(source)
+        sampling = Sampling(max_new_tokens=_MAX_ANSWER_TOKENS)
+        answers.append(
+            ask_all(chat_model, pictures, CAPTION_INSTRUCTION, sampling, batch_size=len(scenes))
         )
-        for stage in stages
-    ]
+        reporter.advance_to(len(answers) * len(scenes))
     first, second = (
         score([a.text for a in stage], scenes, [a.stopped for a in stage]) for stage in answers
     )

@@ -164,13 +164,6 @@ def use_lora(language_model: nn.Module, saved: SavedLora | None) -> None:
     load_lora(language_model, saved.tensors, saved.source)
 
 
-def use_lora_beside(language_model: nn.Module, projector: Path) -> bool:
-    """As ``use_lora``, with what lies beside a projector's file; returns whether there is any."""
-    saved = read_lora_beside(projector)
-    use_lora(language_model, saved)
-    return saved is not None
-
-
 def _settings(manifest: Path) -> dict[str, Any]:
     try:
         settings: dict[str, Any] = parse_json(manifest.read_text(encoding="utf-8"))["meta"]["lora"]
