@@ -130,9 +130,6 @@ def generate(
     Raises:
         ConfigError: if a prompt has not exactly one image slot.
     """
-    _require_pairs(len(images_u8_NCHW), len(prompts))
-    if not prompts:
-        return []
     features = model.encode_images(normalise(images_u8_NCHW, model.device))
     return generate_from_features(
         model, tokenizer, features, prompts, max_new_tokens=max_new_tokens, stop=stop
@@ -149,12 +146,8 @@ def generate_from_features(
     stop: str = "",
 ) -> list[Answer]:
     """As ``generate``, from the towers' features (B, I, Q)."""
-    _require_pairs(len(features_BIQ), len(prompts))
+    if len(features_BIQ) != len(prompts):
+        raise ConfigError(f"{len(features_BIQ)} images but {len(prompts)} prompts")
+    questions = [(p, one_IQ.unsqueeze(0)) for p, one_IQ in zip(prompts, features_BIQ, strict=True)]
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    questions = list(zip(prompts, features_BIQ.split(1), strict=True))
     return answer_prompts(model, tokenizer, questions, sampling, stop=stop)
-
-
-def _require_pairs(num_images: int, num_prompts: int) -> None:
-    if num_images != num_prompts:
-        raise ConfigError(f"{num_images} images but {num_prompts} prompts")
