@@ -84,38 +84,21 @@ class Resolved:
 
 
 NOT_IN_DIGEST: Any = {
-    "launch": True,
-    "container": True,
-    "name": True,
-    "checkpoint": True,
+    "launch": True, "container": True, "name": True, "checkpoint": True,
     # Who reads the weights and where they lie: what is computed is the same, bit by bit.
-    "model": {"read_once_per_node": True, "shard_llm": True},
+    "model": {"read_once_per_node", "shard_llm"},
     # Of data.paths only those count that became a source's path, and those stand there.
     # What a feature cache holds is pinned; where it lies decides nothing.
     "data": {
-        "paths": True,
-        "shares": True,
-        "num_workers": True,
-        "max_bad_fraction": True,
-        "feature_cache": True,
-        "stage_to": True,
-        "stage_gib": True,
+        "paths", "shares", "num_workers", "max_bad_fraction", "feature_cache", "stage_to",
+        "stage_gib",
     },
     "train": {
-        "log_every_steps": True,
-        "max_epochs": True,
-        "early_stop": True,
-        "eval_every_steps": True,
-        "eval_samples": True,
-        "eval_suites": True,
-        "eval_images": True,
-        "eval_answer_tokens": True,
-        "save_every_s": True,
-        "hang_timeout_s": True,
-        "slow_timeout_s": True,
-        "max_nonfinite_steps": True,
+        "log_every_steps", "max_epochs", "early_stop", "eval_every_steps", "eval_samples",
+        "eval_suites", "eval_images", "eval_answer_tokens", "save_every_s", "hang_timeout_s",
+        "slow_timeout_s", "max_nonfinite_steps",
     },
-}
+}  # fmt: skip
 """Settings that leave every weight as it is; a run may continue with others."""
 
 _NEWER = {
