@@ -129,27 +129,6 @@ def _claim(run: RunDir, claim: Mapping[str, Any]) -> int:
     return number
 
 
-@dataclass(frozen=True)
-class _Built:
-    """What is built before the first step.
-
-    Attributes:
-        state: where the run stands.
-        step: does one optimizer step.
-        batches: the data from there on.
-        evaluate: the validation; None without one.
-        answer: asks the model about held-out images; None without suites.
-        evaluate_first: whether a validation was due when the last attempt stopped.
-    """
-
-    state: TrainState
-    step: TrainStep
-    batches: Batches
-    evaluate: Callable[[], float | None] | None
-    answer: HeldOutAnswers | None
-    evaluate_first: bool
-
-
 @dataclass
 class _Attempt:
     """One attempt on one rank, in the order of its methods; all ranks go through the same."""
@@ -279,39 +258,36 @@ class _Attempt:
         self, bundle: Bundle, store: CheckpointStore, inputs: Inputs, model: MiniGPT4
     ) -> Outcome:
         with self.buckets.time(START_UP), self.watchdog.phase("building"):
-            built = self._build(bundle, inputs, model)
+            loop, batches = self._build(bundle, inputs, model)
         saver: AsyncSaver | None = None
-        saving = Saving()
         if self.ranks.is_first:
             saver = self._open_saver(store)
-            saving = self._first_rank_saving(saver, bundle, inputs, model, built)
-        loop = self._loop(bundle, model, built, saving)
+            loop.saving = self._first_rank_saving(saver, bundle, inputs, model, loop.step)
         try:
             ending, reason = train(loop)
             if ending is Ending.FINISHED and reason:
                 self.recorder.say(f"finished early: {reason}")
-            if staged := built.batches.staging.facts:
+            if staged := batches.staging.facts:
                 self.recorder.event(Kind.STAGING, **staged)
-            step, durable = built.state.step, saving.durable_step
             outcome = Outcome(
                 ending,
-                step,
+                loop.state.step,
                 inputs.restored_step,
-                durable,
+                loop.saving.durable_step,
                 reason,
                 self.number,
-                built.state.num_worse,
+                loop.state.num_worse,
             )
             with self.buckets.time(WIND_DOWN):
                 self._wind_down(outcome)
             return outcome
         finally:
-            built.batches.close()
+            batches.close()
             if saver is not None:
                 saver.close(timeout=60.0)
 
-    def _build(self, bundle: Bundle, inputs: Inputs, model: MiniGPT4) -> _Built:
-        """Step, data and validation, standing where the checkpoint left off."""
+    def _build(self, bundle: Bundle, inputs: Inputs, model: MiniGPT4) -> tuple[Loop, Batches]:
+        """Step, data and validation, standing where the checkpoint left off; saves nothing yet."""
         config, ranks = self.config, self.ranks
         state = TrainState()
         lora = list(lora_parameters(model.language_model).values())
@@ -331,6 +307,18 @@ class _Attempt:
         )
         if batches.staging.told:
             self.recorder.say(batches.staging.told)
+        return self._loop(bundle, inputs, model, state, step, batches), batches
+
+    def _loop(
+        self,
+        bundle: Bundle,
+        inputs: Inputs,
+        model: MiniGPT4,
+        state: TrainState,
+        step: TrainStep,
+        batches: Batches,
+    ) -> Loop:
+        config, ranks = self.config, self.ranks
         evaluate = batches.evaluation(model, self.device, ranks, self._gives_up)
         answer = None
         if config.train.eval_suites:
@@ -338,46 +326,43 @@ class _Attempt:
         # The last attempt may have stopped where a validation was due, before it was made.
         at = state.step if state.step != state.validated_step else 0
         left_out = evaluate is not None and at and at % config.train.eval_every_steps == 0
-        return _Built(state, step, batches, evaluate, answer, evaluate_first=bool(left_out))
-
-    def _first_rank_saving(
-        self, saver: AsyncSaver, bundle: Bundle, inputs: Inputs, model: MiniGPT4, built: _Built
-    ) -> FirstRankSaving:
-        return FirstRankSaving(
-            saver,
-            lambda: snapshot(model, built.step),
-            describe(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
-            self.recorder,
-            policy=SavePolicy.of(self.config),
-            restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
-            longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
-        )
-
-    def _loop(self, bundle: Bundle, model: MiniGPT4, built: _Built, saving: Saving) -> Loop:
         return Loop(
-            state=built.state,
-            config=self.config.train,
-            batches=iter(built.batches),
-            step=built.step,
-            ranks=self.ranks,
+            state=state,
+            config=config.train,
+            batches=iter(batches),
+            step=step,
+            ranks=ranks,
             stop=self.stop,
             pacing=self.pacing,
-            saving=saving,
+            saving=Saving(),
             recorder=self.recorder,
-            planned_steps=PlannedSteps(self.run, self.config, self.recorder, built.state),
-            evaluate=built.evaluate,
-            answer=built.answer,
-            evaluate_first=built.evaluate_first,
+            planned_steps=PlannedSteps(self.run, config, self.recorder, state),
+            evaluate=evaluate,
+            answer=answer,
+            evaluate_first=bool(left_out),
             peak_memory_gib=peak_memory_gib(self.device),
             utilisation=utilisation(
                 bundle.architecture,
                 bundle.llm_config,
                 self.device,
-                choose_precision(self.config.model.precision, self.device),
+                choose_precision(config.model.precision, self.device),
             ),
             buckets=self.buckets,
             uniform_loss=uniform_loss(model),
             watchdog=self.watchdog,
+        )
+
+    def _first_rank_saving(
+        self, saver: AsyncSaver, bundle: Bundle, inputs: Inputs, model: MiniGPT4, step: TrainStep
+    ) -> FirstRankSaving:
+        return FirstRankSaving(
+            saver,
+            lambda: snapshot(model, step),
+            describe(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
+            self.recorder,
+            policy=SavePolicy.of(self.config),
+            restored_step=inputs.checkpoint.step if inputs.checkpoint else None,
+            longest_s=max((a.save_s for a in read_ledgers(self.run.ledger)), default=0.0),
         )
 
     def _gives_up(self) -> bool:
