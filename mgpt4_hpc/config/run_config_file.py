@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from mgpt4_hpc import __version__
 from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.load import Resolved
 from mgpt4_hpc.config.schema import RunConfig
@@ -47,6 +49,17 @@ def write_config(path: Path, resolved: Resolved, known: Container[str] | None = 
         origin = _one_line(resolved.origin(key))
         lines.append(f"{'  ' if parent else ''}{leaf}: {_inline(value)}  # {origin}")
     path.write_text("\n".join([*lines, _END, ""]), encoding="utf-8")
+
+
+def new_identity(resolved: Resolved) -> dict[str, Any]:
+    """What ``run.json`` holds of a run that is made now."""
+    return {
+        "name": resolved.config.name,
+        "stage": resolved.config.stage,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "code_version": __version__,
+        "config_digest": resolved.digest,
+    }
 
 
 def rewrite_config(path: Path, resolved: Resolved) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc import __version__
 from mgpt4_hpc.config.assignments import read_assignments
 from mgpt4_hpc.config.load import (
     Resolved,
@@ -19,7 +18,7 @@ from mgpt4_hpc.config.load import (
     settings_digest,
 )
 from mgpt4_hpc.config.missing_inputs import missing_start, unset_paths
-from mgpt4_hpc.config.run_config_file import read_config, rewrite_config, write_config
+from mgpt4_hpc.config.run_config_file import new_identity, read_config, rewrite_config, write_config
 from mgpt4_hpc.data.sources.epochs import steps_of_epochs
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
@@ -152,15 +151,7 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
         return
     if faults := unset_paths(resolved.config) + missing_start(resolved.config):
         raise ConfigError("the settings are not complete", faults=faults)
-    run.create(
-        {
-            "name": resolved.config.name,
-            "stage": resolved.config.stage,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "code_version": __version__,
-            "config_digest": resolved.digest,
-        }
-    )
+    run.create(new_identity(resolved))
     write_config(run.config_file, resolved)
 
 

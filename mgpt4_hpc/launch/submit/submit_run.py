@@ -7,16 +7,14 @@ import shlex
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgpt4_hpc import __version__
 from mgpt4_hpc.config.load import Resolved
-from mgpt4_hpc.config.run_config_file import write_config
+from mgpt4_hpc.config.run_config_file import new_identity, write_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import (
     MgptError,
@@ -128,15 +126,7 @@ def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None
         RunLocked: if it exists.
         MgptError: if it cannot be made.
     """
-    run.create(
-        {
-            "name": resolved.config.name,
-            "stage": resolved.config.stage,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "code_version": __version__,
-            "config_digest": resolved.digest,
-        }
-    )
+    run.create(new_identity(resolved))
     try:
         write_config(run.config_file, resolved)
         complete_run(run, resolved.config, code_of=code_of)
