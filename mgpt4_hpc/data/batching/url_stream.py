@@ -12,13 +12,13 @@ import itertools
 import random
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import webdataset as wds
 from torch.utils.data import get_worker_info
 
+from mgpt4_hpc.config.schema import SourceConfig
 from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec
@@ -33,30 +33,10 @@ SHUFFLE = 1000
 """Samples among which one is drawn."""
 
 
-@dataclass(frozen=True)
-class StreamSource:
-    """One dataset behind URLs.
-
-    Attributes:
-        name: enters the shuffling.
-        spec: a URL or ``pipe:COMMAND``, perhaps with braces.
-        weight: draws per cycle.
-    """
-
-    name: str
-    spec: str
-    weight: int = 1
-
-    @property
-    def urls(self) -> list[str]:
-        """All shards."""
-        return expand_urls(self.spec)
-
-
 class StreamDraws:
     """The mixture: which source stands at a position. The sample is whatever comes next."""
 
-    def __init__(self, sources: Sequence[StreamSource], granularity: int) -> None:
+    def __init__(self, sources: Sequence[SourceConfig], granularity: int) -> None:
         self._pattern = mixing_pattern([source.weight for source in sources])
         self._granularity = granularity
 
@@ -77,7 +57,7 @@ class StreamReader:
     """Reads the streams of this process: each worker of each rank has a part of the shards.
 
     Args:
-        sources: the streams; the position in this list is the source id.
+        sources: their paths are URLs; the position in this list is the source id.
         seed: of the shuffling.
         start_position: where this attempt began; another one gives another shuffle.
         rank, world_size, num_workers: the readers that share the shards.
@@ -85,7 +65,7 @@ class StreamReader:
 
     def __init__(
         self,
-        sources: Sequence[StreamSource],
+        sources: Sequence[SourceConfig],
         *,
         seed: int,
         start_position: int,
@@ -130,8 +110,8 @@ class StreamReader:
         """Forget the streams; their pipes end with them."""
         self._streams.clear()
 
-    def _stream(self, source: StreamSource) -> Iterator[dict[str, Any]]:
-        urls = source.urls
+    def _stream(self, source: SourceConfig) -> Iterator[dict[str, Any]]:
+        urls = expand_urls(source.path)
         worker = get_worker_info()
         consumer = self._rank * self._workers + (worker.id if worker is not None else 0)
         for epoch in itertools.count():
@@ -150,16 +130,16 @@ class StreamReader:
                 good += "fault" not in sample
                 yield sample
             if not good:
-                if shutil.which("curl") is None and "http" in source.spec:
+                if shutil.which("curl") is None and "http" in source.path:
                     raise DataError(
-                        f"the source {source.name} ({source.spec}) cannot be read: curl is not "
+                        f"the source {source.name} ({source.path}) cannot be read: curl is not "
                         "installed on this node",
                         why="http(s) shards are read through the program curl",
                         fix="install curl, load its module (launch.modules), or download the "
                         "shards: mgpt4 data download",
                     )
                 raise DataError(
-                    f"the source {source.name} ({source.spec}) gave no sample in a whole epoch",
+                    f"the source {source.name} ({source.path}) gave no sample in a whole epoch",
                     why="its URLs cannot be read from this node, or hold no samples",
                     fix="try one by hand: curl -f URL | tar t",
                 )
@@ -169,14 +149,14 @@ class StreamLoader(StepLoader):
     """``StepLoader`` over streams: the same batches of what comes, without the exact resume.
 
     Args:
-        sources: the streams.
+        sources: their paths are URLs.
         granularity: samples taken from a source before the next one's turn.
         text_spec, image_size, options: see ``StepLoader``.
     """
 
     def __init__(
         self,
-        sources: Sequence[StreamSource],
+        sources: Sequence[SourceConfig],
         text_spec: TextSpec,
         image_size: int,
         options: LoaderOptions,

@@ -14,7 +14,7 @@ from mgpt4_hpc.config.streams import is_streamed, stream_faults
 from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader, ValLoader
 from mgpt4_hpc.data.batching.text import TextSpec
-from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamSource
+from mgpt4_hpc.data.batching.url_stream import StreamLoader
 from mgpt4_hpc.data.batching.workers import StillWaiting
 from mgpt4_hpc.data.encoding.plan import sample_order
 from mgpt4_hpc.data.index.index import ShardIndex
@@ -217,11 +217,8 @@ def _open_streams(
 ) -> Batches:
     if faults := stream_faults(config):
         raise ConfigError("these sources cannot be streamed so", faults=faults)
-    sources = [
-        StreamSource(source.name, source.path, source.weight) for source in config.data.sources
-    ]
     training = StreamLoader(
-        sources,
+        config.data.sources,
         text_spec(config, load_tokenizer(bundle.llm_dir), bundle),
         bundle.architecture.image_size,
         _loader_options(config, ranks, start_position, give_up),

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mgpt4_hpc.config.schema import SourceConfig
 from mgpt4_hpc.data.batching.loader import LoaderOptions
-from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamReader, StreamSource
+from mgpt4_hpc.data.batching.url_stream import StreamLoader, StreamReader
 from mgpt4_hpc.data.reading.reader import BadSampleError
 from mgpt4_hpc.errors import DataError
 from tests.unit.data.worlds import text_spec, write_shards
@@ -35,7 +36,11 @@ def server(tmp_path: Path) -> Iterator[str]:
         thread.join()
 
 
-def readers(source: StreamSource, world_size: int, start: int = 0) -> list[StreamReader]:
+def stream(name: str, path: str, weight: int = 1) -> SourceConfig:
+    return SourceConfig(name=name, path=path, weight=weight)
+
+
+def readers(source: SourceConfig, world_size: int, start: int = 0) -> list[StreamReader]:
     return [
         StreamReader(
             [source], seed=1, start_position=start, rank=rank, world_size=world_size, num_workers=0
@@ -47,7 +52,7 @@ def readers(source: StreamSource, world_size: int, start: int = 0) -> list[Strea
 @pytest.mark.parametrize(("shards", "world_size"), [(4, 2), (2, 3)])
 def test_an_epoch_has_each_sample_once(tmp_path: Path, shards: int, world_size: int) -> None:
     write_shards(tmp_path / "a", 24, 24 // shards)
-    source = StreamSource("a", f"pipe:cat {tmp_path}/a/{{00000..{shards - 1:05d}}}.tar")
+    source = stream("a", f"pipe:cat {tmp_path}/a/{{00000..{shards - 1:05d}}}.tar")
     keys = [
         reader.read(0, 0).key for reader in readers(source, world_size)
         for _ in range(24 // world_size)
@@ -57,7 +62,7 @@ def test_an_epoch_has_each_sample_once(tmp_path: Path, shards: int, world_size: 
 
 def test_another_start_shuffles_anew_and_the_same_does_not(tmp_path: Path) -> None:
     write_shards(tmp_path / "a", 24, 4)
-    source = StreamSource("a", f"pipe:cat {tmp_path}/a/{{00000..00005}}.tar")
+    source = stream("a", f"pipe:cat {tmp_path}/a/{{00000..00005}}.tar")
     first, again, later = (
         [reader.read(0, 0).key for _ in range(24)]
         for (reader,) in (readers(source, 1), readers(source, 1), readers(source, 1, start=48))
@@ -74,8 +79,8 @@ def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
     for path in (tmp_path / "b").iterdir():
         path.rename(tmp_path / "b.tar")
     sources = [
-        StreamSource("a", server + "/a/{00000..00003}.tar", 3),
-        StreamSource("b", server + "/b.tar"),
+        stream("a", server + "/a/{00000..00003}.tar", 3),
+        stream("b", server + "/b.tar"),
     ]
     with StreamLoader(
         sources,
@@ -95,7 +100,7 @@ def test_a_loader_over_http_mixes_exactly(tmp_path: Path, server: str) -> None:
 def test_broken_shards_are_told_and_left(tmp_path: Path, server: str) -> None:
     first, second = write_shards(tmp_path / "a", 12, 6)
     first.write_bytes(first.read_bytes()[:4000])
-    (reader,) = readers(StreamSource("a", server + "/a/{00000..00002}.tar"), 1)
+    (reader,) = readers(stream("a", server + "/a/{00000..00002}.tar"), 1)
     good, bad = [], []
     for _ in range(12):
         try:
@@ -108,7 +113,7 @@ def test_broken_shards_are_told_and_left(tmp_path: Path, server: str) -> None:
 
 
 def test_nothing_in_a_whole_epoch_is_an_end(tmp_path: Path) -> None:
-    (reader,) = readers(StreamSource("a", f"pipe:cat {tmp_path}/none.tar"), 1)
+    (reader,) = readers(stream("a", f"pipe:cat {tmp_path}/none.tar"), 1)
     with pytest.raises((DataError, BadSampleError)):
         reader.read(0, 0)
     with pytest.raises(DataError, match="no sample in a whole epoch"):
@@ -122,7 +127,7 @@ def test_a_node_without_curl_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "bin").mkdir()
     for program in ("bash", "sh"):
         (tmp_path / "bin" / program).symlink_to(f"/bin/{program}")
-    (reader,) = readers(StreamSource("web", "http://127.0.0.1:9/00000.tar"), 1)
+    (reader,) = readers(stream("web", "http://127.0.0.1:9/00000.tar"), 1)
     with pytest.raises(DataError, match=r"source web .*curl is not installed on this node"):
         for _ in range(5):
             with pytest.raises(BadSampleError):
