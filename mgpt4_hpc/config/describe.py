@@ -51,7 +51,7 @@ def describe_keys() -> list[Setting]:
     settings: list[Setting] = []
     for key, field in keys.fields().items():
         settings.append(_setting(key, field))
-        for inner in _listed_sections(field):
+        for inner in keys.sections_in(field):
             settings += [
                 _setting(f"{key}[].{leaf}", leaf_field)
                 for leaf, leaf_field in inner.model_fields.items()
@@ -104,14 +104,6 @@ def _setting(key: str, field: FieldInfo) -> Setting:
         default = list(default)
     type_text = _type_name(field.annotation) + _bounds(field.metadata)
     return Setting(key, type_text, default, required, " ".join((field.description or "").split()))
-
-
-def _listed_sections(field: FieldInfo) -> list[type[BaseModel]]:
-    return [
-        kind
-        for kind in get_args(field.annotation)
-        if isinstance(kind, type) and issubclass(kind, BaseModel)
-    ]
 
 
 def _type_name(kind: Any) -> str:

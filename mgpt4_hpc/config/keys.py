@@ -16,12 +16,10 @@ from mgpt4_hpc.config.schema import PATTERNS_IN_WORDS, RunConfig
 from mgpt4_hpc.errors import ConfigError, did_you_mean
 
 
-def _section_of(field: FieldInfo) -> type[BaseModel] | None:
+def sections_in(field: FieldInfo) -> list[type[BaseModel]]:
+    """The sections of the schema that a field's type names."""
     kinds = [field.annotation, *get_args(field.annotation)]
-    for kind in kinds:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 _NEAR = 0.7
@@ -39,13 +37,9 @@ def fields() -> dict[str, FieldInfo]:
     """Every setting by its dotted key, in the schema's order."""
     settings: dict[str, FieldInfo] = {}
     for name, field in RunConfig.model_fields.items():
-        section = _section_of(field)
-        if section is None:
-            settings[name] = field
-        else:
-            settings.update(
-                {f"{name}.{leaf}": leaf_field for leaf, leaf_field in section.model_fields.items()}
-            )
+        leaves = {f"{name}.{leaf}": inner for section in sections_in(field)
+                  for leaf, inner in section.model_fields.items()}  # fmt: skip
+        settings |= leaves or {name: field}
     return settings
 
 
@@ -152,7 +146,7 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_section(name: str) -> bool:
     field = RunConfig.model_fields.get(name)
-    return field is not None and _section_of(field) is not None
+    return field is not None and bool(sections_in(field))
 
 
 def split_mappings(flat: Mapping[str, Any]) -> dict[str, Any]:
