@@ -139,7 +139,12 @@ def import_original(nested: Mapping[str, Any], path: Path, *, gpus: int | None =
                 faults.append(f"{key} is {value!r}: {why}")
     for key, (ours, kind) in _NUMBERS.items():
         if key in theirs:
-            _put_number(imported, faults, theirs.pop(key), key, ours, kind)
+            value = theirs.pop(key)
+            # PyYAML reads 1e-4, written without a dot, as text; the original's reader does not.
+            try:
+                imported.put(ours, kind(value), key)
+            except (TypeError, ValueError):
+                faults.append(f"{key} is {value!r}, which is no number")
     for key, why in _LEFT_OUT.items():
         if key in theirs:
             theirs.pop(key)
@@ -184,16 +189,6 @@ def _leaves(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _put_number(
-    imported: Imported, faults: list[str], value: Any, key: str, ours: str, kind: type
-) -> None:
-    # PyYAML reads 1e-4, written without a dot, as text; the original's reader does not.
-    try:
-        imported.put(ours, kind(value), key)
-    except (TypeError, ValueError):
-        faults.append(f"{key} is {value!r}, which is no number")
 
 
 def _take_run(imported: Imported, faults: list[str], theirs: dict[str, Any]) -> int:
