@@ -22,7 +22,7 @@ from mgpt4_hpc.telemetry.time_buckets import (
     Throughput,
 )
 from mgpt4_hpc.train.health.loss_health import Health
-from mgpt4_hpc.train.health.watchdog import NoWatchdog, Watchdog
+from mgpt4_hpc.train.health.watchdog import Watchdog
 from mgpt4_hpc.train.mfu import Utilisation
 from mgpt4_hpc.train.recorder import Recorder
 from mgpt4_hpc.train.saving import Saving
@@ -77,7 +77,7 @@ class Loop:
     utilisation: Utilisation = lambda micro_batches, step_s: None
     buckets: Buckets = field(default_factory=Buckets)
     uniform_loss: float | None = None
-    watchdog: Watchdog = field(default_factory=NoWatchdog)
+    watchdog: Watchdog = field(default_factory=lambda: Watchdog(0.0, 0.0))
 
     def __post_init__(self) -> None:
         self.max_steps = self.config.max_steps

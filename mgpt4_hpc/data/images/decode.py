@@ -91,11 +91,6 @@ def decode_rgb(data: bytes) -> Pixels:
     return _decode_with_pillow(data)
 
 
-def check_image(data: bytes) -> None:
-    """Raise ImageError unless ``data`` decodes."""
-    decode_rgb(data)
-
-
 def _decode_with_pillow(data: bytes) -> Pixels:
     try:
         with warnings.catch_warnings():

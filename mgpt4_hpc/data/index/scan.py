@@ -444,7 +444,7 @@ def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
 
 def _decode_all(fd: int, scan: ShardScan) -> None:
     """Drop the samples with unusable images."""
-    from mgpt4_hpc.data.images.decode import ImageError, check_image
+    from mgpt4_hpc.data.images.decode import ImageError, decode_rgb
 
     bad: dict[int, str] = {}
     for row in range(len(scan.keys)):
@@ -457,7 +457,7 @@ def _decode_all(fd: int, scan: ShardScan) -> None:
         try:
             for block, length in spans:
                 if length:
-                    check_image(os.pread(fd, length, block * BLOCK))
+                    decode_rgb(os.pread(fd, length, block * BLOCK))
         except ImageError as error:
             bad[row] = str(error)
     scan.drop(bad)

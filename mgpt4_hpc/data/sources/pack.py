@@ -242,7 +242,7 @@ def _id_fault(image_id: str, seen: set[str]) -> str:
 
 def _image_fault(images: ImageFolder, image_id: str, paths: Sequence[Path]) -> str:
     # NumPy and the decoders come along; `submit` asks this module for a name only.
-    from mgpt4_hpc.data.images.decode import ImageError, check_image
+    from mgpt4_hpc.data.images.decode import ImageError, decode_rgb
 
     if not paths:
         image = images.folder / f"{image_id}.jpg"
@@ -250,7 +250,7 @@ def _image_fault(images: ImageFolder, image_id: str, paths: Sequence[Path]) -> s
     if len(paths) > 1:
         return f"several images have its name: {', '.join(path.name for path in paths)}"
     try:
-        check_image(paths[0].read_bytes())
+        decode_rgb(paths[0].read_bytes())
     except OSError as error:
         if is_transient(error):
             raise DataError(

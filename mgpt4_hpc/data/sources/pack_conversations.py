@@ -187,7 +187,7 @@ def _name(place: Any) -> str:
 
 def _image(place: Any, folder: Path) -> bytes | str:
     """The bytes of an image, or why it cannot be used."""
-    from mgpt4_hpc.data.images.decode import ImageError, check_image
+    from mgpt4_hpc.data.images.decode import ImageError, decode_rgb
 
     if isinstance(place, Mapping):
         held = place.get("bytes")
@@ -197,7 +197,7 @@ def _image(place: Any, folder: Path) -> bytes | str:
         data = _read(place, folder) if isinstance(place, str) else place
         if not isinstance(data, bytes):
             return f"its image is {type(place).__name__}, neither a path nor bytes"
-        check_image(data)
+        decode_rgb(data)
     except OSError as error:
         if is_transient(error):
             raise DataError(

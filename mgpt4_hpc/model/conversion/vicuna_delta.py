@@ -117,17 +117,13 @@ def _add(key: str, base: torch.Tensor, delta: torch.Tensor, source: Path) -> tor
         return base + delta
     extra = delta.shape[0] - base.shape[0]
     if key in _VOCABULARY_ROWS and base.shape[1:] == delta.shape[1:] and extra > 0:
-        return delta + base.new_zeros(delta.shape).index_copy_(0, _arange(base.shape[0]), base)
+        longer = base.new_zeros(delta.shape)
+        longer[: base.shape[0]] = base
+        return delta + longer
     raise WeightsError(
         f"{key} is {tuple(base.shape)} in the base and {tuple(delta.shape)} in {source}",
         fix="take the delta for this size of LLaMA (7B or 13B)",
     )
-
-
-def _arange(count: int) -> torch.Tensor:
-    import torch
-
-    return torch.arange(count)
 
 
 def _copy_settings(delta: Path, out: Path) -> int:

@@ -71,7 +71,7 @@ def step_flops(
         causal: count half of the language model's attention, as kernels that skip it compute.
         recomputed_part: of the language model's layers.
     """
-    layer = _language_layer(llm, lengths, causal)
+    products, attention = _language_layer(llm, lengths, causal)
     layers = int(llm["num_hidden_layers"])
     head = 2.0 * num_predicted * llm["hidden_size"] * llm["vocab_size"]
     projector = 2.0 * num_images * arch.num_image_tokens * arch.projector_in * llm["hidden_size"]
@@ -79,16 +79,10 @@ def step_flops(
         vision=num_images * _vision(arch),
         qformer=num_images * _qformer(arch) if arch.qformer else 0.0,
         projector=2.0 * projector,
-        language=layers * (2.0 * layer.products + (1.0 + _ATTENTION_BACKWARD) * layer.attention),
+        language=layers * (2.0 * products + (1.0 + _ATTENTION_BACKWARD) * attention),
         head=2.0 * head,
-        recomputed=-(-layers * recomputed_part // 1) * (layer.products + layer.attention),
+        recomputed=-(-layers * recomputed_part // 1) * (products + attention),
     )
-
-
-@dataclass(frozen=True)
-class _Layer:
-    products: float
-    attention: float
 
 
 def _vision(arch: Architecture) -> float:
@@ -114,8 +108,10 @@ def _qformer(arch: Architecture) -> float:
     return float(arch.qformer_layers * (own + mlp) + crossings * crossing)
 
 
-def _language_layer(llm: Mapping[str, Any], lengths: Sequence[int], causal: bool) -> _Layer:
-    """One layer, forward."""
+def _language_layer(
+    llm: Mapping[str, Any], lengths: Sequence[int], causal: bool
+) -> tuple[float, float]:
+    """Products and attention of one layer, forward."""
     width, heads = llm["hidden_size"], llm["num_attention_heads"]
     head_width = llm.get("head_dim") or width // heads
     key_heads = llm.get("num_key_value_heads") or heads
@@ -125,4 +121,4 @@ def _language_layer(llm: Mapping[str, Any], lengths: Sequence[int], causal: bool
         + 3 * width * llm["intermediate_size"]
     )
     pairs = sum(n * (n + 1) / 2 if causal else n * n for n in lengths)
-    return _Layer(float(per_token * sum(lengths)), 4.0 * pairs * heads * head_width)
+    return float(per_token * sum(lengths)), 4.0 * pairs * heads * head_width

@@ -65,10 +65,7 @@ def load_language_model(
             raise load_error(f"the language model in {llm_dir}", error) from error
     _refuse_gaps(llm_dir, loading)
     refuse_logit_changes(model.config, llm_dir)
-    if runs_packed(model):
-        fuse_norms(model)
-    model.requires_grad_(False)
-    model.eval()
+    model = _frozen(model)
     return model if eight_bit else model.to(device)
 
 
@@ -116,10 +113,13 @@ def build_language_model(
             )
         except Exception as error:
             raise load_error("a language model of these settings", error) from error
-    if runs_packed(built):
-        fuse_norms(built)
-    built.requires_grad_(False)
-    return built.eval()
+    return _frozen(built)
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    if runs_packed(model):
+        fuse_norms(model)
+    return model.requires_grad_(False).eval()
 
 
 def trunk(model: nn.Module) -> nn.Module:

@@ -180,10 +180,3 @@ def _descriptor(stream: TextIO) -> int:
         return stream.fileno()
     except (OSError, ValueError, AttributeError):
         return 2
-
-
-class NoWatchdog(Watchdog):
-    """Watches nothing: for library use and tests."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0, 0.0)
