@@ -27,22 +27,13 @@ def vision_shapes(arch: Architecture, *, grid: int | None = None) -> Shapes:
         "patch_embed.proj.bias": (width,),
     }
     for index in range(arch.vision_depth):
-        block: Shapes = {
-            "norm1.weight": (width,),
-            "norm1.bias": (width,),
-            "attn.q_bias": (width,),
-            "attn.v_bias": (width,),
-            "attn.qkv.weight": (3 * width, width),
-            "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,),
-            "norm2.weight": (width,),
-            "norm2.bias": (width,),
-            "mlp.fc1.weight": (hidden, width),
-            "mlp.fc1.bias": (hidden,),
-            "mlp.fc2.weight": (width, hidden),
-            "mlp.fc2.bias": (width,),
-        }
-        shapes.update({f"blocks.{index}.{name}": shape for name, shape in block.items()})
+        block = f"blocks.{index}"
+        shapes |= _affine(f"{block}.norm1", width)
+        shapes |= {f"{block}.attn.q_bias": (width,), f"{block}.attn.v_bias": (width,)}
+        shapes[f"{block}.attn.qkv.weight"] = (3 * width, width)
+        shapes |= _linear(f"{block}.attn.proj", width, width) | _affine(f"{block}.norm2", width)
+        shapes |= _linear(f"{block}.mlp.fc1", hidden, width)
+        shapes |= _linear(f"{block}.mlp.fc2", width, hidden)
     return shapes
 
 

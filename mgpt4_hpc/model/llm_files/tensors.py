@@ -129,23 +129,18 @@ def llama_shapes(config: Mapping[str, Any], folder: Path) -> Shapes:
         "input_layernorm.weight": (width,),
         "post_attention_layernorm.weight": (width,),
     }
-    for name, out, into in (
-        ("q", heads * head, width),
-        ("k", key_heads * head, width),
-        ("v", key_heads * head, width),
-        ("o", width, heads * head),
+    for name, out, into, bias in (
+        ("self_attn.q", heads * head, width, "attention_bias"),
+        ("self_attn.k", key_heads * head, width, "attention_bias"),
+        ("self_attn.v", key_heads * head, width, "attention_bias"),
+        ("self_attn.o", width, heads * head, "attention_bias"),
+        ("mlp.gate", hidden, width, "mlp_bias"),
+        ("mlp.up", hidden, width, "mlp_bias"),
+        ("mlp.down", width, hidden, "mlp_bias"),
     ):
-        block[f"self_attn.{name}_proj.weight"] = (out, into)
-        if config.get("attention_bias"):
-            block[f"self_attn.{name}_proj.bias"] = (out,)
-    for name, out, into in (
-        ("gate", hidden, width),
-        ("up", hidden, width),
-        ("down", width, hidden),
-    ):
-        block[f"mlp.{name}_proj.weight"] = (out, into)
-        if config.get("mlp_bias"):
-            block[f"mlp.{name}_proj.bias"] = (out,)
+        block[f"{name}_proj.weight"] = (out, into)
+        if config.get(bias):
+            block[f"{name}_proj.bias"] = (out,)
     for index in range(layers):
         shapes |= {f"model.layers.{index}.{name}": shape for name, shape in block.items()}
     return shapes
