@@ -207,13 +207,7 @@ class FirstRankRecorder(Recorder):
     def substituted(self, substitutions: Sequence[Substitution]) -> None:
         """Note each bad sample and its replacement."""
         for item in substitutions:
-            self.ledger.event(
-                Kind.SUBSTITUTION,
-                position=item.position,
-                key=item.key,
-                reason=item.reason,
-                replaced_by=item.replaced_by,
-            )
+            self.ledger.event(Kind.SUBSTITUTION, **asdict(item))
             self.say(f"bad sample {item.key}: {item.reason}; read {item.replaced_by} instead")
 
     def saved(self, step: int, path: Path, seconds: float, stall_s: float | None = None) -> None:
