@@ -50,6 +50,16 @@ def read_utf8(path: Path) -> str:
     return decode_utf8(path.read_bytes())
 
 
+def last_lines(log: Path) -> str:
+    """The last lines of what a program printed into a file, in one line for a message."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "it left no log"
+    nonempty = [line.strip() for line in lines if line.strip()]
+    return "; ".join(nonempty[-5:])[-600:] or "it printed nothing"
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +16,7 @@ from mgpt4_hpc.downloads.tool_environment import Tool, tool_variables
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
 from mgpt4_hpc.parent_death import die_with
+from mgpt4_hpc.text_files import last_lines
 
 LMMS_EVAL = Tool("lmms-eval", "0.7.3", also=("openai>=2,<4", "filelock<4"), sees_ours=True)
 """It imports a private module that filelock 4, which transformers may bring, does not have."""
@@ -25,7 +25,6 @@ _REQUEST_FAILED = "[LMMS_EVAL_"
 """Begins what lmms-eval scores as the answer to a request that failed."""
 _RESULTS = "*_results.json"
 _TIMEOUT_S = 600
-_LOG_LINES = 5
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def run_task(
         code = _run(command, endpoint.key, log)
         if code != 0 or not list(made.rglob(_RESULTS)):
             raise MgptError(
-                f"lmms-eval could not do the task {task}: {tail(log)}",
+                f"lmms-eval could not do the task {task}: {last_lines(log)}",
                 fix=f"read {log}; {python} -m lmms_eval tasks lists the tasks, "
                 "and --task-folder adds your own",
             )
@@ -166,9 +165,3 @@ def _text(value: Any) -> str:
 def _rows(path: Path) -> Iterable[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         yield from map(json.loads, file)
-
-
-def tail(log: Path) -> str:
-    """The last lines of a program's output."""
-    with log.open(encoding="utf-8", errors="replace") as file:
-        return "; ".join(line.strip() for line in deque(file, _LOG_LINES) if line.strip())

@@ -25,6 +25,7 @@ from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.side_jobs.array import slice_of
 from mgpt4_hpc.parent_death import die_with
+from mgpt4_hpc.text_files import last_lines
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.benchmarks import Endpoint
@@ -145,7 +146,7 @@ class KeptTasks(Kept):
     @contextmanager
     def _serve(self, source: Source, folder: Path) -> Iterator[Endpoint]:
         """``mgpt4 serve --api`` as a process of its own, which ends with this one."""
-        from mgpt4_hpc.evaluation.benchmarks import Endpoint, tail
+        from mgpt4_hpc.evaluation.benchmarks import Endpoint
 
         options = self.options
         key = secrets.token_urlsafe(24)
@@ -166,7 +167,9 @@ class KeptTasks(Kept):
             try:
                 url = server.stdout.readline().strip()
                 if not url:
-                    raise MgptError(f"the server did not start: {tail(log)}", fix=f"read {log}")
+                    raise MgptError(
+                        f"the server did not start: {last_lines(log)}", fix=f"read {log}"
+                    )
                 yield Endpoint(url, key, _model(url, key))
             finally:
                 server.terminate()

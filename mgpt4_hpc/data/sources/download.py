@@ -31,6 +31,7 @@ from mgpt4_hpc.downloads.tool_environment import Tool, tool_variables
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.output_files import lock
 from mgpt4_hpc.run_dir import read_json, write_json
+from mgpt4_hpc.text_files import last_lines
 
 PLAN_FILE = "download.json"
 WORK_FOLDER = ".download"
@@ -48,7 +49,6 @@ _OUT_VARIABLE = "MGPT4_DOWNLOAD_OUT"  # as the driver has it, which cannot be im
 _POLL_S = 0.2
 _LOOK_EVERY_S = 10.0
 """Pause between looks for new shards, so that polling does not load a shared file system."""
-_LOG_LINES = 5
 _SHARD_DIGITS = 5
 _MOST_SHARDS = 10**_SHARD_DIGITS
 
@@ -234,13 +234,13 @@ class Download:
             code = self._drive(python, order, log, show)
         if code != 0:
             raise DataError(
-                f"img2dataset ended with code {code}: {_tail(log)}",
+                f"img2dataset ended with code {code}: {last_lines(log)}",
                 fix=f"read {log}, then run the same command again: it goes on",
             )
         lost = [shard for shard in todo if not self._stats_file(shard).exists()]
         if lost:
             raise DataError(
-                f"{len(lost)} of {len(own_shards)} shards could not be written: {_tail(log)}",
+                f"{len(lost)} of {len(own_shards)} shards could not be written: {last_lines(log)}",
                 fix=f"read {log}, then run the same command again: it does only these",
             )
 
@@ -422,12 +422,3 @@ def _alone(path: Path) -> Iterator[None]:
                 fix="wait for it, or end it first",
             )
         yield
-
-
-def _tail(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "it left no log"
-    nonempty = [line.strip() for line in lines if line.strip()]
-    return " | ".join(nonempty[-_LOG_LINES:])[-600:] or "it said nothing"
