@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from mgpt4_hpc.config import keys
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.bundle.bundle import Bundle
@@ -97,7 +97,7 @@ def _training(run: RunDir) -> str:
     config = resolved.config
     total = sum(source.weight for source in config.data.sources)
     data = [f"- {source.name}: {source.weight / total:.0%}" for source in config.data.sources]
-    settings = dict(_flat(config.model_dump(mode="json")))
+    settings = keys.flatten(config.model_dump(mode="json"))
     # Paths name the site that trained it, and not the data.
     public = [
         key for key in resolved.origins
@@ -120,15 +120,6 @@ def _name_of_start(run: RunDir, projector: str) -> str:
     path = Path(projector)
     step = step_of(path) if path.parent.name == "checkpoints" else None
     return path.name if step is None else f"{path.parent.parent.name}, step {step}"
-
-
-def _flat(values: Mapping[str, object], front: str = "") -> Sequence[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for key, value in values.items():
-        found.append((front + key, value))
-        if isinstance(value, Mapping):
-            found += _flat(value, f"{front}{key}.")
-    return found
 
 
 def _curve(run: RunDir, step: int | None) -> str:
