@@ -6,7 +6,6 @@ A ``.pth`` is written as the original's own checkpoints are laid out
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,13 @@ from mgpt4_hpc.disk import fsync_file
 from mgpt4_hpc.errors import WeightsError
 from mgpt4_hpc.model.conversion.importer import State, import_projector
 from mgpt4_hpc.model.weight_files.untrusted_files import read_tensors
+from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.run_reference import newest_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
 PROJECTOR_FILE = "projector.safetensors"
-_STEP = re.compile(r"step-(\d+)$")
 
 
 def export_projector(
@@ -86,23 +86,13 @@ def find_projector(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    for folder in (path, *_checkpoints(path)):
-        if (folder / PROJECTOR_FILE).is_file():
+    for folder in (path, newest_checkpoint(RunDir(path))):
+        if folder is not None and (folder / PROJECTOR_FILE).is_file():
             return folder / PROJECTOR_FILE
     raise WeightsError(
         f"{path} holds no projector",
         fix="give a run, a checkpoint (RUN/checkpoints/step-N), a bundle or a weight file",
     )
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints (those with a manifest) of a run, the newest first."""
-    checkpoints = [
-        (int(match[1]), path)
-        for path in (run / "checkpoints").glob("step-*")
-        if (match := _STEP.match(path.name)) and (path / "manifest.json").is_file()
-    ]
-    return [path for _, path in sorted(checkpoints, reverse=True)]
 
 
 def _named(tensors: Mapping[str, torch.Tensor], source: str) -> State:
