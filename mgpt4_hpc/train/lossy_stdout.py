@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Any, TextIO
 
 
@@ -18,18 +19,14 @@ class LossyStream:
 
     def write(self, text: str) -> int:
         """Write ``text`` if that is possible; returns its length."""
-        try:
+        with suppress(OSError):
             self._stream.write(text)
-        except OSError:
-            pass
         return len(text)
 
     def flush(self) -> None:
         """Bring out what was written, if that is possible."""
-        try:
+        with suppress(OSError):
             self._stream.flush()
-        except OSError:
-            pass
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

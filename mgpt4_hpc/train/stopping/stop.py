@@ -67,15 +67,12 @@ class StopSource(Protocol):
 
     def poll(self) -> StopRequest | None:
         """Return the request, or None. Cheap while there is none: called once per step."""
-        ...
 
     def request(self, reason: str) -> None:
         """Request a stop without a signal; changes nothing once one came."""
-        ...
 
     def interrupting(self) -> AbstractContextManager[None]:
         """Inside, an urgent signal raises :class:`Interrupted`; also one that came before."""
-        ...
 
 
 class NeverStop:
