@@ -51,23 +51,6 @@ class Pictures:
     features: list[torch.Tensor] = field(default_factory=list)
 
 
-def look_at(
-    chat_model: ChatModel,
-    examples: Sequence[Example],
-    *,
-    batch_size: int = 16,
-    progress: Progress = lambda count: None,
-) -> Pictures:
-    """Decode and encode the examples; whatever cannot be is left out and named.
-
-    Raises:
-        DataError: if none is left.
-    """
-    return require_usable(
-        encode_usable(chat_model, examples, batch_size=batch_size, progress=progress)
-    )
-
-
 def encode_usable(
     chat_model: ChatModel,
     examples: Sequence[Example],
@@ -75,7 +58,7 @@ def encode_usable(
     batch_size: int = 16,
     progress: Progress = lambda count: None,
 ) -> Pictures:
-    """Decode and encode the examples, of which perhaps none can be used."""
+    """Decode and encode the examples; what cannot be used is left out and named, perhaps all."""
     seen = Pictures()
     for start in range(0, len(examples), batch_size):
         usable: list[tuple[Example, Pixels]] = []

@@ -129,7 +129,7 @@ def _evaluate(
     objects: Objects,
 ) -> list[Evaluation]:
     """Each model's answers; one model is loaded where only the projectors differ."""
-    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
+    from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
     from mgpt4_hpc.model.generation.chat_model import same_towers
 
     found: list[Evaluation] = []
@@ -140,7 +140,7 @@ def _evaluate(
             if chat_model is None or not same_towers(chat_model.source, source):
                 chat_model = None  # let go of the first before the second is loaded
                 chat_model = eval_options.chat_model(source)
-                pictures = look_at(chat_model, examples, batch_size=size)
+                pictures = require_usable(encode_usable(chat_model, examples, batch_size=size))
             else:
                 chat_model.use(source)
             found.append(

@@ -251,13 +251,15 @@ def _evaluate(
     if kept is not None:
         yield from kept.evaluations(examples, objects)
         return
-    from mgpt4_hpc.evaluation.suites import evaluate, look_at, tasks_of
+    from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
 
     chat_model = eval_options.chat_model(sources[0])
     size = eval_options.batch_size
     asked = (1 + len(sources) * len(tasks_of(suite))) * len(examples)
     with counting("images and answers", asked) as count:
-        pictures = look_at(chat_model, examples, batch_size=size, progress=count)
+        pictures = require_usable(
+            encode_usable(chat_model, examples, batch_size=size, progress=count)
+        )
         for source in sources:
             chat_model.use(source)
             yield (

@@ -211,7 +211,7 @@ def _caption(
 
     from mgpt4_hpc.evaluation.examples import load_examples
     from mgpt4_hpc.evaluation.scenes import load_scenes, score
-    from mgpt4_hpc.evaluation.suites import CAPTION_INSTRUCTION, ask_all, look_at
+    from mgpt4_hpc.evaluation.suites import CAPTION_INSTRUCTION, ask_all, encode_usable
     from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
     from mgpt4_hpc.model.generation.sampling import Sampling
 
@@ -221,7 +221,7 @@ def _caption(
     scenes = load_scenes(held_out / "scenes.json")
     sources = [find_source(stage.run.path) for stage in stages]
     chat_model = ChatModel(sources[0], device="cpu", precision="fp32")
-    pictures = look_at(chat_model, load_examples(held_out), batch_size=len(scenes))
+    pictures = encode_usable(chat_model, load_examples(held_out), batch_size=len(scenes))
     reporter.begin(f"captions for {len(scenes)} held-out scenes, twice", 2 * len(scenes))
     answers = []
     for source in sources:
