@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain, pairwise
+from itertools import chain, pairwise, starmap
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
@@ -328,7 +328,7 @@ def build_index(
         raise DataError("no shard to index", fix="give a folder, a pattern or a list of *.tar")
     check_replaced(out, kind="a shard index", is_own=is_index)
     paths = [_absolute(shard) for shard in shards]
-    root = _common_folder(paths)
+    root = Path(os.path.commonpath([path.parent for path in paths]))
     known: dict[Path, tuple[ShardIndex, int]] = {}
     for older in () if options.texts else (*reuse, out):
         known |= _reusable(older, options)
@@ -342,7 +342,9 @@ def build_index(
             writer.add(scan)
             on_shard(done, len(jobs))
         if not writer.num_samples and not may_be_empty:
-            raise no_samples(f"the shards of {name!r}", _all_left_out(writer))
+            members = add_up(starmap(LeftOut, chain.from_iterable(writer.left_out)))
+            left_out = _left_out_samples(writer.quarantined) + members
+            raise no_samples(f"the shards of {name!r}", left_out)
         writer.commit()
     return ShardIndex.open(out), sum(old is not None for _, _, old in jobs)
 
@@ -362,12 +364,6 @@ def _jobs(
         if path in known:
             on_shard(0, len(paths))
     return jobs
-
-
-def _all_left_out(writer: IndexWriter) -> list[LeftOut]:
-    return _left_out_samples(writer.quarantined) + add_up(
-        LeftOut(*entry) for entry in chain.from_iterable(writer.left_out)
-    )
 
 
 def no_samples(what: str, left_out: Sequence[LeftOut]) -> DataError:
@@ -454,7 +450,3 @@ def _unchanged(
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow links
-
-
-def _common_folder(paths: Sequence[Path]) -> Path:
-    return Path(os.path.commonpath([path.parent for path in paths]))

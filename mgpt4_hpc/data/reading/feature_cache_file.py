@@ -72,7 +72,8 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
         OSError: if it cannot be written; nothing is left then.
     """
     name, bits = STORED[dtype]
-    texts = [json.dumps([row.key, _stored(row.text)]).encode() for row in rows]
+    stored = [r.text if isinstance(r.text, str) else record_of(r.text) for r in rows]
+    texts = [json.dumps([r.key, t]).encode() for r, t in zip(rows, stored, strict=True)]
     crcs = [
         zlib.crc32(text, zlib.crc32(np.ascontiguousarray(row.features, bits).data))
         for row, text in zip(rows, texts, strict=True)
@@ -189,10 +190,6 @@ class FeatureShard:
         caption = stored if isinstance(stored, str) else parse_conversation(stored).dialogue
         features = np.frombuffer(data, self._bits).reshape(num_images, *self.shape)
         return FeatureRow(int(self.source[row]), int(self.sample[row]), key, caption, features)
-
-
-def _stored(text: str | Dialogue) -> Any:
-    return text if isinstance(text, str) else record_of(text)
 
 
 def _damaged(path: Path, why: str) -> DataError:

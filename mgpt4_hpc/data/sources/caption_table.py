@@ -106,7 +106,8 @@ def build_table(
     Raises:
         DataError: if the list cannot be read, or has no caption.
     """
-    identity = {"format": _FORMAT, "by": by, "files": _identity(captions)}
+    files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in _files(captions)]
+    identity = {"format": _FORMAT, "by": by, "files": files}
     try:
         stored = parse_json((folder / _META).read_text())
         if {key: stored.get(key) for key in identity} == identity:
@@ -185,10 +186,6 @@ def _fault(name: object, caption: object, by: By) -> str:
 def _hash(name: str) -> tuple[int, int]:
     digest = hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
-
-
-def _identity(captions: Path) -> list[tuple[str, int, int]]:
-    return [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for p in _files(captions)]  # type: ignore[misc]
 
 
 def _files(captions: Path) -> list[Path]:

@@ -100,7 +100,8 @@ def pack_conversations(
     faults: list[str] = []
     total, size = 0, src.stat().st_size
     out.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_beside(out) as holder, ThreadPoolExecutor(_cpus()) as pool:
+    num_cores = len(os.sched_getaffinity(0))
+    with scratch_beside(out) as holder, ThreadPoolExecutor(num_cores) as pool:
         fresh = holder / "shards"
         fresh.mkdir()
         with ShardWriter(fresh, samples_per_shard) as shards:
@@ -129,10 +130,6 @@ def _unusable(src: Path, folder: Path, faults: list[str], total: int) -> DataErr
     if len(faults) < total:
         fix += "; or pack the others with --leave-out-bad"
     return unusable(f"{len(faults)} of the {total} conversations of {src}", faults, fix, _SHOWN)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def _load(entry: _Entry, folder: Path) -> dict[str, bytes] | str:

@@ -289,7 +289,7 @@ class _Walk:
     def _check_tail(self, begin: int) -> None:
         """Complain of anything but the padding that writers put behind the end marker."""
         pos = begin
-        while data := _piece(self.file, pos):
+        while data := self.file.read(pos, min(_PIECE, max(0, self.file.size - pos))):
             if data.strip(b"\0"):
                 self._fault(begin, b"", f"bytes {pos} to {self.file.size} are no part of the tar")
                 return
@@ -302,11 +302,6 @@ class _Walk:
 
     def _fault(self, offset: int, name: bytes, reason: str) -> None:
         self.faults.append(TarFault(offset, name, reason))
-
-
-def _piece(file: WindowedFile, offset: int) -> bytes:
-    """The next piece of a file, for looking through it; empty at its end."""
-    return file.read(offset, min(_PIECE, max(0, file.size - offset)))
 
 
 def _fault(kind: int, name: bytes, data_end: int, file_end: int) -> str:

@@ -57,7 +57,7 @@ def build_context(
         for prompt, images in zip(prompts, features, strict=True)
     ]
     num_slots = model.architecture.num_image_tokens
-    lengths = [_length(row, num_slots) for row in rows]
+    lengths = [sum(map(len, row)) + (len(row) - 1) * num_slots for row in rows]
     ids_BT = torch.full((len(rows), max(lengths)), tokenizer.pad_id)
     image_mask_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     attention_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
@@ -130,7 +130,3 @@ def _pieces(tokenizer: TextTokenizer, prompt: Prompt, num_images: int) -> list[l
             fix=f"write {IMAGE_TAG} once for each image, where it belongs",
         )
     return pieces
-
-
-def _length(pieces: Sequence[Sequence[int]], num_image_tokens: int) -> int:
-    return sum(map(len, pieces)) + (len(pieces) - 1) * num_image_tokens

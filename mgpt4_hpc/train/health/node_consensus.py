@@ -107,7 +107,10 @@ class NodeConsensus:
 
     def _preside(self, check: Callable[[], NodeFindings]) -> MgptError | None:
         if absent := self._missing("host", self._arrive_s):
-            error = self._absence(absent)
+            error = _not_come(
+                f"of {self._ranks.world_size} ranks these did not come within "
+                f"{self._arrive_s:.0f} s: {', '.join(map(str, sorted(absent)))}"
+            )
             self._set("verdict", _plain(error))
             self._set("called", True)
             return error
@@ -129,13 +132,6 @@ class NodeConsensus:
         verdict = judge([findings[rank] for rank in sorted(findings)], began, time.time())
         self._set("verdict", _plain(verdict))
         return verdict
-
-    def _absence(self, ranks: set[int]) -> MgptError:
-        listed = ", ".join(map(str, sorted(ranks)))
-        return _not_come(
-            f"of {self._ranks.world_size} ranks these did not come within {self._arrive_s:.0f} s: "
-            f"{listed}"
-        )
 
     def _missing(self, what: str, timeout_s: float) -> set[int]:
         """Which of the other ranks have not set their ``what`` within the time."""
