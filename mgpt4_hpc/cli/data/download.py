@@ -11,6 +11,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted, size_text
 from mgpt4_hpc.output_files import check_folder
@@ -142,20 +143,17 @@ def _print_submitted(job_id: str, as_json: bool) -> None:
 
 
 def _print(report: DownloadReport) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     tried = max(1, report.num_tried)
-    table = new_table("", ">count", ">share", folding=("",))
-    table.add_row("asked", f"{report.num_asked:,}", "")
-    table.add_row("tried", f"{report.num_tried:,}", f"{report.num_tried / report.num_asked:.1%}")
-    table.add_row("got", f"{report.num_got:,}", f"{report.num_got / tried:.1%}")
-    shown = list(report.reasons.items())[:_SHOWN_REASONS]
-    for reason, count in shown:
-        table.add_row(plain(f"  failed: {reason}"), f"{count:,}", f"{count / tried:.1%}")
-    rest = sum(report.reasons.values()) - sum(count for _, count in shown)
-    if rest:
-        table.add_row("  failed for other reasons", f"{rest:,}", f"{rest / tried:.1%}")
-    print_table(table)
+    rows = [
+        ("asked", f"{report.num_asked:,}", ""),
+        ("tried", f"{report.num_tried:,}", f"{report.num_tried / report.num_asked:.1%}"),
+        ("got", f"{report.num_got:,}", f"{report.num_got / tried:.1%}"),
+    ]
+    reasons = [(f"failed: {reason}", count) for reason, count in report.reasons.items()]
+    if rest := sum(count for _, count in reasons[_SHOWN_REASONS:]):
+        reasons[_SHOWN_REASONS:] = [("failed for other reasons", rest)]
+    rows += [(f"  {reason}", f"{count:,}", f"{count / tried:.1%}") for reason, count in reasons]
+    print_rows(("", ">count", ">share"), rows, folding=("",))
     there = report.num_shards - len(report.missing)
     click.echo(f"\n{report.out}: {there} of {counted(report.num_shards, 'shard')}, "
                f"{size_text(report.num_bytes)}")  # fmt: skip

@@ -20,6 +20,7 @@ from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, stats_comman
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_folder, check_output
@@ -276,15 +277,11 @@ def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checke
 def _print_quarantine(quarantined: Quarantine) -> None:
     if not quarantined:
         return
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     # A truncated tar costs a thousand samples for one reason: a row, and one of its keys.
     counts = Counter((shard, reason) for shard, _, reason in quarantined)
     example = {(shard, reason): key for shard, key, reason in reversed(quarantined)}
-    table = new_table("shard", "reason", ">count", "first", folding=("shard", "reason"))
-    for (shard, reason), count in sorted(counts.items()):
-        table.add_row(*map(plain, (shard, reason, count, example[shard, reason])))
-    print_table(table)
+    rows = [(*place, count, example[place]) for place, count in sorted(counts.items())]
+    print_rows(("shard", "reason", ">count", "first"), rows, folding=("shard", "reason"))
     click.echo()
 
 

@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import SEED, json_option
+from mgpt4_hpc.cli.shared.tables import print_rows, visible
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.output_files import check_output, is_own_png
 from mgpt4_hpc.resources import expand_toy
@@ -107,8 +108,6 @@ def stats_command(
 
 def echo_left_out(entries: Iterable[LeftOut]) -> None:
     """A line for each reason why something that lies in shards or folders is not used."""
-    from mgpt4_hpc.cli.shared.tables import visible
-
     for entry in entries:
         click.echo(f"left out: {visible(entry)}")
 
@@ -138,7 +137,6 @@ def opened(what: str) -> Iterator[ShardIndex]:
 
 
 def _print(stats: SourceStats) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
     from mgpt4_hpc.data.sources.stats import LIMITS, MAX_TOKENS, MAX_WORDS
 
     click.echo(
@@ -147,13 +145,13 @@ def _print(stats: SourceStats) -> None:
     )
     for reason, count in stats.unreadable.items():
         click.echo(f"  {count} unreadable: {reason}")
-    table = new_table("", ">min", ">5%", ">median", ">mean", ">95%", ">max", "cut")
+    rows = []
 
     def row(name: str, spread: Spread | None, cut: str = "") -> None:
         """Add a row unless nothing was counted; ``cut`` is the text of the last column."""
         if spread is not None:
             numbers = (spread.minimum, spread.p5, spread.median, f"{spread.mean:.1f}")
-            table.add_row(*map(plain, (name, *numbers, spread.p95, spread.maximum, cut)))
+            rows.append((name, *numbers, spread.p95, spread.maximum, cut))
 
     row("words", stats.words, f"{stats.over_max_words:.1%} over {MAX_WORDS} (stage 1)")
     for stage, name in (("stage1", "tokens in stage 1"), ("stage2", "tokens in stage 2")):
@@ -168,7 +166,7 @@ def _print(stats: SourceStats) -> None:
     row("width", stats.width)
     row("height", stats.height)
     row("image bytes", stats.image_bytes)
-    print_table(table)
+    print_rows(("", ">min", ">5%", ">median", ">mean", ">95%", ">max", "cut"), rows)
     common = ", ".join(f"{width}x{height} ({n})" for width, height, n in stats.sizes[:_SHOWN])
     click.echo(f"most frequent sizes: {common or 'none'}")
     if stats.bad_images:

@@ -16,11 +16,11 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     counting,
     evaluation_options,
     find_examples,
-    print_rows,
     shown,
     word_list,
 )
 from mgpt4_hpc.cli.shared.srun_options import go_to_node, slurm_options, split_slurm
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.run_reference import find_all

@@ -18,12 +18,12 @@ from mgpt4_hpc.cli.shared.evaluation_options import (
     counting,
     evaluation_options,
     find_examples,
-    print_rows,
     shown,
     word_list,
 )
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part, array_options, split_array
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import ConfigError, SlurmRejected
 from mgpt4_hpc.formatting import counted
 
@@ -415,7 +415,7 @@ def _loss(
         print_rows(
             ("source", ">loss", ">perplexity", ">samples", ">tokens"),
             [
-                (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)  # type: ignore[misc]
+                (f.source, f"{f.loss:.4f}", f"{f.perplexity:.2f}", f.num_samples, f.num_tokens)
                 for f in losses
             ],
         )

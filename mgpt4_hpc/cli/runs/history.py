@@ -12,6 +12,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.formatting import duration, printable, shell_word
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.run_reference import find_run
@@ -78,19 +79,7 @@ def _plain_attempt(attempt: Attempt) -> dict[str, Any]:
 
 
 def _print_attempts(run: RunDir, attempts: Sequence[Attempt]) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table(
-        ">attempt",
-        "job",
-        "nodes",
-        "start",
-        ">steps",
-        "ended",
-        ">replayed",
-        ">saves",
-        folding=("job", "nodes"),
-    )
+    rows = []
     several = len({attempt.cluster for attempt in attempts if attempt.cluster}) > 1
     for attempt in attempts:
         # A job that started no rank is known to its batch script alone.
@@ -101,18 +90,13 @@ def _print_attempts(run: RunDir, attempts: Sequence[Attempt]) -> None:
         if attempt.save_failures:
             saves += f", {attempt.save_failures} failed"
         started = time.strftime("%Y-%m-%d %H:%M", time.localtime(attempt.start))
-        cells = (
-            attempt.number,
-            job,
-            ", ".join(attempt.nodes) or "-",
-            started if attempt.start else "-",
-            steps_of(attempt),
-            ending_of(run, attempt),
-            attempt.steps_replayed,
-            saves,
+        nodes, start = ", ".join(attempt.nodes) or "-", started if attempt.start else "-"
+        steps, ended = steps_of(attempt), ending_of(run, attempt)
+        rows.append(
+            (attempt.number, job, nodes, start, steps, ended, attempt.steps_replayed, saves)
         )
-        table.add_row(*map(plain, cells))
-    print_table(table)
+    columns = (">attempt", "job", "nodes", "start", ">steps", "ended", ">replayed", ">saves")
+    print_rows(columns, rows, folding=("job", "nodes"))
     for attempt in attempts:
         for fault in attempt.faults:
             if fault.get("what") == BAD_NODE:
@@ -140,8 +124,6 @@ def ending_of(run: RunDir, attempt: Attempt) -> str:
 
 
 def _print_seconds(attempts: Sequence[Attempt]) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     # A purpose that never took a tenth of a second would be a column of zeros.
     shown = [
         name
@@ -149,14 +131,12 @@ def _print_seconds(attempts: Sequence[Attempt]) -> None:
         if any(attempt.buckets.get(name, 0.0) >= 0.1 for attempt in attempts)
     ]
     headings = [name.replace("_", " ") for name in shown]
-    table = new_table(
-        ">attempt", *(f">{heading}" for heading in headings), ">seconds", folding=headings
-    )
+    rows = []
     for attempt in attempts:
         seconds = [attempt.buckets.get(name, 0.0) for name in shown]
-        cells = (attempt.number, *(f"{value:.1f}" for value in (*seconds, attempt.seconds)))
-        table.add_row(*map(plain, cells))
-    print_table(table)
+        rows.append((attempt.number, *(f"{value:.1f}" for value in (*seconds, attempt.seconds))))
+    columns = (">attempt", *(f">{heading}" for heading in headings), ">seconds")
+    print_rows(columns, rows, folding=headings)
 
 
 def goodput_line(total: Goodput) -> str:

@@ -21,7 +21,7 @@ from mgpt4_hpc.cli.shared.options import (
 from mgpt4_hpc.cli.shared.tables import (
     can_be_drawn_over,
     new_table,
-    plain,
+    print_rows,
     print_table,
     terminal_width,
     visible,
@@ -138,13 +138,13 @@ def ls_command(runs_dir: Path, as_json: bool) -> None:
     if not rows:
         click.echo(f"{told_no_runs(runs_dir)}\n  fix: {FIX_NO_RUNS}", err=True)
         return
-    table = new_table("run", "stage", "created", ">step", ">attempts", "path", folding=("path",))
+    columns = ("run", "stage", "created", ">step", ">attempts", "path")
+    cells = []
     for row in rows:
         step = f"{row['step']}/{row['max_steps']}"
         created = _local_time(str(row["created"]))
-        cells = (row["name"], row["stage"], created, step, row["attempts"], row["path"])
-        table.add_row(*map(plain, cells))
-    print_table(table)
+        cells.append((row["name"], row["stage"], created, step, row["attempts"], row["path"]))
+    print_rows(columns, cells, folding=("path",))
     if sweeps := list_sweeps(runs_dir):
         click.echo(
             printable(f"sweeps (`mgpt4 status SWEEP` shows one): {', '.join(sweeps)}"), err=True

@@ -21,6 +21,7 @@ from mgpt4_hpc.cli.shared.options import (
     site_option,
     where_options,
 )
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -201,7 +202,6 @@ def _show_scripts(plan: Plan, as_json: bool) -> None:
 
 
 def _show_starts(plan: Plan, as_json: bool) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
     from mgpt4_hpc.formatting import duration
     from mgpt4_hpc.launch.submit.start_estimate import estimate_starts
 
@@ -209,18 +209,12 @@ def _show_starts(plan: Plan, as_json: bool) -> None:
     if as_json:
         echo_json([estimated.to_json() for estimated in estimates])
         return
-    table = new_table("job", "would start", ">in", "partition", "nodes", "after")
-    for estimated in estimates:
-        cells = (
-            estimated.job,
-            estimated.start,
-            duration(estimated.in_s),
-            estimated.partition,
-            estimated.nodes,
-            estimated.after,
-        )
-        table.add_row(*(plain(cell or "-") for cell in cells))
-    print_table(table)
+    rows = [
+        (job.job, job.start, duration(job.in_s), job.partition, job.nodes, job.after)
+        for job in estimates
+    ]
+    columns = ("job", "would start", ">in", "partition", "nodes", "after")
+    print_rows(columns, ([cell or "-" for cell in row] for row in rows))
     click.echo("Slurm's estimate, as of now; nothing was submitted", err=True)
 
 
@@ -260,11 +254,10 @@ def _sweep_facts(plan: Plan, number: int) -> dict[str, Any]:
 
 
 def _print_sweep(plan: Plan, submitted: Sequence[Submitted]) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     assert plan.sweep is not None
     axes = list(plan.sweep.points[0].texts)
-    table = new_table("run", *axes, "job")
-    for job, point in zip(submitted, plan.sweep.points, strict=True):
-        table.add_row(*map(plain, (job.run.name, *point.texts.values(), job.job_id)))
-    print_table(table)
+    rows = [
+        (job.run.name, *point.texts.values(), job.job_id)
+        for job, point in zip(submitted, plan.sweep.points, strict=True)
+    ]
+    print_rows(("run", *axes, "job"), rows)

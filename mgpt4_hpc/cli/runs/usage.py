@@ -11,6 +11,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import printable
 from mgpt4_hpc.launch.runs.sweep_dir import find_runs
@@ -65,17 +66,12 @@ def _plain(usage: Usage) -> dict[str, Any]:
 
 
 def _print(rows: Sequence[Usage]) -> None:
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     hours_of = _hours_of(rows)
     suspended = any(row.suspended_h for row in rows)
-    table = new_table(
-        "run", ">attempts", f">{hours_of}", ">useful", ">queue", *[">suspended"] * suspended,
-        ">goodput", ">with queue",
-        folding=("with queue",),
-    )  # fmt: skip
-    for row in rows:
-        cells = (
+    columns = ("run", ">attempts", f">{hours_of}", ">useful", ">queue",
+               *[">suspended"] * suspended, ">goodput", ">with queue")  # fmt: skip
+    cells = [
+        (
             row.name + (" (running)" if row.running else ""),
             f"{row.num_attempts}, {row.num_killed} killed" if row.num_killed else row.num_attempts,
             _number(row.total_gpu_hours),
@@ -85,27 +81,24 @@ def _print(rows: Sequence[Usage]) -> None:
             f"{row.goodput:.1%}",
             f"{row.goodput_with_queue:.1%}",
         )
-        table.add_row(*map(plain, cells))
-    print_table(table)
+        for row in rows
+    ]
+    print_rows(columns, cells, folding=("with queue",))
     click.echo()
     _print_split(rows, hours_of)
 
 
 def _print_split(rows: Sequence[Usage], hours_of: str) -> None:
     """A line for each run, so that many of them make the table longer and not wider."""
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
     whole = rows[-1]  # the total where there is one
     # A purpose that took nothing would be a column of zeros.
     shown = [name for name in PURPOSES if name == USEFUL or whole.gpu_hours[name]]
     headings = [name.replace("_", " ") for name in shown]
-    table = new_table(hours_of, *(f">{name}" for name in headings), folding=headings)
-    for row in rows:
-        table.add_row(*map(plain, (row.name, *(_number(row.gpu_hours[name]) for name in shown))))
+    cells = [(row.name, *(_number(row.gpu_hours[name]) for name in shown)) for row in rows]
     total = whole.total_gpu_hours
     shares = (f"{whole.gpu_hours[name] / total if total else 0.0:.1%}" for name in shown)
-    table.add_row("share", *shares)
-    print_table(table)
+    columns = (hours_of, *(f">{name}" for name in headings))
+    print_rows(columns, [*cells, ("share", *shares)], folding=headings)
 
 
 def _hours_of(rows: Sequence[Usage]) -> str:

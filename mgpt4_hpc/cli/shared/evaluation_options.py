@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -175,13 +175,3 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
-
-
-def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout."""
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table(*columns)
-    for row in rows:
-        table.add_row(*map(plain, row))
-    print_table(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -30,6 +30,16 @@ def new_table(*columns: str, folding: Sequence[str] = ()) -> Table:
         justify: Literal["left", "right"] = "right" if column != name else "left"
         table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in folding)
     return table
+
+
+def print_rows(
+    columns: Sequence[str], rows: Iterable[Iterable[object]], folding: Sequence[str] = ()
+) -> None:
+    """A table of plain cells on stdout; ``columns`` and ``folding`` as :func:`new_table`."""
+    table = new_table(*columns, folding=folding)
+    for row in rows:
+        table.add_row(*map(plain, row))
+    print_table(table)
 
 
 def visible(value: object) -> str:

@@ -11,6 +11,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option, site_option
+from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.cli.site.config_import import import_command
 from mgpt4_hpc.errors import ConfigError
 
@@ -48,12 +49,9 @@ def keys_command(as_json: bool) -> None:
     if as_json:
         echo_json([asdict(setting) for setting in described])
         return
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table("key", "default", "type", "meaning", folding=("default", "type", "meaning"))
-    for setting in described:
-        table.add_row(*map(plain, (setting.key, setting.default_text, setting.type, setting.doc)))
-    print_table(table)
+    columns = ("key", "default", "type", "meaning")
+    rows = [(item.key, item.default_text, item.type, item.doc) for item in described]
+    print_rows(columns, rows, folding=columns[1:])
 
 
 @config_command.command("presets")
@@ -72,12 +70,8 @@ def presets_command(as_json: bool) -> None:
             [{"name": name, "path": str(path), "about": about} for name, path, about in presets]
         )
         return
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table("preset", "about", folding=("about",))
-    for name, _, about in presets:
-        table.add_row(plain(name), plain(about))
-    print_table(table)
+    rows = [(name, about) for name, _, about in presets]
+    print_rows(("preset", "about"), rows, folding=("about",))
 
 
 @config_command.command("schema")
@@ -149,12 +143,8 @@ def explain_command(
         return
     import json
 
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table("key", "value", "set by", folding=("value",))
-    for key, value, origin in rows:
-        table.add_row(plain(key), plain(json.dumps(value, ensure_ascii=False)), plain(origin))
-    print_table(table)
+    cells = [(key, json.dumps(value, ensure_ascii=False), origin) for key, value, origin in rows]
+    print_rows(("key", "value", "set by"), cells, folding=("value",))
 
 
 @config_command.command("sites")
@@ -182,12 +172,8 @@ def sites_command(as_json: bool) -> None:
     if as_json:
         echo_json(rows)
         return
-    from mgpt4_hpc.cli.shared.tables import new_table, plain, print_table
-
-    table = new_table("site", "chosen by", "about", "path", folding=("about", "path"))
-    for row in rows:
-        table.add_row(*(plain(row[key] or "-") for key in ("name", "chosen_by", "about", "path")))
-    print_table(table)
+    cells = [[row[key] or "-" for key in ("name", "chosen_by", "about", "path")] for row in rows]
+    print_rows(("site", "chosen by", "about", "path"), cells, folding=("about", "path"))
 
 
 def resolve_settings(
