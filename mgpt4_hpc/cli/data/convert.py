@@ -7,19 +7,14 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import SEED, Number, json_option
+from mgpt4_hpc.cli.shared.options import SEED, Number, json_option, out_option
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_folder
 
 
 @click.command("convert")
 @click.argument("src", metavar="SRC.json", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder for the parquet files; it must not exist or be empty.",
-)
+@out_option("Folder for the parquet files; it must not exist or be empty.")
 @click.option(
     "--fraction",
     type=Number(min=0.0, max=1.0, min_open=True),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import json_option, out_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import DataError
@@ -30,12 +30,7 @@ _SHOWN_REASONS = 20
     required=True,
     type=click.Path(path_type=Path),
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the shards; an unfinished one is continued.",
-)
+@out_option("Folder of the shards; an unfinished one is continued.")
 @click.option(
     "--image-size", type=click.IntRange(1), default=224, show_default=True, help="Side in pixels."
 )

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option, site_option
+from mgpt4_hpc.cli.shared.options import (
+    absolute,
+    json_option,
+    out_option,
+    runs_dir_option,
+    set_option,
+    site_option,
+)
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.formatting import size_text
 from mgpt4_hpc.output_files import check_folder
@@ -22,13 +29,8 @@ _ASK_FROM_BYTES = 2**30
 
 @click.command("encode")
 @click.argument("config", metavar="PRESET|FILE|RUN")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the cache; an unfinished one is continued.",
-)
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any setting.")
+@out_option("Folder of the cache; an unfinished one is continued.")
+@set_option("Any setting.")
 @site_option
 @click.option(
     "--dtype",

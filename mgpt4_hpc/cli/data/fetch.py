@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import json_option, out_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted, size_text
@@ -25,12 +25,7 @@ _SHOWN = 10
 
 @click.command("fetch")
 @click.argument("source", metavar="hf:OWNER/NAME|URLS.txt")
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the files; an unfinished one is continued.",
-)
+@out_option("Folder of the files; an unfinished one is continued.")
 @click.option(
     "--files",
     "patterns",

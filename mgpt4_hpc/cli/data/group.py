@@ -18,7 +18,7 @@ from mgpt4_hpc.cli.data.fetch import fetch_command
 from mgpt4_hpc.cli.data.recaption import recaption_command
 from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, stats_command
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import json_option, out_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import DataError
@@ -120,12 +120,7 @@ def index_command(
 
 @data_command.command("pack")
 @click.argument("src", type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder for the shards; it must not exist or be empty.",
-)
+@out_option("Folder for the shards; it must not exist or be empty.")
 @click.option(
     "--images",
     type=click.Path(file_okay=False, exists=True, path_type=Path),

@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.data.stats import echo_left_out
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import json_option
+from mgpt4_hpc.cli.shared.options import json_option, out_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted
@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 @click.option(
     "--by", type=click.Choice(["url", "key"]), required=True, help="What joins them to samples."
 )
-@click.option(
-    "--out",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of the new shards; an unfinished one is continued.",
-)
+@out_option("Folder of the new shards; an unfinished one is continued.")
 @click.option("--size", type=click.IntRange(1), help="Letterbox images to this side. [as they are]")
 @click.option(
     "--workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."

@@ -15,6 +15,7 @@ from mgpt4_hpc.cli.shared.options import (
     complete_runs,
     json_option,
     runs_dir_option,
+    set_option,
     where_options,
 )
 from mgpt4_hpc.errors import ConfigError, MgptError
@@ -38,13 +39,7 @@ _NO_STEP = (
 @click.option("--gpus", type=Setting(click.INT), help="GPUs of the whole job.")
 @click.option("--nodes", type=Setting(click.INT), help="Nodes to spread the GPUs over.")
 @where_options
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting that may change, as launch.max_crashes=9 or train.max_steps=9000.",
-)
+@set_option("A setting that may change, as launch.max_crashes=9 or train.max_steps=9000.")
 @click.option(
     "--executor",
     type=click.Choice(["auto", "slurm", "local"]),

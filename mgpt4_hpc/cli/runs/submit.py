@@ -18,6 +18,7 @@ from mgpt4_hpc.cli.shared.options import (
     given_runs_dir,
     json_option,
     runs_dir_option,
+    set_option,
     site_option,
     where_options,
 )
@@ -70,13 +71,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="With --from: take over its optimizer and position, too.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any setting, as lr=1e-4; repeat for more.",
-)
+@set_option()
 @click.option(
     "--sweep",
     multiple=True,

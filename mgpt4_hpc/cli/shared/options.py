@@ -79,6 +79,18 @@ site_option: Callable[[F], F] = click.option(
     help="Site profile; else MGPT4_SITE, else the one named like the cluster.",
 )
 
+
+def set_option(doc: str = "Any setting, as lr=1e-4; repeat for more.") -> Callable[[F], F]:
+    """``--set``, which arrives as ``assignments``; ``doc`` says what a command lets it change."""
+    return click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=doc)
+
+
+def out_option(doc: str) -> Callable[[F], F]:
+    """``--out``, the folder that a command fills."""
+    folder = click.Path(file_okay=False, path_type=Path)
+    return click.option("--out", type=folder, required=True, help=doc)
+
+
 executor_option: Callable[[F], F] = click.option(
     "--executor",
     type=click.Choice(["auto", "slurm", "local"]),

@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.shared.options import absolute, json_option, runs_dir_option, site_option
+from mgpt4_hpc.cli.shared.options import (
+    absolute,
+    json_option,
+    runs_dir_option,
+    set_option,
+    site_option,
+)
 from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.cli.site.config_import import import_command
 from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgpt4_hpc.config.load import Resolved
-
-_set_option = click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any setting, as lr=1e-4; repeat for more.",
-)
 
 
 @click.group("config", short_help="Presets and settings.")
@@ -88,7 +86,7 @@ def schema_command() -> None:
 
 @config_command.command("show")
 @click.argument("what", metavar="PRESET|FILE|RUN")
-@_set_option
+@set_option()
 @site_option
 @runs_dir_option
 @json_option
@@ -113,7 +111,7 @@ def show_command(
 @config_command.command("explain")
 @click.argument("what", metavar="PRESET|FILE|RUN")
 @click.argument("wanted", metavar="[KEY]...", nargs=-1)
-@_set_option
+@set_option()
 @site_option
 @runs_dir_option
 @json_option

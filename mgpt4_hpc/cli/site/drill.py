@@ -20,6 +20,7 @@ from mgpt4_hpc.cli.shared.options import (
     executor_option,
     json_option,
     runs_dir_option,
+    set_option,
 )
 from mgpt4_hpc.errors import MgptError
 
@@ -67,13 +68,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Minutes to wait for each thing: the start, the stop, the return, the end.",
 )
-@click.option(
-    "--set",
-    "assignments",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Any setting, as launch.modules='[cuda]'; repeat for more.",
-)
+@set_option("Any setting, as launch.modules='[cuda]'; repeat for more.")
 @click.option(
     "--sbatch",
     multiple=True,
