@@ -165,6 +165,11 @@ def raise_all(errors: Sequence[MgptError]) -> None:
         raise errors[-1]
 
 
+def say(text: str) -> None:
+    """Print ``text`` on stderr, beside the result on stdout."""
+    click.echo(text, err=True)
+
+
 def echo_json(value: Any) -> None:
     """Print ``value`` as JSON on stdout."""
     import json

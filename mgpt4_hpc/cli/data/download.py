@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, say
 from mgpt4_hpc.cli.shared.options import json_option, out_option
-from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.slurm_array_options import (
+    Part,
+    array_options,
+    echo_submitted,
+    run_array,
+    split_array,
+)
 from mgpt4_hpc.cli.shared.tables import print_rows
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted, size_text
 from mgpt4_hpc.output_files import check_folder
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.data.sources.download import DownloadReport, Effort, ImageSettings
+    from mgpt4_hpc.data.sources.download import DownloadReport
 
 _SHOWN_REASONS = 20
 
@@ -50,6 +56,7 @@ _SHOWN_REASONS = 20
 )
 @click.option(
     "--samples-per-shard",
+    "number_sample_per_shard",
     type=click.IntRange(1),
     default=10_000,
     show_default=True,
@@ -58,10 +65,20 @@ _SHOWN_REASONS = 20
 @click.option("--url-col", default="url", show_default=True, help="Column of the addresses.")
 @click.option("--caption-col", default="caption", show_default=True, help="Column of the texts.")
 @click.option(
-    "--processes", type=click.IntRange(1), default=16, show_default=True, help="Per machine."
+    "--processes",
+    "processes_count",
+    type=click.IntRange(1),
+    default=16,
+    show_default=True,
+    help="Per machine.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), default=128, show_default=True, help="Per process."
+    "--threads",
+    "thread_count",
+    type=click.IntRange(1),
+    default=128,
+    show_default=True,
+    help="Per process.",
 )
 @click.option(
     "--timeout", type=click.IntRange(1), default=10, show_default=True, help="Seconds per server."
@@ -79,7 +96,6 @@ _SHOWN_REASONS = 20
 def download_command(
     sources: tuple[Path, ...],
     out: Path,
-    samples_per_shard: int,
     environment: Path | None,
     part: Part | None,
     as_json: bool,
@@ -96,25 +112,30 @@ def download_command(
     mgpt4 data download laion_urls --out /data/laion --slurm --parts 32 --partition cpu
     """
     from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.sources.download import IMG2DATASET, WORK_FOLDER, Download
-
-    array, options = split_array(options, cpus=options["processes"])
-    check_folder(out.parent)
-    download = Download(sources, out, _image_settings(options, samples_per_shard))
-    # Before an array starts: its nodes may have no way to PyPI.
-    python = IMG2DATASET.ensure_environment(
-        environment, say=lambda text: click.echo(text, err=True)
+    from mgpt4_hpc.data.sources.download import (
+        IMG2DATASET,
+        WORK_FOLDER,
+        Download,
+        Effort,
+        ImageSettings,
     )
+
+    array, options = split_array(options, cpus=options["processes_count"])
+    check_folder(out.parent)
+    effort = Effort(**{field.name: options.pop(field.name) for field in fields(Effort)})
+    download = Download(sources, out, ImageSettings(**options))
+    # Before an array starts: its nodes may have no way to PyPI.
+    python = IMG2DATASET.ensure_environment(environment, say=say)
     if array.wanted:
         folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-download", folder, parts=download.num_shards)
         if job_id is not None:
-            _print_submitted(job_id, as_json)
+            echo_submitted(job_id, as_json)
             return
     else:
         with progress("downloading", "samples") as on_progress:
             at, of = part or (1, 1)
-            download.run(python, _effort(options), part=at, parts=of, on_progress=on_progress)
+            download.run(python, effort, part=at, parts=of, on_progress=on_progress)
     if part is not None:
         return  # the whole is reported by who sees all parts end
     report = download.report()
@@ -128,13 +149,6 @@ def download_command(
             why="; ".join(list(report.reasons)[:3]),
             fix="see that this machine reaches the network, then run the command again",
         )
-
-
-def _print_submitted(job_id: str, as_json: bool) -> None:
-    if as_json:
-        echo_json({"job_id": job_id})
-    else:
-        click.echo(f"job {job_id}; when it is done, this command without --slurm reports")
 
 
 def _print(report: DownloadReport) -> None:
@@ -158,27 +172,3 @@ def _print(report: DownloadReport) -> None:
             f"{counted(len(report.empty), 'shard')} without an image ({listed}): run it again",
             err=True,
         )
-
-
-def _image_settings(options: Mapping[str, Any], samples_per_shard: int) -> ImageSettings:
-    from mgpt4_hpc.data.sources.download import ImageSettings
-
-    return ImageSettings(
-        url_col=options["url_col"],
-        caption_col=options["caption_col"],
-        number_sample_per_shard=samples_per_shard,
-        image_size=options["image_size"],
-        resize_mode=options["resize_mode"],
-        encode_quality=options["encode_quality"],
-    )
-
-
-def _effort(options: Mapping[str, Any]) -> Effort:
-    from mgpt4_hpc.data.sources.download import Effort
-
-    return Effort(
-        processes_count=options["processes"],
-        thread_count=options["threads"],
-        timeout=options["timeout"],
-        retries=options["retries"],
-    )

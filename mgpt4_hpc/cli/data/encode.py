@@ -17,7 +17,13 @@ from mgpt4_hpc.cli.shared.options import (
     set_option,
     site_option,
 )
-from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.slurm_array_options import (
+    Part,
+    array_options,
+    echo_submitted,
+    run_array,
+    split_array,
+)
 from mgpt4_hpc.formatting import size_text
 from mgpt4_hpc.output_files import check_folder
 
@@ -98,7 +104,7 @@ def encode_command(
     if array.wanted and encoding.num_shards:
         job_id = run_array(array, "mgpt4-encode", out / ".array", parts=encoding.num_shards)
         if job_id is not None:
-            _print_submitted(job_id, as_json)
+            echo_submitted(job_id, as_json, "--dry-run says what is there")
             return
         encoding.cache.refresh()
     else:
@@ -164,10 +170,3 @@ def _print_report(encoding: Encoding, as_json: bool) -> None:
         click.echo(f"  bad: {entry['source']} {entry['key']}: {entry['reason']}", err=True)
     if not missing:
         click.echo(f"use it with: --set data.feature_cache={cache.folder}", err=True)
-
-
-def _print_submitted(job_id: str, as_json: bool) -> None:
-    if as_json:
-        echo_json({"job_id": job_id})
-    else:
-        click.echo(f"job {job_id}; when it is done, --dry-run says what is there")

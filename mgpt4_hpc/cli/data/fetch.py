@@ -10,7 +10,13 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option, out_option
-from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.slurm_array_options import (
+    Part,
+    array_options,
+    echo_submitted,
+    run_array,
+    split_array,
+)
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted, size_text
 from mgpt4_hpc.output_files import check_folder
@@ -70,8 +76,7 @@ def fetch_command(
         folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-fetch", folder, parts=len(listing.files))
         if job_id is not None:
-            text = f"job {job_id}; when it is done, this command without --slurm reports"
-            echo_json({"job_id": job_id}) if as_json else click.echo(text)
+            echo_submitted(job_id, as_json)
             return
     files = slice_of(listing.files, *part) if part is not None else listing.files
     with progress("fetching", "bytes") as on_progress:

@@ -11,7 +11,13 @@ import click
 from mgpt4_hpc.cli.data.stats import echo_left_out
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option, out_option
-from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
+from mgpt4_hpc.cli.shared.slurm_array_options import (
+    Part,
+    array_options,
+    echo_submitted,
+    run_array,
+    split_array,
+)
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.output_files import check_folder
@@ -79,8 +85,7 @@ def recaption_command(
         parts_folder = out / WORK_FOLDER / "array"
         job_id = run_array(array, "mgpt4-recaption", parts_folder, parts=len(paths))
         if job_id is not None:
-            text = f"job {job_id}; when it is done, this command without --slurm reports"
-            echo_json({"job_id": job_id}) if as_json else click.echo(text)
+            echo_submitted(job_id, as_json)
             return
     own_shards = slice_of(paths, *part) if part is not None else paths
     with progress("recaptioning", "shards") as on_progress:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, say
 from mgpt4_hpc.cli.model.weights_export import export_weights
 from mgpt4_hpc.cli.shared.options import absolute, json_option
 from mgpt4_hpc.cli.shared.progress import progress
@@ -65,7 +65,7 @@ def fetch_weights(
     out = absolute(out)
     check_folder(out.parent)
     with progress("fetch", "bytes") as on_progress:
-        bundle = fetch_bundle(parts, out, architecture=sizes, say=_say, on_progress=on_progress)
+        bundle = fetch_bundle(parts, out, architecture=sizes, say=say, on_progress=on_progress)
     _show_bundle(bundle, as_json)
 
 
@@ -144,7 +144,7 @@ def import_weights(
             sources,
             llm="copy" if copy else "refer",
             finite=not quick,
-            say=_say,
+            say=say,
             on_progress=on_progress,
         )
     _show_bundle(bundle, as_json)
@@ -172,7 +172,7 @@ def _import_export(folder: Path, out: Path, quick: bool) -> Bundle:
     _require_paths(out, [folder])
     with progress("import", "bytes") as on_progress:
         return import_export(
-            out, absolute(folder), finite=not quick, say=_say, on_progress=on_progress
+            out, absolute(folder), finite=not quick, say=say, on_progress=on_progress
         )
 
 
@@ -226,10 +226,6 @@ def _list_sources(published: Published, as_json: bool) -> None:
 
 def _resolved(path: Path) -> Path:
     return Path(expand_toy(str(path))).expanduser()
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _show_bundle(bundle: Bundle, as_json: bool) -> None:

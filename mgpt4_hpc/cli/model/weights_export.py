@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from mgpt4_hpc.cli.main import say
 from mgpt4_hpc.cli.shared.options import absolute, runs_dir_option
 from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import WeightsError
@@ -80,7 +81,7 @@ def export_weights(
         from mgpt4_hpc.model.huggingface.export import export_adapter
 
         assert lora is not None
-        export_adapter(absolute(out), lora, _say)
+        export_adapter(absolute(out), lora, say)
     else:
         _export_file(projector, out, fmt, weights, lora if merge_lora else None)
     click.echo(f"{projector} -> {out}")
@@ -130,7 +131,7 @@ def _export_folder(projector: Path, out: Path, weights: str | None, lora: SavedL
     system = source.config.text.system if source.config else ""
     model = TrainedModel(bundle, read_projector(projector), source.template, system, lora)
     with progress("export", "bytes") as on_progress:
-        export_model(absolute(out), model, card=card, say=_say, on_progress=on_progress)
+        export_model(absolute(out), model, card=card, say=say, on_progress=on_progress)
 
 
 def _source(projector: Path, weights: str | None) -> Source:
@@ -162,7 +163,3 @@ def _located(source: Path, runs_dir: Path) -> Path:
     """A file or folder as it is, else the run of that name. Raises NoSuchRun if it is neither."""
     path = Path(expand_toy(str(source))).expanduser()
     return path if path.exists() else find_reference(str(source), runs_dir).path
-
-
-def _say(line: str) -> None:
-    click.echo(line, err=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, raise_all
 from mgpt4_hpc.cli.shared.options import absolute, complete_runs, json_option, runs_dir_option
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.formatting import printable
@@ -63,7 +63,4 @@ def cancel_command(names: tuple[str, ...], save: bool, runs_dir: Path, as_json: 
     else:
         for cancellation in done:
             click.echo(printable(f"{cancellation.run.name}: {cancellation.text}"))
-    for another in errors[1:]:
-        click.echo(printable(f"error: {another}"), err=True)
-    if errors:
-        raise errors[0]
+    raise_all(errors)

@@ -28,11 +28,9 @@ def keep_command(names: tuple[str, ...], runs_dir: Path, as_json: bool) -> None:
     mgpt4 keep first-try stage1-vicuna7b
     """
     from mgpt4_hpc.launch.manage.keep import keep_runs
-    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
-    from mgpt4_hpc.run_dir import list_runs
+    from mgpt4_hpc.launch.runs.sweep_dir import chosen_runs
 
-    folder = absolute(runs_dir)
-    runs = find_runs(names, folder) if names else list_runs(folder)
+    runs = chosen_runs(names, absolute(runs_dir))
     kept = keep_runs(
         runs, say=lambda text: click.echo(printable(text), err=True), named=bool(names)
     )

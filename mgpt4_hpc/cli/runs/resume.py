@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json, raise_all
+from mgpt4_hpc.cli.main import echo_json, raise_all, say
 from mgpt4_hpc.cli.shared.options import (
     Setting,
     absolute,
@@ -109,13 +109,13 @@ def resume_command(
     errors: list[MgptError] = []
     if new_name is not None:
         run = _branch(names, new_name, folder, overrides, executor)
-        done = [resume_branch(run, runs[0], executor, say=_say, accept=accept_drift)]
+        done = [resume_branch(run, runs[0], executor, say=say, accept=accept_drift)]
     elif is_one_run:
         done = [_resume_one(runs[0], overrides, executor, dry_run)]
     else:
         limits = _limits(runs)
         done, errors = resume_many(
-            runs, overrides, executor, say=_say, limits=limits, dry_run=dry_run
+            runs, overrides, executor, say=say, limits=limits, dry_run=dry_run
         )
         if overrides.faults and not errors:  # all are at work
             errors = [ConfigError("the options have faults", faults=overrides.faults)]
@@ -175,14 +175,14 @@ def _resume_one(
 
     turn = _limits([run]).get(run)
     behind = turn.next if turn is not None else ()
-    return resume_run(run, overrides, executor, say=_say, behind=behind, dry_run=dry_run)
+    return resume_run(run, overrides, executor, say=say, behind=behind, dry_run=dry_run)
 
 
 def _wait_for(done: Sequence[Resumption]) -> None:
     from mgpt4_hpc.launch.runs.wait import wait_for_runs
 
     if submitted := [resumption.run for resumption in done if resumption.submitted is not None]:
-        wait_for_runs(submitted, say=_say)
+        wait_for_runs(submitted, say=say)
 
 
 def _sweeps(names: Sequence[str], folder: Path, max_parallel: int | None) -> list[SweepDir]:
@@ -209,15 +209,11 @@ def _limits(runs: Sequence[RunDir]) -> dict[RunDir, ConcurrencyLimit]:
 
     sweeps = limited_sweeps(runs)
     for sweep in sweeps:
-        _say(
+        say(
             f"{sweep.name}: at most {sweep.max_parallel()} at once; "
             f"`mgpt4 resume {sweep.name} --max-parallel N` changes that"
         )
     return limits_of(sweeps)
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
 
 
 def _print(done: Sequence[Resumption], is_one_run: bool, as_json: bool) -> None:

@@ -28,7 +28,7 @@ from mgpt4_hpc.cli.shared.tables import (
 )
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.formatting import printable
-from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, list_sweeps, told_no_runs
+from mgpt4_hpc.run_dir import FIX_NO_RUNS, list_runs, list_sweeps, told_no_runs
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -80,11 +80,12 @@ def status_command(
     mgpt4 status my-sweep
     """
     from mgpt4_hpc.launch.runs.status import look_at
+    from mgpt4_hpc.launch.runs.sweep_dir import chosen_runs
 
     if watch and as_json:
         raise ConfigError("--watch and --json exclude each other", fix="poll with --json")
     runs_dir = absolute(runs_dir)
-    runs = _chosen(names, runs_dir)
+    runs = chosen_runs(names, runs_dir)
     if watch:
         _watch(names, runs_dir, every_s)
         return
@@ -159,18 +160,13 @@ def _local_time(created: str) -> str:
         return created
 
 
-def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
-    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
-
-    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
-
-
 def _watch(names: Sequence[str], runs_dir: Path, every_s: float) -> None:
     from mgpt4_hpc.launch.runs.status import look_at
+    from mgpt4_hpc.launch.runs.sweep_dir import chosen_runs
 
     def look() -> Overviews:
         """The state now; a run that was submitted meanwhile is included."""
-        return look_at(_chosen(names, runs_dir))
+        return look_at(chosen_runs(names, runs_dir))
 
     try:
         if can_be_drawn_over():

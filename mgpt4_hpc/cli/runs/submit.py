@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, say
 from mgpt4_hpc.cli.shared.options import (
     Setting,
     absolute,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--stage", type=click.Choice(["1", "2", "both"]), help="Which stage to train.")
 @click.option(
     "--config",
-    "config_names",
+    "configs",
     multiple=True,
     metavar="PRESET|FILE",
     help="Settings. With --stage both, give it twice: stage 1's, then stage 2's.",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 @click.option("--mail-user", metavar="ADDRESS", help="Recipient of Slurm's mail.")
 @click.option(
     "--after",
-    "after_name",
+    "after",
     metavar="RUN",
     help="Start when that run has finished, from its projector, on its bundle.",
 )
@@ -86,7 +87,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--sbatch",
-    "sbatch_options",
     multiple=True,
     metavar="KEY=VALUE",
     help="Any further sbatch option; repeat for more.",
@@ -102,18 +102,6 @@ if TYPE_CHECKING:
 def submit_command(
     context: click.Context,
     /,
-    stage: str | None,
-    config_names: tuple[str, ...],
-    name: str | None,
-    after_name: str | None,
-    origin: str | None,
-    continues: bool,
-    assignments: tuple[str, ...],
-    sweep: tuple[str, ...],
-    max_parallel: int | None,
-    sbatch_options: tuple[str, ...],
-    site: str | None,
-    executor: str,
     dry_run: bool,
     test_only: bool,
     wait: bool,
@@ -137,26 +125,17 @@ def submit_command(
 
     if sum((dry_run, test_only, wait)) > 1:
         raise ConfigError("--dry-run, --test-only and --wait exclude each other", fix="give one")
+    names = {field.name for field in fields(SubmitRequest)} & asked.keys()
+    own = {name: asked.pop(name) for name in names}
     request = SubmitRequest(
-        stage=stage,
-        configs=config_names,
-        name=name,
+        **own,
         launch={key: value for key, value in asked.items() if value is not None},
-        assignments=assignments,
-        sbatch=sbatch_options,
-        sweep=sweep,
-        max_parallel=max_parallel,
-        site=site,
-        after=after_name,
-        origin=origin,
-        continues=continues,
-        executor=executor,
-        runs_dir=given_runs_dir(context) if origin is None else absolute(runs_dir),
+        runs_dir=given_runs_dir(context) if own["origin"] is None else absolute(runs_dir),
         dry_run=dry_run,
     )
     plan = make_plan(request, os.environ)
     for line in plan.notes:
-        click.echo(line, err=True)
+        say(line)
     _show_or_submit(plan, dry_run=dry_run, test_only=test_only, wait=wait, as_json=as_json)
 
 
@@ -174,7 +153,7 @@ def _show_or_submit(
     if test_only:
         _show_starts(plan, as_json)
         return
-    submitted = submit_plan(plan, say=lambda text: click.echo(text, err=True), wait=wait)
+    submitted = submit_plan(plan, say=say, wait=wait)
     _show_jobs(plan, submitted, as_json)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from mgpt4_hpc.cli.main import echo_json
+from mgpt4_hpc.cli.main import echo_json, say
 from mgpt4_hpc.cli.shared.options import (
     DurationMin,
     absolute,
@@ -71,35 +72,26 @@ def tensorboard_command(
     mgpt4 tensorboard stage1-vicuna7b --port 6010
     mgpt4 tensorboard --slurm --partition cpu --time 4:00:00
     """
+    from mgpt4_hpc.launch.runs.sweep_dir import chosen_runs
+
     runs_dir = absolute(runs_dir)
-    runs = _chosen(names, runs_dir)
+    runs = chosen_runs(names, runs_dir)
     if not runs:
         raise NoSuchRun(told_no_runs(runs_dir), fix=FIX_NO_RUNS)
     if slurm:
-        _in_a_job(names, port, host, runs_dir, as_json, **job)
+        _in_a_job(runs if names else (), port, host, runs_dir, as_json, **job)
         return
-    _here(names, port, host, runs_dir, as_json)
+    # Without names, runs that begin later appear too.
+    _here((lambda: runs) if names else partial(list_runs, runs_dir), port, host, as_json)
 
 
-def _chosen(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
-    from mgpt4_hpc.launch.runs.sweep_dir import find_runs
-
-    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
-
-
-def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_json: bool) -> None:
-    from mgpt4_hpc.launch.side_jobs.tensorboard import (
-        FIRST_PORT,
-        TensorBoard,
-        until_signalled,
-    )
+def _here(shown: Callable[[], list[RunDir]], port: int | None, host: str, as_json: bool) -> None:
+    from mgpt4_hpc.launch.side_jobs.tensorboard import FIRST_PORT, TensorBoard, until_signalled
     from mgpt4_hpc.launch.side_jobs.tunnel import choose_port, tunnel_line
 
-    named = _chosen(names, runs_dir)
     with until_signalled():
         port = choose_port(host, port, FIRST_PORT)
-        # Without names, runs that begin later appear too.
-        server = TensorBoard(lambda: named if names else list_runs(runs_dir), host, port)
+        server = TensorBoard(shown, host, port)
         try:
             server.start()
             facts = {
@@ -108,7 +100,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
                 "host": host,
                 "node": socket.gethostname(),
                 "port": port,
-                "runs": [run.name for run in named],
+                "runs": [run.name for run in shown()],
                 "job_id": None,
             }
             if as_json:
@@ -123,7 +115,7 @@ def _here(names: Sequence[str], port: int | None, host: str, runs_dir: Path, as_
 
 
 def _in_a_job(
-    names: Sequence[str],
+    runs: Sequence[RunDir],
     port: int | None,
     host: str,
     runs_dir: Path,
@@ -147,13 +139,13 @@ def _in_a_job(
     arguments = ["--json", "--host", host, "--runs-dir", str(runs_dir)]
     arguments += ["--port", str(port)] if port is not None else []
     # By path: a name may also be a path from here, and the job stands elsewhere.
-    arguments += ["--", *(str(run.path) for run in _chosen(names, runs_dir) if names)]
+    arguments += ["--", *(str(run.path) for run in runs)]
     log = runs_dir / ".tensorboard" / f"{time.strftime('%Y%m%d-%H%M%S')}-{user_name()}.log"
     job = TensorBoardJob(arguments, log, sbatch=options, **where)
     job_id = submit_tensorboard(job)
     end = f"to end it: scancel {job_id}"
     try:
-        facts = wait_until_up(job, job_id, say=lambda text: click.echo(text, err=True))
+        facts = wait_until_up(job, job_id, say=say)
     except KeyboardInterrupt:
         click.echo(f"job {job_id} goes on without you; {end}", err=True)
         raise

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from mgpt4_hpc.cli.main import say
 from mgpt4_hpc.cli.shared.options import (
     SEED,
     Number,
@@ -94,25 +95,11 @@ sampling_options: Callable[[F], F] = together(
 """How answers are generated; they arrive as ``make_sampling``'s arguments."""
 
 
-def make_sampling(
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    beams: int,
-    repetition_penalty: float,
-    seed: int,
-) -> Sampling:
+def make_sampling(*, beams: int, **others: Any) -> Sampling:
     """The options' values put together. Raises ConfigError with everything that is wrong."""
     from mgpt4_hpc.model.generation.sampling import Sampling
 
-    return Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        num_beams=beams,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-    )
+    return Sampling(num_beams=beams, **others)
 
 
 def locate(
@@ -138,7 +125,8 @@ def locate(
         MgptError: as :func:`find_model`, or if it cannot be used.
     """
     path = find_model(name, runs_dir, weights=weights, word=word)
-    say_loading(name or str(weights))
+    # Importing torch and loading weights take a while.
+    say(f"loading {Path(name or str(weights)).name} ...")
     from mgpt4_hpc.checkpoint.store import CheckpointStore
     from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.bundle.projector_origin import other_llm_note
@@ -187,11 +175,6 @@ def find_model(
     if weights:
         require_bundle(Path(resolve_path(weights)))
     return path
-
-
-def say_loading(name: str) -> None:
-    """Explain the silence on stderr: importing torch and loading weights take a while."""
-    click.echo(f"loading {Path(name).name} ...", err=True)
 
 
 def say_toy(source: Source) -> None:

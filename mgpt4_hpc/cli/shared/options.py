@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,22 @@ def refuse_without_slurm() -> None:
             raise click.UsageError(
                 f"{option.opts[0]} has an effect only with --slurm: add --slurm, or leave it out"
             )
+
+
+def without_options(
+    arguments: Sequence[str], take_value: Collection[str], flags: Collection[str]
+) -> list[str]:
+    """A command line as it was typed, but for some options; behind a ``--`` all are names."""
+    kept: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            return [*kept, word, *rest]
+        if word in take_value:
+            next(rest, None)
+        elif word not in flags and word.partition("=")[0] not in take_value:
+            kept.append(word)
+    return kept
 
 
 def _default_runs_dir() -> Path:

@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import click
 
+from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import (
     DurationMin,
     refuse_without_slurm,
     together,
+    without_options,
 )
 from mgpt4_hpc.cli.shared.srun_options import require_admission
 from mgpt4_hpc.launch.side_jobs.array import (
@@ -170,7 +172,7 @@ def run_array(
             gpus=0 if {"gres", "gpus", "gpus-per-task"} & set(wants.sbatch) else wants.gpus,
             time_min=wants.time_min,
         )
-    arguments = with_options(without_array(sys.argv[1:]), options)
+    arguments = with_options(without_options(sys.argv[1:], _TAKES_VALUE, _FLAGS), options)
     parts = min(array.parts, parts or array.parts)
     job = ArrayJob(name, arguments, parts, folder, array.wants)
     following = arguments if merge and not array.wait else None
@@ -189,18 +191,14 @@ def run_array(
     return None
 
 
-def without_array(arguments: Sequence[str]) -> list[str]:
-    """A command line as it was typed, but for the options that make it an array."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--":
-            return [*kept, word, *rest]
-        if word in _TAKES_VALUE:
-            next(rest, None)
-        elif word not in _FLAGS and word.partition("=")[0] not in _TAKES_VALUE:
-            kept.append(word)
-    return kept
+def echo_submitted(
+    job_id: str, as_json: bool, then: str = "this command without --slurm reports"
+) -> None:
+    """Print the id of an array's last job; ``then`` says what to do when it is done."""
+    if as_json:
+        echo_json({"job_id": job_id})
+    else:
+        click.echo(f"job {job_id}; when it is done, {then}")
 
 
 def with_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:

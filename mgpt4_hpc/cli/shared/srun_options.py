@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from mgpt4_hpc.cli.shared.options import (
     DurationMin,
     refuse_without_slurm,
     together,
+    without_options,
 )
 from mgpt4_hpc.errors import SlurmRejected
 
@@ -122,7 +123,7 @@ def go_to_node(
         )
     check()
 
-    arguments = _without_slurm(sys.argv[1:])
+    arguments = without_options(sys.argv[1:], _TAKES_VALUE, {"--slurm"})
     assert context.info_name in arguments
     become(
         srun_command(
@@ -134,15 +135,3 @@ def go_to_node(
             terminal=terminal,
         )
     )
-
-
-def _without_slurm(arguments: Sequence[str]) -> list[str]:
-    """The command line as it was typed, but for the options that choose the node."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        if word in _TAKES_VALUE:
-            next(rest, None)
-        elif word != "--slurm" and word.partition("=")[0] not in _TAKES_VALUE:
-            kept.append(word)
-    return kept

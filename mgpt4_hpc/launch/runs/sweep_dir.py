@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, NoSuchRun, RunLocked
 from mgpt4_hpc.launch.runs.job_ref import note_job
-from mgpt4_hpc.run_dir import SWEEPS, RunDir, list_sweeps, read_json, write_json
+from mgpt4_hpc.run_dir import SWEEPS, RunDir, list_runs, list_sweeps, read_json, write_json
 from mgpt4_hpc.run_reference import find_all, find_run, find_whole_run
 
 
@@ -167,6 +167,11 @@ def find_runs(names: Iterable[str], runs_dir: Path, *, no_step: str = "") -> lis
         return [whole or find_run(name, runs_dir)]
 
     return list(dict.fromkeys(run for runs in find_all(names, find) for run in runs))
+
+
+def chosen_runs(names: Sequence[str], runs_dir: Path) -> list[RunDir]:
+    """The runs of these names as by :func:`find_runs`; without names all, newest first."""
+    return find_runs(names, runs_dir) if names else list_runs(runs_dir)
 
 
 def limited_sweeps(runs: Iterable[RunDir]) -> list[SweepDir]:
