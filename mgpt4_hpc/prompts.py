@@ -226,18 +226,3 @@ def template_faults(prompt: str) -> list[str]:
     if IMAGE_SLOT in prompt:
         faults.append(f"contains {IMAGE_SLOT}, which {PROMPT_SLOT} brings along: leave it out")
     return faults
-
-
-def split_at_image(prompt: str) -> tuple[str, str]:
-    """Text before and after the one image slot of ``prompt``.
-
-    Raises:
-        ConfigError: if there is not exactly one slot.
-    """
-    before, slot, after = prompt.partition(IMAGE_SLOT)
-    if not slot or IMAGE_SLOT in after:
-        raise ConfigError(
-            f"the prompt {prompt!r} has {prompt.count(IMAGE_SLOT)} image slots, not one",
-            fix=f"write {IMAGE_TAG} once, where the image belongs",
-        )
-    return before, after

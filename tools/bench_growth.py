@@ -46,7 +46,7 @@ from mgpt4_hpc.run_dir import RunDir  # noqa: E402
 from mgpt4_hpc.telemetry import tags  # noqa: E402
 from mgpt4_hpc.telemetry.event_kinds import Kind  # noqa: E402
 from mgpt4_hpc.telemetry.ledger import Ledger  # noqa: E402
-from mgpt4_hpc.telemetry.tensorboard import open_writer  # noqa: E402
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter  # noqa: E402
 from mgpt4_hpc.train.optimizer import build_optimizer  # noqa: E402
 from mgpt4_hpc.train.recorder import FirstRankRecorder  # noqa: E402
 from mgpt4_hpc.train.schedule import WarmupCosine  # noqa: E402
@@ -125,7 +125,7 @@ def reports(folder: Path, stack: ExitStack, *, lines: int = 0, attempts: int = 0
         ledger.close()
     recorder = QuietRecorder(run, attempts + 1)
     stack.callback(recorder.close)
-    recorder.curves = open_writer(run.tensorboard, purge_step=None)
+    recorder.curves = TensorBoardWriter(run.tensorboard, purge_step=None)
     line = json.dumps({"t": time.time(), "kind": "steps", "step": 1}) + "\n"
     recorder.event(Kind.START, attempt=attempts + 1)
     with recorder.ledger.path.open("a") as file:

@@ -28,10 +28,6 @@ class Beat:
     hostname: str = ""
     pid: int = 0
 
-    def age_s(self, now: float | None = None) -> float:
-        """Seconds since it was written; NFS may show a file 30-60 s late."""
-        return (time.time() if now is None else now) - self.time
-
 
 class Heartbeat:
     """Writes the file, atomically and at most every few seconds. Never raises for the disk.

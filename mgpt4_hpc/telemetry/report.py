@@ -162,9 +162,9 @@ def _draw_loss(panel: Axes, curves: Mapping[str, Curve]) -> None:
         panel, points, "loss (nats per answer token)", alpha=0.35 if long else 1, label="training"
     )
     if long:
-        _draw(panel, _smoothed(points), "", label="training, moving mean")
+        _draw(panel, _smoothed(points), "", label="training, moving mean", color="C3")
     if held_out := curves.get(tags.VAL_LOSS):
-        _draw(panel, held_out, "", label="held-out", marker="o")
+        _draw(panel, held_out, "", label="held-out", marker="o", color="C2")
     if points:
         panel.legend()
 
@@ -177,15 +177,9 @@ def _draw(panel: Axes, points: Curve, title: str, *, from_zero: bool = False, **
         panel.text(0.5, 0.5, "nothing recorded", ha="center", transform=panel.transAxes)
         return
     steps, values = zip(*points, strict=True)
-    panel.plot(steps, values, **{"linewidth": 1.4, "color": "C0", **_other(style)})
+    panel.plot(steps, values, **{"linewidth": 1.4, "color": "C0", **style})
     if from_zero:
         panel.set_ylim(bottom=0)
-
-
-def _other(style: dict[str, Any]) -> dict[str, Any]:
-    colours = {"training, moving mean": "C3", "held-out": "C2"}
-    colour = colours.get(style.get("label", ""))
-    return {**style, "color": colour} if colour else style
 
 
 def _smoothed(points: Curve) -> list[tuple[int, float]]:

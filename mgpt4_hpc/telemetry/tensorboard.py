@@ -29,7 +29,8 @@ class TensorBoardWriter:
 
     Args:
         folder: RUN/tensorboard.
-        purge_step: first step that this attempt will draw again; None in the first attempt.
+        purge_step: first step that this attempt will draw again, the restored one + 1: what was
+            drawn at it and later is hidden. None where nothing was restored.
     """
 
     def __init__(self, folder: Path, purge_step: int | None = None) -> None:
@@ -130,14 +131,3 @@ class TensorBoardWriter:
     def _add(self, event: Event) -> None:
         if not self._closed:
             self._events.add(event)
-
-
-def open_writer(folder: Path, purge_step: int | None = None) -> TensorBoardWriter:
-    """Open a run's TensorBoard folder.
-
-    Args:
-        folder: RUN/tensorboard.
-        purge_step: after a restore, the restored step + 1: what was drawn at it and later is
-            hidden, as it is about to be drawn again. None where nothing was restored.
-    """
-    return TensorBoardWriter(folder, purge_step)

@@ -22,7 +22,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Heartbeat
 from mgpt4_hpc.telemetry.ledger import Ledger, append_hang, read_changes, read_ledgers
 from mgpt4_hpc.telemetry.run_card import hyperparameters, text_card
-from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter, open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 from mgpt4_hpc.telemetry.time_buckets import PRODUCTIVE
 from mgpt4_hpc.train.health.watchdog import Hang
 
@@ -138,7 +138,7 @@ class FirstRankRecorder(Recorder):
     def open_curves(self, restored_step: int) -> None:
         """Go on drawing after ``restored_step``; what an earlier attempt drew beyond is hidden."""
         purge = restored_step + 1 if self.attempt > 1 or restored_step else None
-        curves = self.curves = open_writer(self.run.tensorboard, purge_step=purge)
+        curves = self.curves = TensorBoardWriter(self.run.tensorboard, purge_step=purge)
         self._step = restored_step
         after = f"The one before ended: {self._earlier_cause}." if self._earlier_cause else ""
         curves.attempt(restored_step, self.attempt, after)

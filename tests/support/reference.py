@@ -20,7 +20,7 @@ from mgpt4_hpc.model.bundle.bundle import Bundle, open_bundle
 from mgpt4_hpc.model.bundle.writer import Sources, write_bundle
 from mgpt4_hpc.model.llm_files.tokenizer import TextTokenizer, load_tokenizer
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4, build_model
-from mgpt4_hpc.prompts import split_at_image
+from mgpt4_hpc.prompts import IMAGE_SLOT
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 FOLDERS = ("vicuna_tiny", "llama2_tiny")
@@ -47,7 +47,7 @@ class Reference:
         num_slots = self.bundle.architecture.num_image_tokens
         for index, answer in enumerate(self.expected[f"{stage}.answers"]):
             prompt = self.expected["stage2.prompts"][index] if stage == "stage2" else ""
-            before, after = split_at_image(prompt) if prompt else ("", "")
+            before, _, after = prompt.partition(IMAGE_SLOT)
             encode = self.tokenizer.encode
             head = [self.tokenizer.bos_id, *(encode(before) if before else [])]
             tail = encode(after) if after else []

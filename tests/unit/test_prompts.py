@@ -24,17 +24,6 @@ def test_an_unknown_template_is_answered_with_the_known_ones() -> None:
         prompts.get_template("vicuna")
 
 
-def test_a_prompt_is_split_at_its_image() -> None:
-    before, after = prompts.split_at_image(prompts.get_template("vicuna_v0").render("Go."))
-    assert (before, after) == ("###Human: <Img>", "</Img> Go. ###Assistant: ")
-
-
-@pytest.mark.parametrize("text", ["no image", "<ImageHere> and <ImageHere>"])
-def test_one_image_and_no_other_number(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"[02] image slots, not one"):
-        prompts.split_at_image(text)
-
-
 def spoken(name: str) -> str:
     """Two turns with a system prompt in a format, as one text; the begin token as <s>."""
     format = TemplateFormat(prompts.get_template(name), lambda text: list(map(ord, text)), -1)

@@ -124,8 +124,8 @@ def test_a_tensorboard_tag(copy: Copy) -> None:
         "import sys; from pathlib import Path\n"
         "from mgpt4_hpc.telemetry import tags\n"
         "from mgpt4_hpc.telemetry.report import read_curves\n"
-        "from mgpt4_hpc.telemetry.tensorboard import open_writer\n"
-        "writer = open_writer(Path(sys.argv[1]))\n"
+        "from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter\n"
+        "writer = TensorBoardWriter(Path(sys.argv[1]))\n"
         "writer.scalars(7, {tags.EXAMPLE: 0.5}); writer.close()\n"
         "print(read_curves(Path(sys.argv[1]))[tags.EXAMPLE], tags.EXAMPLE in tags.ALL)\n",
         copy.folder / "curves",

@@ -21,7 +21,7 @@ from mgpt4_hpc.data.batching.batch import Batch
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
 from mgpt4_hpc.run_dir import RunDir
-from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 from mgpt4_hpc.telemetry.time_buckets import CHECKPOINT_STALL, DATA_WAIT, Buckets
 from mgpt4_hpc.train.checkpoint_state import snapshot
 from mgpt4_hpc.train.loop import Loop, train
@@ -97,7 +97,7 @@ class _TimedRecorder(FirstRankRecorder):
 
     def __init__(self, run: RunDir) -> None:
         super().__init__(run, 1)
-        self.curves = open_writer(run.tensorboard, purge_step=None)
+        self.curves = TensorBoardWriter(run.tensorboard, purge_step=None)
         self.seconds: list[float] = []
 
     def say(self, text: str) -> None:

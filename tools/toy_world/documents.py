@@ -19,20 +19,15 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import SentencePieceProcessor
 
-from mgpt4_hpc.prompts import (
-    STAGE1_END_SYMBOL,
-    STAGE2_INSTRUCTIONS,
-    get_template,
-    split_at_image,
-)
+from mgpt4_hpc.prompts import IMAGE_SLOT, STAGE1_END_SYMBOL, STAGE2_INSTRUCTIONS, get_template
 from toy_world.captions import clean, clean_caption, description, noisy_caption
 from toy_world.scenes import WORDS, Scene, keywords, pick, stream
 from toy_world.splits import training_scenes
 
 TEMPLATE = get_template("vicuna_v0")
 STOP = TEMPLATE.end_symbol
-BEFORE_IMAGE = split_at_image(TEMPLATE.render(""))[0]
-AFTER_IMAGE = tuple(split_at_image(TEMPLATE.render(text))[1] for text in STAGE2_INSTRUCTIONS)
+BEFORE_IMAGE = TEMPLATE.render("").partition(IMAGE_SLOT)[0]
+AFTER_IMAGE = tuple(TEMPLATE.render(text).partition(IMAGE_SLOT)[2] for text in STAGE2_INSTRUCTIONS)
 
 VOCABULARY = 640
 BOS = 1

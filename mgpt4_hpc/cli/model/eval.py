@@ -102,7 +102,8 @@ def eval_command(
     """
     array, options = split_array(options, cpus=4, gpus=1)
     eval_options = EvalOptions.of(options)
-    _require_kept(part, answers)
+    if part is not None and answers is None:
+        raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
     chosen = choose_tasks(context, tasks, task_folder)
     _require_tools(suite := "tasks" if chosen is not None else suite, array)
     source = eval_options.locate(model)
@@ -120,12 +121,8 @@ def eval_command(
     else:
         evaluations = _evaluate(eval_options, sources, examples, suite, objects, kept)
         facts = _report(evaluations, suite, examples, eval_options)
-    _print_json(facts, eval_options, every_checkpoint)
-
-
-def _require_kept(part: Part | None, answers: Path | None) -> None:
-    if part is not None and answers is None:
-        raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
+    if eval_options.as_json:
+        echo_json({"checkpoints": facts} if every_checkpoint else facts[0])
 
 
 def _require_tools(suite: str, array: Array) -> None:
@@ -206,7 +203,9 @@ def _report(
 ) -> list[dict[str, Any]]:
     """Draw and show the checkpoints' scores; returns what ``--json`` prints of each."""
     found, facts = [], []
-    prefix = _question_set(eval_options) if suite == "tasks" else _image_set(eval_options)
+    limit = eval_options.limit
+    of_tasks = f"first-{limit}/" if limit else ""
+    prefix = of_tasks if suite == "tasks" else _image_set(eval_options)
     for source, evaluation in evaluations:
         texts = {task.task: task.markdown() for task in evaluation.tasks}
         _draw(source, prefix, _scalars(evaluation), texts)
@@ -218,12 +217,6 @@ def _report(
         for evaluation in found:
             _show(evaluation)
     return facts
-
-
-def _print_json(facts: list[dict[str, Any]], eval_options: EvalOptions, every: bool) -> None:
-    """With ``--json`` one object, or of every checkpoint the list."""
-    if eval_options.as_json:
-        echo_json({"checkpoints": facts} if every else facts[0])
 
 
 def _checkpoints(newest: Source, eval_options: EvalOptions) -> list[Source]:
@@ -370,21 +363,16 @@ def _draw(
     if source.run is None or source.step is None:
         return
     from mgpt4_hpc.telemetry import tags
-    from mgpt4_hpc.telemetry.tensorboard import open_writer
+    from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 
     prefix = f"{tags.EVAL}{image_set}"
     folder = source.run.tensorboard / "eval"
-    writer = open_writer(folder)
+    writer = TensorBoardWriter(folder)
     writer.scalars(source.step, {f"{prefix}{name}": value for name, value in values.items()})
     for task, text in texts.items():
         writer.text(source.step, f"{prefix}{task}_answers", text)
     writer.close()
     click.echo(f"curves: {folder}, {prefix}* at step {source.step}", err=True)
-
-
-def _question_set(eval_options: EvalOptions) -> str:
-    """The same for benchmarks."""
-    return f"first-{eval_options.limit}/" if eval_options.limit else ""
 
 
 def _image_set(eval_options: EvalOptions) -> str:

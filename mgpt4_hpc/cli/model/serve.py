@@ -159,15 +159,11 @@ def _print_ready(
     page: bool,
     api: bool,
 ) -> None:
-    _print_models(shared_model, chat_model, source)
-    _print_address(endpoint, page=page, api=api)
-
-
-def _print_models(shared_model: SharedModel, chat_model: ChatModel, source: Source) -> None:
-    """Print the models' names and their device, and a notice if they are toys."""
+    """Print the models' names and their device, a notice if they are toys, and the address."""
     names = ", ".join(shared_model.speakers)
     click.echo(f"{names} on {chat_model.model.device}; Ctrl-C stops", err=True)
     say_toy(source)
+    _print_address(endpoint, page=page, api=api)
 
 
 def _print_address(endpoint: Endpoint, *, page: bool, api: bool) -> None:

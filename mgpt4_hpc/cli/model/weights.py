@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,7 +14,7 @@ from mgpt4_hpc.cli.model.weights_export import export_weights
 from mgpt4_hpc.cli.shared.options import absolute, json_option
 from mgpt4_hpc.cli.shared.progress import progress
 from mgpt4_hpc.errors import ConfigError
-from mgpt4_hpc.formatting import beside, shell_word
+from mgpt4_hpc.formatting import beside, counted, shell_word
 from mgpt4_hpc.output_files import check_folder
 from mgpt4_hpc.resources import expand_toy
 
@@ -199,7 +199,7 @@ def check_weights(
     from mgpt4_hpc.model.estimates.bundle_check import check_bundle
 
     sizes = Architecture.from_file(architecture) if architecture else None
-    bundle = _resolved(bundle)
+    bundle = Path(expand_toy(str(bundle))).expanduser()
     check = check_bundle(bundle, full=full, architecture=sizes)
     if as_json:
         echo_json(check.to_dict())
@@ -224,25 +224,19 @@ def _list_sources(published: Published, as_json: bool) -> None:
             click.echo(f"  {'':<21}{source.licence}{gated}")
 
 
-def _resolved(path: Path) -> Path:
-    return Path(expand_toy(str(path))).expanduser()
-
-
 def _show_bundle(bundle: Bundle, as_json: bool) -> None:
-    if as_json:
-        echo_json(_bundle_facts(bundle))
-    else:
+    if not as_json:
         _print_bundle(bundle)
-
-
-def _bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    return {
-        "path": str(bundle.path),
-        "digest": bundle.digest,
-        "architecture": bundle.architecture.to_dict(),
-        "llm": str(bundle.llm_dir),
-        "sources": [asdict(report) for report in bundle.reports],
-    }
+        return
+    echo_json(
+        {
+            "path": str(bundle.path),
+            "digest": bundle.digest,
+            "architecture": bundle.architecture.to_dict(),
+            "llm": str(bundle.llm_dir),
+            "sources": [asdict(report) for report in bundle.reports],
+        }
+    )
 
 
 def _print_bundle(bundle: Bundle) -> None:
@@ -280,5 +274,4 @@ def _print_check(check: BundleCheck) -> None:
         click.echo(f"\nnote: {note}")
     for fault in check.faults:
         click.echo(f"\nfault: {fault}")
-    count = len(check.faults)
-    click.echo("\nok" if check.ok else f"\n{count} fault{'s' if count > 1 else ''}")
+    click.echo("\nok" if check.ok else f"\n{counted(len(check.faults), 'fault')}")

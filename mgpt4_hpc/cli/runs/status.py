@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -91,7 +92,7 @@ def status_command(
         return
     seen = look_at(runs)
     if as_json:
-        echo_json([row.to_json() for row in seen.rows])
+        echo_json([asdict(row) for row in seen.rows])
     elif runs:
         print_table(status_table(seen.rows, terminal_width()))
     else:

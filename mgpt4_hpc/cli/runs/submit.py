@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,7 @@ def _show_starts(plan: Plan, as_json: bool) -> None:
 
     estimates = estimate_starts(plan)
     if as_json:
-        echo_json([estimated.to_json() for estimated in estimates])
+        echo_json([asdict(estimated) for estimated in estimates])
         return
     rows = [
         (job.job, job.start, duration(job.in_s), job.partition, job.nodes, job.after)

@@ -102,7 +102,8 @@ class EvalOptions:
         own = {field.name: rest.pop(field.name) for field in fields(cls) if field.name in rest}
         own["runs_dir"] = absolute(own["runs_dir"])
         sampling = make_sampling(**rest)
-        check_page(own["html"])
+        if (page := own["html"]) is not None:  # before the work and not after it
+            check_output(page, kind="a page", is_own=is_own_page)
         return cls(**own, sampling=sampling)
 
     def locate(self, name: str) -> Source:
@@ -145,20 +146,9 @@ def word_list(synonyms: str | None, source: Source) -> Objects:
     return named_objects(synonyms or ("toy" if toy_scenes(source.weights) else "coco"))
 
 
-def check_page(path: Path | None) -> None:
-    """Refuse a page's path that must not be written, before the work and not after it."""
-    if path is not None:
-        check_output(path, kind="a page", is_own=is_own_page)
-
-
-def percent(value: float) -> str:
-    """A share for people."""
-    return f"{value:.1%}"
-
-
 def shown(metric: str, value: float) -> str:
     """A metric for people: shares in percent, CIDEr as it is."""
-    return f"{value:.3f}" if metric == "cider" else percent(value)
+    return f"{value:.3f}" if metric == "cider" else f"{value:.1%}"
 
 
 @contextmanager

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import platform
-import re
 import sys
-from importlib.metadata import PackageNotFoundError, distribution, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import click
@@ -16,7 +15,6 @@ from mgpt4_hpc.cli.shared.options import json_option
 from mgpt4_hpc.errors import MgptError
 
 _PACKAGES = ("torch", "torchvision", "transformers", "timm", "submitit", "tensorboard")
-_CUDA = re.compile(r"^cuda\b[^=]*=\s*['\"]([^'\"]+)['\"]", re.MULTILINE)
 
 
 @click.command("version", short_help="Versions of all that matters here.")
@@ -30,13 +28,16 @@ def version_command(as_json: bool) -> None:
     \b
     mgpt4 version --json
     """
+    from mgpt4_hpc.launch.site_check.doctor_machine import torch_build
+
+    build = torch_build()
     versions: dict[str, str | None] = {
         "mgpt4-hpc": __version__,
         "path": str(Path(__file__).resolve().parents[2]),
         "python": platform.python_version(),
         "executable": sys.executable,
         **{name: _version(name) for name in _PACKAGES},
-        "cuda": torch_cuda(),
+        "cuda": build[1] if build else None,
         "slurm": slurm_version(),
     }
     if as_json:
@@ -52,16 +53,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def torch_cuda() -> str | None:
-    """The CUDA that torch was built for, None for a CPU build. Importing torch takes seconds."""
-    try:
-        text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text("utf-8")
-    except (PackageNotFoundError, OSError, ValueError):
-        return None
-    match = _CUDA.search(text)
-    return match[1] if match else None
 
 
 def slurm_version() -> str | None:

@@ -81,7 +81,7 @@ def plan_removal(
         for run in others
         if run.path.resolve() not in gone
         and (started := _starts_from(run)) is not None
-        and not _is_finished(run)
+        and not read_facts(run).finished
     ]
     return [_removal(run, row, waiting) for run, row in zip(runs, rows, strict=True)]
 
@@ -211,10 +211,6 @@ def _removal(run: RunDir, row: RunOverview, waiting: Sequence[tuple[str, Path]])
         needed_by=[name for name, start in waiting if _is_in(start, run.path)],
         run_id=run.run_id,
     )
-
-
-def _is_finished(run: RunDir) -> bool:
-    return read_facts(run).finished
 
 
 def _starts_from(run: RunDir) -> Path | None:

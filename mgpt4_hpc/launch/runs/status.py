@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
@@ -76,10 +75,6 @@ class RunOverview:
     def there(self) -> str:
         """Where commands about its job are to be given, to be put behind them."""
         return f" (on a login node of {self.cluster})" if self.cluster else ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, under the attributes' names."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,10 +137,9 @@ def run_drill(
         MgptError: the runs could not be submitted.
     """
     drill = _Drill(request, reporter, environ)
-    with drill.leaving_nothing_behind() as keep:
+    with drill.leaving_nothing_behind():
         result = drill.perform()
-        if result.faults:
-            keep()
+        drill.keep |= bool(result.faults)
         return result
 
 
@@ -150,6 +149,7 @@ class _Drill:
         self.reporter = reporter
         self.environ = environ
         self.executor = choose_executor(request.executor)
+        self.keep = request.keep
         self.steps = request.steps or STEPS[request.device]
         self.jobs: list[Submitted] = []
         self.helpers: list[str] = []
@@ -344,27 +344,21 @@ class _Drill:
     # -- leaving nothing behind -----------------------------------------------------------------
 
     @contextmanager
-    def leaving_nothing_behind(self) -> Iterator[Callable[[], None]]:
+    def leaving_nothing_behind(self) -> Iterator[None]:
         """End all jobs; remove the runs too unless they are to be kept or something went wrong."""
-        kept = [self.request.keep]
-
-        def keep() -> None:
-            """Keep the runs at the end."""
-            kept[0] = True
-
         try:
-            yield keep
+            yield
         except DrillFailed:
-            keep()
+            self.keep = True
             raise
         finally:
             self._end_helpers()
             for job in self.jobs:
                 self._end(job)
             for job in self.jobs:
-                if not kept[0]:
+                if not self.keep:
                     shutil.rmtree(job.run.path, ignore_errors=True)
-            if kept[0] and self.jobs:
+            if self.keep and self.jobs:
                 self.reporter.say("kept: " + ", ".join(str(job.run.path) for job in self.jobs))
 
     def _end_helpers(self) -> None:

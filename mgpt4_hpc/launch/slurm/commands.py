@@ -335,14 +335,8 @@ def signal_ranks(job_id: str, name: str, *, cluster: str = "") -> None:
     run_slurm(["scancel", f"--signal={name}", job_id], cluster=cluster)
 
 
-def partitions() -> dict[str, dict[str, str]]:
-    """Every partition that the controller knows, by name."""
-    records = map(parse_record, run_slurm(["scontrol", "show", "partition", "-o"]).splitlines())
-    return {record["PartitionName"]: record for record in records if "PartitionName" in record}
-
-
 def partition_names(*, timeout_s: float = COMMAND_TIMEOUT_S) -> list[str]:
-    """The same as sorted names alone, by sinfo, which is quick."""
+    """Names of all partitions, sorted, by sinfo, which is quick."""
     return sorted(
         set(run_slurm(["sinfo", "--noheader", "--format=%R"], timeout_s=timeout_s).split())
     )

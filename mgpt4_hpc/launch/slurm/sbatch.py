@@ -59,13 +59,18 @@ def translate(message: str, script: str) -> MgptError:
     )
 
 
-def submit(words: Sequence[str], environ: Mapping[str, str] | None = None) -> str:
+def submit(
+    words: Sequence[str],
+    environ: Mapping[str, str] | None = None,
+    timeout_s: float = commands.COMMAND_TIMEOUT_S,
+) -> str:
     """Submit what sbatch takes: options, then a script and its arguments; the job's id.
 
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says.
     """
-    printed = commands.run_slurm(["sbatch", "--parsable", *words], environ=environ)
+    command = ["sbatch", "--parsable", *words]
+    printed = commands.run_slurm(command, environ=environ, timeout_s=timeout_s)
     return printed.strip().partition(";")[0]
 
 
@@ -106,7 +111,7 @@ def estimate_start(script: str) -> dict[str, str | None]:
 
 
 def submit_script(
-    path: Path,
+    script: Path,
     options: Sequence[str] = (),
     environ: Mapping[str, str] = os.environ,
     *,
@@ -115,7 +120,7 @@ def submit_script(
     """Submit a batch script as it is; its job's id.
 
     Args:
-        path: the script.
+        script: the file.
         options: of sbatch, which override the script's own.
         environ: of the job, but for what an enclosing job has set.
         timeout_s: patience with Slurm.
@@ -123,12 +128,9 @@ def submit_script(
     Raises:
         SlurmRejected, SlurmUnreachable: as Slurm says; SlurmUnconfirmed if it may have the job.
     """
-    command = ["sbatch", "--parsable", *options, str(path)]
-    clean = commands.clean_environment(environ)
     try:
-        printed = commands.run_slurm(command, environ=clean, timeout_s=timeout_s)
+        return submit([*options, str(script)], commands.clean_environment(environ), timeout_s)
     except (SlurmRejected, SlurmUnreachable) as error:
         if isinstance(error, SlurmRejected) or commands.may_have_arrived(error.what):
-            raise translate(error.what, path.read_text(encoding="utf-8")) from error
+            raise translate(error.what, script.read_text(encoding="utf-8")) from error
         raise
-    return printed.strip().partition(";")[0]

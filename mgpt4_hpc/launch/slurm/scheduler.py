@@ -69,6 +69,15 @@ class Scheduler(Protocol):
 class Slurm:
     """The ``Scheduler`` that runs Slurm's commands."""
 
+    submit = staticmethod(sbatch.submit_script)
+    queued = staticmethod(queue.ask_squeue)
+    accounted = staticmethod(queue.ask_sacct)
+    facts = staticmethod(commands.job_facts)
+    requeue = staticmethod(commands.requeue)
+    forbid_requeue = staticmethod(commands.forbid_requeue)
+    cancel = staticmethod(commands.cancel)
+    signal_ranks = staticmethod(commands.signal_ranks)
+
     def is_here(self) -> bool:
         """By ``sbatch`` in PATH."""
         return commands.has_slurm()
@@ -80,47 +89,6 @@ class Slurm:
     def submission(self, script: Path) -> list[str]:
         """``sbatch``."""
         return ["sbatch", str(script)]
-
-    def submit(
-        self,
-        script: Path,
-        options: Sequence[str] = (),
-        environ: Mapping[str, str] = os.environ,
-        *,
-        timeout_s: float = COMMAND_TIMEOUT_S,
-    ) -> str:
-        """``sbatch``."""
-        return sbatch.submit_script(script, options, environ, timeout_s=timeout_s)
-
-    def queued(self, job_ids: Iterable[str], cluster: str = "") -> dict[str, QueuedJob]:
-        """``squeue``."""
-        return queue.ask_squeue(job_ids, cluster)
-
-    def accounted(self, job_ids: Iterable[str], cluster: str = "") -> dict[str, QueuedJob]:
-        """``sacct``."""
-        return queue.ask_sacct(job_ids, cluster)
-
-    def facts(self, job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> JobFacts:
-        """``scontrol show job``."""
-        return commands.job_facts(job_id, timeout_s=timeout_s)
-
-    def requeue(self, job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
-        """``scontrol requeue``."""
-        commands.requeue(job_id, timeout_s=timeout_s)
-
-    def forbid_requeue(
-        self, job_id: str, *, timeout_s: float = COMMAND_TIMEOUT_S, cluster: str = ""
-    ) -> None:
-        """``scontrol update Requeue=0``."""
-        commands.forbid_requeue(job_id, timeout_s=timeout_s, cluster=cluster)
-
-    def cancel(self, job_id: str, *, cluster: str = "") -> None:
-        """``scancel``."""
-        commands.cancel(job_id, cluster=cluster)
-
-    def signal_ranks(self, job_id: str, name: str, *, cluster: str = "") -> None:
-        """``scancel --signal``."""
-        commands.signal_ranks(job_id, name, cluster=cluster)
 
 
 IN_USE: Scheduler = Slurm()

@@ -226,8 +226,3 @@ def teardown_lines(run: RunDir, python: str = sys.executable) -> list[str]:
         *gone_lines(python, EXIT_RESUMABLE),
         f"exec {shlex.quote(python)} -m mgpt4_hpc.launch.supervise {path} --exit-code $code",
     ]
-
-
-def script_path(run: RunDir) -> Path:
-    """Where a copy of the rendered script lies for people to read."""
-    return run.slurm / "job.sbatch"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.launch.slurm.sbatch import estimate_start
@@ -31,10 +30,6 @@ class StartEstimate:
     nodes: str | None
     partition: str | None
     after: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, under the attributes' names."""
-        return asdict(self)
 
 
 def estimate_starts(plan: Plan) -> list[StartEstimate]:

@@ -26,7 +26,7 @@ from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.sbatch import translate
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
-from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command, script_path
+from mgpt4_hpc.launch.submit.batch_script import make_executor, python_command
 from mgpt4_hpc.launch.submit.code_snapshot import take_snapshot
 from mgpt4_hpc.launch.submit.container import write_launcher
 from mgpt4_hpc.launch.submit.integrity import mend, seal
@@ -243,7 +243,7 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
 
     executor = make_executor(run, resolved.config, dependency)
     script = executor.render()
-    script_path(run).write_text(script, encoding="utf-8")
+    (run.slurm / "job.sbatch").write_text(script, encoding="utf-8")
     seal(run)
     try:
         with _environment(commands.clean_environment(os.environ)):

@@ -16,7 +16,7 @@ from mgpt4_hpc.telemetry import tags
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import Ledger
 from mgpt4_hpc.telemetry.report import read_curves
-from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 from tests.cli.fakes import Mgpt4
 from tests.cli.synthetic import Clock, attempt, make_run
 
@@ -28,7 +28,7 @@ def test_a_picture_and_a_page_that_holds_it(mgpt4: Mgpt4, tmp_path: Path) -> Non
     attempt(run, 1, first=1, last=40, cause="preempted", clock=clock)
     attempt(run, 2, first=41, last=100, cause="finished", clock=clock)
     for purge, steps in ((None, range(1, 45)), (41, range(41, 101))):
-        writer = open_writer(run.tensorboard, purge_step=purge)
+        writer = TensorBoardWriter(run.tensorboard, purge_step=purge)
         for step in steps:
             writer.scalars(step, {tags.TRAIN_LOSS: 5 - step / 50, tags.TRAIN_LR: 1e-4})
         writer.close()
@@ -58,7 +58,7 @@ def test_the_lines_of_the_page_copy_each_step_once_to_wandb(tmp_path: Path) -> N
     (script,) = re.findall(r"```python\n# to_wandb.py\n(.*?)```", page, re.DOTALL)
     run = make_run(tmp_path / "runs")
     for purge, steps in ((None, range(1, 6)), (4, range(4, 9))):
-        writer = open_writer(run.tensorboard, purge_step=purge)
+        writer = TensorBoardWriter(run.tensorboard, purge_step=purge)
         for step in steps:
             writer.scalars(step, {tags.TRAIN_LOSS: step / 10, tags.TRAIN_LR: 1e-4})
         writer.close()

@@ -9,19 +9,19 @@ from mgpt4_hpc.evaluation.model_card import model_card
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.run_dir import write_json
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
 
 def test_data_settings_curve_scores_and_licences(tiny_world: TinyWorld, tmp_path: Path) -> None:
     run = make_trained_run(tiny_world, tmp_path / "one", 1, step=20)
-    curves = open_writer(run.tensorboard)
+    curves = TensorBoardWriter(run.tensorboard)
     for step in range(1, 31):
         curves.scalars(step, {tags.TRAIN_LOSS: 5 - step / 10})
     curves.scalars(20, {tags.VAL_LOSS: 3.25})
     curves.close()
-    scores = open_writer(run.tensorboard / "eval")
+    scores = TensorBoardWriter(run.tensorboard / "eval")
     scores.scalars(20, {"eval/coco/detail_failing": 0.125})
     scores.close()
     bundle = open_bundle(tiny_world.weights)

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgpt4_hpc.telemetry import event_file, tags
-from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 from tests.support.runs import wait_until
 
 
@@ -20,7 +20,7 @@ def curve(folder, tag):
 
 def test_points_appear_within_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(event_file, "FLUSH_S", 0.05)
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     [path] = tmp_path.iterdir()
     before = path.stat().st_size
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
@@ -32,7 +32,7 @@ def test_a_refusing_disk_is_survived_and_tried_again(tmp_path, monkeypatch):
     monkeypatch.setattr(event_file, "REOPEN_S", 0.0)
     folder = tmp_path / "tensorboard"
     folder.write_text("a file where the folder should be")
-    writer = open_writer(folder, purge_step=5)
+    writer = TensorBoardWriter(folder, purge_step=5)
     writer.scalars(5, {tags.TRAIN_LOSS: 1.0})
     folder.unlink()
     writer.scalars(6, {tags.TRAIN_LOSS: 2.0})
@@ -44,7 +44,7 @@ def test_a_long_refusal_costs_the_oldest_points(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(event_file, "_MOST", 5)
     folder = tmp_path / "tensorboard"
     folder.write_text("a file where the folder should be")
-    writer = open_writer(folder)
+    writer = TensorBoardWriter(folder)
     for step in range(1, 9):
         writer.scalars(step, {tags.TRAIN_LOSS: 1.0})
     folder.unlink()
@@ -62,7 +62,7 @@ def test_a_really_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(event_file, "FLUSH_S", 0.01)
     monkeypatch.setattr(event_file, "REOPEN_S", 0.2)
     try:
-        writer = open_writer(tmp_path)
+        writer = TensorBoardWriter(tmp_path)
         ballast = tmp_path / "ballast"
         with pytest.raises(OSError), ballast.open("wb", buffering=0) as stream:
             while stream.write(b"x" * 4096):

@@ -16,7 +16,6 @@ def test_at_most_every_few_seconds(tmp_path):
     assert heartbeat.beat(5)
     beat = read_heartbeat(tmp_path / "heartbeat.json")
     assert (beat.step, beat.attempt, beat.pid) == (5, 2, os.getpid())
-    assert beat.age_s(beat.time + 3) == 3
     assert [path.name for path in tmp_path.iterdir()] == ["heartbeat.json"]
 
 

@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgpt4_hpc.telemetry import tags
-from mgpt4_hpc.telemetry.tensorboard import open_writer
+from mgpt4_hpc.telemetry.tensorboard import TensorBoardWriter
 
 
 def curve(folder, tag):
@@ -21,7 +21,7 @@ def test_a_requeued_run_draws_every_step_once(tmp_path):
     """Three attempts; each is killed some steps past its last checkpoint and replays them."""
     restored = 0
     for attempt, (start, stop) in enumerate([(0, 57), (50, 83), (80, 100)], 1):
-        writer = open_writer(tmp_path, purge_step=start + 1 if attempt > 1 else None)
+        writer = TensorBoardWriter(tmp_path, purge_step=start + 1 if attempt > 1 else None)
         writer.attempt(start + 1, attempt)
         for step in range(start + 1, stop + 1):
             loss = step + attempt / 10
@@ -42,7 +42,7 @@ def test_a_requeued_run_draws_every_step_once(tmp_path):
 @pytest.mark.slow
 def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
     for attempt, purge_step in enumerate([None, 6, 6, 6], 1):
-        writer = open_writer(tmp_path, purge_step)
+        writer = TensorBoardWriter(tmp_path, purge_step)
         for step in range(purge_step or 1, 8):
             writer.scalars(step, {tags.TRAIN_LOSS: attempt})
         writer.close()
@@ -53,13 +53,13 @@ def test_an_attempt_killed_at_once_leaves_the_curve_whole(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("torn", [1, 20])
 def test_a_kill_in_the_middle_of_a_record_hides_nothing_later(tmp_path, torn):
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     for step in (1, 2, 3):
         writer.scalars(step, {tags.TRAIN_LOSS: 1.0})
     writer.close()
     [path] = tmp_path.iterdir()
     os.truncate(path, path.stat().st_size - torn)
-    writer = open_writer(tmp_path, purge_step=2)
+    writer = TensorBoardWriter(tmp_path, purge_step=2)
     for step in (2, 3):
         writer.scalars(step, {tags.TRAIN_LOSS: 2.0})
     writer.close()
@@ -67,7 +67,7 @@ def test_a_kill_in_the_middle_of_a_record_hides_nothing_later(tmp_path, torn):
 
 
 def test_text_is_shown(tmp_path):
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     writer.text(3, tags.EVENTS, "SIGUSR2 on node n1")
     writer.close()
     accumulator = EventAccumulator(str(tmp_path))
@@ -79,7 +79,7 @@ def test_text_is_shown(tmp_path):
 
 
 def test_flushed_points_are_in_the_file(tmp_path):
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})
     writer.flush()
     assert curve(tmp_path, tags.TRAIN_LOSS) == [(1, 1.0)]
@@ -88,14 +88,14 @@ def test_flushed_points_are_in_the_file(tmp_path):
 
 
 def test_a_misspelled_tag_is_refused(tmp_path):
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     with pytest.raises(ValueError, match="train/los"):
         writer.scalars(1, {"train/los": 1.0})
     writer.close()
 
 
 def test_after_close_nothing_happens(tmp_path):
-    writer = open_writer(tmp_path)
+    writer = TensorBoardWriter(tmp_path)
     writer.close()
     written = {path: path.read_bytes() for path in tmp_path.iterdir()}
     writer.scalars(1, {tags.TRAIN_LOSS: 1.0})

@@ -173,13 +173,6 @@ def test_the_commands_run_with_the_stop_signals_held_back() -> None:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "run_slurm", lambda command: PARTITIONS)
-    known = commands.partitions()
-    assert list(known) == ["a100", "a100-preempt"]
-    assert known["a100"]["Default"] == "YES" and known["a100-preempt"]["MaxTime"] == "UNLIMITED"
-
-
 def test_an_enclosing_job_leaves_no_trace_in_a_new_one() -> None:
     kept = {"SLURM_CONF": "/c", "SLURM_CONF_SERVER": "h", "SLURM_JWT": "t", "HOME": "/h"}
     kept |= {"MYSLURM_X": "1", "SLURMD_NODENAME": "n"}
