@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shlex
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -97,6 +98,15 @@ def lock(file: IO[Any], *, wait: bool = False) -> bool:
     except OSError:
         pass
     return True
+
+
+def remove_older(path: Path, age_s: float) -> None:
+    """Remove a file that was not written for ``age_s`` seconds, as the lock of a dead process."""
+    try:
+        if time.time() - path.stat().st_mtime > age_s:
+            path.unlink()
+    except OSError:
+        pass  # there is none, or another process was quicker
 
 
 def _head(path: Path) -> bytes:

@@ -50,13 +50,20 @@ def read_utf8(path: Path) -> str:
     return decode_utf8(path.read_bytes())
 
 
+def text_of(path: Path) -> str | None:
+    """A file's text, whatever bytes it has; None where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
 def last_lines(log: Path) -> str:
     """The last lines of what a program printed into a file, in one line for a message."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
+    text = text_of(log)
+    if text is None:
         return "it left no log"
-    nonempty = [line.strip() for line in lines if line.strip()]
+    nonempty = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(nonempty[-5:])[-600:] or "it printed nothing"
 
 

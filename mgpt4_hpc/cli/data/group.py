@@ -16,7 +16,7 @@ from mgpt4_hpc.cli.data.download import download_command
 from mgpt4_hpc.cli.data.encode import encode_command
 from mgpt4_hpc.cli.data.fetch import fetch_command
 from mgpt4_hpc.cli.data.recaption import recaption_command
-from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, stats_command
+from mgpt4_hpc.cli.data.stats import echo_left_out, names_an_index, opened, stats_command
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import json_option, out_option
 from mgpt4_hpc.cli.shared.slurm_array_options import Part, array_options, run_array, split_array
@@ -195,11 +195,9 @@ def check_command(what: str, verify: bool, decode: bool, workers: int, as_json: 
     mgpt4 data check cc_sbu.index
     mgpt4 data check laion --decode
     """
-    if names_an_index(what):
-        checked = _check_index(Path(what))
-    else:
-        checked = _check_shards(what, verify, decode, workers)
-    name, num_samples, num_shards, quarantined, changed, left_out = checked
+    name, num_samples, num_shards, quarantined, changed, left_out = _look_over(
+        what, verify, decode, workers
+    )
     if as_json:
         echo_json(
             {
@@ -238,35 +236,16 @@ data_command.add_command(encode_command)
 Checked = tuple[str, int, int, Quarantine, list[str], list["LeftOut"]]
 
 
-def _check_index(path: Path) -> Checked:
-    from mgpt4_hpc.data.index.index import ShardIndex
+def _look_over(what: str, verify: bool, decode: bool, workers: int) -> Checked:
+    from mgpt4_hpc.data.index.index import ScanOptions
+    from mgpt4_hpc.data.index.shard_list import left_out_of_folders
 
-    index = ShardIndex.open(path)
-    faults = index.quarantined, index.check_shards(), index.left_out
-    return (index.name, index.num_samples, index.num_shards, *faults)
-
-
-def _check_shards(what: str, verify: bool, decode: bool, workers: int) -> Checked:
-    from tempfile import gettempdir
-
-    from mgpt4_hpc.cli.shared.progress import progress
-    from mgpt4_hpc.data.index.index import ScanOptions, build_index
-    from mgpt4_hpc.data.index.shard_list import expand_shards, left_out_of_folders
-    from mgpt4_hpc.data.index.temporary_output import scratch_beside
-
-    paths = expand_shards(what)
-    with (
-        scratch_beside(Path(gettempdir()) / "mgpt4-check") as folder,
-        progress("reading", "shards") as on_progress,
-    ):
-        index, _ = build_index(
-            paths,
-            folder / "source.index",
-            ScanOptions(verify=verify, decode=decode, texts=True, workers=workers),
-            on_shard=on_progress,
-        )
+    is_index = names_an_index(what)
+    options = ScanOptions(verify=verify, decode=decode, texts=True, workers=workers)
+    with opened(what, options) as index:
+        name, changed = (index.name, index.check_shards()) if is_index else (what, [])
         left_out = [*index.left_out, *left_out_of_folders(what)]
-        return what, index.num_samples, index.num_shards, index.quarantined, [], left_out
+        return name, index.num_samples, index.num_shards, index.quarantined, changed, left_out
 
 
 def _print_quarantine(quarantined: Quarantine) -> None:

@@ -18,7 +18,7 @@ from mgpt4_hpc.output_files import check_output, is_own_png
 from mgpt4_hpc.resources import expand_toy
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.data.index.index import ShardIndex
+    from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex
     from mgpt4_hpc.data.index.left_out import LeftOut
     from mgpt4_hpc.data.sources.stats import Duplicates, SourceStats, Spread
 
@@ -118,22 +118,24 @@ def names_an_index(what: str) -> bool:
 
 
 @contextmanager
-def opened(what: str) -> Iterator[ShardIndex]:
-    """The index, or a passing one of shards."""
+def opened(what: str, options: ScanOptions | None = None) -> Iterator[ShardIndex]:
+    """The index, or a passing one of shards, which are scanned by ``options``."""
     from tempfile import gettempdir
 
-    from mgpt4_hpc.data.index.index import ShardIndex, build_index
+    from mgpt4_hpc.cli.shared.progress import progress
+    from mgpt4_hpc.data.index.index import ScanOptions, ShardIndex, build_index
     from mgpt4_hpc.data.index.shard_list import expand_shards
     from mgpt4_hpc.data.index.temporary_output import scratch_beside
 
     if names_an_index(what):
         yield ShardIndex.open(what)
         return
-    paths = expand_shards(what)
-    with scratch_beside(Path(gettempdir()) / "mgpt4-stats") as folder:
-        made = folder / "source.index"
-        build_index(paths, made, name=Path(what).name)
-        yield ShardIndex.open(made)
+    paths, name = expand_shards(what), Path(what).name
+    with scratch_beside(Path(gettempdir()) / "mgpt4-shards") as folder:
+        made, scan = folder / "source.index", options or ScanOptions()
+        with progress("reading", "shards") as on_progress:
+            index, _ = build_index(paths, made, scan, name=name, on_shard=on_progress)
+        yield index
 
 
 def _print(stats: SourceStats) -> None:

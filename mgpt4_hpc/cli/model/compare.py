@@ -13,7 +13,7 @@ import click
 from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
-    counting,
+    evaluate_models,
     evaluation_options,
     find_examples,
     shown,
@@ -27,7 +27,6 @@ from mgpt4_hpc.run_reference import find_all
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
-    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Difference, Evaluation
     from mgpt4_hpc.model.generation.chat_model import Source
 
@@ -81,9 +80,9 @@ def compare_command(
     if suite == "caption":
         require_libraries()
     examples = find_examples(sources[0], eval_options)
-    found = _evaluate(
-        eval_options, sources, examples, suite, word_list(eval_options.synonyms, sources[0])
-    )
+    objects = word_list(eval_options.synonyms, sources[0])
+    evaluated = evaluate_models(eval_options, sources, examples, suite, objects)
+    found = [evaluation for _, evaluation in evaluated]
     rows = [(other, row) for other in found[1:] for row in differences(found[0], other)]
     if eval_options.html is not None:
         _write_page(eval_options.html, suite, found, rows, examples)
@@ -119,42 +118,6 @@ def _members(names: Sequence[str], eval_options: EvalOptions) -> list[str]:
 
 def _letter(number: int) -> str:
     return ascii_uppercase[number] if number < len(ascii_uppercase) else str(number + 1)
-
-
-def _evaluate(
-    eval_options: EvalOptions,
-    sources: list[Source],
-    examples: list[Example],
-    suite: str,
-    objects: Objects,
-) -> list[Evaluation]:
-    """Each model's answers; one model is loaded where only the projectors differ."""
-    from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
-    from mgpt4_hpc.model.generation.chat_model import same_towers
-
-    found: list[Evaluation] = []
-    size = eval_options.batch_size
-    with counting("answers", len(sources) * len(tasks_of(suite)) * len(examples)) as count:
-        chat_model = None
-        for source in sources:
-            if chat_model is None or not same_towers(chat_model.source, source):
-                chat_model = None  # let go of the first before the second is loaded
-                chat_model = eval_options.chat_model(source)
-                pictures = require_usable(encode_usable(chat_model, examples, batch_size=size))
-            else:
-                chat_model.use(source)
-            found.append(
-                evaluate(
-                    chat_model,
-                    pictures,
-                    suite,
-                    eval_options.sampling,
-                    objects,
-                    batch_size=size,
-                    progress=count,
-                )
-            )
-    return found
 
 
 Rows = list[tuple["Evaluation", "Difference"]]

@@ -15,7 +15,7 @@ from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, answers_option, keep,
 from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, Tasks, choose_tasks
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
-    counting,
+    evaluate_models,
     evaluation_options,
     find_examples,
     shown,
@@ -29,7 +29,6 @@ from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
-    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation, TaskResult
     from mgpt4_hpc.model.generation.chat_model import Source
     from mgpt4_hpc.train.validation.validation_loss import SourceLoss
@@ -119,7 +118,11 @@ def eval_command(
     if objects is None:
         facts = [_loss(*found, eval_options) for found in _losses(eval_options, sources, kept)]
     else:
-        evaluations = _evaluate(eval_options, sources, examples, suite, objects, kept)
+        evaluations = (
+            evaluate_models(eval_options, sources, examples, suite, objects)
+            if kept is None
+            else kept.evaluations(examples, objects)
+        )
         facts = _report(evaluations, suite, examples, eval_options)
     if eval_options.as_json:
         echo_json({"checkpoints": facts} if every_checkpoint else facts[0])
@@ -227,46 +230,6 @@ def _checkpoints(newest: Source, eval_options: EvalOptions) -> list[Source]:
         raise ConfigError(f"{newest.name} is of no run", fix="leave --every-checkpoint out")
     store = CheckpointStore(newest.run.checkpoints)
     return [eval_options.locate(str(store.path_of(step))) for step in sorted(store.steps())]
-
-
-def _evaluate(
-    eval_options: EvalOptions,
-    sources: list[Source],
-    examples: list[Example],
-    suite: str,
-    objects: Objects,
-    kept: Kept | None,
-) -> Iterator[tuple[Source, Evaluation]]:
-    """The sources' scores, from answers that are kept or given now.
-
-    Models answer one after the other; they share the images' features.
-    """
-    if kept is not None:
-        yield from kept.evaluations(examples, objects)
-        return
-    from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
-
-    chat_model = eval_options.chat_model(sources[0])
-    size = eval_options.batch_size
-    asked = (1 + len(sources) * len(tasks_of(suite))) * len(examples)
-    with counting("images and answers", asked) as count:
-        pictures = require_usable(
-            encode_usable(chat_model, examples, batch_size=size, progress=count)
-        )
-        for source in sources:
-            chat_model.use(source)
-            yield (
-                source,
-                evaluate(
-                    chat_model,
-                    pictures,
-                    suite,
-                    eval_options.sampling,
-                    objects,
-                    batch_size=size,
-                    progress=count,
-                ),
-            )
 
 
 def _show(found: Evaluation) -> None:

@@ -19,8 +19,9 @@ from mgpt4_hpc.cli.shared.options import (
     complete_runs,
     json_option,
     runs_dir_option,
+    sbatch_pairs,
 )
-from mgpt4_hpc.errors import ConfigError, NoSuchRun
+from mgpt4_hpc.errors import NoSuchRun
 from mgpt4_hpc.formatting import counted
 from mgpt4_hpc.identity import user_name
 from mgpt4_hpc.run_dir import FIX_NO_RUNS, RunDir, list_runs, told_no_runs
@@ -130,12 +131,7 @@ def _in_a_job(
         wait_until_up,
     )
 
-    options = {}
-    for option in sbatch:
-        key, equals, value = option.lstrip("-").partition("=")
-        if not (key and equals):
-            raise ConfigError(f"--sbatch {option!r} is not KEY=VALUE", fix="as --sbatch nice=100")
-        options[key] = value
+    options = sbatch_pairs(sbatch)
     arguments = ["--json", "--host", host, "--runs-dir", str(runs_dir)]
     arguments += ["--port", str(port)] if port is not None else []
     # By path: a name may also be a path from here, and the job stands elsewhere.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +29,7 @@ from mgpt4_hpc.output_files import check_output, is_own_page
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
+    from mgpt4_hpc.evaluation.results import Evaluation
     from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
     from mgpt4_hpc.model.generation.sampling import Sampling
 
@@ -165,3 +166,35 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda count: progress.advance(task, count)
+
+
+def evaluate_models(
+    eval_options: EvalOptions,
+    sources: Sequence[Source],
+    examples: Sequence[Example],
+    suite: str,
+    objects: Objects,
+) -> Iterator[tuple[Source, Evaluation]]:
+    """Each source's scores; one model is loaded, and looks at the images, for equal towers."""
+    from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
+    from mgpt4_hpc.model.generation.chat_model import same_towers
+
+    size, sampling = eval_options.batch_size, eval_options.sampling
+    asked = (1 + len(sources) * len(tasks_of(suite))) * len(examples)
+    chat_model = None
+    with counting("images and answers", asked) as count:
+        for source in sources:
+            if chat_model is None or not same_towers(chat_model.source, source):
+                looked = count if chat_model is None else lambda done: None
+                chat_model = None  # let go of the first before the second is loaded
+                chat_model = eval_options.chat_model(source)
+                pictures = require_usable(
+                    encode_usable(chat_model, examples, batch_size=size, progress=looked)
+                )
+            chat_model.use(source)
+            yield (
+                source,
+                evaluate(
+                    chat_model, pictures, suite, sampling, objects, batch_size=size, progress=count
+                ),
+            )

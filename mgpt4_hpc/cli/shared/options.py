@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,17 @@ def refuse_without_slurm() -> None:
             raise click.UsageError(
                 f"{option.opts[0]} has an effect only with --slurm: add --slurm, or leave it out"
             )
+
+
+def sbatch_pairs(options: Iterable[str]) -> dict[str, str]:
+    """Values of ``--sbatch``, each as KEY=VALUE. Raises UsageError for anything else."""
+    pairs = {}
+    for option in options:
+        key, equals, value = option.lstrip("-").partition("=")
+        if not (key and equals):
+            raise click.UsageError(f"--sbatch {option!r} is not KEY=VALUE, as --sbatch nice=100")
+        pairs[key] = value
+    return pairs
 
 
 def without_options(

@@ -15,6 +15,7 @@ from mgpt4_hpc.cli.main import echo_json
 from mgpt4_hpc.cli.shared.options import (
     DurationMin,
     refuse_without_slurm,
+    sbatch_pairs,
     together,
     without_options,
 )
@@ -115,7 +116,7 @@ def array_options(*, parts: int, time_min: int, by_gpu: bool = False) -> Callabl
 def split_array(options: Mapping[str, Any], *, cpus: int, gpus: int = 0) -> tuple[Array, Any]:
     """The options above, but for ``part``, as one value; and the rest."""
     rest = dict(options)
-    pairs = dict(_pair(option) for option in rest.pop("sbatch"))
+    pairs = sbatch_pairs(rest.pop("sbatch"))
     wanted, wait = rest.pop("slurm"), not rest.pop("no_wait")
     if not wanted:
         refuse_without_slurm()
@@ -205,10 +206,3 @@ def with_options(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
     """A command line with further options: before a ``--``, behind which all are names."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return [*arguments[:end], *options, *arguments[end:]]
-
-
-def _pair(option: str) -> tuple[str, str]:
-    key, equals, value = option.lstrip("-").partition("=")
-    if not (key and equals):
-        raise click.UsageError(f"--sbatch {option!r} is not KEY=VALUE, as --sbatch nice=100")
-    return key, value

@@ -26,6 +26,7 @@ from mgpt4_hpc.launch.slurm.dependencies import (
 )
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
+from mgpt4_hpc.output_files import remove_older
 
 _ASK_S = 10.0
 """Patience with each command: the job may be inside a grace time, and was preempted once."""
@@ -123,7 +124,7 @@ def _one_at_a_time(lock: Path | None) -> Iterator[None]:
             is_own = True
         except FileExistsError:
             time.sleep(0.1)
-            _remove_stale(lock)
+            remove_older(lock, _LOCK_STALE_S)
         except OSError:
             break
     try:
@@ -131,11 +132,3 @@ def _one_at_a_time(lock: Path | None) -> Iterator[None]:
     finally:
         if is_own and lock is not None:
             lock.unlink(missing_ok=True)
-
-
-def _remove_stale(lock: Path) -> None:
-    try:
-        if time.time() - lock.stat().st_mtime > _LOCK_STALE_S:
-            lock.unlink()
-    except OSError:
-        pass  # its owner was quicker

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mgpt4_hpc.errors import MgptError
+from mgpt4_hpc.launch.runs.job_ref import read_note
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.launch.slurm.dependencies import (
@@ -27,7 +28,7 @@ from mgpt4_hpc.launch.slurm.dependencies import (
 )
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
-from mgpt4_hpc.run_dir import RunDir, read_json, write_json
+from mgpt4_hpc.run_dir import RunDir, write_json
 
 _ASK_S = 10.0
 """Patience with each command: the job may be killed in half a minute."""
@@ -44,10 +45,7 @@ _OF_THE_JOB = frozenset(
 
 def of_its_line(run: RunDir, start: JobStart) -> JobStart:
     """The start, with the jobs that its job succeeds."""
-    try:
-        job = read_json(run.slurm / "job.json")
-    except (OSError, ValueError):
-        return start
+    job = read_note(run)
     if str(job.get("job_id")) != start.job_id:
         return start
     return replace(start, succeeds=tuple(map(str, job.get("succeeds") or ())))
@@ -94,10 +92,7 @@ def _submitted_before(
     run: RunDir, start: JobStart, name: JobName, waiting: Mapping[str, Dependency]
 ) -> str | None:
     """The successor that this job has submitted already, noted or not."""
-    try:
-        noted = read_json(run.slurm / "job.json")
-    except (OSError, ValueError):
-        noted = {}
+    noted = read_note(run)
     if start.job_id in (noted.get("succeeds") or ()):
         return str(noted["job_id"])
     for job_id, dependency in waiting.items():
@@ -153,12 +148,8 @@ def _environment(run: RunDir, environ: Mapping[str, str]) -> dict[str, str]:
 
 def _note(run: RunDir, start: JobStart, successor: str) -> None:
     """Let everybody follow the run to its new job."""
-    try:
-        noted = read_json(run.slurm / "job.json")
-    except (OSError, ValueError):
-        noted = {}
     job = {
-        **noted,  # the cluster, the user, the run's folder
+        **read_note(run),  # the cluster, the user, the run's folder
         "executor": "slurm",
         "name": "",  # a task of an array is succeeded by a job of its own
         "work_dir": str(run.path),

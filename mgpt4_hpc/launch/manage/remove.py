@@ -24,6 +24,7 @@ from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.runs.submission_lock import submitting
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.text_files import text_of
 
 ENDING_S = 600.0
 """So long after a run's last step its job may still be ending, with work in the folder."""
@@ -215,10 +216,7 @@ def _removal(run: RunDir, row: RunOverview, waiting: Sequence[tuple[str, Path]])
 
 def _starts_from(run: RunDir) -> Path | None:
     """The folder or file that a run's projector comes from, if that is set."""
-    try:
-        match = _START.search(run.config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+    match = _START.search(text_of(run.config_file) or "")
     if match is None or match[1] == "null":
         return None
     return Path(match[1].strip("'\""))

@@ -15,7 +15,7 @@ from typing import Any
 
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
-from mgpt4_hpc.run_dir import RunDir, write_json
+from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,14 @@ def note_job(
             **further,
         },
     )
+
+
+def read_note(run: RunDir) -> dict[str, Any]:
+    """What ``job.json`` has; empty where it is missing or torn."""
+    try:
+        return read_json(run.slurm / "job.json")
+    except (OSError, ValueError):
+        return {}
 
 
 def read_ref(noted: Mapping[str, Any], since: float, hostname: str) -> JobRef:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.formatting import first_line, shell_word
-from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.launch.runs.job_ref import read_note
+from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 
 _FILE = re.compile(r"(?P<job>\d+(?:_\d+)?)_(?P<rank>\d+)_log\.out")
@@ -45,7 +46,7 @@ def log_files(run: RunDir) -> list[LogFile]:
         match = _FILE.fullmatch(path.name)
         if match:
             logs.append(LogFile(path, match["job"], int(match["rank"])))
-    newest = newest_job(run)
+    newest = next(iter(_newest_jobs(run)), None)
     # Process ids wrap around, so a job's number does not show its age; its file's time does.
     return sorted(logs, key=lambda log: (log.job_id == newest, log.path.stat().st_mtime))
 
@@ -73,21 +74,11 @@ def last_error(run: RunDir, job_id: str) -> str:
     return ""
 
 
-def newest_job(run: RunDir) -> str | None:
-    """Id of the job that was submitted last; None if the run was not submitted from here."""
-    try:
-        return str(read_json(run.slurm / "job.json")["job_id"])
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _newest_jobs(run: RunDir) -> list[str]:
     """The job that was submitted last and those that it succeeds, newest first."""
-    try:
-        job = read_json(run.slurm / "job.json")
-        return [str(job["job_id"]), *map(str, reversed(job.get("succeeds") or ()))]
-    except (OSError, ValueError, KeyError):
-        return []
+    noted = read_note(run)
+    job_ids = [*(noted.get("succeeds") or ()), noted.get("job_id")]
+    return [str(job_id) for job_id in reversed(job_ids) if job_id is not None]
 
 
 def choose_log(run: RunDir, rank: int, job_id: str | None = None) -> LogFile | None:

@@ -12,7 +12,7 @@ from typing import Any
 from mgpt4_hpc.config.run_config_file import read_config
 from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.launch.runs.cancel_request import cancel_requested
-from mgpt4_hpc.launch.runs.job_ref import JobRef, copied_from, read_ref
+from mgpt4_hpc.launch.runs.job_ref import JobRef, copied_from, read_note, read_ref
 from mgpt4_hpc.run_dir import RunDir, read_json
 from mgpt4_hpc.run_reference import best_validation, find_reference
 from mgpt4_hpc.telemetry.attempts import Attempt, Record, summarise
@@ -20,6 +20,7 @@ from mgpt4_hpc.telemetry.causes import Cause
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.heartbeat import Beat, read_heartbeat
 from mgpt4_hpc.telemetry.ledger import summary_records
+from mgpt4_hpc.text_files import text_of
 
 _LEDGER = re.compile(r"(attempt|supervisor)-(\d{4,})\.jsonl")
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
@@ -126,7 +127,7 @@ def read_facts(run: RunDir) -> RunFacts:
     identity = _json(run.identity_file)
     ledgers = _read_ledgers(run.ledger)
     attempts = summarise([(number, *both) for number, both in sorted(ledgers.items())])
-    noted = _json(run.slurm / "job.json")
+    noted = read_note(run)
     original = copied_from(run, noted)
     job = None
     if original is None:
@@ -151,8 +152,8 @@ def read_facts(run: RunDir) -> RunFacts:
         checkpoint_at=saved_at,
         best_step=best_step,
         best_value=best_value,
-        failed=_text(run.failed),
-        resubmit=_text(run.resubmit_needed),
+        failed=text_of(run.failed),
+        resubmit=text_of(run.resubmit_needed),
         cancel=cancel_requested(run, job.job_id if job else None, pauses_s=()),
         loss=_number(newest.get("loss")),
         samples_per_s=_number(newest.get("samples_per_s")),
@@ -252,7 +253,7 @@ def _newest_values(ledgers: list[Records]) -> Mapping[str, Any]:
 
 def _sizes(run: RunDir) -> tuple[int | None, int | None, int]:
     """max_steps, global_batch_size and early_stop of its configuration."""
-    text = _text(run.config_file) or ""
+    text = text_of(run.config_file) or ""
     steps, batch = _STEPS_LINE.search(text), _BATCH_LINE.search(text)
     early_stop = _EARLY_STOP_LINE.search(text)  # older runs do not have it
     if steps and batch:
@@ -284,13 +285,6 @@ def _json(path: Path) -> dict[str, Any]:
         return read_json(path)
     except (OSError, ValueError):
         return {}
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
 
 
 def _number(value: object) -> float | None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mgpt4_hpc.text_files import text_of
+
 IN_MEMORY = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 """Types that no other node sees and that a reboot empties."""
 _OF_ONE_MACHINE = frozenset({"overlay", "aufs", "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs"})
 """Disks of one machine; one that is exported over NFS is nfs on the other nodes."""
 
 _MOUNTS = Path("/proc/mounts")
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def file_system(path: Path, mounts: str | None = None) -> str:
@@ -20,14 +29,8 @@ def file_system(path: Path, mounts: str | None = None) -> str:
         mounts: text of ``/proc/mounts``; read if not given.
     """
     if mounts is None:
-        try:
-            mounts = _MOUNTS.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-    place = path
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    place = place.resolve()
+        mounts = text_of(_MOUNTS) or ""
+    place = nearest_existing(path).resolve()
     best, kind = -1, ""
     for line in mounts.splitlines():
         words = line.split()

@@ -7,10 +7,11 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from mgpt4_hpc.errors import MgptError, RunLocked
+from mgpt4_hpc.output_files import remove_older
 from mgpt4_hpc.run_dir import RunDir
+from mgpt4_hpc.text_files import text_of
 
 _STALE_S = 3600.0
 """Seconds after which a lock's owner is dead: no submission takes as long."""
@@ -26,12 +27,12 @@ def submitting(run: RunDir) -> Iterator[None]:
         RunLocked: if another command is at it.
     """
     lock = run.slurm / ".submitting"
-    _remove_stale(lock)
+    remove_older(lock, _STALE_S)  # a killed command must not keep `mgpt4 keep` out for ever
     try:
         handle = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         # Empty while the other command writes it, gone once it is done.
-        other = f" ({owner})" if (owner := _text(lock)) else ""
+        other = f" ({owner})" if (owner := text_of(lock)) else ""
         raise RunLocked(
             f"{run.name} is being submitted by another command{other}",
             fix=f"wait a moment; if that command was killed: rm {shlex.quote(str(lock))}",
@@ -44,19 +45,3 @@ def submitting(run: RunDir) -> Iterator[None]:
         yield
     finally:
         lock.unlink(missing_ok=True)
-
-
-def _remove_stale(lock: Path) -> None:
-    """A killed command must not keep `mgpt4 keep` from the run for ever."""
-    try:
-        if time.time() - lock.stat().st_mtime > _STALE_S:
-            lock.unlink()
-    except OSError:
-        pass  # there is none
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""

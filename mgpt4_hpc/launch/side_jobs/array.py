@@ -30,6 +30,7 @@ from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.output_files import lock
 from mgpt4_hpc.run_dir import read_json, write_json
 from mgpt4_hpc.stop_signals import STOP_SIGNALS
+from mgpt4_hpc.text_files import text_of
 
 T = TypeVar("T")
 
@@ -398,10 +399,7 @@ def _failed(job: ArrayJob, states: Mapping[int, QueuedJob | None]) -> MgptError:
 
 
 def _last_line(log: Path) -> str:
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "no output"
+    lines = (text_of(log) or "").splitlines()
     return next((text for line in reversed(lines) if (text := first_line(line))), "no output")
 
 

@@ -18,6 +18,7 @@ from mgpt4_hpc.launch.slurm.commands import clean_environment, log_pattern
 from mgpt4_hpc.launch.slurm.sbatch import submit
 from mgpt4_hpc.launch.slurm.scheduler import scheduler
 from mgpt4_hpc.resources import slurm_dir
+from mgpt4_hpc.text_files import text_of
 
 _POLL_S = 1.0
 _LAG_S = 30.0
@@ -111,7 +112,7 @@ def wait_until_up(
         else:
             over_since = time.monotonic() if over_since is None else over_since
             if time.monotonic() - over_since > (_LAG_S if queued is None else poll_s):
-                words = _text(job.log).strip().splitlines()[-3:] or ["it wrote nothing"]
+                words = (text_of(job.log) or "").strip().splitlines()[-3:] or ["it wrote nothing"]
                 raise MgptError(
                     f"job {job_id} ended before TensorBoard was up: {' / '.join(words)}",
                     fix=f"read {job.log}",
@@ -121,7 +122,7 @@ def wait_until_up(
 
 def _facts_in(log: Path) -> dict[str, Any] | None:
     """The JSON object that the job wrote when its server answered."""
-    text = _text(log)
+    text = text_of(log) or ""
     start = text.find("{\n")
     if start < 0:
         return None
@@ -130,10 +131,3 @@ def _facts_in(log: Path) -> dict[str, Any] | None:
     except ValueError:
         return None  # half written
     return facts if isinstance(facts, dict) else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -17,7 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mgpt4_hpc.formatting import duration, size_text
-from mgpt4_hpc.launch.runs.shared_storage import IN_MEMORY, file_system, not_shared
+from mgpt4_hpc.launch.runs.shared_storage import (
+    IN_MEMORY,
+    file_system,
+    nearest_existing,
+    not_shared,
+)
 from mgpt4_hpc.launch.site_check.finding import Finding, Findings
 
 LEAST_BYTES = 2 * 2**30
@@ -39,9 +44,7 @@ def folder_findings(runs_dir: Path, *, shared: bool) -> list[Finding]:
         shared: whether other machines must see it, as under Slurm.
     """
     findings = Findings("runs folder")
-    place = runs_dir
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    place = nearest_existing(runs_dir)
     if place != runs_dir:
         findings.note(f"{runs_dir} does not exist yet; tried in {place}")
     if "%" in str(runs_dir):

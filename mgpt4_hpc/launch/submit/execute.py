@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 
 from mgpt4_hpc.errors import MgptError, PreflightError, SlurmUnconfirmed, StorageTrouble
-from mgpt4_hpc.launch.runs.job_ref import read_ref
+from mgpt4_hpc.launch.runs.job_ref import read_note, read_ref
 from mgpt4_hpc.launch.runs.run_facts import read_facts
 from mgpt4_hpc.launch.runs.sweep_dir import create_sweep, note_jobs, remove_sweep
 from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
@@ -23,7 +23,7 @@ from mgpt4_hpc.launch.submit.submit_run import (
     uninterrupted,
 )
 from mgpt4_hpc.launch.submit.sweep import render_array, write_scripts
-from mgpt4_hpc.run_dir import RunDir, read_json
+from mgpt4_hpc.run_dir import RunDir
 
 Say = Callable[[str], None]
 
@@ -175,11 +175,7 @@ def _run_sweep_here(plan: Plan, submitted: list[Submitted], say: Say) -> None:
 
 
 def _dependency(follows: RunDir) -> str | None:
-    job_file = follows.slurm / "job.json"
-    try:
-        job = read_json(job_file)
-    except (OSError, ValueError):
-        return None  # a finished run that was made by torchrun has none
+    job = read_note(follows)  # a finished run that was made by torchrun has none
     if job.get("executor") != "slurm" or read_facts(follows).finished:
         # Of a run that was preempted once Slurm may remember the end as another preemption.
         return None

@@ -16,7 +16,7 @@ from mgpt4_hpc.config.streams import WARNING, is_streamed
 from mgpt4_hpc.errors import PreflightError
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.launch.runs.run_state import RunState
-from mgpt4_hpc.launch.runs.shared_storage import not_shared
+from mgpt4_hpc.launch.runs.shared_storage import nearest_existing, not_shared
 from mgpt4_hpc.launch.runs.status import RunOverview, look_at
 from mgpt4_hpc.launch.slurm.cluster import SlurmSite
 from mgpt4_hpc.launch.slurm.sbatch_options import sbatch_faults
@@ -150,9 +150,7 @@ def _extra_faults(config: RunConfig) -> list[str]:
 
 
 def _runs_dir_faults(runs_dir: Path) -> list[str]:
-    place = runs_dir
-    while not place.exists():
-        place = place.parent
+    place = nearest_existing(runs_dir)
     if not place.is_dir():
         return [f"runs directory {runs_dir}: {place} is no folder"]
     if not os.access(place, os.W_OK | os.X_OK):

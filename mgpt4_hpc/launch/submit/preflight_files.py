@@ -45,11 +45,6 @@ _SPARE_TOKENS = 64
 """Tokens that copies of one language model add to its vocabulary, as Vicuna v0 its padding."""
 
 
-def weights_faults(config: RunConfig) -> list[str]:
-    """What is wrong with the bundle: another model's, not what was imported, or not loadable."""
-    return weights_findings(config)[0]
-
-
 def weights_findings(config: RunConfig) -> tuple[list[str], Architecture | None]:
     """Faults of the bundle, and its sizes where they are known."""
     weights = config.model.weights

@@ -12,6 +12,7 @@ from mgpt4_hpc.config.sites import find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.resources import configs_dir
+from mgpt4_hpc.text_files import text_of
 
 SITE_VARIABLE = "MGPT4_SITE"
 
@@ -74,11 +75,7 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str:
         return environ["SLURM_CLUSTER_NAME"]
     given = environ.get("SLURM_CONF")
     for file in [given] if given else _CONF_FILES:
-        try:
-            match = _CLUSTER_NAME.search(Path(file).read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            continue
-        if match:
+        if match := _CLUSTER_NAME.search(text_of(Path(file)) or ""):
             return match[1].lower()
     if not commands.has_scontrol(environ):
         return ""

@@ -13,12 +13,6 @@ from mgpt4_hpc.errors import SlurmRejected, SlurmUnreachable
 from mgpt4_hpc.launch.slurm import commands
 from tests.unit.launch.fakes import FakeScontrol
 
-PARTITIONS = (
-    "PartitionName=a100 AllowGroups=ALL Default=YES MaxTime=2-00:00:00 TotalNodes=4 State=UP\n"
-    "PartitionName=a100-preempt AllowGroups=ALL Default=NO MaxTime=UNLIMITED TotalNodes=4\n"
-    "\n"
-)
-
 
 @pytest.mark.parametrize(
     ("text", "seconds"),

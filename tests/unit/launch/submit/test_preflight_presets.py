@@ -12,7 +12,7 @@ from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.distributed import Ranks
 from mgpt4_hpc.errors import ConfigError, PreflightError
 from mgpt4_hpc.launch.submit.preflight import preflight
-from mgpt4_hpc.launch.submit.preflight_files import weights_faults
+from mgpt4_hpc.launch.submit.preflight_files import weights_findings
 from mgpt4_hpc.model.bundle.manifest import BundleManifest, LlmRecord
 from mgpt4_hpc.model.conversion.variants import VARIANTS
 from mgpt4_hpc.run_dir import RunDir
@@ -76,7 +76,7 @@ def test_another_language_model_of_the_same_width_is_refused(
             "stage1-vicuna7b",
             overrides={"model.weights": str(bundle), "model.variant": variant},
         ).config
-        about = [fault for fault in weights_faults(config) if "is another one" in fault]
+        about = [fault for fault in weights_findings(config)[0] if "is another one" in fault]
         assert bool(about) == bool(expected) and expected in "".join(about)
 
 

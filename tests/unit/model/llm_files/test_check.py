@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import WeightsError
-from mgpt4_hpc.launch.submit.preflight_files import weights_faults
+from mgpt4_hpc.launch.submit.preflight_files import weights_findings
 from mgpt4_hpc.model.bundle.writer import write_bundle
 from mgpt4_hpc.model.conversion.parts import original_sources
 from mgpt4_hpc.model.estimates.bundle_check import check_bundle
@@ -139,7 +139,7 @@ def refused(weights: Path, words: list[str]) -> None:
     for message in (
         str(caught.value),
         "\n".join(check_bundle(weights).faults),
-        "\n".join(weights_faults(config)),
+        "\n".join(weights_findings(config)[0]),
     ):
         assert not [word for word in words if word not in message], message
         assert re.search(r"fix: \S|\([a-z]+ \w+.*\)$", message, re.DOTALL), message
@@ -364,7 +364,7 @@ def test_a_norm_that_is_no_number_is_refused_before_the_queue(
     if path.suffix == ".pth":  # what --quick passes over
         bundle = write_bundle(weights.parent / "b", original_sources(weights), finite=False).path
         config = load_config("toy-stage1", overrides={"model.weights": str(bundle)}).config
-        assert "NaN or infinity" in "".join(weights_faults(config))
+        assert "NaN or infinity" in "".join(weights_findings(config)[0])
 
 
 # --- what loads is taken ----------------------------------------------------------------------
