@@ -46,6 +46,17 @@ CLAIMED_BY_SUPERVISOR = '"by": "supervisor"'
 _ATTEMPT = re.compile(r"\d{4,}")
 
 
+class _Inside:
+    """A path of ``RunDir``, for everything that a job writes or asks again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, run: RunDir, owner: object) -> Path:
+        """The path in ``root``."""
+        return run.root / self.name
+
+
 @dataclass(frozen=True)
 class RunDir:
     """Paths inside one run directory, and the few files that belong to no other room.
@@ -59,6 +70,23 @@ class RunDir:
     path: Path
     expected: str = field(default="", compare=False)
     hold: Hold | None = field(default=None, compare=False, repr=False)
+
+    identity_file = _Inside("run.json")
+    config_file = _Inside("config.yaml")
+    pins_file = _Inside("pins.json")
+    checkpoints = _Inside("checkpoints")
+    tensorboard = _Inside("tensorboard")
+    ledger = _Inside("ledger")
+    attempts = _Inside("attempts")
+    """One file per attempt that was claimed."""
+    heartbeat = _Inside("heartbeat.json")
+    slurm = _Inside("slurm")
+    resubmit_needed = _Inside("RESUBMIT_NEEDED")
+    """Left behind when no process could requeue; holds the command to run."""
+    drift_accepted = _Inside("ACCEPT_DRIFT")
+    """Left by the user: the next start may resume though something changed."""
+    failed = _Inside("FAILED")
+    """Left behind when requeueing would be pointless; holds the reason."""
 
     @property
     def name(self) -> str:
@@ -76,44 +104,9 @@ class RunDir:
         return self.path if self.hold is None else self.hold.place
 
     @property
-    def identity_file(self) -> Path:
-        """``run.json``."""
-        return self.root / "run.json"
-
-    @property
-    def config_file(self) -> Path:
-        """``config.yaml``."""
-        return self.root / "config.yaml"
-
-    @property
-    def pins_file(self) -> Path:
-        """``pins.json``."""
-        return self.root / "pins.json"
-
-    @property
     def code(self) -> Path:
         """Snapshot of the package."""
         return self.path / "code"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Event files."""
-        return self.root / "tensorboard"
-
-    @property
-    def ledger(self) -> Path:
-        """One JSON-lines file per attempt."""
-        return self.root / "ledger"
-
-    @property
-    def attempts(self) -> Path:
-        """One file per attempt that was claimed."""
-        return self.root / "attempts"
 
     @property
     def data(self) -> Path:
@@ -121,31 +114,6 @@ class RunDir:
         # A path that every node opens: not the held handle, which is this process's alone.
         is_moved = self.hold is not None and self.hold.is_moved
         return (self.place if is_moved else self.path) / "data"
-
-    @property
-    def heartbeat(self) -> Path:
-        """``heartbeat.json``."""
-        return self.root / "heartbeat.json"
-
-    @property
-    def slurm(self) -> Path:
-        """Job scripts and logs."""
-        return self.root / "slurm"
-
-    @property
-    def resubmit_needed(self) -> Path:
-        """Left behind when no process could requeue; holds the command to run."""
-        return self.root / "RESUBMIT_NEEDED"
-
-    @property
-    def drift_accepted(self) -> Path:
-        """Left by the user: the next start may resume though something changed."""
-        return self.root / "ACCEPT_DRIFT"
-
-    @property
-    def failed(self) -> Path:
-        """Left behind when requeueing would be pointless; holds the reason."""
-        return self.root / "FAILED"
 
     # -- identity ---------------------------------------------------------------------------
 

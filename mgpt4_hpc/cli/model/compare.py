@@ -105,15 +105,11 @@ def _members(names: Sequence[str], eval_options: EvalOptions) -> list[str]:
     from mgpt4_hpc.launch.runs.sweep_dir import find_runs, is_sweep
 
     runs_dir = eval_options.runs_dir
-    return [
-        member
-        for name in names
-        for member in (
-            [str(run.path) for run in find_runs([name], runs_dir)]
-            if is_sweep(name, runs_dir)
-            else [name]
-        )
-    ]
+    members: list[str] = []
+    for name in names:
+        runs = find_runs([name], runs_dir) if is_sweep(name, runs_dir) else []
+        members += [str(run.path) for run in runs] or [name]
+    return members
 
 
 def _letter(number: int) -> str:

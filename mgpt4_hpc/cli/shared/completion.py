@@ -68,14 +68,11 @@ def _settings(ctx: click.Context, parameter: click.Parameter, incomplete: str) -
     if not equals:
         names = list(keys.fields())
         if incomplete:  # lr stands for train.lr
-            names += [leaf for leaf in map(_leaf, names) if not keys.resolve(leaf)[1]]
+            leaves = [name.rpartition(".")[2] for name in names]
+            names += [leaf for leaf in leaves if not keys.resolve(leaf)[1]]
         return [f"{name}=" for name in dict.fromkeys(names)]
     full, _ = keys.resolve(key)
     return [f"{key}={value}" for value in keys.choices(full)] if full else []
-
-
-def _leaf(key: str) -> str:
-    return key.rpartition(".")[2]
 
 
 _OFFERS: tuple[tuple[set[str], Offer], ...] = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,11 +184,10 @@ def resolve_settings(
         ConfigError: if there is none, or a run's were to be changed.
     """
     from mgpt4_hpc.config.assignments import read_assignments
-    from mgpt4_hpc.config.load import find_config, load_config
+    from mgpt4_hpc.config.load import find_config
     from mgpt4_hpc.config.run_config_file import read_config
-    from mgpt4_hpc.data.sources.epochs import steps_of_epochs
     from mgpt4_hpc.errors import NoSuchRun
-    from mgpt4_hpc.launch.submit.site_profile import choose_site
+    from mgpt4_hpc.launch.submit.site_profile import choose_site, load_here
     from mgpt4_hpc.resources import preset_names
     from mgpt4_hpc.run_reference import find_run
 
@@ -207,16 +205,7 @@ def resolve_settings(
                 )
             return read_config(run.config_file)
     find_config(what)
-    chosen = choose_site(site)
-    path = chosen.path if chosen is not None else None
-    resolved = load_config(
-        what,
-        overrides=overrides,
-        faults=faults,
-        site=path,
-        environ=os.environ,
-        convert_epochs=steps_of_epochs,
-    )
+    resolved = load_here(what, overrides, faults, choose_site(site))
     for note in resolved.notes:
         click.echo(note, err=True)
     return resolved

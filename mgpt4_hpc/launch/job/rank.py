@@ -17,10 +17,17 @@ from mgpt4_hpc.identity import RUN_ID_VARIABLE
 from mgpt4_hpc.launch.job.deadline import DeadlineStop, patience_until
 from mgpt4_hpc.launch.job.environment import JobEnvironment, read_job_environment
 from mgpt4_hpc.launch.job.event_hooks import FINISHED, run_hooks
-from mgpt4_hpc.launch.job.requeue import EXIT_RESTART, apply_decision, exit_code, find_decision
+from mgpt4_hpc.launch.job.requeue import (
+    EXIT_RESTART,
+    apply_decision,
+    exit_code,
+    find_decision,
+    leave_behind,
+)
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt
 from mgpt4_hpc.launch.job.successor import of_its_line
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
+from mgpt4_hpc.launch.runs.job_ref import read_note
 from mgpt4_hpc.launch.slurm.job_start import JobStart
 from mgpt4_hpc.parent_death import die_with
 from mgpt4_hpc.retry import retry_storage
@@ -99,10 +106,7 @@ def run_rank(run: RunDir, stop: SignalStop, started_at: float) -> int:
         if not error.will_repeat:
             return error.exit_code
         # Read by the batch script: srun's own exit code may be that of a rank it killed.
-        try:
-            run.failed.write_text(f"{error}\n", encoding="utf-8")
-        except OSError as trouble:
-            print(f"{run.failed} could not be written: {trouble}", flush=True)
+        leave_behind(run.failed, f"{error}\n")
         return FatalTrainingError.exit_code
     except Exception:  # noqa: BLE001 - the last stop: a peer that died looks like this
         traceback.print_exc()
@@ -190,14 +194,8 @@ def _meet(
 
 
 def _claim(run: RunDir, job: JobEnvironment) -> dict[str, object]:
-    from mgpt4_hpc.run_dir import read_json
-
-    claim: dict[str, object] = {**job.claim, "nodes": [job.nodes]}
-    try:
-        claim["submitted_at"] = read_json(run.slurm / "job.json").get("submitted")
-    except (OSError, ValueError):
-        pass  # made by hand with sbatch: then the queue's wait is not known
-    return claim
+    # Of a run made by hand with sbatch the queue's wait is not known.
+    return {**job.claim, "nodes": [job.nodes], "submitted_at": read_note(run).get("submitted")}
 
 
 def _settle(

@@ -270,9 +270,9 @@ def _act(
         )
     if decision.action is Action.ASK:
         command = f"mgpt4 resume {shlex.quote(str(run.place))}"
-        _leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
+        leave_behind(run.resubmit_needed, f"{decision.reason}\n\n{command}\n")
     if decision.action is Action.GIVE_UP:
-        _leave_behind(run.failed, decision.reason + "\n")
+        leave_behind(run.failed, decision.reason + "\n")
     return decision
 
 
@@ -299,7 +299,8 @@ def _bad_nodes(run: RunDir, start: JobStart, further: Sequence[str]) -> list[str
     return list(dict.fromkeys([*nodes_found_bad(attempts), *further]))
 
 
-def _leave_behind(marker: Path, text: str) -> None:
+def leave_behind(marker: Path, text: str) -> None:
+    """Write a file for the supervisor and the user; a disk that refuses is reported in the log."""
     try:
         marker.write_text(text, encoding="utf-8")
     except OSError as error:  # a full disk: then the job's log is all there is

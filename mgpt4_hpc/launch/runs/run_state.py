@@ -187,7 +187,7 @@ def _of_job(facts: RunFacts, answer: Answer, job: QueuedJob, now: float) -> tupl
     if job.state == "COMPLETING" and facts.cancel:
         return RunState.RUNNING, "cancelled: ending"
     if job.state == "COMPLETING":
-        came_back = job.restarts > _restarts(facts)
+        came_back = job.restarts > (0 if facts.last is None else facts.last.restart_count)
         return RunState.RUNNING, f"ending ({_why(facts)}{', requeued' if came_back else ''})"
     if job.state == "CONFIGURING":
         return RunState.PENDING, "starting: its nodes are being prepared"
@@ -223,10 +223,10 @@ def _waiting(
         when = f"pending ({reason})"
         if job.start_at is not None and job.start_at > now + 60:
             when += f", expected to start in {duration(job.start_at - now)}"
-    if _has_run(facts):
-        when = f"{_why(facts)}, requeued, {when}"
-    elif _succeeds_one_that_ran(facts):
-        when = f"{_why(facts)}, submitted again, {when}"
+    last, noted = facts.last, facts.job
+    if last is not None and noted is not None and last.job_id in (noted.job_id, *noted.succeeds):
+        again = "requeued" if last.job_id == noted.job_id else "submitted again"
+        when = f"{_why(facts)}, {again}, {when}"
     return RunState.PENDING, when
 
 
@@ -353,16 +353,6 @@ def failure(facts: RunFacts) -> tuple[str, tuple[str, ...]]:
     return (fault, (count, *rest)) if fault else (count, tuple(rest))
 
 
-def _has_run(facts: RunFacts) -> bool:
-    last, job = facts.last, facts.job
-    return last is not None and job is not None and last.job_id == job.job_id
-
-
-def _succeeds_one_that_ran(facts: RunFacts) -> bool:
-    last, job = facts.last, facts.job
-    return last is not None and job is not None and last.job_id in job.succeeds
-
-
 def _why(facts: RunFacts) -> str:
     """Why the newest attempt ended."""
     last = facts.last
@@ -373,10 +363,6 @@ def _why(facts: RunFacts) -> str:
     if last.cause == Cause.BAD_NODE:
         return f"bad node {', '.join(nodes_found_bad([last]))}".rstrip()
     return _ENDED.get(last.cause, last.cause)
-
-
-def _restarts(facts: RunFacts) -> int:
-    return facts.last.restart_count if facts.last is not None else 0
 
 
 def _resume(facts: RunFacts) -> str:

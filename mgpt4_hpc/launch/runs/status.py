@@ -94,9 +94,9 @@ class Overviews:
     only_elsewhere: bool = False
 
 
-def look_at(runs: Sequence[RunDir], *, now: float | None = None) -> Overviews:
+def look_at(runs: Sequence[RunDir]) -> Overviews:
     """The state and progress of each run."""
-    now = time.time() if now is None else now
+    now = time.time()
     with ThreadPoolExecutor(_READERS) as pool:
         all_facts = list(pool.map(read_facts, runs))
     answers = _ask_clusters(all_facts)

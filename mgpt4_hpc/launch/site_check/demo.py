@@ -119,7 +119,8 @@ def run_demo(folder: Path, reporter: Reporter) -> DemoResult:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """Prepare the folder, unless another demo is at work there: it would lose its runs."""
-    _refuse_foreign(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
+        raise MgptError(f"{folder} exists and was not made by the demo", fix="give another --dir")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / _MARKER).open("a", encoding="utf-8") as marker:
         if not lock(marker):
@@ -129,11 +130,6 @@ def _alone_in(folder: Path) -> Iterator[None]:
         for run in folder.glob("toy-stage*"):
             shutil.rmtree(run)
         yield
-
-
-def _refuse_foreign(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()) and not (folder / _MARKER).exists():
-        raise MgptError(f"{folder} exists and was not made by the demo", fix="give another --dir")
 
 
 def _stage(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -56,7 +56,6 @@ def examine(
     account: str | None = None,
     qos: str | None = None,
     device: str = "auto",
-    read: Callable[[], SlurmSite] = read_slurm_site,
 ) -> Report:
     """Look at Slurm, the runs folder, Python and the GPUs; changes nothing that stays.
 
@@ -66,7 +65,6 @@ def examine(
         account: of the job that Slurm is asked whether it would take it.
         qos: of the same job.
         device: "cpu" if runs are meant for CPUs.
-        read: asks Slurm for its settings.
     """
     has_slurm = commands.has_slurm()
     findings: list[Finding] = []
@@ -77,7 +75,7 @@ def examine(
         findings += _without_slurm(partition)
     else:
         try:
-            site = read()
+            site = read_slurm_site()
             associations, accounting = ask_associations(site)
             findings += [*site_findings(site), *accounting]
             chosen = choose(site, partition, findings)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,16 +127,14 @@ class DrillResult:
     runs: tuple[str, str] = ("", "")
 
 
-def run_drill(
-    request: DrillOrder, reporter: Reporter, environ: Mapping[str, str] = os.environ
-) -> DrillResult:
+def run_drill(request: DrillOrder, reporter: Reporter) -> DrillResult:
     """Carry out a drill. Its jobs are ended whatever happens, an interrupt included.
 
     Raises:
         DrillFailed: the site did not do what a run needs.
         MgptError: the runs could not be submitted.
     """
-    drill = _Drill(request, reporter, environ)
+    drill = _Drill(request, reporter)
     with drill.leaving_nothing_behind():
         result = drill.perform()
         drill.keep |= bool(result.faults)
@@ -144,10 +142,9 @@ def run_drill(
 
 
 class _Drill:
-    def __init__(self, request: DrillOrder, reporter: Reporter, environ: Mapping[str, str]) -> None:
+    def __init__(self, request: DrillOrder, reporter: Reporter) -> None:
         self.request = request
         self.reporter = reporter
-        self.environ = environ
         self.executor = choose_executor(request.executor)
         self.keep = request.keep
         self.steps = request.steps or STEPS[request.device]
@@ -158,7 +155,7 @@ class _Drill:
     def perform(self) -> DrillResult:
         """Run both jobs, interrupt one and compare them. Raises DrillFailed with the reason."""
         began = time.monotonic()
-        disturbed = plan_one(self._request("disturbed"), self.environ)
+        disturbed = plan_one(self._request("disturbed"), os.environ)
         for note in disturbed.resolved.notes:
             self.reporter.say(note)
         preemptor = self._choose_preemptor(disturbed)
@@ -229,7 +226,7 @@ class _Drill:
         return preemptor
 
     def _start_alone(self, dependency: str | None) -> None:
-        self._start(plan_one(self._request("alone"), self.environ), dependency)
+        self._start(plan_one(self._request("alone"), os.environ), dependency)
 
     def _start(self, planned: PlannedRun, dependency: str | None = None) -> Submitted:
         # An interrupt between the submission and its note here would leave the job behind.

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from mgpt4_hpc.errors import SlurmUnreachable
 
+_CPUS = 4
+
 
 def srun_command(
     arguments: Sequence[str],
@@ -16,7 +18,6 @@ def srun_command(
     partition: str | None = None,
     gpus: int = 1,
     time_min: int = 60,
-    cpus: int = 4,
     extra: Sequence[str] = (),
     terminal: bool = True,
 ) -> list[str]:
@@ -27,11 +28,10 @@ def srun_command(
         partition: Slurm's; None is the site's default.
         gpus: GPUs of the task; 0 asks for none.
         time_min: time limit in minutes.
-        cpus: CPU cores.
         extra: further options of srun, as they are.
         terminal: attach a pseudo terminal; without one stdin and stdout stay pipes.
     """
-    command = ["srun", "--ntasks=1", f"--cpus-per-task={cpus}", f"--time={time_min}"]
+    command = ["srun", "--ntasks=1", f"--cpus-per-task={_CPUS}", f"--time={time_min}"]
     if terminal:
         command.append("--pty")
     if gpus:

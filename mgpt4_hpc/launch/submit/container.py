@@ -36,7 +36,7 @@ def srun_options(run: RunDir, container: ContainerConfig) -> list[str]:
     """Pyxis adds options to srun; it enters the container in the task's own process."""
     if container.runtime != "pyxis":
         return []
-    mounts = ",".join(_source_and_target(mount) for mount in _mounts(run, container))
+    mounts = ",".join(m if ":" in m else f"{m}:{m}" for m in _mounts(run, container))
     return [
         f"--container-image={container.image}",
         f"--container-mounts={mounts}",
@@ -129,10 +129,6 @@ def unmounted(config: RunConfig) -> list[str]:
 def _mounts(run: RunDir, container: ContainerConfig) -> list[str]:
     # The folder above it: a start from another run's checkpoint lies beside it.
     return [str(run.path.parent), *container.mounts]
-
-
-def _source_and_target(mount: str) -> str:
-    return mount if ":" in mount else f"{mount}:{mount}"
 
 
 def _target(mount: str) -> str:

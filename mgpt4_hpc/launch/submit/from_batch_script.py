@@ -11,13 +11,12 @@ from pathlib import Path
 import click
 
 from mgpt4_hpc.config.assignments import read_assignments
-from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.requeue import exit_code, requeue_without_run_dir
 from mgpt4_hpc.launch.runs.job_ref import note_job
 from mgpt4_hpc.launch.submit.preflight import preflight
-from mgpt4_hpc.launch.submit.site_profile import choose_site
+from mgpt4_hpc.launch.submit.site_profile import choose_site, load_here
 from mgpt4_hpc.launch.submit.submit_run import create_run
 from mgpt4_hpc.ownership import assert_owned
 from mgpt4_hpc.retry import retry_storage
@@ -55,8 +54,6 @@ def command(config: str, run_dir: Path, assignments: tuple[str, ...]) -> None:
 
 
 def _make(run: RunDir, config: str, assignments: Sequence[str]) -> None:
-    from mgpt4_hpc.data.sources.epochs import steps_of_epochs
-
     settings, faults = read_assignments(assignments)
     overrides = {
         "launch.gpus": int(os.environ["SLURM_NTASKS"]),
@@ -65,15 +62,6 @@ def _make(run: RunDir, config: str, assignments: Sequence[str]) -> None:
         "name": re.sub(r"[^A-Za-z0-9_.-]", "-", run.name).lstrip("_.-") or "run",
         **settings,
     }
-    site = choose_site(None)
-    path = site.path if site is not None else None
-    resolved = load_config(
-        config,
-        overrides=overrides,
-        faults=faults,
-        site=path,
-        environ=os.environ,
-        convert_epochs=steps_of_epochs,
-    )
+    resolved = load_here(config, overrides, faults, choose_site(None))
     preflight(resolved.config, run.path.parent, executor="none")
     create_run(run, resolved)

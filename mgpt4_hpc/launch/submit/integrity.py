@@ -22,6 +22,7 @@ from mgpt4_hpc.disk import sync_tree
 from mgpt4_hpc.errors import FatalTrainingError, MgptError, RunDamaged
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.event_hooks import FAILED, run_hooks
+from mgpt4_hpc.launch.job.requeue import leave_behind
 from mgpt4_hpc.launch.submit.code_snapshot import PACKAGE, code_digest, take_snapshot
 from mgpt4_hpc.launch.submit.container import write_launcher
 from mgpt4_hpc.retry import retry_storage
@@ -189,10 +190,7 @@ def main(argv: Sequence[str]) -> int:
         print(f"error: {error}", flush=True)
         if isinstance(error, OSError) or not error.will_repeat:
             return 1  # srun will fail for it, and the supervisor decides
-        try:
-            run.failed.write_text(f"{error}\n", encoding="utf-8")
-        except OSError as trouble:
-            print(f"{run.failed} could not be written: {trouble}", flush=True)
+        leave_behind(run.failed, f"{error}\n")
         run_hooks(run, start_of(os.environ), FAILED, Cause.FATAL, str(error))
         return FatalTrainingError.exit_code
     return 0

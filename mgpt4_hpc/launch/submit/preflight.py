@@ -186,7 +186,8 @@ def _batch_advice(config: RunConfig, site: SlurmSite | None) -> str:
     fewer, nodes = next(
         ((n, k) for n in divisors if (k := nodes_for(site, launch, n))), (divisors[0], launch.nodes)
     )
-    smaller = _largest_divisor(batch // fewer, micro)
+    of_one = batch // fewer
+    smaller = next(n for n in range(min(of_one, micro), 0, -1) if of_one % n == 0)
     same = [f"--gpus {fewer}"] if fewer != gpus else []
     same += [f"--nodes {nodes}"] if nodes != launch.nodes else []
     same += [f"--set micro_batch_size={smaller}"] if smaller != micro else []
@@ -196,10 +197,6 @@ def _batch_advice(config: RunConfig, site: SlurmSite | None) -> str:
     return (
         f"{' with '.join(same)} keeps it, --set global_batch_size={near} changes it and the result"
     )
-
-
-def _largest_divisor(number: int, most: int) -> int:
-    return next(n for n in range(min(number, most), 0, -1) if number % n == 0)
 
 
 def _hook_findings(config: RunConfig) -> tuple[list[str], list[str]]:

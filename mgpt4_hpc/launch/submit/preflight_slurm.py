@@ -142,7 +142,7 @@ def admission_findings(
         for partition in wanted:
             faults += _partition_faults(partition, launch)
             faults += _node_faults(partition, launch)
-        faults += node_choice_faults(site, wanted, launch)
+        faults += _feature_faults(wanted, launch) + _name_faults(site, wanted, launch)
         if not faults:
             types = _gpu_types(wanted, launch)
             more_faults, more_notes = memory_findings(config, types, [launch.constraint or ""])
@@ -378,32 +378,15 @@ _BETWEEN_FEATURES = re.compile(r"[\s&|,()\[\]]+")
 """Slurm's grammar (sbatch's manual): ``[a100*2&(ib|opa)]``; each name may have a count."""
 
 
-def constraint_of(launch: LaunchConfig) -> tuple[str, str]:
-    """The option by which node features are asked for, and its value; empty without one."""
-    return _option(launch, "constraint", launch.constraint)
-
-
-def node_lists_of(launch: LaunchConfig) -> list[tuple[str, str]]:
-    """The options that name nodes, with their values."""
-    options = [_option(launch, "exclude", launch.exclude), _option(launch, "nodelist", None)]
-    return [(option, listed) for option, listed in options if listed]
-
-
 def _option(launch: LaunchConfig, name: str, value: str | None) -> tuple[str, str]:
+    """How an option of sbatch is written where it is set, and its value; empty without one."""
     if name in launch.sbatch:
         return f"--sbatch {name}", launch.sbatch[name]
     return f"--{name}", value or ""
 
 
-def node_choice_faults(
-    site: SlurmSite, partitions: Sequence[Partition], launch: LaunchConfig
-) -> list[str]:
-    """Features and nodes that there are not, each with those that there are."""
-    return [*_feature_faults(partitions, launch), *_name_faults(site, partitions, launch)]
-
-
 def _feature_faults(partitions: Sequence[Partition], launch: LaunchConfig) -> list[str]:
-    option, wanted = constraint_of(launch)
+    option, wanted = _option(launch, "constraint", launch.constraint)
     nodes = [node for partition in partitions for node in partition.nodes]
     if not wanted or not nodes:
         return []
@@ -411,17 +394,13 @@ def _feature_faults(partitions: Sequence[Partition], launch: LaunchConfig) -> li
     mend = (
         f"use one of {', '.join(sorted(known))}" if known else f"leave {option} out, none has any"
     )
+    names = (part.partition("*")[0] for part in _BETWEEN_FEATURES.split(wanted))
     return [
         f"{option} {wanted}: no node of {_named(partitions)} has the feature {name!r}: {mend}"
         f"{did_you_mean(name, known)}"
-        for name in _feature_names(wanted)
-        if name not in known
+        for name in dict.fromkeys(names)
+        if name and name not in known
     ]
-
-
-def _feature_names(constraint: str) -> list[str]:
-    words = _BETWEEN_FEATURES.split(constraint)
-    return list(dict.fromkeys(name for word in words if (name := word.partition("*")[0])))
 
 
 def _name_faults(
@@ -429,10 +408,11 @@ def _name_faults(
 ) -> list[str]:
     faults = []
     inside = {node.name for partition in partitions for node in partition.nodes}
-    for option, listed in node_lists_of(launch):
+    options = [_option(launch, "exclude", launch.exclude), _option(launch, "nodelist", None)]
+    for option, listed in options:
         # To keep away from a node that the job would not get anyway is no fault.
         known = inside if option.endswith("nodelist") else {node.name for node in site.nodes}
-        if not known or "/" in listed:  # hidden nodes; a file with names
+        if not listed or not known or "/" in listed:  # hidden nodes; a file with names
             continue
         try:
             names = commands.hostnames(listed)

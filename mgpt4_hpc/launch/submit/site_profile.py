@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mgpt4_hpc.config.sites import find_site, list_sites, read_site
 from mgpt4_hpc.errors import ConfigError, MgptError
 from mgpt4_hpc.launch.slurm import commands
 from mgpt4_hpc.resources import configs_dir
 from mgpt4_hpc.text_files import text_of
+
+if TYPE_CHECKING:
+    from mgpt4_hpc.config.load import Resolved
 
 SITE_VARIABLE = "MGPT4_SITE"
 
@@ -85,3 +89,21 @@ def cluster_name(environ: Mapping[str, str] = os.environ) -> str:
         return ""
     match = _CLUSTER_NAME.search(config)
     return match[1].lower() if match else ""
+
+
+def load_here(
+    what: str, overrides: Mapping[str, Any], faults: Sequence[str], site: Site | None
+) -> Resolved:
+    """As ``load_config``, with this process's environment and a site profile."""
+    from mgpt4_hpc.config.load import load_config
+    from mgpt4_hpc.data.sources.epochs import steps_of_epochs
+
+    path = site.path if site is not None else None
+    return load_config(
+        what,
+        overrides=overrides,
+        faults=faults,
+        site=path,
+        environ=os.environ,
+        convert_epochs=steps_of_epochs,
+    )
