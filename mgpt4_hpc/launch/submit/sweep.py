@@ -39,11 +39,6 @@ class Axis:
     texts: tuple[str, ...]
     values: tuple[Any, ...]
 
-    @property
-    def leaf(self) -> str:
-        """The key's last part, which names runs and columns."""
-        return self.key.rpartition(".")[2]
-
 
 @dataclass(frozen=True)
 class Point:

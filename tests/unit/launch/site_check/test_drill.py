@@ -61,5 +61,5 @@ def test_a_finished_run_that_starts_once_more(
     order = drill.DrillOrder(tmp_path, executor="slurm")
     job = Submitted(RunDir(tmp_path), "slurm", "17")
     last = replace(AGAIN, restart_count=1)
-    told = drill._Drill(order, Silent(), {})._started_again(job, last)
+    told = drill._Drill(order, Silent())._started_again(job, last)
     assert len(told) == faults and all("started again after" in fault for fault in told)
