@@ -16,7 +16,7 @@ from tests.unit.launch.site_check.recorded_sites import site
 def with_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded site, where sbatch would take any job."""
     monkeypatch.setattr("mgpt4_hpc.launch.slurm.commands.has_slurm", lambda: True)
-    monkeypatch.setitem(doctor.examine.__kwdefaults__, "read", site)
+    monkeypatch.setattr(doctor, "read_slurm_site", site)
     # What the testing machine happens to be is no part of the test.
     monkeypatch.setattr("mgpt4_hpc.launch.site_check.doctor_folder.file_system", lambda _: "nfs4")
     monkeypatch.setattr("mgpt4_hpc.launch.site_check.doctor_folder.not_shared", lambda _: "")
@@ -82,7 +82,7 @@ def test_slurm_does_not_answer(mgpt4: Mgpt4, monkeypatch: pytest.MonkeyPatch) ->
     def silent() -> None:
         raise SlurmUnreachable("`scontrol show config` cannot reach Slurm: down", fix="try again")
 
-    monkeypatch.setitem(doctor.examine.__kwdefaults__, "read", silent)
+    monkeypatch.setattr(doctor, "read_slurm_site", silent)
     ended = mgpt4("doctor")
     assert ended.code == 5
     assert "cannot reach Slurm" in ended.err
