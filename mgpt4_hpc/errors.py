@@ -10,6 +10,7 @@ command that it ends::
     ├── SlurmUnreachable       5   Slurm does not answer
     │   └── SlurmUnconfirmed   5   no confirmation: Slurm may have done it
     ├── NoSuchRun              6   no run of that name or path
+    │   └── NoSuchStep         6   the run has no checkpoint of that step
     ├── RunLocked              7   another attempt owns the run, or it changed since it started
     │   ├── RunAlive           7   a job of the run waits or runs
     │   ├── RunDamaged         7   a file of the run is empty or cut, as after a power loss
