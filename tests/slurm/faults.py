@@ -140,7 +140,7 @@ def preempted(victim: Victim) -> None:
 def preempted_thrice(victim: Victim) -> None:
     for number in (1, 2, 3):
         _wait_for_start(victim, number)
-        wait_for_step(victim.cluster, victim.run, last_step(victim.run) + EARLY_STEP)
+        wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 1)
         preempt_now(victim)
 
 

@@ -132,6 +132,8 @@ def _database_options(layout: Layout) -> list[str]:
     return [
         "--no-defaults",
         f"--datadir={layout.database}",
+        # It names temporary tables by its process id, and roots of releases share /tmp, not ids.
+        f"--tmpdir={layout.run}",
         "--user=root",
         # A small log and no flushing: quick to make, and nobody needs it after `down`.
         "--innodb-log-file-size=8M",

@@ -110,8 +110,11 @@ _HOLDS = {
     "launch failed": "held because a node could not start it",
 }
 """Parts of Slurm's reasons, in lower case, and what they mean."""
-_RELEASED = frozenset({"BeginTime", "Priority", "Resources", DEPENDENCY})
-"""Reasons of a job that waits for its turn; one that was released is REQUEUE_HOLD until it runs."""
+_RELEASED = frozenset({"", "BeginTime", "Priority", "Resources", DEPENDENCY})
+"""Reasons of a job that waits for its turn; one that was released is REQUEUE_HOLD until it runs.
+
+Until Slurm's next look at it a released job has none.
+"""
 
 _FAILURES = frozenset({"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"})
 

@@ -114,6 +114,7 @@ def test_never_submitted(tmp_path: Path) -> None:
         ),
         (squeue("REQUEUE_HOLD", reason="JobHoldMaxRequeue"), "pending", TOO_OFTEN),  # 22.05
         (squeue("REQUEUE_HOLD", reason="BeginTime"), "pending", "pending (BeginTime)"),  # released
+        (squeue("REQUEUE_HOLD", reason=""), "pending", "pending (no reason given)"),  # just now
         (  # 24.11, 26.05
             squeue("REQUEUE_HOLD", reason="launch failure limit exceeded requeued held"),
             "pending",
