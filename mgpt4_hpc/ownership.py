@@ -13,6 +13,7 @@ import os
 import shlex
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mgpt4_hpc.errors import FatalTrainingError, UnsafeRun
@@ -78,8 +79,7 @@ def _faults(run: Path, trusted: set[int]) -> list[str]:
     for write, search in _WRITE.items():
         if top.st_mode & search:
             reachable |= write
-    for path in _everything(run):
-        state = path.lstat()
+    for path, state in _everything(run):
         if state.st_uid not in trusted:
             faults.append(f"{path} belongs to user {state.st_uid}")
         elif stat.S_ISLNK(state.st_mode):
@@ -102,9 +102,9 @@ def _link_faults(path: Path, trusted: set[int]) -> list[str]:
     return []
 
 
-def _everything(run: Path) -> Iterator[Path]:
+def _everything(run: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """The folder and all in it; what vanishes meanwhile (a checkpoint pruned) is passed over."""
-    yield run
+    yield run, run.lstat()
 
     def raise_unless_vanished(error: OSError) -> None:
         """Raise what ``os.walk`` could not list, unless it was deleted."""
@@ -114,8 +114,8 @@ def _everything(run: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(run, onerror=raise_unless_vanished):
         for name in [*folders, *files]:
             path = Path(folder, name)
-            if os.path.lexists(path):
-                yield path
+            with suppress(FileNotFoundError):
+                yield path, path.lstat()
 
 
 def shell_check(folder: str) -> list[str]:
@@ -128,11 +128,12 @@ def shell_check(folder: str) -> list[str]:
     working directory or the snapshot, which are what is in doubt. The rules are those of
     :func:`assert_owned`, less the folders above.
     """
-    find = 'command -p find -H "$mgpt4_folder"'
+    find = 'command -p find -H "$mgpt4_folder" -ignore_readdir_race'
     return [
-        "# nothing of this folder is executed before it is known to be the user's alone",
+        "# nothing of this folder is executed before it is known to be the user's alone; of a file",
+        "# that vanishes meanwhile `! -uid` is true, and -links +0 is not",
         f"mgpt4_folder={folder}",
-        f'mgpt4_strange="$({find} ! -uid "$(command -p id -u)" ! -uid 0 -print -quit',
+        f'mgpt4_strange="$({find} ! -uid "$(command -p id -u)" ! -uid 0 -links +0 -print -quit',
         f"    {find} -maxdepth 0 -perm /022",
         *(
             f'    [ -z "$({find} -maxdepth 0 -perm -{search})" ] || '

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,20 @@ def test_what_others_own_or_write_is_refused_by_name(
     change(run)
     assert named in refused_by_python(run)
     assert named in refused_by_shell(run)
+
+
+def test_files_that_come_and_go_meanwhile_are_nobody_elses(run: Path) -> None:
+    """As a submission's temporary files do while its job starts."""
+    script = "import os\nwhile True: open('.a', 'w').close(); os.replace('.a', 'b')"
+    churn = subprocess.Popen([sys.executable, "-c", script], cwd=run / "slurm")
+    try:
+        for _ in range(40):
+            assert refused_by_shell(run) == ""
+        for _ in range(400):
+            assert refused_by_python(run) == ""
+    finally:
+        churn.kill()
+        churn.wait()
 
 
 @needs_root
