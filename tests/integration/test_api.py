@@ -23,7 +23,7 @@ from mgpt4_hpc.chat.session import ChatSession
 from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.resources import resolve_path
-from tests.support.runs import ENVIRONMENT
+from tests.support.runs import ENVIRONMENT, patience
 from tests.support.serving import Serving
 
 DESCRIBE, COLOUR = "Describe this image in detail.", "What colour is it?"
@@ -45,7 +45,7 @@ def serving(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def client(serving: Serving) -> openai.OpenAI:
-    return openai.OpenAI(base_url=serving.url, api_key=TOKEN, max_retries=0, timeout=120)
+    return openai.OpenAI(base_url=serving.url, api_key=TOKEN, max_retries=0, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -224,12 +224,12 @@ def test_hostile_requests_leave_it_answering(
 
     def send(body: Any) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        with httpx.Client(timeout=120) as browser:
+        with httpx.Client(timeout=300) as browser:
             reply = browser.post(endpoint, content=content, headers=head)
         assert 400 <= reply.status_code < 500 and "message" in reply.json()["error"], body
 
     def open_request(body: bytes, length: int) -> socket.socket:
-        connection = socket.create_connection((target.hostname, target.port), timeout=120)
+        connection = socket.create_connection((target.hostname, target.port), timeout=300)
         lines = (
             "POST /v1/chat/completions HTTP/1.1",
             "Host: localhost",
@@ -257,7 +257,7 @@ def test_hostile_requests_leave_it_answering(
     (first,) = alone.says("toy-stage2", 0, DESCRIBE)
     begun = time.monotonic()
     assert asked(client, good).choices[0].message.content == first
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 60 * patience()
     slow.close()
     assert serving.memory_mib < before + 512
     assert secret.stat().st_atime_ns == read_before
@@ -270,7 +270,7 @@ def test_hostile_requests_leave_it_answering(
 def test_a_stop_in_the_middle_of_an_answer(trained: Path, tmp_path: Path) -> None:
     server = Serving(tmp_path / "s", trained / "toy-stage1", "--api", "--no-page")
     try:
-        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=60)
+        client = openai.OpenAI(base_url=server.url, api_key="none", max_retries=0, timeout=300)
         stream = asked(client, shown(0), model="toy-stage1", stream=True, temperature=2)
         next(iter(stream))
         assert server.stop() == 0, server.told

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.runs import patience
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,7 +27,7 @@ def test_compiled_everything_agrees(name: str) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=300 * patience(),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from pathlib import Path
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.integration.conftest import DEMO, Demo
 from tests.support.examples import executes
-from tests.support.runs import ENVIRONMENT, REPO, assert_every_step_once, curve
+from tests.support.runs import ENVIRONMENT, REPO, assert_every_step_once, curve, patience
 
 
 @executes(DEMO)
@@ -40,7 +40,7 @@ def assert_the_stages_differ_as_in_the_paper(folder: Path) -> None:
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=200 * patience(),
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -65,7 +65,7 @@ def test_torchrun_trains_without_slurm(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=200 * patience(),
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

@@ -18,6 +18,7 @@ from tests.support.runs import (
     curve,
     final_projector,
     last_step,
+    patience,
     wait_until,
 )
 from tests.support.tiny_world import TinyWorld
@@ -36,9 +37,8 @@ def test_a_stopped_rank_0_is_found_out_by_its_peer_and_the_run_goes_on(
     alone = make_run(tiny_world, tmp_path / "alone", 2)
     train_through(ranks, alone, 2)
 
-    broken = make_run(
-        tiny_world, tmp_path / "broken", 2, train__hang_timeout_s=1.5, train__save_every_s=0.2
-    )
+    settings = {"train__hang_timeout_s": 1.5 * patience(), "train__save_every_s": 0.2}
+    broken = make_run(tiny_world, tmp_path / "broken", 2, **settings)
     pids = ranks.start(broken, 2)
     wait_until(lambda: last_step(broken) >= 10, 60, "step 10")
     os.kill(pids[0], signal.SIGSTOP)

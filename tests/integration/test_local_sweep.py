@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from tests.support.runs import ENVIRONMENT, curve
+from tests.support.runs import ENVIRONMENT, curve, patience
 from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
@@ -21,7 +21,7 @@ def test_each_run_begins_when_the_one_before_has_ended(
         [sys.executable, "-m", "mgpt4_hpc.cli.main", "submit", "--config", str(config), "--gpus",
          "1", "--executor", "local", "--sweep", "lr=1e-2,3e-3", "--name", "s", "--json"],
         env={**ENVIRONMENT, "MGPT4_RUNS_DIR": str(tmp_path / "runs")},
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=180 * patience(), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

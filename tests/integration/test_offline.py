@@ -19,7 +19,7 @@ import pytest
 
 from mgpt4_hpc.resources import toy_world_dir
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from tests.support.runs import ENVIRONMENT
+from tests.support.runs import ENVIRONMENT, patience
 
 WATCH = """
 import os, socket
@@ -63,8 +63,9 @@ def python(*words: object, env: dict[str, str], cwd: Path, stdin: str = "") -> s
     apart = ["unshare", "--map-root-user", "--net"]
     may = shutil.which("unshare") and subprocess.run([*apart, "true"], capture_output=True)
     command = [*(apart if may and may.returncode == 0 else []), sys.executable, *map(str, words)]
+    limit_s = 300 * patience()
     done = subprocess.run(
-        command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=300
+        command, env=env, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=limit_s
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr

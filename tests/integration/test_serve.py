@@ -236,7 +236,7 @@ def test_refusals_in_words(serving: Serving, notes: list[str], tmp_path: Path) -
         file.truncate(30 * 2**20)
     with pytest.raises(Exception, match=r"413|larger|maximum|exceed"):
         visitor.ask("toy-stage2", "What is it?", huge)
-    assert serving.uploads == []
+    wait_until(lambda: serving.uploads == [], 20, f"uploads are deleted: {serving.uploads}")
     assert "Traceback" not in serving.told, serving.told
 
 

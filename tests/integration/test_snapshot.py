@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
-from tests.support.runs import REPO, last_step, log, records, wait_until
+from tests.support.runs import REPO, last_step, log, patience, records, wait_until
 from tests.support.tiny_world import TinyWorld
 
 EDITED = "raise SystemExit('the checkout was edited')\n"
@@ -57,7 +57,7 @@ def edited(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> E
         cwd=checkout,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * patience(),
     )
     assert done.returncode == 0, done.stderr
     run = folder / "runs" / "run"

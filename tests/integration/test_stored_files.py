@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ from tests.support.runs import (
     assert_every_step_once,
     curve,
     last_step,
+    patience,
+    records,
     wait_until,
 )
 from tests.support.stored_code import StoredCode
 from tests.support.tiny_world import TinyWorld
 
-STEPS = 60
+STEPS = 120
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,7 @@ def stop_once_it_trains(process: subprocess.Popen[str], run: Path) -> None:
     with process:
         wait_until(lambda: last_step(run) >= 4 or process.poll() is not None, 300, "it trains")
         process.send_signal(signal.SIGTERM)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=60 * patience())
     assert process.returncode == 75, output + errors
 
 
@@ -85,7 +88,11 @@ def test_a_run_on_this_machine_is_resumed(
         env={**ENVIRONMENT, "MGPT4_RUNS_DIR": str(runs)},
     )  # fmt: skip
     wait_until(lambda: last_step(run) >= 4, 300, "it trains")
+    start = next(record for record in records(run) if record["kind"] == "start")
+    rank = start["processes"][0]["pid"]
+    os.kill(rank, signal.SIGSTOP)  # or it finishes while the command starts
     mgpt4("cancel", "--save", "one", MGPT4_RUNS_DIR=str(runs))
+    os.kill(rank, signal.SIGCONT)
     wait_until(lambda: read_ledgers(run / "ledger")[0].ended, 300, "the older job has ended")
     mgpt4("resume", "--wait", "one", MGPT4_RUNS_DIR=str(runs))
     assert [attempt.cause for attempt in read_ledgers(run / "ledger")] == ["cancelled", "finished"]

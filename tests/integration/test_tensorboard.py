@@ -21,7 +21,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.train.recorder import FirstRankRecorder
 from tests.cli.synthetic import make_run
 from tests.support import browser
-from tests.support.runs import REPO, wait_until
+from tests.support.runs import REPO, patience, wait_until
 from tests.support.shown import assert_schema
 
 HOSTILE = "na me,x:y $(reboot)"
@@ -77,7 +77,7 @@ class Server:
 
     def end(self, number: signal.Signals) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(60 * patience())
 
 
 @pytest.fixture(scope="module")

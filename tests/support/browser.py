@@ -17,6 +17,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.support.runs import patience
+
 WAIT_S = 30
 T = TypeVar("T")
 
@@ -57,14 +59,15 @@ class Browser:
 
     def wait(self, condition: Callable[[], T]) -> T:
         """Ask until true; elements that come, go, or are drawn anew meanwhile are no fault."""
+        limit_s = WAIT_S * patience()
         wait = WebDriverWait(
-            self.driver, WAIT_S, 0.1, ignored_exceptions=(StaleElementReferenceException,)
+            self.driver, limit_s, 0.1, ignored_exceptions=(StaleElementReferenceException,)
         )
         try:
             return wait.until(lambda _: condition())
         except TimeoutException:
             said = f"asked {self.questions}, answered {self.answers}, noted {self.notes!r}"
-            raise AssertionError(f"not within {WAIT_S} s; {said}") from None
+            raise AssertionError(f"not within {limit_s:.0f} s; {said}") from None
 
     def upload(self, image: Path) -> None:
         """Add an image to the next question, and wait until it has arrived."""

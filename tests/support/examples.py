@@ -27,6 +27,8 @@ from typing import Any
 import make_cli_docs
 import pytest
 
+from tests.support.runs import patience
+
 ABSOLUTE = ("/data/", "/scratch/")
 """Folders of the examples that a test has elsewhere."""
 EXECUTED: dict[str, str] = {}
@@ -219,7 +221,7 @@ class Typed:
     def ends(self, code: int, timeout_s: float = 120) -> None:
         """Wait for its end, which must be this exit code and without a traceback."""
         try:
-            ended = self.process.wait(timeout_s)
+            ended = self.process.wait(timeout_s * patience())
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self.line}: no end\n{self.out}{self.err}") from None

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.runs import ENVIRONMENT, wait_until
+from tests.support.runs import ENVIRONMENT, patience, wait_until
 
 START_S = 120
 STOP_S = 30
@@ -67,7 +67,7 @@ class Serving:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send a signal, wait for the end; the exit code."""
         self.process.send_signal(number)
-        return self.process.wait(STOP_S)
+        return self.process.wait(STOP_S * patience())
 
     def close(self) -> None:
         """End it, whatever state it is in."""

@@ -11,7 +11,7 @@ from devcluster_lib.errors import DevclusterError, PortTakenError
 from devcluster_lib.layout import Layout, Options, make_folders, remove_contents, write_json
 
 PORT_ATTEMPTS = 3
-IDLE_LIMIT_S = 30
+IDLE_LIMIT_S = 120
 # A daemon that is asked to end saves its state; nothing here is worth more waiting.
 END_PATIENCE_S = 5
 UP_STATES = {"idle", "mixed", "allocated", "completing"}
@@ -241,7 +241,7 @@ def restart_controller(layout: Layout) -> None:
     if options is None or not any(p.name == "munged" for p in processes.find(layout)):
         require_up(layout)
     old = [process for process in processes.find(layout) if process.name == "slurmctld"]
-    processes.end(old, patience_s=20)
+    processes.end(old, patience_s=60)
     services.start_slurmctld(layout)
     # It asks every node anew, and starts no job on one it has not heard from.
     if not processes.wait_until(lambda: "unknown" not in _plain_states(layout), IDLE_LIMIT_S):

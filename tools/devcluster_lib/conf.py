@@ -76,6 +76,8 @@ DefMemPerCPU={MEMORY_PER_NODE_MB // CPUS_PER_NODE}
 ReturnToService=2
 SlurmdTimeout=30
 InactiveLimit=0
+# Tests look at jobs that ended; on a busy machine that is later than the default of 300 s.
+MinJobAge=3600
 
 # As on a cluster, but without the waits between scheduler passes.
 SchedulerType=sched/backfill

@@ -147,7 +147,7 @@ def kill(processes: Iterable[Process]) -> None:
     """KILL these, and wait until they are gone."""
     processes = list(processes)
     _signal(processes, signal.SIGKILL)
-    wait_until(lambda: not any(process.alive for process in processes), 5)
+    wait_until(lambda: not any(process.alive for process in processes), 30)
 
 
 def _signal(processes: Iterable[Process], number: int) -> None:

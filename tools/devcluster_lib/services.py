@@ -18,7 +18,7 @@ from devcluster_lib.layout import Layout
 from devcluster_lib.packages import SEARCH_PATH
 from devcluster_lib.processes import spawn, wait_until
 
-START_LIMIT_S = 30
+START_LIMIT_S = 120
 # Short, because a stranger on our port may never answer.
 PROBE_LIMIT_S = 4
 

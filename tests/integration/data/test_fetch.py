@@ -69,7 +69,13 @@ def test_five_kills_refusals_and_broken_connections(tmp_path: Path) -> None:
             hub.refuse, hub.break_off = 2, 2
             sent = hub.sent
             process = start(hub, *words)
-            wait_until(lambda sent=sent: hub.sent > sent + piece, 120, "bytes to come")
+            wait_until(
+                lambda sent=sent, process=process: (
+                    hub.sent > sent + piece or process.poll() is not None
+                ),
+                120,
+                "bytes to come",
+            )
             process.kill()
             process.wait()
             whole(hub, out)  # never a half one under its own name

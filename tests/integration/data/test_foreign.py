@@ -20,7 +20,7 @@ from tests.support.runs import (
 )
 from tests.support.tiny_world import TinyWorld
 
-STEPS = 40
+STEPS = 80
 
 
 @pytest.fixture

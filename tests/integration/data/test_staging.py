@@ -24,7 +24,7 @@ def ranks() -> Iterator[ForkedRanks]:
 
 
 def make_run(world: TinyWorld, path: Path, **changes: object) -> Path:
-    settings = {"train__max_steps": 16, "train__global_batch_size": 8, "launch__gpus": 2, **changes}
+    settings = {"train__max_steps": 48, "train__global_batch_size": 8, "launch__gpus": 2, **changes}
     file = world.write_config(path.with_suffix(".yaml"), **settings)
     run = RunDir(path)
     run.create({"name": path.name, "stage": 1})
