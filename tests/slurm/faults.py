@@ -28,10 +28,11 @@ from tests.slurm.jobs import (
     mgpt4,
     pid_of_rank,
     preempt,
+    stand_still,
     wait_for_checkpoints,
     wait_for_step,
 )
-from tests.support.runs import last_step, records
+from tests.support.runs import last_step, patience, records
 
 STEPS = 200
 """Of each run: some ten seconds of steps on two cores."""
@@ -134,21 +135,14 @@ class Fault:
 
 def preempted(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
-    preempt_now(victim)
+    preempt(victim.cluster, victim.run)
 
 
 def preempted_thrice(victim: Victim) -> None:
     for number in (1, 2, 3):
         _wait_for_start(victim, number)
         wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 1)
-        preempt_now(victim)
-
-
-def preempt_now(victim: Victim) -> None:
-    """Preempt it at this step, though Slurm thinks for seconds; its CONT wakes the ranks."""
-    for rank in range(victim.ranks):
-        os.kill(pid_of_rank(victim.run, rank), signal.SIGSTOP)
-    preempt(victim.cluster)
+        preempt(victim.cluster, victim.run)
 
 
 def preempted_while_starting(victim: Victim) -> None:
@@ -165,7 +159,7 @@ def preempted_while_starting(victim: Victim) -> None:
 def preempted_after_a_controller_restart(victim: Victim) -> None:
     wait_for_step(victim.cluster, victim.run, EARLY_STEP)
     victim.cluster.devcluster("restart-controller")
-    preempt_now(victim)
+    preempt(victim.cluster, victim.run)
 
 
 def time_limit_reached(victim: Victim) -> None:
@@ -230,6 +224,7 @@ def second_node_lost(victim: Victim) -> None:
 def _lose_node(victim: Victim, index: int) -> None:
     wait_for_checkpoints(victim.cluster, victim.run)
     wait_for_step(victim.cluster, victim.run, last_step(victim.run) + 10)
+    stand_still(victim.run)  # or it finishes while the commands start
     nodes = ["scontrol", "show", "hostnames", victim.cluster.job(victim.job)["NodeList"]]
     node = victim.cluster.run(nodes).stdout.split()[index]
     victim.cluster.devcluster("node-down", node)
@@ -378,7 +373,7 @@ def resumed_twice_at_once(victim: Victim) -> None:
     both = [
         begin_mgpt4(victim.cluster, victim.run.parent, "resume", victim.run.name) for _ in range(2)
     ]
-    told = [process.communicate(timeout=60)[1] for process in both]
+    told = [process.communicate(timeout=120 * patience())[1] for process in both]
     codes = [process.returncode for process in both]
     assert sorted(codes) == [0, 7], told
     refused = told[codes.index(7)]

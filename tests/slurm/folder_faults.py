@@ -22,10 +22,15 @@ from tests.slurm.faults import (
     EARLY_STEP,
     SUSPENDED_S,
     Victim,
-    preempt_now,
     processes_of,
 )
-from tests.slurm.jobs import pid_of_rank, wait_finished, wait_for_checkpoints, wait_for_step
+from tests.slurm.jobs import (
+    pid_of_rank,
+    preempt,
+    wait_finished,
+    wait_for_checkpoints,
+    wait_for_step,
+)
 from tests.support.runs import final_projector, last_step
 
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -38,7 +43,7 @@ def slow_without_links(victim: Victim) -> None:
     with _fault(victim, "no-links"), _fault(victim, "slow-fsync"):
         saved = len(list(victim.run.glob("checkpoints/step-*")))
         wait_for_checkpoints(victim.cluster, victim.run, saved + 1)
-        preempt_now(victim)
+        preempt(victim.cluster, victim.run)
         victim.cluster.wait_until(lambda: len(victim.attempts()) == 2, 120, "it began again")
 
 

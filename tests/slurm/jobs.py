@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.support.runs import REPO, assert_every_step_once, last_step, log, records
+from tests.support.runs import (
+    REPO,
+    assert_every_step_once,
+    last_step,
+    log,
+    patience,
+    records,
+)
 from tests.support.shown import assert_schema
 from tests.support.tiny_world import TinyWorld
 
@@ -29,7 +39,7 @@ def long_config(tiny_world: TinyWorld, path: Path, steps: int = MAX_STEPS) -> Pa
 def mgpt4(cluster: Cluster, runs: Path, *arguments: str, check: bool = True):
     """Run the command line as a user would, in its own process."""
     with begin_mgpt4(cluster, runs, *arguments) as process:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=120 * patience())
     assert not check or process.returncode == 0, errors
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -93,28 +103,61 @@ def wait_for_checkpoints(cluster: Cluster, run: Path, number: int = 1) -> None:
     )
 
 
-def preempt(cluster: Cluster) -> str:
-    """Take all nodes for a moment through the partition with priority; that job's id."""
-    return cluster.sbatch("sleep 1", "--partition=a100", "--nodes=4", "--gpus-per-node=4")
+def stand_still(run: Path) -> list[int]:
+    """Stop the ranks of the newest attempt, so that it does not finish meanwhile; their ids.
+
+    Slurm wakes what it preempts, cancels or requeues.
+    """
+    pids = pids_of_ranks(run)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    return pids
+
+
+def wake(pids: list[int]) -> None:
+    """Let ranks go on that stand still."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def preempt(cluster: Cluster, *runs: Path, seconds: int = 1) -> str:
+    """Take all nodes for a moment through the partition with priority; that job's id.
+
+    ``runs`` stand still until Slurm wakes them: it thinks for seconds first, in which a fast
+    machine would finish them.
+    """
+    for run in runs:
+        stand_still(run)
+    taking = ("--partition=a100", "--nodes=4", "--gpus-per-node=4")
+    return cluster.sbatch(f"exec sleep {seconds}", *taking)
 
 
 _GATE = """import os, sys, time
-while "--part" in sys.orig_argv and not os.path.exists({path!r}):
-    time.sleep(0.1)
+if "--part" in sys.orig_argv:
+    open(os.path.join({begun!r}, os.environ["SLURM_ARRAY_TASK_ID"]), "w").close()
+    while not os.path.exists({gate!r}):
+        time.sleep(0.1)
 """
 
 
-def hold_parts(cluster: Cluster, folder: Path) -> tuple[Cluster, Path]:
-    """A user whose parts of ``mgpt4 ... --slurm`` wait until the file is there.
+def hold_parts(cluster: Cluster, folder: Path) -> tuple[Cluster, Path, Path]:
+    """A user whose parts of ``mgpt4 ... --slurm`` wait until a file is there.
 
     Parts of the tiny world are done too soon to be preempted at work.
+
+    Returns:
+        The user, the file, and a folder with a file for each part that waits, named by its number.
+        Slurm shows a part as running before its script can take a signal.
     """
-    gate, modules = folder / "gate", folder / "modules"
+    gate, begun, modules = (folder / name for name in ("gate", "begun", "modules"))
+    begun.mkdir()
     modules.mkdir()
-    (modules / "sitecustomize.py").write_text(_GATE.format(path=str(gate)))
+    text = _GATE.format(gate=str(gate), begun=str(begun))
+    (modules / "sitecustomize.py").write_text(text)
     user = copy(cluster)
     user.env = {**cluster.env, "PYTHONPATH": f"{REPO}:{modules}"}
-    return user, gate
+    return user, gate, begun
 
 
 def preempt_contained(
@@ -127,7 +170,7 @@ def preempt_contained(
     mgpt4(outside, runs, "submit", "--config", str(config), *where)
     run = runs / "contained"
     wait_for_step(cluster, run, 10)
-    preempt(cluster)
+    preempt(cluster, run)
     wait_finished(cluster, run)
     first, second = read_ledgers(run / "ledger")
     assert (first.cause, second.cause) == ("preempted", "finished")
@@ -139,5 +182,10 @@ def preempt_contained(
 
 def pid_of_rank(run: Path, rank: int) -> int:
     """Process id of a rank of the newest attempt."""
+    return pids_of_ranks(run)[rank]
+
+
+def pids_of_ranks(run: Path) -> list[int]:
+    """Process ids of the newest attempt's ranks, in their order."""
     start = [record for record in records(run) if record["kind"] == "start"][-1]
-    return start["processes"][rank]["pid"]
+    return [process["pid"] for process in start["processes"]]

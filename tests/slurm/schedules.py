@@ -27,7 +27,7 @@ from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.run_dir import RunDir, list_runs, read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.support.runs import final_projector, records
+from tests.support.runs import Patience, final_projector, records
 
 NAMES = ("one", "two", "three")
 SAVE_EVERY_S = 0.3
@@ -255,13 +255,13 @@ class Schedule:
 
     def _quiet(self) -> None:
         """Wait until every job has ended, or has a folder of its own to work in."""
-        deadline = time.monotonic() + QUIET_S
+        waited = Patience(QUIET_S)
         while homeless := self._homeless():
-            assert time.monotonic() < deadline, f"no folder: {homeless}\n{self.story()}"
+            assert not waited.is_over(), f"no folder: {homeless}\n{self.story()}"
             time.sleep(0.2)
-        deadline = time.monotonic() + 4 * QUIET_S
+        waited = Patience(4 * QUIET_S)
         while working := [job for job in self.jobs.values() if self._lives(job)]:
-            assert time.monotonic() < deadline, f"does not end: {working}\n{self.story()}"
+            assert not waited.is_over(), f"does not end: {working}\n{self.story()}"
             time.sleep(0.2)
 
     def _homeless(self) -> list[Job]:

@@ -13,6 +13,7 @@ from mgpt4_hpc.data.index.index import ScanOptions, build_index
 from mgpt4_hpc.data.index.shard_list import expand_shards
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import hold_parts
+from tests.support.runs import patience
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -25,7 +26,7 @@ def mgpt4(cluster: Cluster, *arguments: object) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "mgpt4_hpc.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * patience(),
         env=cluster.env,
         check=False,
     )
@@ -69,12 +70,12 @@ def test_parts_that_fail_are_reported(
 def test_a_part_that_may_not_be_requeued_is_done_by_another_job(
     cluster: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
-    user, gate = hold_parts(cluster, tmp_path)
+    user, gate, begun = hold_parts(cluster, tmp_path)
     shards, out = tiny_world.shards("laion"), tmp_path / "laion.index"
     index = ("data", "index", shards, "--out", out, *SLURM, "--parts", 2, "--no-wait", "--json")
     following = json.loads(mgpt4(user, *index).stdout)["job_id"]
     array = cluster.job(following)["Dependency"].removeprefix("afterok:").partition("_")[0]
-    cluster.wait_for_state(f"{array}_1", "RUNNING")
+    cluster.wait_until((begun / "1").exists, 60, "the part has begun")
     cluster.run(["scontrol", "update", f"JobId={array}_1", "Requeue=0"])
     cluster.run(["scancel", "--batch", "--signal=TERM", f"{array}_1"])
     noted = tmp_path / "laion.index.parts" / "1.job"

@@ -51,7 +51,7 @@ def test_conversations_and_captions_survive_two_preemptions(
     submit(cluster, tmp_path, config, "twice", "--partition", "a100-preempt")
     for attempt in (1, 2):
         wait_for_step(cluster, twice, last_step(twice) + 10)
-        preempt(cluster)
+        preempt(cluster, twice)
         cluster.wait_until(
             lambda number=attempt: len(read_ledgers(twice / "ledger")) > number, 180, "it is back"
         )
@@ -71,14 +71,14 @@ def test_on_other_gpus_the_samples_are_the_same(
     moved = tmp_path / "moved"
     submit(cluster, tmp_path, config, "moved", "--partition", "a100-preempt")
     wait_for_step(cluster, moved, 10)
-    preempt(cluster)
+    preempt(cluster, moved)
     cluster.wait_until(lambda: len(read_ledgers(moved / "ledger")) > 1, 180, "it is back")
     wait_for_step(cluster, moved, last_step(moved) + 10)
     mgpt4(cluster, tmp_path, "cancel", "moved", "--save")
     cluster.wait_until(lambda: state(cluster, moved) == "cancelled", 60, "it is cancelled")
     mgpt4(cluster, tmp_path, "resume", "moved", "--gpus", "1", "--nodes", "1")
     wait_for_step(cluster, moved, last_step(moved) + 10)
-    preempt(cluster)
+    preempt(cluster, moved)
     wait_finished(cluster, moved)
     assert_every_step_once(moved, MAX_STEPS)
     for (step, ours), (_, theirs) in zip(curve(moved), curve(alone), strict=True):

@@ -13,6 +13,7 @@ from mgpt4_hpc.data.sources.download import IMG2DATASET
 from tests.slurm.harness import Cluster
 from tests.support.image_server import image_server
 from tests.support.img2dataset import img2dataset_environment
+from tests.support.runs import patience
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -25,7 +26,7 @@ def mgpt4(cluster: Cluster, *arguments: object) -> dict:
         [sys.executable, "-m", "mgpt4_hpc.cli.main", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=180 * patience(),
         env={**cluster.env, IMG2DATASET.variable: str(img2dataset_environment())},
         check=False,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from mgpt4_hpc.run_dir import read_json
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, wait_for_step
+from tests.slurm.jobs import mgpt4, stand_still, wait_for_step, wake
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -26,6 +26,8 @@ def test_resume_points_dependents_to_the_new_job(
     both = ["--stage", "both", "--config", str(first), "--config", str(second), "--gpus", "1"]
     told = mgpt4(cluster, runs, "submit", *both, "--name", "x", "--json")
     one, two = (entry["job_id"] for entry in json.loads(told.stdout))
+    wait_for_step(cluster, runs / "x-stage1", 2)
+    ranks = stand_still(runs / "x-stage1")
     starts = json.loads(mgpt4(cluster, runs, "submit", *both, "--name", "y", "--test-only",
                               "--json").stdout)  # fmt: skip
     assert [(start["job"], start["after"]) for start in starts] == [
@@ -45,8 +47,8 @@ def test_resume_points_dependents_to_the_new_job(
     cluster.wait_until(lambda: told_of_z() == "cancelled by user 0", 30, "cancelled by hand")
 
     # Cancelled, the first takes the second with it, instead of letting it wait for ever.
-    wait_for_step(cluster, runs / "x-stage1", 2)
     mgpt4(cluster, runs, "cancel", "x-stage1", "--save")
+    wake(ranks)
     cluster.wait_until(lambda: not cluster.squeue(), 60, "both left the queue")
     assert cluster.job(two)["JobState"] == "CANCELLED"
 

@@ -16,15 +16,15 @@ from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.conftest import own_cluster
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import hold_parts, mgpt4, preempt, wait_for_step
-from tests.support.runs import REPO, assert_every_step_once
+from tests.slurm.jobs import hold_parts, mgpt4, preempt, stand_still, wait_for_step
+from tests.support.runs import REPO, assert_every_step_once, patience
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
 
 STEPS = 60
-AT_ONCE_S = 15
-"""What waits for a run starts so soon after it."""
+AT_ONCE_S = 30
+"""What waits for a run starts so soon after it where nothing else keeps the machine busy."""
 
 
 @pytest.fixture(scope="module", params=["REQUEUE", "CANCEL"])
@@ -55,7 +55,7 @@ def assert_ran_after(site: Cluster, job: str, ended_at: float) -> None:
     site.wait_until(lambda: job not in site.squeue(), 60, f"job {job} is over")
     lines = [line for line in site.output(job).splitlines() if line.startswith("started")]
     assert len(lines) == 1, (lines, site.report())
-    assert -1 <= int(lines[0].removeprefix("started")) - ended_at <= AT_ONCE_S
+    assert -1 <= int(lines[0].removeprefix("started")) - ended_at <= AT_ONCE_S * patience()
 
 
 def assert_one_end(site: Cluster, job: str, attempts: list[Attempt]) -> None:
@@ -67,8 +67,8 @@ def assert_one_end(site: Cluster, job: str, attempts: list[Attempt]) -> None:
 
 
 def preempt_once(site: Cluster, run: Path, job: str) -> None:
-    wait_for_step(site, run, 20)
-    preempt(site)
+    wait_for_step(site, run, 5)
+    preempt(site, run)
     site.wait_until(lambda: site.job(job)["Restarts"] == "1", 60, "it was requeued")
 
 
@@ -102,7 +102,7 @@ def test_a_chain_and_a_users_own_jobs_follow_a_run_that_was_preempted(
     assert follower.cause == "finished"
     record_property("attempts", len(attempts))
     record_property("next_s", follower.start - attempts[-1].end)
-    assert 0 <= follower.start - attempts[-1].end <= AT_ONCE_S
+    assert 0 <= follower.start - attempts[-1].end <= AT_ONCE_S * patience()
     assert_ran_after(site, other, attempts[-1].end)
     assert_ran_after(site, either, attempts[-1].end)
     assert site.output(on_failure) == "" and site.job(on_failure)["JobState"] == "CANCELLED"
@@ -150,7 +150,8 @@ def test_what_waits_for_an_arrays_task_or_for_all_of_it(
     of_one, of_all = (waiting_job(site, f"afterok:{name}") for name in (jobs[0], array))
     corresponding = waiting_job_array(site, f"aftercorr:{array}")
     one, two = runs / "pair-seed1", runs / "pair-seed2"
-    wait_for_step(site, two, 20)
+    wait_for_step(site, two, 5)
+    stand_still(two)  # the other may start much later
     preempt_once(site, one, jobs[0])
     site.wait_until(lambda: not site.squeue(), 400, "both tasks are over")
 
@@ -185,6 +186,7 @@ def test_a_run_that_gives_up_after_a_preemption_stays_away(
     job = json.loads(done.stdout)[0]["job_id"]
     behind = waiting_job(site, f"afterok:{job}")
     wait_for_step(site, run, 5)
+    stand_still(run)
     info = folder / "timm-99.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: timm\nVersion: 99.0\n")
@@ -202,7 +204,7 @@ def test_an_index_made_in_parts_that_were_preempted(
     site: Cluster, tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     """Both parts end once, and the job that puts them together starts."""
-    user, gate = hold_parts(site, tmp_path)
+    user, gate, begun = hold_parts(site, tmp_path)
     out = tmp_path / "laion.index"
     done = mgpt4(
         user, tmp_path, "data", "index", tiny_world.shards("laion"), "--out", str(out), "--json",
@@ -214,9 +216,7 @@ def test_an_index_made_in_parts_that_were_preempted(
     parts = [f"{array}_{part}" for part in (1, 2)]
     on_failure = waiting_job(site, f"afternotok:{parts[0]}")
     folder = tmp_path / "laion.index.parts"
-    site.wait_until(
-        lambda: all(site.job(part)["JobState"] == "RUNNING" for part in parts), 60, "both run"
-    )
+    site.wait_until(lambda: len(list(begun.iterdir())) == 2, 60, "both have begun")
     preempt(site)
     site.wait_until(
         lambda: all(site.job(part)["PreemptTime"] != "None" for part in parts), 60, "a grace time"

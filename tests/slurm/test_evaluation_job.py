@@ -19,6 +19,7 @@ from mgpt4_hpc.run_dir import RunDir
 from tests.slurm.harness import Cluster
 from tests.slurm.jobs import preempt
 from tests.support.lmms_eval import stand_in
+from tests.support.runs import patience
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
@@ -110,10 +111,14 @@ def test_what_ends_it_costs_no_answer_that_is_written(
         else:
             preempt(cluster)
         cluster.wait_until(lambda p=part, n=number: restarts(p) == n, 120, f"restart {number}")
-        # Its last start has ended.
-        cluster.wait_for_state(f"{array_id}_{part}", "PENDING", timeout_s=60)
+        cluster.wait_until(
+            lambda task=f"{array_id}_{part}": cluster.job(task)["JobState"] != "COMPLETING",
+            60,
+            "its last start has ended",
+        )
         again = begin(cluster, *asked, *slurm, "--no-wait")
-        assert again.wait(300) == 0, again.communicate()[1]
+        _, errors = again.communicate(timeout=300 * patience())
+        assert again.returncode == 0, errors
         assert json.loads(submitted.read_text())["job_id"] == array_id, "a second array"
         cluster.wait_until(lambda p=part: begun(p), 60, "the part begins")
     told = finish(job)

@@ -128,9 +128,15 @@ def test_drills(cluster: Cluster, tmp_path: Path) -> None:
 
     # It wants a GPU, and those here are pretended: its run would find each node unfit.
     drill = shell.start(PREEMPTED)
-    cluster.wait_until(lambda: "RUNNING" in cluster.squeue().values(), 60, "its run has begun")
-    # The second of its two runs may be there already, and wait.
-    (job,) = (job for job, state in cluster.squeue().items() if state == "RUNNING")
+    begun: list[str] = []
+
+    def begins() -> bool:
+        # The second of its two runs may be there already, and wait.
+        begun[:] = [job for job, state in cluster.squeue().items() if state == "RUNNING"]
+        return bool(begun)
+
+    cluster.wait_until(begins, 60, "its run has begun")
+    (job,) = begun
     assert cluster.job(job)["Partition"] == "a100-preempt"
     drill.interrupt()
     drill.ends(130)

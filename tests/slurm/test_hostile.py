@@ -28,6 +28,7 @@ from tests.cli.fakes import Ended, Mgpt4
 from tests.cli.synthetic import attempt, make_run, submitted, write_original, write_pairs
 from tests.slurm.harness import Cluster, devcluster
 from tests.support.img2dataset import img2dataset_environment
+from tests.support.runs import patience
 from tests.support.shown import contracts
 from tests.support.tiny_world import TinyWorld
 
@@ -357,7 +358,7 @@ def start(words: Sequence[str], where: Situation) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120 * patience())
     return Ended(process.returncode, out, err)
 
 
@@ -406,6 +407,8 @@ def test_jobs_of_other_commands_where_all_of_this_comes_together(
     check(ended["tensorboard"], 0)
     assert ended["tensorboard"].json["runs"] == [made.run]
     assert "it ended with code -11" in ended["tensorboard"].err
-    Cluster(bare_conf.parent).run(["scancel", ended["tensorboard"].json["job_id"]])
+    bare = Cluster(bare_conf.parent)
+    bare.run(["scancel", ended["tensorboard"].json["job_id"]])
+    bare.wait_until(lambda: not bare.squeue(), 60, "nothing writes here any more")
     assert not list(made.root.rglob("*pwned"))
     shutil.rmtree(made.root)

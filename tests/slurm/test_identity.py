@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from tests.slurm.harness import Cluster
 from tests.slurm.jobs import (
     begin_mgpt4,
     mgpt4,
-    pid_of_rank,
+    stand_still,
     submit,
     wait_finished,
     wait_for_checkpoints,
+    wake,
 )
-from tests.support.runs import final_projector
+from tests.support.runs import final_projector, patience
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -102,9 +102,11 @@ def test_a_run_that_is_moved_while_it_trains_goes_on_in_its_new_place(
         lambda: max(moved.glob("checkpoints/step-*")) > at, 60, "a save in the new place"
     )
     assert not (runs_dir / "one").exists()
+    ranks = stand_still(moved)
     (seen,) = json.loads(mgpt4(cluster, runs_dir, "status", "moved", "--json").stdout)
     assert (seen["state"], seen["job_id"]) == ("running", job)
     mgpt4(cluster, runs_dir, "cancel", "moved", "--save")
+    wake(ranks)
     cluster.wait_until(lambda: job not in cluster.squeue(), 60, "the job ended")
     assert read_ledgers(moved / "ledger")[-1].cause == "cancelled"
     mgpt4(cluster, runs_dir, "resume", "moved")
@@ -192,8 +194,7 @@ def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
         os.umask(before)
     assert (runs_dir / "one").stat().st_mode & 0o777 == 0o700
     wait_for_checkpoints(cluster, runs_dir / "one")
-    rank = pid_of_rank(runs_dir / "one", 0)
-    os.kill(rank, signal.SIGSTOP)  # so that it does not finish meanwhile
+    ranks = stand_still(runs_dir / "one")
     subprocess.run(["cp", "-a", runs_dir / "one", runs_dir / "backup"], check=False)
     done = mgpt4(cluster, runs_dir, "cancel", "backup")
     assert f"a copy of {runs_dir / 'one'}" in done.stdout
@@ -206,7 +207,7 @@ def test_the_copy_of_a_run_has_no_job_and_goes_on_under_a_name_of_its_own(
         refused = mgpt4(cluster, runs_dir, *command.split(), "backup", check=False)
         assert refused.returncode == 7 and "belongs to user 54321" in refused.stderr, command
     assert job in cluster.squeue()
-    os.kill(rank, signal.SIGCONT)
+    wake(ranks)
     subprocess.run(["chown", "-R", str(os.getuid()), runs_dir / "backup"], check=True)
     wait_finished(cluster, runs_dir / "one")
     mgpt4(cluster, runs_dir, "resume", "backup", "--as", "variant", "--set", "train.max_steps=510")
@@ -231,6 +232,6 @@ def test_what_a_run_does_is_looked_at_again_after_the_answer(
             assert letter, shown
             shown += letter
         again = json.loads(mgpt4(cluster, runs_dir, "resume", "one", "--json").stdout)
-        _, errors = asking.communicate("y\n", timeout=60)
+        _, errors = asking.communicate("y\n", timeout=120 * patience())
         assert asking.returncode == 7 and "waits in the queue" in errors
     assert again["job_id"] in cluster.squeue() and (runs_dir / "one" / "config.yaml").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.harness import Cluster
+from tests.support.runs import patience
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
 
@@ -24,7 +25,7 @@ def on_node(cluster: Cluster, *arguments: object, typed: str = "") -> subprocess
         input=typed,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=120 * patience(),
         env={**cluster.env, "OMP_NUM_THREADS": "1"},
         check=False,
     )

@@ -30,7 +30,7 @@ def test_stage_2_follows_a_preempted_stage_1_and_starts_from_its_checkpoint(
     one, two = runs / "x-stage1", runs / "x-stage2"
     wait_for_step(cluster, one, 20)
     assert cluster.job(jobs[1])["Dependency"].startswith(f"afterok:{jobs[0]}")
-    preempt(cluster)
+    preempt(cluster, one)
     cluster.wait_until(lambda: cluster.job(jobs[0])["Restarts"] == "1", 60, "stage 1 was requeued")
     assert cluster.job(jobs[1])["JobState"] == "PENDING"
     wait_finished(cluster, two, timeout_s=600)

@@ -13,6 +13,7 @@ import pytest
 from mgpt4_hpc.launch.site_check.preemptor import JOB_NAME
 from tests.slurm.harness import Cluster, devcluster
 from tests.slurm.jobs import mgpt4
+from tests.support.runs import patience
 from tests.support.shown import assert_schema
 
 pytestmark = pytest.mark.slurm
@@ -76,14 +77,14 @@ def test_the_doctor_on_another_site(second_cluster_folder: Path, tmp_path: Path)
 
 def test_a_drill_is_preempted_and_goes_green(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100-preempt", "--steps", "40", "--json")
-    out, err = drill.communicate(timeout=500)
+    out, err = drill.communicate(timeout=500 * patience())
     assert drill.returncode == 0, err
     told = json.loads(out)
     assert_schema("drill", told)
     assert told["ok"] and told["causes"] == ["preempted", "finished"]
     assert "submitted to partition a100, which preempted it" in told["how"]
     assert told["resumed_from"] == told["stopped_at"] >= 10
-    assert 0 <= told["follow_s"] <= 30
+    assert 0 <= told["follow_s"] <= 30 * patience()
     assert list(tmp_path.iterdir()) == []
     cluster.wait_until(lambda: cluster.squeue() == {}, 20, "no job is left")
 
@@ -92,7 +93,7 @@ def test_an_interrupted_drill_leaves_nothing(cluster: Cluster, tmp_path: Path) -
     drill = start_drill(cluster, tmp_path, "-p", "a100-preempt", "--sbatch", "begin=now+600")
     job = wait_for_job(cluster)
     drill.send_signal(signal.SIGINT)
-    _, err = drill.communicate(timeout=60)
+    _, err = drill.communicate(timeout=120 * patience())
     assert drill.returncode == 130, err
     assert f"job {job} is cancelled" in err
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +105,7 @@ def test_a_drill_that_never_starts_says_what_it_waits_for(cluster: Cluster, tmp_
         cluster, tmp_path, "-p", "a100-preempt", "--sbatch", "begin=now+600", "--patience", "0.1",
         "--json",
     )  # fmt: skip
-    out, err = drill.communicate(timeout=60)
+    out, err = drill.communicate(timeout=120 * patience())
     assert drill.returncode == 1, err
     assert "did not reach step" in err and "eligible in" in err
     assert json.loads(out)["ok"] is False
@@ -117,7 +118,7 @@ def test_a_drill_that_never_starts_says_what_it_waits_for(cluster: Cluster, tmp_
 def test_a_job_that_may_not_be_requeued_is_explained(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100-preempt", "--steps", "60")
     cluster.run(["scontrol", "update", f"JobId={wait_for_job(cluster)}", "Requeue=0"])
-    _, err = drill.communicate(timeout=500)
+    _, err = drill.communicate(timeout=500 * patience())
     assert drill.returncode == 1, err
     assert "did not come back" in err
     assert "Slurm does not allow this job to be requeued" in err
@@ -135,7 +136,7 @@ def test_a_node_without_scontrol_is_named(cluster: Cluster, tmp_path: Path) -> N
     (commands / "scontrol").unlink()
     setup = f'launch.setup=["PATH={commands} submitted_path="]'
     drill = start_drill(cluster, runs, "-p", "a100-preempt", "--steps", "60", "--set", setup)
-    _, err = drill.communicate(timeout=500)
+    _, err = drill.communicate(timeout=500 * patience())
     assert drill.returncode == 1 and "jobs found no scontrol on node" in err, err
     found = json.loads(mgpt4(cluster, runs, "doctor", "--json").stdout)["findings"]
     assert any("jobs found no scontrol on node" in finding["what"] for finding in found)
@@ -144,11 +145,11 @@ def test_a_node_without_scontrol_is_named(cluster: Cluster, tmp_path: Path) -> N
 @pytest.mark.soak
 def test_where_nobody_may_preempt_it_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
     drill = start_drill(cluster, tmp_path, "-p", "a100", "--steps", "40", "--json")
-    out, err = drill.communicate(timeout=500)
+    out, err = drill.communicate(timeout=500 * patience())
     assert drill.returncode == 0, err
     told = json.loads(out)
     assert told["how"] == "scontrol requeue (nobody may preempt your jobs of a100)"
     assert told["causes"] == ["requeued", "finished"]
     refused = start_drill(cluster, tmp_path, "-p", "a100", "--by", "preemption")
-    _, err = refused.communicate(timeout=60)
+    _, err = refused.communicate(timeout=120 * patience())
     assert refused.returncode == 3 and "nobody may preempt" in err

@@ -21,7 +21,7 @@ from tests.slurm.jobs import (
     wait_finished,
     wait_for_step,
 )
-from tests.support.runs import assert_every_step_once
+from tests.support.runs import assert_every_step_once, patience
 from tests.support.tiny_world import TinyWorld
 
 pytestmark = pytest.mark.slurm
@@ -67,13 +67,15 @@ def test_cancel_with_a_save_resume_on_fewer_gpus_and_be_preempted(
     )
     try:
         wait_for_step(cluster, run, seen["step"] + 10)
-        preempt(cluster)
+        # Until it is seen waiting: each look takes seconds where the machine is busy.
+        urgent = preempt(cluster, run, seconds=600)
         requeued = re.compile(r"preempted, requeued, (eligible in \d+ s|pending \(\w+\))")
         cluster.wait_until(
             lambda: requeued.fullmatch(status(cluster, runs)["text"]), 60, "seen as requeued"
         )
+        cluster.run(["scancel", urgent])
         wait_finished(cluster, run)
-        followed, said = follower.communicate(timeout=30)
+        followed, said = follower.communicate(timeout=60 * patience())
     finally:
         follower.kill()
     assert follower.returncode == 0
@@ -115,7 +117,7 @@ def test_nobody_answers(cluster: Cluster, config: Path, tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120 * patience(),
             check=False,
         )
         assert done.returncode == 5, (words, done.stderr)

@@ -40,7 +40,7 @@ def test_a_stored_run_is_resumed_preempted_and_finished(
         300,
         "the resumed job trains",
     )
-    preempt(cluster)
+    preempt(cluster, run)
     wait_finished(cluster, run, timeout_s=300)
 
     causes = [attempt.cause for attempt in read_ledgers(run / "ledger")]

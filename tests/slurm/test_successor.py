@@ -13,7 +13,7 @@ from mgpt4_hpc.run_dir import read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.conftest import own_cluster
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, wait_for_checkpoints, wait_for_step
+from tests.slurm.jobs import mgpt4, preempt, stand_still, wait_for_checkpoints, wait_for_step
 from tests.support.runs import assert_every_step_once
 from tests.support.tiny_world import TinyWorld
 
@@ -119,8 +119,8 @@ def test_a_job_that_asks_for_no_requeue(
     """As on a site with JobRequeue=0 whose plugin takes the request out of each job."""
     one, two, jobs = submit_chain(cluster, tiny_world, tmp_path, gpus=2)
     cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
-    wait_for_step(cluster, one, 20)
-    preempt(cluster)
+    wait_for_step(cluster, one, 5)
+    preempt(cluster, one)
     assert wait_through(cluster, one.parent) == 1
     assert_went_on(cluster, one, two, jobs, gpus=2)
 
@@ -130,8 +130,8 @@ def test_a_user_who_may_not_requeue(
 ) -> None:
     user = answering(cluster, tmp_path, '"requeue "*', "echo Access/permission denied >&2; exit 1")
     one, two, jobs = submit_chain(user, tiny_world, tmp_path)
-    wait_for_step(cluster, one, 20)
-    preempt(cluster)
+    wait_for_step(cluster, one, 5)
+    preempt(cluster, one)
     assert wait_through(cluster, one.parent) == 1
     assert_went_on(cluster, one, two, jobs)
 
@@ -144,7 +144,7 @@ def test_a_controller_that_has_forgotten_the_job(
     about_itself = '"show job "*"$SLURM_JOB_ID"|"requeue $SLURM_JOB_ID"'
     user = answering(cluster, tmp_path, about_itself, "echo Invalid job id specified >&2; exit 1")
     one, two, jobs = submit_chain(user, tiny_world, tmp_path)
-    wait_for_step(cluster, one, 20)
+    wait_for_step(cluster, one, 5)
     cluster.run(["scancel", "--signal=USR2", jobs[0]])
     assert wait_through(cluster, one.parent) == 1
     assert_went_on(cluster, one, two, jobs, cause="signalled")
@@ -158,12 +158,17 @@ def test_a_successor_is_cancelled_as_any_job(
     """And with it what waits for it; the run stays away until somebody wants it again."""
     one, _, jobs = submit_chain(cluster, tiny_world, tmp_path)
     cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
-    wait_for_step(cluster, one, 20)
+    wait_for_step(cluster, one, 5)
     job_file = one / "slurm" / "job.json"
     cluster.run(["scancel", "--signal=USR2", jobs[0]])
     cluster.wait_until(lambda: read_json(job_file)["job_id"] != jobs[0], 60, "a successor")
     successor = read_json(job_file)["job_id"]
-    assert cluster.job(jobs[1])["Dependency"].startswith(f"afterok:{successor}")
+    # Noted first, for whoever looks for the run's job meanwhile.
+    cluster.wait_until(
+        lambda: cluster.job(jobs[1])["Dependency"].startswith(f"afterok:{successor}"),
+        60,
+        "stage 2 waits for the successor",
+    )
     mgpt4(cluster, one.parent, "cancel", "x-stage1")
     cluster.wait_until(lambda: not cluster.squeue(), 120, "nothing waits or runs")
     rows = json.loads(mgpt4(cluster, one.parent, "status", "--json").stdout)
@@ -182,8 +187,8 @@ def test_cancelled_by_a_preemption_without_grace(
     flags = ("--preempt-mode", "CANCEL", "--grace-s", "0")
     with own_cluster(request.session, *flags) as site:
         one, two, jobs = submit_chain(site, tiny_world, tmp_path)
-        wait_for_step(site, one, 20)
-        preempt(site)
+        wait_for_step(site, one, 5)
+        preempt(site, one)
         assert wait_through(site, one.parent) == 1
         attempts = read_ledgers(one / "ledger")
         assert [attempt.cause for attempt in attempts] == ["preempted", "finished"]
@@ -203,9 +208,9 @@ def test_keep_brings_back_what_a_preemption_killed(
     with own_cluster(request.session, *flags) as site:
         user = answering(site, tmp_path, '"requeue "*', "exec sleep 600")
         one, two, jobs = submit_chain(user, tiny_world, tmp_path, save_every_s=1)
-        wait_for_step(site, one, 20)
+        wait_for_step(site, one, 5)
         wait_for_checkpoints(site, one)
-        preempt(site)
+        preempt(site, one)
         site.wait_until(lambda: not site.squeue(), 120, "the chain is gone")
         site.wait_until(lambda: site.sacct(jobs[0])[0]["State"] == "PREEMPTED", 20, "it is noted")
         assert_kept(site, one, two, jobs)
@@ -217,8 +222,9 @@ def test_keep_brings_back_what_died_with_its_node(
     """No process lived to submit a successor, and Slurm may not requeue the job."""
     one, two, jobs = submit_chain(cluster, tiny_world, tmp_path, save_every_s=1)
     cluster.run(["scontrol", "update", f"JobId={jobs[0]}", "Requeue=0"])
-    wait_for_step(cluster, one, 20)
+    wait_for_step(cluster, one, 5)
     wait_for_checkpoints(cluster, one)
+    stand_still(one)  # or it finishes while the command starts
     node = cluster.job(jobs[0])["NodeList"]
     cluster.devcluster("node-down", node)
     cluster.wait_until(lambda: not cluster.squeue(), 120, "the chain is gone")

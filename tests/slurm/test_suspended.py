@@ -66,7 +66,7 @@ def _assert_sleeps_and_goes_on(
     settings = ("--partition", "a100-preempt", "--set", f"hang_timeout_s={HANG_TIMEOUT_S}")
     job = submit(cluster, runs, config, "run", *settings)
     run = runs / "run"
-    wait_for_step(cluster, run, 20)
+    wait_for_step(cluster, run, 5)
     suspend(job)
     cluster.wait_for_state(job, "SUSPENDED", timeout_s=60)
     since = time.monotonic()

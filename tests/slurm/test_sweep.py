@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.run_dir import read_json
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from tests.slurm.harness import Cluster
-from tests.slurm.jobs import mgpt4, preempt, wait_for_step
+from tests.slurm.jobs import mgpt4, preempt, stand_still, wait_for_step
 from tests.support.runs import assert_every_step_once, curve
 from tests.support.tiny_world import TinyWorld
 
@@ -94,8 +94,9 @@ def test_each_task_is_preempted_told_of_cancelled_and_resumed_by_itself(
         "--set", f"launch.on_event=[{hook}]",
     )  # fmt: skip
     one, two = runs / str(goes_on["run"]), runs / str(cancelled["run"])
-    wait_for_step(cluster, one, 10)
-    wait_for_step(cluster, two, 10)
+    for run in (one, two):
+        wait_for_step(cluster, run, 10)
+        stand_still(run)  # one may start much later, and the command takes seconds
     mgpt4(cluster, runs, "cancel", two.name)
     cluster.wait_until(
         lambda: [a.cause for a in read_ledgers(two / "ledger")] == ["cancelled"], 60, "cancelled"
@@ -133,12 +134,17 @@ def test_what_is_resumed_keeps_how_many_may_run_at_once(
         tmp_path / "c.yaml", train__max_steps=4, train__global_batch_size=2
     )
     runs = tmp_path / "runs"
-    submit_sweep(cluster, runs, config, "two", "--sweep", "seed=1,2,3", "--max-parallel", "1")
+    gate = tmp_path / "gate"
+    submit_sweep(
+        cluster, runs, config, "two", "--sweep", "seed=1,2,3", "--max-parallel", "1",
+        "--set", f"launch.setup=['while [ ! -e {gate} ]; do sleep 0.2; done']",
+    )  # fmt: skip
     cancelled = ["two-seed2", "two-seed3"]
     mgpt4(cluster, runs, "cancel", *cancelled)
     # They wait for the first, which is still a task of the array, and for each other.
     resumed = json.loads(mgpt4(cluster, runs, "resume", "two", "--json").stdout)
     assert [one["run"] for one in resumed] == cancelled
+    gate.touch()
     most = 0
 
     def over() -> bool:

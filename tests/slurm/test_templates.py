@@ -37,7 +37,7 @@ def test_stage2_sbatch_survives_a_preemption(
         ]
     )
     wait_for_step(cluster, run, 10)
-    preempt(cluster)
+    preempt(cluster, run)
     wait_finished(cluster, run)
 
     assert [a.cause for a in read_ledgers(run / "ledger")] == ["preempted", "finished"]

@@ -14,6 +14,9 @@ from tests.slurm.jobs import mgpt4
 
 pytestmark = pytest.mark.slurm
 
+HERE = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine itself, also where the environment names a proxy."""
+
 
 def test_it_starts_prints_the_line_and_ends(cluster: Cluster, tmp_path: Path) -> None:
     runs = tmp_path / "runs with 100%j"
@@ -26,7 +29,7 @@ def test_it_starts_prints_the_line_and_ends(cluster: Cluster, tmp_path: Path) ->
     assert cluster.squeue() == {told["job_id"]: "RUNNING"}
     assert told["runs"] == ["one"]
     # Its nodes are this machine, so the server can be asked without a tunnel.
-    with urllib.request.urlopen(f"http://127.0.0.1:{told['port']}/data/environment") as answer:
+    with HERE.open(f"http://127.0.0.1:{told['port']}/data/environment") as answer:
         assert json.load(answer)["window_title"] == "mgpt4"
     mgpt4(cluster, runs, "ls")  # its log's folder is no run
     cluster.run(["scancel", told["job_id"]])
@@ -35,7 +38,7 @@ def test_it_starts_prints_the_line_and_ends(cluster: Cluster, tmp_path: Path) ->
 
 def _listens(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2):
+        with HERE.open(f"http://127.0.0.1:{port}/", timeout=2):
             return True
     except OSError:
         return False
