@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mgpt4_hpc.data.index.conversations import parse_conversation, record_of
+from mgpt4_hpc.data.index.temporary_output import scratch_path
 from mgpt4_hpc.disk import fsync_folder
 from mgpt4_hpc.errors import DataError
 from mgpt4_hpc.prompts import Dialogue
@@ -40,6 +41,9 @@ STORED: dict[str, tuple[str, np.dtype[Any]]] = {
     "fp32": ("F32", np.dtype("<f4")),
 }
 """For each type: safetensors' name, and the NumPy type that holds its bits."""
+
+HALF_WRITTEN = "shard"
+"""What the hidden names of files begin with that are not whole yet."""
 
 _NUMPY = {"I64": "<i8", "I32": "<i4", "U32": "<u4", "U8": "u1"}
 
@@ -101,7 +105,7 @@ def write_shard(path: Path, rows: Sequence[FeatureRow], bad: Sequence[BadRow], d
         header[key] = {"dtype": kind, "shape": [len(array)], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = scratch_path(path.with_name(HALF_WRITTEN))
     try:
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)

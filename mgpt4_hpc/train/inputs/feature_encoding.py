@@ -28,8 +28,15 @@ from mgpt4_hpc.data.encoding.plan import (
     substitutes,
 )
 from mgpt4_hpc.data.index.index import ShardIndex
+from mgpt4_hpc.data.index.temporary_output import remove_leftovers
 from mgpt4_hpc.data.reading.feature_cache import FeatureCache, binding_of
-from mgpt4_hpc.data.reading.feature_cache_file import STORED, BadRow, FeatureRow, write_shard
+from mgpt4_hpc.data.reading.feature_cache_file import (
+    HALF_WRITTEN,
+    STORED,
+    BadRow,
+    FeatureRow,
+    write_shard,
+)
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.distributed import Ranks
@@ -180,6 +187,8 @@ class Encoding:
         on_progress(0, total)
         if not total:
             return 0
+        # A shard that a kill cut off may have another name now, by the stand-ins that are known.
+        remove_leftovers(self.out / HALF_WRITTEN)
         size = batch_size or self.config.train.micro_batch_size
         images = PlanImages(
             self.plan,

@@ -316,4 +316,4 @@ def test_killed_at_random_points_it_goes_on_and_leaves_whole_shards(
     assert told["num_missing"] == 0 and counts[-1] < told["num_encoded"]
     whole = encode(world, tmp_path / "whole", train__max_steps=40)
     assert told["num_encoded"] == whole.cache.num_samples
-    assert not list(out.glob(".*.tmp"))
+    assert not list(out.glob(".*"))
