@@ -347,6 +347,7 @@ def newest_without_manifest(victim: Victim) -> None:
 def _damage_newest(victim: Victim, damage: Callable[[Path], None]) -> None:
     """Damage the newest checkpoint while the job waits in the queue."""
     wait_for_checkpoints(victim.cluster, victim.run, 2)
+    stand_still(victim.run)  # or it finishes while the command starts
     victim.cluster.run(["scontrol", "requeuehold", victim.job])
     victim.cluster.wait_for_state(victim.job, "PENDING", timeout_s=60)
     damage(max(victim.run.glob("checkpoints/step-*")))

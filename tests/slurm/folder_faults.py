@@ -27,6 +27,7 @@ from tests.slurm.faults import (
 from tests.slurm.jobs import (
     pid_of_rank,
     preempt,
+    stand_still,
     wait_finished,
     wait_for_checkpoints,
     wait_for_step,
@@ -199,6 +200,7 @@ def _fault(victim: Victim, fault: str) -> Iterator[None]:
 @contextmanager
 def _held(victim: Victim) -> Iterator[None]:
     """The job waits in the queue until the end of the block."""
+    stand_still(victim.run)  # or it finishes while the command starts
     victim.cluster.run(["scontrol", "requeuehold", victim.job])
     victim.cluster.wait_for_state(victim.job, "PENDING", timeout_s=60)
     yield
