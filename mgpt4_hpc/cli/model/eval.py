@@ -29,6 +29,7 @@ from mgpt4_hpc.formatting import counted
 
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
+    from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation, TaskResult
     from mgpt4_hpc.model.generation.chat_model import Source
     from mgpt4_hpc.train.validation.validation_loss import SourceLoss
@@ -105,8 +106,8 @@ def eval_command(
         raise click.UsageError("--part is of answers that are kept: give --answers FOLDER")
     chosen = choose_tasks(context, tasks, task_folder)
     _require_tools(suite := "tasks" if chosen is not None else suite, array)
-    source = eval_options.locate(model)
-    sources = _checkpoints(source, eval_options) if every_checkpoint else [source]
+    newest = eval_options.locate(model)
+    sources = _checkpoints(newest, eval_options) if every_checkpoint else [newest]
     objects = None if suite == "loss" else word_list(eval_options.synonyms, sources[0])
     examples = [] if suite in ("loss", "tasks") else find_examples(sources[0], eval_options)
     keeps = array.wanted or answers is not None or chosen is not None
@@ -114,16 +115,7 @@ def eval_command(
     kept = _keep(*asked) if keeps else None
     if kept is not None and _ask(kept, examples, array, part):
         return
-    sources = kept.sources if kept is not None else sources
-    if objects is None:
-        facts = [_loss(*found, eval_options) for found in _losses(eval_options, sources, kept)]
-    else:
-        evaluations = (
-            evaluate_models(eval_options, sources, examples, suite, objects)
-            if kept is None
-            else kept.evaluations(examples, objects)
-        )
-        facts = _report(evaluations, suite, examples, eval_options)
+    facts = _measure(suite, eval_options, sources, examples, objects, kept)
     if eval_options.as_json:
         echo_json({"checkpoints": facts} if every_checkpoint else facts[0])
 
@@ -183,6 +175,27 @@ def _keep(
         model, suite, sources, eval_options, answers, every_checkpoint=every_checkpoint, also=also
     )
     return KeptTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
+
+
+def _measure(
+    suite: str,
+    eval_options: EvalOptions,
+    sources: list[Source],
+    examples: list[Example],
+    objects: Objects | None,
+    kept: Kept | None,
+) -> list[dict[str, Any]]:
+    """Measure or read each checkpoint's scores and show them; what ``--json`` prints of each."""
+    if kept is not None:
+        sources = kept.sources
+    if objects is None:
+        return [_loss(*found, eval_options) for found in _losses(eval_options, sources, kept)]
+    evaluations = (
+        kept.evaluations(examples, objects)
+        if kept is not None
+        else evaluate_models(eval_options, sources, examples, suite, objects)
+    )
+    return _report(evaluations, suite, examples, eval_options)
 
 
 def _losses(

@@ -209,12 +209,7 @@ class Encoding:
                 done += len(shard.rows)
                 num_bad += sum((b.source, b.sample) not in self.cache.bad for b in bad)
                 # Before they are written: what a cache knows to be bad is never read again.
-                if num_bad > self.config.data.max_bad_fraction * max(done, 1000):
-                    raise DataError(
-                        f"{num_bad} of {done} samples are bad, more than data.max_bad_fraction "
-                        f"{self.config.data.max_bad_fraction} allows; the last: {encoder.last_bad}",
-                        fix="repair or re-index the shards, or raise data.max_bad_fraction",
-                    )
+                self._require_few_bad(num_bad, done, encoder.last_bad)
                 write_shard(self.out / shard.name, rows, bad, self.dtype)
                 on_progress(done, total)
         except OSError as error:
@@ -223,6 +218,16 @@ class Encoding:
             stream.close()
             self.cache.refresh()
         return num_bad
+
+    def _require_few_bad(self, num_bad: int, done: int, last: str) -> None:
+        """Raise DataError if more than ``data.max_bad_fraction`` of the samples done are bad."""
+        limit = self.config.data.max_bad_fraction
+        if num_bad > limit * max(done, 1000):
+            raise DataError(
+                f"{num_bad} of {done} samples are bad, more than data.max_bad_fraction "
+                f"{limit} allows; the last: {last}",
+                fix="repair or re-index the shards, or raise data.max_bad_fraction",
+            )
 
     def _encoder(self) -> ImageEncoder:
         return ImageEncoder(
