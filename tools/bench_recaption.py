@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mgpt4_hpc.data.sources.caption_table import build_table
-from mgpt4_hpc.data.sources.recaption import begin, recaption, report_of
+from mgpt4_hpc.data.sources.recaption import begin_recaption, recaption, report_of
 
 _IMAGE = b"\xff\xd8\xff" + bytes(60)
 
@@ -46,7 +46,7 @@ def measure(folder: Path, rows: int, num_shards: int) -> dict[str, float]:
     captions, shards = folder / "captions.jsonl", write_all(folder, rows, num_shards)
     out = folder / "out"
     began = time.process_time()
-    table = build_table(captions, "url", begin(shards, captions, "url", out, None))
+    table = build_table(captions, "url", begin_recaption(shards, captions, "url", out, None))
     built = time.process_time()
     recaption(shards, table, out)
     ended = time.process_time()

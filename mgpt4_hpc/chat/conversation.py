@@ -17,7 +17,7 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Turn:
+class ChatTurn:
     """A question and its answer.
 
     Attributes:
@@ -42,7 +42,7 @@ class Conversation:
     """
 
     template: Template
-    turns: list[Turn] = field(default_factory=list)
+    turns: list[ChatTurn] = field(default_factory=list)
     pending: list[str] = field(default_factory=list)
 
     @property
@@ -66,9 +66,9 @@ class Conversation:
             )
         )
 
-    def add(self, question: str, answer: str) -> Turn:
+    def add(self, question: str, answer: str) -> ChatTurn:
         """Note a turn; the pending images belong to it."""
-        turn = Turn(question, answer, tuple(self.pending))
+        turn = ChatTurn(question, answer, tuple(self.pending))
         self.turns.append(turn)
         self.pending = []
         return turn
@@ -128,11 +128,11 @@ class Conversation:
         return cls(template, turns, pending)
 
 
-def _read(path: Path) -> tuple[str, list[Turn], list[str]]:
+def _read(path: Path) -> tuple[str, list[ChatTurn], list[str]]:
     """Format, turns and pending images of a file; raises whatever reading and parsing raise."""
     saved = parse_json(path.read_text(encoding="utf-8"))
     turns = [
-        Turn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
+        ChatTurn(str(turn["question"]), str(turn["answer"]), tuple(map(str, turn["images"])))
         for turn in saved["turns"]
     ]
     return saved["template"], turns, [str(image) for image in saved["pending"]]

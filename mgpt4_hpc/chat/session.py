@@ -18,7 +18,7 @@ from mgpt4_hpc.chat_format import Layout
 from mgpt4_hpc.data.images.image_file import picture_pixels, read_picture
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import Source
+from mgpt4_hpc.model.generation.chat_model import ModelSource
 from mgpt4_hpc.model.generation.generate import Sampling
 from mgpt4_hpc.prompts import Dialogue
 
@@ -46,7 +46,7 @@ class Answering(Protocol):
     """What a session needs of a model: a ``ChatModel``, or a place at one that others use too."""
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """The checkpoint that answers."""
 
     @property

@@ -16,7 +16,7 @@ from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.generation.answer import Answer
 from mgpt4_hpc.model.generation.chat_model import (
     ChatModel,
-    Source,
+    ModelSource,
     Trained,
     same_towers,
     with_distinct_names,
@@ -54,7 +54,7 @@ class Visitor:
     turn: threading.Lock = field(default_factory=threading.Lock)
 
 
-def require_shared(sources: Sequence[Source]) -> None:
+def require_shared(sources: Sequence[ModelSource]) -> None:
     """Raises ConfigError unless one model can answer for all of the sources."""
     first = sources[0]
     for other in sources[1:]:
@@ -75,7 +75,7 @@ class Place:
         self.trained = trained
 
     @property
-    def source(self) -> Source:
+    def source(self) -> ModelSource:
         """See ``session.Answering``."""
         return self.trained.source
 
@@ -136,7 +136,7 @@ class SharedModel:
         WeightsError: if one of them cannot be read, or is of another variant.
     """
 
-    def __init__(self, chat_model: ChatModel, sources: Sequence[Source]) -> None:
+    def __init__(self, chat_model: ChatModel, sources: Sequence[ModelSource]) -> None:
         require_shared(sources)
         self.chat_model = chat_model
         self._trained = {
@@ -228,7 +228,7 @@ def max_columns(chat_model: ChatModel) -> int | None:
     return int(free * _CACHE_SHARE) // column
 
 
-def _towers(source: Source) -> str:
+def _towers(source: ModelSource) -> str:
     settings = source.config.model if source.config else None
     if settings is None:
         return str(source.weights)

@@ -51,7 +51,7 @@ def write_config(path: Path, resolved: Resolved, known: Container[str] | None = 
     path.write_text("\n".join([*lines, _END, ""]), encoding="utf-8")
 
 
-def new_identity(resolved: Resolved) -> dict[str, Any]:
+def new_run_facts(resolved: Resolved) -> dict[str, Any]:
     """What ``run.json`` holds of a run that is made now."""
     return {
         "name": resolved.config.name,

@@ -28,7 +28,7 @@ _TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
-class Endpoint:
+class ModelEndpoint:
     """A model behind OpenAI's API.
 
     Attributes:
@@ -42,10 +42,10 @@ class Endpoint:
     model: str
 
 
-def run_task(
+def run_benchmark(
     python: Path,
     task: str,
-    endpoint: Endpoint,
+    endpoint: ModelEndpoint,
     out: Path,
     *,
     task_folder: Path | None,
@@ -126,7 +126,7 @@ def read_results(name: str, folders: Iterable[Path]) -> Evaluation:
 
     Args:
         name: of the model.
-        folders: as ``run_task`` made them.
+        folders: as ``run_benchmark`` made them.
 
     Raises:
         MgptError: one has no results.

@@ -145,7 +145,7 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
-def differences(first: Evaluation, second: Evaluation) -> list[Difference]:
+def metric_differences(first: Evaluation, second: Evaluation) -> list[Difference]:
     """Every metric that both have, paired by image.
 
     Raises:

@@ -42,7 +42,7 @@ def main_object_right(answer: str, scene: Mapping[str, Any]) -> bool:
     return first_object(answer) == (main["colour"], main["shape"])
 
 
-def score(
+def score_scenes(
     answers: Sequence[str],
     scenes: Sequence[Mapping[str, Any]],
     stopped: Sequence[bool] | None = None,

@@ -20,7 +20,7 @@ from mgpt4_hpc.evaluation.examples import Example
 from mgpt4_hpc.evaluation.objects import Objects
 from mgpt4_hpc.evaluation.results import Evaluation
 from mgpt4_hpc.evaluation.suites import (
-    Pictures,
+    EncodedExamples,
     ask_all,
     encode_usable,
     require_usable,
@@ -29,7 +29,7 @@ from mgpt4_hpc.evaluation.suites import (
 )
 from mgpt4_hpc.model.bundle.bundle import open_bundle
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.nn.lora import LORA_FILE
 from mgpt4_hpc.model.weight_files.fingerprint import combined, full_hash
@@ -38,7 +38,7 @@ from mgpt4_hpc.run_dir import read_json, write_json
 _SETTINGS = "evaluation.json"
 
 
-def digest_of(source: Source) -> str:
+def digest_of(source: ModelSource) -> str:
     """Changes with all of a model that decides its answers: weights, and the run's settings."""
     trained = [source.projector, source.projector.with_name(LORA_FILE)] if source.projector else []
     config = source.config
@@ -57,7 +57,9 @@ def digest_of(source: Source) -> str:
     )
 
 
-def begin(folder: Path, asked: Mapping[str, Any], checkpoints: Mapping[str, str]) -> dict[str, str]:
+def begin_answers(
+    folder: Path, asked: Mapping[str, Any], checkpoints: Mapping[str, str]
+) -> dict[str, str]:
     """Note in a folder what is asked; where that was begun before, its checkpoints.
 
     Args:
@@ -107,7 +109,7 @@ class StoredAnswers:
     """What is in a folder of answers.
 
     Args:
-        folder: as ``begin`` made it.
+        folder: as ``begin_answers`` made it.
         suite: whose questions are asked; ``loss`` has none.
         part: number of the part that this process does.
 
@@ -182,7 +184,7 @@ class StoredAnswers:
 def ask_missing(
     stored: StoredAnswers,
     chat_model: ChatModel,
-    sources: Sequence[Source],
+    sources: Sequence[ModelSource],
     examples: Sequence[Example],
     sampling: Sampling,
     *,
@@ -200,7 +202,9 @@ def ask_missing(
             for start in range(0, len(pictures.examples), batch_size):
                 chosen = pictures.examples[start : start + batch_size]
                 if any(stored.answer(source.name, task, example) is None for example in chosen):
-                    batch = Pictures(chosen, {}, pictures.features[start : start + batch_size])
+                    batch = EncodedExamples(
+                        chosen, {}, pictures.features[start : start + batch_size]
+                    )
                     answers = ask_all(
                         chat_model, batch, instruction, sampling, batch_size=batch_size
                     )
@@ -219,7 +223,7 @@ def ask_missing(
                 progress(len(chosen))
 
 
-def _undecodable(missing: Sequence[Example], pictures: Pictures) -> Iterator[dict[str, str]]:
+def _undecodable(missing: Sequence[Example], pictures: EncodedExamples) -> Iterator[dict[str, str]]:
     """A row for each image that no start can decode; one that could not be read may come back."""
     usable = {example.digest for example in pictures.examples}
     for example in missing:
@@ -250,5 +254,5 @@ def stored_evaluation(
         task: [answer for e in usable if (answer := stored.answer(name, task, e)) is not None]
         for task in tasks_of(stored.suite)
     }
-    pictures = require_usable(Pictures(usable, reasons))
+    pictures = require_usable(EncodedExamples(usable, reasons))
     return score_all(name, pictures, answers, stored.suite, objects)

@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 
 
 @dataclass
-class Pictures:
+class EncodedExamples:
     """Examples that could be decoded, and the towers' features of each, computed once.
 
     Attributes:
@@ -57,9 +57,9 @@ def encode_usable(
     *,
     batch_size: int = 16,
     progress: Progress = lambda count: None,
-) -> Pictures:
+) -> EncodedExamples:
     """Decode and encode the examples; what cannot be used is left out and named, perhaps all."""
-    seen = Pictures()
+    seen = EncodedExamples()
     for start in range(0, len(examples), batch_size):
         usable: list[tuple[Example, Pixels]] = []
         for example in examples[start : start + batch_size]:
@@ -76,7 +76,7 @@ def encode_usable(
     return seen
 
 
-def require_usable(seen: Pictures) -> Pictures:
+def require_usable(seen: EncodedExamples) -> EncodedExamples:
     """The same pictures. Raises DataError if none can be used."""
     if not seen.examples:
         listed = "".join(f"\n  - {reason}" for reason in list(seen.left_out.values())[:5])
@@ -86,7 +86,7 @@ def require_usable(seen: Pictures) -> Pictures:
 
 def ask_all(
     chat_model: ChatModel,
-    pictures: Pictures,
+    pictures: EncodedExamples,
     instruction: str,
     sampling: Sampling,
     *,
@@ -214,7 +214,7 @@ def score(
 
 def evaluate(
     chat_model: ChatModel,
-    pictures: Pictures,
+    pictures: EncodedExamples,
     suite: str,
     sampling: Sampling,
     objects: Objects,
@@ -236,7 +236,7 @@ def evaluate(
 
 def score_all(
     name: str,
-    pictures: Pictures,
+    pictures: EncodedExamples,
     answers: Mapping[str, Sequence[Answer]],
     suite: str,
     objects: Objects,

@@ -18,7 +18,12 @@ from mgpt4_hpc.config.load import (
     settings_digest,
 )
 from mgpt4_hpc.config.missing_inputs import missing_start, unset_paths
-from mgpt4_hpc.config.run_config_file import new_identity, read_config, rewrite_config, write_config
+from mgpt4_hpc.config.run_config_file import (
+    new_run_facts,
+    read_config,
+    rewrite_config,
+    write_config,
+)
 from mgpt4_hpc.data.sources.epochs import steps_of_epochs
 from mgpt4_hpc.distributed import Ranks, collective_timeout_s, end_group, start_group
 from mgpt4_hpc.errors import EXIT_RESUMABLE, ConfigError, MgptError, RunLocked
@@ -151,7 +156,7 @@ def _create(run: RunDir, resolved: Resolved, accept: bool) -> None:
         return
     if faults := unset_paths(resolved.config) + missing_start(resolved.config):
         raise ConfigError("the settings are not complete", faults=faults)
-    run.create(new_identity(resolved))
+    run.create(new_run_facts(resolved))
     write_config(run.config_file, resolved)
 
 

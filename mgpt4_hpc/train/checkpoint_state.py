@@ -73,7 +73,7 @@ def trained_parameters(model: MiniGPT4) -> dict[str, nn.Parameter]:
     return projector | {f"lora.{name}": parameter for name, parameter in lora.items()}
 
 
-def describe(
+def manifest_facts(
     run_id: str, config: RunConfig, inputs: Inputs, bundle: Bundle, attempt: int, ranks: Ranks
 ) -> Callable[[TrainState], dict[str, Any]]:
     """What a manifest says beside the tensors, as a function of the counters."""

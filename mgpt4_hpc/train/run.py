@@ -34,7 +34,7 @@ from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_ledgers
 from mgpt4_hpc.telemetry.time_buckets import START_UP, WEIGHTS_LOADING, WIND_DOWN, Buckets
 from mgpt4_hpc.train.build import build_run_model, build_step, uniform_loss
-from mgpt4_hpc.train.checkpoint_state import describe, restore, snapshot
+from mgpt4_hpc.train.checkpoint_state import manifest_facts, restore, snapshot
 from mgpt4_hpc.train.ddp import wrap_projector
 from mgpt4_hpc.train.device import choose_device, peak_memory_gib, set_up_process
 from mgpt4_hpc.train.health.watchdog import Watchdog
@@ -358,7 +358,7 @@ class _Attempt:
         return FirstRankSaving(
             saver,
             lambda: snapshot(model, step),
-            describe(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
+            manifest_facts(self.run.run_id, self.config, inputs, bundle, self.number, self.ranks),
             self.recorder,
             policy=SavePolicy.of(self.config),
             restored_step=inputs.checkpoint.step if inputs.checkpoint else None,

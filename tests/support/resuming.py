@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config.load import Resolved
-from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
 
@@ -26,14 +26,14 @@ class Submissions:
         *,
         dependency: str | None = None,
         succeeds: Sequence[str] = (),
-    ) -> Submitted:
+    ) -> SubmittedRun:
         for marker in (run.resubmit_needed, run.failed):
             marker.unlink(missing_ok=True)
         if self.error is not None:
             raise self.error
         self.asked.append((resolved, executor, dependency))
         self.succeeds.append(tuple(succeeds))
-        return Submitted(run, executor, str(17 + len(self.asked)))
+        return SubmittedRun(run, executor, str(17 + len(self.asked)))
 
 
 def timed_out_run(runs: Path) -> RunDir:

@@ -26,7 +26,7 @@ from sentencepiece import SentencePieceProcessor
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mgpt4_hpc.evaluation.scenes import load_scenes, score
+from mgpt4_hpc.evaluation.scenes import load_scenes, score_scenes
 from toy_world.captions import clean
 from toy_world.documents import AFTER_IMAGE, BEFORE_IMAGE, BOS, STOP
 from toy_world.export import original_qformer_name
@@ -240,7 +240,9 @@ def answer(world: World, projection: nn.Linear) -> list[tuple[str, bool]]:
 def figures(world: World, projection: nn.Linear) -> dict[str, float]:
     """Shares of held-out answers that are right, incomplete, repetitive."""
     answers = answer(world, projection)
-    return score([text for text, _ in answers], world.scenes, [ended for _, ended in answers])
+    return score_scenes(
+        [text for text, _ in answers], world.scenes, [ended for _, ended in answers]
+    )
 
 
 def run(

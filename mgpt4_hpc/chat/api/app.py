@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mgpt4_hpc.chat import engine
 from mgpt4_hpc.chat.access_control import API_PREFIX
 from mgpt4_hpc.chat.api.errors import ApiError, busy
-from mgpt4_hpc.chat.api.replies import Reply, event_of
+from mgpt4_hpc.chat.api.replies import Reply, server_sent_event
 from mgpt4_hpc.chat.api.request import (
     Body,
     image_pixels,
@@ -217,7 +217,7 @@ async def _events(
     if isinstance(event, Answer):
         yield reply.last(event)
     else:
-        yield event_of(_error_of(event).body())
+        yield server_sent_event(_error_of(event).body())
 
 
 class WithApi:

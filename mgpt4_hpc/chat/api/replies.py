@@ -52,7 +52,7 @@ class Reply:
         """The chunks that close the answer."""
         events = self._chunk({}, _reason(answer))
         if self._with_usage:
-            events += event_of(
+            events += server_sent_event(
                 {**self._head, **_CHUNK, "choices": [], "usage": self._usage(answer)}
             )
         return events + b"data: [DONE]\n\n"
@@ -60,7 +60,7 @@ class Reply:
     def _chunk(self, delta: dict[str, str], reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
         usage = {"usage": None} if self._with_usage else {}
-        return event_of({**self._head, **_CHUNK, "choices": [choice], **usage})
+        return server_sent_event({**self._head, **_CHUNK, "choices": [choice], **usage})
 
     def _usage(self, answer: Answer) -> dict[str, int]:
         return {
@@ -73,7 +73,7 @@ class Reply:
 _CHUNK = {"object": "chat.completion.chunk"}
 
 
-def event_of(value: dict[str, Any]) -> bytes:
+def server_sent_event(value: dict[str, Any]) -> bytes:
     """A server-sent event: a chunk, or an error after the first piece."""
     return b"data: " + json.dumps(value).encode() + b"\n\n"
 

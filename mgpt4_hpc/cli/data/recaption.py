@@ -71,14 +71,14 @@ def recaption_command(
     from mgpt4_hpc.cli.shared.progress import progress
     from mgpt4_hpc.data.index.shard_list import expand_shards
     from mgpt4_hpc.data.sources.caption_table import build_table
-    from mgpt4_hpc.data.sources.recaption import WORK_FOLDER, begin, recaption, report_of
+    from mgpt4_hpc.data.sources.recaption import WORK_FOLDER, begin_recaption, recaption, report_of
     from mgpt4_hpc.launch.side_jobs.array import slice_of
 
     array, _ = split_array(options, cpus=workers)
     paths = expand_shards(shards)
     check_folder(out.parent)
     joined_by = cast("By", by)
-    folder = begin(paths, captions, joined_by, out, size)
+    folder = begin_recaption(paths, captions, joined_by, out, size)
     with progress("reading captions", "bytes") as on_progress:  # once, before the tasks of an array
         table = build_table(captions, joined_by, folder, on_progress=on_progress)
     if array.wanted:

@@ -28,7 +28,7 @@ from mgpt4_hpc.run_reference import find_all
 if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.results import Difference, Evaluation
-    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.chat_model import ModelSource
 
 
 @click.command("compare", short_help="Checkpoints on the same images, with intervals.")
@@ -66,7 +66,7 @@ def compare_command(
         )
         return
     from mgpt4_hpc.evaluation.captions import require_libraries
-    from mgpt4_hpc.evaluation.results import differences
+    from mgpt4_hpc.evaluation.results import metric_differences
     from mgpt4_hpc.model.generation.chat_model import with_distinct_names
 
     located = find_all(_members(names, eval_options), eval_options.locate)
@@ -83,7 +83,7 @@ def compare_command(
     objects = word_list(eval_options.synonyms, sources[0])
     evaluated = evaluate_models(eval_options, sources, examples, suite, objects)
     found = [evaluation for _, evaluation in evaluated]
-    rows = [(other, row) for other in found[1:] for row in differences(found[0], other)]
+    rows = [(other, row) for other in found[1:] for row in metric_differences(found[0], other)]
     if eval_options.html is not None:
         _write_page(eval_options.html, suite, found, rows, examples)
     if eval_options.as_json:
@@ -132,7 +132,7 @@ def _cells(row: Difference) -> tuple[str, ...]:
     )
 
 
-def _echo(sources: list[Source], suite: str, found: list[Evaluation], rows: Rows) -> None:
+def _echo(sources: list[ModelSource], suite: str, found: list[Evaluation], rows: Rows) -> None:
     echo_json(
         {
             "suite": suite,

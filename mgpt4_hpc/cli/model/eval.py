@@ -11,8 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mgpt4_hpc.cli.main import echo_json
-from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, answers_option, keep, measure_loss
-from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, Tasks, choose_tasks
+from mgpt4_hpc.cli.model.eval_stored import (
+    NO_PART,
+    StoredEvaluation,
+    answers_option,
+    keep,
+    measure_loss,
+)
+from mgpt4_hpc.cli.model.eval_tasks import StoredTasks, Tasks, choose_tasks
 from mgpt4_hpc.cli.shared.evaluation_options import (
     EvalOptions,
     evaluate_models,
@@ -31,7 +37,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation, TaskResult
-    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.chat_model import ModelSource
     from mgpt4_hpc.train.validation.validation_loss import SourceLoss
 
 _EXAMPLES_SHOWN = 3
@@ -137,7 +143,9 @@ def _require_tools(suite: str, array: Array) -> None:
         require_libraries()
 
 
-def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | None) -> bool:
+def _ask(
+    kept: StoredEvaluation, examples: Sequence[Example], array: Array, part: Part | None
+) -> bool:
     """Ask what is missing, here or in a job; whether nothing else is left to this process."""
     if kept.suite == "caption":
         from mgpt4_hpc.evaluation.suites import require_references
@@ -163,27 +171,27 @@ def _ask(kept: Kept, examples: Sequence[Example], array: Array, part: Part | Non
 def _keep(
     model: str,
     suite: str,
-    sources: list[Source],
+    sources: list[ModelSource],
     eval_options: EvalOptions,
     answers: Path | None,
     every_checkpoint: bool,
     chosen: Tasks | None,
-) -> Kept:
+) -> StoredEvaluation:
     """Where the answers are kept."""
     also = chosen.facts if chosen is not None else {}
     kept = keep(
         model, suite, sources, eval_options, answers, every_checkpoint=every_checkpoint, also=also
     )
-    return KeptTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
+    return StoredTasks(**vars(kept), tasks=chosen) if chosen is not None else kept
 
 
 def _measure(
     suite: str,
     eval_options: EvalOptions,
-    sources: list[Source],
+    sources: list[ModelSource],
     examples: list[Example],
     objects: Objects | None,
-    kept: Kept | None,
+    kept: StoredEvaluation | None,
 ) -> list[dict[str, Any]]:
     """Measure or read each checkpoint's scores and show them; what ``--json`` prints of each."""
     if kept is not None:
@@ -199,8 +207,8 @@ def _measure(
 
 
 def _losses(
-    eval_options: EvalOptions, sources: list[Source], kept: Kept | None
-) -> Iterator[tuple[Source, Sequence[SourceLoss]]]:
+    eval_options: EvalOptions, sources: list[ModelSource], kept: StoredEvaluation | None
+) -> Iterator[tuple[ModelSource, Sequence[SourceLoss]]]:
     """Each source's losses, measured now or kept before."""
     if kept is not None:
         yield from kept.losses()
@@ -212,7 +220,7 @@ def _losses(
 
 
 def _report(
-    evaluations: Iterable[tuple[Source, Evaluation]],
+    evaluations: Iterable[tuple[ModelSource, Evaluation]],
     suite: str,
     examples: list[Example],
     eval_options: EvalOptions,
@@ -235,7 +243,7 @@ def _report(
     return facts
 
 
-def _checkpoints(newest: Source, eval_options: EvalOptions) -> list[Source]:
+def _checkpoints(newest: ModelSource, eval_options: EvalOptions) -> list[ModelSource]:
     """Every checkpoint of a run, the oldest first. Raises ConfigError for anything else."""
     from mgpt4_hpc.checkpoint.store import CheckpointStore
 
@@ -289,7 +297,7 @@ def _rows_side_by_side(tasks: Sequence[TaskResult]) -> list[tuple[str, ...]]:
     ]
 
 
-def _facts(source: Source, suite: str, found: Evaluation) -> dict[str, Any]:
+def _facts(source: ModelSource, suite: str, found: Evaluation) -> dict[str, Any]:
     return {
         "model": found.name,
         "step": source.step,
@@ -330,7 +338,7 @@ def _scalars(found: Evaluation) -> dict[str, float]:
 
 
 def _draw(
-    source: Source,
+    source: ModelSource,
     image_set: str,
     values: Mapping[str, float],
     texts: Mapping[str, str],
@@ -367,7 +375,7 @@ def _image_set(eval_options: EvalOptions) -> str:
 
 
 def _loss(
-    source: Source, losses: Sequence[SourceLoss], eval_options: EvalOptions
+    source: ModelSource, losses: Sequence[SourceLoss], eval_options: EvalOptions
 ) -> dict[str, Any]:
     """Draw and show one checkpoint's losses; returns what ``--json`` prints of it."""
     _draw(source, _image_set(eval_options), {f"loss_{f.source}": f.loss for f in losses}, {})

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation
     from mgpt4_hpc.evaluation.stored_answers import StoredAnswers
-    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource
     from mgpt4_hpc.train.validation.validation_loss import SourceLoss
 
 NO_PART: Part = (1, 1)
@@ -32,7 +32,7 @@ _AGAIN = "give the same command again: it measures what is missing"
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredEvaluation:
     """An evaluation whose answers are kept.
 
     Attributes:
@@ -45,7 +45,7 @@ class Kept:
 
     folder: Path
     suite: str
-    sources: list[Source]
+    sources: list[ModelSource]
     options: EvalOptions
     is_new: bool = field(default=False, kw_only=True)
 
@@ -90,7 +90,7 @@ class Kept:
             rows = [asdict(loss) for loss in measure_loss(chat_model, self.options)]
             stored.append([{"checkpoint": source.name, "losses": rows}])
 
-    def losses(self) -> Iterator[tuple[Source, list[SourceLoss]]]:
+    def losses(self) -> Iterator[tuple[ModelSource, list[SourceLoss]]]:
         """Each source with its losses."""
         from mgpt4_hpc.train.validation.validation_loss import SourceLoss
 
@@ -102,7 +102,7 @@ class Kept:
 
     def evaluations(
         self, examples: Sequence[Example], objects: Objects
-    ) -> Iterator[tuple[Source, Evaluation]]:
+    ) -> Iterator[tuple[ModelSource, Evaluation]]:
         """Each source with its scores. Raises MgptError if answers are missing."""
         from mgpt4_hpc.evaluation.stored_answers import stored_evaluation
 
@@ -138,13 +138,13 @@ class Kept:
 def keep(
     model: str,
     suite: str,
-    sources: list[Source],
+    sources: list[ModelSource],
     options: EvalOptions,
     folder: Path | None,
     *,
     every_checkpoint: bool,
     also: Mapping[str, Any],
-) -> Kept:
+) -> StoredEvaluation:
     """Begin an evaluation whose answers are kept, or continue it with the checkpoints it has.
 
     Args:
@@ -161,7 +161,7 @@ def keep(
         ConfigError: the folder holds answers of another evaluation.
         MgptError: it cannot be used.
     """
-    from mgpt4_hpc.evaluation.stored_answers import begin, digest_of, require_unchanged
+    from mgpt4_hpc.evaluation.stored_answers import begin_answers, digest_of, require_unchanged
 
     run = sources[0].run
     now = {str(place(source)): digest_of(source) for source in sources}
@@ -188,13 +188,13 @@ def keep(
         above = run.path / "evaluations" if run else options.runs_dir / ".evaluations"
         folder = above / name
     is_new = not folder.exists()
-    begun = begin(absolute(folder), asked, now)
+    begun = begin_answers(absolute(folder), asked, now)
     if begun.keys() != now.keys():
         click.echo(f"{folder} was begun with {', '.join(begun)}: no other is asked", err=True)
         sources = [options.locate(place) for place in begun]
         now = {place: digest_of(source) for place, source in zip(begun, sources, strict=True)}
     require_unchanged(absolute(folder), begun, now)
-    return Kept(absolute(folder), suite, sources, options, is_new=is_new)
+    return StoredEvaluation(absolute(folder), suite, sources, options, is_new=is_new)
 
 
 def files_digest(images: str) -> str:
@@ -208,7 +208,7 @@ def files_digest(images: str) -> str:
     return hashlib.blake2b(json.dumps(stats).encode(), digest_size=8).hexdigest()
 
 
-def place(source: Source) -> Path:
+def place(source: ModelSource) -> Path:
     """Under which ``EvalOptions.locate`` finds the same source again."""
     assert source.projector is not None  # eval's MODEL names a run, a checkpoint or a file
     return absolute(source.projector if source.run is None else source.projector.parent)

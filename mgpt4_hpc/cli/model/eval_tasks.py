@@ -19,7 +19,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import click
 from click.core import ParameterSource
 
-from mgpt4_hpc.cli.model.eval_stored import NO_PART, Kept, files_digest, place
+from mgpt4_hpc.cli.model.eval_stored import NO_PART, StoredEvaluation, files_digest, place
 from mgpt4_hpc.cli.shared.options import absolute
 from mgpt4_hpc.cli.shared.slurm_array_options import Array, Part
 from mgpt4_hpc.errors import MgptError
@@ -28,11 +28,11 @@ from mgpt4_hpc.parent_death import die_with
 from mgpt4_hpc.text_files import last_lines
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.evaluation.benchmarks import Endpoint
+    from mgpt4_hpc.evaluation.benchmarks import ModelEndpoint
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation
-    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.chat_model import ModelSource
 
 _OF_SUITES = ("suite", "images", "references", "synonyms", "html", "max_new_tokens", "temperature",
               "top_p", "beams", "repetition_penalty", "seed")  # fmt: skip
@@ -85,7 +85,7 @@ def choose_tasks(context: click.Context, tasks: str | None, folder: Path | None)
 
 
 @dataclass(frozen=True)
-class KeptTasks(Kept):
+class StoredTasks(StoredEvaluation):
     """Benchmarks, whose results are kept by checkpoint and task.
 
     Attributes:
@@ -94,10 +94,10 @@ class KeptTasks(Kept):
 
     tasks: Tasks
 
-    def _results(self, source: Source) -> list[Path]:
+    def _results(self, source: ModelSource) -> list[Path]:
         return [self.folder / place(source).name / task for task in self.tasks.names]
 
-    def _missing(self, source: Source) -> list[Path]:
+    def _missing(self, source: ModelSource) -> list[Path]:
         return [folder for folder in self._results(source) if not folder.is_dir()]
 
     def num_missing(self, examples: Sequence[Example]) -> int:
@@ -112,7 +112,7 @@ class KeptTasks(Kept):
 
     def ask(self, examples: Sequence[Example], part: Part = NO_PART) -> None:
         """Have lmms-eval do what is missing of one part of the checkpoints."""
-        from mgpt4_hpc.evaluation.benchmarks import run_task
+        from mgpt4_hpc.evaluation.benchmarks import run_benchmark
 
         for source in slice_of(self.sources, *part):
             if not (missing := self._missing(source)):
@@ -122,7 +122,7 @@ class KeptTasks(Kept):
             with self._serve(source, missing[0].parent) as endpoint:
                 for folder in missing:
                     click.echo(f"{source.name}: {folder.name}", err=True)
-                    run_task(
+                    run_benchmark(
                         python,
                         folder.name,
                         endpoint,
@@ -136,7 +136,7 @@ class KeptTasks(Kept):
 
     def evaluations(
         self, examples: Sequence[Example], objects: Objects
-    ) -> Iterator[tuple[Source, Evaluation]]:
+    ) -> Iterator[tuple[ModelSource, Evaluation]]:
         """Each source with its scores."""
         from mgpt4_hpc.evaluation.benchmarks import read_results
 
@@ -144,9 +144,9 @@ class KeptTasks(Kept):
             yield source, read_results(source.name, self._results(source))
 
     @contextmanager
-    def _serve(self, source: Source, folder: Path) -> Iterator[Endpoint]:
+    def _serve(self, source: ModelSource, folder: Path) -> Iterator[ModelEndpoint]:
         """``mgpt4 serve --api`` as a process of its own, which ends with this one."""
-        from mgpt4_hpc.evaluation.benchmarks import Endpoint
+        from mgpt4_hpc.evaluation.benchmarks import ModelEndpoint
 
         options = self.options
         key = secrets.token_urlsafe(24)
@@ -170,7 +170,7 @@ class KeptTasks(Kept):
                     raise MgptError(
                         f"the server did not start: {last_lines(log)}", fix=f"read {log}"
                     )
-                yield Endpoint(url, key, _model(url, key))
+                yield ModelEndpoint(url, key, _model(url, key))
             finally:
                 server.terminate()
 

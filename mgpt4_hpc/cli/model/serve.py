@@ -27,7 +27,7 @@ from mgpt4_hpc.run_reference import find_all
 if TYPE_CHECKING:
     from mgpt4_hpc.chat.server import Endpoint
     from mgpt4_hpc.chat.shared_model import SharedModel
-    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource
 
 FIRST_PORT = 7860
 """Gradio's own; the next free one is taken where it is in use."""
@@ -133,7 +133,7 @@ def serve_command(
 
 
 def _open_shared_model(
-    sources: Sequence[Source], device: str, precision: str
+    sources: Sequence[ModelSource], device: str, precision: str
 ) -> tuple[SharedModel, ChatModel]:
     """Load the weights, which takes its time."""
     from mgpt4_hpc.chat.shared_model import SharedModel, require_shared
@@ -154,7 +154,7 @@ def _longest(chat_model: Any) -> int:
 def _print_ready(
     shared_model: SharedModel,
     chat_model: ChatModel,
-    source: Source,
+    source: ModelSource,
     endpoint: Endpoint,
     page: bool,
     api: bool,

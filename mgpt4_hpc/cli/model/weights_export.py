@@ -17,7 +17,7 @@ from mgpt4_hpc.run_reference import find_reference
 
 if TYPE_CHECKING:
     from mgpt4_hpc.model.bundle.bundle import Bundle
-    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.chat_model import ModelSource
     from mgpt4_hpc.model.nn.lora import SavedLora
 
 Format = Literal["pth", "safetensors", "hf", "peft"]
@@ -134,7 +134,7 @@ def _export_folder(projector: Path, out: Path, weights: str | None, lora: SavedL
         export_model(absolute(out), model, card=card, say=say, on_progress=on_progress)
 
 
-def _source(projector: Path, weights: str | None) -> Source:
+def _source(projector: Path, weights: str | None) -> ModelSource:
     """Where everything is beside the projector; a bundle's own belongs to that bundle."""
     from mgpt4_hpc.model.bundle.manifest import BUNDLE_FILE
     from mgpt4_hpc.model.generation.chat_model import find_source
@@ -144,7 +144,7 @@ def _source(projector: Path, weights: str | None) -> Source:
     return find_source(projector, weights=weights)
 
 
-def _bundle(source: Source) -> Bundle:
+def _bundle(source: ModelSource) -> Bundle:
     """The frozen parts. Raises WeightsError if the projector was trained on others."""
     from mgpt4_hpc.model.bundle.bundle import open_bundle
     from mgpt4_hpc.model.generation.chat_model import other_bundle

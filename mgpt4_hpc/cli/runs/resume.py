@@ -10,7 +10,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json, raise_all, say
 from mgpt4_hpc.cli.shared.options import (
-    Setting,
+    SettingType,
     absolute,
     complete_runs,
     json_option,
@@ -36,8 +36,8 @@ _NO_STEP = (
 
 @click.command("resume", short_help="Submit an unfinished run again.")
 @click.argument("names", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
-@click.option("--gpus", type=Setting(click.INT), help="GPUs of the whole job.")
-@click.option("--nodes", type=Setting(click.INT), help="Nodes to spread the GPUs over.")
+@click.option("--gpus", type=SettingType(click.INT), help="GPUs of the whole job.")
+@click.option("--nodes", type=SettingType(click.INT), help="Nodes to spread the GPUs over.")
 @where_options
 @set_option("A setting that may change, as launch.max_crashes=9 or train.max_steps=9000.")
 @click.option(

@@ -13,7 +13,7 @@ import click
 
 from mgpt4_hpc.cli.main import echo_json, say
 from mgpt4_hpc.cli.shared.options import (
-    Setting,
+    SettingType,
     absolute,
     executor_option,
     given_runs_dir,
@@ -28,7 +28,7 @@ from mgpt4_hpc.errors import ConfigError
 
 if TYPE_CHECKING:
     from mgpt4_hpc.launch.submit.plan import Plan
-    from mgpt4_hpc.launch.submit.submit_run import Submitted
+    from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 
 
 @click.command("submit", short_help="Submit a stage, or both, to Slurm or to this machine.")
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 @click.option("--name", help="Name of the run and its folder; of a sweep the beginning.")
 @click.option(
     "--gpus",
-    type=Setting(click.INT),
+    type=SettingType(click.INT),
     help="GPUs of the whole job, one task each; with --stage both of stage 1's.",
 )
 @click.option(
     "--nodes",
-    type=Setting(click.INT),
+    type=SettingType(click.INT),
     help="Nodes to spread the GPUs over; with --stage both stage 1's.",
 )
 @where_options
@@ -192,7 +192,7 @@ def _show_starts(plan: Plan, as_json: bool) -> None:
     click.echo("Slurm's estimate, as of now; nothing was submitted", err=True)
 
 
-def _show_jobs(plan: Plan, submitted: Sequence[Submitted], as_json: bool) -> None:
+def _show_jobs(plan: Plan, submitted: Sequence[SubmittedRun], as_json: bool) -> None:
     if as_json:
         echo_json(
             [
@@ -227,7 +227,7 @@ def _sweep_facts(plan: Plan, number: int) -> dict[str, Any]:
     return {"sweep": plan.sweep.folder.name, "values": dict(plan.sweep.points[number].texts)}
 
 
-def _print_sweep(plan: Plan, submitted: Sequence[Submitted]) -> None:
+def _print_sweep(plan: Plan, submitted: Sequence[SubmittedRun]) -> None:
     assert plan.sweep is not None
     axes = list(plan.sweep.points[0].texts)
     rows = [

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mgpt4_hpc.evaluation.examples import Example
     from mgpt4_hpc.evaluation.objects import Objects
     from mgpt4_hpc.evaluation.results import Evaluation
-    from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+    from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource
     from mgpt4_hpc.model.generation.sampling import Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -107,7 +107,7 @@ class EvalOptions:
             check_output(page, kind="a page", is_own=is_own_page)
         return cls(**own, sampling=sampling)
 
-    def locate(self, name: str) -> Source:
+    def locate(self, name: str) -> ModelSource:
         """What a run's name, a checkpoint or a file stands for."""
         return locate(name, self.runs_dir, weights=self.weights, template=self.template)
 
@@ -115,14 +115,14 @@ class EvalOptions:
         """Look for it without torch; see ``find_model``."""
         return find_model(name, self.runs_dir, weights=self.weights)
 
-    def chat_model(self, source: Source) -> ChatModel:
+    def chat_model(self, source: ModelSource) -> ChatModel:
         """The model of a source."""
         from mgpt4_hpc.model.generation.chat_model import ChatModel
 
         return ChatModel(source, device=self.device, precision=self.precision)
 
 
-def find_examples(source: Source, eval_options: EvalOptions) -> list[Example]:
+def find_examples(source: ModelSource, eval_options: EvalOptions) -> list[Example]:
     """The images that were named, or a toy run's own held-out scenes."""
     from mgpt4_hpc.evaluation.examples import load_examples, toy_scenes
 
@@ -139,7 +139,7 @@ def find_examples(source: Source, eval_options: EvalOptions) -> list[Example]:
     return load_examples(images, eval_options.references, eval_options.limit or DEFAULT_LIMIT)
 
 
-def word_list(synonyms: str | None, source: Source) -> Objects:
+def word_list(synonyms: str | None, source: ModelSource) -> Objects:
     """The objects to look for: as named, else those of the toy world or of COCO."""
     from mgpt4_hpc.evaluation.examples import toy_scenes
     from mgpt4_hpc.evaluation.objects import named_objects
@@ -170,11 +170,11 @@ def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def evaluate_models(
     eval_options: EvalOptions,
-    sources: Sequence[Source],
+    sources: Sequence[ModelSource],
     examples: Sequence[Example],
     suite: str,
     objects: Objects,
-) -> Iterator[tuple[Source, Evaluation]]:
+) -> Iterator[tuple[ModelSource, Evaluation]]:
     """Each source's scores; one model is loaded, and looks at the images, for equal towers."""
     from mgpt4_hpc.evaluation.suites import encode_usable, evaluate, require_usable, tasks_of
     from mgpt4_hpc.model.generation.chat_model import same_towers

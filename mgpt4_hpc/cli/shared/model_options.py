@@ -24,7 +24,7 @@ from mgpt4_hpc.run_dir import list_runs
 from mgpt4_hpc.run_reference import find_reference
 
 if TYPE_CHECKING:
-    from mgpt4_hpc.model.generation.chat_model import Source
+    from mgpt4_hpc.model.generation.chat_model import ModelSource
     from mgpt4_hpc.model.generation.sampling import Sampling
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -109,7 +109,7 @@ def locate(
     weights: str | None,
     template: str | None,
     word: str = "a RUN",
-) -> Source:
+) -> ModelSource:
     """What a run's name, a run's directory, a checkpoint or a weight file stands for.
 
     The file of a checkpoint is verified against its manifest before it is believed.
@@ -177,7 +177,7 @@ def find_model(
     return path
 
 
-def say_toy(source: Source) -> None:
+def say_toy(source: ModelSource) -> None:
     """Print on stderr what the toy world's model cannot do."""
     from mgpt4_hpc.evaluation.examples import toy_scenes
 

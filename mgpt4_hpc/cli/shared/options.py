@@ -175,7 +175,7 @@ class DurationMin(click.ParamType):  # type: ignore[type-arg]  # generic from cl
         return int(seconds // 60)
 
 
-class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
+class SettingType(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.3 on
     """Type of an option that is a setting: a wrong value is reported with all wrong settings.
 
     Args:
@@ -196,7 +196,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg]  # generic from click 
 
 where_options: Callable[[F], F] = together(
     click.option(
-        "--time", "time_min", type=Setting(DurationMin()), help="Time limit of one attempt."
+        "--time", "time_min", type=SettingType(DurationMin()), help="Time limit of one attempt."
     ),
     click.option("--partition", help="Slurm partition."),
     click.option("--account", help="Slurm account."),

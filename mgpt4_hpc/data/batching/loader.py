@@ -15,7 +15,7 @@ from mgpt4_hpc.data.reading.feature_cache_reader import FeatureReader
 from mgpt4_hpc.data.reading.local_copies import Staged
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sampling.order import SampleOrder
-from mgpt4_hpc.data.sampling.sample_source import TrainDraws, ValDraws, spread
+from mgpt4_hpc.data.sampling.sample_source import TrainDraws, ValDraws, spread_ordinals
 from mgpt4_hpc.errors import ConfigError, DataError
 
 _LISTED = 20
@@ -262,7 +262,7 @@ class ValLoader:
         available, used = self._spread
         for begin in range(low, high, self._micro_batch_size):
             ordinals = range(begin, min(begin + self._micro_batch_size, high))
-            yield spread(ordinals, available, used)
+            yield spread_ordinals(ordinals, available, used)
 
 
 def _check_sources(order: SampleOrder, indexes: Sequence[ShardIndex]) -> None:

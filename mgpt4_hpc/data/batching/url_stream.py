@@ -23,7 +23,7 @@ from mgpt4_hpc.data.batching.batch_builder import BatchMaker, InstructionChoice
 from mgpt4_hpc.data.batching.loader import LoaderOptions, StepLoader
 from mgpt4_hpc.data.batching.text import TextSpec
 from mgpt4_hpc.data.images.formats import READ
-from mgpt4_hpc.data.index.caption import CaptionError, text_of
+from mgpt4_hpc.data.index.caption import CaptionError, sample_text
 from mgpt4_hpc.data.index.shard_list import expand_urls
 from mgpt4_hpc.data.reading.reader import BadSampleError, RawSample
 from mgpt4_hpc.data.sampling.order import keyed_permutation, mixing_pattern
@@ -97,7 +97,7 @@ class StreamReader:
             raise BadSampleError(key, Path(self._url), f"the shard: {sample['fault']}")
         images = _images(sample)
         try:
-            text = text_of(sample.get("json"), sample.get("txt"), len(images))
+            text = sample_text(sample.get("json"), sample.get("txt"), len(images))
         except CaptionError as error:
             raise BadSampleError(key, Path(self._url), str(error)) from None
         return RawSample(key, images, text)

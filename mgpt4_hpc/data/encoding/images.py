@@ -21,7 +21,7 @@ from mgpt4_hpc.prompts import Dialogue
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DecodedImages:
     """Decoded images of some samples; those of bad ones are absent.
 
     Attributes:
@@ -36,7 +36,7 @@ class Pictures:
     counts: tuple[int, ...]
     bad: tuple[tuple[int, str, str], ...]
 
-    def pin_memory(self, device: object = None) -> Pictures:
+    def pin_memory(self, device: object = None) -> DecodedImages:
         """A copy in page-locked memory (called by DataLoader)."""
         return replace(self, images_NCHW=self.images_NCHW.pin_memory())
 
@@ -56,12 +56,12 @@ class PlanImages:
         self._image_size = image_size
         self._resize: Resize = resize
 
-    def __call__(self, rows: list[int]) -> Pictures:
+    def __call__(self, rows: list[int]) -> DecodedImages:
         """The images of these rows."""
         samples = [(int(self._plan.source[row]), int(self._plan.sample[row])) for row in rows]
         return self.of(rows, samples)
 
-    def of(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> Pictures:
+    def of(self, rows: Sequence[int], samples: Sequence[tuple[int, int]]) -> DecodedImages:
         """The images of samples that are called ``rows`` here.
 
         Raises:
@@ -92,7 +92,9 @@ class PlanImages:
                 texts.append((row, sample.key, sample.text))
                 images.append(pixels_NCHW)
         counts = tuple(map(len, images[1:]))
-        return Pictures(torch.from_numpy(np.concatenate(images)), tuple(texts), counts, tuple(bad))
+        return DecodedImages(
+            torch.from_numpy(np.concatenate(images)), tuple(texts), counts, tuple(bad)
+        )
 
     def close(self) -> None:
         """Close the shards that this process opened."""

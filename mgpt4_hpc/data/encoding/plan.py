@@ -19,7 +19,7 @@ from mgpt4_hpc.data.sampling.sample_source import (
     Draws,
     TrainDraws,
     ValDraws,
-    spread,
+    spread_ordinals,
 )
 
 _CHUNK = 1 << 18
@@ -131,7 +131,7 @@ def plan_encoding(config: RunConfig, order: SampleOrder) -> EncodePlan:
     if config.train.eval_every_steps:
         draws = ValDraws(order)
         used = min(len(draws), config.train.eval_samples)
-        held_out = tuple(spread(range(used), len(draws), used))
+        held_out = tuple(spread_ordinals(range(used), len(draws), used))
         drawn = np.asarray(draws.at(held_out), np.int64).reshape(-1, 2)
         parts.append((drawn[:, 0] << _SHIFT) + drawn[:, 1])
     uses = np.concatenate(parts)

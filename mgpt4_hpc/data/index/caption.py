@@ -32,7 +32,7 @@ class NoCaptionInJson(CaptionError):
     """A json that can be parsed, but holds no caption to learn: a txt stands in for it."""
 
 
-def text_of(json_data: bytes | None, txt_data: bytes | None, num_images: int) -> str | Dialogue:
+def sample_text(json_data: bytes | None, txt_data: bytes | None, num_images: int) -> str | Dialogue:
     """The conversation or caption of the json; the txt where there is no json, or neither in it.
 
     Args:

@@ -419,7 +419,7 @@ def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
         every: look at all. Otherwise at those without an image, and at all jsons if the first is
             a conversation: captions are not read only to make an index.
     """
-    from mgpt4_hpc.data.index.caption import CaptionError, holds_conversation, text_of
+    from mgpt4_hpc.data.index.caption import CaptionError, holds_conversation, sample_text
 
     def member(row: int, part: int) -> bytes | None:
         """Bytes of a sample's image (0), json (1) or txt (2); None if it has none."""
@@ -434,7 +434,7 @@ def _check_texts(fd: int, scan: ShardScan, *, every: bool) -> None:
     bad: dict[int, str] = {}
     for row in np.flatnonzero(look).tolist():
         try:
-            text_of(member(row, 1), member(row, 2), scan.num_images(row))
+            sample_text(member(row, 1), member(row, 2), scan.num_images(row))
         except CaptionError as error:
             # What a json without an image lacks is the image, unless it is a conversation.
             captioned = not scan.num_images(row) and not holds_conversation(member(row, 1) or b"")

@@ -20,7 +20,7 @@ from typing import Any
 
 from zlib_ng.zlib_ng import crc32
 
-from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, text_of
+from mgpt4_hpc.data.index.caption import CaptionError, NoCaptionInJson, sample_text
 from mgpt4_hpc.data.index.index import SampleRef, ShardIndex, Span
 from mgpt4_hpc.data.index.member_names import belongs
 from mgpt4_hpc.data.reading.local_copies import Staged
@@ -127,15 +127,15 @@ class SampleReader:
         try:
             if "json" not in ref.parts:
                 txt, *images = self._read_parts(source_id, sample_id, ref, "txt", *ref.images)
-                return RawSample(ref.key, tuple(images), text_of(None, txt, len(images)))
+                return RawSample(ref.key, tuple(images), sample_text(None, txt, len(images)))
             record, *images = self._read_parts(source_id, sample_id, ref, "json", *ref.images)
             try:
-                text = text_of(record, None, len(images))
+                text = sample_text(record, None, len(images))
             except NoCaptionInJson:
                 if "txt" not in ref.parts:
                     raise
                 (txt,) = self._read_parts(source_id, sample_id, ref, "txt")
-                text = text_of(record, txt, len(images))
+                text = sample_text(record, txt, len(images))
         except _ReadError as error:
             raise BadSampleError(ref.key, ref.shard, str(error), error.errno) from None
         except CaptionError as error:

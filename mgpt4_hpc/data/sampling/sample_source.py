@@ -64,6 +64,6 @@ class ValDraws:
         raise IndexError(f"held-out sample {position}: there are {len(self)}")
 
 
-def spread(ordinals: range, available: int, used: int) -> list[int]:
+def spread_ordinals(ordinals: range, available: int, used: int) -> list[int]:
     """Held-out samples number ``ordinals`` of the ``used`` ones, taken evenly from all of them."""
     return [ordinal * available // used for ordinal in ordinals]

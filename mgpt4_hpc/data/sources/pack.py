@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from mgpt4_hpc.data.images.formats import ImageFolder, suffix_of
-from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, CaptionError, is_visible, text_of
+from mgpt4_hpc.data.index.caption import BYTE_ORDER_MARK, CaptionError, is_visible, sample_text
 from mgpt4_hpc.data.index.left_out import LeftOut, add_up
 from mgpt4_hpc.data.index.temporary_output import scratch_beside
 from mgpt4_hpc.errors import DataError
@@ -142,7 +142,7 @@ def pack_pairs(src: Path, out: Path, *, samples_per_shard: int = SAMPLES_PER_SHA
 
 def _text_fault(data: dict[str, bytes]) -> str:
     try:
-        text_of(data.get("json"), data.get("txt"), num_images=1)
+        sample_text(data.get("json"), data.get("txt"), num_images=1)
     except CaptionError as error:
         return str(error)
     return ""

@@ -82,7 +82,7 @@ def recaption(
     Args:
         shards: tars; their names must differ.
         table: says by what is joined.
-        out: the folder, begun by ``begin``.
+        out: the folder, begun by ``begin_recaption``.
         size: letterbox the images to this side, in pixels; None keeps their bytes.
         workers: processes.
         on_shard: called with (shards done, shards in all).
@@ -99,7 +99,9 @@ def recaption(
         on_progress(len(jobs) - len(todo) + number, len(jobs))
 
 
-def begin(shards: Sequence[Path], captions: Path, by: By, out: Path, size: int | None) -> Path:
+def begin_recaption(
+    shards: Sequence[Path], captions: Path, by: By, out: Path, size: int | None
+) -> Path:
     """Make or resume the output's folder; returns the folder of its table.
 
     Raises:

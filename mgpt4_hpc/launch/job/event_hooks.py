@@ -43,7 +43,7 @@ _MOST_REASON_CHARS = 4000
 _AFTER_KILL_S = 1.0
 
 
-def event_of(decision: Decision) -> str | None:
+def hook_event(decision: Decision) -> str | None:
     """Name of a decision's event; None if the user caused it."""
     if decision.action is Action.GIVE_UP:
         return FAILED

@@ -17,7 +17,7 @@ from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import MgptError, SlurmRejected
 from mgpt4_hpc.launch.job.environment import start_of
 from mgpt4_hpc.launch.job.job_end import end_finished, end_unfinished
-from mgpt4_hpc.launch.job.requeue import ask_slurm, requeue
+from mgpt4_hpc.launch.job.requeue import ask_slurm, requeue_job
 from mgpt4_hpc.launch.job.requeue_policy import Action, PastAttempt, decide
 from mgpt4_hpc.launch.job.successor import move_dependents, without_devices
 from mgpt4_hpc.launch.slurm.commands import signals_held_back
@@ -59,7 +59,7 @@ def end_part(part: Path, signal_name: str | None) -> str:
         file.write(json.dumps([cause, this.progressed, written]) + "\n")
     reason = decision.reason
     if decision.action is Action.REQUEUE:
-        refusal = requeue(start)
+        refusal = requeue_job(start)
         if refusal is None:
             return f"{cause}: requeued"
         reason = f"{cause}; but {refusal.what}"

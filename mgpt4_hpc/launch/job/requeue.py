@@ -18,7 +18,7 @@ from typing import TypeVar
 from mgpt4_hpc.config.run_config_file import read_own_config
 from mgpt4_hpc.config.schema import LaunchConfig
 from mgpt4_hpc.errors import EXIT_RESUMABLE, BadNode, FatalTrainingError, MgptError, SlurmRejected
-from mgpt4_hpc.launch.job.event_hooks import event_of, run_hooks
+from mgpt4_hpc.launch.job.event_hooks import hook_event, run_hooks
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision, PastAttempt, classify, decide
 from mgpt4_hpc.launch.job.successor import submit_successor
 from mgpt4_hpc.launch.runs.cancel_request import is_cancelled
@@ -218,7 +218,7 @@ def apply_decision(
         the decision; where Slurm refuses the requeue that of a successor, or a request to the user.
     """
     decision = _act(run, start, decision, bad_nodes, until, in_rank=in_rank)
-    run_hooks(run, start, event_of(decision), decision.cause, decision.reason)
+    run_hooks(run, start, hook_event(decision), decision.cause, decision.reason)
     return decision
 
 
@@ -324,14 +324,14 @@ def _requeue_elsewhere(
     """Why there was no requeue (None if there was), and what was excluded."""
     # Slurm ends this very process after the requeue; the exclusion is possible only then.
     with commands.signals_held_back():
-        refusal = requeue(start, until)
+        refusal = requeue_job(start, until)
         if refusal is not None or decision.cause is not Cause.BAD_NODE:
             return refusal, ""
         nodes = _bad_nodes(run, start, bad_nodes)
         return None, f"; {exclude_nodes(start.job_id, nodes)}" if nodes else ""
 
 
-def requeue(start: JobStart, until: float | None = None) -> MgptError | None:
+def requeue_job(start: JobStart, until: float | None = None) -> MgptError | None:
     """Requeue a job: None on success, else why not. Where scontrol fails, its restarts decide."""
     refusal = None
     for pause_s, wait_s in _tries(until):

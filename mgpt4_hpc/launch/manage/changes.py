@@ -102,7 +102,7 @@ def change(run: RunDir, overrides: Overrides, *, free: bool = False) -> Resolved
     # A wrong setting, or its whole section, has the default here, which nobody asked for.
     different = {
         key: values
-        for key, values in differences(resolved, changed).items()
+        for key, values in changed_settings(resolved, changed).items()
         if not wrong & {key.partition(".")[0], ".".join(key.split(".")[:2])}
     }
     faults += unknown_paths(wanted, [changed]) if "data.sources" not in wrong else []
@@ -132,7 +132,7 @@ def _refused(refusals: Sequence[str], changed: Resolved) -> InvalidSettings:
     )
 
 
-def differences(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
+def changed_settings(old: Resolved, new: Resolved) -> dict[str, tuple[Any, Any]]:
     """Setting to (old, new) value, of those that differ."""
     before = keys.flatten(old.config.model_dump(mode="json"))
     after = keys.flatten(new.config.model_dump(mode="json"))
@@ -193,7 +193,7 @@ def moved_projector(run: RunDir) -> dict[str, str]:
     return {"model.projector": str(moved)} if by_content and moved.exists() else {}
 
 
-def describe(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
     """Each change as a line; of a list of data sources, what differs in each."""
     lines = []
     taken_in = ("data.paths", "data.shares") if "data.sources" in changes else ()

@@ -29,7 +29,7 @@ _GONE = frozenset({RunState.STOPPED, RunState.LOST, RunState.FAILED})
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeepResult:
     """What was done.
 
     Attributes:
@@ -43,7 +43,9 @@ class Kept:
     errors: list[MgptError]
 
 
-def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None], *, named: bool = True) -> Kept:
+def keep_runs(
+    runs: Sequence[RunDir], say: Callable[[str], None], *, named: bool = True
+) -> KeepResult:
     """Submit those runs again that should be at work.
 
     Args:
@@ -68,7 +70,7 @@ def keep_runs(runs: Sequence[RunDir], say: Callable[[str], None], *, named: bool
     )
     brought_back = [resumption for resumption in done if resumption.submitted is not None]
     was = {resumption.run.name: states[resumption.run.path].text for resumption in brought_back}
-    return Kept(brought_back, was, [*unknown, *errors])
+    return KeepResult(brought_back, was, [*unknown, *errors])
 
 
 def _is_gone(run: RunDir, row: RunOverview, say: Callable[[str], None]) -> bool:

@@ -27,8 +27,8 @@ from mgpt4_hpc.formatting import counted, shell_word
 from mgpt4_hpc.launch.manage.changes import (
     Overrides,
     change,
-    describe,
-    differences,
+    changed_settings,
+    describe_changes,
     input_drift,
     moved_projector,
 )
@@ -43,7 +43,7 @@ from mgpt4_hpc.launch.submit.preflight import is_in_doubt, preflight_findings
 from mgpt4_hpc.launch.submit.preflight_feature_cache import feature_faults
 from mgpt4_hpc.launch.submit.preflight_slurm import SlurmReply
 from mgpt4_hpc.launch.submit.submit_run import (
-    Submitted,
+    SubmittedRun,
     choose_executor,
     complete_run,
     prepare_environment,
@@ -69,7 +69,7 @@ class Resumption:
 
     run: RunDir
     finished: bool
-    submitted: Submitted | None = None
+    submitted: SubmittedRun | None = None
     changes: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     is_new: bool = True
     is_passed: bool = False
@@ -219,7 +219,7 @@ def _check(
     """Look for all that would stop the job; None if the run has no step left."""
     run = RunDir(Path(seen.path))
     resolved = read_config(run.config_file)
-    changes = differences(resolved, changed)
+    changes = changed_settings(resolved, changed)
     train = changed.config.train
     facts = replace(read_facts(run), max_steps=train.max_steps, early_stop=train.early_stop)
     if seen.state is RunState.FINISHED and facts.finished:
@@ -296,7 +296,7 @@ def _check_no_effect(
     assert facts.last is not None
     wanted = [key for key in ("train.max_steps", "train.early_stop") if key in changes]
     if not wanted:
-        for line in describe(changes):
+        for line in describe_changes(changes):
             say(f"{facts.run.name} is finished, so this has no effect: {line}")
         return
     given = ", ".join(f"{key}={changes[key][1]}" for key in wanted)
@@ -326,7 +326,7 @@ def _check_no_effect(
 def _say_changes(
     run: RunDir, changes: Mapping[str, tuple[Any, Any]], say: Callable[[str], None]
 ) -> None:
-    for line in describe(changes):
+    for line in describe_changes(changes):
         say(f"{run.name}: {line}")
     if changes.get("train.lr_steps", ("set", 0))[0] is None:
         length = changes["train.lr_steps"][1]
@@ -342,12 +342,12 @@ def _lengthen_live(
     changed = change(run, overrides)
     if faults := feature_faults(changed.config):
         raise PreflightError("this job would fail", faults=faults)
-    changes = differences(resolved, changed)
+    changes = changed_settings(resolved, changed)
     _say_changes(run, changes, say)
     if dry_run:
         return Resumption(run, False, None, changes)
     rewrite_config(run.config_file, changed)
-    job = Submitted(run, seen.executor or "slurm", seen.job_id or "")
+    job = SubmittedRun(run, seen.executor or "slurm", seen.job_id or "")
     is_passed = changed.config.train.max_steps <= seen.step
     return Resumption(run, False, job, changes, is_new=False, is_passed=is_passed)
 

@@ -47,7 +47,7 @@ class RunState(StrEnum):
         return self in (RunState.PENDING, RunState.RUNNING)
 
 
-class Source(StrEnum):
+class AnswerSource(StrEnum):
     """Who said so."""
 
     SQUEUE = "squeue"
@@ -67,12 +67,12 @@ class Status:
 
     state: RunState
     text: str
-    source: Source
+    source: AnswerSource
     as_of: float | None = None
 
 
 @dataclass(frozen=True)
-class Answer:
+class JobAnswer:
     """What could be found out about a run's job from outside its folder.
 
     Attributes:
@@ -87,7 +87,7 @@ class Answer:
     """
 
     job: QueuedJob | None = None
-    source: Source = Source.FOLDER
+    source: AnswerSource = AnswerSource.FOLDER
     asked: bool = True
     alive: bool | None = None
     waited_for: RunDir | None = None
@@ -119,7 +119,7 @@ Until Slurm's next look at it a released job has none.
 _FAILURES = frozenset({"FAILED", "OUT_OF_MEMORY", "BOOT_FAIL"})
 
 
-def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Status:
+def describe_run(facts: RunFacts, answer: JobAnswer, now: float | None = None) -> Status:
     """What the run is doing.
 
     The order of trust: the run's own word that it is finished, then squeue, then sacct, then the
@@ -133,19 +133,21 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
     now = time.time() if now is None else now
     if facts.finished:
         early = facts.max_steps is not None and 0 < facts.step < facts.max_steps
-        return Status(RunState.FINISHED, "finished early" if early else "finished", Source.FOLDER)
+        return Status(
+            RunState.FINISHED, "finished early" if early else "finished", AnswerSource.FOLDER
+        )
     if facts.job is None and facts.job_is_lost:
-        return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", Source.FOLDER)
+        return Status(RunState.UNKNOWN, "unknown: slurm/job.json is damaged", AnswerSource.FOLDER)
     if facts.copied_from is not None:
         how = f"run `mgpt4 resume {_word(facts)} --as NAME`"
         original = facts.copied_from
         if not Path(original).is_dir():
             original = f"a run that was in {original}"
         sentence = f"stopped: a copy of {original}, without a job; {how}"
-        return Status(RunState.STOPPED, sentence, Source.FOLDER)
+        return Status(RunState.STOPPED, sentence, AnswerSource.FOLDER)
     if facts.job is None:
         sentence = "stopped: never submitted; run " + _resume(facts)
-        return Status(RunState.STOPPED, sentence, Source.FOLDER)
+        return Status(RunState.STOPPED, sentence, AnswerSource.FOLDER)
     if answer.job is not None:
         state, text = _of_job(facts, answer, answer.job, now)
         as_of = _as_of(facts, answer, state, now)
@@ -154,16 +156,16 @@ def describe(facts: RunFacts, answer: Answer, now: float | None = None) -> Statu
         return Status(state, text, answer.source, as_of)
     if answer.alive is not None:
         if answer.alive:
-            return Status(*_alive(facts, now), Source.PROCESS)
-        return Status(*_gone(facts, now, "its process ended without a word"), Source.PROCESS)
-    return Status(*_unseen(facts, answer.asked, now), Source.FOLDER)
+            return Status(*_alive(facts, now), AnswerSource.PROCESS)
+        return Status(*_gone(facts, now, "its process ended without a word"), AnswerSource.PROCESS)
+    return Status(*_unseen(facts, answer.asked, now), AnswerSource.FOLDER)
 
 
-def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> float | None:
+def _as_of(facts: RunFacts, answer: JobAnswer, state: RunState, now: float) -> float | None:
     """The last moment at which the state is certain; None if that is now."""
     job = answer.job
     # Accounting is believed about a job that is not over only while squeue does not answer.
-    if job is None or answer.source is not Source.SACCT or not job.is_active:
+    if job is None or answer.source is not AnswerSource.SACCT or not job.is_active:
         return None
     sign = facts.last_sign_at
     if state is RunState.RUNNING and sign is not None and now - sign < FRESH_S:
@@ -176,7 +178,7 @@ def _as_of(facts: RunFacts, answer: Answer, state: RunState, now: float) -> floa
 # -- Slurm knows the job --------------------------------------------------------------------
 
 
-def _of_job(facts: RunFacts, answer: Answer, job: QueuedJob, now: float) -> tuple[RunState, str]:
+def _of_job(facts: RunFacts, answer: JobAnswer, job: QueuedJob, now: float) -> tuple[RunState, str]:
     never_starts = job.reason == NEVER_SATISFIED
     # One that the user cancels keeps its dependency.
     if never_starts and (
@@ -376,7 +378,7 @@ def _word(facts: RunFacts) -> str:
     return shell_word(facts.run.name)
 
 
-def _never_started(facts: RunFacts, answer: Answer) -> str:
+def _never_started(facts: RunFacts, answer: JobAnswer) -> str:
     first = answer.waited_for
     if first is None:
         return f"stopped: the job it waited for did not succeed; run {_resume(facts)}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from mgpt4_hpc.errors import MgptError, SlurmUnreachable
 from mgpt4_hpc.launch.runs import processes
 from mgpt4_hpc.launch.runs.run_facts import RunFacts, read_facts, run_it_follows
-from mgpt4_hpc.launch.runs.run_state import Answer, RunState, Source, describe, failure
+from mgpt4_hpc.launch.runs.run_state import AnswerSource, JobAnswer, RunState, describe_run, failure
 from mgpt4_hpc.launch.slurm import queue
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
@@ -51,7 +51,7 @@ class RunOverview:
     stage: int
     state: RunState
     text: str
-    source: Source
+    source: AnswerSource
     as_of: float | None
     executor: str | None
     job_id: str | None
@@ -195,10 +195,10 @@ def _as_unreachable(error: MgptError, queue_failed: bool) -> SlurmUnreachable | 
     return SlurmUnreachable(error.what, why=error.why, fix=error.fix) if queue_failed else None
 
 
-def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> Answer:
+def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> JobAnswer:
     job = facts.job
     if job is None:
-        return Answer()
+        return JobAnswer()
     if job.executor == "slurm":
         told = answers[_cluster(facts)]
         recorded, queued = told.sacct.get(job.job_id), told.squeue.get(job.job_id)
@@ -206,26 +206,26 @@ def _answer(facts: RunFacts, answers: Mapping[str, _SlurmAnswers]) -> Answer:
         recorded = recorded if recorded is not None and job.is_job(recorded) else None
         if queued is not None and job.is_job(queued):
             by = recorded.cancelled_by if recorded is not None else ""
-            return Answer(replace(queued, cancelled_by=by), Source.SQUEUE)
+            return JobAnswer(replace(queued, cancelled_by=by), AnswerSource.SQUEUE)
         # Accounting lags, and keeps jobs as running whose end it missed; and what it shows as
         # preempted may be back in the queue. Only squeue knows.
         doubtful = recorded is not None and (
             recorded.is_active if told.squeue_answered else recorded.state in _MAY_BE_BACK
         )
         if recorded is not None and not doubtful:
-            return Answer(recorded, Source.SACCT)
-        return Answer(asked=told.squeue_answered)
+            return JobAnswer(recorded, AnswerSource.SACCT)
+        return JobAnswer(asked=told.squeue_answered)
     if not processes.is_here(job.hostname):
-        return Answer()
+        return JobAnswer()
     if job.executor == "local":
-        return Answer(alive=processes.is_controller(facts.run, job.job_id))
+        return JobAnswer(alive=processes.is_controller(facts.run, job.job_id))
     beat = facts.beat
     if beat is not None and beat.pid and processes.is_here(beat.hostname):
-        return Answer(alive=processes.exists(beat.pid))
-    return Answer()
+        return JobAnswer(alive=processes.exists(beat.pid))
+    return JobAnswer()
 
 
-def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
+def _with_waited_for(facts: RunFacts, answer: JobAnswer) -> JobAnswer:
     """Add which run the job waits for, or waited for if Slurm will not start it."""
     if answer.job is None or answer.job.reason not in (queue.DEPENDENCY, queue.NEVER_SATISFIED):
         return answer
@@ -235,8 +235,8 @@ def _with_waited_for(facts: RunFacts, answer: Answer) -> Answer:
     return replace(answer, waited_for=first, waited_for_finished=read_facts(first).finished)
 
 
-def _row(facts: RunFacts, answer: Answer, now: float) -> RunOverview:
-    status = describe(facts, answer, now)
+def _row(facts: RunFacts, answer: JobAnswer, now: float) -> RunOverview:
+    status = describe_run(facts, answer, now)
     last, step, rate = facts.last, facts.step, facts.samples_per_s
     left = facts.max_steps - step if facts.max_steps is not None else None
     eta_s = None

@@ -216,7 +216,7 @@ def _task(job: ArrayJob, part: str, command: str) -> str:
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedArray:
     """An array that Slurm has.
 
     Attributes:
@@ -232,7 +232,7 @@ class Submitted:
     joined: bool = False
 
 
-def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> Submitted:
+def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> SubmittedArray:
     """Submit an array, unless the one that the same command submitted before is under way.
 
     Args:
@@ -245,7 +245,7 @@ def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> Submit
     """
     with _locked(job.folder):
         if (found := _under_way(job)) is None:
-            found = Submitted(job, submit_array(job))
+            found = SubmittedArray(job, submit_array(job))
             _note(found)  # what follows may be refused: the array is there all the same
         if following is not None and found.following_id is None:
             script = following_script(job, following, found.job_id)
@@ -254,7 +254,7 @@ def submit_once(job: ArrayJob, following: Sequence[str] | None = None) -> Submit
     return found
 
 
-def _note(found: Submitted) -> None:
+def _note(found: SubmittedArray) -> None:
     job = found.job
     facts = {"job_id": found.job_id, "parts": job.parts,
              "arguments": list(job.arguments), "following_id": found.following_id}  # fmt: skip
@@ -296,7 +296,7 @@ def _cannot_write(folder: Path, error: OSError) -> MgptError:
     )
 
 
-def _under_way(job: ArrayJob) -> Submitted | None:
+def _under_way(job: ArrayJob) -> SubmittedArray | None:
     """The array that the same command submitted before, unless that is over."""
     try:
         facts = read_json(job.folder / SUBMITTED_FILE)
@@ -311,7 +311,9 @@ def _under_way(job: ArrayJob) -> Submitted | None:
     jobs = scheduler().queued([job.task_id(job_id, part) for part in undone])
     # Another cluster, or one that has lost its state, may give the number to another job.
     under_way = any(found.is_active and found.name == job.name for found in jobs.values())
-    return Submitted(replace(job, parts=parts), job_id, following_id, True) if under_way else None
+    return (
+        SubmittedArray(replace(job, parts=parts), job_id, following_id, True) if under_way else None
+    )
 
 
 def wait_for_array(

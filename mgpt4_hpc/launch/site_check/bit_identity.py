@@ -11,7 +11,7 @@ _FILES = ("projector.safetensors", "optimizer.safetensors")
 _MOST_TENSORS = 3
 
 
-def differences(first: RunDir, second: RunDir) -> list[str]:
+def bit_differences(first: RunDir, second: RunDir) -> list[str]:
     """Sentences about what differs; none if every loss and every bit of the end are equal.
 
     Losses are those in the ledgers, the end is the newest checkpoint's projector and optimizer.

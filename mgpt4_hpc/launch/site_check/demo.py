@@ -25,7 +25,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
     stop_local,
 )
 from mgpt4_hpc.launch.submit.plan import SubmitRequest
-from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 from mgpt4_hpc.output_files import lock
 from mgpt4_hpc.resources import toy_world_dir
 from mgpt4_hpc.run_dir import RunDir
@@ -172,7 +172,7 @@ def _stage(
     return StageResult(planned.run, losses[0], losses[-1], attempts, time.monotonic() - started)
 
 
-def _follow(job: Submitted, reporter: Reporter, until: int | None = None) -> None:
+def _follow(job: SubmittedRun, reporter: Reporter, until: int | None = None) -> None:
     """Show progress until the job is over, or until step ``until``."""
     assert job.process is not None
     started = time.monotonic()
@@ -206,7 +206,7 @@ def _caption(
     import torch
 
     from mgpt4_hpc.evaluation.examples import load_examples
-    from mgpt4_hpc.evaluation.scenes import load_scenes, score
+    from mgpt4_hpc.evaluation.scenes import load_scenes, score_scenes
     from mgpt4_hpc.evaluation.suites import CAPTION_INSTRUCTION, ask_all, encode_usable
     from mgpt4_hpc.model.generation.chat_model import ChatModel, find_source
     from mgpt4_hpc.model.generation.sampling import Sampling
@@ -228,7 +228,8 @@ def _caption(
         )
         reporter.advance_to(len(answers) * len(scenes))
     first, second = (
-        score([a.text for a in stage], scenes, [a.stopped for a in stage]) for stage in answers
+        score_scenes([a.text for a in stage], scenes, [a.stopped for a in stage])
+        for stage in answers
     )
     rows = [
         (scene["image"], answers[0][number].text, answers[1][number].text, scene["reference"])

@@ -19,7 +19,7 @@ from mgpt4_hpc.errors import MgptError
 from mgpt4_hpc.formatting import duration
 from mgpt4_hpc.launch.manage.cancel import cancel_run
 from mgpt4_hpc.launch.runs.status import look_at_one
-from mgpt4_hpc.launch.site_check.bit_identity import differences
+from mgpt4_hpc.launch.site_check.bit_identity import bit_differences
 from mgpt4_hpc.launch.site_check.node_findings import node_findings
 from mgpt4_hpc.launch.site_check.preemptor import Preemptor, choose_preemptor
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
@@ -33,7 +33,7 @@ from mgpt4_hpc.launch.site_check.trial_run import (
 from mgpt4_hpc.launch.slurm.commands import cancel, job_facts, requeue
 from mgpt4_hpc.launch.slurm.queue import ask_squeue
 from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest
-from mgpt4_hpc.launch.submit.submit_run import Submitted, choose_executor, uninterrupted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun, choose_executor, uninterrupted
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from mgpt4_hpc.telemetry.causes import Cause
@@ -148,7 +148,7 @@ class _Drill:
         self.executor = choose_executor(request.executor)
         self.keep = request.keep
         self.steps = request.steps or STEPS[request.device]
-        self.jobs: list[Submitted] = []
+        self.jobs: list[SubmittedRun] = []
         self.helpers: list[str] = []
         self._name = f"drill-{time.strftime('%d%H%M%S')}-{os.getpid()}"
 
@@ -228,13 +228,13 @@ class _Drill:
     def _start_alone(self, dependency: str | None) -> None:
         self._start(plan_one(self._request("alone"), os.environ), dependency)
 
-    def _start(self, planned: PlannedRun, dependency: str | None = None) -> Submitted:
+    def _start(self, planned: PlannedRun, dependency: str | None = None) -> SubmittedRun:
         # An interrupt between the submission and its note here would leave the job behind.
         with uninterrupted(self.executor):
             self.jobs.append(start(planned, self.executor, dependency=dependency))
         return self.jobs[-1]
 
-    def _watch_alone(self, alone: Submitted) -> list[Attempt]:
+    def _watch_alone(self, alone: SubmittedRun) -> list[Attempt]:
         """Wait until the second run is finished; its attempts."""
         watch = Watch(alone.run, self.reporter, self.request.patience_s)
         self.reporter.begin(f"{alone.run.name}, job {alone.job_id}", self.steps)
@@ -242,7 +242,7 @@ class _Drill:
             watch.until("did not start after the run it waited for had finished", bool)
         return watch.until("did not finish", _is_finished)
 
-    def _started_again(self, job: Submitted, last: Attempt) -> list[str]:
+    def _started_again(self, job: SubmittedRun, last: Attempt) -> list[str]:
         """That Slurm started the job of a finished run once more, if it did."""
         if self.executor != "slurm":
             return []
@@ -288,7 +288,7 @@ class _Drill:
     # -- taking the nodes away ------------------------------------------------------------------
 
     def _preempt_run(
-        self, job: Submitted, watch: Watch, preemptor: Preemptor | None, before: int
+        self, job: SubmittedRun, watch: Watch, preemptor: Preemptor | None, before: int
     ) -> str:
         """Do it; returns a sentence about what was done."""
         if preemptor is None:
@@ -365,7 +365,7 @@ class _Drill:
             except MgptError as error:
                 self.reporter.say(f"job {helper} could not be cancelled: {error.what}")
 
-    def _end(self, job: Submitted) -> None:
+    def _end(self, job: SubmittedRun) -> None:
         if job.process is not None:
             stop_local(job)
             return
@@ -404,7 +404,7 @@ def _faults(
             f"{halted.last_step - again.restored_step} steps were lost: it was stopped at "
             f"step {halted.last_step} and continued from {again.restored_step}"
         )
-    unequal = differences(disturbed, alone)
+    unequal = bit_differences(disturbed, alone)
     if unequal:
         nodes = {node for attempt in attempts for node in attempt.nodes}
         if len(nodes) > 1:

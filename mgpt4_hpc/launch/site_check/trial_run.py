@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from mgpt4_hpc.launch.submit.plan import PlannedRun, SubmitRequest, make_plan
-from mgpt4_hpc.launch.submit.submit_run import Submitted, create_run, submit_run
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun, create_run, submit_run
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.event_kinds import Kind
 from mgpt4_hpc.telemetry.ledger import read_records
@@ -38,7 +38,7 @@ def plan_one(request: SubmitRequest, environ: Mapping[str, str]) -> PlannedRun:
     return planned
 
 
-def start(planned: PlannedRun, executor: str, *, dependency: str | None = None) -> Submitted:
+def start(planned: PlannedRun, executor: str, *, dependency: str | None = None) -> SubmittedRun:
     """Make the run directory and submit its job, under Slurm perhaps behind another."""
     create_run(planned.run, planned.resolved)
     return submit_run(planned.run, planned.resolved, executor, dependency=dependency)
@@ -56,12 +56,12 @@ def recorded_steps(run: RunDir) -> list[dict[str, Any]]:
     return steps
 
 
-def preempt_local(job: Submitted) -> None:
+def preempt_local(job: SubmittedRun) -> None:
     """Send what Slurm sends at a preemption."""
     os.kill(int(job.job_id), signal.SIGTERM)
 
 
-def stop_local(job: Submitted) -> None:
+def stop_local(job: SubmittedRun) -> None:
     """Leave no process behind, whatever went wrong."""
     process = job.process
     if process is None or process.poll() is not None:

@@ -13,7 +13,7 @@ from mgpt4_hpc.launch.slurm.scheduler import other_cluster, scheduler
 from mgpt4_hpc.launch.submit.branch import branch
 from mgpt4_hpc.launch.submit.plan import Plan, PlannedRun
 from mgpt4_hpc.launch.submit.submit_run import (
-    Submitted,
+    SubmittedRun,
     complete_run,
     create_run,
     prepare_environment,
@@ -28,7 +28,7 @@ from mgpt4_hpc.run_dir import RunDir
 Say = Callable[[str], None]
 
 
-def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
+def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[SubmittedRun]:
     """Make the runs and submit their jobs.
 
     Without Slurm nothing can hold a second job back, so a chain is waited for here.
@@ -42,7 +42,7 @@ def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
         MgptError: as Slurm says; a run directory whose job was refused is removed again, but not
             one whose job may have been accepted.
     """
-    submitted: list[Submitted] = []
+    submitted: list[SubmittedRun] = []
     for item in {item.run.path.parent: item for item in plan.runs}.values():
         prepare_environment(item.run, item.resolved.config, say)
     try:
@@ -62,7 +62,7 @@ def submit_plan(plan: Plan, *, say: Say, wait: bool = False) -> list[Submitted]:
     return submitted
 
 
-def _print_what_continues(submitted: list[Submitted], say: Say) -> None:
+def _print_what_continues(submitted: list[SubmittedRun], say: Say) -> None:
     if not submitted:
         say("interrupted: nothing was submitted")
         return
@@ -76,7 +76,7 @@ def _print_what_continues(submitted: list[Submitted], say: Say) -> None:
     say(f"end it:    mgpt4 cancel {name} --runs-dir {folder}")
 
 
-def _submit_chain(plan: Plan, submitted: list[Submitted], say: Say, wait: bool) -> None:
+def _submit_chain(plan: Plan, submitted: list[SubmittedRun], say: Say, wait: bool) -> None:
     for number, item in enumerate(plan.runs):
         try:
             with uninterrupted(plan.executor):
@@ -92,7 +92,7 @@ def _submit_chain(plan: Plan, submitted: list[Submitted], say: Say, wait: bool) 
             _wait_local(job)
 
 
-def _submit_one(item: PlannedRun, executor: str) -> Submitted:
+def _submit_one(item: PlannedRun, executor: str) -> SubmittedRun:
     dependency = _dependency(item.follows) if item.follows and executor == "slurm" else None
     _make(item)
     try:
@@ -117,7 +117,7 @@ def _make(item: PlannedRun, code_of: RunDir | None = None) -> None:
         raise
 
 
-def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
+def _submit_array(plan: Plan, submitted: list[SubmittedRun]) -> None:
     """All runs of a sweep, or none."""
     assert plan.sweep is not None
     folder, first = plan.sweep.folder, plan.runs[0]
@@ -142,7 +142,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
         with uninterrupted("slurm"):
             write_scripts(folder, script, tasks)
             job_id = scheduler().submit(folder.script)
-            submitted += [Submitted(run, "slurm", f"{job_id}_{n}") for n, run in enumerate(runs)]
+            submitted += [SubmittedRun(run, "slurm", f"{job_id}_{n}") for n, run in enumerate(runs)]
             note_jobs(folder, runs, job_id)
     except BaseException as error:
         if not submitted and not isinstance(error, SlurmUnconfirmed):
@@ -152,7 +152,7 @@ def _submit_array(plan: Plan, submitted: list[Submitted]) -> None:
         raise
 
 
-def _run_sweep_here(plan: Plan, submitted: list[Submitted], say: Say) -> None:
+def _run_sweep_here(plan: Plan, submitted: list[SubmittedRun], say: Say) -> None:
     """One run after the other on this machine; one that fails does not keep the others from it."""
     assert plan.sweep is not None
     runs = [item.run for item in plan.runs]
@@ -192,7 +192,7 @@ def _dependency(follows: RunDir) -> str | None:
     return f"afterok:{ref.job_id}" if queued is not None and ref.is_job(queued) else None
 
 
-def _wait_local(job: Submitted) -> None:
+def _wait_local(job: SubmittedRun) -> None:
     assert job.process is not None
     code = job.process.wait()
     if code != 0:

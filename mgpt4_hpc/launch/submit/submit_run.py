@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mgpt4_hpc.config.load import Resolved
-from mgpt4_hpc.config.run_config_file import new_identity, write_config
+from mgpt4_hpc.config.run_config_file import new_run_facts, write_config
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.errors import (
     MgptError,
@@ -34,7 +34,7 @@ from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 
 
 @dataclass(frozen=True)
-class Submitted:
+class SubmittedRun:
     """A job that was accepted.
 
     Attributes:
@@ -126,7 +126,7 @@ def create_run(run: RunDir, resolved: Resolved, *, code_of: RunDir | None = None
         RunLocked: if it exists.
         MgptError: if it cannot be made.
     """
-    run.create(new_identity(resolved))
+    run.create(new_run_facts(resolved))
     try:
         write_config(run.config_file, resolved)
         complete_run(run, resolved.config, code_of=code_of)
@@ -175,7 +175,7 @@ def submit_run(
     *,
     dependency: str | None = None,
     succeeds: Sequence[str] = (),
-) -> Submitted:
+) -> SubmittedRun:
     """Start a job on an existing run directory.
 
     Args:
@@ -200,7 +200,7 @@ def submit_run(
     return submitted
 
 
-def _note_job(run: RunDir, submitted: Submitted, name: str, succeeds: Sequence[str]) -> None:
+def _note_job(run: RunDir, submitted: SubmittedRun, name: str, succeeds: Sequence[str]) -> None:
     try:
         note_job(run, submitted.executor, submitted.job_id, name, run.path, succeeds=succeeds)
     except OSError as error:
@@ -236,7 +236,7 @@ def uninterrupted(executor: str) -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Submitted:
+def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> SubmittedRun:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     from mgpt4_hpc.launch.task import StageTask
@@ -256,10 +256,10 @@ def _submit_slurm(run: RunDir, resolved: Resolved, dependency: str | None) -> Su
             fix="log in to a submit node of the cluster, or use --executor local",
         ) from error
     seal(run, job.paths.submitted_pickle)
-    return Submitted(run, "slurm", str(job.job_id))
+    return SubmittedRun(run, "slurm", str(job.job_id))
 
 
-def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
+def _submit_local(run: RunDir, resolved: Resolved) -> SubmittedRun:
     from mgpt4_hpc.launch.job.local_controller import LocalExecutor
     from mgpt4_hpc.launch.task import StageTask
 
@@ -272,7 +272,7 @@ def _submit_local(run: RunDir, resolved: Resolved) -> Submitted:
         env={**config.launch.env, **_packed(run, config)},
     )
     job = executor.submit(StageTask(str(run.path)))
-    return Submitted(run, "local", str(job.job_id), process=job._process)
+    return SubmittedRun(run, "local", str(job.job_id), process=job._process)
 
 
 def _packed(run: RunDir, config: RunConfig) -> dict[str, str]:

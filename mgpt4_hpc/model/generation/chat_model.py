@@ -37,7 +37,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelSource:
     """What a model is put together from.
 
     Attributes:
@@ -69,15 +69,15 @@ class Trained:
         lora: what was trained beside it, if anything.
     """
 
-    source: Source
+    source: ModelSource
     projector: Mapping[str, torch.Tensor]
     lora: SavedLora | None
 
 
-def same_towers(first: Source, second: Source) -> bool:
+def same_towers(first: ModelSource, second: ModelSource) -> bool:
     """Whether one model can answer for both: only what was trained differs."""
 
-    def frozen_parts(source: Source) -> tuple[object, ...]:
+    def frozen_parts(source: ModelSource) -> tuple[object, ...]:
         """What decides all parts of the model that are not trained."""
         model = source.config.model if source.config else None
         settings = (model.vision_precision, model.ln_vision, model.llm_8bit) if model else None
@@ -90,7 +90,7 @@ def same_towers(first: Source, second: Source) -> bool:
 
 def find_source(
     path: Path | None, *, weights: str | None = None, template: str | None = None
-) -> Source:
+) -> ModelSource:
     """Where everything is that answers in the name of a run, checkpoint or weight file.
 
     Args:
@@ -123,7 +123,7 @@ def find_source(
             f"{run.name} was trained on the bundle {bundle_folder}, which is not there",
             fix="if it was moved: --weights NEW",
         )
-    return Source(
+    return ModelSource(
         name=_name(projector, run) or bundle_folder.name,
         weights=bundle_folder,
         projector=projector,
@@ -134,7 +134,7 @@ def find_source(
     )
 
 
-def other_bundle(source: Source, bundle: Bundle) -> str:
+def other_bundle(source: ModelSource, bundle: Bundle) -> str:
     """How the bundle differs from the one that the checkpoint was trained on; "" if it does not.
 
     A projector's file, and a checkpoint of an early release, do not record their bundle.
@@ -148,14 +148,14 @@ def other_bundle(source: Source, bundle: Bundle) -> str:
     )
 
 
-def with_distinct_names(sources: Sequence[Source]) -> list[Source]:
+def with_distinct_names(sources: Sequence[ModelSource]) -> list[ModelSource]:
     """The sources under names that differ: where two have one, with their folders'."""
 
-    def checkpoint(source: Source) -> Path:
+    def checkpoint(source: ModelSource) -> Path:
         """The file or bundle that is served."""
         return (source.projector or source.weights).resolve()
 
-    renamed: list[Source] = []
+    renamed: list[ModelSource] = []
     known: dict[str, Path] = {}
     for source in sources:
         plain = source.name
@@ -191,7 +191,9 @@ class ChatModel:
         WeightsError: if weights are missing, broken, or of another variant than the projector.
     """
 
-    def __init__(self, source: Source, *, device: str = "auto", precision: str = "auto") -> None:
+    def __init__(
+        self, source: ModelSource, *, device: str = "auto", precision: str = "auto"
+    ) -> None:
         self.bundle: Bundle = open_bundle(source.weights)
         config = source.config
         target = _device(device)
@@ -213,7 +215,7 @@ class ChatModel:
         self.use(source)
 
     @classmethod
-    def from_training_model(cls, model: MiniGPT4, bundle: Bundle, source: Source) -> ChatModel:
+    def from_training_model(cls, model: MiniGPT4, bundle: Bundle, source: ModelSource) -> ChatModel:
         """One that answers with a model that is being trained."""
         chat_model = cls.__new__(cls)
         chat_model.bundle = bundle
@@ -228,7 +230,7 @@ class ChatModel:
         """Side of the square that images are brought to, in pixels."""
         return self.bundle.architecture.image_size
 
-    def read(self, source: Source) -> Trained:
+    def read(self, source: ModelSource) -> Trained:
         """What was trained on these weights, into memory: a run deletes its old checkpoints.
 
         Raises:
@@ -253,9 +255,9 @@ class ChatModel:
         )
         return Trained(source, state, lora)
 
-    def use(self, trained: Source | Trained) -> None:
+    def use(self, trained: ModelSource | Trained) -> None:
         """Answer with another projector of the same weights, and its LoRA, from now on."""
-        if isinstance(trained, Source):
+        if isinstance(trained, ModelSource):
             trained = self.read(trained)
         self.model.llama_proj.load_state_dict(dict(trained.projector))
         use_lora(self.model.language_model, trained.lora)
@@ -266,13 +268,13 @@ class ChatModel:
         """How the model that answers was taught to read conversations."""
         return self.format_of(self.source)
 
-    def format_of(self, source: Source) -> ChatFormat:
+    def format_of(self, source: ModelSource) -> ChatFormat:
         """How the checkpoint was taught to read conversations."""
         if source.template not in self._formats:
             self._formats[source.template] = chat_format(source.template, self.tokenizer)
         return self._formats[source.template]
 
-    def prompt(self, dialogue: Dialogue, source: Source | None = None) -> Layout:
+    def prompt(self, dialogue: Dialogue, source: ModelSource | None = None) -> Layout:
         """A conversation whose last question is open, as the model reads it.
 
         Args:

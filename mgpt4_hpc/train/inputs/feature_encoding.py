@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from mgpt4_hpc.config.missing_inputs import unset_paths
 from mgpt4_hpc.config.schema import RunConfig
 from mgpt4_hpc.data.batching.worker_stream import BatchStream
-from mgpt4_hpc.data.encoding.images import Pictures, PlanImages
+from mgpt4_hpc.data.encoding.images import DecodedImages, PlanImages
 from mgpt4_hpc.data.encoding.plan import (
     EncodePlan,
     part_of,
@@ -196,7 +196,7 @@ class Encoding:
             self.bundle.architecture.image_size,
             self.config.data.resize,
         )
-        stream: BatchStream[Pictures] = BatchStream(
+        stream: BatchStream[DecodedImages] = BatchStream(
             images, lambda: _chunks(todo, size), self.config.data.num_workers, 2, None
         )
         stream.start()  # before CUDA and its threads: workers are forked
@@ -266,7 +266,7 @@ class _Encoder:
         self.last_bad = ""
 
     def encode(
-        self, shard: _Todo, stream: Iterator[Pictures]
+        self, shard: _Todo, stream: Iterator[DecodedImages]
     ) -> tuple[list[FeatureRow], list[BadRow]]:
         """What one shard is to hold, from the stream's next batches."""
         plan = self._encoding.plan
@@ -289,7 +289,7 @@ class _Encoder:
         return rows, list(bad.values())
 
     def _encode(
-        self, pictures: Pictures, samples: Mapping[int, tuple[int, int]]
+        self, pictures: DecodedImages, samples: Mapping[int, tuple[int, int]]
     ) -> list[FeatureRow]:
         if not pictures.texts:
             return []
@@ -306,7 +306,7 @@ class _Encoder:
     def _note(
         self,
         bad: dict[tuple[int, int], BadRow],
-        pictures: Pictures,
+        pictures: DecodedImages,
         samples: Mapping[int, tuple[int, int]],
     ) -> None:
         for row, key, reason in pictures.bad:

@@ -23,10 +23,17 @@ from mgpt4_hpc.errors import StorageTrouble
 from mgpt4_hpc.evaluation.captions import require_libraries
 from mgpt4_hpc.evaluation.examples import Example, spread, toy_scenes
 from mgpt4_hpc.evaluation.objects import named_objects
-from mgpt4_hpc.evaluation.suites import Pictures, ask_all, encode_usable, headline, score, tasks_of
+from mgpt4_hpc.evaluation.suites import (
+    EncodedExamples,
+    ask_all,
+    encode_usable,
+    headline,
+    score,
+    tasks_of,
+)
 from mgpt4_hpc.model.bundle.bundle import Bundle
 from mgpt4_hpc.model.generation.answer import Answer
-from mgpt4_hpc.model.generation.chat_model import ChatModel, Source
+from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource
 from mgpt4_hpc.model.generation.prompt_embedding import context_length
 from mgpt4_hpc.model.generation.sampling import Sampling
 from mgpt4_hpc.model.nn.minigpt4 import MiniGPT4
@@ -91,7 +98,7 @@ class HeldOutAnswers:
         if "caption" in self._suites:
             require_libraries()
         weights = Path(resolve_path(config.model.weights))
-        source = Source(config.name, weights, None, config.template, config)
+        source = ModelSource(config.name, weights, None, config.template, config)
         self._chat_model = ChatModel.from_training_model(model, bundle, source)
         self._objects = named_objects("toy" if toy_scenes(weights) else "coco")
         self._config = config
@@ -103,7 +110,7 @@ class HeldOutAnswers:
         # Half of a small context at most, so that the question fits beside it.
         self._sampling = Sampling(max_new_tokens=min(longest, limit // 2) if limit else longest)
         self._examples: list[Example] | None = None
-        self._pictures = Pictures()
+        self._pictures = EncodedExamples()
 
     def __call__(self) -> ValidationAnswers | None:
         """Ask everything; None, on every rank, if any of them gave up."""

@@ -16,7 +16,7 @@ from mgpt4_hpc.data.index.index import ShardIndex
 from mgpt4_hpc.data.index.index_file import is_index
 from mgpt4_hpc.data.reading.reader import SampleReader
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from mgpt4_hpc.data.sampling.sample_source import Draws, ValDraws, spread
+from mgpt4_hpc.data.sampling.sample_source import Draws, ValDraws, spread_ordinals
 from mgpt4_hpc.data.sources.prepare import prepare_source
 from mgpt4_hpc.errors import ConfigError, DataError
 from mgpt4_hpc.model.generation.chat_model import ChatModel
@@ -142,7 +142,7 @@ def _loss(
     left_out: list[str] = []
     for start in range(0, used, batch_size):
         ordinals = range(start, min(start + batch_size, used))
-        batch, bad = maker.without_substitutes(spread(ordinals, available, used))
+        batch, bad = maker.without_substitutes(spread_ordinals(ordinals, available, used))
         left_out += [str(error) for error in bad.values()]
         if batch is not None:
             loss_sum += forward_loss(chat_model.model, batch, chat_model.model.device).item()

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from mgpt4_hpc.cli.model import eval_tasks
-from mgpt4_hpc.cli.model.eval_tasks import KeptTasks, Tasks
+from mgpt4_hpc.cli.model.eval_tasks import StoredTasks, Tasks
 from mgpt4_hpc.evaluation import benchmarks
 from mgpt4_hpc.launch.job.part_end import _bytes_written
-from mgpt4_hpc.model.generation.chat_model import Source
+from mgpt4_hpc.model.generation.chat_model import ModelSource
 
 
 def test_each_benchmark_is_progress_of_its_part_only(
@@ -25,12 +25,12 @@ def test_each_benchmark_is_progress_of_its_part_only(
         written.append(_bytes_written(mine))
         out.mkdir()
 
-    monkeypatch.setattr(benchmarks, "run_task", run_task)
+    monkeypatch.setattr(benchmarks, "run_benchmark", run_task)
     monkeypatch.setattr(eval_tasks, "_install", lambda: Path("python"))
-    monkeypatch.setattr(KeptTasks, "_serve", lambda *asked: nullcontext())
-    sources = [Source(name, tmp_path, tmp_path / name, "vicuna") for name in ("one", "two")]
+    monkeypatch.setattr(StoredTasks, "_serve", lambda *asked: nullcontext())
+    sources = [ModelSource(name, tmp_path, tmp_path / name, "vicuna") for name in ("one", "two")]
     options = SimpleNamespace(limit=None, batch_size=1)
-    kept = KeptTasks(tmp_path, "tasks", sources, options, Tasks(("pope", "mme"), None))
+    kept = StoredTasks(tmp_path, "tasks", sources, options, Tasks(("pope", "mme"), None))
     kept.ask([], (2, 2))
     none, first, second = written
     assert none == first < second < _bytes_written(mine)

@@ -10,7 +10,7 @@ from mgpt4_hpc.chat.engine import Closing
 from mgpt4_hpc.chat.session import ChatSession
 from mgpt4_hpc.chat.shared_model import MAX_IMAGES, SharedModel
 from mgpt4_hpc.errors import ConfigError, DataError
-from mgpt4_hpc.model.generation.chat_model import ChatModel, Source, find_source
+from mgpt4_hpc.model.generation.chat_model import ChatModel, ModelSource, find_source
 from mgpt4_hpc.model.generation.sampling import Sampling
 from tests.support.tiny_world import TinyWorld
 from tests.support.trained import make_trained_run
@@ -19,7 +19,7 @@ SHORT = Sampling(max_new_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def sources(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
+def sources(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> list[ModelSource]:
     folder = tmp_path_factory.mktemp("served")
     return [
         find_source(make_trained_run(tiny_world, folder / name, seed=seed).path)
@@ -28,11 +28,11 @@ def sources(tiny_world: TinyWorld, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def shared_model(sources: list[Source]) -> SharedModel:
+def shared_model(sources: list[ModelSource]) -> SharedModel:
     return SharedModel(ChatModel(sources[0], device="cpu"), sources)
 
 
-def alone(source: Source, image: Path, *questions: str) -> list[str]:
+def alone(source: ModelSource, image: Path, *questions: str) -> list[str]:
     session = ChatSession(ChatModel(source, device="cpu"), SHORT)
     session.add_image(image)
     return ["".join(session.ask(question)) for question in questions]
@@ -40,7 +40,7 @@ def alone(source: Source, image: Path, *questions: str) -> list[str]:
 
 @pytest.mark.slow
 def test_two_visitors_with_two_checkpoints_in_turns(
-    shared_model: SharedModel, sources: list[Source], image: Path, other_image: Path
+    shared_model: SharedModel, sources: list[ModelSource], image: Path, other_image: Path
 ) -> None:
     visitors = [shared_model.visitor(), shared_model.visitor()]
     for visitor, shown in zip(visitors, (image, other_image), strict=True):
@@ -54,7 +54,7 @@ def test_two_visitors_with_two_checkpoints_in_turns(
 
 
 def test_another_checkpoint_begins_anew_with_the_same_image(
-    shared_model: SharedModel, sources: list[Source], image: Path
+    shared_model: SharedModel, sources: list[ModelSource], image: Path
 ) -> None:
     visitor = shared_model.visitor()
     shared_model.show(visitor, image.read_bytes(), image.name, "")
@@ -119,7 +119,7 @@ def test_two_runs_of_one_name(tiny_world: TinyWorld, tmp_path: Path, image: Path
 
 
 def test_what_cannot_be_served_together(
-    shared_model: SharedModel, sources: list[Source], tiny_world: TinyWorld, tmp_path: Path
+    shared_model: SharedModel, sources: list[ModelSource], tiny_world: TinyWorld, tmp_path: Path
 ) -> None:
     run = make_trained_run(tiny_world, tmp_path / "eight", model__ln_vision="identity")
     other = find_source(run.path)

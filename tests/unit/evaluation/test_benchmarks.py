@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mgpt4_hpc.errors import MgptError
-from mgpt4_hpc.evaluation.benchmarks import Endpoint, read_results, run_task
+from mgpt4_hpc.evaluation.benchmarks import ModelEndpoint, read_results, run_benchmark
 
 SCORES = '{"results": {"pope": {"accuracy,none": 0.5}}}'
 
@@ -29,9 +29,9 @@ def run(tmp_path: Path, ends_with: int, answer: str, *, at_once: int = 1) -> Pat
         f"exit {ends_with}\n"
     )
     python.chmod(0o700)
-    endpoint, out = Endpoint("http://127.0.0.1:9/v1", "key", "toy"), tmp_path / "pope"
+    endpoint, out = ModelEndpoint("http://127.0.0.1:9/v1", "key", "toy"), tmp_path / "pope"
     task = partial(
-        run_task, python, "pope", endpoint, out, task_folder=None, limit=3, num_concurrent=1
+        run_benchmark, python, "pope", endpoint, out, task_folder=None, limit=3, num_concurrent=1
     )
     others = [get_context("fork").Process(target=task) for _ in range(at_once - 1)]
     for other in others:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from mgpt4_hpc.evaluation.scenes import COLOURS, SHAPES, first_object, main_object_right, score
+from mgpt4_hpc.evaluation.scenes import (
+    COLOURS,
+    SHAPES,
+    first_object,
+    main_object_right,
+    score_scenes,
+)
 
 SCENE = {"main": {"colour": "red", "shape": "ring"}}
 
@@ -34,12 +40,12 @@ def test_listing_everything_is_not_right() -> None:
 
 def test_shares() -> None:
     answers = ["A red ring.", "A red ring", "A blue ring. A blue ring.", "A red ring."]
-    shares = score(answers, [SCENE] * 4, [True, True, True, False])
+    shares = score_scenes(answers, [SCENE] * 4, [True, True, True, False])
     assert shares == {"right": 0.75, "incomplete": 0.5, "repetitive": 0.25}
 
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="equally many"):
-        score(["A red ring."], [SCENE, SCENE])
+        score_scenes(["A red ring."], [SCENE, SCENE])
     with pytest.raises(ValueError, match="at least one"):
-        score([], [])
+        score_scenes([], [])

@@ -8,7 +8,7 @@ import pytest
 
 from mgpt4_hpc.errors import ConfigError
 from mgpt4_hpc.evaluation.examples import Example
-from mgpt4_hpc.evaluation.stored_answers import StoredAnswers, begin
+from mgpt4_hpc.evaluation.stored_answers import StoredAnswers, begin_answers
 
 EXAMPLES = [Example(name, name.encode()) for name in ("1", "2")]
 ROWS = [
@@ -65,7 +65,7 @@ def test_a_broken_image_stays_out_and_one_that_cannot_be_read_does_not(tmp_path:
 
 def test_other_questions_are_refused_and_checkpoints_kept(tmp_path: Path) -> None:
     folder = tmp_path / "answers"
-    assert begin(folder, {"limit": 3}, {"step-1": "d"}) == {"step-1": "d"}
-    assert begin(folder, {"limit": 3}, {"step-2": "e"}) == {"step-1": "d"}
+    assert begin_answers(folder, {"limit": 3}, {"step-1": "d"}) == {"step-1": "d"}
+    assert begin_answers(folder, {"limit": 3}, {"step-2": "e"}) == {"step-1": "d"}
     with pytest.raises(ConfigError, match="limit: 3 there, 4 now"):
-        begin(folder, {"limit": 4}, {"step-1": "d"})
+        begin_answers(folder, {"limit": 4}, {"step-1": "d"})

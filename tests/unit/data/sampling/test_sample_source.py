@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mgpt4_hpc.data.sampling.order import SampleOrder, SourceSize
-from mgpt4_hpc.data.sampling.sample_source import TrainDraws, ValDraws, spread
+from mgpt4_hpc.data.sampling.sample_source import TrainDraws, ValDraws, spread_ordinals
 
 ORDER = SampleOrder([SourceSize("a", 5000), SourceSize("b", 3000)], 3, val_fraction=0.1)
 
@@ -25,5 +25,5 @@ def test_each_held_out_sample_has_one_position_and_none_is_trained_on() -> None:
 
 
 def test_a_part_is_taken_evenly_from_all() -> None:
-    assert spread(range(4), 10, 4) == [0, 2, 5, 7]
-    assert spread(range(2, 4), 10, 4) == [5, 7]
+    assert spread_ordinals(range(4), 10, 4) == [0, 2, 5, 7]
+    assert spread_ordinals(range(2, 4), 10, 4) == [5, 7]

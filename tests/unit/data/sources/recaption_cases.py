@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mgpt4_hpc.data.sources.caption_table import By, CaptionTable, build_table
-from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin, recaption, report_of
+from mgpt4_hpc.data.sources.recaption import RecaptionReport, begin_recaption, recaption, report_of
 from tests.unit.data.worlds import jpeg, tar_bytes
 
 
@@ -30,6 +30,6 @@ def run(
 ) -> tuple[RecaptionReport, CaptionTable]:
     shards = sorted((tmp_path / "in").glob("*.tar")) or shards_in(tmp_path / "in")
     out = tmp_path / "out"
-    table = build_table(listing, by, begin(shards, listing, by, out, size))
+    table = build_table(listing, by, begin_recaption(shards, listing, by, out, size))
     recaption(shards, table, out, size=size)
     return report_of(shards, table, out), table

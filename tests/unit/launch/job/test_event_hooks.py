@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.config.load import load_config
 from mgpt4_hpc.config.run_config_file import write_config
 from mgpt4_hpc.launch.job import event_hooks
-from mgpt4_hpc.launch.job.event_hooks import event_of, run_hooks
+from mgpt4_hpc.launch.job.event_hooks import hook_event, run_hooks
 from mgpt4_hpc.launch.job.requeue import apply_decision
 from mgpt4_hpc.launch.job.requeue_policy import Action, Decision
 from mgpt4_hpc.launch.job.supervisor import decide_after_exit
@@ -58,7 +58,7 @@ def events(heard: Path) -> list[dict]:
     ],
 )
 def test_each_decision_has_its_event(cause: Cause, action: Action, event: str | None) -> None:
-    assert event_of(Decision(cause, action, "why")) == event
+    assert hook_event(Decision(cause, action, "why")) == event
 
 
 def test_a_requeue_is_told_after_slurm_accepted_it(

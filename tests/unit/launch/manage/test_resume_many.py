@@ -12,7 +12,7 @@ from mgpt4_hpc.launch.manage.changes import Overrides
 from mgpt4_hpc.launch.manage.resume import Resumption
 from mgpt4_hpc.launch.manage.resume_many import resume_many
 from mgpt4_hpc.launch.runs.sweep_dir import SweepDir, create_sweep
-from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import FakeSlurm, Mgpt4, squeue_row
 from tests.cli.synthetic import attempt, make_run, submitted
@@ -101,7 +101,7 @@ def test_several_runs_here_follow_each_other(
 
     def resume(run: RunDir, *_: Any, **__: Any) -> Resumption:
         told.append(f"begin {run.name}")
-        return Resumption(run, False, Submitted(run, "local", "1"))
+        return Resumption(run, False, SubmittedRun(run, "local", "1"))
 
     def wait(waited: Sequence[RunDir], **_: Any) -> None:
         told.append(f"end {waited[0].name}")

@@ -11,7 +11,7 @@ import pytest
 from mgpt4_hpc.formatting import clock_time
 from mgpt4_hpc.launch.runs.cancel_request import request_cancel
 from mgpt4_hpc.launch.runs.run_facts import read_facts
-from mgpt4_hpc.launch.runs.run_state import Answer, Source, describe, failure
+from mgpt4_hpc.launch.runs.run_state import AnswerSource, JobAnswer, describe_run, failure
 from mgpt4_hpc.launch.slurm.queue import QueuedJob
 from mgpt4_hpc.run_dir import RunDir, read_json, write_json
 from tests.cli.synthetic import Clock, attempt, make_run, submitted
@@ -26,30 +26,30 @@ def run(tmp_path: Path) -> RunDir:
     return submitted(make_run(tmp_path))
 
 
-def said(run: RunDir, answer: Answer) -> tuple[str, str]:
-    status = describe(read_facts(run), answer, NOW)
+def said(run: RunDir, answer: JobAnswer) -> tuple[str, str]:
+    status = describe_run(read_facts(run), answer, NOW)
     return str(status.state), status.text
 
 
-def squeue(state: str, **fields: Any) -> Answer:
-    return Answer(QueuedJob("17", state, **fields), Source.SQUEUE)
+def squeue(state: str, **fields: Any) -> JobAnswer:
+    return JobAnswer(QueuedJob("17", state, **fields), AnswerSource.SQUEUE)
 
 
 def recently() -> Clock:
     return Clock(NOW - 60)
 
 
-UNKNOWN_JOB = Answer()
+UNKNOWN_JOB = JobAnswer()
 
-SILENT = Answer(asked=False)
+SILENT = JobAnswer(asked=False)
 
 TOO_OFTEN = "held after too many requeues by Slurm (MaxBatchRequeue): `scontrol release 17`"
 
 
 def test_a_job_that_waits_names_the_run_it_waits_for(run: RunDir) -> None:
-    waits = Answer(
+    waits = JobAnswer(
         QueuedJob("17", "PENDING", reason="Dependency"),
-        Source.SQUEUE,
+        AnswerSource.SQUEUE,
         waited_for=RunDir(Path("/r/a")),
     )
     assert said(run, waits) == ("pending", "pending (waits for a)")
@@ -151,7 +151,7 @@ def test_never_submitted(tmp_path: Path) -> None:
         ),
         (squeue("NODE_FAIL"), "stopped", f"stopped (Slurm says NODE_FAIL): {RESUME}"),
         (
-            Answer(QueuedJob("17", "CANCELLED", cancelled_by="1000"), Source.SACCT),
+            JobAnswer(QueuedJob("17", "CANCELLED", cancelled_by="1000"), AnswerSource.SACCT),
             "cancelled",
             "cancelled by user 1000",
         ),
@@ -159,7 +159,7 @@ def test_never_submitted(tmp_path: Path) -> None:
         (SILENT, "unknown", "unknown: Slurm does not answer"),
     ],
 )
-def test_before_the_first_attempt(run: RunDir, answer: Answer, state: str, text: str) -> None:
+def test_before_the_first_attempt(run: RunDir, answer: JobAnswer, state: str, text: str) -> None:
     assert said(run, answer) == (state, text)
 
 
@@ -171,7 +171,7 @@ def test_a_job_of_this_minute_is_not_lost(run: RunDir) -> None:
 def test_a_successor_that_waits(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20, cause="preempted", clock=recently())
     write_json(run.slurm / "job.json", {"job_id": "50", "submitted": NOW, "succeeds": ["17"]})
-    waits = Answer(QueuedJob("50", "PENDING", reason="Dependency"), Source.SQUEUE)
+    waits = JobAnswer(QueuedJob("50", "PENDING", reason="Dependency"), AnswerSource.SQUEUE)
     assert said(run, waits) == (
         "pending",
         "preempted, submitted again, pending (Dependency)",
@@ -185,7 +185,7 @@ def test_running(run: RunDir) -> None:
     # Only its next start is running, which has not said anything yet.
     assert said(run, squeue("RUNNING", restarts=1)) == ("running", "starting")
     # Accounting says 0 restarts of everything.
-    assert said(run, Answer(QueuedJob("17", "RUNNING"), Source.SACCT))[1] == "running"
+    assert said(run, JobAnswer(QueuedJob("17", "RUNNING"), AnswerSource.SACCT))[1] == "running"
     # Nobody can be asked, but the run is writing.
     assert said(run, SILENT) == ("running", "running")
 
@@ -196,7 +196,7 @@ def test_the_last_word_of_accounting_tells_how_old_it_may_be(run: RunDir) -> Non
 
     def in_accounting(state: str, **fields: Any) -> tuple[str, float | None]:
         job = QueuedJob("17", state, **fields)
-        status = describe(read_facts(run), Answer(job, Source.SACCT), later)
+        status = describe_run(read_facts(run), JobAnswer(job, AnswerSource.SACCT), later)
         return status.text, status.as_of
 
     facts = read_facts(run)
@@ -217,7 +217,7 @@ def test_running_but_silent(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20)
     facts = read_facts(run)
     # From the heartbeat on, not from this file's import: a long session lies between them.
-    later = describe(facts, squeue("RUNNING"), time.time() + 900)
+    later = describe_run(facts, squeue("RUNNING"), time.time() + 900)
     assert (later.state, later.text) == ("running", "running, but silent for 15 min")
 
 
@@ -243,7 +243,7 @@ def test_between_two_attempts(run: RunDir, cause: str | None, word: str) -> None
 def test_finished_wins_over_everybody(run: RunDir) -> None:
     attempt(run, 1, first=1, last=100, cause="finished")
     for answer in (squeue("COMPLETING"), squeue("FAILED"), UNKNOWN_JOB, SILENT):
-        status = describe(read_facts(run), answer, NOW)
+        status = describe_run(read_facts(run), answer, NOW)
         assert (status.state, status.text, status.source) == ("finished", "finished", "run folder")
 
 
@@ -302,7 +302,7 @@ def test_cancelled_before_slurm_knew_it_apart(tmp_path: Path) -> None:
 def test_lost_says_when_it_was_last_seen(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20)
     facts = read_facts(run)
-    status = describe(facts, UNKNOWN_JOB, time.time() + 3 * 3600)
+    status = describe_run(facts, UNKNOWN_JOB, time.time() + 3 * 3600)
     assert status.state == "lost"
     assert "Slurm does not know job 17, last sign of life 3.0 h ago" in status.text
 
@@ -310,16 +310,16 @@ def test_lost_says_when_it_was_last_seen(run: RunDir) -> None:
 def test_preempted_on_a_silent_slurm(run: RunDir) -> None:
     attempt(run, 1, first=1, last=20, cause="preempted", requeue=True)
     told = "unknown: preempted, requeued; Slurm does not answer"
-    assert describe(read_facts(run), SILENT, NOW + 900).text == told
+    assert describe_run(read_facts(run), SILENT, NOW + 900).text == told
     request_cancel(run, "17")
-    assert describe(read_facts(run), SILENT, NOW + 900).text == told
+    assert describe_run(read_facts(run), SILENT, NOW + 900).text == told
 
 
 def test_a_cancel_that_was_asked_for_is_no_end_on_a_silent_slurm(run: RunDir) -> None:
     request_cancel(run, "17")
     assert said(run, SILENT)[0] == "unknown", "the job may wait in the queue"
     attempt(run, 1, first=1, last=20, cause="cancelled")
-    assert describe(read_facts(run), SILENT, NOW + 900).state == "cancelled"
+    assert describe_run(read_facts(run), SILENT, NOW + 900).state == "cancelled"
     submitted(run, job_id="18")
     request_cancel(run, "18")
     assert said(run, SILENT)[0] == "unknown", "the attempt was an earlier job's"
@@ -328,13 +328,13 @@ def test_a_cancel_that_was_asked_for_is_no_end_on_a_silent_slurm(run: RunDir) ->
 def test_local_processes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     submitted(run, executor="local", job_id="4711")
-    assert said(run, Answer(alive=True)) == ("running", "starting")
-    assert said(run, Answer(alive=False))[0] == "lost"
+    assert said(run, JobAnswer(alive=True)) == ("running", "starting")
+    assert said(run, JobAnswer(alive=False))[0] == "lost"
     attempt(
         run, 1, first=1, last=5, job_id="4711", executor="local", cause="preempted", requeue=True
     )
-    assert said(run, Answer(alive=True)) == ("running", "preempted, starting again")
-    assert said(run, Answer(alive=False))[0] == "lost"
+    assert said(run, JobAnswer(alive=True)) == ("running", "preempted, starting again")
+    assert said(run, JobAnswer(alive=False))[0] == "lost"
 
 
 def test_a_run_by_hand_is_seen_too(tmp_path: Path) -> None:

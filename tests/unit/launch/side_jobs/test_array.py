@@ -19,7 +19,7 @@ from mgpt4_hpc.errors import ConfigError, MgptError, SlurmRejected, SlurmUnreach
 from mgpt4_hpc.launch.side_jobs import array
 from mgpt4_hpc.launch.side_jobs.array import (
     ArrayJob,
-    Submitted,
+    SubmittedArray,
     Wants,
     array_script,
     check_parts_folder,
@@ -142,7 +142,7 @@ def test_the_same_command_finds_its_array(job: ArrayJob, monkeypatch: pytest.Mon
     monkeypatch.setattr(scheduler, "IN_USE", Slurm(job, {}))
     first = submit_once(job, ["data", "index"])
     check_parts_folder(job.folder, "*.index")
-    assert first == Submitted(job, "1", "2")
+    assert first == SubmittedArray(job, "1", "2")
     fewer = replace(job, parts=2)
     assert submit_once(fewer) == submit_once(fewer, ["data"]) == replace(first, joined=True)
     assert submit_once(replace(job, arguments=["data", "index", "other"])).job_id == "3"
@@ -169,7 +169,7 @@ def test_an_array_without_its_following_job_gets_it_from_the_same_command(
     monkeypatch.setattr(scheduler, "IN_USE", Slurm(job, {}))
     with pytest.raises(SlurmRejected):
         submit_once(job, ["data", "index"])
-    both = Submitted(job, "1", "2", joined=True)
+    both = SubmittedArray(job, "1", "2", joined=True)
     assert submit_once(job, ["data", "index"]) == submit_once(job, ["data", "index"]) == both
 
 

@@ -10,7 +10,7 @@ import pytest
 from mgpt4_hpc.launch.site_check import drill
 from mgpt4_hpc.launch.site_check.drill import _faults
 from mgpt4_hpc.launch.slurm.commands import JobFacts
-from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 from mgpt4_hpc.run_dir import RunDir
 from mgpt4_hpc.telemetry.attempts import Attempt
 from tests.unit.launch.site_check.test_bit_identity import WEIGHT, change, make
@@ -59,7 +59,7 @@ def test_a_finished_run_that_starts_once_more(
     facts = JobFacts("RUNNING", "None", restarts, None, "", 0.0, None, True)
     monkeypatch.setattr(drill, "job_facts", lambda job_id: facts)
     order = drill.DrillOrder(tmp_path, executor="slurm")
-    job = Submitted(RunDir(tmp_path), "slurm", "17")
+    job = SubmittedRun(RunDir(tmp_path), "slurm", "17")
     last = replace(AGAIN, restart_count=1)
     told = drill._Drill(order, Silent())._started_again(job, last)
     assert len(told) == faults and all("started again after" in fault for fault in told)

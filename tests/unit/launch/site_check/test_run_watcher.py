@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mgpt4_hpc.launch.runs.run_state import RunState, Source
+from mgpt4_hpc.launch.runs.run_state import AnswerSource, RunState
 from mgpt4_hpc.launch.runs.status import RunOverview
 from mgpt4_hpc.launch.site_check import run_watcher
 from mgpt4_hpc.launch.site_check.run_watcher import DrillFailed, Watch
@@ -31,7 +31,7 @@ def seen(run: RunDir, state: RunState, text: str) -> RunOverview:
     unknown = dict.fromkeys(RunOverview.__dataclass_fields__)
     return RunOverview(
         **{**unknown, "name": run.name, "state": state, "text": text, "job_id": "17",
-           "source": Source.SQUEUE, "nodes": "node1", "step": 0}
+           "source": AnswerSource.SQUEUE, "nodes": "node1", "step": 0}
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mgpt4_hpc.launch.submit import execute
-from mgpt4_hpc.launch.submit.submit_run import Submitted
+from mgpt4_hpc.launch.submit.submit_run import SubmittedRun
 from mgpt4_hpc.run_dir import RunDir
 from tests.cli.fakes import Mgpt4
 
@@ -59,9 +59,9 @@ def test_a_local_sweep_goes_on_behind_a_run_that_failed(
         def wait(self) -> int:
             return 70 if len(ran) == 2 else 0
 
-    def start(run: RunDir, *_: Any, **__: Any) -> Submitted:
+    def start(run: RunDir, *_: Any, **__: Any) -> SubmittedRun:
         ran.append(run.name)
-        return Submitted(run, "local", str(len(ran)), process=Process())  # type: ignore[arg-type]
+        return SubmittedRun(run, "local", str(len(ran)), process=Process())  # type: ignore[arg-type]
 
     monkeypatch.setattr(execute, "submit_run", start)
     ended = mgpt4("submit", "--config", stage1, "--executor", "local", "--sweep", "seed=1,2,3")
@@ -90,7 +90,7 @@ def test_ctrl_c_while_waiting_says_what_goes_on(
 def test_ctrl_c_before_sbatch_says_that_nothing_was_submitted(
     mgpt4: Mgpt4, stage1: Path, sbatch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*_: Any, **__: Any) -> Submitted:
+    def interrupted(*_: Any, **__: Any) -> SubmittedRun:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(execute, "create_run", interrupted)
