@@ -159,7 +159,7 @@ def _write_page(
     rows: Rows,
     examples: list[Example],
 ) -> None:
-    from mgpt4_hpc.evaluation.page import write_page
+    from mgpt4_hpc.evaluation.results_page import write_page
 
     names = [evaluation.name for evaluation in found]
     columns = ("model", "task", "metric", names[0], "model", "difference", "95 % interval", "clear")

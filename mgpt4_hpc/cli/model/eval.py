@@ -310,7 +310,7 @@ def _facts(source: ModelSource, suite: str, found: Evaluation) -> dict[str, Any]
 def _write_page(
     path: Path, suite: str, found: Sequence[Evaluation], examples: list[Example]
 ) -> None:
-    from mgpt4_hpc.evaluation.page import write_page
+    from mgpt4_hpc.evaluation.results_page import write_page
 
     tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]]
     if len(found) == 1:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from mgpt4_hpc.evaluation.page import write_page
 from mgpt4_hpc.evaluation.results import Evaluation, TaskResult, Told
+from mgpt4_hpc.evaluation.results_page import write_page
 
 
 def test_what_was_left_out_is_on_the_page_with_its_reason(tmp_path: Path) -> None:
