@@ -130,7 +130,8 @@ FAULTS = (
     Fault(
         "SIGSTOP of rank 0",
         strikes.first_rank_stopped,
-        "hung > finished",
+        # slurmctld repeats what a stopped node left unanswered: it may end the next step too.
+        "hung > (signalled > )?finished",
         settings={**SAVE_OFTEN, "hang_timeout_s": 5},
         replays=True,
         check=strikes.told_of_the_hang,
