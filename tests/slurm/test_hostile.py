@@ -408,7 +408,8 @@ def test_jobs_of_other_commands_where_all_of_this_comes_together(
     assert ended["tensorboard"].json["runs"] == [made.run]
     assert "it ended with code -11" in ended["tensorboard"].err
     bare = Cluster(bare_conf.parent)
-    bare.run(["scancel", ended["tensorboard"].json["job_id"]])
-    bare.wait_until(lambda: not bare.squeue(), 60, "nothing writes here any more")
+    board = ended["tensorboard"].json["job_id"]
+    bare.run(["scancel", board])
+    bare.wait_until(lambda: board not in bare.squeue(), 60, "nothing writes here any more")
     assert not list(made.root.rglob("*pwned"))
     shutil.rmtree(made.root)
